@@ -1,0 +1,60 @@
+"""The errors a user can meet.
+
+Every message is one clear sentence: what is wrong, what was got, what is allowed, what to do.
+The command line prints the sentence alone, without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class M2DistillError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class ConfigError(M2DistillError):
+    """A configuration has an unknown key or a value that is not allowed."""
+
+
+class ContractError(M2DistillError):
+    """Two ends of the road disagree on what is observed, acted or said."""
+
+
+class DemonstrationError(M2DistillError):
+    """A demonstration file is missing, damaged or not of the contract's form."""
+
+
+class BundleError(M2DistillError):
+    """A bundle is missing a file, was tampered with, or is of a format that is not known."""
+
+
+class UnknownInstructionError(M2DistillError):
+    """An instruction was asked for that the bundle was not made for."""
+
+
+class ObservationError(M2DistillError):
+    """One observation has a missing view, a wrong shape, a wrong dtype, or a value that is not finite."""
+
+
+class SimulationError(M2DistillError):
+    """A world, task or scene cannot be made, or a worker died."""
+
+
+class TrainingError(M2DistillError):
+    """A run cannot start, go on or be resumed."""
+
+
+class ExportError(M2DistillError):
+    """The exported graphs do not agree with the network they came from."""
+
+
+class TransportError(M2DistillError):
+    """A peer was silent, or a message could not be read."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else ""

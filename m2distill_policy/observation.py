@@ -1,0 +1,52 @@
+"""One observation: what every view and every joint said at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ObservationError
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Newest frames and readings, by the contract's names.
+
+    images: name -> (H, W, 3) uint8, RGB, upright, at the contract's resolution.
+    proprioception: name -> (n,) float32, in the contract's units.
+    stamp: seconds, in the clock of whoever made the observation (simulated or ROS time).
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    proprioception: Mapping[str, NDArray[np.float32]]
+    stamp: float
+
+    def check(self, contract: Contract) -> None:
+        """Raise :class:`ObservationError` unless every input is there, of the right shape and dtype, finite and in range."""
+        for camera in contract.cameras:
+            frame = self.images.get(camera.name)
+            if frame is None:
+                raise ObservationError(f"view '{camera.name}' is missing; got {sorted(self.images)}")
+            if frame.dtype != np.uint8 or frame.shape != camera.shape:
+                raise ObservationError(
+                    f"view '{camera.name}' is {frame.dtype} {frame.shape}; the contract wants uint8 {camera.shape}"
+                )
+        for group in contract.proprioception:
+            values = self.proprioception.get(group.name)
+            if values is None:
+                raise ObservationError(f"'{group.name}' is missing; got {sorted(self.proprioception)}")
+            if values.shape != (group.size,):
+                raise ObservationError(f"'{group.name}' has shape {values.shape}; the contract wants ({group.size},)")
+            if not np.all(np.isfinite(values)):
+                bad = group.entries[int(np.flatnonzero(~np.isfinite(values))[0])]
+                raise ObservationError(f"'{group.name}' holds a value that is not finite at '{bad}'")
+            if np.any(values < group.low) or np.any(values > group.high):
+                bad_index = int(np.flatnonzero((values < group.low) | (values > group.high))[0])
+                raise ObservationError(
+                    f"'{group.name}' entry '{group.entries[bad_index]}' is {float(values[bad_index]):.4g} {group.unit}; "
+                    f"allowed are {group.low:.4g} to {group.high:.4g}"
+                )

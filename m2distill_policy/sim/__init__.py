@@ -1,0 +1,1 @@
+"""Simulated worlds: suites of tasks, scripted experts, fast visuals."""
