@@ -1,0 +1,404 @@
+"""Typed, frozen configuration from TOML or YAML, with ``key.sub=value`` overrides.
+
+A configuration is a frozen dataclass. Nested dataclasses are sections. What is read is checked against the
+annotations: an unknown key is an error that names the closest one, a wrong type says what was got and what is
+allowed. Ranges and rules between fields belong in the dataclass's own ``__post_init__``, which raises
+:class:`ConfigError` (a ``ValueError`` is turned into one).
+
+Annotations that are understood: ``bool``, ``int``, ``float``, ``str``, ``pathlib.Path``, ``Literal[...]``, a
+dataclass, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, ``X | None`` and other unions of these.
+
+* An ``int`` is welcome where a ``float`` is asked for, never the other way round; a ``bool`` is not a number.
+* Numbers are finite: a NaN is not equal to itself, so a run that holds one could never be compared with its resumption.
+* TOML has no null: leave the key out, or use the override ``key=null``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from m2distill_policy.errors import ConfigError, closest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+#: What a file name may end in.
+SUFFIXES = (".toml", ".yaml", ".yml", ".json")
+
+_NULL_WORDS = ("null", "none")
+_BOOL_WORDS = {"true": True, "false": False}
+
+
+def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequence[str] = ()) -> T:
+    """Read a ``cls`` from a file (or from its own defaults when ``path`` is None), then apply the overrides.
+
+    Args:
+        cls: a dataclass.
+        path: a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file; None means the dataclass's defaults.
+        overrides: ``key=value`` or ``section.key=value``, later ones win. The text is read by the field's type:
+            ``lr=1e-3``, ``name=tiny``, ``augment=false``, ``channels=32,64`` or ``channels=[32,64]``,
+            ``resume=null``, ``optimizer={"lr": 1e-3}``.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is not allowed.
+    """
+    data = {} if path is None else read_file(path)
+    source = "" if path is None else f"{path}: "
+    for override in overrides:
+        _apply_override(cls, data, override)
+    try:
+        return from_dict(cls, data)
+    except ConfigError as error:
+        raise ConfigError(f"{source}{error}") from error
+
+
+def read_file(path: Path | str) -> dict[str, Any]:
+    """Read a TOML, YAML or JSON file into a dictionary; raises :class:`ConfigError` when that cannot be done."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{path}: a configuration file ends in {', '.join(SUFFIXES)}; got '{path.suffix}'")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        if path.suffix == ".toml":
+            data: Any = tomllib.loads(text)
+        elif path.suffix == ".json":
+            data = json.loads(text)
+        else:
+            data = yaml.load(text, Loader=_YamlLoader)  # a SafeLoader: it makes plain types only
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: is not {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
+    if data is None:  # an empty YAML file
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds a {type(data).__name__} at the top; a configuration is a table of keys")
+    return data
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Make a ``cls`` from plain types, checking every key and value.
+
+    ``where`` is the dotted place of ``data`` inside a larger configuration, for the error messages.
+    """
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise TypeError(f"{cls!r} is not a dataclass")
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"'{where or cls.__name__}' is {_got(data)}; allowed is a table with {sorted(_fields(cls))}")
+    fields = _fields(cls)
+    for key in data:
+        if key not in fields:
+            raise ConfigError(_unknown(cls, str(key), where))
+    values = {key: _convert(fields[key].type, value, _join(where, key)) for key, value in data.items()}
+    missing = [name for name, field in fields.items() if field.required and name not in values]
+    if missing:
+        raise ConfigError(f"'{_join(where, missing[0])}' is not given, and it has no default")
+    try:
+        return cls(**values)
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"in '{where}': {error}" if where else str(error)) from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON types: sections as dictionaries, tuples as lists, paths as strings. ``from_dict`` reads it back."""
+    if isinstance(config, type) or not dataclasses.is_dataclass(config):
+        raise TypeError(f"{config!r} is not an instance of a dataclass")
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
+
+
+def to_json(config: Any) -> str:
+    """Indented JSON with the keys sorted, so that equal configurations give equal text."""
+    return json.dumps(to_dict(config), indent=2, sort_keys=True, allow_nan=False)
+
+
+def from_json(cls: type[T], text: str) -> T:
+    """Read what :func:`to_json` wrote; raises :class:`ConfigError`."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"configuration is not JSON: {error}") from error
+    return from_dict(cls, data)
+
+
+# --- annotations ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    type: Any
+    required: bool
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, _Field]:
+    # get_type_hints resolves the strings that `from __future__ import annotations` leaves behind.
+    hints = typing.get_type_hints(cls)
+    missing = dataclasses.MISSING
+    return {
+        field.name: _Field(hints[field.name], field.default is missing and field.default_factory is missing)
+        for field in dataclasses.fields(cls)
+        if field.init
+    }
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+
+
+def _arms(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; of anything else, itself alone."""
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _name(annotation: Any) -> str:
+    """An annotation in words, for an error message."""
+    arms = _arms(annotation)
+    if len(arms) > 1:
+        return " or ".join(_name(arm) for arm in arms)
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is type(None):
+        return "null"
+    if origin is Literal:
+        return "one of " + ", ".join(repr(arg) for arg in args)
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        return f"a list of {_name(args[0])}"
+    if origin is tuple:
+        return f"a list [{', '.join(_name(arg) for arg in args)}]"
+    if origin is dict:
+        return f"a table of {_name(args[1])}"
+    if _is_section(annotation):
+        return f"a table with {sorted(_fields(annotation))}"
+    return str(getattr(annotation, "__name__", annotation))
+
+
+def _got(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _join(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _leaves(cls: type, where: str = "") -> Iterator[str]:
+    """Dotted names of every field below ``cls``, for suggestions."""
+    for name, field in _fields(cls).items():
+        yield _join(where, name)
+        for arm in _arms(field.type):
+            if _is_section(arm) and arm is not cls:
+                yield from _leaves(arm, _join(where, name))
+
+
+def _unknown(cls: type, key: str, where: str) -> str:
+    known = _fields(cls)
+    hint = closest(key, known)
+    if not hint:
+        # Not near anything here: perhaps it belongs in a section further down.
+        below = [leaf for leaf in _leaves(cls) if leaf.rpartition(".")[2] == key]
+        hint = f"; did you mean '{_join(where, below[0])}'?" if below else ""
+    elif where:
+        hint = hint.replace("'", f"'{where}.", 1)
+    return f"unknown key '{_join(where, key)}'{hint} (known here: {', '.join(known)})"
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def _convert(annotation: Any, value: Any, where: str) -> Any:
+    """Check ``value`` against ``annotation`` and return it in its final form; raises :class:`ConfigError`."""
+    arms = _arms(annotation)
+    if len(arms) > 1:
+        return _convert_union(annotation, arms, value, where)
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    wrong = ConfigError(f"'{where}' is {_got(value)}; allowed is {_name(annotation)}")
+    if annotation is Any:
+        return value
+    if annotation is type(None):
+        if value is None:
+            return None
+        raise wrong
+    if origin is Literal:
+        for choice in args:
+            if type(choice) is type(value) and choice == value:
+                return choice
+        hint = closest(value, [arg for arg in args if isinstance(arg, str)]) if isinstance(value, str) else ""
+        raise ConfigError(f"{wrong}{hint}")
+    if origin is tuple:
+        return _convert_tuple(args, value, where, wrong)
+    if origin is dict and args[0] is str:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise wrong
+        return {key: _convert(args[1], item, _join(where, key)) for key, item in value.items()}
+    if _is_section(annotation):
+        return value if isinstance(value, annotation) else from_dict(annotation, value, where)
+    return _convert_scalar(annotation, value, where, wrong)
+
+
+def _convert_scalar(annotation: Any, value: Any, where: str, wrong: ConfigError) -> Any:
+    if annotation is bool or annotation is str:
+        if isinstance(value, annotation):
+            return value
+        raise wrong
+    if annotation is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise wrong
+    if annotation is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise ConfigError(f"'{where}' is {value}; allowed is a finite number")
+            return float(value)
+        raise wrong
+    if annotation is Path:
+        if isinstance(value, (str, Path)) and str(value):
+            return Path(value)
+        raise wrong
+    raise TypeError(f"'{where}' is annotated {annotation!r}, which a configuration does not support")
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str, wrong: ConfigError) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise wrong
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if len(args) != len(value):
+        raise ConfigError(f"'{where}' has {len(value)} entries; allowed are exactly {len(args)}")
+    return tuple(_convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+
+
+def _convert_union(annotation: Any, arms: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in arms:
+        return None
+    arms = tuple(arm for arm in arms if arm is not type(None))
+    if len(arms) == 1 and (typing.get_origin(arms[0]) is not None or isinstance(value, Mapping)):
+        return _convert(arms[0], value, where)  # its own error says more than the union's could
+    for arm in sorted(arms, key=lambda arm: arm is not type(value)):  # an exact type first: 1 is an int before a float
+        try:
+            return _convert(arm, value, where)
+        except ConfigError:
+            continue  # the next arm may fit; when none does, one error names them all
+    raise ConfigError(f"'{where}' is {_got(value)}; allowed is {_name(annotation)}")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+# --- overrides --------------------------------------------------------------------------------------------------
+
+
+def _apply_override(cls: type, data: dict[str, Any], override: str) -> None:
+    """Write one ``key.sub=value`` into ``data``, reading the text by the type of the field it names."""
+    key, sign, text = override.partition("=")
+    key, text = key.strip(), text.strip()
+    if not sign or not key:
+        raise ConfigError(f"override '{override}' is not of the form key=value or section.key=value")
+    *sections, last = key.split(".")
+    where = ""
+    table: dict[str, Any] = data
+    for name in sections:
+        fields = _fields(cls)
+        if name not in fields:
+            raise ConfigError(_unknown(cls, name, where))
+        where = _join(where, name)
+        inner = [arm for arm in _arms(fields[name].type) if _is_section(arm)]
+        entries = [arm for arm in _arms(fields[name].type) if typing.get_origin(arm) is dict]
+        if not inner and not (entries and name == sections[-1]):
+            kind = _name(fields[name].type)
+            raise ConfigError(f"override '{override}': '{where}' is {kind}, it has no keys below it")
+        child = table.get(name)
+        table[name] = child = dict(child) if isinstance(child, Mapping) else {}
+        table = child
+        if not inner:
+            table[last] = _parse(typing.get_args(entries[0])[1], text)
+            return
+        cls = inner[0]
+    fields = _fields(cls)
+    if last not in fields:
+        raise ConfigError(_unknown(cls, last, where))
+    table[last] = _parse(fields[last].type, text)
+
+
+def _parse(annotation: Any, text: str) -> Any:
+    """Turn the text of an override into what a file would hold. What cannot be read stays text: its type is refused."""
+    arms = _arms(annotation)
+    if type(None) in arms and text.lower() in _NULL_WORDS:
+        return None
+    for arm in sorted((arm for arm in arms if arm is not type(None)), key=lambda arm: arm is str):  # str fits all
+        value = _parse_arm(arm, text)
+        if not isinstance(value, str) or arm in (str, Path) or typing.get_origin(arm) is Literal:
+            return value
+    return text
+
+
+def _parse_arm(arm: Any, text: str) -> Any:
+    if arm is str or arm is Path:
+        return text
+    if arm is bool:
+        return _BOOL_WORDS.get(text.lower(), text)
+    if arm is int or arm is float:
+        try:
+            return arm(text)
+        except ValueError:
+            return text
+    if typing.get_origin(arm) is Literal:
+        return next((choice for choice in typing.get_args(arm) if str(choice).lower() == text.lower()), text)
+    if typing.get_origin(arm) is not tuple or text.startswith("["):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            if typing.get_origin(arm) is not tuple:
+                return text
+    args = typing.get_args(arm)
+    items = [item.strip() for item in text.strip("[]()").split(",") if item.strip()]
+    kinds = [args[0]] * len(items) if args[-1:] == (Ellipsis,) else [*args, *[str] * len(items)]
+    return [_parse(kind, item) for kind, item in zip(kinds, items, strict=False)]
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """The safe loader, with two traps of YAML 1.1 taken out: ``1e-3`` is a number, and a key said twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{key.value}' is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
