@@ -1,0 +1,70 @@
+"""Where a result comes from: commit, versions, machine. Written beside every figure."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+#: Packages whose version can change a result.
+PACKAGES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "mujoco", "robosuite", "hf-libero", "cyclonedds",
+            "transformers", "opencv-python-headless", "opencv-python")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the installed packages among :data:`PACKAGES`."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the source tree, with ``+changes`` where it was edited; ``unknown`` outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return "unknown"
+    return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in GiB, operating system."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass  # not Linux: the platform's own word has to do
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"processor": model, "cores": cores, "memory_gib": round(memory, 1), "system": platform.platform()}
+
+
+def describe() -> dict[str, Any]:
+    """All of it, with the time in UTC."""
+    return {
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }

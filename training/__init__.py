@@ -1,0 +1,1 @@
+"""Learning: data, networks, losses, lifelong strategies, metrics and export. Torch lives here and nowhere else."""

@@ -1,0 +1,1 @@
+"""From demonstration files to augmented batches of windows."""

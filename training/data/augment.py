@@ -1,0 +1,103 @@
+"""Augmentation of a batch: colour jitter a window, one shift a window, the same for all its frames and views.
+
+As LIBERO's (``data_augmentation.py``: BatchWiseImgColorJitterAug, then TranslationAug), without torchvision: the
+jitter follows torchvision's ``ColorJitter`` formulas (blend with black, with the mean grey, with grey; hue turned in
+HSV). LIBERO turns hue by up to 0.3, a third of the circle: where colour names the object, set it near 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2distill_policy.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """brightness, contrast, saturation: factors drawn from [1 - x, 1 + x]; hue: turns drawn from [-x, x], at most 0.5;
+    skip: share of windows left in their colours; shift: pixels of translation in all (half to each side)."""
+
+    brightness: float = 0.3
+    contrast: float = 0.3
+    saturation: float = 0.3
+    hue: float = 0.3
+    skip: float = 0.1
+    shift: int = 8
+
+    def __post_init__(self) -> None:
+        for name, top in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5), ("skip", 1.0)):
+            if not 0.0 <= getattr(self, name) <= top:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; allowed are 0 to {top}")
+        if self.shift < 0:
+            raise ConfigError(f"augment.shift is {self.shift} pixels; it cannot be negative")
+
+
+_GREY = (0.299, 0.587, 0.114)
+
+
+def _grey(frames: Tensor) -> Tensor:
+    r, g, b = frames.unbind(2)
+    return (_GREY[0] * r + _GREY[1] * g + _GREY[2] * b).unsqueeze(2)
+
+
+def _turn_hue(frames: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue of frames (B, L, 3, H, W) in [0, 1] by ``turn`` (B,), in full circles."""
+    r, g, b = frames.unbind(2)
+    top, bottom = frames.amax(2), frames.amin(2)
+    chroma = top - bottom
+    safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
+    hue = torch.where(top == r, (g - b) / safe, torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    hue = hue / 6 + turn.view(-1, 1, 1, 1)
+    # f(n) = v - c * max(0, min(k, 4 - k, 1)), k = (n + 6 h) mod 6: the closed form of HSV to RGB
+    channels = []
+    for n in (5.0, 3.0, 1.0):
+        k = (n + 6 * hue) % 6
+        channels.append(top - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, dim=2)
+
+
+def augment(views: dict[str, Tensor], config: AugmentConfig, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Jitter and shift views of (B, L, 3, H, W) in [0, 1]; new tensors, the input stays as it was."""
+    batch = next(iter(views.values())).shape[0]
+    device = next(iter(views.values())).device
+
+    def draw(amount: float, centre: float) -> Tensor:
+        values = rng.uniform(centre - amount, centre + amount, size=batch)
+        return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+    factors = {name: draw(getattr(config, name), 1.0).clamp_min(0) for name in ("brightness", "contrast", "saturation")}
+    turn = draw(config.hue, 0.0)
+    skip = torch.as_tensor(rng.random(batch) < config.skip, device=device)
+    for factor in factors.values():
+        factor[skip] = 1.0
+    turn[skip] = 0.0
+    order = rng.permutation(4)
+    half = config.shift // 2
+    offsets = rng.integers(0, 2 * half + 1, size=(batch, 2)) if half else None
+    result = {}
+    for name, frames in views.items():
+        for step in order:
+            if step == 0 and config.brightness:
+                frames = (frames * factors["brightness"].view(-1, 1, 1, 1, 1)).clamp(0, 1)
+            elif step == 1 and config.contrast:
+                mean = _grey(frames).mean(dim=(2, 3, 4), keepdim=True)
+                factor = factors["contrast"].view(-1, 1, 1, 1, 1)
+                frames = (frames * factor + mean * (1 - factor)).clamp(0, 1)
+            elif step == 2 and config.saturation:
+                factor = factors["saturation"].view(-1, 1, 1, 1, 1)
+                frames = (frames * factor + _grey(frames) * (1 - factor)).clamp(0, 1)
+            elif step == 3 and config.hue:
+                frames = _turn_hue(frames, turn)
+        if offsets is not None:
+            height, width = frames.shape[-2:]
+            padded = F.pad(frames.flatten(1, 2), (half,) * 4, mode="replicate")
+            frames = torch.stack(
+                [padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(offsets)]
+            ).reshape(frames.shape)
+        result[name] = frames
+    return result

@@ -1,0 +1,180 @@
+"""The demonstrations of one task as flat arrays, and windows drawn from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.demonstrations import DemonstrationFile, Episode
+from m2distill_policy.errors import DemonstrationError, TrainingError
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """B windows of L steps, uint8 still: images view -> (B, L, H, W, 3); proprioception group -> (B, L, n) float32;
+    actions (B, L, A) float32; valid (B, L) bool, False where an episode was shorter than the window;
+    embedding (B, text size) float32."""
+
+    images: dict[str, NDArray[np.uint8]]
+    proprioception: dict[str, NDArray[np.float32]]
+    actions: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    embedding: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """All steps of all episodes of one task, one after another.
+
+    images view -> (N, H, W, 3) uint8, upright; proprioception group -> (N, n) float32; actions (N, A) float32;
+    lengths (episodes,) int64, summing to N; embedding (text size,) float32, of ``instruction``.
+    """
+
+    name: str
+    instruction: str
+    images: dict[str, NDArray[np.uint8]]
+    proprioception: dict[str, NDArray[np.float32]]
+    actions: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+    embedding: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) == 0:
+            raise TrainingError(f"task '{self.name}' has no episodes; collect demonstrations with 'm2distill demos'")
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes are held."""
+        return len(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        """How many steps all episodes have together."""
+        return int(self.lengths.sum())
+
+    @property
+    def bytes(self) -> int:
+        """What holding this costs: images, readings and actions, uncompressed."""
+        arrays: list[NDArray[Any]] = [*self.images.values(), *self.proprioception.values(), self.actions, self.embedding]
+        return sum(a.nbytes for a in arrays)
+
+    def windows(self, rng: np.random.Generator, count: int, length: int) -> WindowBatch:
+        """Draw ``count`` windows of ``length`` steps.
+
+        The newest step is drawn uniformly over all steps, and the window ends there; near an episode's beginning
+        the window starts at its first step instead, so that early steps are learned with as little history as they
+        have when the policy runs.
+        """
+        starts_of_episodes = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        newest = rng.integers(0, self.steps, size=count)
+        episode = np.searchsorted(starts_of_episodes, newest, side="right") - 1
+        within = newest - starts_of_episodes[episode]
+        last_start = np.maximum(self.lengths[episode] - length, 0)
+        start = np.clip(within - (length - 1), 0, last_start)
+        offsets = start[:, None] + np.arange(length)[None, :]
+        valid = offsets < self.lengths[episode][:, None]
+        index = starts_of_episodes[episode][:, None] + np.minimum(offsets, self.lengths[episode][:, None] - 1)
+        return WindowBatch(
+            images={name: frames[index] for name, frames in self.images.items()},
+            proprioception={name: values[index] for name, values in self.proprioception.items()},
+            actions=self.actions[index],
+            valid=valid,
+            embedding=np.broadcast_to(self.embedding, (count, len(self.embedding))).copy(),
+        )
+
+    def subset(self, episodes: Sequence[int]) -> TaskData:
+        """The same task with these episodes alone, in this order."""
+        starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        index = np.concatenate([np.arange(starts[e], starts[e] + self.lengths[e]) for e in episodes])
+        return TaskData(
+            name=self.name,
+            instruction=self.instruction,
+            images={name: frames[index] for name, frames in self.images.items()},
+            proprioception={name: values[index] for name, values in self.proprioception.items()},
+            actions=self.actions[index],
+            lengths=self.lengths[list(episodes)],
+            embedding=self.embedding,
+        )
+
+    def content_hash(self) -> str:
+        """sha256 over every array, the instruction and the episodes' lengths."""
+        digest = hashlib.sha256(self.instruction.encode())
+        named: list[tuple[str, NDArray[Any]]] = [
+            *sorted(self.images.items()), *sorted(self.proprioception.items()),
+            ("actions", self.actions), ("lengths", self.lengths), ("embedding", self.embedding),
+        ]
+        for name, array in named:
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors, by way of a temporary name."""
+        tensors: dict[str, NDArray[Any]] = {f"images.{k}": v for k, v in self.images.items()}
+        tensors |= {f"proprioception.{k}": v for k, v in self.proprioception.items()}
+        tensors |= {"actions": self.actions, "lengths": self.lengths, "embedding": self.embedding}
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(tensors, temporary, metadata={"name": self.name, "instruction": self.instruction})
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: Path, name: str, instruction: str) -> TaskData:
+        """Read what :meth:`save` wrote."""
+        try:
+            tensors = load_file(path)
+        except Exception as error:  # safetensors raises its own SafetensorError, which it does not export by type
+            raise TrainingError(f"memory file {path} cannot be read ({error}); the run has to start anew") from error
+        part = {p: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(p + ".")}
+                for p in ("images", "proprioception")}
+        return TaskData(
+            name, instruction, part["images"], part["proprioception"], tensors["actions"], tensors["lengths"],
+            tensors["embedding"],
+        )
+
+
+def from_episodes(
+    name: str, instruction: str, episodes: Sequence[Episode], embedding: NDArray[np.float32], contract: Contract
+) -> TaskData:
+    """Lay episodes one after another, with the inputs the contract names."""
+    if not episodes:
+        raise DemonstrationError(f"task '{name}' has no episodes; collect demonstrations with 'm2distill demos'")
+    return TaskData(
+        name=name,
+        instruction=instruction,
+        images={c: np.concatenate([e.images[c] for e in episodes]) for c in contract.camera_names},
+        proprioception={
+            g: np.concatenate([e.proprioception[g] for e in episodes]).astype(np.float32)
+            for g in contract.proprioception_names
+        },
+        actions=np.concatenate([e.actions for e in episodes]).astype(np.float32),
+        lengths=np.array([len(e.actions) for e in episodes], dtype=np.int64),
+        embedding=embedding.astype(np.float32),
+    )
+
+
+def load_task(path: Path, embedding: NDArray[np.float32], contract: Contract, limit: int | None = None) -> TaskData:
+    """Read a demonstration file, refusing one that was recorded under another contract.
+
+    ``limit`` takes the first so many episodes; fewer in the file is an error.
+    """
+    with DemonstrationFile(path) as file:
+        file.contract.require_same(
+            contract, f"demonstrations {path}", "the run", ignore=("text", "action.response", "history")
+        )
+        if limit is not None and len(file) < limit:
+            raise DemonstrationError(
+                f"{path} holds {len(file)} episodes and {limit} were asked for; collect more or ask for fewer"
+            )
+        count = len(file) if limit is None else limit
+        return from_episodes(file.task_name, file.instruction, [file.episode(i) for i in range(count)], embedding, contract)

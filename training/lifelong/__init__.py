@@ -1,0 +1,1 @@
+"""Learning one task after another: strategy, memory, stage, run."""

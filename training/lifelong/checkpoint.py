@@ -1,0 +1,76 @@
+"""A checkpoint: tensors in safetensors, the rest in JSON, each written to a temporary name and renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from m2distill_policy.errors import TrainingError
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises :class:`TrainingError` naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TrainingError(f"{path} is missing; is this a run folder?") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is not JSON ({error}); restore it or start the run anew") from error
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write tensors and return the file's sha256, for the JSON that makes the checkpoint count."""
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
+    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    temporary.replace(path)
+    return digest
+
+
+def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Read what :func:`save_tensors` wrote, after verifying it."""
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise TrainingError(f"checkpoint {path} is missing; the run cannot go on from it") from error
+    if digest != sha256:
+        raise TrainingError(
+            f"checkpoint {path} has sha256 {digest[:12]} and {sha256[:12]} was recorded; it is damaged, restore it or "
+            "start the run anew"
+        )
+    return load_file(path)
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as flat named tensors: ``optimiser.<parameter index>.<name>``."""
+    state = optimiser.state_dict()["state"]
+    return {
+        f"optimiser.{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what :func:`optimiser_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,124 @@
+"""M2Distill (Roy et al. 2024, https://arxiv.org/abs/2410.00064): the previous policy holds the present one.
+
+Each of the four terms is evaluated in up to three places: on the new task's windows (the paper), on kept
+demonstrations of old tasks, and on the new task's observations under the old tasks' instructions. The network is
+driven by language, so without the last two nothing ever asks it an old question.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from m2distill_policy.errors import ConfigError
+from training.lifelong.memory import Memory
+from training.lifelong.strategy import Composed, Strategy, Targets, imitation
+from training.losses.terms import latent_distance, policy_divergence
+from training.models.resnet_t import Inputs, Output, ResNetT
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """A term's weight, and its switch for ablations."""
+
+    weight: float
+    on: bool = True
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ConfigError(f"a distillation weight is {self.weight}; it cannot be negative (switch it off by on=false)")
+
+    @property
+    def value(self) -> float:
+        """The weight, or 0 when switched off."""
+        return self.weight if self.on else 0.0
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Weights of the four terms; the published ones are not known, so these are our own.
+
+    samples: N of the Monte Carlo estimate. floor: least standard deviation within the KL term alone.
+    new_policy, new_latents: factors on the terms where they are taken on the new task's windows under the new
+    instruction: there the previous policy knows features worth keeping but no action worth repeating.
+    """
+
+    image: TermConfig = field(default_factory=lambda: TermConfig(0.1))
+    text: TermConfig = field(default_factory=lambda: TermConfig(0.1))
+    extra: TermConfig = field(default_factory=lambda: TermConfig(0.1))
+    policy: TermConfig = field(default_factory=lambda: TermConfig(0.5))
+    samples: int = 4
+    floor: float = 0.03
+    new_policy: float = 0.1
+    new_latents: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"distill.samples is {self.samples}; at least 1 is needed")
+        for name in ("floor", "new_policy", "new_latents"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"distill.{name} is {getattr(self, name)}; it cannot be negative")
+
+
+class M2Distill(Strategy):
+    """Behaviour cloning plus the four terms against the frozen policy of the previous stage."""
+
+    name = "m2distill"
+    uses_exemplars = True
+    uses_instructions = True
+
+    def __init__(self, memory: Memory, history: int, config: DistillConfig) -> None:
+        super().__init__(memory, history)
+        self.config = config
+        self.teacher: ResNetT | None = None
+
+    def begin_stage(self, policy: ResNetT, stage: int) -> None:
+        """Freeze the policy as it stands: from the second stage on it is the teacher."""
+        if stage > 0:
+            self.teacher = copy.deepcopy(policy).eval().requires_grad_(False)
+
+    def loss(
+        self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        bc = imitation(composed, output, targets)
+        terms = {"bc": bc, "total": bc}
+        config = self.config
+        weights = {name: getattr(config, name).value for name in ("image", "text", "extra", "policy")}
+        if self.teacher is None or not any(weights.values()):
+            return terms
+        with torch.no_grad():
+            held = self.teacher(inputs)
+        groups = len(self.teacher.groups)
+        tokens = {"text": slice(0, 1), "extra": slice(1, 1 + groups), "image": slice(1 + groups, None)}
+        places = (
+            ("new", composed.new, config.new_latents, config.new_policy),
+            ("memory", composed.memory, 1.0, 1.0),
+            ("old_instructions", composed.old_instructions, 1.0, 1.0),
+        )
+        total = bc
+        for place, rows, latent_factor, policy_factor in places:
+            if rows.stop == rows.start:
+                continue
+            valid = targets.valid[rows]
+            for name, part in tokens.items():
+                if weights[name] and latent_factor:
+                    distance = latent_distance(held.tokens[rows, :, part], output.tokens[rows, :, part], valid)
+                    terms[f"{name}/{place}"] = distance.detach()
+                    total = total + weights[name] * latent_factor * distance
+            if weights["policy"] and policy_factor:
+                divergence = policy_divergence(
+                    held.mixture.select(rows), output.mixture.select(rows), valid, config.samples, config.floor,
+                    generator,
+                )
+                terms[f"policy/{place}"] = divergence.value.detach()
+                terms[f"floored/{place}"] = divergence.floored
+                total = total + weights["policy"] * policy_factor * divergence.value
+        terms["total"] = total
+        return terms
+
+    def end_stage(self, policy: ResNetT) -> None:
+        """Let the teacher go; the next stage makes its own."""
+        self.teacher = None

@@ -1,0 +1,100 @@
+"""What is kept of old tasks: a few demonstrations each, their instructions, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from m2distill_policy.errors import ConfigError
+from training.data.task_data import TaskData, WindowBatch
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """episodes: demonstrations kept of each old task; replay_batch: windows of them in every batch.
+
+    instructions: keep the old tasks' words and ask them of new observations; instruction_batch: so many windows.
+    """
+
+    episodes: int = 0
+    replay_batch: int = 16
+    instructions: bool = False
+    instruction_batch: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "replay_batch", "instruction_batch"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"memory.{name} is {getattr(self, name)}; it cannot be negative")
+        if self.episodes and not self.replay_batch:
+            raise ConfigError("memory.episodes keeps demonstrations but memory.replay_batch is 0; set both or neither")
+        if self.instructions and not self.instruction_batch:
+            raise ConfigError("memory.instructions is on but memory.instruction_batch is 0; set both or neither")
+
+
+@dataclass
+class Memory:
+    """The old tasks, oldest first. ``exemplars`` is as long as ``embeddings``, or empty when none are kept."""
+
+    config: MemoryConfig
+    embeddings: list[np.ndarray] = field(default_factory=list)
+    exemplars: list[TaskData] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """What is kept beyond the network: exemplars' arrays, and the old instructions' embeddings where they are used."""
+        words = sum(e.nbytes for e in self.embeddings) if self.config.instructions else 0
+        return words + sum(data.bytes for data in self.exemplars)
+
+    def add(self, data: TaskData, rng: np.random.Generator) -> None:
+        """Keep of ``data`` what the configuration says; episodes are drawn without replacement."""
+        self.embeddings.append(data.embedding)
+        if self.config.episodes:
+            if data.episodes < self.config.episodes:
+                raise ConfigError(
+                    f"memory.episodes is {self.config.episodes} but task '{data.name}' has {data.episodes} episodes"
+                )
+            chosen = np.sort(rng.choice(data.episodes, self.config.episodes, replace=False))
+            self.exemplars.append(data.subset([int(e) for e in chosen]))
+
+    def replay(self, rng: np.random.Generator, length: int) -> WindowBatch | None:
+        """Windows of old tasks, each old task equally likely; None where nothing is kept."""
+        if not self.exemplars:
+            return None
+        counts = rng.multinomial(self.config.replay_batch, [1 / len(self.exemplars)] * len(self.exemplars))
+        parts = [d.windows(rng, int(n), length) for d, n in zip(self.exemplars, counts, strict=True) if n]
+        return concatenate(parts)
+
+    def ask_old(self, new: WindowBatch, rng: np.random.Generator) -> WindowBatch | None:
+        """New observations under old instructions; None where the words are not kept or there is no old task."""
+        if not (self.config.instructions and self.embeddings):
+            return None
+        rows = rng.integers(0, len(new), size=self.config.instruction_batch)
+        told = rng.integers(0, len(self.embeddings), size=self.config.instruction_batch)
+        return WindowBatch(
+            images={name: frames[rows] for name, frames in new.images.items()},
+            proprioception={name: values[rows] for name, values in new.proprioception.items()},
+            actions=new.actions[rows],
+            valid=new.valid[rows],
+            embedding=np.stack([self.embeddings[t] for t in told]),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the newest exemplars beside the older ones."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, data in enumerate(self.exemplars):
+            path = folder / f"exemplars_{index}.safetensors"
+            if not path.exists():
+                data.save(path)
+
+
+def concatenate(parts: list[WindowBatch]) -> WindowBatch:
+    """Batches one after another."""
+    return WindowBatch(
+        images={n: np.concatenate([p.images[n] for p in parts]) for n in parts[0].images},
+        proprioception={n: np.concatenate([p.proprioception[n] for p in parts]) for n in parts[0].proprioception},
+        actions=np.concatenate([p.actions for p in parts]),
+        valid=np.concatenate([p.valid for p in parts]),
+        embedding=np.concatenate([p.embedding for p in parts]),
+    )

@@ -1,0 +1,21 @@
+"""Fine-tuning on each task in turn: the lower bound."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from training.lifelong.strategy import Composed, Strategy, Targets, imitation
+from training.models.resnet_t import Inputs, Output
+
+
+class Sequential(Strategy):
+    """Behaviour cloning on the new task alone."""
+
+    name = "sequential"
+
+    def loss(
+        self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        bc = imitation(composed, output, targets)
+        return {"bc": bc, "total": bc}

@@ -1,0 +1,196 @@
+"""One stage: the steps of learning one task, killed at any moment and gone on from.
+
+Every step draws its windows, its augmentation, its dropout and its Monte Carlo samples from a seed made of (run seed,
+stage, step) alone. So a stage that was cut off ends, on the same machine and threads, with the very weights of one
+that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from m2distill_policy.errors import TrainingError
+from training.data.augment import augment
+from training.data.task_data import TaskData, WindowBatch
+from training.lifelong.checkpoint import (
+    load_tensors,
+    optimiser_tensors,
+    read_json,
+    restore_optimiser,
+    save_tensors,
+    write_json,
+)
+from training.lifelong.strategy import Strategy, Targets
+from training.models.resnet_t import Inputs, ResNetT
+from training.run_config import RunConfig
+
+#: Called after every step with (step, steps, terms).
+Listener = Callable[[int, int, dict[str, float]], None]
+
+
+def pick_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(wanted: str, device: torch.device) -> torch.dtype | None:
+    """bf16 where it was asked for, or where ``auto`` finds hardware that computes in it; None means fp32.
+
+    A CPU without bf16 instructions emulates them, more than ten times slower than fp32.
+    """
+    if wanted == "fp32":
+        return None
+    if wanted == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    capable = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else None
+
+
+def learning_rate(step: int, steps: int, highest: float, lowest: float, warmup: int) -> float:
+    """Linear warm-up to ``highest``, then half a cosine down to ``lowest`` at the last step."""
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    return lowest + 0.5 * (highest - lowest) * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def to_inputs(batch: WindowBatch, device: torch.device) -> Inputs:
+    """Frames to float in [0, 1], channels first (their memory stays channels last, which convolutions like)."""
+    return Inputs(
+        images={
+            name: torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).to(torch.float32).div_(255.0)
+            for name, frames in batch.images.items()
+        },
+        proprioception={name: torch.from_numpy(v).to(device) for name, v in batch.proprioception.items()},
+        embedding=torch.from_numpy(batch.embedding).to(device),
+    )
+
+
+def train_stage(
+    policy: ResNetT,
+    strategy: Strategy,
+    data: TaskData,
+    config: RunConfig,
+    stage: int,
+    folder: Path,
+    listener: Listener,
+    snapshot: Callable[[int], None],
+) -> None:
+    """Train ``policy`` in place on ``data``.
+
+    folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
+    snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done.
+    """
+    device = next(policy.parameters()).device
+    precision = pick_precision(config.optim.precision, device)
+    if config.optim.threads:
+        torch.set_num_threads(config.optim.threads)
+    policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(
+        policy.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay, betas=(0.9, 0.999)
+    )
+    steps = config.optim.stage_steps(stage)
+    points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
+    strategy.begin_stage(policy, stage)
+    done = _resume(policy, optimiser, folder, stage)
+    saved_at = time.monotonic()
+    for step in range(done, steps):
+        rate = learning_rate(
+            step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        terms = _step(policy, strategy, data, config, stage, step, optimiser, device, precision)
+        listener(step + 1, steps, {**terms, "lr": rate})
+        if step + 1 in points:
+            snapshot(points[step + 1])
+        if step + 1 < steps and time.monotonic() - saved_at >= config.optim.checkpoint_seconds:
+            _save_partial(policy, optimiser, folder, stage, step + 1)
+            saved_at = time.monotonic()
+    strategy.end_stage(policy)
+
+
+def _step(
+    policy: ResNetT,
+    strategy: Strategy,
+    data: TaskData,
+    config: RunConfig,
+    stage: int,
+    step: int,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+    precision: torch.dtype | None,
+) -> dict[str, float]:
+    rng = np.random.default_rng([config.seed, stage, step])
+    seed = int(rng.integers(2**62))
+    torch.manual_seed(seed)
+    generator = torch.Generator(device=device).manual_seed(seed + 1)
+    policy.train()
+    if stage > 0 and config.network.batch_norm == "frozen_after_first":
+        policy.freeze_batch_norm()
+    composed = strategy.compose(data.windows(rng, config.optim.batch, policy.contract.history), rng)
+    inputs = to_inputs(composed.batch, device)
+    inputs.images = augment(inputs.images, config.augment, rng)
+    targets = Targets(
+        torch.from_numpy(composed.batch.actions).to(device), torch.from_numpy(composed.batch.valid).to(device)
+    )
+    with torch.autocast(device.type, dtype=precision or torch.bfloat16, enabled=precision is not None):
+        output = policy(inputs)
+        terms = strategy.loss(composed, inputs, output, targets, generator)
+    optimiser.zero_grad(set_to_none=True)
+    terms["total"].backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optim.clip)
+    values = {name: float(value.detach()) for name, value in terms.items()}
+    values["gradient"] = float(norm)
+    if not all(math.isfinite(v) for v in values.values()):
+        raise TrainingError(
+            f"the loss is not finite at stage {stage}, step {step + 1} ({values}); lower optim.lr or raise "
+            "distill.floor, then go on with --resume"
+        )
+    optimiser.step()
+    return values
+
+
+def _save_partial(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Path, stage: int, step: int) -> None:
+    tensors = {f"policy.{k}": v for k, v in policy.state_dict().items()} | optimiser_tensors(optimiser)
+    path = folder / f"partial_{step}.safetensors"
+    digest = save_tensors(path, tensors)
+    write_json(folder / "partial.json", {"stage": stage, "step": step, "file": path.name, "sha256": digest})
+    for old in folder.glob("partial_*.safetensors"):
+        if old != path:
+            old.unlink()
+
+
+def _resume(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Path, stage: int) -> int:
+    """Steps already done, after loading them; 0 where there is nothing to go on from."""
+    if not (folder / "partial.json").exists():
+        return 0
+    record = read_json(folder / "partial.json")
+    if record["stage"] != stage:
+        return 0
+    tensors = load_tensors(folder / record["file"], record["sha256"])
+    policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")})
+    restore_optimiser(optimiser, tensors)
+    return int(record["step"])
+
+
+def drop_partial(folder: Path) -> None:
+    """Forget the partial checkpoint, once the stage's own counts."""
+    (folder / "partial.json").unlink(missing_ok=True)
+    for old in folder.glob("partial_*.safetensors"):
+        old.unlink()
+
+
+def append_json_line(path: Path, row: dict[str, object]) -> None:
+    """Append one row to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, sort_keys=True) + "\n")

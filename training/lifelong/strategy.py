@@ -1,0 +1,92 @@
+"""A strategy: what a stage's batch is made of and what its loss is.
+
+The hooks are a closed list, called in this order by :mod:`training.lifelong.stage`:
+``begin_stage`` once, then for every step ``compose`` and ``loss``, then ``end_stage`` once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.data.task_data import WindowBatch
+from training.lifelong.memory import Memory, concatenate
+from training.losses.terms import behaviour_cloning
+from training.models.resnet_t import Inputs, Output, ResNetT
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One batch made of up to three places, and the rows of each.
+
+    ``demonstrated`` is new and memory together: the rows whose actions are what somebody did under that instruction.
+    """
+
+    batch: WindowBatch
+    new: slice
+    memory: slice
+    old_instructions: slice
+
+    @property
+    def demonstrated(self) -> slice:
+        """Rows with actions to imitate."""
+        return slice(0, self.memory.stop)
+
+
+@dataclass
+class Targets:
+    """What the loss compares with: actions (B, L, A) and valid (B, L)."""
+
+    actions: Tensor
+    valid: Tensor
+
+
+class Strategy(ABC):
+    """Base of every strategy; a subclass says ``name``, which places it uses and what its loss is."""
+
+    name: ClassVar[str]
+    #: Whether the strategy draws from kept demonstrations and asks old instructions.
+    uses_exemplars: ClassVar[bool] = False
+    uses_instructions: ClassVar[bool] = False
+
+    def __init__(self, memory: Memory, history: int) -> None:
+        self.memory, self.history = memory, history
+
+    def begin_stage(self, policy: ResNetT, stage: int) -> None:  # noqa: B027 - a hook with nothing to do is a choice
+        """Called before the first step of stage ``stage`` (0 is the first task)."""
+
+    def compose(self, new: WindowBatch, rng: np.random.Generator) -> Composed:
+        """Add old windows and old questions to the new ones, as the memory and the strategy allow."""
+        parts, count = [new], len(new)
+        replay = self.memory.replay(rng, self.history) if self.uses_exemplars else None
+        asked = self.memory.ask_old(new, rng) if self.uses_instructions else None
+        if replay is not None:
+            parts.append(replay)
+        end_memory = count + (len(replay) if replay is not None else 0)
+        if asked is not None:
+            parts.append(asked)
+        end = end_memory + (len(asked) if asked is not None else 0)
+        return Composed(
+            concatenate(parts) if len(parts) > 1 else new,
+            slice(0, count), slice(count, end_memory), slice(end_memory, end),
+        )
+
+    @abstractmethod
+    def loss(
+        self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Named terms, among them ``total``, which is what gradients flow from."""
+
+    def end_stage(self, policy: ResNetT) -> None:  # noqa: B027 - see begin_stage
+        """Called after the last step of a stage."""
+
+
+def imitation(composed: Composed, output: Output, targets: Targets) -> Tensor:
+    """Behaviour cloning over the demonstrated rows."""
+    rows = composed.demonstrated
+    return behaviour_cloning(output.mixture.select(rows), targets.actions[rows], targets.valid[rows])

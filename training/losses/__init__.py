@@ -1,0 +1,1 @@
+"""The terms of the loss: behaviour cloning, latent distillation, policy distillation."""

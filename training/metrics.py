@@ -1,0 +1,71 @@
+"""LIBERO's lifelong metrics: forward transfer, negative backward transfer, area under the success curve.
+
+Liu et al. 2023 (https://arxiv.org/abs/2306.03310), section 2. c_{i,j,e} is the success rate on task j after learning
+up to task i, e epochs into it; ``final[i][j]`` is c_{i,j} at the chosen epoch of stage i, and ``curves[k]`` are the
+c_{k,k,e} of stage k in order of e. Everything is a share in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from m2distill_policy.errors import M2DistillError
+
+
+@dataclass(frozen=True)
+class LifelongMetrics:
+    """fwt: forward transfer, mean over tasks of the mean over epochs. fwt_final: mean of c_{k,k}.
+    nbt: forgetting, mean over all K tasks (the last counts 0). nbt_k_minus_1: the same over the K - 1 tasks that can
+    be forgotten. auc: area under the success curve. mean_final: mean success over all tasks after the last stage."""
+
+    fwt: float
+    fwt_final: float
+    nbt: float
+    nbt_k_minus_1: float
+    auc: float
+    mean_final: float
+
+
+def earliest_best(selection: Sequence[float]) -> int:
+    """Index of the first of the highest values."""
+    if not selection:
+        raise M2DistillError("no evaluation points to choose among; evaluate at least one checkpoint a stage")
+    return max(range(len(selection)), key=lambda e: (selection[e], -e))
+
+
+def hold_from(curve: Sequence[float], best: int) -> list[float]:
+    """c_{k,k,e} := c_{k,k} for e >= e*: what is learned after the chosen epoch is thrown away."""
+    return [*curve[:best], *[curve[best]] * (len(curve) - best)]
+
+
+def lifelong_metrics(final: Sequence[Sequence[float]], curves: Sequence[Sequence[float]]) -> LifelongMetrics:
+    """Metrics of a finished run of K stages.
+
+    final: K rows; row i has at least i + 1 entries, the success on tasks 0..i after stage i.
+    curves: K rows, each at least one entry, ending with c_{k,k}.
+    """
+    count = len(final)
+    if count == 0 or len(curves) != count:
+        raise M2DistillError(f"metrics need one curve a stage; got {count} stages and {len(curves)} curves")
+    for i, row in enumerate(final):
+        if len(row) <= i:
+            raise M2DistillError(f"stage {i} has success on {len(row)} tasks; it needs tasks 0 to {i}")
+    for k, curve in enumerate(curves):
+        if not curve:
+            raise M2DistillError(f"stage {k} has no evaluation points; at least its final success is needed")
+    fwt_each = [sum(curve) / len(curve) for curve in curves]
+    forgotten = []
+    area = []
+    for k in range(count):
+        later = [final[t][k] for t in range(k + 1, count)]
+        forgotten.append(sum(final[k][k] - c for c in later) / len(later) if later else 0.0)
+        area.append((fwt_each[k] + sum(later)) / (len(later) + 1))
+    return LifelongMetrics(
+        fwt=sum(fwt_each) / count,
+        fwt_final=sum(final[k][k] for k in range(count)) / count,
+        nbt=sum(forgotten) / count,
+        nbt_k_minus_1=sum(forgotten) / (count - 1) if count > 1 else 0.0,
+        auc=sum(area) / count,
+        mean_final=sum(final[-1][:count]) / count,
+    )

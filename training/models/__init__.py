@@ -1,0 +1,1 @@
+"""ResNet-T: LIBERO's transformer policy with FiLM-conditioned ResNet encoders and a Gaussian-mixture head."""

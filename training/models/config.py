@@ -1,0 +1,53 @@
+"""Sizes of the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from m2distill_policy.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """ResNet-T's sizes; the defaults are LIBERO's ``bc_transformer_policy`` (the ``paper`` profile).
+
+    stem_kernel, stem_stride, stem_pool: first convolution, and whether a 3 x 3 max-pool of stride 2 follows it.
+    channels: of the stem with layer 1, and of layer 2. layer2_stride: 1 keeps the map's resolution.
+    keypoints: of the spatial softmax (2 numbers each). embed: width of a token.
+    head_hidden: width of the mixture head's two hidden layers. min_std: floor under every standard deviation.
+    batch_norm: ``train`` follows the batch in every stage, as LIBERO does; ``frozen_after_first`` keeps the first
+    stage's statistics ever after, which closes a path of forgetting that no loss on tokens sees.
+    drop_path: stochastic depth on the feed-forward branch (LIBERO applies it to that branch alone).
+    """
+
+    stem_kernel: int = 7
+    stem_stride: int = 2
+    stem_pool: bool = True
+    channels: tuple[int, int] = (64, 128)
+    layer2_stride: int = 2
+    keypoints: int = 32
+    embed: int = 64
+    layers: int = 4
+    heads: int = 6
+    head_size: int = 64
+    mlp: int = 256
+    dropout: float = 0.1
+    drop_path: float = 0.1
+    head_hidden: int = 1024
+    modes: int = 5
+    min_std: float = 1e-4
+    batch_norm: Literal["train", "frozen_after_first"] = "train"
+
+    def __post_init__(self) -> None:
+        if self.embed % 2:
+            raise ConfigError(f"network.embed is {self.embed}; it must be even (sines and cosines)")
+        for name in ("stem_kernel", "stem_stride", "layer2_stride", "keypoints", "embed", "layers", "heads", "head_size",
+                     "mlp", "head_hidden", "modes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"network.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("dropout", "drop_path"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"network.{name} is {getattr(self, name)}; allowed are 0 up to, not including, 1")
+        if self.min_std <= 0:
+            raise ConfigError(f"network.min_std is {self.min_std}; it must be positive")

@@ -1,0 +1,109 @@
+"""A view becomes a token: ResNet-18's stem and first two layers, FiLM after each block, spatial softmax, one linear.
+
+Follows LIBERO's ``rgb_modules.ResnetEncoder`` (https://github.com/Lifelong-Robot-Learning/LIBERO); residual blocks
+as in He et al. 2016 (https://arxiv.org/abs/1512.03385), FiLM as in Perez et al. 2018 (https://arxiv.org/abs/1709.07871),
+spatial softmax as in Finn et al. 2016 (https://arxiv.org/abs/1509.06113).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from training.models.config import NetworkConfig
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch norm and a shortcut: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        h = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(h)) + shortcut)
+
+
+class SpatialSoftmax(nn.Module):
+    """(N, C, H, W) -> (N, 2 x keypoints): the expected position of each keypoint, both axes from -1 to 1.
+
+    As in LIBERO, the first half of the result moves along the rows and the second along the columns.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, keypoints: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, keypoints, 1)
+        first, second = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        positions = torch.stack([first.reshape(-1), second.reshape(-1)], dim=1)
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention = torch.softmax(self.conv(x).flatten(2).float(), dim=-1)
+        keypoints = attention @ self.positions  # (N, K, 2)
+        return keypoints.transpose(1, 2).flatten(1)
+
+
+class ImageEncoder(nn.Module):
+    """One view, conditioned on text by FiLM: frames (N, 3, H, W) in [0, 1] and film (N, F) -> tokens (N, embed)."""
+
+    def __init__(self, config: NetworkConfig, height: int, width: int, text_size: int) -> None:
+        super().__init__()
+        first, second = config.channels
+        stem: list[nn.Module] = [
+            nn.Conv2d(3, first, config.stem_kernel, config.stem_stride, config.stem_kernel // 2, bias=False),
+            nn.BatchNorm2d(first),
+            nn.ReLU(),
+        ]
+        if config.stem_pool:
+            stem.append(nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(*stem)
+        self.blocks = nn.ModuleList(
+            [
+                ResidualBlock(first, first, 1),
+                ResidualBlock(first, first, 1),
+                ResidualBlock(first, second, config.layer2_stride),
+                ResidualBlock(second, second, 1),
+            ]
+        )
+        self.block_channels = (first, first, second, second)
+        self.film = nn.ModuleList([nn.Linear(text_size, 2 * c) for c in self.block_channels])
+        was_training = self.training
+        self.eval()  # the probe must not touch the batch norm's statistics
+        with torch.no_grad():
+            probe = self._trunk(torch.zeros(1, 3, height, width), [(torch.zeros(1), torch.zeros(1))] * 4)
+        self.train(was_training)
+        self.softmax = SpatialSoftmax(second, probe.shape[2], probe.shape[3], config.keypoints)
+        self.projection = nn.Linear(2 * config.keypoints, config.embed)
+
+    @property
+    def film_size(self) -> int:
+        """Length of this view's FiLM terms: a shift and a scale a channel, after each of the four blocks."""
+        return 2 * sum(self.block_channels)
+
+    def film_terms(self, embedding: Tensor) -> Tensor:
+        """FiLM terms (B, film_size) from text embeddings (B, text size): each block's shifts, then its scales."""
+        return torch.cat([layer(embedding) for layer in self.film], dim=-1)
+
+    def _trunk(self, x: Tensor, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
+        h = self.stem(x)
+        for block, (shift, scale) in zip(self.blocks, terms, strict=True):
+            h = block(h)
+            h = (1 + scale) * h + shift
+        return h
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        terms: list[tuple[Tensor, Tensor]] = []
+        for part in torch.split(film, [2 * c for c in self.block_channels], dim=-1):
+            shift, scale = torch.chunk(part[:, :, None, None], 2, dim=1)
+            terms.append((shift, scale))
+        token: Tensor = self.projection(self.softmax(self._trunk(x, terms)))
+        return token

@@ -1,0 +1,106 @@
+"""ResNet-T, the policy: views, text and proprioception become tokens, a transformer reads ten steps of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ContractError
+from training.models.config import NetworkConfig
+from training.models.image_encoder import ImageEncoder
+from training.models.mixture import Mixture, MixtureHead
+from training.models.transformer import TemporalTransformer, causal_mask, position_table
+
+
+@dataclass
+class Inputs:
+    """A batch of windows as the network reads them.
+
+    images: view -> (B, L, 3, H, W) float in [0, 1]; proprioception: group -> (B, L, n); embedding: (B, text size).
+    """
+
+    images: dict[str, Tensor]
+    proprioception: dict[str, Tensor]
+    embedding: Tensor
+
+
+class Output(NamedTuple):
+    """tokens (B, L, T, E) in the order [text, groups..., views...], before positions; mixture over (B, L)."""
+
+    tokens: Tensor
+    mixture: Mixture
+
+
+class ResNetT(nn.Module):
+    """LIBERO's ``bc_transformer_policy`` for any contract: one encoder a view, one linear a proprioception group."""
+
+    def __init__(self, config: NetworkConfig, contract: Contract) -> None:
+        super().__init__()
+        if contract.text is None:
+            raise ContractError("the network needs a contract with a text encoder; got none")
+        self.config, self.contract = config, contract
+        self.views = nn.ModuleList(
+            [ImageEncoder(config, c.height, c.width, contract.text.size) for c in contract.cameras]
+        )
+        self.text = nn.Linear(contract.text.size, config.embed)
+        self.groups = nn.ModuleList([nn.Linear(g.size, config.embed) for g in contract.proprioception])
+        self.transformer = TemporalTransformer(config)
+        self.head = MixtureHead(config, contract.action.size)
+        self.register_buffer("positions", position_table(contract.history, config.embed), persistent=False)
+        self.positions: Tensor
+        self.register_buffer("mask", causal_mask(contract.history, self.tokens_per_step), persistent=False)
+        self.mask: Tensor
+
+    @property
+    def tokens_per_step(self) -> int:
+        """One token for the text, one a proprioception group, one a view."""
+        return 1 + len(self.groups) + len(self.views)
+
+    @property
+    def film_size(self) -> int:
+        """Length of the FiLM terms of all views together."""
+        return sum(view.film_size for view in self._views())
+
+    def _views(self) -> list[ImageEncoder]:
+        return [view for view in self.views if isinstance(view, ImageEncoder)]
+
+    def condition(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """What an instruction means to the network: text token (B, E) and FiLM terms of all views (B, F)."""
+        return self.text(embedding), torch.cat([view.film_terms(embedding) for view in self._views()], dim=-1)
+
+    def step_tokens(
+        self, text_token: Tensor, film: Tensor, images: list[Tensor], proprioception: list[Tensor]
+    ) -> Tensor:
+        """Tokens (N, T, E) of N single steps: text_token (N, E), film (N, F), images (N, 3, H, W), groups (N, n)."""
+        tokens = [text_token]
+        tokens += [layer(values) for layer, values in zip(self.groups, proprioception, strict=True)]
+        parts = torch.split(film, [view.film_size for view in self._views()], dim=-1)
+        tokens += [view(frame, part) for view, frame, part in zip(self._views(), images, parts, strict=True)]
+        return torch.stack([token.float() for token in tokens], dim=1)
+
+    def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Features (B, L, E): the text token of each step after the transformer."""
+        return self.transformer(tokens + positions.unsqueeze(-2), mask)[:, :, 0]
+
+    def forward(self, inputs: Inputs) -> Output:
+        batch, length = inputs.images[self.contract.camera_names[0]].shape[:2]
+        text_token, film = self.condition(inputs.embedding)
+        tokens = self.step_tokens(
+            text_token.repeat_interleave(length, dim=0),
+            film.repeat_interleave(length, dim=0),
+            [inputs.images[name].flatten(0, 1) for name in self.contract.camera_names],
+            [inputs.proprioception[name].flatten(0, 1) for name in self.contract.proprioception_names],
+        ).reshape(batch, length, self.tokens_per_step, -1)
+        size = length * self.tokens_per_step
+        features = self.decode(tokens, self.positions[:length], self.mask[:size, :size])
+        return Output(tokens, self.head(features))
+
+    def freeze_batch_norm(self) -> None:
+        """Put every batch norm into evaluation mode, so that its statistics stay as they are (call after ``train()``)."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()

@@ -1,0 +1,110 @@
+"""What a run is: data, network, optimisation, strategy, memory, evaluation. Frozen, typed, written into the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from m2distill_policy.errors import ConfigError
+from training.data.augment import AugmentConfig
+from training.lifelong.m2distill import DistillConfig
+from training.lifelong.memory import MemoryConfig
+from training.models.config import NetworkConfig
+
+STRATEGIES = ("sequential", "er", "m2distill")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """steps a stage, batch windows a step; AdamW with a cosine from lr to lr_end after ``warmup`` linear steps.
+
+    first_steps, later_lr: other values for the first stage's steps and for the later stages' lr, or None for the same.
+    clip: largest gradient norm. precision: ``auto`` is bf16 where the hardware computes in it, else fp32.
+    threads: of torch on the CPU; 0 leaves torch's own choice. Part of the configuration, because sums depend on it.
+    checkpoint_seconds: how much work a kill may cost at most.
+    """
+
+    steps: int = 2500
+    first_steps: int | None = None
+    batch: int = 32
+    lr: float = 1e-4
+    lr_end: float = 1e-5
+    later_lr: float | None = None
+    warmup: int = 0
+    weight_decay: float = 1e-4
+    clip: float = 100.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = 0
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "clip"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.lr_end <= self.lr:
+            raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.lr = {self.lr}")
+        if self.warmup < 0 or self.threads < 0 or self.checkpoint_seconds < 0:
+            raise ConfigError("optim.warmup, optim.threads and optim.checkpoint_seconds cannot be negative")
+
+    def stage_steps(self, stage: int) -> int:
+        """Steps of stage ``stage``."""
+        return self.first_steps if stage == 0 and self.first_steps is not None else self.steps
+
+    def stage_lr(self, stage: int) -> float:
+        """Highest learning rate of stage ``stage``."""
+        return self.later_lr if stage > 0 and self.later_lr is not None else self.lr
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """rollouts a cell, on held-out initial states; points: checkpoints of a stage among which the best is chosen on
+    selection states (1: the last alone, nothing to choose). sampling: how actions are drawn from the mixture.
+
+    told: also tell every world each other task's instruction, at the end of the run, with so many rollouts a pair.
+    """
+
+    rollouts: int = 20
+    points: int = 1
+    sampling: Literal["sample", "low_noise", "mode"] = "low_noise"
+    workers: int = 2
+    visuals: Literal["fast", "stock"] = "fast"
+    told: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rollouts < 0 or self.told < 0:
+            raise ConfigError("evaluation.rollouts and evaluation.told cannot be negative")
+        for name in ("points", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One lifelong run. ``tasks`` are indices into the suite, in the order in which they are learned."""
+
+    suite: str = "tabletop"
+    tasks: tuple[int, ...] = (0, 1, 2)
+    episodes: int = 40
+    image_size: int = 128
+    text_encoder: str = "auto"
+    strategy: Literal["sequential", "er", "m2distill"] = "m2distill"
+    seed: int = 0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ConfigError("tasks is empty; name at least one task of the suite, such as tasks=[0,1,2]")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ConfigError(f"tasks names one twice: {list(self.tasks)}")
+        if self.episodes < 1:
+            raise ConfigError(f"episodes is {self.episodes}; at least 1 demonstration a task is needed")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it cannot be negative")
