@@ -1,0 +1,74 @@
+# 'make' alone explains the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+# What this machine is for; installed from requirements/. A robot alone: make venv ROLES=robot (or robot-gpu).
+ROLES ?= robot train sim dev
+# Test processes.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# More arguments, for pytest and for the commands.
+ARGS ?=
+
+# Draws the same pixels on every machine, with or without a GPU. On a GPU, MUJOCO_GL=egl is faster.
+MUJOCO_GL ?= osmesa
+export MUJOCO_GL
+# Empty, or an index with CPU builds of torch and the like.
+export PIP_ARGS ?=
+
+PYTHON_BIN := $(VENV)/bin/python
+# A test process is one thread: several of them share the cores, and numbers do not depend on how many there are.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
+
+.PHONY: help
+help: ## Explain the targets (this text)
+	@printf 'usage: make <target> [VENV=.venv] [ARGS="..."]\n\n'
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-20s\033[0m %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	printf '\nEach makes its own virtual environment in $(VENV) first, when it is missing or requirements/ changed.\n'
+
+.PHONY: demo
+demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve, and report.html
+	@$(VENV)/bin/m2distill demo $(ARGS)
+
+.PHONY: test
+test: venv rendering ## Run the tests
+	@$(ONE_THREAD) $(PYTHON_BIN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+.PHONY: lint
+lint: venv ## Lint, formatting and types, without the tests
+	@$(PYTHON_BIN) -m ruff check .
+	$(PYTHON_BIN) -m ruff format --check --quiet . || { echo "some files are not formatted: make format" >&2; exit 1; }
+	$(PYTHON_BIN) -m mypy
+
+.PHONY: check
+check: lint test ## Everything a change must pass: lint, formatting, types, tests
+
+.PHONY: format
+format: venv ## Format the code and sort the imports
+	@$(PYTHON_BIN) -m ruff check --quiet --fix --exit-zero .
+	$(PYTHON_BIN) -m ruff format .
+
+.PHONY: benchmark-tabletop
+benchmark-tabletop: venv rendering ## The figures: 5 tasks, 3 seeds, every strategy (hours to days; resumable)
+	@$(PYTHON_BIN) -m benchmarks.tabletop $(ARGS)
+
+.PHONY: doctor
+doctor: venv ## What this machine can do, and how to get what is missing
+	@$(VENV)/bin/m2distill doctor $(ARGS)
+
+.PHONY: venv
+venv: ## Make or update the virtual environment (ROLES="robot train sim dev")
+	@bash scripts/venv.sh "$(VENV)" $(ROLES)
+
+.PHONY: rendering
+rendering: ## Install the library for drawing without a screen, or say how
+	@bash scripts/rendering.sh
+
+.PHONY: clean
+clean: ## Remove the virtual environment and caches; what was learned (runs/) stays
+	@rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
