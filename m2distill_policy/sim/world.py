@@ -21,6 +21,7 @@ class Task:
     instruction: the words given to the policy, ``lift the red box``.
     horizon: control steps after which a rollout has failed.
     difficulty: ``easy`` or ``hard``, for tables.
+    target: the object that the instruction is about, as :meth:`World.lifted` names it; empty where that is not known.
     """
 
     suite: str
@@ -29,6 +30,7 @@ class Task:
     instruction: str
     horizon: int
     difficulty: str = "easy"
+    target: str = ""
 
 
 class World(Protocol):
@@ -54,6 +56,12 @@ class World(Protocol):
 
     def achieved(self) -> tuple[str, ...]:
         """Names of the suite's tasks whose goal has been reached since reset (this one's and others': a wrong object)."""
+
+    def lifted(self) -> tuple[str, ...]:
+        """Names of the objects that were raised by 4 cm or more since reset, in the order it happened.
+
+        A rollout in which an object other than ``task.target`` is here counts towards the wrong-object rate.
+        """
 
     def state(self) -> NDArray[np.float64]:
         """The flattened MuJoCo state, for :meth:`reset_to` and demonstration files."""

@@ -1,0 +1,253 @@
+"""A Panda in a scene: the part of a world that every suite shares.
+
+robosuite builds the models; here they are stepped. Its environments update every observable after each of the
+25 physics steps of a control step; this reads joint positions and draws the views once, when a control step ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import SimulationError
+from m2distill_policy.observation import Observation
+from m2distill_policy.sim.osc import (
+    DRIVE_STIFFNESS,
+    STIFFNESS,
+    osc_torques,
+    rotation_from_vector,
+    vector_from_rotation,
+)
+from m2distill_policy.sim.rendering import Renderer
+from m2distill_policy.sim.world import Task
+
+#: The contract's views and the cameras of robosuite's models that see them.
+CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}
+
+ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))
+FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
+GRIP_SITE = "gripper0_grip_site"
+BASE_BODY = "robot0_base"
+
+#: Share of the gripper's range that its set-point moves in one physics step (robosuite's PandaGripper.speed).
+_GRIPPER_SPEED = 0.01
+#: How far the velocity drive's set-point may run ahead of an arm that is held back by a contact: m, rad.
+_DRIVE_LEAD = (0.02, 0.15)
+
+
+class ArmWorld:
+    """Physics, controller and views of a scene with one Panda. A suite's world derives from it.
+
+    The physics model may belong to somebody else (LIBERO's environment); ``data`` is then shared with it.
+    """
+
+    def __init__(self, task: Task, contract: Contract, model: Any, data: Any, renderer: Renderer, xml: str) -> None:
+        import mujoco
+
+        self._mujoco = mujoco
+        self.task = task
+        self.contract = contract
+        self.model = model
+        self.data = data
+        self._renderer = renderer
+        self._xml = xml
+        if renderer.model.nq != model.nq:
+            raise SimulationError("the drawn model has other joints than the simulated one; this is a bug in the visual profile")
+        self._substeps = round(contract.period / model.opt.timestep)
+        if abs(self._substeps * model.opt.timestep - contract.period) > 1e-9:
+            raise SimulationError(
+                f"a control period of {contract.period} s is not a whole number of physics steps of {model.opt.timestep} s"
+            )
+        self._qpos = np.array([model.joint(n).qposadr[0] for n in ARM_JOINTS])
+        self._dofs = np.array([model.joint(n).dofadr[0] for n in ARM_JOINTS])
+        self._fingers = np.array([model.joint(n).qposadr[0] for n in FINGER_JOINTS])
+        actuators = {int(model.actuator_trnid[i, 0]): i for i in range(model.nu)}
+        self._arm_actuators = np.array([actuators[model.joint(n).id] for n in ARM_JOINTS])
+        self._finger_actuators = np.array([actuators[model.joint(n).id] for n in FINGER_JOINTS])
+        self._torque_low = np.ascontiguousarray(model.actuator_ctrlrange[self._arm_actuators, 0])
+        self._torque_high = np.ascontiguousarray(model.actuator_ctrlrange[self._arm_actuators, 1])
+        finger_range = model.actuator_ctrlrange[self._finger_actuators]
+        self._finger_bias = finger_range.mean(axis=1)
+        self._finger_weight = 0.5 * (finger_range[:, 1] - finger_range[:, 0])
+        self._site = model.site(GRIP_SITE).id
+        self._base = model.body(BASE_BODY).id
+        self._posture = np.zeros(7)
+        self._gripper = np.zeros(2)
+        self._goal_rotation = np.eye(3)
+        self._drive: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._steps = 0
+        self._jacobian = np.zeros((6, model.nv))
+        self._mass = np.zeros((model.nv, model.nv))
+
+    # ---- stepping ---------------------------------------------------------------------------------------------
+
+    def step(self, action: NDArray[np.floating[Any]]) -> Observation:
+        """One control period under the ``osc`` drive; ``action`` (7,) in [-1, 1]. Raises :class:`SimulationError` if not."""
+        self.advance(action)
+        return self.observe()
+
+    def advance(self, action: NDArray[np.floating[Any]]) -> None:
+        """:meth:`step` without drawing the views, for whoever needs the state alone."""
+        wanted = np.asarray(action, dtype=np.float64)
+        if wanted.shape != (7,) or not np.all(np.isfinite(wanted)):
+            raise SimulationError(f"an action is 7 finite numbers; got shape {wanted.shape}: {wanted}")
+        wanted = np.clip(wanted, -1.0, 1.0)
+        self._drive = None
+        self._mujoco.mj_fwdPosition(self.model, self.data)
+        position, rotation = self._site_pose()
+        goal_position = position + self.contract.action.translation_scale * wanted[:3]
+        # robosuite keeps the last orientation goal while no rotation is asked for.
+        if np.any(np.abs(wanted[3:6]) > 0.0):
+            turn = rotation_from_vector(self.contract.action.rotation_scale * wanted[3:6])
+            self._goal_rotation = turn @ rotation
+        still = np.zeros(6)
+        for _ in range(self._substeps):
+            self._substep(goal_position, self._goal_rotation, still, STIFFNESS, wanted[6])
+        self._finish()
+
+    def step_twist(self, twist: NDArray[np.floating[Any]], gripper: float) -> Observation:
+        """One control period under the ``velocity`` drive: ``twist`` (6,) in m/s and rad/s, base frame; gripper in [-1, 1].
+
+        A set-point pose is integrated from where the last one was and tracked stiffly, so that the speed is kept
+        under load, as a velocity-driven arm does; it never runs further ahead than a held arm's controller would.
+        """
+        velocity = np.asarray(twist, dtype=np.float64)
+        if velocity.shape != (6,) or not np.all(np.isfinite(velocity)) or not np.isfinite(gripper):
+            raise SimulationError(f"a twist is 6 finite numbers and a gripper command; got shape {velocity.shape}: {velocity}, {gripper}")
+        self._mujoco.mj_fwdPosition(self.model, self.data)
+        position, rotation = self._site_pose()
+        goal_position, goal_rotation = self._drive if self._drive is not None else (position, rotation)
+        lead = goal_position - position
+        distance = float(np.linalg.norm(lead))
+        if distance > _DRIVE_LEAD[0]:
+            goal_position = position + lead * (_DRIVE_LEAD[0] / distance)
+        turn_lead = vector_from_rotation(goal_rotation @ rotation.T)
+        angle = float(np.linalg.norm(turn_lead))
+        if angle > _DRIVE_LEAD[1]:
+            goal_rotation = rotation_from_vector(turn_lead * (_DRIVE_LEAD[1] / angle)) @ rotation
+        dt = float(self.model.opt.timestep)
+        turn = rotation_from_vector(velocity[3:] * dt)
+        for _ in range(self._substeps):
+            goal_position = goal_position + velocity[:3] * dt
+            goal_rotation = turn @ goal_rotation
+            self._substep(goal_position, goal_rotation, velocity, DRIVE_STIFFNESS, float(gripper))
+        self._drive = (goal_position, goal_rotation)
+        self._goal_rotation = goal_rotation
+        self._finish()
+        return self.observe()
+
+    def _substep(
+        self,
+        goal_position: NDArray[np.float64],
+        goal_rotation: NDArray[np.float64],
+        goal_velocity: NDArray[np.float64],
+        stiffness: float,
+        gripper: float,
+    ) -> None:
+        """One physics step: position and velocity terms, torques from them, then forces and integration."""
+        mujoco, model, data = self._mujoco, self.model, self.data
+        mujoco.mj_step1(model, data)
+        mujoco.mj_jacSite(model, data, self._jacobian[:3], self._jacobian[3:], self._site)
+        mujoco.mj_fullM(model, self._mass, data.qM)
+        position, rotation = self._site_pose()
+        dofs = self._dofs
+        data.ctrl[self._arm_actuators] = osc_torques(
+            np.ascontiguousarray(self._jacobian[:, dofs]),
+            np.ascontiguousarray(self._mass[np.ix_(dofs, dofs)]),
+            data.qfrc_bias[dofs],
+            data.qpos[self._qpos],
+            data.qvel[dofs],
+            self._posture,
+            position,
+            rotation,
+            goal_position,
+            goal_rotation,
+            goal_velocity,
+            stiffness,
+            self._torque_low,
+            self._torque_high,
+        )
+        self._gripper = np.clip(self._gripper + np.array([-_GRIPPER_SPEED, _GRIPPER_SPEED]) * np.sign(gripper), -1.0, 1.0)
+        data.ctrl[self._finger_actuators] = self._finger_bias + self._finger_weight * self._gripper
+        mujoco.mj_step2(model, data)
+
+    def _finish(self) -> None:
+        self._steps += 1
+        if not np.all(np.isfinite(self.data.qpos)) or self.data.warning[self._mujoco.mjtWarning.mjWARN_BADQACC].number:
+            raise SimulationError(f"the physics became unstable at control step {self._steps} of task '{self.task.name}'")
+        self._after_step()
+
+    def _after_step(self) -> None:
+        """Let a suite note what was reached. Called once a control step, before the observation."""
+
+    # ---- reading ----------------------------------------------------------------------------------------------
+
+    def observe(self) -> Observation:
+        """What the views and joints say now."""
+        self._renderer.pose(self.data.qpos)
+        images = {c.name: self._renderer.draw(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
+        return Observation(images, self.proprioception(), self._steps * self.contract.period)
+
+    def proprioception(self) -> dict[str, NDArray[np.float32]]:
+        """``joint_states`` (7,) rad and ``gripper_states`` (2,) m."""
+        return {
+            "joint_states": self.data.qpos[self._qpos].astype(np.float32),
+            "gripper_states": self.data.qpos[self._fingers].astype(np.float32),
+        }
+
+    def end_effector(self) -> NDArray[np.float64]:
+        """Pose (6,) of the grip site: position in m and rotation vector in rad, base frame."""
+        self._mujoco.mj_kinematics(self.model, self.data)
+        position, rotation = self._site_pose()
+        base = self.data.xmat[self._base].reshape(3, 3)
+        return np.concatenate([base.T @ (position - self.data.xpos[self._base]), vector_from_rotation(base.T @ rotation)])
+
+    def grip_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Position (3,) m and rotation (3, 3) of the grip site, world frame, as of now."""
+        self._mujoco.mj_kinematics(self.model, self.data)
+        return self._site_pose()
+
+    def _site_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self.data.site_xpos[self._site].copy(), self.data.site_xmat[self._site].reshape(3, 3).copy()
+
+    def state(self) -> NDArray[np.float64]:
+        """Time, joint positions and velocities in one vector, robosuite's flattened state."""
+        return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
+
+    def model_xml(self) -> str:
+        """The scene's MJCF, as robosuite wrote it."""
+        return self._xml
+
+    def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """An upright RGB picture (height, width, 3); ``camera`` is a view of the contract or a camera of the scene."""
+        self._renderer.pose(self.data.qpos)
+        return self._renderer.draw(CAMERAS.get(camera, camera), height, width)
+
+    def close(self) -> None:
+        """Free the renderer."""
+        self._renderer.close()
+
+    # ---- resetting --------------------------------------------------------------------------------------------
+
+    def _restore(self, state: NDArray[np.floating[Any]], posture: NDArray[np.float64], gripper: NDArray[np.float64]) -> None:
+        """Put the scene into ``state`` with a controller that has no past."""
+        model, data = self.model, self.data
+        values = np.asarray(state, dtype=np.float64)
+        if values.shape != (1 + model.nq + model.nv,) or not np.all(np.isfinite(values)):
+            raise SimulationError(
+                f"a state of task '{self.task.name}' is {1 + model.nq + model.nv} finite numbers (time, {model.nq} positions, "
+                f"{model.nv} velocities); got shape {values.shape}"
+            )
+        self._mujoco.mj_resetData(model, data)
+        data.time = values[0]
+        data.qpos[:] = values[1 : 1 + model.nq]
+        data.qvel[:] = values[1 + model.nq :]
+        self._mujoco.mj_forward(model, data)
+        self._posture = posture.copy()
+        self._gripper = gripper.copy()
+        _, self._goal_rotation = self._site_pose()
+        self._drive = None
+        self._steps = 0

@@ -1,0 +1,36 @@
+"""The folder where derived files (decimated meshes, converted initial states) are kept between runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_dir(name: str) -> Path | None:
+    """The folder ``name`` in the user's cache, made if need be; None where it cannot be written.
+
+    ``M2DISTILL_CACHE`` names another place than ``$XDG_CACHE_HOME/m2distill`` (or ``~/.cache/m2distill``).
+    A cache only saves time: callers go on without it.
+    """
+    root = os.environ.get("M2DISTILL_CACHE")
+    if root is None:
+        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "m2distill")
+    folder = Path(root) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary name beside ``path`` and rename it: readers see the whole file or none."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

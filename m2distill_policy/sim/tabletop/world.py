@@ -1,0 +1,176 @@
+"""A world of the suite ``tabletop``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import libero_contract
+from m2distill_policy.errors import SimulationError
+from m2distill_policy.observation import Observation
+from m2distill_policy.sim import arm
+from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.rendering import Renderer
+from m2distill_policy.sim.tabletop import goals, scene
+from m2distill_policy.sim.visuals import physics_xml, visual_model, visual_profile
+from m2distill_policy.sim.world import Task
+
+#: robosuite's own initial pose of the Panda: where the search for the joint angles of :data:`scene.HOME` starts.
+_PANDA_POSE = (0.0, math.pi / 16.0, 0.0, -math.pi / 2.0 - math.pi / 3.0, 0.0, math.pi - 0.2, math.pi / 4)
+#: Fingers start open: a gripper that is neither open nor closed would be one more thing to learn.
+_OPEN_FINGERS = (0.04, -0.04)
+_OPEN_SETPOINT = (1.0, -1.0)
+
+
+@functools.lru_cache(maxsize=1)
+def _scene_xml() -> str:
+    return scene.build_xml()
+
+
+class TabletopWorld(ArmWorld):
+    """One task of ``tabletop``. See :class:`m2distill_policy.sim.world.World`."""
+
+    def __init__(self, task: Task, *, size: int = 128, visuals: str = "fast") -> None:
+        from m2distill_policy.sim.gl import choose_gl
+
+        choose_gl()
+        import mujoco
+
+        xml = _scene_xml()
+        profile = visual_profile(visuals)
+        model = mujoco.MjModel.from_xml_string(physics_xml(xml))
+        renderer = Renderer(visual_model(xml, profile), profile)
+        contract = libero_contract(size, fov_agentview=scene.AGENTVIEW_FOV, fov_hand=scene.HAND_FOV)
+        super().__init__(task, contract, model, mujoco.MjData(model), renderer, xml)
+        names = [thing.name for thing in scene.THINGS]
+        self._objects = {name: int(model.joint(f"{name}_joint0").qposadr[0]) for name in names}
+        bodies = {int(model.joint(f"{name}_joint0").bodyid[0]): name for name in names}
+        #: Geom -> object it belongs to, and which geoms are fingers, for the contact test.
+        self._geom_object = np.full(model.ngeom, -1)
+        self._geom_finger = np.zeros(model.ngeom, dtype=bool)
+        for geom in range(model.ngeom):
+            body = int(model.geom_bodyid[geom])
+            if body in bodies:
+                self._geom_object[geom] = names.index(bodies[body])
+            self._geom_finger[geom] = "finger" in model.body(body).name
+        self._names = names
+        self._finger_dofs = np.array([model.joint(n).dofadr[0] for n in arm.FINGER_JOINTS])
+        self._home = self._solve_home()
+        self._achieved: list[str] = []
+        self._lifted: list[str] = []
+
+    # ---- resetting --------------------------------------------------------------------------------------------
+
+    def reset(self, seed: int) -> Observation:
+        """Draw a fresh initial state from ``seed`` alone and return the first observation (stamp 0.0)."""
+        self.reset_state(seed)
+        return self.observe()
+
+    def reset_state(self, seed: int) -> None:
+        """:meth:`reset` without drawing the views."""
+        if seed < 0:
+            raise SimulationError(f"a seed is a whole number from 0 on; got {seed}")
+        layout = scene.draw_layout(seed)
+        state = np.zeros(1 + self.model.nq + self.model.nv)
+        qpos = state[1 : 1 + self.model.nq]
+        qpos[self._qpos] = self._home + layout.joint_noise
+        qpos[self._fingers] = _OPEN_FINGERS
+        for thing in scene.THINGS:
+            x, y, yaw = layout.places[thing.name]
+            start = self._objects[thing.name]
+            qpos[start : start + 7] = (x, y, scene.TABLE_TOP + thing.rest, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
+        self._begin(state)
+
+    def reset_to(self, state: NDArray[np.float64]) -> Observation:
+        """Return to a flattened MuJoCo state: time, ``nq`` positions, ``nv`` velocities."""
+        self._begin(state)
+        return self.observe()
+
+    def _begin(self, state: NDArray[np.float64]) -> None:
+        values = np.asarray(state, dtype=np.float64)
+        setpoint = np.array(_OPEN_SETPOINT)
+        if values.shape == (1 + self.model.nq + self.model.nv,):
+            # A state says where the fingers are, not where they were told to go; take them as having arrived.
+            fingers = values[1:][self._fingers]
+            setpoint = np.clip((fingers - self._finger_bias) / self._finger_weight, -1.0, 1.0)
+        self._restore(values, self._home, setpoint)
+        self._achieved.clear()
+        self._lifted.clear()
+
+    def _solve_home(self) -> NDArray[np.float64]:
+        """Joint angles (7,) rad with the grip site at :data:`scene.HOME`, pointing straight down: damped least squares."""
+        mujoco, model, data = self._mujoco, self.model, self.data
+        down = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+        q = np.array(_PANDA_POSE)
+        jacobian = np.zeros((6, model.nv))
+        for _ in range(200):
+            data.qpos[self._qpos] = q
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            position, rotation = self._site_pose()
+            error = np.concatenate([np.subtract(scene.HOME, position), arm.vector_from_rotation(down @ rotation.T)])
+            if float(np.linalg.norm(error)) < 1e-9:
+                return q
+            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._site)
+            j = jacobian[:, self._dofs]
+            q = q + j.T @ np.linalg.solve(j @ j.T + 1e-6 * np.eye(6), error)
+        raise SimulationError(f"the arm's start pose at {scene.HOME} m cannot be reached")
+
+    # ---- judging ----------------------------------------------------------------------------------------------
+
+    def positions(self) -> dict[str, NDArray[np.float64]]:
+        """Position (3,) m, world frame, of every object."""
+        return {name: self.data.qpos[start : start + 3].copy() for name, start in self._objects.items()}
+
+    def held(self) -> frozenset[str]:
+        """Objects that a finger touches."""
+        n = self.data.ncon
+        if n == 0:
+            return frozenset()
+        pairs = self.data.contact.geom[:n]
+        found: set[str] = set()
+        for a, b in ((0, 1), (1, 0)):
+            touching = self._geom_object[pairs[self._geom_finger[pairs[:, a]], b]]
+            found.update(self._names[i] for i in touching[touching >= 0])
+        return frozenset(found)
+
+    def success(self) -> bool:
+        """Whether this world's task is done now."""
+        return goals.reached(self.task, self.positions(), self.held())
+
+    def achieved(self) -> tuple[str, ...]:
+        """Names of the suite's tasks whose goal has been reached since reset."""
+        return tuple(self._achieved)
+
+    def lifted(self) -> tuple[str, ...]:
+        """Names of the objects that were raised by 4 cm or more since reset."""
+        return tuple(self._lifted)
+
+    def _after_step(self) -> None:
+        positions = self.positions()
+        for name, position in positions.items():
+            if name not in self._lifted and goals.is_lifted(name, position):
+                self._lifted.append(name)
+        for name in goals.reached_tasks(positions, self.held()):
+            if name not in self._achieved:
+                self._achieved.append(name)
+
+    # ---- for experts ------------------------------------------------------------------------------------------
+
+    def gripper_width(self) -> float:
+        """Distance between the fingers in m, 0..0.08."""
+        left, right = self.data.qpos[self._fingers]
+        return float(left - right)
+
+    def fingers_still(self) -> bool:
+        """Whether the fingers have stopped moving: slower than 1 cm/s each."""
+        return bool(np.all(np.abs(self.data.qvel[self._finger_dofs]) < 0.01))
+
+
+def make(task: Task, *, size: int, visuals: str, **_: Any) -> TabletopWorld:
+    """The world of ``task``."""
+    return TabletopWorld(task, size=size, visuals=visuals)
