@@ -1,0 +1,70 @@
+"""ONNX and torch agree; what is exported can be opened; a disagreement stops the export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.errors import ExportError
+from tests.training_fixtures import CONTRACT, NETWORK, task_data
+from training.export import build_graphs, check_parity, export_bundle
+from training.models.config import NetworkConfig
+from training.models.resnet_t import ResNetT
+
+
+def policy(seed: int = 0, network: NetworkConfig = NETWORK) -> ResNetT:
+    torch.manual_seed(seed)
+    made = ResNetT(network, CONTRACT)
+    for module in made.modules():  # statistics of a trained network, not the identity
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean = torch.randn_like(module.running_mean) * 0.1
+            module.running_var = torch.rand_like(module.running_var) + 0.5
+    return made.eval()
+
+
+def test_parity_over_short_full_and_slid_windows() -> None:
+    network = policy()
+    parity = check_parity(network, build_graphs(network), task_data(0))
+    assert parity.steps == CONTRACT.history + 5
+    assert parity.largest < 1e-4
+
+
+def test_another_networks_graph_is_refused() -> None:
+    with pytest.raises(ExportError, match="differ by"):
+        check_parity(policy(0), build_graphs(policy(1)), task_data(0))
+
+
+def test_bundle_is_written_and_opens(tmp_path: Path) -> None:
+    data = task_data(0)
+    export_bundle(
+        policy(), tmp_path / "bundle", tasks=[{"name": data.name, "instruction": data.instruction}],
+        embeddings=data.embedding[None], check_on=[data], provenance={"run": "test"},
+    )
+    bundle = open_bundle(tmp_path / "bundle")
+    assert bundle.contract == CONTRACT
+    assert bundle.instructions == (data.instruction,)
+    assert np.array_equal(bundle.embedding(data.instruction), data.embedding)
+    assert bundle.provenance["parity"]["largest_difference"] < 1e-4
+    onnx.checker.check_model(onnx.load_from_string(bundle.graph("step.onnx")), full_check=True)
+
+
+def test_refused_export_leaves_nothing(tmp_path: Path) -> None:
+    data = task_data(0, lengths=(4, 4))
+    with pytest.raises(ExportError, match="at least 11"):
+        export_bundle(
+            policy(), tmp_path / "bundle", tasks=[{"name": "a", "instruction": "b"}], embeddings=data.embedding[None],
+            check_on=[data], provenance={},
+        )
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_paper_profile_has_the_published_size() -> None:
+    from m2distill_policy.contract import Text, libero_contract
+
+    made = ResNetT(NetworkConfig(), libero_contract(128, Text("bert", "0", "pooler", 1.0, 768)))
+    assert sum(p.numel() for p in made.parameters()) == pytest.approx(5.38e6, rel=2e-3)

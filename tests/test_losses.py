@@ -1,0 +1,146 @@
+"""Each term is zero for equal networks, trains only what it should, and the Monte Carlo KL is the KL."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from m2distill_policy.contract import Text, libero_contract
+from training.losses.terms import behaviour_cloning, latent_distance, masked_mean, policy_divergence
+from training.models.config import NetworkConfig
+from training.models.mixture import Mixture
+from training.models.resnet_t import Inputs, Output, ResNetT
+
+SMALL = NetworkConfig(
+    stem_kernel=5, stem_stride=4, stem_pool=False, channels=(8, 8), keypoints=4, embed=16, layers=1, heads=2,
+    head_size=8, mlp=16, head_hidden=16, modes=3, min_std=0.03,
+)
+CONTRACT = libero_contract(32, Text("test", "0", "mean", 1.0, 12))
+
+
+def network(seed: int) -> ResNetT:
+    torch.manual_seed(seed)
+    return ResNetT(SMALL, CONTRACT).eval()
+
+
+def inputs(batch: int = 2, length: int = 10) -> Inputs:
+    generator = torch.Generator().manual_seed(5)
+    return Inputs(
+        {c.name: torch.rand(batch, length, 3, 32, 32, generator=generator) for c in CONTRACT.cameras},
+        {g.name: torch.randn(batch, length, g.size, generator=generator) for g in CONTRACT.proprioception},
+        torch.randn(batch, 12, generator=generator),
+    )
+
+
+TERMS = {
+    "text": slice(0, 1),
+    "extra": slice(1, 3),
+    "image": slice(3, 5),
+}
+
+
+def term(name: str, teacher: Output, student: Output) -> torch.Tensor:
+    valid = torch.ones(2, 10, dtype=torch.bool)
+    if name == "policy":
+        generator = torch.Generator().manual_seed(0)
+        return policy_divergence(teacher.mixture, student.mixture, valid, 8, 0.0, generator).value
+    part = TERMS[name]
+    return latent_distance(teacher.tokens[:, :, part], student.tokens[:, :, part], valid)
+
+
+@pytest.mark.parametrize("name", ["text", "extra", "image", "policy"])
+def test_term_is_zero_for_equal_networks_and_positive_for_others(name: str) -> None:
+    batch = inputs()
+    teacher = network(0)
+    with torch.no_grad():
+        assert float(term(name, teacher(batch), copy.deepcopy(teacher)(batch))) == 0.0
+        assert float(term(name, teacher(batch), network(1)(batch))) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [("text", {"text"}), ("extra", {"groups"}), ("image", {"views"}), ("policy", {"text", "groups", "views", "transformer", "head"})],
+)
+def test_term_trains_only_what_it_should(name: str, trained: set[str]) -> None:
+    batch = inputs()
+    teacher, student = network(0), network(1)
+    term(name, teacher(batch), student(batch)).backward()  # type: ignore[no-untyped-call]
+    touched = {
+        parameter_name.split(".")[0]
+        for parameter_name, parameter in student.named_parameters()
+        if parameter.grad is not None and bool((parameter.grad != 0).any())
+    }
+    assert touched == trained
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def _numeric_kl(p: Mixture, q: Mixture) -> float:
+    """KL(p || q) of one-dimensional mixtures by the trapezoidal rule on a grid far beyond both."""
+    grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)[:, None]
+    p64, q64 = (Mixture(*(part.double() for part in m)) for m in (p, q))
+    log_p, log_q = p64.log_prob(grid), q64.log_prob(grid)
+    return float(torch.trapezoid(log_p.exp() * (log_p - log_q), grid[:, 0]))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_monte_carlo_kl_agrees_with_numerical_integration(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def draw() -> Mixture:
+        return Mixture(
+            torch.tensor(rng.normal(size=3), dtype=torch.float32),
+            torch.tensor(rng.uniform(-1, 1, size=(3, 1)), dtype=torch.float32),
+            torch.tensor(rng.uniform(0.2, 0.8, size=(3, 1)), dtype=torch.float32),
+        )
+
+    p, q = draw(), draw()
+    exact = _numeric_kl(p, q)
+    generator = torch.Generator().manual_seed(seed)
+    actions = p.sample(200_000, generator)
+    values = p.log_prob(actions) - q.log_prob(actions)
+    standard_error = float(values.std()) / 200_000**0.5
+    estimate = policy_divergence(
+        Mixture(*(x[None, None] for x in p)), Mixture(*(x[None, None] for x in q)), torch.ones(1, 1, dtype=torch.bool),
+        200_000, 0.0, torch.Generator().manual_seed(seed + 10),
+    ).value
+    assert exact > 0.01
+    assert abs(float(estimate) - exact) < 5 * standard_error
+
+
+def test_kl_in_seven_dimensions_agrees_with_the_closed_form_of_single_gaussians() -> None:
+    p = Mixture(torch.zeros(1, 1, 1), torch.full((1, 1, 1, 7), 0.1), torch.full((1, 1, 1, 7), 0.3))
+    q = Mixture(torch.zeros(1, 1, 1), torch.full((1, 1, 1, 7), -0.1), torch.full((1, 1, 1, 7), 0.5))
+    exact = 7 * (np.log(0.5 / 0.3) + (0.3**2 + 0.2**2) / (2 * 0.5**2) - 0.5)
+    estimate = policy_divergence(p, q, torch.ones(1, 1, dtype=torch.bool), 100_000, 0.0, torch.Generator().manual_seed(0))
+    assert float(estimate.value) == pytest.approx(exact, rel=0.02)
+
+
+def test_floor_bounds_the_divergence_and_is_reported() -> None:
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    p = Mixture(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 7), torch.full((1, 1, 1, 7), 1e-4))
+    q = Mixture(torch.zeros(1, 1, 1), torch.full((1, 1, 1, 7), 0.05), torch.full((1, 1, 1, 7), 1e-4))
+    wild = policy_divergence(p, q, valid, 64, 0.0, torch.Generator().manual_seed(0))
+    tame = policy_divergence(p, q, valid, 64, 0.05, torch.Generator().manual_seed(0))
+    assert float(wild.value) > 1e5
+    assert float(wild.floored) == 0.0
+    assert float(tame.value) < 10
+    assert float(tame.floored) == 1.0
+
+
+def test_steps_that_are_not_valid_do_not_count() -> None:
+    values = torch.tensor([[1.0, 2.0, 1000.0]])
+    valid = torch.tensor([[True, True, False]])
+    assert float(masked_mean(values, valid)) == 1.5
+    tokens = torch.zeros(1, 3, 1, 4)
+    moved = tokens.clone()
+    moved[:, 2] = 100.0
+    assert float(latent_distance(tokens, moved, valid)) == 0.0
+
+
+def test_behaviour_cloning_of_one_gaussian_is_its_negative_log_density() -> None:
+    mixture = Mixture(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 7), torch.ones(1, 1, 1, 7))
+    loss = behaviour_cloning(mixture, torch.ones(1, 1, 7), torch.ones(1, 1, dtype=torch.bool))
+    assert float(loss) == pytest.approx(7 * (0.5 * np.log(2 * np.pi) + 0.5), rel=1e-6)

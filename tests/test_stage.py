@@ -1,0 +1,134 @@
+"""A stage cut off anywhere ends with the weights of one that was not; a teacher stays frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from m2distill_policy.errors import TrainingError
+from tests.training_fixtures import CONTRACT, config, task_data
+from training.lifelong.checkpoint import load_tensors, read_json, save_tensors
+from training.lifelong.m2distill import M2Distill
+from training.lifelong.memory import Memory
+from training.lifelong.run import make_strategy
+from training.lifelong.stage import learning_rate, train_stage
+from training.models.resnet_t import ResNetT
+from training.run_config import RunConfig
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+def start(run: RunConfig) -> ResNetT:
+    torch.manual_seed(run.seed)
+    return ResNetT(run.network, CONTRACT)
+
+
+def memory_of_one(run: RunConfig) -> Memory:
+    import numpy as np
+
+    memory = Memory(run.memory)
+    memory.add(task_data(7), np.random.default_rng(0))
+    return memory
+
+
+def train(run: RunConfig, folder: Path, stage: int, kill_at: int | None = None) -> ResNetT:
+    policy = start(run)
+    strategy = make_strategy(run, memory_of_one(run), CONTRACT.history)
+
+    def listener(step: int, steps: int, terms: dict[str, float]) -> None:
+        if step == kill_at:
+            raise Killed
+
+    train_stage(policy, strategy, task_data(0), run, stage, folder, listener, lambda point: None)
+    return policy
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "er", "m2distill"])
+@pytest.mark.parametrize("kill_at", [1, 7])
+def test_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path, strategy: str, kill_at: int) -> None:
+    run = config(strategy=strategy)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = train(run, tmp_path / "whole", stage=1)
+    with pytest.raises(Killed):
+        train(run, tmp_path / "cut", stage=1, kill_at=kill_at)
+    if kill_at > 1:
+        assert read_json(tmp_path / "cut" / "partial.json")["step"] == kill_at - 1
+    resumed = train(run, tmp_path / "cut", stage=1)
+    for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_teacher_is_frozen_and_let_go() -> None:
+    run = config()
+    strategy = M2Distill(memory_of_one(run), CONTRACT.history, run.distill)
+    policy = start(run)
+    strategy.begin_stage(policy, 0)
+    assert strategy.teacher is None
+    strategy.begin_stage(policy, 1)
+    teacher = strategy.teacher
+    assert teacher is not None and not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(1.0)
+    assert not torch.equal(next(policy.parameters()), next(teacher.parameters()))
+    strategy.end_stage(policy)
+    assert strategy.teacher is None
+
+
+def test_batch_norm_statistics_stay_when_frozen(tmp_path: Path) -> None:
+    import dataclasses
+
+    for mode, moved in (("train", True), ("frozen_after_first", False)):
+        run = config(network=dataclasses.replace(config().network, batch_norm=mode), strategy="sequential")
+        before = {k: v.clone() for k, v in start(run).state_dict().items() if "running_mean" in k}
+        (tmp_path / mode).mkdir()
+        after = train(run, tmp_path / mode, stage=1).state_dict()
+        assert any(not torch.equal(after[k], v) for k, v in before.items()) is moved
+
+
+def test_every_distillation_term_is_logged_and_each_switch_works(tmp_path: Path) -> None:
+    seen: dict[str, float] = {}
+    run = config()
+    policy = start(run)
+    strategy = make_strategy(run, memory_of_one(run), CONTRACT.history)
+    train_stage(policy, strategy, task_data(0), run, 1, tmp_path, lambda s, n, t: seen.update(t), lambda p: None)
+    for name in ("image", "text", "extra", "policy"):
+        for place in ("new", "memory", "old_instructions"):
+            assert f"{name}/{place}" in seen
+    import dataclasses
+
+    from training.lifelong.m2distill import TermConfig
+
+    for name in ("image", "text", "extra", "policy"):
+        off = config(distill=dataclasses.replace(run.distill, **{name: TermConfig(1.0, on=False)}))
+        seen.clear()
+        train_stage(
+            start(off), make_strategy(off, memory_of_one(off), CONTRACT.history), task_data(0), off, 1,
+            tmp_path / name, lambda s, n, t: seen.update(t), lambda p: None,
+        ) if (tmp_path / name).mkdir() is None else None
+        assert not any(key.startswith(f"{name}/") for key in seen)
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    digest = save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(3)})
+    assert torch.equal(load_tensors(tmp_path / "a.safetensors", digest)["x"], torch.ones(3))
+    data = bytearray((tmp_path / "a.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(bytes(data))
+    with pytest.raises(TrainingError, match="damaged"):
+        load_tensors(tmp_path / "a.safetensors", digest)
+    with pytest.raises(TrainingError, match="missing"):
+        load_tensors(tmp_path / "b.safetensors", digest)
+
+
+def test_learning_rate_warms_up_and_ends_at_the_lowest() -> None:
+    rates = [learning_rate(s, 100, 1e-3, 1e-5, 10) for s in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-5)

@@ -1,0 +1,142 @@
+"""Windows stay inside their episode; augmentation is what it says; memory keeps what it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from m2distill_policy.errors import ConfigError, TrainingError
+from tests.training_fixtures import task_data
+from training.data.augment import AugmentConfig, augment
+from training.data.task_data import TaskData
+from training.lifelong.memory import Memory, MemoryConfig
+
+OFF = AugmentConfig(0, 0, 0, 0, 0, 0)
+
+
+def indexed(lengths: tuple[int, ...]) -> TaskData:
+    data = task_data(0, lengths)
+    data.actions[:, 0] = np.arange(len(data.actions))
+    return data
+
+
+def test_windows_never_cross_an_episode() -> None:
+    lengths = (18, 21, 6)
+    data = indexed(lengths)
+    batch = data.windows(np.random.default_rng(0), 500, 10)
+    ends = np.cumsum(lengths)
+    for row, valid in zip(batch.actions[:, :, 0], batch.valid, strict=True):
+        steps = row[valid].astype(int)
+        assert np.all(np.diff(steps) == 1)
+        assert len(set(np.searchsorted(ends, steps, side="right"))) == 1
+        assert len(steps) == min(10, lengths[int(np.searchsorted(ends, steps[0], side="right"))])
+
+
+def test_every_step_is_drawn_and_early_steps_have_little_history() -> None:
+    data = indexed((18, 21))
+    batch = data.windows(np.random.default_rng(0), 4000, 10)
+    assert set(batch.actions[:, :, 0].astype(int).ravel()) == set(range(39))
+    first_of_window = batch.actions[:, 0, 0].astype(int)
+    # about 10 of 18 newest steps of the first episode have a window that starts at its beginning
+    share = np.mean(first_of_window[first_of_window < 18] == 0)
+    assert 0.45 < share < 0.66
+
+
+def test_same_seed_same_windows() -> None:
+    data = task_data(1)
+    a = data.windows(np.random.default_rng([1, 2]), 4, 10)
+    b = data.windows(np.random.default_rng([1, 2]), 4, 10)
+    assert all(np.array_equal(a.images[k], b.images[k]) for k in a.images)
+
+
+def test_augmentation_leaves_its_input_and_does_nothing_when_off() -> None:
+    frames = {"a": torch.rand(2, 3, 3, 16, 16), "b": torch.rand(2, 3, 3, 16, 16)}
+    before = {k: v.clone() for k, v in frames.items()}
+    out = augment(frames, AugmentConfig(), np.random.default_rng(0))
+    assert all(torch.equal(frames[k], before[k]) for k in frames)
+    assert not torch.equal(out["a"], frames["a"])
+    same = augment(frames, OFF, np.random.default_rng(0))
+    assert all(torch.equal(same[k], frames[k]) for k in frames)
+
+
+def test_shift_is_one_for_all_frames_and_views_of_a_window() -> None:
+    ramp = torch.arange(256.0).reshape(1, 1, 1, 16, 16).expand(2, 3, 3, 16, 16) / 255
+    out = augment({"a": ramp, "b": ramp}, AugmentConfig(0, 0, 0, 0, 0, 4), np.random.default_rng(3))
+    assert torch.equal(out["a"], out["b"])
+    assert torch.equal(out["a"][:, 0], out["a"][:, 2])
+    centre = (out["a"][:, 0, 0, 8, 8] * 255).round().long()
+    rows, columns = centre // 16 - 8, centre % 16 - 8
+    assert bool((rows.abs() <= 2).all()) and bool((columns.abs() <= 2).all())
+
+
+def test_hue_turned_by_a_third_makes_red_green() -> None:
+    red = torch.zeros(1, 1, 3, 2, 2)
+    red[:, :, 0] = 0.8
+
+    class Third:
+        def uniform(self, low: float, high: float, size: int) -> np.ndarray:
+            return np.full(size, 1 / 3 if low < 0 else 1.0)
+
+        def random(self, size: int) -> np.ndarray:
+            return np.ones(size)
+
+        def permutation(self, n: int) -> np.ndarray:
+            return np.arange(n)
+
+    out = augment({"a": red}, AugmentConfig(0, 0, 0, 0.5, 0, 0), Third())["a"]  # type: ignore[arg-type]
+    torch.testing.assert_close(out[0, 0, :, 0, 0], torch.tensor([0.0, 0.8, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_jitter_matches_the_formulas_by_hand() -> None:
+    frames = torch.rand(1, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    factor = np.random.default_rng(0).uniform(0.5, 1.5, size=1)[0]
+    out = augment({"a": frames}, AugmentConfig(0.5, 0, 0, 0, 0, 0), rng)["a"]
+    torch.testing.assert_close(out, (frames * factor).clamp(0, 1).float(), atol=1e-6, rtol=0)
+
+
+def test_augmentation_ranges_are_checked() -> None:
+    with pytest.raises(ConfigError, match="hue"):
+        AugmentConfig(hue=0.9)
+
+
+def test_memory_keeps_what_it_says_and_counts_its_bytes() -> None:
+    memory = Memory(MemoryConfig(episodes=2, replay_batch=6, instructions=True, instruction_batch=3))
+    data = task_data(0)
+    assert memory.bytes == 0
+    memory.add(data, np.random.default_rng(0))
+    kept = memory.exemplars[0]
+    assert kept.episodes == 2
+    assert memory.bytes == kept.bytes + data.embedding.nbytes
+    replay = memory.replay(np.random.default_rng(0), 10)
+    assert replay is not None and len(replay) == 6
+    new = task_data(1).windows(np.random.default_rng(1), 4, 10)
+    asked = memory.ask_old(new, np.random.default_rng(1))
+    assert asked is not None and len(asked) == 3
+    assert np.array_equal(asked.embedding, np.stack([data.embedding] * 3))
+    frames = {f.tobytes() for f in new.images["agentview_rgb"]}
+    assert all(f.tobytes() in frames for f in asked.images["agentview_rgb"])
+
+
+def test_memory_of_text_alone_keeps_no_demonstration() -> None:
+    memory = Memory(MemoryConfig(episodes=0, instructions=True))
+    data = task_data(0)
+    memory.add(data, np.random.default_rng(0))
+    assert memory.replay(np.random.default_rng(0), 10) is None
+    assert memory.bytes == data.embedding.nbytes
+
+
+def test_memory_that_asks_for_too_much_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has 3 episodes"):
+        Memory(MemoryConfig(episodes=9)).add(task_data(0), np.random.default_rng(0))
+
+
+def test_task_data_survives_disk_and_names_a_broken_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    data = task_data(3)
+    data.save(tmp_path / "x.safetensors")
+    back = TaskData.load(tmp_path / "x.safetensors", data.name, data.instruction)
+    assert back.content_hash() == data.content_hash()
+    (tmp_path / "x.safetensors").write_bytes(b"broken")
+    with pytest.raises(TrainingError, match=r"x\.safetensors cannot be read"):
+        TaskData.load(tmp_path / "x.safetensors", "a", "b")

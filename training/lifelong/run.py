@@ -1,0 +1,336 @@
+"""A lifelong run: a folder, one stage a task, each trained, exported and evaluated; killed and resumed at any moment.
+
+    run.json                  configuration, contract, tasks, data hashes, seed, versions, commit
+    metrics.jsonl             training terms as they come; tensorboard/ holds the same
+    memory/                   exemplars kept of old tasks
+    stages/stage_<k>/         partial.json while it trains; point_<i>.safetensors; stage.json once it is trained
+    bundles/stage_<k>/        what a robot loads
+    evaluation/               one JSON line a rollout
+    results.json              success matrix, metrics, bytes kept, drift
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from m2distill_policy import provenance
+from m2distill_policy.config import from_dict, to_dict
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import TrainingError
+from m2distill_policy.sim.world import Task
+from training.data.task_data import TaskData, load_task
+from training.drift import latent_drift
+from training.export import export_bundle
+from training.lifelong.checkpoint import load_tensors, read_json, save_tensors, write_json
+from training.lifelong.er import ExperienceReplay
+from training.lifelong.m2distill import M2Distill
+from training.lifelong.memory import Memory
+from training.lifelong.sequential import Sequential
+from training.lifelong.stage import append_json_line, drop_partial, pick_device, train_stage
+from training.lifelong.strategy import Strategy
+from training.models.resnet_t import ResNetT
+from training.run_config import RunConfig
+
+#: Every so many steps a row goes to metrics.jsonl and TensorBoard.
+LOG_EVERY = 10
+
+
+def demonstration_path(folder: Path, task: Task) -> Path:
+    """Where a task's demonstrations lie."""
+    return folder / f"{task.name}_demo.hdf5"
+
+
+def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
+    """The strategy that the configuration names."""
+    if config.strategy == "sequential":
+        return Sequential(memory, history)
+    if config.strategy == "er":
+        return ExperienceReplay(memory, history)
+    return M2Distill(memory, history, config.distill)
+
+
+class LifelongRun:
+    """A run folder and what is in it. Make one with :meth:`create` or :meth:`open`."""
+
+    def __init__(
+        self, folder: Path, config: RunConfig, contract: Contract, tasks: tuple[Task, ...], record: dict[str, Any]
+    ) -> None:
+        self.folder, self.config, self.contract, self.tasks, self.record = folder, config, contract, tasks, record
+
+    @staticmethod
+    def create(
+        folder: Path,
+        config: RunConfig,
+        contract: Contract,
+        tasks: tuple[Task, ...],
+        embeddings: NDArray[np.float32],
+        demonstrations: Path,
+    ) -> LifelongRun:
+        """Make the folder; refuses one that holds a run already. ``embeddings`` (tasks, text size), in order."""
+        if (folder / "run.json").exists():
+            raise TrainingError(f"{folder} already holds a run; go on with it by --resume or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "config": to_dict(config),
+            "contract": contract.to_dict(),
+            "tasks": [dataclasses.asdict(task) for task in tasks],
+            "embeddings": embeddings.tolist(),
+            "demonstrations": str(demonstrations.resolve()),
+            "data": {},
+            **provenance.describe(),
+        }
+        write_json(folder / "run.json", record)
+        return LifelongRun(folder, config, contract, tasks, record)
+
+    @staticmethod
+    def open(folder: Path) -> LifelongRun:
+        """Read a run folder back."""
+        record = read_json(folder / "run.json")
+        return LifelongRun(
+            folder,
+            from_dict(RunConfig, record["config"]),
+            Contract.from_dict(record["contract"]),
+            tuple(Task(**task) for task in record["tasks"]),
+            record,
+        )
+
+    # -- places ---------------------------------------------------------------------------------------------------
+
+    def stage_folder(self, stage: int) -> Path:
+        """Where stage ``stage`` keeps its checkpoints."""
+        return self.folder / "stages" / f"stage_{stage}"
+
+    def bundle_folder(self, stage: int) -> Path:
+        """Where stage ``stage``'s bundle lies once it is trained."""
+        return self.folder / "bundles" / f"stage_{stage}"
+
+    def trained(self, stage: int) -> bool:
+        """Whether stage ``stage`` has been trained."""
+        return (self.stage_folder(stage) / "stage.json").exists()
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def new_policy(self) -> ResNetT:
+        """The network with the weights the seed gives it."""
+        torch.manual_seed(self.config.seed)
+        return ResNetT(self.config.network, self.contract).to(pick_device())
+
+    def policy(self, stage: int) -> ResNetT:
+        """The network as stage ``stage`` left it."""
+        record = read_json(self.stage_folder(stage) / "stage.json")
+        policy = self.new_policy()
+        policy.load_state_dict(load_tensors(self.stage_folder(stage) / record["policy"], record["sha256"]))
+        return policy
+
+    def embedding(self, stage: int) -> NDArray[np.float32]:
+        """Text embedding of stage ``stage``'s instruction."""
+        return np.asarray(self.record["embeddings"][stage], dtype=np.float32)
+
+    def data(self, stage: int) -> TaskData:
+        """The demonstrations of stage ``stage``; refuses files that changed since the run first read them."""
+        path = demonstration_path(Path(self.record["demonstrations"]), self.tasks[stage])
+        data = load_task(path, self.embedding(stage), self.contract, self.config.episodes)
+        digest = data.content_hash()
+        known = self.record["data"].get(str(stage))
+        if known is None:
+            self.record["data"][str(stage)] = digest
+            write_json(self.folder / "run.json", self.record)
+        elif known != digest:
+            raise TrainingError(
+                f"{path} has changed since this run first read it ({known[:12]} then, {digest[:12]} now); restore the "
+                "file or start a new run"
+            )
+        return data
+
+    def memory(self, stages: int) -> Memory:
+        """What is kept after the first ``stages`` stages."""
+        memory = Memory(self.config.memory)
+        uses = {"sequential": Sequential, "er": ExperienceReplay, "m2distill": M2Distill}[self.config.strategy]
+        if not uses.uses_exemplars:
+            memory = Memory(dataclasses.replace(self.config.memory, episodes=0))
+        if not uses.uses_instructions:
+            memory = Memory(dataclasses.replace(memory.config, instructions=False))
+        for stage in range(stages):
+            path = self.folder / "memory" / f"exemplars_{stage}.safetensors"
+            memory.embeddings.append(self.embedding(stage))
+            if memory.config.episodes:
+                memory.exemplars.append(TaskData.load(path, self.tasks[stage].name, self.tasks[stage].instruction))
+        return memory
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def train_stages(self, after_stage: Callable[[int], None], say: Callable[[str], None], *, quiet: bool = False) -> None:
+        """Train every stage that is not trained yet; ``after_stage`` is called for each, trained now or before."""
+        for stage, task in enumerate(self.tasks):
+            if not self.trained(stage):
+                say(f"{self.config.strategy}: stage {stage + 1} of {len(self.tasks)}, {task.instruction}")
+                self._train(stage, quiet)
+            after_stage(stage)
+
+    def _train(self, stage: int, quiet: bool) -> None:
+        folder = self.stage_folder(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = self.data(stage)
+        policy = self.policy(stage - 1) if stage else self.new_policy()
+        memory = self.memory(stage)
+        strategy = make_strategy(self.config, memory, self.contract.history)
+        points: dict[int, str] = {}
+
+        def snapshot(point: int) -> None:
+            points[point] = save_tensors(folder / f"point_{point}.safetensors", policy.state_dict())
+
+        with SummaryWriter(str(self.folder / "tensorboard")) as writer, tqdm(
+            total=self.config.optim.stage_steps(stage), desc=f"{self.config.strategy} {self.tasks[stage].name}",
+            unit="step", dynamic_ncols=True, disable=quiet, file=sys.stderr,
+        ) as bar:
+            self._forget_rows_after(stage, folder)
+
+            def listener(step: int, steps: int, terms: dict[str, float]) -> None:
+                bar.update(step - bar.n)
+                if step % LOG_EVERY == 0 or step == steps:
+                    bar.set_postfix(loss=f"{terms['total']:.3f}", bc=f"{terms['bc']:.3f}", refresh=False)
+                    append_json_line(self.folder / "metrics.jsonl", {"stage": stage, "step": step, **terms})
+                    for name, value in terms.items():
+                        writer.add_scalar(f"stage_{stage}/{name}", value, step)
+
+            train_stage(policy, strategy, data, self.config, stage, folder, listener, snapshot)
+        # A stage resumed after a snapshot has the earlier snapshots on disk, not in this process.
+        for path in folder.glob("point_*.safetensors"):
+            point = int(path.stem.split("_")[1])
+            points.setdefault(point, _sha256(path))
+        # Exemplars are drawn by the seed alone, before the record that makes the stage count.
+        memory.add(data, np.random.default_rng([self.config.seed, stage, 2**31]))
+        memory.save(self.folder / "memory")
+        write_json(
+            folder / "points.json",
+            {"points": {str(p): {"file": f"point_{p}.safetensors", "sha256": d} for p, d in sorted(points.items())}},
+        )
+        self.choose(stage, self.config.evaluation.points)
+        drop_partial(folder)
+
+    def choose(self, stage: int, point: int) -> None:
+        """Make one evaluation point the stage's policy: what the next stage starts from and what is exported."""
+        folder = self.stage_folder(stage)
+        chosen = read_json(folder / "points.json")["points"][str(point)]
+        write_json(
+            folder / "stage.json",
+            {"policy": chosen["file"], "sha256": chosen["sha256"], "point": point, "bytes_kept": self._bytes(stage)},
+        )
+
+    def _bytes(self, stage: int) -> int:
+        return self.memory(stage + 1).bytes
+
+    def point_policy(self, stage: int, point: int) -> ResNetT:
+        """The network as it was at an evaluation point of a stage."""
+        record = read_json(self.stage_folder(stage) / "points.json")["points"][str(point)]
+        policy = self.new_policy()
+        policy.load_state_dict(load_tensors(self.stage_folder(stage) / record["file"], record["sha256"]))
+        return policy
+
+    def _forget_rows_after(self, stage: int, folder: Path) -> None:
+        """Drop logged rows that a resumed stage will log again."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        done = read_json(folder / "partial.json")["step"] if (folder / "partial.json").exists() else 0
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a killed process can be half a line; its step is logged again
+            if (row["stage"], row["step"]) <= (stage, done):
+                kept.append(line)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+
+    def export(self, stage: int, path: Path, *, policy: ResNetT | None = None, overwrite: bool = False) -> float:
+        """Write the bundle of stage ``stage``; returns the largest difference between ONNX Runtime and torch."""
+        network = (policy or self.policy(stage)).cpu()
+        learned = self.tasks[: stage + 1]
+        return export_bundle(
+            network,
+            path,
+            tasks=[{"name": t.name, "instruction": t.instruction} for t in learned],
+            embeddings=np.stack([self.embedding(s) for s in range(stage + 1)]),
+            check_on=[self.data(stage).subset([0])],
+            provenance={
+                "run": self.folder.name,
+                "stage": stage,
+                "strategy": self.config.strategy,
+                "seed": self.config.seed,
+                "data": self.record["data"],
+                "commit": provenance.commit(),
+                "versions": provenance.versions(),
+            },
+            overwrite=overwrite,
+        ).largest
+
+    def drift(self) -> list[list[dict[str, Any]]]:
+        """Drift of every learned task's latents after each stage: row ``stage``, entry ``task``, modality -> figures."""
+        probes = {}
+        for stage in range(len(self.tasks)):
+            if self.trained(stage):
+                rng = np.random.default_rng([self.config.seed, stage, 2**31 + 1])
+                probes[stage] = (self.policy(stage), self.data(stage).windows(rng, 8, self.contract.history))
+        table = []
+        for stage in probes:
+            now = self.policy(stage)
+            row = []
+            for task in range(stage + 1):
+                then, probe = probes[task]
+                row.append({name: dataclasses.asdict(d) for name, d in latent_drift(then, now, probe).items()})
+            table.append(row)
+        return table
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
+    """Copy a trained first stage into a run that would train the very same one; False where it would not.
+
+    No strategy has an old task to hold on to in the first stage, so runs that differ in strategy, memory or
+    distillation alone begin with the same weights.
+    """
+    def key(run: LifelongRun) -> dict[str, Any]:
+        kept = to_dict(run.config)
+        return {
+            **{k: kept[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
+            "task": kept["tasks"][0],
+            "optim": {k: v for k, v in kept["optim"].items() if k not in ("steps", "later_lr", "checkpoint_seconds")},
+            "steps": run.config.optim.stage_steps(0),
+            "points": kept["evaluation"]["points"],
+            "contract": run.contract.to_dict(),
+        }
+
+    if target.trained(0) or not source.trained(0) or key(source) != key(target):
+        return False
+    data = target.data(0)
+    if source.record["data"].get("0") != target.record["data"]["0"]:
+        return False
+    folder = target.stage_folder(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*source.stage_folder(0).glob("point_*.safetensors"), source.stage_folder(0) / "points.json"]:
+        shutil.copy2(path, folder / path.name)
+    memory = target.memory(0)
+    memory.add(data, np.random.default_rng([target.config.seed, 0, 2**31]))
+    memory.save(target.folder / "memory")
+    target.choose(0, read_json(source.stage_folder(0) / "stage.json")["point"])
+    return True

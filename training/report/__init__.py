@@ -1,0 +1,1 @@
+"""What a run showed: tables, charts, one self-contained page."""

@@ -1,0 +1,86 @@
+"""Charts as inline SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg"):]
+
+
+def _cell_matrix(rows: Sequence[Sequence[float | None]], count: int) -> np.ndarray:
+    matrix = np.full((count, count), np.nan)
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row[:count]):
+            if value is not None:
+                matrix[i, j] = value
+    return matrix
+
+
+def heatmap(rows: Sequence[Sequence[float | None]], names: Sequence[str], title: str, *, bad: bool = False) -> str:
+    """Stage x task shares in [0, 1] as a heatmap; ``bad`` colours a high share red instead of green."""
+    count = len(names)
+    matrix = _cell_matrix(rows, count)
+    figure, axis = plt.subplots(figsize=(1.0 + 0.72 * count, 1.0 + 0.62 * count))
+    axis.imshow(np.ma.masked_invalid(matrix), vmin=0, vmax=1, cmap="Reds" if bad else "Greens", aspect="auto")
+    for i in range(count):
+        for j in range(count):
+            if np.isfinite(matrix[i, j]):
+                axis.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=9,
+                          color="white" if matrix[i, j] > 0.6 else "#222")
+    axis.set_xticks(range(count), [f"{j + 1}" for j in range(count)])
+    axis.set_yticks(range(count), [f"after {i + 1}" for i in range(count)])
+    axis.set_xlabel("task")
+    axis.set_title(title, fontsize=10)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    axis.tick_params(length=0)
+    return _svg(figure)
+
+
+def drift_chart(drift: Sequence[Sequence[Mapping[str, Mapping[str, float]]]], title: str) -> str:
+    """Relative L2 drift of the first task's latents after every stage, one line a modality."""
+    figure, axis = plt.subplots(figsize=(4.2, 2.8))
+    if drift:
+        for name in drift[0][0]:
+            axis.plot(range(1, len(drift) + 1), [row[0][name]["relative"] for row in drift], marker="o", label=name)
+    axis.set_xticks(range(1, len(drift) + 1))
+    axis.set_xlabel("stages learned")
+    axis.set_ylabel("distance / norm")
+    axis.set_title(title, fontsize=10)
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=7, frameon=False)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    return _svg(figure)
+
+
+def loss_chart(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Behaviour-cloning loss over all stages, one after another."""
+    figure, axis = plt.subplots(figsize=(4.2, 2.4))
+    offset = 0
+    for stage in sorted({row["stage"] for row in rows}):
+        mine = [row for row in rows if row["stage"] == stage]
+        axis.plot([offset + row["step"] for row in mine], [row["bc"] for row in mine], lw=1)
+        offset += max(row["step"] for row in mine)
+    axis.set_xlabel("step")
+    axis.set_ylabel("negative log-likelihood")
+    axis.set_title(title, fontsize=10)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    return _svg(figure)

@@ -1,0 +1,120 @@
+"""``report.html``: one page with no outside resource."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.report.charts import drift_chart, heatmap, loss_chart
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1080px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
+table{border-collapse:collapse} td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #eee}
+td:first-child,th:first-child{text-align:left} .row{display:flex;flex-wrap:wrap;gap:1.2rem;align-items:flex-start}
+.small{color:#666;font-size:13px} figure{margin:0} figcaption{font-size:13px;color:#555} pre{background:#f6f6f6;padding:.7rem;overflow:auto}
+video,img{max-width:100%;border-radius:4px}
+"""
+
+METRICS = (
+    ("mean_final", "mean success at the end"),
+    ("fwt", "FWT"),
+    ("nbt", "NBT"),
+    ("auc", "AUC"),
+)
+
+
+def _data_uri(path: Path, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def film(path: Path, caption: str) -> str:
+    """A film or a picture, inlined."""
+    kinds = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".gif": "image/gif", ".webp": "image/webp"}
+    mime = kinds[path.suffix]
+    uri = _data_uri(path, mime)
+    inner = f'<video src="{uri}" autoplay loop muted playsinline controls></video>' if mime.startswith("video") else f'<img src="{uri}" alt="">'
+    return f"<figure>{inner}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def metrics_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """One row a run."""
+    head = "".join(f"<th>{label}</th>" for _, label in METRICS)
+    rows = []
+    for result in results:
+        cells = "".join(f"<td>{result['metrics'][key]:.2f}</td>" for key, _ in METRICS)
+        wrong = [value for value in result["wrong_object"][-1] if value is not None]
+        rows.append(
+            f"<tr><td>{html.escape(result['label'])}</td>{cells}<td>{sum(wrong) / max(1, len(wrong)):.2f}</td>"
+            f"<td>{result['bytes_kept'] / 2**20:.2f} MiB</td><td>{result['errors']}</td></tr>"
+        )
+    return (
+        f"<table><tr><th>run</th>{head}<th>wrong object at the end</th><th>kept of old tasks</th><th>errors</th></tr>"
+        + "".join(rows) + "</table>"
+    )
+
+
+def build_page(
+    results: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    films: Sequence[tuple[Path, str]] = (),
+    pictures: Sequence[tuple[Path, str]] = (),
+    served: Mapping[str, Any] | None = None,
+    losses: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> str:
+    """The page's HTML. ``results`` are the contents of the runs' ``results.json``."""
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
+        f"<h1>{html.escape(title)}</h1>",
+    ]
+    if results:
+        first = results[0]
+        tasks = [task["instruction"] for task in first["tasks"]]
+        parts.append(
+            f"<p class=small>commit {html.escape(str(first['commit']))}, {first['rollouts']} rollouts a cell from held-out "
+            f"initial states, sampling {html.escape(first['sampling'])}</p><ol>"
+            + "".join(f"<li>{html.escape(t)}</li>" for t in tasks) + "</ol>"
+        )
+        parts += ["<h2>Success: rows are stages, columns are tasks</h2><div class=row>"]
+        parts += [heatmap(r["success"], tasks, r["label"]) for r in results]
+        parts += ["</div><h2>Wrong object lifted</h2><div class=row>"]
+        parts += [heatmap(r["wrong_object"], tasks, r["label"], bad=True) for r in results]
+        parts += ["</div><h2>Lifelong metrics</h2>", metrics_table(results)]
+        parts += ["<h2>Drift of the first task's latents</h2><div class=row>"]
+        parts += [drift_chart(r["drift"], r["label"]) for r in results]
+        parts += ["</div>"]
+        if losses:
+            parts += ["<h2>Training</h2><div class=row>"]
+            parts += [loss_chart(rows, label) for label, rows in losses.items()]
+            parts += ["</div>"]
+    if films:
+        parts += ["<h2>Rollouts</h2><div class=row>", *[film(p, c) for p, c in films], "</div>"]
+    if pictures:
+        parts += ["<h2>What the cameras see</h2><div class=row>", *[film(p, c) for p, c in pictures], "</div>"]
+    if served:
+        parts += ["<h2>Served over DDS</h2><pre>", html.escape(json.dumps(served, indent=2)), "</pre>"]
+    if results:
+        about = {k: results[0][k] for k in ("versions", "machine", "seed") if k in results[0]}
+        parts += ["<h2>Where this comes from</h2><pre>", html.escape(json.dumps(about, indent=2)), "</pre>"]
+    return "".join(parts) + "</html>"
+
+
+def text_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The same table for a terminal."""
+    lines = [f"{'run':<28}{'mean':>7}{'FWT':>7}{'NBT':>7}{'AUC':>7}{'wrong':>7}{'kept MiB':>10}"]
+    for r in results:
+        m = r["metrics"]
+        wrong = [v for v in r["wrong_object"][-1] if v is not None]
+        lines.append(
+            f"{r['label']:<28}{m['mean_final']:>7.2f}{m['fwt']:>7.2f}{m['nbt']:>7.2f}{m['auc']:>7.2f}"
+            f"{sum(wrong) / max(1, len(wrong)):>7.2f}{r['bytes_kept'] / 2**20:>10.2f}"
+        )
+    for r in results:
+        lines.append(f"\nsuccess of {r['label']} (rows: after task, columns: task)")
+        lines += ["  " + " ".join("  -- " if v is None else f"{v:5.2f}" for v in row) for row in r["success"]]
+    return "\n".join(lines)
