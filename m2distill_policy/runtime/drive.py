@@ -1,0 +1,44 @@
+"""From a normalised action to what an arm takes: a set-point pose, or a velocity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+
+
+def set_point_delta(action: NDArray[np.floating[Any]], contract: Contract) -> NDArray[np.float64]:
+    """Set-point relative to the present pose (6,): translation in m and rotation vector in rad, in the contract's frame.
+
+    action: (7,) in [-1, 1]. Exact for a Cartesian impedance controller; it is not a distance that will be travelled.
+    """
+    values = np.asarray(action, dtype=np.float64)
+    scale = contract.action
+    return np.concatenate([values[:3] * scale.translation_scale, values[3:6] * scale.rotation_scale])
+
+
+def set_point(
+    pose: NDArray[np.floating[Any]], action: NDArray[np.floating[Any]], contract: Contract
+) -> NDArray[np.float64]:
+    """Set-point pose (6,) for an end effector at ``pose`` (6,): position in m and rotation vector in rad, same frame.
+
+    The rotation is applied in the frame's axes (from the left), as robosuite's OSC does.
+    """
+    delta = set_point_delta(action, contract)
+    present = np.asarray(pose, dtype=np.float64)
+    rotation = cv2.Rodrigues(delta[3:])[0] @ cv2.Rodrigues(present[3:6])[0]
+    return np.concatenate([present[:3] + delta[:3], cv2.Rodrigues(rotation)[0].ravel()])
+
+
+def twist(action: NDArray[np.floating[Any]], contract: Contract) -> NDArray[np.float64]:
+    """Velocity (6,) in m/s and rad/s, in the contract's frame, that the demonstrated arm reached for ``action`` (7,)."""
+    return contract.action.response.twist(action)
+
+
+def gripper(action: NDArray[np.floating[Any]]) -> float:
+    """The gripper's entry of ``action`` (7,): -1 open .. +1 closed."""
+    return float(action[6])

@@ -1,0 +1,259 @@
+"""The two graphs of a bundle in ONNX Runtime, checked against the contract when they are loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from m2distill_policy.bundle import INSTRUCTION_GRAPH, STEP_GRAPH, Bundle
+from m2distill_policy.errors import BundleError, ConfigError, M2DistillError, closest
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.mixture import Mixture, PolicyOutputError
+from m2distill_policy.runtime.window import TokenWindow
+
+logger = logging.getLogger(__name__)
+
+#: What a user may ask for, and what each tries in order. TensorRT is never chosen by itself: it compiles for minutes.
+PROVIDERS: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+#: Full float32 on GPUs too: TF32 alone moves a mixture's parameters by more than the export's tolerance.
+_PROVIDER_OPTIONS: Mapping[str, dict[str, Any]] = {
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
+_OUTPUTS = ("logits", "means", "scales", "tokens")
+
+
+class EngineError(M2DistillError):
+    """ONNX Runtime failed while it computed an answer."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What an instruction means to one network: text_token (1, E), film (1, F). Computed once an instruction."""
+
+    instruction: str
+    text_token: NDArray[np.float32]
+    film: NDArray[np.float32]
+
+
+class Engine:
+    """A bundle's network, ready to run. Not thread-safe: one thread at a time.
+
+    provider: what was asked for (``cpu``, ``cuda``, ``tensorrt``, ``auto``). ``threads``: of one operator; 1 keeps
+    results the same on every machine of a kind and leaves the other cores to cameras and control.
+    ``active_provider``: what runs now. ``fallback``: a sentence when that is not what was asked for, else None; it is
+    logged as a warning as well. ``auto`` without a GPU is no fall-back.
+
+    Raises :class:`BundleError` when a graph cannot be loaded, does not have the contract's signature, or answers a
+    blank observation with something that is not a mixture.
+    """
+
+    def __init__(self, bundle: Bundle, *, provider: str = "cpu", threads: int = 1) -> None:
+        if provider not in PROVIDERS:
+            raise ConfigError(f"provider '{provider}' is unknown; choose one of {list(PROVIDERS)}{closest(provider, PROVIDERS)}")
+        if threads < 1:
+            raise ConfigError(f"the engine was given {threads} threads; at least 1 is needed")
+        assert bundle.contract.text is not None  # open_bundle refuses a contract without
+        self.bundle = bundle
+        self.contract = bundle.contract
+        self.requested = provider
+        self._threads = threads
+        self.embed = int(bundle.network["embed"])
+        self.tokens = int(bundle.network["tokens"])
+        self.modes = int(bundle.network["modes"])
+        self._views = self.contract.camera_names
+        self._groups = self.contract.proprioception_names
+        self.fallback: str | None = None
+        available = onnxruntime.get_available_providers()
+        wanted = [name for name in PROVIDERS[provider] if name in available] or ["CPUExecutionProvider"]
+        self._instruction = self._session(INSTRUCTION_GRAPH, wanted)
+        self._step = self._session(STEP_GRAPH, wanted)
+        self.active_provider = str(self._step.get_providers()[0])
+        if provider != "auto" and self.active_provider != PROVIDERS[provider][0]:
+            self.fallback = (
+                f"provider '{provider}' was asked for, but {self.active_provider} is what runs: ONNX Runtime "
+                f"{onnxruntime.__version__} here offers {', '.join(available)}; install onnxruntime-gpu with its CUDA "
+                "libraries, or ask for 'cpu'"
+            )
+            logger.warning("%s", self.fallback)
+        self.film = self._check_signature()
+        self._check_answer()
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def window(self) -> TokenWindow:
+        """An empty window of this network's sizes."""
+        return TokenWindow(self.contract.history, self.tokens, self.embed)
+
+    def condition(self, instruction: str) -> Conditioning:
+        """What ``instruction`` means to this network; raises :class:`UnknownInstructionError` for one it does not know."""
+        return self._condition(instruction, self.bundle.embedding(instruction))
+
+    def _condition(self, instruction: str, embedding: NDArray[np.float32]) -> Conditioning:
+        text_token, film = self._run(self._instruction, ("text_token", "film"), {"embedding": embedding[None]})
+        return Conditioning(instruction, text_token, film)
+
+    def step(
+        self, conditioning: Conditioning, observation: Observation, window: TokenWindow
+    ) -> tuple[Mixture, NDArray[np.float32]]:
+        """One control step: the mixture over the next action, and this step's tokens (1, T, E) for ``window.push``.
+
+        The window is only read. The observation must have passed :meth:`Observation.check`. Raises
+        :class:`EngineError` when ONNX Runtime fails.
+        """
+        feed: dict[str, NDArray[Any]] = {
+            "text_token": conditioning.text_token,
+            "film": conditioning.film,
+            "past_tokens": window.past_tokens,
+            "past_count": window.past_count,
+        }
+        for name in self._views:
+            feed[name] = observation.images[name][None]
+        for name in self._groups:
+            feed[name] = np.asarray(observation.proprioception[name], dtype=np.float32)[None]
+        logits, means, scales, tokens = self._run(self._step, _OUTPUTS, feed)
+        return Mixture(logits[0], means[0], scales[0]), tokens
+
+    def _run(
+        self, session: onnxruntime.InferenceSession, outputs: tuple[str, ...], feed: dict[str, NDArray[Any]]
+    ) -> list[NDArray[np.float32]]:
+        try:
+            return session.run(outputs, feed)
+        # ONNX Runtime's own exceptions derive from Exception and RuntimeError alone; all of them end one step.
+        except Exception as error:
+            raise EngineError(
+                f"ONNX Runtime ({session.get_providers()[0]}) failed on bundle {self.bundle.identifier}: {error}"
+            ) from error
+
+    # --- loading -----------------------------------------------------------------------------------------------------
+
+    def _session(self, name: str, providers: list[str]) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.use_deterministic_compute = True
+        # Spinning workers would take the very cores that cameras and control need between two steps.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            return onnxruntime.InferenceSession(
+                self.bundle.graph(name),
+                options,
+                providers=[(p, _PROVIDER_OPTIONS.get(p, {})) for p in providers],
+            )
+        except BundleError:
+            raise
+        except Exception as error:  # see _run
+            raise BundleError(
+                f"'{self.bundle.path / name}' cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}; "
+                "export the bundle anew with this version"
+            ) from error
+
+    def _check_signature(self) -> int:
+        contract = self.contract
+        assert contract.text is not None
+        where = self.bundle.path
+        film = _dimension(self._instruction.get_outputs(), "film", 1)
+        if film is None:
+            film = _dimension(self._step.get_inputs(), "film", 1)
+        width = self.embed
+        instruction_in = {"embedding": ("float", (contract.text.size,))}
+        instruction_out = {"text_token": ("float", (width,)), "film": ("float", (film,))}
+        step_in: dict[str, tuple[str, tuple[int | None, ...]]] = {
+            "text_token": ("float", (width,)),
+            "film": ("float", (film,)),
+            "past_tokens": ("float", (contract.history - 1, self.tokens, width)),
+            "past_count": ("int64", ()),
+        }
+        step_in |= {camera.name: ("uint8", camera.shape) for camera in contract.cameras}
+        step_in |= {group.name: ("float", (group.size,)) for group in contract.proprioception}
+        size = contract.action.size
+        step_out = {
+            "logits": ("float", (self.modes,)),
+            "means": ("float", (self.modes, size)),
+            "scales": ("float", (self.modes, size)),
+            "tokens": ("float", (self.tokens, width)),
+        }
+        _check_ports(f"'{where / INSTRUCTION_GRAPH}'", "input", self._instruction.get_inputs(), instruction_in)
+        _check_ports(f"'{where / INSTRUCTION_GRAPH}'", "output", self._instruction.get_outputs(), instruction_out)
+        _check_ports(f"'{where / STEP_GRAPH}'", "input", self._step.get_inputs(), step_in)
+        _check_ports(f"'{where / STEP_GRAPH}'", "output", self._step.get_outputs(), step_out)
+        return film or 0
+
+    def _check_answer(self) -> None:
+        """Run both graphs once: it warms up the session, and an exporter may leave output shapes unsaid."""
+        try:
+            conditioning = self._condition(self.bundle.instructions[0], self.bundle.embeddings[0])
+            mixture, tokens = self.step(conditioning, blank_observation(self.bundle), self.window())
+            mixture.check()
+        except (EngineError, PolicyOutputError) as error:
+            raise BundleError(f"bundle '{self.bundle.path}' does not answer a blank observation: {error}") from error
+        size = self.contract.action.size
+        shapes = {
+            "logits": (mixture.logits.shape, (self.modes,)),
+            "means": (mixture.means.shape, (self.modes, size)),
+            "tokens": (tokens.shape, (1, self.tokens, self.embed)),
+        }
+        for name, (got, wanted) in shapes.items():
+            if got != wanted:
+                raise BundleError(
+                    f"'{self.bundle.path / STEP_GRAPH}' answers '{name}' of shape {got}; the contract wants {wanted}; "
+                    "export the bundle anew"
+                )
+        if not np.isfinite(tokens).all():
+            raise BundleError(f"'{self.bundle.path / STEP_GRAPH}' answers tokens that are not finite; export the bundle anew")
+
+
+def blank_observation(bundle: Bundle, stamp: float = 0.0) -> Observation:
+    """Grey pictures and readings of zero (or the nearest allowed value), of the contract's shapes."""
+    contract = bundle.contract
+    return Observation(
+        images={c.name: np.full(c.shape, 128, dtype=np.uint8) for c in contract.cameras},
+        proprioception={
+            g.name: np.full(g.size, min(max(0.0, g.low), g.high), dtype=np.float32) for g in contract.proprioception
+        },
+        stamp=stamp,
+    )
+
+
+def _dimension(ports: list[Any], name: str, axis: int) -> int | None:
+    for port in ports:
+        if port.name == name and len(port.shape) > axis and isinstance(port.shape[axis], int):
+            return int(port.shape[axis])
+    return None
+
+
+def _check_ports(
+    graph: str, kind: str, ports: list[Any], wanted: Mapping[str, tuple[str, tuple[int | None, ...]]]
+) -> None:
+    """Compare a graph's inputs or outputs with name -> (element type, shape without the batch axis)."""
+    found = {port.name: port for port in ports}
+    only_here, only_there = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
+    if only_here or only_there:
+        raise BundleError(
+            f"{graph} does not have the contract's {kind}s: missing {only_there}, not expected {only_here}; "
+            "export the bundle anew"
+        )
+    for name, (element, shape) in wanted.items():
+        port = found[name]
+        dims = list(port.shape)
+        fits = len(dims) == len(shape) + 1 and (not isinstance(dims[0], int) or dims[0] == 1)
+        for got, want in zip(dims[1:], shape, strict=False):
+            # An axis that the exporter left open is settled by the first answer, see _check_answer.
+            fits = fits and (not isinstance(got, int) or want is None or got == want)
+        if port.type != f"tensor({element})" or not fits:
+            raise BundleError(
+                f"{graph} has the {kind} '{name}' as {port.type} {dims}; "
+                f"the contract wants tensor({element}) {['batch', *shape]}; export the bundle anew"
+            )

@@ -1,0 +1,54 @@
+"""From a camera's picture to the network's: one crop, one resize, for the live node, bag import and plain DDS alike."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Camera
+from m2distill_policy.errors import ObservationError
+
+
+def centre_crop(height: int, width: int, camera: Camera) -> tuple[int, int, int, int]:
+    """The largest centred part with the contract's aspect: (top, left, height, width) in pixels of the source."""
+    # Compared as whole numbers, so that an exact aspect never loses a row to rounding.
+    if width * camera.height > height * camera.width:
+        crop_height, crop_width = height, max(1, round(height * camera.width / camera.height))
+    else:
+        crop_height, crop_width = max(1, round(width * camera.height / camera.width)), width
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def preprocess(frame: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
+    """Centre-crop to the contract's aspect and shrink by area averaging to its resolution.
+
+    frame: (H, W, 3) uint8, RGB, upright, at least as large as the contract's. Returns (camera.height, camera.width, 3)
+    uint8, contiguous; the very same array when nothing has to be done. Raises :class:`ObservationError` for another
+    dtype or shape, and for a frame that would have to be enlarged: invented pixels are not what was trained on.
+    """
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise ObservationError(
+            f"view '{camera.name}' is {frame.dtype} {frame.shape}; uint8 (height, width, 3) in RGB is needed"
+        )
+    if frame.shape == camera.shape and frame.flags.c_contiguous:
+        return frame
+    top, left, height, width = centre_crop(frame.shape[0], frame.shape[1], camera)
+    if height < camera.height or width < camera.width:
+        raise ObservationError(
+            f"view '{camera.name}' is {frame.shape[0]} x {frame.shape[1]} pixels, of which {height} x {width} have the "
+            f"right aspect; the contract wants at least {camera.height} x {camera.width}; choose a larger camera mode"
+        )
+    part = frame[top : top + height, left : left + width]
+    if part.shape == camera.shape:
+        return np.ascontiguousarray(part)
+    resized = cv2.resize(part, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def fov_y_after_crop(fov_y: float, height: int, width: int, camera: Camera) -> float:
+    """Vertical field of view, in degrees, that is left of a (height, width) picture of ``fov_y`` degrees after the crop."""
+    cropped = centre_crop(height, width, camera)[2]
+    return math.degrees(2 * math.atan(math.tan(math.radians(fov_y) / 2) * cropped / height))

@@ -1,0 +1,415 @@
+"""The policy server: observations and time in, decisions out. Knows no transport, no clock and no robot."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.bundle import Bundle
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ConfigError, UnknownInstructionError
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.engine import Conditioning, Engine, EngineError
+from m2distill_policy.runtime.hotswap import HotSwap, Seen, SwapError, load_for_swap, require_compatible
+from m2distill_policy.runtime.mixture import Mixture, PolicyOutputError, Sampling, check_sampling
+from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
+from m2distill_policy.runtime.status import Status, StatusCode, SwapReport, SwapState
+from m2distill_policy.runtime.watchdog import Fault, Watchdog, WatchLimits
+from m2distill_policy.runtime.window import RawHistory, TokenWindow
+
+logger = logging.getLogger(__name__)
+
+SwapWhen = Literal["idle", "now"]
+Resume = Literal["auto", "enable"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do this cycle, and why.
+
+    action: (7,) float64, the command in the contract's units ([-1, 1]), within the limits; zero motion when halted.
+    command: whether ``action`` is to be sent to the arm; False in shadow mode, and while nothing new is known.
+    sample: (7,) the policy's own answer before any limit, or None when it gave none this cycle.
+    mixture: the mixture it was drawn from, or None.
+    status: code, sentence and the rest. bundle: identifier of the network that answered.
+    stamp: of the observation answered (s), None for a cycle without one.
+    """
+
+    action: NDArray[np.float64]
+    command: bool
+    sample: NDArray[np.float64] | None
+    mixture: Mixture | None
+    status: Status
+    bundle: str
+    stamp: float | None
+
+
+@dataclass
+class _Active:
+    """The network that drives, and its memory. Replaced as a whole by a hot swap."""
+
+    engine: Engine
+    window: TokenWindow
+    conditioning: Conditioning | None = field(default=None)
+
+
+class PolicyServer:
+    """Serves one bundle at a time. Methods may be called from several threads; each call is a whole.
+
+    provider, threads: see :class:`Engine`. sampling, temperature: see :meth:`Mixture.draw`. limits: safety;
+    watch: what is too late, early or frozen. enabled: False begins in shadow mode. resume: ``auto`` drives on when a
+    fault has passed (with an empty window), ``enable`` waits for :meth:`enable`. swap_when: ``now`` switches between
+    any two cycles, ``idle`` only while the arm is not driven or before an episode's first step.
+
+    Random numbers: episode ``e`` of seed ``s`` draws from ``numpy.random.default_rng([s, e])``; the first episode is
+    0, and every :meth:`reset` after at least one answer begins the next.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        provider: str = "cpu",
+        threads: int = 1,
+        sampling: Sampling = "low_noise",
+        temperature: float = 1.0,
+        seed: int = 0,
+        limits: SafetyLimits | None = None,
+        watch: WatchLimits | None = None,
+        enabled: bool = True,
+        resume: Resume = "auto",
+        swap_when: SwapWhen = "now",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        check_sampling(sampling, temperature)
+        if resume not in ("auto", "enable"):
+            raise ConfigError(f"resume is '{resume}'; choose 'auto' or 'enable'")
+        if swap_when not in ("idle", "now"):
+            raise ConfigError(f"swap_when is '{swap_when}'; choose 'idle' or 'now'")
+        self._provider, self._threads = provider, threads
+        self._sampling, self._temperature = sampling, temperature
+        self._resume, self._swap_when = resume, swap_when
+        self._clock = clock
+        self._lock = threading.RLock()
+        engine = Engine(bundle, provider=provider, threads=threads)
+        self._active = _Active(engine, engine.window())
+        self._previous: Engine | None = None
+        self._instruction: str | None = None
+        self._enabled = enabled
+        #: Set by a fault that must be cleared (or a requested halt): the server stays halted while it is there.
+        self._held: Fault | None = None
+        self._refused_instruction: Fault | None = None
+        self._history = RawHistory(self.contract.history, self.contract.period)
+        self._governor = Governor(limits or SafetyLimits(), self.contract.period)
+        self._watchdog = Watchdog(self.contract, watch or WatchLimits())
+        self._seed, self._episode, self._answers = seed, 0, 0
+        self._rng = np.random.default_rng([seed, 0])
+        self._overruns = 0
+        self._swap = HotSwap(self._seen)
+
+    # --- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that drives now."""
+        return self._active.engine.bundle
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that drives now."""
+        return self._active.engine
+
+    @property
+    def contract(self) -> Contract:
+        """The contract; only its velocity response may change with a hot swap."""
+        return self._active.engine.contract
+
+    @property
+    def instruction(self) -> str | None:
+        """The present instruction."""
+        return self._instruction
+
+    @property
+    def enabled(self) -> bool:
+        """Whether commands are to be sent."""
+        return self._enabled
+
+    @property
+    def motion(self) -> Motion:
+        """Running, halting or halted."""
+        return self._governor.motion
+
+    @property
+    def window(self) -> TokenWindow:
+        """The tokens kept of earlier steps; to be read only."""
+        return self._active.window
+
+    @property
+    def episode(self) -> tuple[int, int]:
+        """(seed, episode) of the random stream in use."""
+        return self._seed, self._episode
+
+    @property
+    def swap(self) -> SwapReport:
+        """Where the latest hot swap stands."""
+        return self._swap.report
+
+    # --- what it is told ---------------------------------------------------------------------------------------------
+
+    def set_instruction(self, instruction: str) -> None:
+        """Tell the policy what to do. A new text clears the window; the present one again changes nothing.
+
+        An empty text takes the instruction back: the arm halts. Raises :class:`UnknownInstructionError`, listing the
+        known ones, for a text that the bundle does not know: then too the arm halts, because going on with the old
+        task is not what was asked for.
+        """
+        with self._lock:
+            if instruction == self._instruction and self._refused_instruction is None and self._held is None:
+                return
+            self._clear("a new instruction")
+            self._refused_instruction = None
+            self._release_requested_halt()
+            if not instruction:
+                self._instruction = self._active.conditioning = None
+                return
+            try:
+                self._active.conditioning = self._active.engine.condition(instruction)
+            except UnknownInstructionError as error:
+                self._instruction = self._active.conditioning = None
+                self._refused_instruction = Fault(StatusCode.UNKNOWN_INSTRUCTION, f"The instruction was refused: {error}")
+                raise
+            self._instruction = instruction
+
+    def reset(
+        self, reason: str = "reset", *, seed: int | None = None, episode: int | None = None, still: bool = False
+    ) -> None:
+        """Begin an episode: the window is cleared, stamps and pictures are compared with nothing, a fresh random stream.
+
+        seed: begin again at episode 0 of this seed; without it the next episode of the present one (the same one
+        when it has not been answered yet). episode: this very episode. still: the arm is known to stand still (a
+        world was reset), so the last command is forgotten too.
+        """
+        with self._lock:
+            self._clear(reason)
+            self._watchdog.forget()
+            self._release_requested_halt()
+            if still:
+                self._governor.forget()
+            if seed is not None:
+                self._seed, self._episode = seed, 0
+            elif self._answers:
+                self._episode += 1
+            if episode is not None:
+                self._episode = episode
+            self._answers = 0
+            self._rng = np.random.default_rng([self._seed, self._episode])
+
+    def enable(self) -> None:
+        """Send commands from the next observation on, with an empty window; also clears a held fault."""
+        with self._lock:
+            self._enabled = True
+            self._held = None
+            self._clear("enable")
+
+    def disable(self) -> None:
+        """Ramp to a halt, then go on answering without commands (shadow mode)."""
+        with self._lock:
+            self._enabled = False
+
+    def halt(self, reason: str) -> None:
+        """Ramp to a halt and stay there until :meth:`enable`, :meth:`reset` or :meth:`set_instruction`."""
+        with self._lock:
+            self._held = Fault(StatusCode.HALT_REQUESTED, f"Halted: {reason}.")
+
+    # --- one cycle ---------------------------------------------------------------------------------------------------
+
+    def step(self, observation: Observation, now: float, *, steady: float | None = None) -> Decision:
+        """Answer one observation.
+
+        now: s, in the clock of the observation's stamp. steady: s, a monotonic clock for arrival ages; ``now`` when
+        not given. Never raises for what an observation or the network may do: the status says it and the arm halts.
+        """
+        with self._lock:
+            begin = self._clock()
+            self._switch_if_ready()
+            fault = self._watchdog.judge(observation, now, now if steady is None else steady)
+            if fault is not None:
+                return self._halted(fault, observation.stamp, begin)
+            if self._refused_instruction is not None:
+                return self._halted(self._refused_instruction, observation.stamp, begin)
+            conditioning = self._active.conditioning
+            if conditioning is None:
+                return self._halted(
+                    Fault(StatusCode.NO_INSTRUCTION, "No instruction has been given; send one."), observation.stamp, begin
+                )
+            if self._history.gap(observation.stamp):
+                self._clear("a gap between two stamps")
+            driving = self._enabled and self._held is None
+            if driving and self._governor.motion is not Motion.RUNNING and len(self._history):
+                self._clear("resume after a halt")
+            active = self._active
+            try:
+                mixture, tokens = active.engine.step(conditioning, observation, active.window)
+                mixture.check()
+                sample = mixture.draw(self._sampling, self._rng, self._temperature)
+                if driving:
+                    action = self._governor.admit(sample)
+            except (EngineError, PolicyOutputError) as error:
+                code = StatusCode.ENGINE_FAILED if isinstance(error, EngineError) else StatusCode.BAD_OUTPUT
+                return self._halted(Fault(code, f"No action: {error}."), observation.stamp, begin)
+            self._answers += 1
+            used = active.window.count + 1
+            active.window.push(tokens)
+            self._history.push(observation)
+            self._swap.notice()
+            if driving:
+                fault = Fault(StatusCode.RUNNING, f"Told to {conditioning.instruction}.")
+                command = True
+            else:
+                fault = self._held or Fault(
+                    StatusCode.DISABLED, "The policy is not enabled: it answers, but sends no command."
+                )
+                command = self._governor.motion is not Motion.HALTED
+                action = self._governor.halt()
+            return self._decision(action, command, sample, mixture, fault, observation.stamp, used, begin)
+
+    def tick_without_observation(self, now: float, *, steady: float | None = None) -> Decision:
+        """A cycle in which no new observation came: nothing to send at first, a ramp to a halt when it lasts.
+
+        now, steady: as in :meth:`step`.
+        """
+        with self._lock:
+            begin = self._clock()
+            self._switch_if_ready()
+            fault = self._watchdog.silence(now if steady is None else steady)
+            stopped = self._held or self._refused_instruction
+            if stopped is None and self._instruction is None:
+                stopped = Fault(StatusCode.NO_INSTRUCTION, "No instruction has been given; send one.")
+            if stopped is None and not self._enabled:
+                stopped = Fault(StatusCode.DISABLED, "The policy is not enabled: it answers, but sends no command.")
+            if fault.code is StatusCode.MISSING_OBSERVATION:
+                return self._halted(fault, None, begin)
+            if stopped is not None:
+                return self._halted(stopped, None, begin)
+            if self._governor.motion is Motion.RUNNING:
+                return self._decision(self._governor.last, False, None, None, fault, None, 0, begin)
+            return self._halted(fault, None, begin)
+
+    # --- hot swap ----------------------------------------------------------------------------------------------------
+
+    def load(self, path: str | Path) -> None:
+        """Ask for a hot swap to the bundle at ``path``; returns at once, see :attr:`swap` and the status for its fate."""
+        path = Path(path)
+        with self._lock:
+            present = self.bundle
+        self._swap.begin(
+            f"Bundle '{path.name}'",
+            lambda: load_for_swap(
+                path, present, lambda: self._instruction, provider=self._provider, threads=self._threads
+            ),
+        )
+
+    def rollback(self) -> None:
+        """Ask for a swap back to the network before the last switch; raises :class:`SwapError` when there is none."""
+        with self._lock:
+            previous, present = self._previous, self.bundle
+        if previous is None:
+            raise SwapError("there is no earlier bundle to go back to: none has been replaced since the start")
+
+        def prepare() -> Engine:
+            require_compatible(present, previous.bundle, self._instruction)
+            return previous
+
+        self._swap.begin(f"Bundle {previous.bundle.identifier} (rollback)", prepare)
+
+    def wait_for_swap(self, timeout: float) -> SwapReport:
+        """Block until the swap under way is refused or ready, and switch at once if ``swap_when`` allows it now.
+
+        Call it between two cycles from the thread that steps: in lockstep this makes the moment of the switch
+        reproducible. timeout: s; raises :class:`SwapError` when it passes.
+        """
+        self._swap.wait_ready(timeout)
+        with self._lock:
+            self._switch_if_ready(wait=True)
+            return self._swap.report
+
+    def close(self) -> None:
+        """End the background thread; the server must not be used afterwards."""
+        self._swap.cancel()
+
+    def _seen(self) -> Seen:
+        with self._lock:
+            generation, steps = self._history.snapshot()
+            return Seen(self._instruction, generation, steps)
+
+    def _idle(self) -> bool:
+        return not len(self._history) or self._governor.motion is Motion.HALTED
+
+    def _switch_if_ready(self, wait: bool = False) -> None:
+        if self._swap.report.state is not SwapState.READY or (self._swap_when == "idle" and not self._idle()):
+            return
+        candidate = self._swap.take(self._seen().key, wait=wait)
+        if candidate is None:
+            return
+        self._previous = self._active.engine
+        self._active = _Active(candidate.engine, candidate.window, candidate.conditioning)
+        logger.info("bundle %s took over from %s", self.bundle.identifier, self._previous.bundle.identifier)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _clear(self, reason: str) -> None:
+        self._active.window.clear()
+        self._history.clear(reason)
+        self._swap.notice()
+
+    def _release_requested_halt(self) -> None:
+        if self._held is not None and self._held.code is StatusCode.HALT_REQUESTED:
+            self._held = None
+
+    def _halted(self, fault: Fault, stamp: float | None, begin: float) -> Decision:
+        driving = self._enabled and self._instruction is not None and self._held is None
+        if self._resume == "enable" and driving and fault.code.is_fault:
+            self._held = Fault(StatusCode.HELD, f"{fault.sentence} Enable the policy to go on.")
+        # The ramp is always sent to its end. Zeros follow it only while the arm is ours: enabled, and told something.
+        ours = self._enabled and self._instruction is not None and fault.code is not StatusCode.WAITING
+        command = ours or self._governor.motion is not Motion.HALTED
+        return self._decision(self._governor.halt(), command, None, None, fault, stamp, 0, begin)
+
+    def _decision(
+        self,
+        action: NDArray[np.float64],
+        command: bool,
+        sample: NDArray[np.float64] | None,
+        mixture: Mixture | None,
+        fault: Fault,
+        stamp: float | None,
+        used: int,
+        begin: float,
+    ) -> Decision:
+        bundle = self.bundle
+        latency = self._clock() - begin
+        self._overruns += latency > self.contract.period
+        status = Status(
+            code=fault.code,
+            sentence=fault.sentence,
+            stamp=stamp,
+            motion=self._governor.motion.value,
+            bundle=bundle.identifier,
+            tasks=bundle.task_names,
+            instruction=self._instruction or "",
+            window=used,
+            latency=latency,
+            overruns=self._overruns,
+            window_cleared=self._history.cleared_because,
+            swap=self._swap.report,
+            warning=self._active.engine.fallback or "",
+        )
+        return Decision(action, command, sample, mixture, status, bundle.identifier, stamp)

@@ -1,0 +1,149 @@
+"""Is this observation fit to act on? Stamps, silence and frozen pictures; the form itself is ``Observation.check``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.status import StatusCode
+
+
+@dataclass(frozen=True)
+class WatchLimits:
+    """What counts as late, early or frozen; None switches a check off.
+
+    stale_after: s between an observation's stamp and now. silent_after: s without an observation before the arm is
+    halted. future_tolerance: s by which a stamp may be ahead of now. frozen_after: steps in a row with the very same
+    picture while a reading moved by more than ``frozen_motion`` (rad or m) in all.
+    """
+
+    stale_after: float | None = 0.2
+    silent_after: float | None = 0.15
+    future_tolerance: float | None = 0.1
+    frozen_after: int | None = 10
+    frozen_motion: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("stale_after", "silent_after", "future_tolerance", "frozen_motion"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"watchdog limit '{name}' is {value}; a positive number of seconds or none is allowed")
+        if self.frozen_after is not None and self.frozen_after < 2:
+            raise ConfigError(f"watchdog limit 'frozen_after' is {self.frozen_after} steps; at least 2 or none is allowed")
+
+    @staticmethod
+    def lockstep() -> WatchLimits:
+        """For simulation that waits for every answer: no clock to compare with, and a still scene may look still."""
+        return WatchLimits(stale_after=None, silent_after=None, future_tolerance=None, frozen_after=None)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an observation, or the lack of one, is refused."""
+
+    code: StatusCode
+    sentence: str
+
+
+class Watchdog:
+    """Judges each observation as it comes. Time is handed in.
+
+    ``now`` is in the clock of the stamps (ROS time, simulated time); ``steady`` is monotonic and measures silence.
+    """
+
+    def __init__(self, contract: Contract, limits: WatchLimits) -> None:
+        self.limits = limits
+        self._contract = contract
+        self.forget()
+
+    def forget(self) -> None:
+        """A new episode: the next stamp and pictures are compared with nothing."""
+        self._last_stamp: float | None = None
+        self._last_arrival: float | None = None
+        self._first_tick: float | None = None
+        self._same_picture: dict[str, int] = {}
+        self._previous: dict[str, NDArray[np.uint8]] | None = None
+        self._moved_from: dict[str, dict[str, NDArray[np.float32]]] = {}
+
+    def judge(self, observation: Observation, now: float, steady: float) -> Fault | None:
+        """The first fault found, or None. Remembers stamp and pictures for the next call."""
+        limits, stamp = self.limits, observation.stamp
+        self._last_arrival = steady
+        if not math.isfinite(stamp):
+            return Fault(StatusCode.BAD_OBSERVATION, f"The observation's stamp is {stamp}; seconds are needed.")
+        last, self._last_stamp = self._last_stamp, stamp
+        try:
+            observation.check(self._contract)
+        except ObservationError as error:
+            self._previous = None
+            return Fault(StatusCode.BAD_OBSERVATION, f"The observation cannot be used: {error}.")
+        frozen = self._frozen(observation)
+        # The last stamp seen is what counts, not the last one accepted: after a clock was set back once, later
+        # stamps are in order again.
+        if last is not None and stamp == last:
+            return Fault(
+                StatusCode.REPEATED_STAMP,
+                f"Two observations carry the stamp {stamp:.3f} s: a camera or driver repeats itself; restart it.",
+            )
+        if last is not None and stamp < last:
+            return Fault(
+                StatusCode.OUT_OF_ORDER,
+                f"The observation's stamp {stamp:.3f} s is {last - stamp:.3f} s before the one seen last; "
+                "clocks were changed or messages overtook each other.",
+            )
+        if limits.future_tolerance is not None and stamp - now > limits.future_tolerance:
+            return Fault(
+                StatusCode.FUTURE_STAMP,
+                f"The observation's stamp is {stamp - now:.3f} s in the future; at most {limits.future_tolerance:g} s "
+                "is allowed: compare the clocks of the machines.",
+            )
+        if limits.stale_after is not None and now - stamp > limits.stale_after:
+            return Fault(
+                StatusCode.STALE_OBSERVATION,
+                f"The observation is {now - stamp:.3f} s old; at most {limits.stale_after:g} s is allowed.",
+            )
+        return frozen
+
+    def silence(self, steady: float) -> Fault:
+        """What a cycle without an observation means: ``WAITING``, or ``MISSING_OBSERVATION`` when it lasts too long."""
+        if self._first_tick is None:
+            self._first_tick = steady
+        since = steady - (self._last_arrival if self._last_arrival is not None else self._first_tick)
+        if self.limits.silent_after is None or since <= self.limits.silent_after:
+            return Fault(StatusCode.WAITING, f"Waiting for the next observation since {max(since, 0.0):.3f} s.")
+        wanted = ", ".join((*self._contract.camera_names, *self._contract.proprioception_names))
+        return Fault(
+            StatusCode.MISSING_OBSERVATION,
+            f"No observation for {since:.3f} s; at most {self.limits.silent_after:g} s is allowed: "
+            f"see whether all of {wanted} are published.",
+        )
+
+    def _frozen(self, observation: Observation) -> Fault | None:
+        if self.limits.frozen_after is None:
+            return None
+        # Copies: a driver may fill the same buffer again, which would look frozen.
+        previous = self._previous
+        self._previous = {name: observation.images[name].copy() for name in self._contract.camera_names}
+        for name in self._contract.camera_names:
+            if previous is None or not np.array_equal(previous[name], observation.images[name]):
+                self._same_picture[name] = 1
+                self._moved_from[name] = {g: v.copy() for g, v in observation.proprioception.items()}
+                continue
+            self._same_picture[name] += 1
+            if self._same_picture[name] < self.limits.frozen_after:
+                continue
+            start = self._moved_from[name]
+            motion = max(float(np.abs(v - start[g]).max()) for g, v in observation.proprioception.items() if g in start)
+            if motion > self.limits.frozen_motion:
+                return Fault(
+                    StatusCode.FROZEN_VIEW,
+                    f"View '{name}' has shown the very same picture for {self._same_picture[name]} steps while the arm "
+                    f"moved by {motion:.3f}; restart the camera.",
+                )
+        return None
