@@ -22,6 +22,7 @@ import secrets
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,12 +45,15 @@ NETWORK_KEYS = ("modes", "tokens", "embed")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+#: What NumPy raises for an archive that is damaged, whichever the damage happens to hit.
+_DAMAGED = (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error, MemoryError,
+            SyntaxError, NotImplementedError, RuntimeError)  # fmt: skip
 _COPY_AGAIN = "copy the bundle again or export it anew"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. Everything was read once, when it was opened: changing the folder afterwards changes nothing here.
+    """A verified bundle. Everything was read once, when it was opened: later changes to the folder have no effect.
 
     path: where it was read from.
     identifier: the first 12 hexadecimal digits of the manifest's sha256; names this bundle in every status.
@@ -78,7 +82,7 @@ class Bundle:
             ) from None
 
     def embedding(self, instruction: str) -> NDArray[np.float32]:
-        """Embedding (text size,) of a known instruction; raises :class:`UnknownInstructionError` listing the known ones."""
+        """Embedding (text size,) of ``instruction``; raises :class:`UnknownInstructionError`, listing the known ones."""
         try:
             return self.embeddings[self.instructions.index(instruction)]
         except ValueError:
@@ -198,13 +202,17 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     try:
         present = {entry.name: entry for entry in path.iterdir()}
         if MANIFEST not in present:
-            raise BundleError(f"'{path}' holds no '{MANIFEST}', so it is not a bundle; give the folder 'm2distill export' wrote")
+            raise BundleError(
+                f"'{path}' holds no '{MANIFEST}', so it is not a bundle; give the folder that 'm2distill export' wrote"
+            )
         manifest = _read_plain(present[MANIFEST])
         listed = _listed_files(path, manifest)
         for name in sorted(set(listed) - set(present)):
             raise BundleError(f"bundle '{path}' lacks the file '{name}' that its manifest lists; {_COPY_AGAIN}")
         for name in sorted(set(present) - set(listed) - {MANIFEST}):
-            raise BundleError(f"bundle '{path}' holds a file '{name}' that its manifest does not list; remove it or {_COPY_AGAIN}")
+            raise BundleError(
+                f"bundle '{path}' holds a file '{name}' that its manifest does not list; remove it or {_COPY_AGAIN}"
+            )
         files = {name: _read_plain(present[name]) for name in listed}
     except OSError as error:
         raise BundleError(f"bundle '{path}' could not be read: {error}; {_COPY_AGAIN}") from error
@@ -259,9 +267,13 @@ def _listed_files(path: Path, manifest: bytes) -> dict[str, str]:
     listed = _load_manifest(path, manifest)["files"]
     for name, digest in listed.items():
         if not _PLAIN_NAME.match(name) or name == MANIFEST:
-            raise BundleError(f"'{path / MANIFEST}' lists the file name {name!r}; plain names without folders are allowed")
+            raise BundleError(
+                f"'{path / MANIFEST}' lists the file name {name!r}; plain names without folders are allowed"
+            )
         if not isinstance(digest, str) or not _SHA256.match(digest):
-            raise BundleError(f"'{path / MANIFEST}' gives {digest!r} as the sha256 of '{name}'; 64 hexadecimal digits are needed")
+            raise BundleError(
+                f"'{path / MANIFEST}' gives {digest!r} as the sha256 of '{name}'; 64 hexadecimal digits are needed"
+            )
     for name in (INSTRUCTION_GRAPH, STEP_GRAPH, INSTRUCTIONS):
         if name not in listed:
             raise BundleError(f"'{path / MANIFEST}' does not list '{name}', which every bundle needs; {_COPY_AGAIN}")
@@ -269,7 +281,7 @@ def _listed_files(path: Path, manifest: bytes) -> dict[str, str]:
 
 
 def _parse(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
-    """Everything that is checked beyond the hashes; shared by the writer, so that it never writes what cannot be read."""
+    """Everything that is checked beyond the hashes; the writer checks it too, so that what it writes can be read."""
     where = path / MANIFEST
     data = _load_manifest(path, manifest)
     _listed_files(path, manifest)
@@ -278,7 +290,9 @@ def _parse(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
     except ContractError as error:
         raise BundleError(f"'{where}': {error}; {_COPY_AGAIN}") from error
     if contract.text is None:
-        raise BundleError(f"'{where}': the contract names no text encoder; a bundle needs one to understand instructions")
+        raise BundleError(
+            f"'{where}': the contract names no text encoder; a bundle needs one to understand instructions"
+        )
     network = data["network"]
     for key in NETWORK_KEYS:
         value = network.get(key)
@@ -293,7 +307,8 @@ def _parse(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
     instructions, embeddings = _load_instructions(path / INSTRUCTIONS, files[INSTRUCTIONS], contract.text.size)
     tasks = data["tasks"]
     for i, task in enumerate(tasks):
-        if not isinstance(task, dict) or not all(isinstance(task.get(k), str) and task[k] for k in ("name", "instruction")):
+        texts = [task.get(key) for key in ("name", "instruction")] if isinstance(task, dict) else [None]
+        if not all(isinstance(text, str) and text for text in texts):
             raise BundleError(f"'{where}' has {task!r} at 'tasks[{i}]'; a name and an instruction are needed")
         if task["instruction"] not in instructions:
             raise BundleError(
@@ -321,11 +336,12 @@ def _load_instructions(where: Path, data: bytes, size: int) -> tuple[tuple[str, 
             if set(archive.files) != {"instructions", "embeddings"}:
                 raise ValueError(f"it holds {sorted(archive.files)}, not 'instructions' and 'embeddings'")
             texts, embeddings = archive["instructions"], archive["embeddings"]
-    # NumPy raises whichever of these the damage happens to hit.
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, MemoryError, SyntaxError) as error:
+    except _DAMAGED as error:
         raise BundleError(f"'{where}' cannot be read ({error}); {_COPY_AGAIN}") from error
     if texts.ndim != 1 or texts.dtype.kind != "U" or texts.size == 0:
-        raise BundleError(f"'{where}': 'instructions' is {texts.dtype} {texts.shape}; a list of at least one text is needed")
+        raise BundleError(
+            f"'{where}': 'instructions' is {texts.dtype} {texts.shape}; a list of at least one text is needed"
+        )
     instructions = tuple(str(text) for text in texts)
     if len(set(instructions)) != len(instructions) or not all(instructions):
         raise BundleError(f"'{where}': instructions must be different and not empty; got {list(instructions)}")

@@ -12,7 +12,7 @@ from m2distill_policy.contract import Contract
 
 
 def set_point_delta(action: NDArray[np.floating[Any]], contract: Contract) -> NDArray[np.float64]:
-    """Set-point relative to the present pose (6,): translation in m and rotation vector in rad, in the contract's frame.
+    """Set-point relative to the present pose (6,): translation in m, rotation vector in rad, in the contract's frame.
 
     action: (7,) in [-1, 1]. Exact for a Cartesian impedance controller; it is not a distance that will be travelled.
     """
@@ -35,7 +35,7 @@ def set_point(
 
 
 def twist(action: NDArray[np.floating[Any]], contract: Contract) -> NDArray[np.float64]:
-    """Velocity (6,) in m/s and rad/s, in the contract's frame, that the demonstrated arm reached for ``action`` (7,)."""
+    """Velocity (6,) in m/s and rad/s, contract's frame, that the demonstrated arm reached for ``action`` (7,)."""
     return contract.action.response.twist(action)
 
 

@@ -60,7 +60,9 @@ class Engine:
 
     def __init__(self, bundle: Bundle, *, provider: str = "cpu", threads: int = 1) -> None:
         if provider not in PROVIDERS:
-            raise ConfigError(f"provider '{provider}' is unknown; choose one of {list(PROVIDERS)}{closest(provider, PROVIDERS)}")
+            raise ConfigError(
+                f"provider '{provider}' is unknown; choose one of {list(PROVIDERS)}{closest(provider, PROVIDERS)}"
+            )
         if threads < 1:
             raise ConfigError(f"the engine was given {threads} threads; at least 1 is needed")
         assert bundle.contract.text is not None  # open_bundle refuses a contract without
@@ -96,7 +98,7 @@ class Engine:
         return TokenWindow(self.contract.history, self.tokens, self.embed)
 
     def condition(self, instruction: str) -> Conditioning:
-        """What ``instruction`` means to this network; raises :class:`UnknownInstructionError` for one it does not know."""
+        """What ``instruction`` means to this network; raises :class:`UnknownInstructionError` if not known."""
         return self._condition(instruction, self.bundle.embedding(instruction))
 
     def _condition(self, instruction: str, embedding: NDArray[np.float32]) -> Conditioning:
@@ -212,7 +214,9 @@ class Engine:
                     "export the bundle anew"
                 )
         if not np.isfinite(tokens).all():
-            raise BundleError(f"'{self.bundle.path / STEP_GRAPH}' answers tokens that are not finite; export the bundle anew")
+            raise BundleError(
+                f"'{self.bundle.path / STEP_GRAPH}' answers tokens that are not finite; export the bundle anew"
+            )
 
 
 def blank_observation(bundle: Bundle, stamp: float = 0.0) -> Observation:

@@ -1,4 +1,4 @@
-"""Changing the network while the robot moves: one background thread prepares, the server switches between two cycles."""
+"""Changing the network while the robot moves: a background thread prepares, the server switches between two cycles."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class HotSwap:
     def begin(self, what: str, prepare: Callable[[], Engine]) -> None:
         """Start preparing ``what`` (for sentences); a swap under way is dropped, the newest wish counts.
 
-        prepare: opens, verifies and loads; runs in the thread. Every error it raises becomes a refusal. Returns at once.
+        prepare: opens, verifies and loads, in the thread; every error it raises becomes a refusal. Returns at once.
         """
         with self._changed:
             self._cancelled.set()
@@ -153,7 +153,7 @@ class HotSwap:
                 self._changed.wait(min(left, _POLL))
 
     def cancel(self, timeout: float = 60.0) -> None:
-        """Drop a swap under way and wait for its thread; raises :class:`SwapError` if it does not end within ``timeout`` s."""
+        """Drop a swap under way and wait for its thread; raises :class:`SwapError` after ``timeout`` s."""
         with self._changed:
             self._cancelled.set()
             self._candidate = None

@@ -92,7 +92,9 @@ class Mixture:
 def check_sampling(sampling: str, temperature: float = 1.0) -> None:
     """Raise :class:`ConfigError` for an unknown way of sampling or a temperature that is not positive."""
     if sampling not in SAMPLINGS:
-        raise ConfigError(f"sampling '{sampling}' is unknown; choose one of {list(SAMPLINGS)}{closest(sampling, SAMPLINGS)}")
+        raise ConfigError(
+            f"sampling '{sampling}' is unknown; choose one of {list(SAMPLINGS)}{closest(sampling, SAMPLINGS)}"
+        )
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"sampling temperature is {temperature}; it must be positive")
 

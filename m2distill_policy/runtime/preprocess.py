@@ -49,6 +49,6 @@ def preprocess(frame: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
 
 
 def fov_y_after_crop(fov_y: float, height: int, width: int, camera: Camera) -> float:
-    """Vertical field of view, in degrees, that is left of a (height, width) picture of ``fov_y`` degrees after the crop."""
+    """Vertical field of view (degrees) that the crop leaves of a (height, width) picture of ``fov_y`` degrees."""
     cropped = centre_crop(height, width, camera)[2]
     return math.degrees(2 * math.atan(math.tan(math.radians(fov_y) / 2) * cropped / height))

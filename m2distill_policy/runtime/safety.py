@@ -20,7 +20,7 @@ _GRIPPER = 6
 
 @dataclass(frozen=True)
 class SafetyLimits:
-    """Limits an axis (x, y, z, rx, ry, rz, gripper), in the action's units: 1 is ``translation_scale`` or ``rotation_scale``.
+    """Limits an axis (x, y, z, rx, ry, rz, gripper) in the action's units: 1 is the contract's scale of the axis.
 
     largest: largest size of an entry, in (0, 1]. largest_change: largest change of an entry from one cycle to the
     next, positive; 2 lets everything through. halt_time: s from the decision to halt until the command is zero.
@@ -33,10 +33,14 @@ class SafetyLimits:
     def __post_init__(self) -> None:
         for name, values, top in (("largest", self.largest, 1.0), ("largest_change", self.largest_change, 2.0)):
             if len(values) != len(ACTION_AXES):
-                raise ConfigError(f"safety limit '{name}' has {len(values)} entries; {len(ACTION_AXES)} are needed: {ACTION_AXES}")
+                raise ConfigError(
+                    f"safety limit '{name}' has {len(values)} entries; {len(ACTION_AXES)} are needed: {ACTION_AXES}"
+                )
             for axis, value in zip(ACTION_AXES, values, strict=True):
                 if not (math.isfinite(value) and 0 < value <= top):
-                    raise ConfigError(f"safety limit '{name}' is {value} for '{axis}'; above 0 and at most {top:g} is allowed")
+                    raise ConfigError(
+                        f"safety limit '{name}' is {value} for '{axis}'; above 0 and at most {top:g} is allowed"
+                    )
         if not (math.isfinite(self.halt_time) and 0 <= self.halt_time <= 5):
             raise ConfigError(f"safety limit 'halt_time' is {self.halt_time} s; 0 to 5 s are allowed")
 
@@ -92,7 +96,8 @@ class Governor:
         values = np.asarray(action, dtype=np.float64)
         if values.shape != self._last.shape or not np.isfinite(values).all():
             raise PolicyOutputError(
-                f"the policy's action is {np.array2string(values, precision=3)}; {len(ACTION_AXES)} finite entries are needed"
+                f"the policy's action is {np.array2string(values, precision=3)}; "
+                f"{len(ACTION_AXES)} finite entries are needed"
             )
         limited = np.clip(values, -self._largest, self._largest)
         return np.clip(limited, self._last - self._change, self._last + self._change)

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 SwapWhen = Literal["idle", "now"]
 Resume = Literal["auto", "enable"]
 
+_UNTOLD = Fault(StatusCode.NO_INSTRUCTION, "No instruction has been given; send one.")
+_SHADOW = Fault(StatusCode.DISABLED, "The policy is not enabled: it answers, but sends no command.")
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -184,14 +187,16 @@ class PolicyServer:
                 self._active.conditioning = self._active.engine.condition(instruction)
             except UnknownInstructionError as error:
                 self._instruction = self._active.conditioning = None
-                self._refused_instruction = Fault(StatusCode.UNKNOWN_INSTRUCTION, f"The instruction was refused: {error}")
+                self._refused_instruction = Fault(
+                    StatusCode.UNKNOWN_INSTRUCTION, f"The instruction was refused: {error}"
+                )
                 raise
             self._instruction = instruction
 
     def reset(
         self, reason: str = "reset", *, seed: int | None = None, episode: int | None = None, still: bool = False
     ) -> None:
-        """Begin an episode: the window is cleared, stamps and pictures are compared with nothing, a fresh random stream.
+        """Begin an episode: an empty window, stamps and pictures compared with nothing, a fresh random stream.
 
         seed: begin again at episode 0 of this seed; without it the next episode of the present one (the same one
         when it has not been answered yet). episode: this very episode. still: the arm is known to stand still (a
@@ -247,9 +252,7 @@ class PolicyServer:
                 return self._halted(self._refused_instruction, observation.stamp, begin)
             conditioning = self._active.conditioning
             if conditioning is None:
-                return self._halted(
-                    Fault(StatusCode.NO_INSTRUCTION, "No instruction has been given; send one."), observation.stamp, begin
-                )
+                return self._halted(_UNTOLD, observation.stamp, begin)
             if self._history.gap(observation.stamp):
                 self._clear("a gap between two stamps")
             driving = self._enabled and self._held is None
@@ -274,9 +277,7 @@ class PolicyServer:
                 fault = Fault(StatusCode.RUNNING, f"Told to {conditioning.instruction}.")
                 command = True
             else:
-                fault = self._held or Fault(
-                    StatusCode.DISABLED, "The policy is not enabled: it answers, but sends no command."
-                )
+                fault = self._held or _SHADOW
                 command = self._governor.motion is not Motion.HALTED
                 action = self._governor.halt()
             return self._decision(action, command, sample, mixture, fault, observation.stamp, used, begin)
@@ -292,9 +293,9 @@ class PolicyServer:
             fault = self._watchdog.silence(now if steady is None else steady)
             stopped = self._held or self._refused_instruction
             if stopped is None and self._instruction is None:
-                stopped = Fault(StatusCode.NO_INSTRUCTION, "No instruction has been given; send one.")
+                stopped = _UNTOLD
             if stopped is None and not self._enabled:
-                stopped = Fault(StatusCode.DISABLED, "The policy is not enabled: it answers, but sends no command.")
+                stopped = _SHADOW
             if fault.code is StatusCode.MISSING_OBSERVATION:
                 return self._halted(fault, None, begin)
             if stopped is not None:
@@ -306,7 +307,7 @@ class PolicyServer:
     # --- hot swap ----------------------------------------------------------------------------------------------------
 
     def load(self, path: str | Path) -> None:
-        """Ask for a hot swap to the bundle at ``path``; returns at once, see :attr:`swap` and the status for its fate."""
+        """Ask for a hot swap to the bundle at ``path``; returns at once, :attr:`swap` and the status tell its fate."""
         path = Path(path)
         with self._lock:
             present = self.bundle

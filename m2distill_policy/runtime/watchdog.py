@@ -33,9 +33,11 @@ class WatchLimits:
         for name in ("stale_after", "silent_after", "future_tolerance", "frozen_motion"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"watchdog limit '{name}' is {value}; a positive number of seconds or none is allowed")
+                raise ConfigError(f"watchdog limit '{name}' is {value}; a positive number or none is allowed")
         if self.frozen_after is not None and self.frozen_after < 2:
-            raise ConfigError(f"watchdog limit 'frozen_after' is {self.frozen_after} steps; at least 2 or none is allowed")
+            raise ConfigError(
+                f"watchdog limit 'frozen_after' is {self.frozen_after} steps; at least 2 or none is allowed"
+            )
 
     @staticmethod
     def lockstep() -> WatchLimits:
