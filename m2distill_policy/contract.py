@@ -47,7 +47,9 @@ class Camera:
                 f"camera '{self.name}' is {self.height} x {self.width} pixels; at least 16 x 16 is needed"
             )
         if not 1.0 <= self.fov_y < 180.0:
-            raise ContractError(f"camera '{self.name}' has a vertical field of view of {self.fov_y}; degrees in [1, 180)")
+            raise ContractError(
+                f"camera '{self.name}' has a vertical field of view of {self.fov_y}; degrees in [1, 180)"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -71,7 +73,9 @@ class Proprioception:
         if len(set(self.entries)) != len(self.entries):
             raise ContractError(f"proprioception '{self.name}' names an entry twice: {list(self.entries)}")
         if not self.low < self.high:
-            raise ContractError(f"proprioception '{self.name}' has range [{self.low}, {self.high}]; low must be below high")
+            raise ContractError(
+                f"proprioception '{self.name}' has range [{self.low}, {self.high}]; low must be below high"
+            )
 
     @property
     def size(self) -> int:
@@ -120,7 +124,7 @@ class VelocityResponse:
 
 @dataclass(frozen=True)
 class Action:
-    """Seven entries in [-1, 1]: translation x ``translation_scale`` (m), rotation vector x ``rotation_scale`` (rad), gripper.
+    """Seven entries in [-1, 1]: translation x ``translation_scale`` m, rotation x ``rotation_scale`` rad, gripper.
 
     The scaled delta is a set-point relative to the present pose, in ``frame``; ``response`` is the velocity it meant.
     """
@@ -133,7 +137,9 @@ class Action:
 
     def __post_init__(self) -> None:
         if self.size != len(ACTION_AXES):
-            raise ContractError(f"action has {self.size} entries; only {len(ACTION_AXES)} ({', '.join(ACTION_AXES)}) are known")
+            raise ContractError(
+                f"action has {self.size} entries; only {len(ACTION_AXES)} ({', '.join(ACTION_AXES)}) are known"
+            )
         if self.translation_scale <= 0 or self.rotation_scale <= 0:
             raise ContractError("action scales must be positive")
 
@@ -274,7 +280,9 @@ def _differences(a: Any, b: Any, path: str) -> list[str]:
     return [] if a_plain == b_plain else [f"{path}: {a_plain!r} != {b_plain!r}"]
 
 
-def libero_contract(size: int = 128, text: Text | None = None, *, fov_agentview: float = 45.0, fov_hand: float = 75.0) -> Contract:
+def libero_contract(
+    size: int = 128, text: Text | None = None, *, fov_agentview: float = 45.0, fov_hand: float = 75.0
+) -> Contract:
     """LIBERO's contract: two square views of ``size`` pixels, Panda joints, two fingers, 20 Hz, 10 steps of history."""
     return Contract(
         cameras=(
@@ -282,7 +290,9 @@ def libero_contract(size: int = 128, text: Text | None = None, *, fov_agentview:
             Camera("eye_in_hand_rgb", size, size, fov_hand),
         ),
         proprioception=(
-            Proprioception("joint_states", tuple(f"panda_joint{i}" for i in range(1, 8)), "rad", -2 * math.pi, 2 * math.pi),
+            Proprioception(
+                "joint_states", tuple(f"panda_joint{i}" for i in range(1, 8)), "rad", -2 * math.pi, 2 * math.pi
+            ),
             Proprioception("gripper_states", ("panda_finger_joint1", "panda_finger_joint2"), "m", -0.1, 0.1),
         ),
         action=Action(),

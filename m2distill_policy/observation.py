@@ -26,7 +26,7 @@ class Observation:
     stamp: float
 
     def check(self, contract: Contract) -> None:
-        """Raise :class:`ObservationError` unless every input is there, of the right shape and dtype, finite and in range."""
+        """Raise :class:`ObservationError` unless every input is there, of its shape and dtype, finite and in range."""
         for camera in contract.cameras:
             frame = self.images.get(camera.name)
             if frame is None:
@@ -47,6 +47,6 @@ class Observation:
             if np.any(values < group.low) or np.any(values > group.high):
                 bad_index = int(np.flatnonzero((values < group.low) | (values > group.high))[0])
                 raise ObservationError(
-                    f"'{group.name}' entry '{group.entries[bad_index]}' is {float(values[bad_index]):.4g} {group.unit}; "
+                    f"'{group.name}' entry '{group.entries[bad_index]}' is {values[bad_index]:.4g} {group.unit}; "
                     f"allowed are {group.low:.4g} to {group.high:.4g}"
                 )

@@ -11,8 +11,19 @@ from pathlib import Path
 from typing import Any
 
 #: Packages whose version can change a result.
-PACKAGES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "mujoco", "robosuite", "hf-libero", "cyclonedds",
-            "transformers", "opencv-python-headless", "opencv-python")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "mujoco",
+    "robosuite",
+    "hf-libero",
+    "cyclonedds",
+    "transformers",
+    "opencv-python-headless",
+    "opencv-python",
+)
 
 
 def versions() -> dict[str, str]:

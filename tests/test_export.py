@@ -42,8 +42,12 @@ def test_another_networks_graph_is_refused() -> None:
 def test_bundle_is_written_and_opens(tmp_path: Path) -> None:
     data = task_data(0)
     export_bundle(
-        policy(), tmp_path / "bundle", tasks=[{"name": data.name, "instruction": data.instruction}],
-        embeddings=data.embedding[None], check_on=[data], provenance={"run": "test"},
+        policy(),
+        tmp_path / "bundle",
+        tasks=[{"name": data.name, "instruction": data.instruction}],
+        embeddings=data.embedding[None],
+        check_on=[data],
+        provenance={"run": "test"},
     )
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.contract == CONTRACT
@@ -57,8 +61,12 @@ def test_refused_export_leaves_nothing(tmp_path: Path) -> None:
     data = task_data(0, lengths=(4, 4))
     with pytest.raises(ExportError, match="at least 11"):
         export_bundle(
-            policy(), tmp_path / "bundle", tasks=[{"name": "a", "instruction": "b"}], embeddings=data.embedding[None],
-            check_on=[data], provenance={},
+            policy(),
+            tmp_path / "bundle",
+            tasks=[{"name": "a", "instruction": "b"}],
+            embeddings=data.embedding[None],
+            check_on=[data],
+            provenance={},
         )
     assert not (tmp_path / "bundle").exists()
 

@@ -15,8 +15,19 @@ from training.models.mixture import Mixture
 from training.models.resnet_t import Inputs, Output, ResNetT
 
 SMALL = NetworkConfig(
-    stem_kernel=5, stem_stride=4, stem_pool=False, channels=(8, 8), keypoints=4, embed=16, layers=1, heads=2,
-    head_size=8, mlp=16, head_hidden=16, modes=3, min_std=0.03,
+    stem_kernel=5,
+    stem_stride=4,
+    stem_pool=False,
+    channels=(8, 8),
+    keypoints=4,
+    embed=16,
+    layers=1,
+    heads=2,
+    head_size=8,
+    mlp=16,
+    head_hidden=16,
+    modes=3,
+    min_std=0.03,
 )
 CONTRACT = libero_contract(32, Text("test", "0", "mean", 1.0, 12))
 
@@ -62,7 +73,12 @@ def test_term_is_zero_for_equal_networks_and_positive_for_others(name: str) -> N
 
 @pytest.mark.parametrize(
     ("name", "trained"),
-    [("text", {"text"}), ("extra", {"groups"}), ("image", {"views"}), ("policy", {"text", "groups", "views", "transformer", "head"})],
+    [
+        ("text", {"text"}),
+        ("extra", {"groups"}),
+        ("image", {"views"}),
+        ("policy", {"text", "groups", "views", "transformer", "head"}),
+    ],
 )
 def test_term_trains_only_what_it_should(name: str, trained: set[str]) -> None:
     batch = inputs()
@@ -103,8 +119,12 @@ def test_monte_carlo_kl_agrees_with_numerical_integration(seed: int) -> None:
     values = p.log_prob(actions) - q.log_prob(actions)
     standard_error = float(values.std()) / 200_000**0.5
     estimate = policy_divergence(
-        Mixture(*(x[None, None] for x in p)), Mixture(*(x[None, None] for x in q)), torch.ones(1, 1, dtype=torch.bool),
-        200_000, 0.0, torch.Generator().manual_seed(seed + 10),
+        Mixture(*(x[None, None] for x in p)),
+        Mixture(*(x[None, None] for x in q)),
+        torch.ones(1, 1, dtype=torch.bool),
+        200_000,
+        0.0,
+        torch.Generator().manual_seed(seed + 10),
     ).value
     assert exact > 0.01
     assert abs(float(estimate) - exact) < 5 * standard_error
@@ -114,7 +134,9 @@ def test_kl_in_seven_dimensions_agrees_with_the_closed_form_of_single_gaussians(
     p = Mixture(torch.zeros(1, 1, 1), torch.full((1, 1, 1, 7), 0.1), torch.full((1, 1, 1, 7), 0.3))
     q = Mixture(torch.zeros(1, 1, 1), torch.full((1, 1, 1, 7), -0.1), torch.full((1, 1, 1, 7), 0.5))
     exact = 7 * (np.log(0.5 / 0.3) + (0.3**2 + 0.2**2) / (2 * 0.5**2) - 0.5)
-    estimate = policy_divergence(p, q, torch.ones(1, 1, dtype=torch.bool), 100_000, 0.0, torch.Generator().manual_seed(0))
+    estimate = policy_divergence(
+        p, q, torch.ones(1, 1, dtype=torch.bool), 100_000, 0.0, torch.Generator().manual_seed(0)
+    )
     assert float(estimate.value) == pytest.approx(exact, rel=0.02)
 
 

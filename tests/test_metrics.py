@@ -46,7 +46,11 @@ def test_earliest_of_the_best_is_chosen_and_held() -> None:
 
 @pytest.mark.parametrize(
     ("final", "curves", "sentence"),
-    [([], [], "one curve a stage"), ([[1.0], [1.0]], [[1.0], [1.0]], "needs tasks 0 to 1"), ([[1.0]], [[]], "no evaluation points")],
+    [
+        ([], [], "one curve a stage"),
+        ([[1.0], [1.0]], [[1.0], [1.0]], "needs tasks 0 to 1"),
+        ([[1.0]], [[]], "no evaluation points"),
+    ],
 )
 def test_incomplete_matrices_are_refused(final: list[list[float]], curves: list[list[float]], sentence: str) -> None:
     with pytest.raises(M2DistillError, match=sentence):

@@ -109,8 +109,14 @@ def test_every_distillation_term_is_logged_and_each_switch_works(tmp_path: Path)
         off = config(distill=dataclasses.replace(run.distill, **{name: TermConfig(1.0, on=False)}))
         seen.clear()
         train_stage(
-            start(off), make_strategy(off, memory_of_one(off), CONTRACT.history), task_data(0), off, 1,
-            tmp_path / name, lambda s, n, t: seen.update(t), lambda p: None,
+            start(off),
+            make_strategy(off, memory_of_one(off), CONTRACT.history),
+            task_data(0),
+            off,
+            1,
+            tmp_path / name,
+            lambda s, n, t: seen.update(t),
+            lambda p: None,
         ) if (tmp_path / name).mkdir() is None else None
         assert not any(key.startswith(f"{name}/") for key in seen)
 

@@ -14,8 +14,19 @@ from training.run_config import EvaluationConfig, OptimConfig, RunConfig
 TEXT_SIZE = 12
 CONTRACT = libero_contract(32, Text("test", "0", "mean", 1.0, TEXT_SIZE))
 NETWORK = NetworkConfig(
-    stem_kernel=5, stem_stride=4, stem_pool=False, channels=(8, 8), keypoints=4, embed=16, layers=1, heads=2,
-    head_size=8, mlp=16, head_hidden=16, modes=3, min_std=0.03,
+    stem_kernel=5,
+    stem_stride=4,
+    stem_pool=False,
+    channels=(8, 8),
+    keypoints=4,
+    embed=16,
+    layers=1,
+    heads=2,
+    head_size=8,
+    mlp=16,
+    head_hidden=16,
+    modes=3,
+    min_std=0.03,
 )
 
 

@@ -73,16 +73,20 @@ class StepGraph(nn.Module):
         return mixture.logits, mixture.means, mixture.scales, tokens
 
 
-def _to_onnx(
-    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]
-) -> bytes:
+def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]) -> bytes:
     buffer = io.BytesIO()
     module.eval()
     with warnings.catch_warnings():
         # The tracing exporter is the one that needs no further package; its notice of retirement is no user's business.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, example, buffer, input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=False,
+            module,
+            example,
+            buffer,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=False,
             dynamic_axes={name: {0: "batch"} for name in [*inputs, *outputs]},
         )
     return buffer.getvalue()
@@ -98,13 +102,16 @@ def build_graphs(policy: ResNetT) -> dict[str, bytes]:
         InstructionGraph(policy), (torch.zeros(2, contract.text.size),), ["embedding"], ["text_token", "film"]
     )
     example: list[Tensor] = [
-        torch.zeros(2, embed), torch.zeros(2, policy.film_size), torch.zeros(2, past, tokens, embed),
+        torch.zeros(2, embed),
+        torch.zeros(2, policy.film_size),
+        torch.zeros(2, past, tokens, embed),
         torch.zeros(2, dtype=torch.int64),
     ]
     example += [torch.zeros(2, *camera.shape, dtype=torch.uint8) for camera in contract.cameras]
     example += [torch.zeros(2, group.size) for group in contract.proprioception]
     step = _to_onnx(
-        StepGraph(policy), tuple(example),
+        StepGraph(policy),
+        tuple(example),
         ["text_token", "film", "past_tokens", "past_count", *contract.camera_names, *contract.proprioception_names],
         ["logits", "means", "scales", "tokens"],
     )
@@ -145,11 +152,13 @@ def check_parity(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData) -
     for t in range(count):
         # NaN in the empty slots proves that they are never read.
         tokens = np.full((1, history - 1, *shape), np.nan, dtype=np.float32)
-        kept = past[-(history - 1):]
+        kept = past[-(history - 1) :]
         if kept:
-            tokens[0, -len(kept):] = np.stack(kept)
+            tokens[0, -len(kept) :] = np.stack(kept)
         feed: dict[str, Any] = {
-            "text_token": text_token, "film": film, "past_tokens": tokens,
+            "text_token": text_token,
+            "film": film,
+            "past_tokens": tokens,
             "past_count": np.array([len(kept)], dtype=np.int64),
         }
         feed |= {name: frames[t][None] for name, frames in data.images.items()}
@@ -160,9 +169,11 @@ def check_parity(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData) -
         with torch.no_grad():
             output = policy(
                 Inputs(
-                    {n: torch.from_numpy(f[first:t + 1]).permute(0, 3, 1, 2)[None].float() / 255.0
-                     for n, f in data.images.items()},
-                    {n: torch.from_numpy(v[first:t + 1])[None] for n, v in data.proprioception.items()},
+                    {
+                        n: torch.from_numpy(f[first : t + 1]).permute(0, 3, 1, 2)[None].float() / 255.0
+                        for n, f in data.images.items()
+                    },
+                    {n: torch.from_numpy(v[first : t + 1])[None] for n, v in data.proprioception.items()},
                     torch.from_numpy(data.embedding)[None],
                 )
             )
@@ -202,8 +213,11 @@ def export_bundle(
         contract=policy.contract,
         tasks=list(tasks),
         network={
-            "modes": policy.config.modes, "tokens": policy.tokens_per_step, "embed": policy.config.embed,
-            "film": policy.film_size, "parameters": sum(p.numel() for p in policy.parameters()),
+            "modes": policy.config.modes,
+            "tokens": policy.tokens_per_step,
+            "embed": policy.config.embed,
+            "film": policy.film_size,
+            "parameters": sum(p.numel() for p in policy.parameters()),
         },
         provenance={**provenance, "parity": {"largest_difference": parity.largest, "steps": parity.steps}},
         instructions=[task["instruction"] for task in tasks],

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from m2distill_policy.demonstrations import DemonstrationFile, Episode
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.demonstrations import DemonstrationFile, Episode
 from m2distill_policy.errors import DemonstrationError, TrainingError
 
 
@@ -66,7 +66,12 @@ class TaskData:
     @property
     def bytes(self) -> int:
         """What holding this costs: images, readings and actions, uncompressed."""
-        arrays: list[NDArray[Any]] = [*self.images.values(), *self.proprioception.values(), self.actions, self.embedding]
+        arrays: list[NDArray[Any]] = [
+            *self.images.values(),
+            *self.proprioception.values(),
+            self.actions,
+            self.embedding,
+        ]
         return sum(a.nbytes for a in arrays)
 
     def windows(self, rng: np.random.Generator, count: int, length: int) -> WindowBatch:
@@ -111,8 +116,11 @@ class TaskData:
         """sha256 over every array, the instruction and the episodes' lengths."""
         digest = hashlib.sha256(self.instruction.encode())
         named: list[tuple[str, NDArray[Any]]] = [
-            *sorted(self.images.items()), *sorted(self.proprioception.items()),
-            ("actions", self.actions), ("lengths", self.lengths), ("embedding", self.embedding),
+            *sorted(self.images.items()),
+            *sorted(self.proprioception.items()),
+            ("actions", self.actions),
+            ("lengths", self.lengths),
+            ("embedding", self.embedding),
         ]
         for name, array in named:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -135,10 +143,17 @@ class TaskData:
             tensors = load_file(path)
         except Exception as error:  # safetensors raises its own SafetensorError, which it does not export by type
             raise TrainingError(f"memory file {path} cannot be read ({error}); the run has to start anew") from error
-        part = {p: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(p + ".")}
-                for p in ("images", "proprioception")}
+        part = {
+            p: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(p + ".")}
+            for p in ("images", "proprioception")
+        }
         return TaskData(
-            name, instruction, part["images"], part["proprioception"], tensors["actions"], tensors["lengths"],
+            name,
+            instruction,
+            part["images"],
+            part["proprioception"],
+            tensors["actions"],
+            tensors["lengths"],
             tensors["embedding"],
         )
 
@@ -177,4 +192,6 @@ def load_task(path: Path, embedding: NDArray[np.float32], contract: Contract, li
                 f"{path} holds {len(file)} episodes and {limit} were asked for; collect more or ask for fewer"
             )
         count = len(file) if limit is None else limit
-        return from_episodes(file.task_name, file.instruction, [file.episode(i) for i in range(count)], embedding, contract)
+        return from_episodes(
+            file.task_name, file.instruction, [file.episode(i) for i in range(count)], embedding, contract
+        )

@@ -62,7 +62,9 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as flat named tensors: ``optimiser.<parameter index>.<name>``."""
     state = optimiser.state_dict()["state"]
     return {
-        f"optimiser.{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+        f"optimiser.{index}.{name}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for name, value in entry.items()
     }
 
 

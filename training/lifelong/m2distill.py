@@ -29,7 +29,9 @@ class TermConfig:
 
     def __post_init__(self) -> None:
         if self.weight < 0:
-            raise ConfigError(f"a distillation weight is {self.weight}; it cannot be negative (switch it off by on=false)")
+            raise ConfigError(
+                f"a distillation weight is {self.weight}; it cannot be negative (switch it off by on=false)"
+            )
 
     @property
     def value(self) -> float:
@@ -110,7 +112,11 @@ class M2Distill(Strategy):
                     total = total + weights[name] * latent_factor * distance
             if weights["policy"] and policy_factor:
                 divergence = policy_divergence(
-                    held.mixture.select(rows), output.mixture.select(rows), valid, config.samples, config.floor,
+                    held.mixture.select(rows),
+                    output.mixture.select(rows),
+                    valid,
+                    config.samples,
+                    config.floor,
                     generator,
                 )
                 terms[f"policy/{place}"] = divergence.value.detach()

@@ -43,7 +43,7 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        """What is kept beyond the network: exemplars' arrays, and the old instructions' embeddings where they are used."""
+        """What is kept beyond the network: exemplars' arrays, and old instructions' embeddings where used."""
         words = sum(e.nbytes for e in self.embeddings) if self.config.instructions else 0
         return words + sum(data.bytes for data in self.exemplars)
 

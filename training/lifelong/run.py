@@ -1,12 +1,12 @@
 """A lifelong run: a folder, one stage a task, each trained, exported and evaluated; killed and resumed at any moment.
 
-    run.json                  configuration, contract, tasks, data hashes, seed, versions, commit
-    metrics.jsonl             training terms as they come; tensorboard/ holds the same
-    memory/                   exemplars kept of old tasks
-    stages/stage_<k>/         partial.json while it trains; point_<i>.safetensors; stage.json once it is trained
-    bundles/stage_<k>/        what a robot loads
-    evaluation/               one JSON line a rollout
-    results.json              success matrix, metrics, bytes kept, drift
+run.json                  configuration, contract, tasks, data hashes, seed, versions, commit
+metrics.jsonl             training terms as they come; tensorboard/ holds the same
+memory/                   exemplars kept of old tasks
+stages/stage_<k>/         partial.json while it trains; point_<i>.safetensors; stage.json once it is trained
+bundles/stage_<k>/        what a robot loads
+evaluation/               one JSON line a rollout
+results.json              success matrix, metrics, bytes kept, drift
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ from training.lifelong.stage import append_json_line, drop_partial, pick_device,
 from training.lifelong.strategy import Strategy
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
+
+STRATEGY_CLASSES: dict[str, type[Strategy]] = {
+    "sequential": Sequential,
+    "er": ExperienceReplay,
+    "m2distill": M2Distill,
+}
 
 #: Every so many steps a row goes to metrics.jsonl and TensorBoard.
 LOG_EVERY = 10
@@ -157,7 +163,7 @@ class LifelongRun:
     def memory(self, stages: int) -> Memory:
         """What is kept after the first ``stages`` stages."""
         memory = Memory(self.config.memory)
-        uses = {"sequential": Sequential, "er": ExperienceReplay, "m2distill": M2Distill}[self.config.strategy]
+        uses = STRATEGY_CLASSES[self.config.strategy]
         if not uses.uses_exemplars:
             memory = Memory(dataclasses.replace(self.config.memory, episodes=0))
         if not uses.uses_instructions:
@@ -171,7 +177,9 @@ class LifelongRun:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def train_stages(self, after_stage: Callable[[int], None], say: Callable[[str], None], *, quiet: bool = False) -> None:
+    def train_stages(
+        self, after_stage: Callable[[int], None], say: Callable[[str], None], *, quiet: bool = False
+    ) -> None:
         """Train every stage that is not trained yet; ``after_stage`` is called for each, trained now or before."""
         for stage, task in enumerate(self.tasks):
             if not self.trained(stage):
@@ -191,10 +199,17 @@ class LifelongRun:
         def snapshot(point: int) -> None:
             points[point] = save_tensors(folder / f"point_{point}.safetensors", policy.state_dict())
 
-        with SummaryWriter(str(self.folder / "tensorboard")) as writer, tqdm(
-            total=self.config.optim.stage_steps(stage), desc=f"{self.config.strategy} {self.tasks[stage].name}",
-            unit="step", dynamic_ncols=True, disable=quiet, file=sys.stderr,
-        ) as bar:
+        with (
+            SummaryWriter(str(self.folder / "tensorboard")) as writer,
+            tqdm(
+                total=self.config.optim.stage_steps(stage),
+                desc=f"{self.config.strategy} {self.tasks[stage].name}",
+                unit="step",
+                dynamic_ncols=True,
+                disable=quiet,
+                file=sys.stderr,
+            ) as bar,
+        ):
             self._forget_rows_after(stage, folder)
 
             def listener(step: int, steps: int, terms: dict[str, float]) -> None:
@@ -280,7 +295,7 @@ class LifelongRun:
         ).largest
 
     def drift(self) -> list[list[dict[str, Any]]]:
-        """Drift of every learned task's latents after each stage: row ``stage``, entry ``task``, modality -> figures."""
+        """Drift of each learned task's latents after each stage: row ``stage``, entry ``task``, modality -> figures."""
         probes = {}
         for stage in range(len(self.tasks)):
             if self.trained(stage):
@@ -309,6 +324,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     No strategy has an old task to hold on to in the first stage, so runs that differ in strategy, memory or
     distillation alone begin with the same weights.
     """
+
     def key(run: LifelongRun) -> dict[str, Any]:
         kept = to_dict(run.config)
         return {

@@ -104,9 +104,7 @@ def train_stage(
     done = _resume(policy, optimiser, folder, stage)
     saved_at = time.monotonic()
     for step in range(done, steps):
-        rate = learning_rate(
-            step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup
-        )
+        rate = learning_rate(step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
         terms = _step(policy, strategy, data, config, stage, step, optimiser, device, precision)
@@ -147,7 +145,7 @@ def _step(
         output = policy(inputs)
         terms = strategy.loss(composed, inputs, output, targets, generator)
     optimiser.zero_grad(set_to_none=True)
-    terms["total"].backward()  # type: ignore[no-untyped-call]
+    terms["total"].backward()
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optim.clip)
     values = {name: float(value.detach()) for name, value in terms.items()}
     values["gradient"] = float(norm)

@@ -73,7 +73,9 @@ class Strategy(ABC):
         end = end_memory + (len(asked) if asked is not None else 0)
         return Composed(
             concatenate(parts) if len(parts) > 1 else new,
-            slice(0, count), slice(count, end_memory), slice(end_memory, end),
+            slice(0, count),
+            slice(count, end_memory),
+            slice(end_memory, end),
         )
 
     @abstractmethod

@@ -32,7 +32,7 @@ def latent_distance(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
 
 
 class PolicyDivergence(NamedTuple):
-    """value: KL(teacher || student) in nats; floored: share of the student's standard deviations raised to the floor."""
+    """value: KL(teacher || student) in nats; floored: share of the student's deviations raised to the floor."""
 
     value: Tensor
     floored: Tensor

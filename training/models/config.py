@@ -42,8 +42,19 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.embed % 2:
             raise ConfigError(f"network.embed is {self.embed}; it must be even (sines and cosines)")
-        for name in ("stem_kernel", "stem_stride", "layer2_stride", "keypoints", "embed", "layers", "heads", "head_size",
-                     "mlp", "head_hidden", "modes"):
+        for name in (
+            "stem_kernel",
+            "stem_stride",
+            "layer2_stride",
+            "keypoints",
+            "embed",
+            "layers",
+            "heads",
+            "head_size",
+            "mlp",
+            "head_hidden",
+            "modes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("dropout", "drop_path"):

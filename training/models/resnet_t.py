@@ -100,7 +100,7 @@ class ResNetT(nn.Module):
         return Output(tokens, self.head(features))
 
     def freeze_batch_norm(self) -> None:
-        """Put every batch norm into evaluation mode, so that its statistics stay as they are (call after ``train()``)."""
+        """Put every batch norm into evaluation mode, so that its statistics stay (call after ``train()``)."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()

@@ -82,7 +82,7 @@ class TransformerLayer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Tokens of a window (B, L, T, E), already positioned, and a mask that broadcasts to (B, heads, LT, LT) -> (B, L, T, E)."""
+    """Positioned tokens (B, L, T, E) and a mask that broadcasts to (B, heads, LT, LT) -> (B, L, T, E)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

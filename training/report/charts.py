@@ -20,7 +20,7 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
     plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg"):]
+    return text[text.index("<svg") :]
 
 
 def _cell_matrix(rows: Sequence[Sequence[float | None]], count: int) -> np.ndarray:
@@ -41,8 +41,15 @@ def heatmap(rows: Sequence[Sequence[float | None]], names: Sequence[str], title:
     for i in range(count):
         for j in range(count):
             if np.isfinite(matrix[i, j]):
-                axis.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=9,
-                          color="white" if matrix[i, j] > 0.6 else "#222")
+                axis.text(
+                    j,
+                    i,
+                    f"{matrix[i, j]:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color="white" if matrix[i, j] > 0.6 else "#222",
+                )
     axis.set_xticks(range(count), [f"{j + 1}" for j in range(count)])
     axis.set_yticks(range(count), [f"after {i + 1}" for i in range(count)])
     axis.set_xlabel("task")

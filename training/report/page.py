@@ -16,7 +16,8 @@ body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1080px;margin:2rem 
 h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
 table{border-collapse:collapse} td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #eee}
 td:first-child,th:first-child{text-align:left} .row{display:flex;flex-wrap:wrap;gap:1.2rem;align-items:flex-start}
-.small{color:#666;font-size:13px} figure{margin:0} figcaption{font-size:13px;color:#555} pre{background:#f6f6f6;padding:.7rem;overflow:auto}
+.small{color:#666;font-size:13px} figure{margin:0} figcaption{font-size:13px;color:#555}
+pre{background:#f6f6f6;padding:.7rem;overflow:auto}
 video,img{max-width:100%;border-radius:4px}
 """
 
@@ -34,10 +35,20 @@ def _data_uri(path: Path, mime: str) -> str:
 
 def film(path: Path, caption: str) -> str:
     """A film or a picture, inlined."""
-    kinds = {".mp4": "video/mp4", ".webm": "video/webm", ".png": "image/png", ".gif": "image/gif", ".webp": "image/webp"}
+    kinds = {
+        ".mp4": "video/mp4",
+        ".webm": "video/webm",
+        ".png": "image/png",
+        ".gif": "image/gif",
+        ".webp": "image/webp",
+    }
     mime = kinds[path.suffix]
     uri = _data_uri(path, mime)
-    inner = f'<video src="{uri}" autoplay loop muted playsinline controls></video>' if mime.startswith("video") else f'<img src="{uri}" alt="">'
+    inner = (
+        f'<video src="{uri}" autoplay loop muted playsinline controls></video>'
+        if mime.startswith("video")
+        else f'<img src="{uri}" alt="">'
+    )
     return f"<figure>{inner}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
@@ -54,7 +65,8 @@ def metrics_table(results: Sequence[Mapping[str, Any]]) -> str:
         )
     return (
         f"<table><tr><th>run</th>{head}<th>wrong object at the end</th><th>kept of old tasks</th><th>errors</th></tr>"
-        + "".join(rows) + "</table>"
+        + "".join(rows)
+        + "</table>"
     )
 
 
@@ -76,9 +88,10 @@ def build_page(
         first = results[0]
         tasks = [task["instruction"] for task in first["tasks"]]
         parts.append(
-            f"<p class=small>commit {html.escape(str(first['commit']))}, {first['rollouts']} rollouts a cell from held-out "
-            f"initial states, sampling {html.escape(first['sampling'])}</p><ol>"
-            + "".join(f"<li>{html.escape(t)}</li>" for t in tasks) + "</ol>"
+            f"<p class=small>commit {html.escape(str(first['commit']))}, {first['rollouts']} rollouts a cell from "
+            f"held-out initial states, sampling {html.escape(first['sampling'])}</p><ol>"
+            + "".join(f"<li>{html.escape(t)}</li>" for t in tasks)
+            + "</ol>"
         )
         parts += ["<h2>Success: rows are stages, columns are tasks</h2><div class=row>"]
         parts += [heatmap(r["success"], tasks, r["label"]) for r in results]
