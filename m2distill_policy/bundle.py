@@ -82,7 +82,7 @@ class Bundle:
             ) from None
 
     def embedding(self, instruction: str) -> NDArray[np.float32]:
-        """Embedding (text size,) of ``instruction``; raises :class:`UnknownInstructionError`, listing the known ones."""
+        """Embedding (text size,) of ``instruction``; :class:`UnknownInstructionError` lists the known ones."""
         try:
             return self.embeddings[self.instructions.index(instruction)]
         except ValueError:
