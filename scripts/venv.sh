@@ -77,6 +77,7 @@ for file in "${nodeps[@]}"; do
     "${pip[@]}" install --quiet "${more[@]}" --no-deps --requirement "$file"
 done
 # The package itself, editable. Its dependencies are the roles above.
-"${pip[@]}" install --quiet --no-deps --editable .
+# (setuptools warns that a folder could shadow the package: here the folder is the package.)
+PYTHONWARNINGS=ignore "${pip[@]}" install --quiet --no-deps --editable .
 printf '%s\n' "$stamp" >"$folder/.stamp"
 say "$folder is ready"

@@ -1,0 +1,129 @@
+"""The ``m2distill`` command: finds the subcommand, imports that one alone, and turns errors into one sentence.
+
+Exit codes: 0 done; 1 the command ran and says no (a failed check); 2 a mistake in what was asked, in a file or on the
+machine, said in one sentence on standard error; 130 stopped by Ctrl-C. ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+from m2distill_policy import __version__
+from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.errors import M2DistillError, closest
+
+#: Which requirements file brings a module that can be missing, by its top-level name.
+REQUIREMENTS: dict[str, str] = {
+    **dict.fromkeys(("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime"), "robot.txt"),
+    **dict.fromkeys(
+        ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib"),
+        "train.txt",
+    ),
+    **dict.fromkeys(
+        ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg")
+        + ("fast_simplification", "termcolor", "easydict", "cloudpickle", "gymnasium", "future"),
+        "sim.txt",
+    ),
+}
+_WITH_NODEPS = ("train.txt", "sim.txt")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``m2distill`` with ``argv`` (default: the process's arguments) and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # Taken out by hand, so that it is understood on either side of the subcommand.
+    own = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:own]
+    words = [word for i, word in enumerate(words) if i >= own or word != "--debug"]
+    _start_logging(debug)
+    name = next((word for word in words if not word.startswith("-")), None)
+    try:
+        if name is not None and name not in SUMMARIES:
+            raise M2DistillError(f"no command '{name}'; allowed are {', '.join(SUMMARIES)}{closest(name, SUMMARIES)}")
+        args = _parser(name).parse_args(words)
+        code = args.run(args)
+        sys.stdout.flush()
+        if not isinstance(code, int):
+            raise TypeError(f"m2distill {name}: run() returned {code!r}, not an exit code")
+        return code
+    except M2DistillError as error:
+        return _say(error, str(error), debug)
+    except ImportError as error:
+        sentence = missing_dependency(error, name or "")
+        if sentence is None:
+            raise
+        return _say(error, sentence, debug)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("stopped; run again to resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone. What is still in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def missing_dependency(error: ImportError, command: str) -> str | None:
+    """The sentence that says how to get the package whose absence raised ``error``; None for one that is not known."""
+    package = (error.name or "").partition(".")[0]
+    if package == "rclpy":
+        return f"'m2distill {command}' needs ROS 2; source it first: source /opt/ros/<distribution>/setup.bash"
+    file = REQUIREMENTS.get(package)
+    if file is None:
+        return None
+    install = f"pip install -r requirements/{file}"
+    if file in _WITH_NODEPS:
+        install += f" && pip install --no-deps -r requirements/{file.replace('.txt', '-nodeps.txt')}"
+    role = file.removesuffix(".txt")
+    return f"'m2distill {command}' needs the package '{package}' of the role '{role}'; install it with: {install}"
+
+
+def load_command(name: str) -> ModuleType:
+    """Import the module of one subcommand; raises :class:`M2DistillError` where this installation lacks it."""
+    module = f"m2distill_policy.commands.{name}"
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise M2DistillError(f"the command '{name}' is not part of this installation") from error
+
+
+def _parser(selected: str | None) -> argparse.ArgumentParser:
+    """The top-level parser. Only the selected subcommand's module is imported; the others are lines in the help."""
+    parser = argparse.ArgumentParser(
+        prog="m2distill",
+        description="Lifelong imitation learning: demonstrations, training, export, a served policy, a robot.",
+        epilog="example: m2distill doctor      (m2distill <command> --help explains a command)",
+    )
+    parser.add_argument("--version", action="version", version=f"m2distill {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error, and debug messages")
+    subparsers = parser.add_subparsers(dest="command", metavar="<command>", required=True, title="commands")
+    for name, summary in SUMMARIES.items():
+        if name == selected:
+            load_command(name).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser
+
+
+def _start_logging(debug: bool) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    # Only our own rooms speak below a warning: an HTTP client's every request is nobody's news.
+    for room in ("m2distill_policy", "training"):
+        logging.getLogger(room).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _say(error: BaseException, sentence: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(type(error), error, error.__traceback__)
+    print(f"m2distill: {sentence}", file=sys.stderr)
+    return 2
