@@ -1,0 +1,93 @@
+"""Training samples a second, a strategy: ``python -m benchmarks.training_speed --config config/tiny.toml``.
+
+Frames are noise: a convolution costs the same whatever it sees. Strategies are interleaved, so that a busy machine
+slows all of them alike; a sample is one step of one window of the new task (two views).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.output import add_out, percentiles, write
+from m2distill_policy.config import load_config, to_dict
+from m2distill_policy.contract import Contract, Text, libero_contract
+from training.data.task_data import TaskData
+from training.lifelong.memory import Memory
+from training.lifelong.run import make_strategy
+from training.lifelong.stage import train_stage
+from training.models.resnet_t import ResNetT
+from training.run_config import STRATEGIES, RunConfig
+
+
+def noise(contract: Contract, seed: int, steps: int = 600) -> TaskData:
+    """Demonstrations of ``steps`` steps in all, made of noise."""
+    rng = np.random.default_rng(seed)
+    assert contract.text is not None
+    return TaskData(
+        name="noise",
+        instruction="noise",
+        images={c.name: rng.integers(0, 256, (steps, *c.shape), dtype=np.uint8) for c in contract.cameras},
+        proprioception={g.name: rng.normal(size=(steps, g.size)).astype(np.float32) for g in contract.proprioception},
+        actions=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
+        lengths=np.full(steps // 60, 60, dtype=np.int64),
+        embedding=rng.normal(size=contract.text.size).astype(np.float32),
+    )
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
+    parser.add_argument("--text-size", type=int, default=384)
+    parser.add_argument("--steps", type=int, default=6, help="timed steps a strategy and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_out(parser)
+    args = parser.parse_args()
+    base = load_config(RunConfig, args.config, args.overrides)
+    contract = libero_contract(base.image_size, Text("noise", "0", "none", 1.0, args.text_size))
+    seconds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
+    for _ in range(args.rounds):
+        for name in STRATEGIES:
+            config = load_config(
+                RunConfig,
+                args.config,
+                [*args.overrides, f"strategy={name}", f"optim.steps={args.steps + 2}", "optim.checkpoint_seconds=1e9"],
+            )
+            memory = Memory(config.memory)
+            memory.add(noise(contract, 1), np.random.default_rng(0))
+            stamps: list[float] = []
+            with tempfile.TemporaryDirectory() as folder:
+                train_stage(
+                    ResNetT(config.network, contract),
+                    make_strategy(config, memory, contract.history),
+                    noise(contract, 0),
+                    config,
+                    1,
+                    Path(folder),
+                    lambda step, steps, terms, stamps=stamps: stamps.append(time.perf_counter()),  # type: ignore[misc]
+                    lambda point: None,
+                )
+            seconds[name] += list(np.diff(stamps)[1:])
+    samples = base.optim.batch * contract.history
+    figures = {
+        name: {
+            "step_ms": percentiles(np.array(values)),
+            "samples_a_second": round(samples / float(np.median(values)), 1),
+        }
+        for name, values in seconds.items()
+    }
+    fastest = float(np.median(seconds["sequential"]))
+    for name, values in seconds.items():
+        figures[name]["cost_beside_sequential"] = round(float(np.median(values)) / fastest, 2)
+    write("training_speed", {**to_dict(base), "torch_threads": torch.get_num_threads()}, figures, args.out)
+
+
+if __name__ == "__main__":
+    main()

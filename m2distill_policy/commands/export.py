@@ -1,0 +1,40 @@
+"""``m2distill export``: one stage of a run becomes a bundle that a robot loads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "turn a stage of a run into an ONNX bundle, proved equal to the network"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser(
+        "export",
+        help=SUMMARY,
+        description="Export one stage. Nothing is written unless ONNX Runtime and torch agree to 1e-4 on real frames.",
+        epilog="example: m2distill export runs/first --stage 2 --out bundles/first",
+    )
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    parser.add_argument("--stage", type=int, help="stage, 0 is the first task (default: the last one trained)")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and say how far the two runtimes differ."""
+    from m2distill_policy.errors import ExportError
+    from training.lifelong.run import LifelongRun
+
+    lifelong = LifelongRun.open(args.run_folder)
+    trained = [stage for stage in range(len(lifelong.tasks)) if lifelong.trained(stage)]
+    if not trained:
+        raise ExportError(f"{args.run_folder} has no trained stage yet; train it with 'm2distill train --resume'")
+    stage = trained[-1] if args.stage is None else args.stage
+    if stage not in trained:
+        raise ExportError(f"stage {stage} of {args.run_folder} is not trained; trained are {trained}")
+    largest = lifelong.export(stage, args.out, overwrite=args.overwrite)
+    print(f"{args.out}: stage {stage}, largest difference between ONNX Runtime and torch {largest:.1e}")
+    return 0
