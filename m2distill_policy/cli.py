@@ -21,16 +21,14 @@ from m2distill_policy.errors import M2DistillError, closest
 
 #: Which requirements file brings a module that can be missing, by its top-level name.
 REQUIREMENTS: dict[str, str] = {
-    **dict.fromkeys(("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime"), "robot.txt"),
-    **dict.fromkeys(
-        ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib"),
-        "train.txt",
-    ),
-    **dict.fromkeys(
-        ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg")
-        + ("fast_simplification", "termcolor", "easydict", "cloudpickle", "gymnasium", "future"),
-        "sim.txt",
-    ),
+    module: file
+    for file, modules in {
+        "robot.txt": "numpy yaml tomli cv2 cyclonedds onnxruntime",
+        "train.txt": "torch onnx safetensors h5py transformers tokenizers tqdm tensorboard matplotlib",
+        "sim.txt": "robosuite mujoco libero bddl numba scipy PIL imageio imageio_ffmpeg fast_simplification "
+        "termcolor easydict cloudpickle gymnasium future",
+    }.items()
+    for module in modules.split()
 }
 _WITH_NODEPS = ("train.txt", "sim.txt")
 
@@ -44,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for i, word in enumerate(words) if i >= own or word != "--debug"]
     _start_logging(debug)
     name = next((word for word in words if not word.startswith("-")), None)
+    if not words:
+        _parser(None).print_help()
+        return 0
     try:
         if name is not None and name not in SUMMARIES:
             raise M2DistillError(f"no command '{name}'; allowed are {', '.join(SUMMARIES)}{closest(name, SUMMARIES)}")
@@ -102,7 +103,8 @@ def _parser(selected: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="m2distill",
         description="Lifelong imitation learning: demonstrations, training, export, a served policy, a robot.",
-        epilog="example: m2distill doctor      (m2distill <command> --help explains a command)",
+        epilog="example:\n  m2distill doctor\n\n'm2distill <command> --help' explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"m2distill {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error, and debug messages")

