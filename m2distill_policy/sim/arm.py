@@ -55,7 +55,9 @@ class ArmWorld:
         self._renderer = renderer
         self._xml = xml
         if renderer.model.nq != model.nq:
-            raise SimulationError("the drawn model has other joints than the simulated one; this is a bug in the visual profile")
+            raise SimulationError(
+                "the drawn model has other joints than the simulated one; this is a bug in the visual profile"
+            )
         self._substeps = round(contract.period / model.opt.timestep)
         if abs(self._substeps * model.opt.timestep - contract.period) > 1e-9:
             raise SimulationError(
@@ -116,7 +118,9 @@ class ArmWorld:
         """
         velocity = np.asarray(twist, dtype=np.float64)
         if velocity.shape != (6,) or not np.all(np.isfinite(velocity)) or not np.isfinite(gripper):
-            raise SimulationError(f"a twist is 6 finite numbers and a gripper command; got shape {velocity.shape}: {velocity}, {gripper}")
+            raise SimulationError(
+                f"a twist is 6 finite numbers and a gripper command; got shape {velocity.shape}: {velocity}, {gripper}"
+            )
         self._mujoco.mj_fwdPosition(self.model, self.data)
         position, rotation = self._site_pose()
         goal_position, goal_rotation = self._drive if self._drive is not None else (position, rotation)
@@ -170,14 +174,18 @@ class ArmWorld:
             self._torque_low,
             self._torque_high,
         )
-        self._gripper = np.clip(self._gripper + np.array([-_GRIPPER_SPEED, _GRIPPER_SPEED]) * np.sign(gripper), -1.0, 1.0)
+        self._gripper = np.clip(
+            self._gripper + np.array([-_GRIPPER_SPEED, _GRIPPER_SPEED]) * np.sign(gripper), -1.0, 1.0
+        )
         data.ctrl[self._finger_actuators] = self._finger_bias + self._finger_weight * self._gripper
         mujoco.mj_step2(model, data)
 
     def _finish(self) -> None:
         self._steps += 1
         if not np.all(np.isfinite(self.data.qpos)) or self.data.warning[self._mujoco.mjtWarning.mjWARN_BADQACC].number:
-            raise SimulationError(f"the physics became unstable at control step {self._steps} of task '{self.task.name}'")
+            raise SimulationError(
+                f"the physics became unstable at control step {self._steps} of task '{self.task.name}'"
+            )
         self._after_step()
 
     def _after_step(self) -> None:
@@ -191,6 +199,11 @@ class ArmWorld:
         images = {c.name: self._renderer.draw(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
         return Observation(images, self.proprioception(), self._steps * self.contract.period)
 
+    def views(self, state: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.uint8]]:
+        """What the contract's views show in a flattened state; the simulation itself stays where it is."""
+        self._renderer.pose(np.asarray(state, dtype=np.float64)[1 : 1 + self.model.nq])
+        return {c.name: self._renderer.draw(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
+
     def proprioception(self) -> dict[str, NDArray[np.float32]]:
         """``joint_states`` (7,) rad and ``gripper_states`` (2,) m."""
         return {
@@ -203,7 +216,9 @@ class ArmWorld:
         self._mujoco.mj_kinematics(self.model, self.data)
         position, rotation = self._site_pose()
         base = self.data.xmat[self._base].reshape(3, 3)
-        return np.concatenate([base.T @ (position - self.data.xpos[self._base]), vector_from_rotation(base.T @ rotation)])
+        return np.concatenate(
+            [base.T @ (position - self.data.xpos[self._base]), vector_from_rotation(base.T @ rotation)]
+        )
 
     def grip_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Position (3,) m and rotation (3, 3) of the grip site, world frame, as of now."""
@@ -232,7 +247,9 @@ class ArmWorld:
 
     # ---- resetting --------------------------------------------------------------------------------------------
 
-    def _restore(self, state: NDArray[np.floating[Any]], posture: NDArray[np.float64], gripper: NDArray[np.float64]) -> None:
+    def _restore(
+        self, state: NDArray[np.floating[Any]], posture: NDArray[np.float64], gripper: NDArray[np.float64]
+    ) -> None:
         """Put the scene into ``state`` with a controller that has no past."""
         model, data = self.model, self.data
         values = np.asarray(state, dtype=np.float64)

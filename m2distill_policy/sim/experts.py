@@ -8,7 +8,6 @@ objects' true positions, which a policy never does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +47,10 @@ class Noise:
     translation: float = 0.18
     rotation: float = 0.04
     correlation: float = 0.6
+
+    def scaled(self, factor: float) -> Noise:
+        """The same kind of disturbance, ``factor`` times as strong."""
+        return Noise(self.translation * factor, self.rotation * factor, self.correlation)
 
 
 class NoiseSource:
@@ -99,7 +102,12 @@ def _grasped(world: TabletopWorld, thing: Thing, grip: NDArray[np.float64], targ
     """Whether the fingers have arrived at the object's sides with the object between them."""
     offset = thing.grasp - thing.rest
     between = float(np.linalg.norm(target[:2] - grip[:2])) < 0.03 and abs(grip[2] - target[2] - offset) < 0.03
-    return between and thing.name in world.held() and world.gripper_width() < 2 * thing.half_width + 0.006 and world.fingers_still()
+    return (
+        between
+        and thing.name in world.held()
+        and world.gripper_width() < 2 * thing.half_width + 0.006
+        and world.fingers_still()
+    )
 
 
 def _fetch(
@@ -127,7 +135,13 @@ def _carry(grip: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     # Across only as far as the height allows: the object leaves its neighbours from above.
     free = float(np.clip((height - 0.08) / (_CARRY - 0.03 - 0.08), 0.0, 1.0))
     lower = max(_RELEASE, min(_CARRY, _RELEASE + 0.9 * (distance - 0.03)))
-    goal = np.array([grip[0] + free * to_bin[0], grip[1] + free * to_bin[1], TABLE_TOP + (_CARRY + 0.01 if free < 1.0 and distance > 0.1 else lower)])
+    goal = np.array(
+        [
+            grip[0] + free * to_bin[0],
+            grip[1] + free * to_bin[1],
+            TABLE_TOP + (_CARRY + 0.01 if free < 1.0 and distance > 0.1 else lower),
+        ]
+    )
     return goal, 1.0
 
 
@@ -137,32 +151,60 @@ def _limit(vector: NDArray[np.float64], top: float) -> NDArray[np.float64]:
     return vector if length <= top else np.asarray(vector * (top / length))
 
 
-def run_expert(world: TabletopWorld, seed: int, *, noise: Noise | None = None, horizon: int | None = None) -> dict[str, Any]:
-    """One episode without drawing. Returns ``states`` (L, S), clean ``actions`` (L, 7), ``executed`` (L, 7), ``ee`` (L, 6), ``success``.
+@dataclass(frozen=True)
+class Run:
+    """One episode of L steps, before drawing. What is at index t is from before action t.
 
-    State and pose at index t are from before action t.
+    states (L, S); actions (L, 7) the expert's own; executed (L, 7) with the disturbance; ee (L, 6) m and rad, base frame;
+    proprioception: group -> (L, n) float32; robot_states (L, 9): fingers, grip position, grip quaternion (x, y, z, w).
     """
+
+    states: NDArray[np.float64]
+    actions: NDArray[np.float64]
+    executed: NDArray[np.float64]
+    ee: NDArray[np.float64]
+    proprioception: dict[str, NDArray[np.float32]]
+    robot_states: NDArray[np.float64]
+    success: bool
+
+
+def run_expert(world: TabletopWorld, seed: int, *, noise: Noise | None = None) -> Run:
+    """One episode of ``world.task`` from ``seed``, ended by success or the task's horizon. Nothing is drawn."""
     world.reset_state(seed)
     source = NoiseSource(noise, seed) if noise is not None else None
-    states, actions, executed, poses = [], [], [], []
+    states, actions, executed, poses, readings, robot = [], [], [], [], [], []
     success = False
-    for _ in range(horizon if horizon is not None else world.task.horizon):
+    for _ in range(world.task.horizon):
         action = expert_action(world)
         done = action.copy()
         if source is not None:
             done[:6] = np.clip(done[:6] + source.draw(), -1.0, 1.0)
+        reading = world.proprioception()
+        position, rotation = world.grip_pose()
         states.append(world.state())
         poses.append(world.end_effector())
+        readings.append(reading)
+        robot.append(np.concatenate([reading["gripper_states"], position, _quaternion(rotation)]))
         actions.append(action)
         executed.append(done)
         world.advance(done)
         if world.success():
             success = True
             break
-    return {
-        "states": np.array(states),
-        "actions": np.array(actions),
-        "executed": np.array(executed),
-        "ee": np.array(poses),
-        "success": success,
-    }
+    return Run(
+        np.array(states),
+        np.array(actions),
+        np.array(executed),
+        np.array(poses),
+        {name: np.stack([reading[name] for reading in readings]) for name in readings[0]},
+        np.array(robot),
+        success,
+    )
+
+
+def _quaternion(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(x, y, z, w) of a rotation matrix."""
+    vector = vector_from_rotation(rotation)
+    angle = float(np.linalg.norm(vector))
+    axis = vector / angle if angle > 0 else vector
+    return np.concatenate([np.sin(angle / 2) * axis, [np.cos(angle / 2)]])

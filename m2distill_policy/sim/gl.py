@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,4 +20,11 @@ def choose_gl() -> str:
     if chosen == "osmesa":
         # PyOpenGL picks its own platform unless told.
         os.environ.setdefault("PYOPENGL_PLATFORM", "osmesa")
+    # robosuite asks at every import, in every process, for a file of personal settings that nothing here needs.
+    logging.getLogger("robosuite_logs").addFilter(_wanted)
     return chosen
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    """Whether a line of robosuite's log is worth showing."""
+    return "macro" not in record.getMessage()

@@ -57,7 +57,9 @@ PROFILES = {
 def visual_profile(name: str) -> VisualProfile:
     """The profile called ``name``; raises :class:`SimulationError` for an unknown one."""
     if name not in PROFILES:
-        raise SimulationError(f"visual profile '{name}' is not known; allowed are {sorted(PROFILES)}{closest(name, PROFILES)}")
+        raise SimulationError(
+            f"visual profile '{name}' is not known; allowed are {sorted(PROFILES)}{closest(name, PROFILES)}"
+        )
     return PROFILES[name]
 
 
@@ -74,7 +76,9 @@ def physics_xml(xml: str) -> str:
     root = ElementTree.fromstring(xml)
     compiler = root.find("compiler")
     if compiler is None or compiler.get("inertiagrouprange") != "0 0":
-        raise SimulationError("the scene takes inertia from visual geoms (inertiagrouprange is not '0 0'); they cannot be dropped")
+        raise SimulationError(
+            "the scene takes inertia from visual geoms (inertiagrouprange is not '0 0'); they cannot be dropped"
+        )
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag == "geom" and is_visual_only(child):
@@ -155,7 +159,14 @@ def _coarse_mesh(file: Path, scale: str, profile: VisualProfile) -> bytes | None
     """A binary STL of the mesh with fewer faces, from the cache or made now; None where it is small already."""
     source = file.read_bytes()
     key = hashlib.sha256(
-        b"\0".join([source, file.suffix.encode(), scale.encode(), repr((profile.keep, profile.least, _DECIMATION_VERSION)).encode()])
+        b"\0".join(
+            [
+                source,
+                file.suffix.encode(),
+                scale.encode(),
+                repr((profile.keep, profile.least, _DECIMATION_VERSION)).encode(),
+            ]
+        )
     ).hexdigest()
     folder = cache_dir("meshes")
     cached = folder / f"{key}.stl" if folder is not None else None

@@ -122,7 +122,9 @@ def _bin() -> ElementTree.Element:
     ]
     for name, position, size in parts:
         shape = {"type": "box", "pos": " ".join(map(str, position)), "size": " ".join(map(str, size))}
-        ElementTree.SubElement(body, "geom", {**shape, "name": f"bin_{name}", "group": "0", "friction": "1 0.005 0.0001"})
+        ElementTree.SubElement(
+            body, "geom", {**shape, "name": f"bin_{name}", "group": "0", "friction": "1 0.005 0.0001"}
+        )
         seen = {"name": f"bin_{name}_visual", "group": "1", "contype": "0", "conaffinity": "0"}
         color = "0.30 0.26 0.34 1" if name == "floor" else "0.42 0.36 0.48 1"
         ElementTree.SubElement(body, "geom", {**shape, **seen, "rgba": color})

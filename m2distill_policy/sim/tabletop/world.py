@@ -82,7 +82,15 @@ class TabletopWorld(ArmWorld):
         for thing in scene.THINGS:
             x, y, yaw = layout.places[thing.name]
             start = self._objects[thing.name]
-            qpos[start : start + 7] = (x, y, scene.TABLE_TOP + thing.rest, math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2))
+            qpos[start : start + 7] = (
+                x,
+                y,
+                scene.TABLE_TOP + thing.rest,
+                math.cos(yaw / 2),
+                0.0,
+                0.0,
+                math.sin(yaw / 2),
+            )
         self._begin(state)
 
     def reset_to(self, state: NDArray[np.float64]) -> Observation:

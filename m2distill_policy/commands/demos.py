@@ -1,0 +1,80 @@
+"""``m2distill demos``: scripted experts fill a folder with demonstrations."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "collect demonstrations of a suite's tasks with scripted experts"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser(
+        "demos",
+        help=SUMMARY,
+        description=(
+            "Collect demonstrations in parallel processes, one HDF5 file a task in LIBERO's layout. Only successes are kept. "
+            "Killed at any moment, the same command goes on where it was and ends with the same file; "
+            "run again when finished, it changes nothing."
+        ),
+        epilog="example: m2distill demos --tasks 0,1,2 --episodes 40 --size 64 --out data/tabletop64 --workers 2",
+    )
+    parser.add_argument(
+        "--suite", default="tabletop", help="the suite (default: %(default)s, the one that experts know)"
+    )
+    parser.add_argument("--tasks", default="all", help="task indices such as 0,1,2, or all (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=40, help="successes to keep a task (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="pixels a side of both views (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the collection: layouts and disturbances (default: %(default)s)"
+    )
+    parser.add_argument("--visuals", default="fast", help="fast or stock (default: %(default)s)")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=1.0,
+        help="times the standard disturbance of the executed action (default: %(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="collect anew where a file is there already")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Collect, with a progress bar on standard error, and say what came of it."""
+    from tqdm import tqdm
+
+    from m2distill_policy.sim.collect import Collection, collect, parse_tasks
+    from m2distill_policy.sim.visuals import visual_profile
+
+    visual_profile(args.visuals)
+    collection = Collection(
+        folder=args.out,
+        tasks=parse_tasks(args.tasks, args.suite),
+        suite=args.suite,
+        episodes=args.episodes,
+        size=args.size,
+        visuals=args.visuals,
+        seed=args.seed,
+        workers=args.workers,
+        noise=args.noise,
+        force=args.force,
+    )
+    with tqdm(total=collection.episodes * len(collection.tasks), unit="episode", smoothing=0.1) as bar:
+
+        def progress(done: int, total: int, note: str) -> None:
+            if bar.n == 0 and done > 1:
+                bar.initial = done  # an earlier run's episodes say nothing about this one's speed
+            bar.n = done
+            bar.set_postfix_str(note)
+
+        files = collect(collection, progress)
+    for file in files:
+        lengths = [len(episode) for episode in file]
+        print(
+            f"{file.path}: {len(file)} episodes kept of {file.tried} tried, {min(lengths)} to {max(lengths)} steps "
+            f"(mean {sum(lengths) / len(lengths):.0f})"
+        )
+    return 0

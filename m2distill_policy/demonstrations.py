@@ -1,0 +1,423 @@
+"""Demonstration files: HDF5 in LIBERO's layout, one file a task. The one place where image rows are flipped.
+
+The layout is in docs/architecture.md. Files hold rows bottom-up (``macros_image_convention = opengl``), as robosuite
+and LIBERO store them, so that LIBERO's and robomimic's tools read ours; everything beyond this module is upright.
+
+Reading is strict: a missing key, a wrong shape or dtype, a value out of range is a :class:`DemonstrationError` that
+names file, episode and key. LIBERO's published files lack the contract; theirs is derived from their image size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract, libero_contract
+from m2distill_policy.errors import ContractError, DemonstrationError
+
+#: How far an action may lie outside [-1, 1] before a file is refused: rounding, nothing more.
+ACTION_TOLERANCE = 1e-6
+
+_SUFFIX = "_demo.hdf5"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration of L steps; what is at index t was seen before action t.
+
+    images: view -> (L, H, W, 3) uint8, RGB, upright. proprioception: group -> (L, n) float32, in the contract's units.
+    actions: (L, 7) float32 in [-1, 1]. ee: (L, 6) float32 end-effector pose (m; rotation vector, rad), or None.
+    seed: what the initial state was drawn from, or None. init_state: flattened MuJoCo state, or None.
+    """
+
+    images: Mapping[str, NDArray[np.uint8]]
+    proprioception: Mapping[str, NDArray[np.float32]]
+    actions: NDArray[np.float32]
+    ee: NDArray[np.float32] | None = None
+    seed: int | None = None
+    init_state: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a world adds to an :class:`Episode` for the file.
+
+    states: (L, S) float64 flattened MuJoCo states. robot_states: (L, 9): fingers, grip position, grip quaternion
+    (x, y, z, w). model_xml: the scene's MJCF.
+    """
+
+    episode: Episode
+    states: NDArray[np.float64]
+    robot_states: NDArray[np.float64]
+    model_xml: str
+
+
+def demonstration_path(folder: Path, task_name: str) -> Path:
+    """Where the demonstrations of a task lie in ``folder``."""
+    return folder / f"{task_name}{_SUFFIX}"
+
+
+class DemonstrationFile:
+    """The demonstrations of one task. Opened for each read, so it may be shared between processes.
+
+    Attributes: ``path``, ``instruction``, ``task_name``, ``contract``. ``len(file)`` episodes, iterated in order.
+    ``suite`` (empty where unknown), ``settings`` (robomimic's ``env_args``), ``tried`` (attempts behind the successes).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DemonstrationError(f"there is no demonstration file at {self.path}")
+        with self._open() as file:
+            data = file.get("data")
+            if not isinstance(data, h5py.Group):
+                raise DemonstrationError(
+                    f"{self.path}: group 'data' is missing; this is not a demonstration file in LIBERO's layout"
+                )
+            self._names = sorted(
+                (name for name in data if re.fullmatch(r"demo_\d+", name)),
+                key=lambda name: int(name.removeprefix("demo_")),
+            )
+            if not self._names:
+                raise DemonstrationError(f"{self.path}: group 'data' holds no episode 'demo_<i>'")
+            convention = _text(data.attrs.get("macros_image_convention", "opengl"))
+            if convention not in ("opengl", "opencv"):
+                raise DemonstrationError(
+                    f"{self.path}: attribute 'macros_image_convention' is '{convention}'; 'opengl' (rows bottom-up) and 'opencv' are known"
+                )
+            self._bottom_up = convention == "opengl"
+            self.instruction = self._read_instruction(data)
+            self.task_name = self.path.name.removesuffix(_SUFFIX).removesuffix(".hdf5")
+            self.contract = self._read_contract(data)
+            self.suite = _text(data.attrs.get("m2distill_suite", ""))
+            self.settings = self._read_settings(data)
+            self.tried = int(data.attrs.get("m2distill_tried", len(self._names)))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[Episode]:
+        for index in range(len(self)):
+            yield self.episode(index)
+
+    def episode(self, index: int) -> Episode:
+        """Episode ``index``, checked. Raises :class:`DemonstrationError`, or IndexError beyond the last one."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} episodes; there is no episode {index}")
+        name = self._names[index]
+        with self._open() as file:
+            group = file[f"data/{name}"]
+            actions = self._dataset(group, name, "actions", (7,), "f")
+            length = len(actions)
+            if length == 0:
+                raise self._wrong(name, "actions", "holds no step")
+            if not np.all(np.isfinite(actions)):
+                raise self._wrong(name, "actions", "holds a value that is not finite")
+            if np.any(np.abs(actions) > 1.0 + ACTION_TOLERANCE):
+                worst = float(actions.flat[int(np.argmax(np.abs(actions)))])
+                raise self._wrong(name, "actions", f"holds {worst:.6g}; allowed are -1 to 1")
+            images: dict[str, NDArray[np.uint8]] = {}
+            for camera in self.contract.cameras:
+                frames = self._dataset(group, name, f"obs/{camera.name}", camera.shape, "u1", length)
+                images[camera.name] = np.ascontiguousarray(frames[:, ::-1]) if self._bottom_up else frames
+            proprioception: dict[str, NDArray[np.float32]] = {}
+            for reading in self.contract.proprioception:
+                key = f"obs/{reading.name}"
+                values = self._dataset(group, name, key, (reading.size,), "f", length)
+                if not np.all(np.isfinite(values)):
+                    raise self._wrong(name, key, "holds a value that is not finite")
+                if np.any(values < reading.low) or np.any(values > reading.high):
+                    raise self._wrong(
+                        name, key, f"leaves the contract's range {reading.low:.4g} to {reading.high:.4g} {reading.unit}"
+                    )
+                proprioception[reading.name] = values.astype(np.float32)
+            ee: NDArray[np.float32] | None = None
+            if "obs/ee_states" in group:
+                ee = self._dataset(group, name, "obs/ee_states", (6,), "f", length).astype(np.float32)
+                if not np.all(np.isfinite(ee)):
+                    raise self._wrong(name, "obs/ee_states", "holds a value that is not finite")
+            seed = group.attrs.get("seed")
+            state = group.attrs.get("init_state")
+            return Episode(
+                images,
+                proprioception,
+                np.clip(actions, -1.0, 1.0).astype(np.float32),
+                ee,
+                None if seed is None else int(seed),
+                None if state is None else np.asarray(state, dtype=np.float64),
+            )
+
+    def states(self, index: int) -> NDArray[np.float64]:
+        """Flattened MuJoCo states (L, S) of episode ``index``."""
+        name = self._names[index]
+        with self._open() as file:
+            group = file[f"data/{name}"]
+            if "states" not in group:
+                raise self._wrong(name, "states", "is missing")
+            return np.asarray(group["states"][()], dtype=np.float64)
+
+    def sha256(self) -> str:
+        """Hash of what is demonstrated: instruction, contract, and every episode's views, readings and actions."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.instruction, self.contract.to_dict()], sort_keys=True).encode())
+        for episode in self:
+            for key, values in [
+                *sorted(episode.images.items()),
+                *sorted(episode.proprioception.items()),
+                ("actions", episode.actions),
+            ]:
+                digest.update(f"{key} {values.dtype} {values.shape}".encode())
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    def _open(self) -> h5py.File:
+        try:
+            return h5py.File(self.path, "r")
+        except OSError as error:
+            raise DemonstrationError(f"{self.path} cannot be read as HDF5: {error}") from error
+
+    def _wrong(self, episode: str, key: str, what: str) -> DemonstrationError:
+        return DemonstrationError(f"{self.path}: episode '{episode}', key '{key}' {what}")
+
+    def _dataset(
+        self, group: h5py.Group, episode: str, key: str, shape: tuple[int, ...], kind: str, length: int | None = None
+    ) -> NDArray[Any]:
+        """Dataset ``key`` of shape (length, *shape); ``kind`` is 'f' for any float or 'u1' for uint8."""
+        if key not in group or not isinstance(group[key], h5py.Dataset):
+            raise self._wrong(episode, key, f"is missing; the episode has {_keys(group)}")
+        dataset = group[key]
+        if (dataset.dtype.kind != "f") if kind == "f" else (dataset.dtype != np.uint8):
+            raise self._wrong(episode, key, f"is {dataset.dtype}; {'a float' if kind == 'f' else 'uint8'} is wanted")
+        if dataset.ndim != 1 + len(shape) or dataset.shape[1:] != shape:
+            raise self._wrong(episode, key, f"has shape {dataset.shape}; (L, {', '.join(map(str, shape))}) is wanted")
+        if length is not None and dataset.shape[0] != length:
+            raise self._wrong(episode, key, f"has {dataset.shape[0]} steps; 'actions' has {length}")
+        try:
+            return np.asarray(dataset[()])
+        except OSError as error:
+            raise self._wrong(episode, key, f"is damaged: {error}") from error
+
+    def _read_instruction(self, data: h5py.Group) -> str:
+        raw = data.attrs.get("problem_info")
+        if raw is None:
+            raise DemonstrationError(f"{self.path}: attribute 'problem_info' is missing; it holds the instruction")
+        try:
+            words = json.loads(_text(raw))["language_instruction"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DemonstrationError(
+                f"{self.path}: attribute 'problem_info' is not JSON with 'language_instruction' ({type(error).__name__}: {error})"
+            ) from error
+        # Some of LIBERO's files hold a list of words.
+        words = "".join(words) if isinstance(words, list) else str(words)
+        words = words.strip().strip('"').strip()
+        if not words:
+            raise DemonstrationError(f"{self.path}: the instruction in 'problem_info' is empty")
+        return words
+
+    def _read_settings(self, data: h5py.Group) -> dict[str, Any]:
+        """What ``env_args`` says of how the episodes came about; empty where it says nothing."""
+        raw = data.attrs.get("env_args")
+        if raw is None:
+            return {}
+        try:
+            settings = json.loads(_text(raw))
+        except json.JSONDecodeError as error:
+            raise DemonstrationError(f"{self.path}: attribute 'env_args' is not JSON: {error}") from error
+        return settings if isinstance(settings, dict) else {}
+
+    def _read_contract(self, data: h5py.Group) -> Contract:
+        raw = data.attrs.get("m2distill_contract")
+        if raw is not None:
+            try:
+                return Contract.from_json(_text(raw))
+            except ContractError as error:
+                raise DemonstrationError(f"{self.path}: attribute 'm2distill_contract': {error}") from error
+        first = self._names[0]
+        view = data[first].get("obs/agentview_rgb")
+        if not isinstance(view, h5py.Dataset) or view.ndim != 4 or view.shape[1] != view.shape[2]:
+            raise self._wrong(
+                first, "obs/agentview_rgb", "is missing or not (L, H, H, 3), so no contract can be derived from it"
+            )
+        return libero_contract(int(view.shape[1]))
+
+
+class DemonstrationWriter:
+    """Collects the episodes of one task; a kill at any moment loses at most the episode being written.
+
+    Every attempt is committed on its own, by renaming a finished part into ``<file>.parts/``: an episode as
+    ``<seed>.hdf5``, a failure as the empty ``<seed>.failed``. :meth:`finish` merges the parts into one file.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        instruction: str,
+        contract: Contract,
+        suite: str = "",
+        env_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.parts = self.path.with_name(self.path.name + ".parts")
+        self.instruction = instruction
+        self.contract = contract
+        self.suite = suite
+        self.env_args = dict(env_args or {})
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            self._require_same_contract()
+        except OSError as error:
+            raise DemonstrationError(f"demonstrations cannot be written to {self.parts}: {error}") from error
+
+    def _require_same_contract(self) -> None:
+        """Parts of an earlier collection under another contract or instruction are never mixed in."""
+        marker = self.parts / "collection.json"
+        wanted = json.dumps(
+            {"instruction": self.instruction, "contract": self.contract.to_dict(), "env_args": self.env_args},
+            sort_keys=True,
+        )
+        if not marker.exists():
+            temporary = self.parts / f".collection.{os.getpid()}.json"
+            temporary.write_text(wanted)
+            os.replace(temporary, marker)
+        elif marker.read_text() != wanted:
+            raise DemonstrationError(
+                f"{self.parts} holds an unfinished collection under another contract, instruction or setting; "
+                "delete that folder or choose another output"
+            )
+
+    def clean(self) -> None:
+        """Remove what a killed process left half written. Only while no other process writes here."""
+        for leftover in self.parts.glob(".*"):
+            leftover.unlink()
+
+    def attempts(self) -> dict[int, bool]:
+        """Seeds tried so far -> whether the attempt succeeded."""
+        done = {int(part.stem): True for part in self.parts.glob("[0-9]*.hdf5")}
+        return done | {int(part.stem): False for part in self.parts.glob("[0-9]*.failed")}
+
+    def add_failure(self, seed: int) -> None:
+        """Remember that the attempt from ``seed`` failed."""
+        (self.parts / f"{seed}.failed").touch()
+
+    def add(self, recording: Recording) -> None:
+        """Commit one episode, known by its seed. Raises :class:`DemonstrationError` if it is not of the contract's form."""
+        episode = recording.episode
+        if episode.seed is None:
+            raise DemonstrationError("a collected episode needs the seed of its initial state; got None")
+        self._check(recording)
+        temporary = self.parts / f".{episode.seed}.hdf5"
+        with h5py.File(temporary, "w") as file:
+            _write_episode(file.create_group("demo"), recording)
+            file.flush()
+        os.replace(temporary, self.parts / f"{episode.seed}.hdf5")
+
+    def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
+        """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts are removed."""
+        if not seeds:
+            raise DemonstrationError(
+                f"no episode was collected for {self.path}; a file without episodes is not written"
+            )
+        temporary = self.path.with_name(f".{self.path.name}")
+        total = 0
+        try:
+            with h5py.File(temporary, "w") as file:
+                data = file.create_group("data")
+                for index, seed in enumerate(seeds):
+                    with h5py.File(self.parts / f"{seed}.hdf5", "r") as part:
+                        part.copy("demo", data, name=f"demo_{index}")
+                        total += int(part["demo"].attrs["num_samples"])
+                data.attrs["num_demos"] = len(seeds)
+                data.attrs["total"] = total
+                data.attrs["macros_image_convention"] = "opengl"
+                data.attrs["problem_info"] = json.dumps({"language_instruction": self.instruction})
+                data.attrs["env_args"] = json.dumps(self.env_args, sort_keys=True)
+                data.attrs["env_name"] = str(self.env_args.get("env_name", self.suite))
+                data.attrs["m2distill_contract"] = self.contract.to_json()
+                data.attrs["m2distill_suite"] = self.suite
+                data.attrs["m2distill_tried"] = tried
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise DemonstrationError(f"{self.path} cannot be written: {error}") from error
+        shutil.rmtree(self.parts)
+        return DemonstrationFile(self.path)
+
+    def _check(self, recording: Recording) -> None:
+        """Refuse at the source what the reader would refuse."""
+        episode, length = recording.episode, len(recording.episode.actions)
+        where = f"episode of seed {episode.seed} for {self.path.name}"
+        if length == 0 or episode.actions.shape != (length, 7) or not np.all(np.isfinite(episode.actions)):
+            raise DemonstrationError(
+                f"{where}: actions are {episode.actions.shape}, finite (L, 7) with L > 0 is wanted"
+            )
+        if np.any(np.abs(episode.actions) > 1.0 + ACTION_TOLERANCE):
+            raise DemonstrationError(f"{where}: an action lies outside [-1, 1]")
+        for camera in self.contract.cameras:
+            frames = episode.images.get(camera.name)
+            if frames is None or frames.dtype != np.uint8 or frames.shape != (length, *camera.shape):
+                got = "missing" if frames is None else f"{frames.dtype} {frames.shape}"
+                raise DemonstrationError(
+                    f"{where}: view '{camera.name}' is {got}; uint8 {(length, *camera.shape)} is wanted"
+                )
+        for reading in self.contract.proprioception:
+            values = episode.proprioception.get(reading.name)
+            if values is None or values.shape != (length, reading.size) or not np.all(np.isfinite(values)):
+                got = "missing" if values is None else str(values.shape)
+                raise DemonstrationError(
+                    f"{where}: '{reading.name}' is {got}; finite {(length, reading.size)} is wanted"
+                )
+        if len(recording.states) != length or len(recording.robot_states) != length:
+            raise DemonstrationError(f"{where}: {len(recording.states)} states for {length} actions")
+
+
+def _write_episode(group: h5py.Group, recording: Recording) -> None:
+    episode = recording.episode
+    length = len(episode)
+    ends = np.zeros(length, dtype=np.uint8)
+    ends[-1] = 1
+    group.create_dataset("actions", data=np.asarray(episode.actions, dtype=np.float64))
+    group.create_dataset("states", data=recording.states)
+    group.create_dataset("robot_states", data=recording.robot_states)
+    group.create_dataset("rewards", data=ends)
+    group.create_dataset("dones", data=ends)
+    obs = group.create_group("obs")
+    for name, frames in episode.images.items():
+        # A chunk a frame: training reads windows of frames, not whole episodes.
+        obs.create_dataset(
+            name, data=frames[:, ::-1], chunks=(1, *frames.shape[1:]), compression="gzip", compression_opts=1
+        )
+    for name, values in episode.proprioception.items():
+        obs.create_dataset(name, data=np.asarray(values, dtype=np.float64))
+    if episode.ee is not None:
+        pose = np.asarray(episode.ee, dtype=np.float64)
+        obs.create_dataset("ee_states", data=pose)
+        obs.create_dataset("ee_pos", data=pose[:, :3])
+        obs.create_dataset("ee_ori", data=pose[:, 3:])
+    group.attrs["num_samples"] = length
+    group.attrs["init_state"] = recording.states[0]
+    group.attrs["seed"] = -1 if episode.seed is None else episode.seed
+    group.attrs["model_file"] = recording.model_xml
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _keys(group: h5py.Group) -> list[str]:
+    names: list[str] = []
+    group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    return sorted(names)

@@ -1,0 +1,305 @@
+"""Collecting demonstrations in parallel processes: successes only, resumable, the same result however often interrupted."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from m2distill_policy.contract import Contract, libero_contract
+from m2distill_policy.demonstrations import (
+    DemonstrationFile,
+    DemonstrationWriter,
+    Episode,
+    Recording,
+    demonstration_path,
+)
+from m2distill_policy.errors import DemonstrationError, SimulationError
+from m2distill_policy.sim.gl import choose_gl
+from m2distill_policy.sim.seeds import demonstration_seed
+from m2distill_policy.sim.suites import suite_task
+from m2distill_policy.sim.world import Task
+
+if TYPE_CHECKING:
+    from m2distill_policy.sim.tabletop.world import TabletopWorld
+
+#: Seconds within which some attempt must end; one takes about one second.
+_PATIENCE = 300.0
+#: Give up when fewer than one attempt in this many succeeds.
+_HOPELESS = 4
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What to collect. ``episodes`` successes for each of ``tasks`` (indices) of ``suite``, views of ``size`` pixels, into ``folder``."""
+
+    folder: Path
+    tasks: tuple[int, ...]
+    suite: str = "tabletop"
+    episodes: int = 40
+    size: int = 64
+    visuals: str = "fast"
+    seed: int = 0
+    workers: int = 2
+    noise: float = 1.0
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.suite != "tabletop":
+            raise SimulationError(f"scripted experts know the suite 'tabletop' alone; got '{self.suite}'")
+        if self.episodes < 1 or self.workers < 1 or not self.tasks:
+            raise SimulationError(
+                f"at least one task, episode and worker are needed; got {len(self.tasks)}, {self.episodes}, {self.workers}"
+            )
+        if not 0.0 <= self.noise <= 3.0:
+            raise SimulationError(f"noise is {self.noise} times the standard disturbance; allowed are 0 to 3")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise SimulationError(f"a task is named twice in {self.tasks}")
+
+
+def collection_contract(size: int) -> Contract:
+    """The contract under which the suite ``tabletop`` is recorded at ``size`` pixels."""
+    from m2distill_policy.sim.tabletop import scene
+
+    return libero_contract(size, fov_agentview=scene.AGENTVIEW_FOV, fov_hand=scene.HAND_FOV)
+
+
+def collect(collection: Collection, progress: Callable[[int, int, str], None] | None = None) -> list[DemonstrationFile]:
+    """Collect what is still missing and return the files, in the order of ``collection.tasks``.
+
+    ``progress(done, total, note)`` is called as episodes come. The seeds tried are 0, 1, 2.. of each task's own
+    sequence, and the first ``episodes`` successes in that order are kept, so workers and interruptions change nothing.
+    Raises :class:`SimulationError` when a worker fails or dies, with what it said.
+    """
+    plans = [_Plan(collection, suite_task(collection.suite, index)) for index in collection.tasks]
+    total = collection.episodes * len(plans)
+
+    def report(note: str) -> None:
+        if progress is not None:
+            progress(sum(plan.have() for plan in plans), total, note)
+
+    report("")
+    open_plans = [plan for plan in plans if plan.file is None]
+    if open_plans:
+        _run(collection, open_plans, report)
+    files: list[DemonstrationFile] = []
+    for plan in plans:
+        assert plan.file is not None, "every plan ends with a file or an error"
+        files.append(plan.file)
+    return files
+
+
+class _Plan:
+    """What was tried for one task, and what to try next."""
+
+    def __init__(self, collection: Collection, task: Task) -> None:
+        self.collection = collection
+        self.task = task
+        self.path = demonstration_path(collection.folder, task.name)
+        self.file = self._existing()
+        self.writer: DemonstrationWriter | None = None
+        self.results: dict[int, bool] = {}
+        self._submitted = 0
+        if self.file is None:
+            self.writer = _writer(collection, task)
+            self.writer.clean()
+            self.results = self.writer.attempts()
+
+    def _existing(self) -> DemonstrationFile | None:
+        """The finished file of an earlier run, if it is what this collection would make."""
+        if not self.path.exists():
+            return None
+        if self.collection.force:
+            self.path.unlink()
+            return None
+        file = DemonstrationFile(self.path)
+        if len(file) != self.collection.episodes or (file.contract, file.settings) != (
+            collection_contract(self.collection.size),
+            _settings(self.collection, self.task),
+        ):
+            raise DemonstrationError(
+                f"{self.path} is there already, with {len(file)} episodes collected under other settings; "
+                "give --force to collect anew, or another --out"
+            )
+        return file
+
+    def seed(self, attempt: int) -> int:
+        return demonstration_seed(self.collection.seed, self.task.index, attempt)
+
+    def next_seed(self) -> int:
+        """The next seed that nobody has tried."""
+        while True:
+            seed = self.seed(self._submitted)
+            self._submitted += 1
+            if seed not in self.results:
+                return seed
+
+    def kept(self) -> tuple[list[int], int]:
+        """The first successes in the order of attempts, without gaps, and how many attempts they took."""
+        seeds: list[int] = []
+        attempt = 0
+        while len(seeds) < self.collection.episodes and self.seed(attempt) in self.results:
+            if self.results[self.seed(attempt)]:
+                seeds.append(self.seed(attempt))
+            attempt += 1
+        return seeds, attempt
+
+    def have(self) -> int:
+        if self.file is not None:
+            return self.collection.episodes
+        return min(self.collection.episodes, sum(self.results.values()))
+
+    def finish_if_enough(self) -> bool:
+        seeds, tried = self.kept()
+        if len(seeds) == self.collection.episodes:
+            assert self.writer is not None
+            self.file = self.writer.finish(seeds, tried)
+            return True
+        if tried >= 20 and len(seeds) * _HOPELESS < tried:
+            raise SimulationError(
+                f"the expert of '{self.task.name}' succeeded in only {len(seeds)} of {tried} attempts; lower --noise (now {self.collection.noise})"
+            )
+        return False
+
+    def wanted_more(self, in_flight: int) -> bool:
+        """Whether another attempt could be needed, if all that are under way succeed."""
+        return self.file is None and sum(self.results.values()) + in_flight < self.collection.episodes
+
+
+def _settings(collection: Collection, task: Task) -> dict[str, Any]:
+    """What robomimic calls ``env_args``: how the episodes came about."""
+    settings = {
+        "seed": collection.seed,
+        "size": collection.size,
+        "visuals": collection.visuals,
+        "noise": collection.noise,
+    }
+    return {"env_name": f"{task.suite}/{task.name}", "env_version": "1.4.0", "type": 1, "env_kwargs": settings}
+
+
+def _writer(collection: Collection, task: Task) -> DemonstrationWriter:
+    return DemonstrationWriter(
+        demonstration_path(collection.folder, task.name),
+        instruction=task.instruction,
+        contract=collection_contract(collection.size),
+        suite=task.suite,
+        env_args=_settings(collection, task),
+    )
+
+
+def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], None]) -> None:
+    choose_gl()
+    # A worker a core: threads inside workers would only fight.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    plans = [plan for plan in plans if not plan.finish_if_enough()]
+    pool = ProcessPoolExecutor(
+        collection.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(collection,)
+    )
+    running: dict[Future[bool], tuple[_Plan, int]] = {}
+    try:
+        while plans or running:
+            for plan in plans:
+                while len(running) < 2 * collection.workers and plan.wanted_more(
+                    sum(p is plan for p, _ in running.values())
+                ):
+                    seed = plan.next_seed()
+                    running[pool.submit(_attempt, plan.task.index, seed)] = (plan, seed)
+            if not running:
+                raise SimulationError("collection has nothing left to try and is not done; this is a bug")
+            done, _ = wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
+            if not done:
+                raise SimulationError(
+                    f"no worker finished an episode within {_PATIENCE:.0f} s; collected so far is kept, run again to go on"
+                )
+            for future in done:
+                plan, seed = running.pop(future)
+                try:
+                    plan.results[seed] = future.result()
+                except BrokenProcessPool as error:
+                    raise SimulationError(
+                        "a collecting process died (out of memory, or killed); collected so far is kept, run again to go on"
+                    ) from error
+                if plan in plans and plan.file is None and plan.finish_if_enough():
+                    plans.remove(plan)
+                report(f"{plan.task.name}: {sum(plan.results.values())} of {len(plan.results)} tried")
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# ---- in a worker ----------------------------------------------------------------------------------------------
+
+_worker: tuple[Collection, TabletopWorld] | None = None
+
+
+def _start_worker(collection: Collection) -> None:
+    global _worker
+    choose_gl()
+    from m2distill_policy.sim.tabletop.world import TabletopWorld
+
+    task = suite_task(collection.suite, collection.tasks[0])
+    _worker = (collection, TabletopWorld(task, size=collection.size, visuals=collection.visuals))
+
+
+def _attempt(task_index: int, seed: int) -> bool:
+    """Try one episode and commit its part; whether it succeeded."""
+    assert _worker is not None, "the pool's initializer ran"
+    collection, world = _worker
+    world.task = suite_task(collection.suite, task_index)
+    writer = _writer(collection, world.task)
+    recording = record(world, seed, noise=collection.noise)
+    if recording is None:
+        writer.add_failure(seed)
+        return False
+    writer.add(recording)
+    return True
+
+
+def record(world: TabletopWorld, seed: int, *, noise: float = 1.0) -> Recording | None:
+    """One episode of ``world.task`` by its expert, or None where it failed.
+
+    It is simulated first and drawn afterwards, so failures cost no drawing. ``noise`` scales the disturbance of the
+    executed action; the action stored is the expert's own.
+    """
+    from m2distill_policy.sim.experts import Noise, run_expert
+
+    run = run_expert(world, seed, noise=Noise().scaled(noise) if noise > 0 else None)
+    if not run.success:
+        return None
+    drawn = [world.views(state) for state in run.states]
+    episode = Episode(
+        images={name: np.stack([views[name] for views in drawn]) for name in world.contract.camera_names},
+        proprioception=run.proprioception,
+        actions=run.actions.astype(np.float32),
+        ee=run.ee.astype(np.float32),
+        seed=seed,
+        init_state=run.states[0],
+    )
+    return Recording(episode, run.states, run.robot_states, world.model_xml())
+
+
+def parse_tasks(text: str, suite: str) -> tuple[int, ...]:
+    """Task indices from ``0,1,2`` or ``all``. Raises :class:`SimulationError` for anything else."""
+    from m2distill_policy.sim.suites import suite_tasks
+
+    if text.strip() == "all":
+        return tuple(range(len(suite_tasks(suite))))
+    try:
+        indices = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise SimulationError(f"tasks are indices such as 0,1,2 or the word all; got '{text}'") from error
+    for index in indices:
+        suite_task(suite, index)
+    return indices
+
+
+def seeds_of(files: Sequence[DemonstrationFile]) -> list[list[int]]:
+    """The seeds of every episode of ``files``, to keep them apart from those that are measured."""
+    return [[episode.seed for episode in file if episode.seed is not None] for file in files]

@@ -1,0 +1,20 @@
+"""Which seeds are whose: a layout that was demonstrated is never one that is measured."""
+
+from __future__ import annotations
+
+from m2distill_policy.errors import SimulationError
+
+#: Seeds below this are free for evaluation; demonstrations start here.
+DEMONSTRATIONS_FROM = 1_000_000
+_PER_TASK = 10_000
+_TASKS = 100
+
+
+def demonstration_seed(run_seed: int, task_index: int, attempt: int) -> int:
+    """The seed of attempt ``attempt`` (0..9999) at task ``task_index`` (0..99) of the collection with seed ``run_seed``."""
+    if not (0 <= run_seed < 1000 and 0 <= task_index < _TASKS and 0 <= attempt < _PER_TASK):
+        raise SimulationError(
+            f"collection seed {run_seed}, task {task_index}, attempt {attempt}: allowed are 0 to 999, 0 to {_TASKS - 1} "
+            f"and 0 to {_PER_TASK - 1}"
+        )
+    return DEMONSTRATIONS_FROM + (run_seed * _TASKS + task_index) * _PER_TASK + attempt

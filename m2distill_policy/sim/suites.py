@@ -1,0 +1,50 @@
+"""Suites of tasks by name, and the world of a task."""
+
+from __future__ import annotations
+
+from m2distill_policy.errors import SimulationError, closest
+from m2distill_policy.sim.world import Task, World
+
+#: Every suite that is known. LIBERO's need its package and its scenes; see :mod:`m2distill_policy.sim.libero`.
+SUITES = ("tabletop", "libero_spatial", "libero_object", "libero_goal", "libero_10")
+
+
+def suite_tasks(name: str) -> tuple[Task, ...]:
+    """The tasks of suite ``name`` in order. Raises :class:`SimulationError` for an unknown suite, or one that cannot be read."""
+    if name == "tabletop":
+        from m2distill_policy.sim.tabletop.tasks import TASKS
+
+        return TASKS
+    if name in SUITES:
+        from m2distill_policy.sim.libero import libero_tasks
+
+        return libero_tasks(name)
+    raise SimulationError(f"suite '{name}' is not known; allowed are {', '.join(SUITES)}{closest(name, SUITES)}")
+
+
+def suite_task(name: str, index: int) -> Task:
+    """Task ``index`` of suite ``name``; raises :class:`SimulationError` where there is none."""
+    tasks = suite_tasks(name)
+    if not 0 <= index < len(tasks):
+        raise SimulationError(f"suite '{name}' has tasks 0 to {len(tasks) - 1}; there is no task {index}")
+    return tasks[index]
+
+
+def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> World:
+    """A world of ``task`` whose views are ``size`` x ``size`` pixels, drawn with profile ``visuals`` (``fast``, ``stock``).
+
+    Building one takes about a second (LIBERO: several); close it when done. One process holds one world at a time.
+    """
+    if not 16 <= size <= 1024:
+        raise SimulationError(f"views of {size} x {size} pixels were asked for; allowed are 16 to 1024")
+    if task.suite == "tabletop":
+        from m2distill_policy.sim.tabletop.world import TabletopWorld
+
+        return TabletopWorld(task, size=size, visuals=visuals)
+    if task.suite in SUITES:
+        from m2distill_policy.sim.libero import LiberoWorld
+
+        return LiberoWorld(task, size=size, visuals=visuals)
+    raise SimulationError(
+        f"suite '{task.suite}' of task '{task.name}' is not known; allowed are {', '.join(SUITES)}{closest(task.suite, SUITES)}"
+    )
