@@ -16,6 +16,7 @@ dataclass, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, ``X | None`` an
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 import math
@@ -209,13 +210,11 @@ def _leaves(cls: type, where: str = "") -> Iterator[str]:
 
 def _unknown(cls: type, key: str, where: str) -> str:
     known = _fields(cls)
-    hint = closest(key, known)
-    if not hint:
-        # Not near anything here: perhaps it belongs in a section further down.
-        below = [leaf for leaf in _leaves(cls) if leaf.rpartition(".")[2] == key]
-        hint = f"; did you mean '{_join(where, below[0])}'?" if below else ""
-    elif where:
-        hint = hint.replace("'", f"'{where}.", 1)
+    # The very name in a section further down is more likely meant than a similar one here.
+    below = [leaf for leaf in _leaves(cls) if leaf.rpartition(".")[2] == key]
+    near = difflib.get_close_matches(key, [*known], n=1, cutoff=0.5)
+    meant = below or near
+    hint = f"; did you mean '{_join(where, meant[0])}'?" if meant else ""
     return f"unknown key '{_join(where, key)}'{hint} (known here: {', '.join(known)})"
 
 
