@@ -1,0 +1,96 @@
+"""``m2distill evaluate``: roll a bundle out in a world and count successes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "roll a bundle out in a world and count successes"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help=SUMMARY,
+        description=(
+            "Roll a bundle out on tasks of a suite, from initial states that no demonstration and no choice of a "
+            "checkpoint ever used. Every rollout is a line of rollouts.jsonl; run again, it goes on where it stopped."
+        ),
+        epilog="example: m2distill evaluate bundles/first --suite tabletop --tasks 0,1 --out results/first",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the bundle's folder")
+    parser.add_argument("--suite", default="tabletop", help="suite of the tasks (default: tabletop)")
+    parser.add_argument("--tasks", help="indices, such as 0,1 (default: every task of the suite that the bundle knows)")
+    parser.add_argument("--rollouts", type=int, default=20, help="rollouts a task (default: 20)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument(
+        "--sampling", default="low_noise", choices=("sample", "low_noise", "mode"), help="how actions are drawn"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="of --sampling sample (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="which initial states and random numbers (default: 0)")
+    parser.add_argument("--visuals", default="fast", choices=("fast", "stock"), help="visual profile (default: fast)")
+    parser.add_argument("--tell", metavar="INSTRUCTION", help="tell every world this instead of its own instruction")
+    parser.add_argument("--film", type=int, default=0, metavar="N", help="film the first N rollouts of each task")
+    parser.add_argument("--out", type=Path, required=True, help="folder for rollouts.jsonl, summary.json and films")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print the table; 1 when a rollout ended in an error."""
+    import dataclasses
+    import json
+
+    from m2distill_policy.bundle import open_bundle
+    from m2distill_policy.errors import ConfigError
+    from m2distill_policy.evaluation.results import make_cells, summarise, table
+    from m2distill_policy.evaluation.rollouts import RolloutPool
+    from m2distill_policy.provenance import commit, machine, versions
+    from m2distill_policy.sim.suites import suite_tasks
+
+    bundle = open_bundle(args.bundle)
+    if args.tasks is None:
+        tasks = [task.index for task in suite_tasks(args.suite) if task.instruction in bundle.instructions]
+        if not tasks:
+            raise ConfigError(
+                f"bundle '{args.bundle}' knows no instruction of suite '{args.suite}'; "
+                f"it knows {list(bundle.instructions)}"
+            )
+    else:
+        try:
+            tasks = [int(text) for text in args.tasks.split(",")]
+        except ValueError:
+            raise ConfigError(f"--tasks is '{args.tasks}'; whole numbers with commas between them are needed") from None
+    cells = make_cells(args.suite, tasks, args.rollouts, seed=args.seed, told=args.tell)
+    with RolloutPool(args.workers) as pool:
+        results = pool.evaluate(
+            bundle,
+            cells,
+            sampling=args.sampling,
+            temperature=args.temperature,
+            visuals=args.visuals,
+            log=args.out / "rollouts.jsonl",
+            films=args.out / "films",
+            film=args.film,
+            progress=True,
+        )
+    summaries = summarise(results)
+    summary = {
+        "bundle": bundle.identifier,
+        "tasks_learned": list(bundle.task_names),
+        "provenance": dict(bundle.provenance),
+        "sampling": args.sampling,
+        "temperature": args.temperature,
+        "seed": args.seed,
+        "visuals": args.visuals,
+        "cells": [dataclasses.asdict(s) for s in summaries],
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(table(summaries))
+    errors = [r for r in results if r.error is not None]
+    for result in errors:
+        print(f"error: {result.task}, rollout {result.episode}: {result.error}")
+    return 1 if errors else 0

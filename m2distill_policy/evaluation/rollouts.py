@@ -1,0 +1,341 @@
+"""Rollouts of a bundle, in parallel processes that stay alive from one bundle to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from m2distill_policy.bundle import Bundle, open_bundle
+from m2distill_policy.errors import ConfigError, SimulationError
+from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult
+from m2distill_policy.evaluation.seeds import state_seed
+from m2distill_policy.runtime.mixture import check_sampling
+from m2distill_policy.sim.world import Task
+
+#: Several one-thread processes beat one of several threads, and a result must not depend on how many cores there are.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
+#: s for a worker to import what it needs.
+_START_TIMEOUT = 180.0
+
+Suites = str
+Message = dict[str, Any]
+
+
+@dataclass
+class _Worker:
+    """One process, its inbox of answers (None: it ended), and what it is at."""
+
+    process: subprocess.Popen[bytes]
+    ready: bool = False
+    job: Message | None = None
+    since: float = field(default_factory=time.monotonic)
+    world: tuple[Any, ...] = ()
+
+
+class RolloutPool:
+    """Worker processes for rollouts. Use it as a context manager, or call :meth:`close`.
+
+    Each worker is a fresh interpreter with one thread, started at the first evaluation and kept for the next; one that
+    dies is replaced and its rollout counted as an error.
+
+    workers: how many processes. suites: the module that makes worlds (``suite_tasks``, ``make_world``).
+    """
+
+    def __init__(self, workers: int = 2, *, suites: Suites = "m2distill_policy.sim.suites") -> None:
+        if workers < 1:
+            raise ConfigError(f"{workers} workers were asked for; at least 1 is needed")
+        self.workers = workers
+        self.suites = suites
+        self._answers: queue.Queue[tuple[_Worker, Message | None]] = queue.Queue()
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> RolloutPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def evaluate(
+        self,
+        bundle: str | Path | Bundle,
+        cells: Sequence[Cell],
+        *,
+        sampling: str = "low_noise",
+        temperature: float = 1.0,
+        visuals: str = "fast",
+        log: str | Path | None = None,
+        films: str | Path | None = None,
+        film: int = 0,
+        progress: bool | Callable[[RolloutResult, int, int], None] = False,
+        timeout: float = 600.0,
+    ) -> list[RolloutResult]:
+        """Roll out every cell and return the results in the cells' order, the same whatever the number of workers.
+
+        sampling, temperature: see :meth:`Mixture.draw`. visuals: of the world. log: a JSON-lines file that grows as
+        rollouts end; rollouts that are in it already are not done again, errors are. films: folder for MP4 films of
+        the first ``film`` rollouts of each cell. progress: True for a bar, or a function of (result, how many are
+        done, how many in all). timeout: s for one rollout.
+
+        Raises :class:`BundleError`, :class:`UnknownInstructionError` and :class:`ConfigError` before anything runs,
+        and :class:`SimulationError` when no rollout of a cell can run at all. A rollout that crashes is a result
+        with ``error`` set.
+        """
+        check_sampling(sampling, temperature)
+        if film and films is None:
+            raise ConfigError(f"{film} films a cell were asked for; say in which folder")
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        jobs = [
+            {
+                **job,
+                "path": str(opened.path.resolve()),
+                "bundle": opened.identifier,
+                "sampling": sampling,
+                "temperature": temperature,
+                "visuals": visuals,
+            }
+            for job in self._expand(opened, cells, Path(films) if films is not None else None, film)
+        ]
+        book = RolloutLog(Path(log)) if log is not None else None
+        known = book.done() if book is not None else {}
+        results: dict[int, RolloutResult] = {}
+        todo: list[Message] = []
+        for number, job in enumerate(jobs):
+            job["number"] = number
+            before = known.get(_result(job, {}).key)
+            if before is not None:
+                results[number] = before
+            else:
+                todo.append(job)
+        report = _Progress(progress, len(jobs), len(results))
+        try:
+            self._run(todo, timeout, results, book, report)
+        finally:
+            report.close()
+        return [results[number] for number in range(len(jobs))]
+
+    def close(self) -> None:
+        """End all workers; they get 5 s to finish what they are at."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            if worker.process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # it is gone already, which is what we want
+                    worker.process.stdin.close()
+        deadline = time.monotonic() + 5.0
+        for worker in workers:
+            try:
+                worker.process.wait(max(0.1, deadline - time.monotonic()) if worker.job is None else 0.1)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait(10.0)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _expand(self, bundle: Bundle, cells: Sequence[Cell], films: Path | None, film: int) -> list[Message]:
+        module = importlib.import_module(self.suites)
+        suites: dict[str, dict[int, Task]] = {}
+        jobs: list[Message] = []
+        for cell in cells:
+            if cell.suite not in suites:
+                suites[cell.suite] = {task.index: task for task in module.suite_tasks(cell.suite)}
+            tasks = suites[cell.suite]
+            if cell.task not in tasks:
+                raise ConfigError(f"suite '{cell.suite}' has no task {cell.task}; it has {sorted(tasks)}")
+            task = tasks[cell.task]
+            told = cell.told if cell.told is not None else task.instruction
+            bundle.embedding(told)  # refuses an instruction that the bundle does not know, with a sentence
+            for i in range(cell.rollouts):
+                episode = cell.first + i
+                name = f"{task.name}-{told.replace(' ', '_')}" if told != task.instruction else task.name
+                jobs.append(
+                    {
+                        "suite": cell.suite,
+                        "task_index": task.index,
+                        "task": task.name,
+                        "told": told,
+                        "purpose": cell.purpose,
+                        "seed": cell.seed,
+                        "episode": episode,
+                        "state_seed": state_seed(cell.purpose, cell.seed, episode),
+                        "film": str(films.resolve() / f"{name}-{cell.seed}-{episode}.mp4")
+                        if films and i < film
+                        else None,
+                    }
+                )
+        return jobs
+
+    def _run(
+        self,
+        todo: list[Message],
+        timeout: float,
+        results: dict[int, RolloutResult],
+        book: RolloutLog | None,
+        report: _Progress,
+    ) -> None:
+        pending: dict[tuple[Any, ...], deque[Message]] = {}
+        for job in todo:
+            pending.setdefault(_world_key(job), deque()).append(job)
+        left = len(todo)
+
+        def finish(worker: _Worker, done: Message) -> None:
+            nonlocal left
+            job, worker.job = worker.job, None
+            assert job is not None
+            result = _result(job, done)
+            results[job["number"]] = result
+            if book is not None:
+                book.add(result)
+            left -= 1
+            report.add(result)
+
+        try:
+            while left:
+                for worker in self._ready_workers(min(self.workers, left)):
+                    self._assign(worker, pending)
+                try:
+                    worker, message = self._answers.get(timeout=1.0)
+                except queue.Empty:
+                    self._kill_late(timeout)
+                    continue
+                if worker not in self._workers:
+                    continue  # the last words of one that was replaced
+                if message is None:
+                    code = worker.process.wait(10.0)
+                    self._workers.remove(worker)
+                    if not worker.ready:
+                        raise SimulationError(
+                            f"a rollout worker ended with exit code {code} before it began; "
+                            f"see its message above, or run '{sys.executable} -m {_WORKER} {self.suites}'"
+                        )
+                    if worker.job is not None:
+                        late = time.monotonic() - worker.since > timeout
+                        why = f"took over {timeout:g} s and was ended" if late else f"died with exit code {code}"
+                        finish(worker, {"error": f"the worker of this rollout {why}"})
+                elif "ready" in message:
+                    worker.ready = True
+                elif "fatal" in message:
+                    worker.job = None
+                    raise SimulationError(message["fatal"])
+                elif worker.job is not None and message["number"] == worker.job["number"]:
+                    finish(worker, message["done"])
+        except BaseException:
+            # Others may be in the middle of a rollout that nobody waits for any more.
+            self.close()
+            raise
+
+    def _ready_workers(self, wanted: int) -> list[_Worker]:
+        while len(self._workers) < wanted:
+            self._workers.append(self._start())
+        return [w for w in self._workers if w.ready and w.job is None]
+
+    def _assign(self, worker: _Worker, pending: dict[tuple[Any, ...], deque[Message]]) -> None:
+        """Give ``worker`` a rollout in the world it holds, else in the world with the most to do."""
+        if not pending:
+            return
+        key = worker.world if worker.world in pending else max(pending, key=lambda k: len(pending[k]))
+        job = pending[key].popleft()
+        if not pending[key]:
+            del pending[key]
+        worker.job, worker.world, worker.since = job, key, time.monotonic()
+        assert worker.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died: its reader says so next, and the rollout becomes an error
+            worker.process.stdin.write(json.dumps(job).encode() + b"\n")
+            worker.process.stdin.flush()
+
+    def _start(self) -> _Worker:
+        environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", _WORKER, self.suites],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        worker = _Worker(process)
+        threading.Thread(target=self._listen, args=(worker,), name="rollout-answers", daemon=True).start()
+        return worker
+
+    def _listen(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        for line in worker.process.stdout:
+            self._answers.put((worker, json.loads(line)))
+        self._answers.put((worker, None))
+
+    def _kill_late(self, timeout: float) -> None:
+        for worker in self._workers:
+            limit = timeout if worker.ready else _START_TIMEOUT
+            if (worker.job is not None or not worker.ready) and time.monotonic() - worker.since > limit:
+                worker.process.kill()  # its reader tells us, and the rollout becomes an error
+
+
+_WORKER = "m2distill_policy.evaluation.worker"
+
+
+def _world_key(job: Message) -> tuple[Any, ...]:
+    return job["suite"], job["task_index"], job["visuals"]
+
+
+def _result(job: Message, done: Message) -> RolloutResult:
+    return RolloutResult(
+        suite=job["suite"],
+        task_index=job["task_index"],
+        task=job["task"],
+        told=job["told"],
+        purpose=job["purpose"],
+        seed=job["seed"],
+        episode=job["episode"],
+        state_seed=job["state_seed"],
+        bundle=job["bundle"],
+        sampling=job["sampling"],
+        temperature=job["temperature"],
+        visuals=job["visuals"],
+        success=done.get("success"),
+        steps=done.get("steps", 0),
+        achieved=tuple(done.get("achieved", ())),
+        lifted=tuple(done.get("lifted", ())),
+        wrong=tuple(done.get("wrong", ())),
+        error=done.get("error"),
+        seconds=done.get("seconds", 0.0),
+        film=job["film"] if done.get("error") is None else None,
+    )
+
+
+class _Progress:
+    """A bar, a function, or nothing."""
+
+    def __init__(self, wanted: bool | Callable[[RolloutResult, int, int], None], total: int, done: int) -> None:
+        self._call = wanted if callable(wanted) else None
+        self._total, self._done, self._good, self._bad, self._seen = total, done, 0, 0, 0
+        self._bar: Any = None
+        if wanted is True:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, unit="rollout", desc="rollouts", dynamic_ncols=True)
+
+    def add(self, result: RolloutResult) -> None:
+        self._done += 1
+        self._seen += 1
+        self._good += bool(result.success)
+        self._bad += result.error is not None
+        if self._call is not None:
+            self._call(result, self._done, self._total)
+        if self._bar is not None:
+            self._bar.set_postfix(success=f"{self._good}/{self._seen - self._bad}", errors=self._bad, refresh=False)
+            self._bar.update()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
