@@ -15,7 +15,7 @@ from m2distill_policy.sim.visuals import VisualProfile
 class Renderer:
     """Draws the cameras of one model. Not thread-safe; holds an OpenGL context until :meth:`close`."""
 
-    def __init__(self, model: Any, profile: VisualProfile) -> None:
+    def __init__(self, model: Any, profile: VisualProfile, *, sites: bool = False) -> None:
         choose_gl()
         import mujoco
 
@@ -28,7 +28,8 @@ class Renderer:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = profile.reflections
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = 0  # collision shapes
-        self._option.sitegroup[:] = 0
+        if not sites:  # markers; LIBERO shows a stove's glow with one
+            self._option.sitegroup[:] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         #: One pair of OpenGL context and buffers a size: clearing and reading a larger buffer than needed is slow.

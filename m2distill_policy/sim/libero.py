@@ -1,0 +1,221 @@
+"""Worlds of the LIBERO suites, by the same interface as every other.
+
+LIBERO's environment builds the scene and judges the goal; stepping, views and drawing are this package's own. Its
+package is imported piecemeal: its ``envs/__init__`` pulls in gym and vectorised environments that nothing here needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import libero_contract
+from m2distill_policy.errors import SimulationError
+from m2distill_policy.observation import Observation
+from m2distill_policy.sim import libero_files
+from m2distill_policy.sim.arm import CAMERAS, ArmWorld
+from m2distill_policy.sim.gl import choose_gl
+from m2distill_policy.sim.libero_files import libero_tasks
+from m2distill_policy.sim.rendering import Renderer
+from m2distill_policy.sim.visuals import visual_model, visual_profile
+from m2distill_policy.sim.world import Task
+
+__all__ = ["LiberoWorld", "libero_tasks"]
+
+#: LIBERO lets a scene settle for this many idle control steps after it was put into an initial state.
+_SETTLE_STEPS = 5
+#: An object counts as lifted this far (m) above where it was after settling.
+_LIFT_HEIGHT = 0.04
+_PLACEMENT_ATTEMPTS = 50
+
+
+def _import_libero() -> Any:
+    """LIBERO's table of problems (name -> environment class), with its home-folder questions answered beforehand."""
+    choose_gl()
+    if "libero.libero.envs.problems" in sys.modules:
+        return sys.modules["libero.libero.envs.bddl_base_domain"].TASK_MAPPING
+    folder = libero_files.package_folder()
+    assets = libero_files.assets_folder()
+    # Importing LIBERO asks on standard input unless its configuration exists; give it one of its own, kept nowhere.
+    with tempfile.TemporaryDirectory(prefix="m2distill_libero_") as config:
+        places = {name: str(folder / sub) for name, sub in (("bddl_files", "bddl_files"), ("init_states", "init_files"))}
+        places |= {"benchmark_root": str(folder), "datasets": str(folder.parent / "datasets"), "assets": str(assets)}
+        Path(config, "config.yaml").write_text("".join(f"{name}: '{place}'\n" for name, place in places.items()))
+        before = os.environ.get("LIBERO_CONFIG_PATH")
+        os.environ["LIBERO_CONFIG_PATH"] = config
+        try:
+            package = importlib.import_module("libero.libero")
+            package._assets_path_cache = str(assets)
+            envs = types.ModuleType("libero.libero.envs")
+            envs.__path__ = [str(folder / "envs")]
+            sys.modules["libero.libero.envs"] = envs
+            importlib.import_module("libero.libero.envs.problems")
+        except ImportError as error:
+            raise SimulationError(
+                f"LIBERO cannot be imported ({error}); install what the simulator needs: pip install -r requirements/sim.txt"
+            ) from error
+        finally:
+            if before is None:
+                del os.environ["LIBERO_CONFIG_PATH"]
+            else:
+                os.environ["LIBERO_CONFIG_PATH"] = before
+    return sys.modules["libero.libero.envs.bddl_base_domain"].TASK_MAPPING
+
+
+class LiberoWorld(ArmWorld):
+    """One task of a LIBERO suite. See :class:`m2distill_policy.sim.world.World`.
+
+    ``reset(seed)`` takes LIBERO's initial state number ``seed`` modulo their count (50), and lets it settle as LIBERO does.
+    """
+
+    def __init__(self, task: Task, *, size: int = 128, visuals: str = "fast") -> None:
+        problems = _import_libero()
+        profile = visual_profile(visuals)
+        self._initial_states = libero_files.initial_states(task)
+        self._env = _build(problems, task)
+        env = self._env
+        env.visualize(vis_settings={name: False for name in env._visualizations})
+        model, data = env.sim.model._model, env.sim.data._data
+        if self._initial_states.shape[1] != 1 + model.nq + model.nv:
+            raise SimulationError(
+                f"the initial states of '{task.name}' have {self._initial_states.shape[1]} numbers, its scene has "
+                f"{1 + model.nq + model.nv}; hf-libero 0.1.4 and robosuite 1.4.0 belong together"
+            )
+        xml = env.model.get_xml()
+        drawn = visual_model(xml, profile)
+        # Fixtures are placed in the model, not in the state.
+        drawn.body_pos[:] = model.body_pos
+        drawn.body_quat[:] = model.body_quat
+        renderer = Renderer(drawn, profile, sites=True)
+        fov = {name: float(model.cam_fovy[model.camera(camera).id]) for name, camera in CAMERAS.items()}
+        contract = libero_contract(size, fov_agentview=fov["agentview_rgb"], fov_hand=fov["eye_in_hand_rgb"])
+        super().__init__(task, contract, model, data, renderer, xml)
+        self._home = np.array(env.robots[0].init_qpos, dtype=np.float64)
+        self._goals = self._known_goals()
+        self._heights: dict[str, float] = {}
+        self._achieved: list[str] = []
+        self._lifted: list[str] = []
+
+    def _known_goals(self) -> dict[str, Any]:
+        """Goals of the suite's tasks that this scene can judge, because it holds every object they name."""
+        parse = sys.modules["libero.libero.envs.bddl_utils"].robosuite_parse_problem
+        goals: dict[str, Any] = {}
+        for task in libero_tasks(self.task.suite):
+            parsed = parse(str(libero_files.bddl_file(task.suite, task.name)))
+            same = parsed["problem_name"] == self._env.parsed_problem["problem_name"]
+            if same and all(name in self._env.object_states_dict for state in parsed["goal_state"] for name in state[1:]):
+                goals[task.name] = parsed["goal_state"]
+        goals[self.task.name] = self._env.parsed_problem["goal_state"]
+        return goals
+
+    def reset(self, seed: int) -> Observation:
+        """LIBERO's initial state number ``seed`` modulo their count, settled. Stamp 0.0."""
+        if seed < 0:
+            raise SimulationError(f"a seed is a whole number from 0 on; got {seed}")
+        self._begin(self._initial_states[seed % len(self._initial_states)])
+        for _ in range(_SETTLE_STEPS):
+            self.advance(np.zeros(7))
+        self._steps = 0
+        self._start_judging()
+        return self.observe()
+
+    def reset_to(self, state: NDArray[np.float64]) -> Observation:
+        """Return to a flattened MuJoCo state, without settling."""
+        self._begin(state)
+        return self.observe()
+
+    def _begin(self, state: NDArray[np.float64]) -> None:
+        # robosuite's gripper starts in the middle of its range.
+        self._restore(state, self._home, np.zeros(2))
+        self._env._post_process()
+        self._start_judging()
+
+    def _start_judging(self) -> None:
+        self._heights = {name: self._height(name) for name in self._env.objects_dict}
+        self._achieved.clear()
+        self._lifted.clear()
+
+    def _height(self, name: str) -> float:
+        return float(self.data.xpos[self._env.obj_body_id[name], 2])
+
+    def success(self) -> bool:
+        """Whether LIBERO's goal of this task holds now."""
+        return self._holds(self._goals[self.task.name])
+
+    def _holds(self, goal: Any) -> bool:
+        return all(bool(self._env._eval_predicate(state)) for state in goal)
+
+    def achieved(self) -> tuple[str, ...]:
+        """Names of the suite's tasks that this scene can judge and whose goal has been reached since reset."""
+        return tuple(self._achieved)
+
+    def lifted(self) -> tuple[str, ...]:
+        """Names of the objects that were raised by 4 cm or more since reset."""
+        return tuple(self._lifted)
+
+    def _after_step(self) -> None:
+        self._mujoco.mj_kinematics(self.model, self.data)
+        self._env._post_process()
+        for name, start in self._heights.items():
+            if name not in self._lifted and self._height(name) >= start + _LIFT_HEIGHT:
+                self._lifted.append(name)
+        for name, goal in self._goals.items():
+            if name not in self._achieved and self._holds(goal):
+                self._achieved.append(name)
+
+    def observe(self) -> Observation:
+        """What the views and joints say now; a stove that is on glows."""
+        self._renderer.model.site_rgba[:] = self.model.site_rgba
+        return super().observe()
+
+    def close(self) -> None:
+        """Free the renderer and LIBERO's environment."""
+        super().close()
+        self._env.close()
+
+
+def _build(problems: Any, task: Task) -> Any:
+    """LIBERO's environment of ``task``, without its renderer, with its fixtures always placed alike."""
+    import robosuite
+    from robosuite.utils.errors import RandomizationError
+
+    bddl = str(libero_files.bddl_file(task.suite, task.name))
+    problem = sys.modules["libero.libero.envs.bddl_utils"].get_problem_info(bddl)["problem_name"]
+    with _own_random_numbers():
+        for attempt in range(_PLACEMENT_ATTEMPTS):
+            np.random.seed(attempt)  # noqa: NPY002 - LIBERO places objects with numpy's global generator
+            try:
+                return problems[problem](
+                    bddl_file_name=bddl,
+                    robots=["Panda"],
+                    controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+                    initialization_noise=None,
+                    has_renderer=False,
+                    has_offscreen_renderer=False,
+                    use_camera_obs=False,
+                    control_freq=20,
+                    ignore_done=True,
+                )
+            except RandomizationError:
+                continue
+    raise SimulationError(f"LIBERO found no room for the objects of '{task.name}' in {_PLACEMENT_ATTEMPTS} attempts")
+
+
+@contextlib.contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Leave numpy's global generator as it was found."""
+    before = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002

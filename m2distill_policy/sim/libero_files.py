@@ -1,0 +1,132 @@
+"""Where LIBERO's package and scenes lie, its tasks and its initial states, read without importing its benchmark module.
+
+That module imports torch, asks a question on standard input when a file is missing in the home folder, and unpickles
+the initial states. Here the list of tasks is read as a literal, and the initial states are read by walking the
+pickle's opcodes, of which exactly one sequence is accepted: nothing in the file is ever executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.errors import SimulationError
+from m2distill_policy.sim.world import Task
+
+#: LIBERO's own limit of control steps for a rollout.
+HORIZON = 600
+
+#: What torch.save writes for one float64 matrix: every file of the four suites is of this form.
+_MATRIX = (
+    "PROTO GLOBAL BINPUT GLOBAL BINPUT BININT1 TUPLE1 BINPUT GLOBAL BINPUT BINUNICODE BINPUT BINUNICODE BINPUT TUPLE2 BINPUT "
+    "REDUCE BINPUT TUPLE3 BINPUT REDUCE BINPUT MARK BININT1 INT INT TUPLE2 BINPUT GLOBAL BINPUT BINUNICODE BINPUT NEWFALSE "
+    "NEWTRUE TUPLE3 BINPUT REDUCE BINPUT MARK BININT1 BINUNICODE BINPUT NONE NONE NONE BININT BININT BININT1 TUPLE BINPUT "
+    "BUILD NEWFALSE BINGET BINUNICODE BINPUT BINGET TUPLE2 BINPUT REDUCE BINPUT TUPLE BINPUT BUILD STOP"
+).split()
+
+
+def package_folder() -> Path:
+    """The folder ``libero/libero`` of the installed package. Raises :class:`SimulationError` where it is not installed."""
+    spec = importlib.util.find_spec("libero")
+    locations = [] if spec is None else list(spec.submodule_search_locations or [])
+    for location in locations:
+        folder = Path(location) / "libero"
+        if (folder / "bddl_files").is_dir():
+            return folder
+    raise SimulationError(
+        "LIBERO is not installed; install it without its own requirements: pip install --no-deps hf-libero==0.1.4"
+    )
+
+
+def assets_folder() -> Path:
+    """The meshes and textures of LIBERO's scenes, by one rule.
+
+    ``M2DISTILL_LIBERO_ASSETS`` where it is set; else ``../shared/libero_assets`` beside the repository; else the
+    package's own ``assets``. Nothing is downloaded. Raises :class:`SimulationError` saying what to do.
+    """
+    named = os.environ.get("M2DISTILL_LIBERO_ASSETS")
+    if named:
+        if (Path(named) / "scenes").is_dir():
+            return Path(named)
+        raise SimulationError(f"M2DISTILL_LIBERO_ASSETS is {named}, which has no folder 'scenes'; name LIBERO's folder 'assets'")
+    beside = Path(__file__).resolve().parents[2].parent / "shared" / "libero_assets"
+    for folder in (beside, package_folder() / "assets"):
+        if (folder / "scenes").is_dir():
+            return folder
+    raise SimulationError(
+        "LIBERO's scenes are not here; get the folder 'libero/libero/assets' of github.com/Lifelong-Robot-Learning/LIBERO "
+        "and set M2DISTILL_LIBERO_ASSETS to it"
+    )
+
+
+def libero_tasks(suite: str) -> tuple[Task, ...]:
+    """The tasks of a LIBERO suite in its standard order (order 0)."""
+    file = package_folder() / "benchmark" / "libero_suite_task_map.py"
+    try:
+        tree = ast.parse(file.read_text())
+    except (OSError, SyntaxError) as error:
+        raise SimulationError(f"LIBERO's list of tasks cannot be read from {file}: {error}") from error
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            names = ast.literal_eval(node.value).get(suite)
+            if names is not None:
+                return tuple(_task(suite, index, name) for index, name in enumerate(names))
+    raise SimulationError(f"LIBERO's list of tasks in {file} has no suite '{suite}'")
+
+
+def _task(suite: str, index: int, name: str) -> Task:
+    words = name
+    if name[0].isupper():  # LIBERO-10 puts the scene before the words: KITCHEN_SCENE3_turn_on_the_stove
+        words = name.split("SCENE", 1)[1].split("_", 1)[1]
+    return Task(suite, index, name, words.replace("_", " "), HORIZON, "hard", _target(suite, name))
+
+
+def _target(suite: str, name: str) -> str:
+    """The first object that the task's file calls of interest."""
+    text = bddl_file(suite, name).read_text()
+    words = text.partition("(:obj_of_interest")[2].partition(")")[0].split()
+    return words[0] if words else ""
+
+
+def bddl_file(suite: str, name: str) -> Path:
+    """The file that describes a task's scene and goal."""
+    file = package_folder() / "bddl_files" / suite / f"{name}.bddl"
+    if not file.is_file():
+        raise SimulationError(f"LIBERO's task file {file} is missing; reinstall hf-libero 0.1.4")
+    return file
+
+
+def initial_states(task: Task) -> NDArray[np.float64]:
+    """LIBERO's initial states of a task: (n, S) flattened MuJoCo states."""
+    file = package_folder() / "init_files" / task.suite / f"{task.name}.pruned_init"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            (name,) = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
+            return read_matrix(archive.read(name))
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise SimulationError(f"LIBERO's initial states cannot be read from {file}: {error}") from error
+
+
+def read_matrix(content: bytes) -> NDArray[np.float64]:
+    """The float64 matrix in a pickle of exactly the known form, without executing it. Raises ValueError for any other."""
+    operations: list[tuple[str, Any]] = [(code.name, argument) for code, argument, _ in pickletools.genops(content)]
+    names = [name for name, _ in operations]
+    shape_at = _MATRIX.index("INT")
+    for place in (shape_at, shape_at + 1):
+        if len(names) > place and names[place] in ("BININT1", "BININT2", "BININT"):
+            names[place] = "INT"
+    if names != _MATRIX:
+        raise ValueError("it is not the pickle of one float64 matrix")
+    rows, columns = int(operations[shape_at][1]), int(operations[shape_at + 1][1])
+    strings = [argument for name, argument in operations if name == "BINUNICODE"]
+    if strings[2:4] != ["f8", "<"]:
+        raise ValueError(f"its numbers are '{strings[3]}{strings[2]}'; little-endian float64 is wanted")
+    return np.frombuffer(strings[4].encode("latin1"), dtype="<f8").reshape(rows, columns).copy()
