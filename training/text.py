@@ -190,6 +190,8 @@ def _bert_folder() -> Path:
         raise ConfigError(f"the text encoder '{BERT}' needs transformers; install requirements/train.txt") from error
     logger.info("%s is not in the hub's cache; downloading it", BERT)
     try:
+        # One short question first: the hub's client itself waits for minutes on a network that swallows packets.
+        huggingface_hub.utils.get_session().head(huggingface_hub.hf_hub_url(BERT, "config.json"), timeout=_HUB_TIMEOUT)
         return Path(huggingface_hub.snapshot_download(BERT, allow_patterns=_HUB_FILES, etag_timeout=_HUB_TIMEOUT))
     except Exception as error:  # the hub's client raises many kinds; each means that the files cannot be had
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -268,8 +270,9 @@ def _load(encoder: TextEncoder) -> tuple[Any, Any, int]:
         model, report = AutoModel.from_pretrained(
             encoder.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"the text encoder in {encoder.folder} cannot be loaded: {error}") from error
+    except Exception as error:  # a damaged file shows as any kind: KeyError, SafetensorError, RuntimeError, ...
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"the text encoder in {encoder.folder} cannot be loaded: {reason}") from error
     # transformers fills a weight that is missing with random numbers. A pooler that is not read may be missing.
     missing = [key for key in report["missing_keys"] if encoder.pooling == "pooler" or "pooler" not in key]
     if missing:
