@@ -1,0 +1,51 @@
+"""The gripper is told only when it should change: opened or closed, with a band between where nothing happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from m2distill_policy.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GripperProfile:
+    """What the gripper is told.
+
+    open_position, closed_position: gap between the fingers in m. threshold: how far the action's entry (-1 open .. +1
+    closed) must be from 0 to change anything. max_effort: N, 0 for the gripper's own.
+    """
+
+    open_position: float = 0.08
+    closed_position: float = 0.0
+    threshold: float = 0.2
+    max_effort: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise ConfigError(f"gripper threshold is {self.threshold}; at least 0 and below 1 is allowed")
+        if self.open_position == self.closed_position:
+            raise ConfigError(f"gripper is open and closed at the same position, {self.open_position} m")
+
+    def entry(self, position: float) -> float:
+        """The action's entry (-1 or +1) that a commanded ``position`` (m) stands for: the nearer of the two."""
+        return -1.0 if abs(position - self.open_position) < abs(position - self.closed_position) else 1.0
+
+
+class GripperSwitch:
+    """Remembers what the gripper was told last."""
+
+    def __init__(self, profile: GripperProfile) -> None:
+        self._profile = profile
+        self._closed: bool | None = None
+
+    def forget(self) -> None:
+        """What the gripper does is not known: the next clear wish is told in any case."""
+        self._closed = None
+
+    def update(self, entry: float) -> float | None:
+        """The position (m) to command for the action's entry (-1 open .. +1 closed); None while nothing changes."""
+        profile = self._profile
+        if abs(entry) <= profile.threshold or (entry > 0) == self._closed:
+            return None
+        self._closed = entry > 0
+        return profile.closed_position if self._closed else profile.open_position

@@ -1,0 +1,237 @@
+"""A process on the bus: its writers, its readers, and how it waits. The only module that calls Cyclone DDS.
+
+Nothing here polls: :meth:`Participant.wait` sleeps until a message or a match arrives, or the time is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from cyclonedds.core import DDSException, DDSStatus, InstanceState, ReadCondition, SampleState, ViewState, WaitSet
+from cyclonedds.domain import DomainParticipant
+from cyclonedds.idl import IdlStruct
+from cyclonedds.internal import InvalidSample
+from cyclonedds.pub import DataWriter
+from cyclonedds.sub import DataReader
+from cyclonedds.topic import Topic
+
+from m2distill_policy.dds import domain as domains
+from m2distill_policy.dds.qos import Profile
+from m2distill_policy.dds.topics import resolve
+from m2distill_policy.errors import TransportError
+
+M = TypeVar("M", bound=IdlStruct)
+
+#: Longest sleep in one go. A signal is only looked at between two sleeps, so this bounds how late it is noticed.
+_LONGEST_SLEEP = 0.25
+
+#: What the generic deserialiser raises on bytes that are not the message they claim to be.
+_BROKEN = (struct.error, UnicodeDecodeError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
+
+
+class Writer(Generic[M]):
+    """Publishes one topic."""
+
+    def __init__(self, participant: Participant, topic: str, kind: type[M], profile: Profile, depth: int) -> None:
+        self.topic = topic
+        self._writer: DataWriter[M] = DataWriter(
+            participant.entity, participant.dds_topic(topic, kind), profile.qos(depth).datawriter()
+        )
+        self._writer.set_status_mask(DDSStatus.PublicationMatched)
+
+    def write(self, message: M) -> None:
+        """Hand ``message`` over; raises :class:`TransportError` if a reliable reader did not keep up in time."""
+        try:
+            self._writer.write(message)
+        except DDSException as error:
+            raise TransportError(f"cannot publish on {self.topic}: {error}") from error
+
+    @property
+    def matched(self) -> bool:
+        """Whether anyone listens."""
+        return bool(self._writer.get_matched_subscriptions())
+
+    @property
+    def entity(self) -> DataWriter[M]:
+        """The Cyclone DDS writer, for a wait set."""
+        return self._writer
+
+
+class Reader(Generic[M]):
+    """Takes one topic's messages.
+
+    broken: sentences about messages that could not be read, oldest first; whoever reads them empties the list.
+    """
+
+    def __init__(self, participant: Participant, topic: str, kind: type[M], profile: Profile, depth: int) -> None:
+        self.topic = topic
+        self.broken: list[str] = []
+        self._reader: DataReader[M] = DataReader(
+            participant.entity, participant.dds_topic(topic, kind), profile.qos(depth).datareader()
+        )
+        self._reader.set_status_mask(DDSStatus.SubscriptionMatched)
+        self._unread = ReadCondition(self._reader, SampleState.NotRead | ViewState.Any | InstanceState.Any)
+
+    def take(self) -> list[M]:
+        """Every message that has arrived, oldest first. A message that cannot be read is named in :attr:`broken`."""
+        messages: list[M] = []
+        while True:
+            # One at a time: the binding reads all of a batch at once, and one broken message would lose the others.
+            try:
+                batch = self._reader.take(1)
+            except TransportError as error:
+                self._report(str(error))
+                continue
+            except _BROKEN as error:
+                self._report(f"message cannot be read: {type(error).__name__}: {error}")
+                continue
+            if not batch:
+                return messages
+            if not isinstance(batch[0], InvalidSample):  # a writer that left announces itself without a message
+                messages.append(batch[0])
+
+    def _report(self, sentence: str) -> None:
+        self.broken = [*self.broken[-15:], f"{self.topic}: {sentence}"]
+
+    @property
+    def matched(self) -> bool:
+        """Whether anyone publishes."""
+        return bool(self._reader.get_matched_publications())
+
+    @property
+    def entity(self) -> DataReader[M]:
+        """The Cyclone DDS reader, for a wait set."""
+        return self._reader
+
+    @property
+    def unread(self) -> ReadCondition:
+        """True while a message waits, for a wait set."""
+        return self._unread
+
+
+class Participant:
+    """One process in a DDS domain.
+
+    Args:
+        domain: the domain's id, see :func:`m2distill_policy.dds.domain.domain_id`.
+        remap: full topic name -> the one to use instead.
+
+    Use it as a context manager: leaving it says goodbye to the other processes at once, where a process that just
+    ends is missed only after its lease of 10 s.
+    """
+
+    def __init__(self, domain: int, remap: Mapping[str, str] | None = None) -> None:
+        self.domain = domain
+        self._remap = dict(remap or {})
+        try:
+            self._domain = domains.configure(domain)
+            self.entity = DomainParticipant(domain)
+        except DDSException as error:
+            raise TransportError(f"cannot join DDS domain {domain}: {error}") from error
+        self._topics: dict[str, Topic[Any]] = {}
+        self._writers: list[Writer[Any]] = []
+        self._readers: list[Reader[Any]] = []
+
+    def dds_topic(self, topic: str, kind: type[M]) -> Topic[M]:
+        """The DDS topic ``rt/x/y`` of ``/x/y``."""
+        existing = self._topics.get(topic)
+        if existing is None:
+            existing = self._topics[topic] = Topic(self.entity, f"rt{topic}", kind)
+        elif existing.data_type is not kind:
+            raise TransportError(f"{topic} carries {existing.data_type.__name__}, not {kind.__name__}")
+        return existing
+
+    def writer(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Writer[M]:
+        """A publisher of ``topic`` (``/x/y`` or ``~/y``)."""
+        writer = Writer(self, resolve(topic, self._remap), kind, profile, depth)
+        self._writers.append(writer)
+        return writer
+
+    def reader(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Reader[M]:
+        """A subscription to ``topic`` (``/x/y`` or ``~/y``)."""
+        reader = Reader(self, resolve(topic, self._remap), kind, profile, depth)
+        self._readers.append(reader)
+        return reader
+
+    def waiter(self, readers: Iterable[Reader[Any]] = (), matches: Iterable[Reader[Any] | Writer[Any]] = ()) -> Waiter:
+        """Something to sleep on until one of ``readers`` has a message or one of ``matches`` meets or loses a peer."""
+        return Waiter(self, readers, matches)
+
+    def wait_for_peers(
+        self,
+        endpoints: Sequence[Reader[Any] | Writer[Any]],
+        timeout: float,
+        hint: str,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Sleep until every endpoint has a peer, ``timeout`` seconds at most; ``stop`` ends the wait early.
+
+        Raises:
+            TransportError: nobody came; names the topics without a peer, and adds ``hint``.
+        """
+        waiter = self.waiter(matches=endpoints)
+        deadline = time.monotonic() + timeout
+        while missing := [e.topic for e in endpoints if not e.matched]:
+            if stop():
+                return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TransportError(
+                    f"nobody answered on {', '.join(missing)} within {timeout:g} s in DDS domain {self.domain}; {hint}"
+                )
+            waiter.wait(left)
+
+    def close(self) -> None:
+        """Wait at most 1 s until reliable readers have what was written, then leave the domain."""
+        deadline = time.monotonic() + 1.0
+        for writer in self._writers:
+            left = max(0.0, deadline - time.monotonic())
+            # A reader that has just died cannot acknowledge; leaving must not hang on it. The binding (11.0.1) means to
+            # return False when the time is up, and trips over a misspelt name instead.
+            with contextlib.suppress(DDSException, AttributeError):
+                writer.entity.wait_for_acks(int(left * 1e9))
+        self._writers.clear()
+        self._readers.clear()
+        self._topics.clear()
+        # Deletes every writer and reader with it. Waiting for the garbage collector would leave the peers guessing.
+        self.entity.__del__()
+
+    def __enter__(self) -> Participant:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Waiter:
+    """Sleeps until something happens. Made once and used often: making one is not free."""
+
+    def __init__(
+        self,
+        participant: Participant,
+        readers: Iterable[Reader[Any]],
+        matches: Iterable[Reader[Any] | Writer[Any]],
+    ) -> None:
+        self._matches = list(matches)
+        self._set = WaitSet(participant.entity)
+        for reader in readers:
+            self._set.attach(reader.unread)
+        for endpoint in self._matches:
+            self._set.attach(endpoint.entity)
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep ``timeout`` seconds at most, and never longer than a quarter of a second, so that signals are seen.
+
+        Returns whether something happened.
+        """
+        happened = self._set.wait(int(max(0.0, min(timeout, _LONGEST_SLEEP)) * 1e9)) > 0
+        for endpoint in self._matches:
+            endpoint.entity.take_status()  # a match that is not taken note of would wake the next wait as well
+        return happened

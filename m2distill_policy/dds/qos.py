@@ -1,0 +1,41 @@
+"""Quality of service, as ROS 2 names it.
+
+CDR version 1 is asked for by name: it is what ROS 2 speaks, and Cyclone DDS from 0.11 on could agree on version 2.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from cyclonedds.core import Policy, Qos
+from cyclonedds.util import duration
+
+_XCDR1 = Policy.DataRepresentation(use_cdrv0_representation=True)
+
+
+def _reliable(milliseconds: int) -> Policy.Reliability.Reliable:
+    return Policy.Reliability.Reliable(duration(milliseconds=milliseconds))
+
+
+class Profile(Enum):
+    """SENSOR: newest wins, losses are allowed. RELIABLE: every message arrives. LATCHED: late joiners get the last one.
+
+    LOCKSTEP: every message arrives, and a writer waits long for a slow reader rather than drop anything.
+    """
+
+    SENSOR = "sensor"
+    RELIABLE = "reliable"
+    LATCHED = "latched"
+    LOCKSTEP = "lockstep"
+
+    def qos(self, depth: int) -> Qos:
+        """The policies; ``depth`` messages are kept for a reader that has not looked yet."""
+        history = Policy.History.KeepLast(depth)
+        volatile = Policy.Durability.Volatile
+        if self is Profile.SENSOR:
+            return Qos(Policy.Reliability.BestEffort, volatile, history, _XCDR1)
+        if self is Profile.RELIABLE:
+            return Qos(_reliable(100), volatile, history, _XCDR1)
+        if self is Profile.LATCHED:
+            return Qos(_reliable(100), Policy.Durability.TransientLocal, Policy.History.KeepLast(1), _XCDR1)
+        return Qos(_reliable(10_000), volatile, Policy.History.KeepAll, _XCDR1)

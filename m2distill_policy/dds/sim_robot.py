@@ -1,0 +1,389 @@
+"""A simulated robot on plain DDS. It takes what a real robot takes, and publishes what one publishes.
+
+It follows one of three streams of commands:
+
+* ``action`` (drive ``osc``): ``~/action``, the normalised set-point delta itself; as in training.
+* ``target_pose`` (drive ``osc``): ``~/target_pose`` and the gripper topic, as a Cartesian impedance controller does;
+* ``twist`` (drive ``velocity``): ``~/twist`` and the gripper topic, as a velocity-driven arm does.
+
+Real time: physics advances by one period every period, whatever happens, under the newest command; after
+``command_timeout`` without one the arm holds still. Lockstep: the next observation is sent only after the ``~/status``
+that answers the last one, and an episode begins only after the ``~/status`` that answers its ``~/episode``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.dds import conversion, topics
+from m2distill_policy.dds.gripper import GripperProfile
+from m2distill_policy.dds.image import Image
+from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
+from m2distill_policy.dds.participant import Participant, Reader, Waiter, Writer
+from m2distill_policy.dds.qos import Profile
+from m2distill_policy.dds.types import (
+    CameraInfo,
+    GripperCommand,
+    Header,
+    JointState,
+    PoseStamped,
+    String,
+    Time,
+    TwistStamped,
+)
+from m2distill_policy.errors import ConfigError, TransportError
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.sim.world import World
+
+logger = logging.getLogger(__name__)
+
+Follow = Literal["action", "target_pose", "twist"]
+
+#: ns between the last stamp of an episode and the first of the next: more than any gap within one.
+_BETWEEN_EPISODES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class RobotOptions:
+    """What the robot follows and how long it waits.
+
+    follow: see the module's text. instruction: told to the policy; None tells it the task's own. timeout: s for an
+    answer in lockstep, and for a policy to appear. command_timeout: s without a command after which a robot in real
+    time holds still. gripper: which positions mean open and closed. record_actions: keep what was done in the results.
+    """
+
+    follow: Follow = "action"
+    instruction: str | None = None
+    timeout: float = 60.0
+    command_timeout: float = 0.2
+    gripper: GripperProfile = field(default_factory=GripperProfile)
+    record_actions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.follow not in get_args(Follow):
+            raise ConfigError(f"a robot follows one of {', '.join(get_args(Follow))}; got '{self.follow}'")
+        for name in ("timeout", "command_timeout"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)} s; a positive number of seconds is needed")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Which rollout: ``state_seed`` makes the initial state; ``seed`` and ``draw`` the policy's random numbers."""
+
+    state_seed: int
+    seed: int
+    draw: int
+
+
+@dataclass
+class RolloutReport:
+    """How one rollout went.
+
+    steps: control periods. achieved: the suite's tasks that were done, whichever was told. bundles: identifiers of
+    the policies that answered, in order of appearance. held_still: periods without a command to follow. late: periods
+    that began over half a period late (real time). actions: (steps, 7) as followed, when they are recorded.
+    """
+
+    rollout: Rollout
+    success: bool = False
+    steps: int = 0
+    achieved: tuple[str, ...] = ()
+    bundles: list[str] = field(default_factory=list)
+    held_still: int = 0
+    late: int = 0
+    actions: list[list[float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        plain = {
+            "state_seed": self.rollout.state_seed,
+            "seed": self.rollout.seed,
+            "episode": self.rollout.draw,
+            "success": self.success,
+            "steps": self.steps,
+            "achieved": list(self.achieved),
+            "bundles": self.bundles,
+            "held_still": self.held_still,
+            "late": self.late,
+        }
+        return {**plain, "actions": self.actions} if self.actions else plain
+
+
+@dataclass
+class _Command:
+    """The newest command. value: (7,) action, (6,) target pose or (6,) twist; stamp: ns; arrived: monotonic s."""
+
+    value: NDArray[np.float64]
+    stamp: int
+    arrived: float
+
+
+class SimRobot:
+    """A world on the bus.
+
+    Args:
+        participant: where to publish and subscribe; the robot does not close it.
+        world: stepped and observed; the robot does not close it.
+        lockstep: which of the two ways of running will be used.
+    """
+
+    def __init__(
+        self, participant: Participant, world: World, *, lockstep: bool, options: RobotOptions | None = None
+    ) -> None:
+        self.options = options or RobotOptions()
+        self._participant = participant
+        self._world = world
+        self._contract = world.contract
+        self._lockstep = lockstep
+        self._stop = False
+        self._clock = 0
+        self._number = 0
+        self._gripper_entry = -1.0
+        self._grips = 0
+        self._command: _Command | None = None
+        self._joint_names = [entry for group in self._contract.proprioception for entry in group.entries]
+        self._instruction = world.task.instruction if self.options.instruction is None else self.options.instruction
+
+        profile = Profile.LOCKSTEP if lockstep else Profile.RELIABLE
+        follow = self.options.follow
+        self._pose: Writer[PoseStamped] | None = None
+        if follow == "target_pose":
+            # Before every other writer: who has heard of the later ones then knows that a pose will come.
+            self._pose = participant.writer(topics.END_EFFECTOR_POSE, PoseStamped, profile)
+        self._views: dict[str, Writer[Image]] = {
+            camera.name: participant.writer(topics.camera_topic(camera.name), Image, profile, depth=5)
+            for camera in self._contract.cameras
+        }
+        self._infos: dict[str, Writer[CameraInfo]] = {
+            camera.name: participant.writer(topics.camera_info_topic(camera.name), CameraInfo, Profile.RELIABLE, 1)
+            for camera in self._contract.cameras
+        }
+        self._joints = participant.writer(topics.JOINT_STATES, JointState, profile)
+        self._instructions = participant.writer(topics.INSTRUCTION, String, Profile.LATCHED)
+        self._episodes = participant.writer(topics.EPISODE, Episode, Profile.LOCKSTEP)
+        self._action = participant.reader(topics.ACTION, PolicyAction, profile) if follow == "action" else None
+        self._target = participant.reader(topics.TARGET_POSE, PoseStamped, profile) if follow == "target_pose" else None
+        self._twist = participant.reader(topics.TWIST, TwistStamped, profile) if follow == "twist" else None
+        grips = follow != "action"
+        self._gripper = participant.reader(topics.GRIPPER_COMMAND, GripperCommand, profile) if grips else None
+        self._status = participant.reader(topics.STATUS, PolicyStatus, profile)
+        commands = (self._action, self._target, self._twist, self._gripper)
+        self._commands: list[Reader[Any]] = [reader for reader in commands if reader is not None]
+
+    def stop(self, reason: str = "") -> None:
+        """End after the present period; safe to call from a signal handler."""
+        logger.info("the simulated robot stops%s", f": {reason}" if reason else "")
+        self._stop = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stop
+
+    def run(
+        self, rollouts: Sequence[Rollout], progress: Callable[[RolloutReport], None] = lambda report: None
+    ) -> list[RolloutReport]:
+        """Run the rollouts and return their reports; one that :meth:`stop` cut short is left out.
+
+        Raises:
+            TransportError: no policy appeared, or it went silent in lockstep; names the silent topic.
+        """
+        self._wait_for_policy()
+        if not self._lockstep:
+            self._instructions.write(String(self._instruction))
+        reports = []
+        for rollout in rollouts:
+            report = RolloutReport(rollout)
+            if self._lockstep:
+                self._roll_in_lockstep(report)
+            else:
+                self._roll_in_real_time(report)
+            if self._stop:
+                break
+            report.achieved = self._world.achieved()
+            reports.append(report)
+            progress(report)
+        return reports
+
+    def _wait_for_policy(self) -> None:
+        endpoints: list[Reader[Any] | Writer[Any]] = [*self._views.values(), self._joints, self._status]
+        endpoints += [*self._commands, self._episodes]
+        if self._pose is not None:
+            endpoints.append(self._pose)
+        lockstep = " --lockstep" if self._lockstep else ""
+        self._participant.wait_for_peers(
+            endpoints, self.options.timeout, f"start 'm2distill serve BUNDLE{lockstep}' there", lambda: self._stop
+        )
+
+    # --- lockstep ----------------------------------------------------------------------------------------------------
+
+    def _roll_in_lockstep(self, report: RolloutReport) -> None:
+        waiter = self._participant.waiter([self._status, *self._commands], matches=[self._status])
+        observation = self._world.reset(report.rollout.state_seed)
+        self._number += 1
+        self._grips = 0
+        self._command = None
+        self._clock += _BETWEEN_EPISODES
+        rollout = report.rollout
+        header = Header(Time.from_nanoseconds(self._clock), self._contract.action.frame)
+        self._episodes.write(Episode(header, self._number, rollout.seed, rollout.draw, self._instruction))
+        status = self._answer(waiter, self._clock, self._episodes.topic)
+        if status is not None and status.code == StatusCode.UNKNOWN_INSTRUCTION:
+            raise TransportError(f"the policy refuses the instruction '{self._instruction}': {status.sentence}")
+        self._clock += _BETWEEN_EPISODES
+        start = self._clock
+        for step in range(self._world.task.horizon):
+            self._clock = start + round(step * self._contract.period * 1e9)
+            self._publish(observation, self._clock)
+            status = self._answer(waiter, self._clock, f"the observation stamped {self._clock / 1e9:.3f} s")
+            if status is None:
+                return
+            self._note(report, status)
+            observation = self._step(self._followed(waiter, status), report)
+            report.success = self._world.success()
+            if report.success:
+                return
+
+    def _answer(self, waiter: Waiter, stamp: int, what: str) -> PolicyStatus | None:
+        """The ~/status that answers ``stamp`` (ns); None when the robot is told to stop."""
+        deadline = time.monotonic() + self.options.timeout
+        while not self._stop:
+            for status in self._status.take():
+                if status.header.stamp.nanoseconds == stamp and status.episode == self._number:
+                    return status
+            self._wait(waiter, deadline, self._status, what)
+        return None
+
+    def _followed(self, waiter: Waiter, status: PolicyStatus) -> NDArray[np.float64] | None:
+        """The command that goes with ``status``, and every gripper command up to it; None if it sent no command."""
+        stamp = status.header.stamp.nanoseconds
+        deadline = time.monotonic() + self.options.timeout
+        stream = self._commands[0]
+        while status.command and not self._stop:
+            self._take_commands()
+            command = self._command
+            if command is None or command.stamp != stamp:
+                self._wait(waiter, deadline, stream, f"the observation stamped {stamp / 1e9:.3f} s")
+            elif self._gripper is not None and self._grips < status.gripper_commands:
+                self._wait(waiter, deadline, self._gripper, f"the observation stamped {stamp / 1e9:.3f} s")
+            else:
+                return command.value
+        return None
+
+    def _wait(self, waiter: Waiter, deadline: float, silent: Reader[Any], what: str) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0 or not self._status.matched:
+            why = f"within {self.options.timeout:g} s" if left <= 0 else "and the policy has left"
+            broken = f" ({silent.broken[-1]})" if silent.broken else ""
+            raise TransportError(
+                f"no answer to {what} came on {silent.topic} {why}, in DDS domain {self._participant.domain}{broken}"
+            )
+        waiter.wait(left)
+
+    # --- real time ---------------------------------------------------------------------------------------------------
+
+    def _roll_in_real_time(self, report: RolloutReport) -> None:
+        waiter = self._participant.waiter([])
+        period = self._contract.period
+        observation = self._world.reset(report.rollout.state_seed)
+        # What was said about the world before the reset is not for this one.
+        self._take_commands()
+        self._status.take()
+        self._command = None
+        begin = time.time_ns()
+        due = time.monotonic() + period
+        self._publish(observation, begin)
+        while report.steps < self._world.task.horizon:
+            while (left := due - time.monotonic()) > 0 and not self._stop:
+                waiter.wait(left)
+            if self._stop:
+                return
+            now = time.monotonic()
+            self._take_commands()
+            for status in self._status.take():
+                self._note(report, status)
+            command = self._command
+            if command is not None and (command.stamp < begin or now - command.arrived > self.options.command_timeout):
+                command = None
+            observation = self._step(command.value if command is not None else None, report)
+            self._publish(observation, time.time_ns())
+            report.success = self._world.success()
+            if report.success:
+                return
+            # Kept to the clock; after a hiccup of the machine the lost periods are not made up for in a burst.
+            report.late += now - due > period / 2
+            due = max(due + period, now)
+
+    # --- both --------------------------------------------------------------------------------------------------------
+
+    def _take_commands(self) -> None:
+        now = time.monotonic()
+        if self._action is not None:
+            for action in self._action.take():
+                values = np.asarray(action.action, dtype=np.float64)
+                if action.command and values.shape == (self._contract.action.size,) and np.isfinite(values).all():
+                    # The rest of a ramp answers no observation and bears no stamp: it belongs to now.
+                    stamp = action.header.stamp.nanoseconds or (0 if self._lockstep else time.time_ns())
+                    self._command = _Command(values, stamp, now)
+        if self._target is not None:
+            for target in self._target.take():
+                self._command = _Command(conversion.pose_of(target), target.header.stamp.nanoseconds, now)
+        if self._twist is not None:
+            for twist in self._twist.take():
+                self._command = _Command(conversion.twist_of(twist), twist.header.stamp.nanoseconds, now)
+        if self._gripper is not None:
+            for grip in self._gripper.take():
+                self._gripper_entry = self.options.gripper.entry(grip.position)
+                self._grips += 1
+
+    def _step(self, command: NDArray[np.float64] | None, report: RolloutReport) -> Observation:
+        """One period under ``command``; without one the arm holds still and the gripper keeps what it was told."""
+        report.steps += 1
+        follow = self.options.follow
+        if command is None:
+            report.held_still += 1
+        if follow == "twist":
+            twist = np.zeros(6) if command is None else command
+            if self.options.record_actions:
+                report.actions.append([*twist.tolist(), self._gripper_entry])
+            return self._world.step_twist(twist, self._gripper_entry)
+        if command is None:
+            action = np.array([0.0] * 6 + [self._gripper_entry])
+        elif follow == "action":
+            action = command
+            self._gripper_entry = float(command[6])
+        else:
+            motion = conversion.action_to(command, self._world.end_effector(), self._contract)
+            action = np.array([*np.clip(motion, -1, 1), self._gripper_entry])
+        if self.options.record_actions:
+            report.actions.append(action.tolist())
+        return self._world.step(action)
+
+    def _publish(self, observation: Observation, stamp: int) -> None:
+        """Everything the robot sees and feels, under one stamp (ns); the joints last."""
+        at = Time.from_nanoseconds(stamp)
+        if self._pose is not None:
+            pose = self._world.end_effector()
+            self._pose.write(conversion.pose_message(pose, stamp, self._contract.action.frame))
+        for camera in self._contract.cameras:
+            picture = observation.images[camera.name]
+            frame = conversion.optical_frame(camera.name)
+            self._infos[camera.name].write(conversion.camera_info(camera, picture.shape[0], picture.shape[1], stamp))
+            self._views[camera.name].write(Image.from_rgb(picture, at, frame))
+        readings = [
+            float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
+        ]
+        self._joints.write(JointState(Header(at, self._contract.action.frame), self._joint_names, readings))
+
+    def _note(self, report: RolloutReport, status: PolicyStatus) -> None:
+        if status.bundle and status.bundle not in report.bundles:
+            report.bundles.append(status.bundle)

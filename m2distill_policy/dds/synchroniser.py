@@ -1,0 +1,144 @@
+"""From separate streams of pictures and joint states to sets that belong together. Pure: stamps and data are handed in.
+
+A set is one frame of every view and one joint state, all within a slop of each other. Stamps are whole nanoseconds,
+so that an answer can bear exactly the stamp of what it answers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ObservationError
+
+T = TypeVar("T")
+#: Joint names and their positions.
+Joints = tuple[Sequence[str], Sequence[float]]
+
+#: Frames kept of each view: enough to find a match for the slowest of several cameras.
+FRAMES_KEPT = 8
+#: Joint states kept: a quarter of a second of a 1 kHz stream.
+JOINTS_KEPT = 256
+#: Stamps over which a camera's rate is measured.
+RATE_OVER = 20
+
+
+@dataclass(frozen=True)
+class SynchronisedSet(Generic[T]):
+    """What was seen and felt at about one instant.
+
+    stamp: ns; the oldest view's. views: name -> frame as it was handed in. joints: group -> (n,) float32, in the
+    contract's units, NaN where the joint state did not name an entry. absent: the entries that it did not name.
+    """
+
+    stamp: int
+    views: Mapping[str, T]
+    joints: Mapping[str, NDArray[np.float32]]
+    absent: tuple[str, ...]
+
+
+class Synchroniser(Generic[T]):
+    """Collects the streams and gives out the newest set, each frame at most once.
+
+    What counts as new is what has arrived since the last set, not what bears a later stamp: a camera that repeats
+    itself, or a clock that was set back, makes sets too, and the watchdog says what is wrong with them.
+
+    Args:
+        contract: names the views and the joints.
+        slop: ns by which the members of a set may differ; 0 wants equal stamps, as in lockstep.
+    """
+
+    def __init__(self, contract: Contract, slop: int) -> None:
+        self._contract = contract
+        self._slop = slop
+        self._views: dict[str, deque[tuple[int, T]]] = {n: deque(maxlen=FRAMES_KEPT) for n in contract.camera_names}
+        self._joints: deque[tuple[int, Joints]] = deque(maxlen=JOINTS_KEPT)
+        self._newest: dict[str, int] = {}
+        self._intervals: dict[str, deque[int]] = {n: deque(maxlen=RATE_OVER) for n in contract.camera_names}
+
+    def clear(self) -> None:
+        """Forget everything, for a new episode."""
+        for frames in self._views.values():
+            frames.clear()
+        for intervals in self._intervals.values():
+            intervals.clear()
+        self._joints.clear()
+        self._newest.clear()
+
+    def add_view(self, name: str, stamp: int, frame: T) -> None:
+        """Take in a frame of the view ``name``, stamped ``stamp`` ns."""
+        previous = self._newest.get(name)
+        if previous is not None and stamp > previous:
+            self._intervals[name].append(stamp - previous)
+        self._newest[name] = stamp
+        self._views[name].append((stamp, frame))
+
+    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
+        """Take in a joint state; raises :class:`ObservationError` if names and positions are not of one length."""
+        if len(names) != len(positions):
+            raise ObservationError(
+                f"a joint state names {len(names)} joints and holds {len(positions)} positions; one each is needed"
+            )
+        self._joints.append((stamp, (names, positions)))
+
+    def take(self) -> SynchronisedSet[T] | None:
+        """The newest set; what came before its members is forgotten. None while there is none."""
+        reference, *others = self._contract.camera_names
+        for index in range(len(self._views[reference]) - 1, -1, -1):
+            stamp = self._views[reference][index][0]
+            found = {reference: index}
+            for name in others:
+                match = _nearest(self._views[name], stamp, self._slop)
+                if match is not None:
+                    found[name] = match
+            joint = _nearest(self._joints, stamp, self._slop)
+            if len(found) == 1 + len(others) and joint is not None:
+                return self._use(found, joint)
+        return None
+
+    def waiting_for(self) -> tuple[str, ...]:
+        """The views, and ``joint_states``, without which the newest of what has arrived makes no set."""
+        streams: dict[str, deque[tuple[int, T]] | deque[tuple[int, Joints]]] = {
+            **self._views,
+            "joint_states": self._joints,
+        }
+        arrived = [entries[-1][0] for entries in self._views.values() if entries]
+        if not arrived:
+            return tuple(streams)
+        return tuple(n for n, entries in streams.items() if _nearest(entries, max(arrived), self._slop) is None)
+
+    def interval(self, name: str) -> float | None:
+        """Median seconds between two frames of the view ``name``; None until enough of them have come."""
+        intervals = self._intervals[name]
+        return float(np.median(intervals)) / 1e9 if len(intervals) == RATE_OVER else None
+
+    def _use(self, found: Mapping[str, int], joint: int) -> SynchronisedSet[T]:
+        stamps, views = [], {}
+        for name, index in found.items():
+            frames = self._views[name]
+            stamp, views[name] = frames[index]
+            stamps.append(stamp)
+            for _ in range(index + 1):
+                frames.popleft()
+        for _ in range(joint):  # the joint state itself stays: a slow arm may be the nearest to the next set as well
+            self._joints.popleft()
+        names, positions = self._joints[0][1]
+        values = dict(zip(names, positions, strict=True))
+        groups = {
+            group.name: np.array([values.get(entry, np.nan) for entry in group.entries], dtype=np.float32)
+            for group in self._contract.proprioception
+        }
+        absent = tuple(e for group in self._contract.proprioception for e in group.entries if e not in values)
+        return SynchronisedSet(min(stamps), views, groups, absent)
+
+
+def _nearest(entries: Sequence[tuple[int, object]], stamp: int, slop: int) -> int | None:
+    """Index of the entry whose stamp is nearest to ``stamp``, the newest of equals; None if it is beyond ``slop``."""
+    best = min(range(len(entries)), key=lambda i: (abs(entries[i][0] - stamp), -i), default=None)
+    return best if best is not None and abs(entries[best][0] - stamp) <= slop else None
