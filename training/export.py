@@ -82,7 +82,7 @@ def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], 
         torch.onnx.export(
             module,
             example,
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the tracing exporter takes a buffer, its annotation does not say so
             input_names=inputs,
             output_names=outputs,
             opset_version=OPSET,

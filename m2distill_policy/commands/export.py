@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "turn a stage of a run into an ONNX bundle, proved equal to the network"
+from m2distill_policy.commands import SUMMARIES
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser(
         "export",
-        help=SUMMARY,
+        help=SUMMARIES["export"],
         description="Export one stage. Nothing is written unless ONNX Runtime and torch agree to 1e-4 on real frames.",
         epilog="example: m2distill export runs/first --stage 2 --out bundles/first",
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "success matrices, lifelong metrics and drift of runs, as a table and one HTML page"
+from m2distill_policy.commands import SUMMARIES
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser(
         "report",
-        help=SUMMARY,
+        help=SUMMARIES["report"],
         description="Compare finished runs: success matrices, wrong-object rates, FWT, NBT, AUC, latent drift.",
         epilog="example: m2distill report runs/sequential runs/m2distill --out report.html",
     )

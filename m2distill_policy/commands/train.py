@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-SUMMARY = "learn tasks one after another, evaluate and export every stage"
+from m2distill_policy.commands import SUMMARIES
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser(
         "train",
-        help=SUMMARY,
+        help=SUMMARIES["train"],
         description="Learn tasks one after another. A run is a folder; killed at any moment, it goes on with --resume.",
         epilog=(
             "example: m2distill train --config config/tiny.toml --data demos --out runs/first "
@@ -24,6 +25,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--no-evaluation", action="store_true", help="train and export only")
+    parser.add_argument("--stages", type=int, help="stop after so many stages; go on later with --resume")
+    parser.add_argument(
+        "--first-stage-from",
+        type=Path,
+        metavar="RUN",
+        help="take the first stage from a run that learned the very same",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     parser.set_defaults(run=run)
 
@@ -32,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Create or open the run and go through its stages."""
     from m2distill_policy.config import load_config
     from m2distill_policy.errors import ConfigError
-    from training.lifelong.run import LifelongRun
+    from training.lifelong.run import LifelongRun, share_first_stage
     from training.pipeline import create_run, finish_run
     from training.report.page import text_table
     from training.run_config import RunConfig
@@ -47,7 +56,11 @@ def run(args: argparse.Namespace) -> int:
         if args.data is None:
             raise ConfigError("--data is missing; name the folder that 'm2distill demos' wrote")
         lifelong = create_run(args.out, load_config(RunConfig, args.config, args.overrides), args.data)
-    results = finish_run(lifelong, evaluate=not args.no_evaluation)
+        if args.first_stage_from is not None and not share_first_stage(
+            LifelongRun.open(args.first_stage_from), lifelong
+        ):
+            print(f"{args.first_stage_from} began otherwise: the first stage is trained here", file=sys.stderr)
+    results = finish_run(lifelong, evaluate=not args.no_evaluation, stages=args.stages, quiet=args.quiet)
     if results is not None:
         print(text_table([results]))
     print(f"bundles: {lifelong.folder / 'bundles'}")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2distill_policy.demonstrations import DemonstrationFile, Episode
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from m2distill_policy.contract import Contract
+from m2distill_policy.demonstrations import DemonstrationFile, Episode
 from m2distill_policy.errors import DemonstrationError, TrainingError
 
 
@@ -183,15 +183,13 @@ def load_task(path: Path, embedding: NDArray[np.float32], contract: Contract, li
 
     ``limit`` takes the first so many episodes; fewer in the file is an error.
     """
-    with DemonstrationFile(path) as file:
-        file.contract.require_same(
-            contract, f"demonstrations {path}", "the run", ignore=("text", "action.response", "history")
+    file = DemonstrationFile(path)
+    file.contract.require_same(
+        contract, f"demonstrations {path}", "the run", ignore=("text", "action.response", "history")
+    )
+    if limit is not None and len(file) < limit:
+        raise DemonstrationError(
+            f"{path} holds {len(file)} episodes and {limit} were asked for; collect more or ask for fewer"
         )
-        if limit is not None and len(file) < limit:
-            raise DemonstrationError(
-                f"{path} holds {len(file)} episodes and {limit} were asked for; collect more or ask for fewer"
-            )
-        count = len(file) if limit is None else limit
-        return from_episodes(
-            file.task_name, file.instruction, [file.episode(i) for i in range(count)], embedding, contract
-        )
+    episodes = [file.episode(i) for i in range(len(file) if limit is None else limit)]
+    return from_episodes(file.task_name, file.instruction, episodes, embedding, contract)

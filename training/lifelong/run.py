@@ -28,6 +28,7 @@ from tqdm import tqdm
 from m2distill_policy import provenance
 from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.contract import Contract
+from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.sim.world import Task
 from training.data.task_data import TaskData, load_task
@@ -51,11 +52,6 @@ STRATEGY_CLASSES: dict[str, type[Strategy]] = {
 
 #: Every so many steps a row goes to metrics.jsonl and TensorBoard.
 LOG_EVERY = 10
-
-
-def demonstration_path(folder: Path, task: Task) -> Path:
-    """Where a task's demonstrations lie."""
-    return folder / f"{task.name}_demo.hdf5"
 
 
 def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
@@ -146,7 +142,7 @@ class LifelongRun:
 
     def data(self, stage: int) -> TaskData:
         """The demonstrations of stage ``stage``; refuses files that changed since the run first read them."""
-        path = demonstration_path(Path(self.record["demonstrations"]), self.tasks[stage])
+        path = demonstration_path(Path(self.record["demonstrations"]), self.tasks[stage].name)
         data = load_task(path, self.embedding(stage), self.contract, self.config.episodes)
         digest = data.content_hash()
         known = self.record["data"].get(str(stage))
@@ -178,10 +174,18 @@ class LifelongRun:
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def train_stages(
-        self, after_stage: Callable[[int], None], say: Callable[[str], None], *, quiet: bool = False
+        self,
+        after_stage: Callable[[int], None],
+        say: Callable[[str], None],
+        *,
+        quiet: bool = False,
+        stages: int | None = None,
     ) -> None:
-        """Train every stage that is not trained yet; ``after_stage`` is called for each, trained now or before."""
-        for stage, task in enumerate(self.tasks):
+        """Train every stage that is not trained yet; ``after_stage`` is called for each, trained now or before.
+
+        stages: stop after so many.
+        """
+        for stage, task in enumerate(self.tasks[:stages]):
             if not self.trained(stage):
                 say(f"{self.config.strategy}: stage {stage + 1} of {len(self.tasks)}, {task.instruction}")
                 self._train(stage, quiet)
@@ -330,7 +334,11 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         return {
             **{k: kept[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
             "task": kept["tasks"][0],
-            "optim": {k: v for k, v in kept["optim"].items() if k not in ("steps", "later_lr", "checkpoint_seconds")},
+            "optim": {
+                k: v
+                for k, v in kept["optim"].items()
+                if k not in ("steps", "first_steps", "later_lr", "checkpoint_seconds")
+            },
             "steps": run.config.optim.stage_steps(0),
             "points": kept["evaluation"]["points"],
             "contract": run.contract.to_dict(),
@@ -348,5 +356,12 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     memory = target.memory(0)
     memory.add(data, np.random.default_rng([target.config.seed, 0, 2**31]))
     memory.save(target.folder / "memory")
+    if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
+        # The same weights on the same states: evaluated once is enough.
+        (target.folder / "evaluation").mkdir(exist_ok=True)
+        for path in (source.folder / "evaluation").glob("stage_0*.json"):
+            shutil.copy2(path, target.folder / "evaluation" / path.name)
+        if (source.stage_folder(0) / "selection.json").exists():
+            shutil.copy2(source.stage_folder(0) / "selection.json", folder / "selection.json")
     target.choose(0, read_json(source.stage_folder(0) / "stage.json")["point"])
     return True

@@ -1,0 +1,234 @@
+"""The whole road in one go: what ``make demo`` shows. Every step is a command of ``m2distill`` that anyone can type."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from m2distill_policy.config import load_config
+from m2distill_policy.errors import M2DistillError, TransportError
+from training.launch import Job, run_jobs
+from training.lifelong.checkpoint import read_json, write_json
+from training.report.page import build_page, text_table
+from training.report.rows import loss_rows
+from training.run_config import RunConfig
+
+#: Rollouts of the robot served in real time; the weights are swapped during the second.
+SERVED_ROLLOUTS = 4
+
+
+class Demo:
+    """The demo's folder and its steps. Each step is passed over when its result is there already."""
+
+    def __init__(self, folder: Path, config: Path, overrides: tuple[str, ...]) -> None:
+        self.folder, self.config_file, self.overrides = folder, config, overrides
+        self.config = load_config(RunConfig, config, overrides)
+        self.demonstrations = folder / "demonstrations"
+
+    def walk(self) -> int:
+        """Walk the road; 0 when it ends well."""
+        begin = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.collect()
+        self.learn()
+        self.serve()
+        self.film()
+        page = self.report()
+        print(f"\nthe whole road took {(time.monotonic() - begin) / 60:.1f} minutes; the page: {page}")
+        return 0
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Demonstrations of every task."""
+        self._title("1. demonstrations from scripted experts in robosuite")
+        self._call(
+            "demos", "--suite", self.config.suite, "--tasks", ",".join(map(str, self.config.tasks)),
+            "--episodes", str(self.config.episodes), "--size", str(self.config.image_size),
+            "--out", str(self.demonstrations),
+        )  # fmt: skip
+
+    def learn(self) -> None:
+        """Both strategies over all tasks; they share the first stage, in which there is nothing to forget."""
+        self._title("2. lifelong learning: sequential fine-tuning beside m2distill, every stage exported and evaluated")
+        first = self.folder / "sequential"
+        arguments = ("--config", str(self.config_file), "--data", str(self.demonstrations))
+        if not (first / "run.json").exists():
+            self._call(
+                "train", *arguments, "--out", str(first), "--stages", "1", *self.overrides, "strategy=sequential"
+            )
+        elif not (first / "evaluation" / "stage_0.json").exists():
+            self._call("train", "--out", str(first), "--resume", "--stages", "1")
+        jobs = [
+            Job("sequential", first, ()),
+            Job(
+                "m2distill",
+                self.folder / "m2distill",
+                (*arguments, "--first-stage-from", str(first), *self.overrides, "strategy=m2distill"),
+            ),
+        ]
+        run_jobs(jobs, at_once=2)
+
+    def serve(self) -> None:
+        """The policy in one process, the robot in another; weights swapped while it moves."""
+        self._title("3. served over DDS in its own process to a robot in another, weights swapped while it moves")
+        out = self.folder / "served.json"
+        bundles = self.folder / "m2distill" / "bundles"
+        first, last = bundles / "stage_0", bundles / f"stage_{len(self.config.tasks) - 1}"
+        served = {"lockstep": self._lockstep(last), "swap": self._swap(first, last)}
+        write_json(out, served)
+        print(json.dumps({"lockstep": served["lockstep"], "swap": served["swap"]["summary"]}, indent=2))
+
+    def _lockstep(self, bundle: Path) -> dict[str, Any]:
+        """The last task over DDS in lockstep: the same success vector as in-process."""
+        task = self.config.tasks[-1]
+        rollouts = min(5, self.config.evaluation.rollouts)
+        result = self._served(
+            bundle, ["--lockstep"], ["--lockstep", "--task", str(task), "--rollouts", str(rollouts)], "lockstep"
+        )
+        log = self.folder / "m2distill" / "evaluation" / f"stage_{len(self.config.tasks) - 1}.jsonl"
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        inside = [r["success"] for r in rows if r["task_index"] == task and r["episode"] < rollouts]
+        if result["success"] != inside:
+            raise M2DistillError(
+                f"over DDS in lockstep the successes were {result['success']}, in-process {inside}; they must be equal"
+            )
+        return {"task": result["name"], "success_over_dds": result["success"], "success_in_process": inside}
+
+    def _swap(self, first: Path, last: Path) -> dict[str, Any]:
+        """The first task in real time, from the first stage's bundle to the last one's in mid-rollout."""
+        watched = self.folder / "watched"
+        shutil.rmtree(watched, ignore_errors=True)
+        watched.mkdir()
+
+        def offer(robot: subprocess.Popen[str]) -> None:
+            time.sleep(4.0)
+            shutil.copytree(last, watched / ".incoming")
+            (watched / ".incoming").rename(watched / last.name)
+
+        result = self._served(
+            first,
+            ["--watch", str(watched), "--swap-when", "now"],
+            ["--real-time", "--task", str(self.config.tasks[0]), "--rollouts", str(SERVED_ROLLOUTS)],
+            "swap",
+            offer,
+        )
+        names = {read_json(b / "bundle.json")["provenance"]["stage"]: b for b in (first, last)}
+        answered = [r["bundles"] for r in result["rollouts"]]
+        if not any(len(bundles) > 1 for bundles in answered) and len({b for row in answered for b in row}) < 2:
+            raise M2DistillError(f"the swap was not seen: the bundles that answered were {answered}")
+        return {
+            "summary": {
+                "task": result["name"],
+                "success": result["success"],
+                "bundles_that_answered": answered,
+                "cycles_without_a_command": sum(r["held_still"] for r in result["rollouts"]),
+                "stages": sorted(names),
+            },
+            "rollouts": result["rollouts"],
+        }
+
+    def _served(self, bundle: Path, serve: list[str], sim: list[str], name: str, during: Any = None) -> dict[str, Any]:
+        """Start the policy node and the robot, wait for the robot's end, stop the node; returns the robot's result."""
+        domain = str(random.SystemRandom().randrange(1, 100))  # a demo must not meet another on the same machine
+        out = self.folder / f"served_{name}.json"
+        out.unlink(missing_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        node = subprocess.Popen(
+            self._command("serve", str(bundle), "--domain", domain, *serve), env=environment, text=True
+        )
+        try:
+            robot = subprocess.Popen(
+                self._command(
+                    "sim", "--suite", self.config.suite, "--bundle", str(bundle), "--domain", domain,
+                    "--seed", str(self.config.seed), "--out", str(out), *sim,
+                ),
+                env=environment, text=True,
+            )  # fmt: skip
+            try:
+                if during is not None:
+                    during(robot)
+                code = robot.wait(600)
+            except subprocess.TimeoutExpired as error:
+                raise TransportError(
+                    "the simulated robot did not end within 10 minutes; see its output above"
+                ) from error
+            finally:
+                robot.kill()
+            if code != 0:
+                raise TransportError(f"the simulated robot ended with code {code}; see its message above")
+        finally:
+            node.send_signal(signal.SIGTERM)
+            try:
+                node.wait(20)
+            except subprocess.TimeoutExpired:
+                node.kill()
+        result: dict[str, Any] = read_json(out)
+        return result
+
+    def film(self) -> None:
+        """A rollout of every task with the last bundle, and what the cameras see in both visual profiles."""
+        self._title("4. films")
+        count = len(self.config.tasks)
+        films = self.folder / "films"
+        if not (films / "summary.json").exists():
+            self._call(
+                "evaluate", str(self.folder / "m2distill" / "bundles" / f"stage_{count - 1}"),
+                "--suite", self.config.suite, "--tasks", ",".join(map(str, self.config.tasks)),
+                "--rollouts", "1", "--film", "1", "--out", str(films),
+            )  # fmt: skip
+        if not (self.folder / "pictures" / "stock.png").exists():
+            self._call_module("training.report.pictures", self.config.suite, str(self.folder / "pictures"))
+
+    def report(self) -> Path:
+        """The table in the terminal and the page."""
+        self._title("5. report")
+        folders = [self.folder / "sequential", self.folder / "m2distill"]
+        results = [read_json(folder / "results.json") for folder in folders]
+        page = self.folder / "report.html"
+        page.write_text(
+            build_page(
+                results,
+                title="Learning tasks one after another",
+                films=[(path, path.stem.replace("_", " ")) for path in sorted((self.folder / "films").rglob("*.mp4"))],
+                pictures=[(self.folder / "pictures" / f"{n}.png", f"visual profile '{n}'") for n in ("fast", "stock")],
+                served=read_json(self.folder / "served.json"),
+                losses={r["label"]: loss_rows(f) for r, f in zip(results, folders, strict=True)},
+            ),
+            encoding="utf-8",
+        )
+        print(text_table(results))
+        return page
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _title(text: str) -> None:
+        print(f"\n== {text}", flush=True)
+
+    @staticmethod
+    def _command(*arguments: str) -> list[str]:
+        print("$ m2distill " + " ".join(arguments), flush=True)
+        return [sys.executable, "-m", "m2distill_policy", *arguments]
+
+    def _call(self, *arguments: str) -> None:
+        self._run(self._command(*arguments), arguments[0])
+
+    def _call_module(self, module: str, *arguments: str) -> None:
+        self._run([sys.executable, "-m", module, *arguments], module)
+
+    @staticmethod
+    def _run(command: list[str], name: str) -> None:
+        code = subprocess.run(command, check=False).returncode
+        if code != 0:
+            raise M2DistillError(
+                f"'{name}' ended with code {code}; see its message above, then run the demo again to go on"
+            )

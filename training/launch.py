@@ -1,0 +1,123 @@
+"""Several runs at once, each in a process of its own with one thread, watched from here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from m2distill_policy.errors import TrainingError
+from training.lifelong.checkpoint import read_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to make or to go on with. arguments: of ``m2distill train``, without ``--out`` and ``--resume``."""
+
+    name: str
+    folder: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether its results are there."""
+        return (self.folder / "results.json").exists()
+
+    def command(self) -> list[str]:
+        """What starts it, or goes on with it."""
+        base = [sys.executable, "-m", "m2distill_policy", "train", "--out", str(self.folder), "--quiet"]
+        return [*base, "--resume"] if (self.folder / "run.json").exists() else [*base, *self.arguments]
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
+    """Bring every job to its end, ``at_once`` at a time, with a bar each; what they print goes to ``<run>/log.txt``.
+
+    Raises :class:`TrainingError` with the last lines of the first job that fails; the others are stopped and can be
+    gone on with.
+    """
+    waiting = [job for job in jobs if not job.finished]
+    running: dict[subprocess.Popen[bytes], tuple[Job, tqdm[None]]] = {}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                job.folder.mkdir(parents=True, exist_ok=True)
+                with (job.folder / "log.txt").open("ab") as log:
+                    process = subprocess.Popen(
+                        job.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+                    )
+                bar: tqdm[None] = tqdm(
+                    total=1000, desc=job.name, bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}",
+                    file=sys.stderr, dynamic_ncols=True,
+                )  # fmt: skip
+                running[process] = (job, bar)
+            time.sleep(1.0)
+            for process, (job, bar) in list(running.items()):
+                share, words = progress(job.folder)
+                bar.set_postfix_str(words, refresh=False)
+                bar.update(max(0, round(1000 * share) - bar.n))
+                bar.refresh()
+                if process.poll() is None:
+                    continue
+                bar.close()
+                del running[process]
+                if process.returncode != 0 or not job.finished:
+                    tail = (job.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+                    raise TrainingError(
+                        f"run '{job.name}' ended with code {process.returncode}; its last words: " + " / ".join(tail)
+                    )
+    finally:
+        for process, (_, bar) in running.items():
+            process.terminate()
+            bar.close()
+        for process in running:
+            try:
+                process.wait(10.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10.0)
+
+
+def progress(folder: Path) -> tuple[float, str]:
+    """How far a run is, as a share of its training steps, and in words. Cheap: reads the last logged row alone."""
+    if not (folder / "run.json").exists():
+        return 0.0, "starting"
+    record = read_json(folder / "run.json")
+    tasks, optim = record["tasks"], record["config"]["optim"]
+    steps = [optim["steps"]] * len(tasks)
+    if optim["first_steps"] is not None:
+        steps[0] = optim["first_steps"]
+    row = _last_row(folder / "metrics.jsonl")
+    done = 0 if row is None else sum(steps[: row["stage"]]) + row["step"]
+    stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(len(tasks)))
+    done = max(done, sum(steps[:stages]))
+    words = f"task {min(stages + 1, len(tasks))}/{len(tasks)}"
+    if row is not None:
+        words += f", loss {row['bc']:.2f}"
+    if row is not None and row["stage"] < stages:
+        words += ", evaluating"
+    return done / sum(steps), words
+
+
+def _last_row(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 8192))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            continue  # half a line: it is being written, or the first of a cut block
+    return None

@@ -1,0 +1,210 @@
+"""A run from its configuration to its results: create, train, export, evaluate, sum up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from m2distill_policy.sim.response import fit_velocity_response
+
+from m2distill_policy import provenance
+from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
+from m2distill_policy.errors import TrainingError
+from m2distill_policy.evaluation.results import Cell, RolloutResult, summarise
+from m2distill_policy.evaluation.rollouts import RolloutPool
+from m2distill_policy.sim.suites import suite_task
+from training.lifelong.checkpoint import read_json, write_json
+from training.lifelong.run import LifelongRun
+from training.metrics import earliest_best, hold_from, lifelong_metrics
+from training.run_config import RunConfig
+from training.text import embed
+
+
+def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> LifelongRun:
+    """Make a run: embed the instructions, take the contract from the first task's demonstrations."""
+    import dataclasses
+
+    tasks = tuple(suite_task(config.suite, index) for index in config.tasks)
+    text, embeddings = embed([task.instruction for task in tasks], config.text_encoder)
+    first = DemonstrationFile(demonstration_path(demonstrations, tasks[0].name))
+    size = first.contract.cameras[0].height
+    if size != config.image_size:
+        raise TrainingError(
+            f"{first.path} holds views of {size} pixels and image_size is {config.image_size}; collect again with "
+            f"'m2distill demos --size {config.image_size}' or set image_size={size}"
+        )
+    response = fit_velocity_response([first.episode(i) for i in range(min(len(first), config.episodes))])
+    contract = dataclasses.replace(
+        first.contract, text=text, action=dataclasses.replace(first.contract.action, response=response)
+    )
+    return LifelongRun.create(folder, config, contract, tasks, embeddings, demonstrations)
+
+
+def finish_run(
+    run: LifelongRun, *, evaluate: bool = True, stages: int | None = None, quiet: bool = False
+) -> dict[str, Any] | None:
+    """Train, export and evaluate what is not done yet; returns the results once every stage is done and evaluated.
+
+    stages: stop after so many (None: all).
+    """
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    with RolloutPool(run.config.evaluation.workers) as pool:
+
+        def after_stage(stage: int) -> None:
+            if evaluate and run.config.evaluation.rollouts and run.config.evaluation.points > 1:
+                _choose_point(run, stage, pool, quiet)
+            if not (run.bundle_folder(stage) / "bundle.json").exists():
+                largest = run.export(stage, run.bundle_folder(stage))
+                say(f"bundle {run.bundle_folder(stage)}: ONNX Runtime and torch differ by at most {largest:.1e}")
+            if evaluate and run.config.evaluation.rollouts:
+                _evaluate_stage(run, stage, pool, quiet)
+
+        run.train_stages(after_stage, say, quiet=quiet, stages=stages)
+        if stages is not None and stages < len(run.tasks):
+            return None
+        if not (evaluate and run.config.evaluation.rollouts):
+            return None
+        told = _evaluate_told(run, pool, quiet) if run.config.evaluation.told else None
+    results = sum_up(run, told)
+    write_json(run.folder / "results.json", results)
+    return results
+
+
+def _cell(run: LifelongRun, task: int, rollouts: int, purpose: str = "reported", told: str | None = None) -> Cell:
+    return Cell(
+        run.config.suite, run.config.tasks[task], told, rollouts, run.config.seed, purpose,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _rollouts(
+    run: LifelongRun, pool: RolloutPool, bundle: Path, cells: list[Cell], log: str, quiet: bool
+) -> list[RolloutResult]:
+    evaluation = run.config.evaluation
+    return pool.evaluate(
+        bundle,
+        cells,
+        sampling=evaluation.sampling,
+        visuals=evaluation.visuals,
+        log=run.folder / "evaluation" / log,
+        progress=not quiet,
+    )
+
+
+def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
+    """e*: the earliest best of a stage's evaluation points on selection states; the reported states are not touched."""
+    record = run.stage_folder(stage) / "selection.json"
+    if record.exists():
+        return
+    rates = []
+    for point in range(1, run.config.evaluation.points + 1):
+        bundle = run.stage_folder(stage) / f"bundle_{point}"
+        if not (bundle / "bundle.json").exists():
+            run.export(stage, bundle, policy=run.point_policy(stage, point))
+        cell = _cell(run, stage, run.config.evaluation.rollouts, "selection")
+        found = _rollouts(run, pool, bundle, [cell], f"stage_{stage}_selection_{point}.jsonl", quiet)
+        rates.append(_rate(found))
+    best = earliest_best(rates)
+    run.choose(stage, best + 1)
+    write_json(record, {"rates": rates, "chosen": best + 1})
+
+
+def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
+    cells = [_cell(run, task, run.config.evaluation.rollouts) for task in range(stage + 1)]
+    path = run.folder / "evaluation" / f"stage_{stage}.json"
+    if path.exists():
+        return
+    found = _rollouts(run, pool, run.bundle_folder(stage), cells, f"stage_{stage}.jsonl", quiet)
+    write_json(path, [_summary(s) for s in summarise(found)])
+    if run.config.evaluation.points > 1:
+        curve = []
+        for point in range(1, run.config.evaluation.points + 1):
+            bundle = run.stage_folder(stage) / f"bundle_{point}"
+            rows = _rollouts(run, pool, bundle, cells[-1:], f"stage_{stage}_point_{point}.jsonl", quiet)
+            curve.append(_rate(rows))
+        write_json(run.folder / "evaluation" / f"stage_{stage}_curve.json", curve)
+
+
+def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[dict[str, Any]]:
+    """Every task's world, told each other task's instruction: the world's own task should not be done."""
+    count = len(run.tasks)
+    cells = [
+        _cell(run, task, run.config.evaluation.told, told=run.tasks[other].instruction)
+        for task in range(count)
+        for other in range(count)
+        if other != task
+    ]
+    found = _rollouts(run, pool, run.bundle_folder(count - 1), cells, "told.jsonl", quiet)
+    return [_summary(s) for s in summarise(found)]
+
+
+def _rate(results: list[RolloutResult]) -> float:
+    (summary,) = summarise(results)
+    if summary.rate is None:
+        raise TrainingError(f"every rollout of '{summary.task}' ended in an error: {results[0].error}")
+    return summary.rate
+
+
+def _summary(summary: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(summary)
+
+
+def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The results of a finished run: what is in ``results.json``."""
+    count = len(run.tasks)
+    rows = [read_json(run.folder / "evaluation" / f"stage_{stage}.json") for stage in range(count)]
+    success = [[cell["rate"] for cell in row] for row in rows]
+    curves: list[list[float]] = []
+    for stage in range(count):
+        path = run.folder / "evaluation" / f"stage_{stage}_curve.json"
+        if path.exists():
+            chosen = read_json(run.stage_folder(stage) / "selection.json")["chosen"]
+            curve = read_json(path)
+            curves.append(hold_from(curve, chosen - 1))
+        else:
+            curves.append([success[stage][stage]])
+    for stage, row in enumerate(success):
+        if any(rate is None for rate in row):
+            raise TrainingError(f"stage {stage} has a cell in which every rollout ended in an error; see its log")
+    metrics = lifelong_metrics(success, curves)
+    import dataclasses
+
+    return {
+        "label": label(run.config),
+        "run": run.folder.name,
+        "strategy": run.config.strategy,
+        "seed": run.config.seed,
+        "tasks": [dataclasses.asdict(task) for task in run.tasks],
+        "rollouts": run.config.evaluation.rollouts,
+        "sampling": run.config.evaluation.sampling,
+        "success": success,
+        "success_curves": curves,
+        "wrong_object": [[cell["wrong_rate"] for cell in row] for row in rows],
+        "errors": sum(cell["errors"] for row in rows for cell in row),
+        "cells": rows,
+        "told": told,
+        "told_success": float(np.mean([t["rate"] for t in told])) if told else None,
+        "metrics": dataclasses.asdict(metrics),
+        "bytes_kept": read_json(run.stage_folder(count - 1) / "stage.json")["bytes_kept"],
+        "drift": run.drift(),
+        "config": run.record["config"],
+        **provenance.describe(),
+    }
+
+
+def label(config: RunConfig) -> str:
+    """A short name for tables: the strategy and what it keeps."""
+    if config.strategy == "sequential":
+        return "sequential"
+    kept = []
+    if config.memory.episodes:
+        kept.append(f"{config.memory.episodes} demos")
+    if config.strategy == "m2distill" and config.memory.instructions:
+        kept.append("words")
+    return f"{config.strategy} ({' + '.join(kept) or 'nothing kept'})"
