@@ -54,7 +54,7 @@ def test_minilm_is_pinned_normalised_and_scaled(cache: Path) -> None:
     assert rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), np.sqrt(384), rtol=1e-5)
     cosine = rows @ rows.T / 384
-    # Values of the published model for these sentences: the pooling is the model card's, not merely some pooling.
+    # Measured once with the pinned weights: another pooling or tokenizer would move them.
     assert cosine[0, 1] == pytest.approx(0.776, abs=0.002)
     assert cosine[0, 2] == pytest.approx(0.273, abs=0.002)
 
@@ -95,12 +95,6 @@ def test_a_damaged_cache_is_computed_again(tiny_bert: Path, tmp_path: Path, capl
     with np.load(file, allow_pickle=False) as data:
         np.testing.assert_array_equal(data["embedding"], rows[0])
     assert not list(tmp_path.glob("*.tmp"))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_cache_that_cannot_be_written_only_costs_time(tiny_bert: Path, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    assert embed(["lift"], tiny_bert, tmp_path / "cache")[1].shape == (1, 16)
 
 
 def test_a_file_in_the_caches_place_only_costs_time(
