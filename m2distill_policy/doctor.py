@@ -23,8 +23,6 @@ from m2distill_policy.errors import M2DistillError
 #: ``ok``: works. ``missing``: the two commands of the README need it. ``optional``: absent; something else needs it.
 State = Literal["ok", "missing", "optional"]
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 #: Modules that stand for a role, one for each thing that can be missing on its own.
 ROLE_MODULES: dict[str, tuple[str, ...]] = {
     "robot": ("numpy", "yaml", "cv2", "cyclonedds", "onnxruntime"),
@@ -264,30 +262,15 @@ def check_ros(root: Path = Path("/opt/ros")) -> Finding:
 # --- scenes and texts -------------------------------------------------------------------------------------------
 
 
-def libero_scenes() -> Path | None:
-    """The folder of LIBERO's scenes: ``M2DISTILL_LIBERO_ASSETS``, else ``../shared/libero_assets`` beside this
-    repository, else the installed package's own folder; None where there is none."""
-    candidates: list[Path] = []
-    if os.environ.get("M2DISTILL_LIBERO_ASSETS"):
-        # What was said wins, even if it is wrong: a silent second choice would hide the mistake.
-        candidates.append(Path(os.environ["M2DISTILL_LIBERO_ASSETS"]).expanduser())
-    else:
-        candidates.append(REPOSITORY.parent / "shared" / "libero_assets")
-        package = importlib.util.find_spec("libero")
-        for place in (package.submodule_search_locations or []) if package is not None else []:
-            candidates.append(Path(place) / "libero" / "assets")
-    return next((folder for folder in candidates if (folder / "scenes").is_dir()), None)
-
-
 def check_libero_scenes() -> Finding:
     """LIBERO's meshes and textures, which its package does not carry. The suite ``tabletop`` needs none of them."""
-    folder = libero_scenes()
-    if folder is not None:
-        return Finding("LIBERO scenes", "ok", str(folder))
-    said = os.environ.get("M2DISTILL_LIBERO_ASSETS")
-    detail = f"M2DISTILL_LIBERO_ASSETS is {said}, which has no folder 'scenes'" if said else "not here"
-    cure = "put LIBERO's assets folder anywhere and set M2DISTILL_LIBERO_ASSETS to it; 'tabletop' does without"
-    return Finding("LIBERO scenes", "optional", detail, cure)
+    from m2distill_policy.sim.libero_files import assets_folder
+
+    try:
+        return Finding("LIBERO scenes", "ok", str(assets_folder()))
+    except M2DistillError as error:
+        cure = "LIBERO's suites need them, 'tabletop' does not; set M2DISTILL_LIBERO_ASSETS to their folder"
+        return Finding("LIBERO scenes", "optional", str(error), cure)
 
 
 def check_minilm() -> Finding:

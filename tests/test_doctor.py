@@ -104,21 +104,14 @@ def test_ros_sourced_installed_or_absent(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert doctor.check_ros(tmp_path).state == "ok"
 
 
-def test_libero_scenes_by_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_libero_scenes_found_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("M2DISTILL_LIBERO_ASSETS", str(tmp_path))
     finding = doctor.check_libero_scenes()
     assert finding.state == "optional", "a wrong variable is not covered up by another folder"
     assert "has no folder 'scenes'" in finding.detail
+    assert finding.cure
     (tmp_path / "scenes").mkdir()
     assert doctor.check_libero_scenes() == Finding("LIBERO scenes", "ok", str(tmp_path))
-
-
-def test_libero_scenes_beside_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("M2DISTILL_LIBERO_ASSETS", raising=False)
-    monkeypatch.setattr(doctor, "REPOSITORY", tmp_path / "clone")
-    scenes = tmp_path / "shared" / "libero_assets" / "scenes"
-    scenes.mkdir(parents=True)
-    assert doctor.libero_scenes() == scenes.parent
 
 
 def test_doctor_runs_without_torch_or_simulator() -> None:
