@@ -68,20 +68,28 @@ class ArmWorld:
         self._fingers = np.array([model.joint(n).qposadr[0] for n in FINGER_JOINTS])
         actuators = {int(model.actuator_trnid[i, 0]): i for i in range(model.nu)}
         self._arm_actuators = np.array([actuators[model.joint(n).id] for n in ARM_JOINTS])
-        self._finger_actuators = np.array([actuators[model.joint(n).id] for n in FINGER_JOINTS])
+        self._left_actuator, self._right_actuator = (actuators[model.joint(n).id] for n in FINGER_JOINTS)
         self._torque_low = np.ascontiguousarray(model.actuator_ctrlrange[self._arm_actuators, 0])
         self._torque_high = np.ascontiguousarray(model.actuator_ctrlrange[self._arm_actuators, 1])
-        finger_range = model.actuator_ctrlrange[self._finger_actuators]
+        finger_range = model.actuator_ctrlrange[[self._left_actuator, self._right_actuator]]
         self._finger_bias = finger_range.mean(axis=1)
         self._finger_weight = 0.5 * (finger_range[:, 1] - finger_range[:, 0])
         self._site = model.site(GRIP_SITE).id
         self._base = model.body(BASE_BODY).id
         self._posture = np.zeros(7)
-        self._gripper = np.zeros(2)
+        self._gripper = (0.0, 0.0)
         self._goal_rotation = np.eye(3)
         self._drive: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._steps = 0
-        self._jacobian = np.zeros((6, model.nv))
+        self._first_q, self._first_dof = int(self._qpos[0]), int(self._dofs[0])
+        if np.any(np.diff(self._qpos) != 1) or np.any(np.diff(self._dofs) != 1):
+            raise SimulationError("the arm's joints are not one after another in the scene; the controller relies on it")
+        # MuJoCo's arrays stay where they are while ``data`` lives; looking them up 25 times a step would cost more
+        # than the controller.
+        self._ctrl, self._positions, self._velocities = data.ctrl, data.qpos, data.qvel
+        self._bias = data.qfrc_bias
+        self._site_position, self._site_rotation = data.site_xpos[self._site], data.site_xmat[self._site]
+        self._jacobian = np.zeros((2, 3, model.nv))
         self._mass = np.zeros((model.nv, model.nv))
 
     # ---- stepping ---------------------------------------------------------------------------------------------
@@ -107,7 +115,7 @@ class ArmWorld:
             self._goal_rotation = turn @ rotation
         still = np.zeros(6)
         for _ in range(self._substeps):
-            self._substep(goal_position, self._goal_rotation, still, STIFFNESS, wanted[6])
+            self._substep(goal_position, self._goal_rotation, still, STIFFNESS, float(wanted[6]))
         self._finish()
 
     def step_twist(self, twist: NDArray[np.floating[Any]], gripper: float) -> Observation:
@@ -154,19 +162,19 @@ class ArmWorld:
         """One physics step: position and velocity terms, torques from them, then forces and integration."""
         mujoco, model, data = self._mujoco, self.model, self.data
         mujoco.mj_step1(model, data)
-        mujoco.mj_jacSite(model, data, self._jacobian[:3], self._jacobian[3:], self._site)
+        mujoco.mj_jacSite(model, data, self._jacobian[0], self._jacobian[1], self._site)
         mujoco.mj_fullM(model, self._mass, data.qM)
-        position, rotation = self._site_pose()
-        dofs = self._dofs
-        data.ctrl[self._arm_actuators] = osc_torques(
-            np.ascontiguousarray(self._jacobian[:, dofs]),
-            np.ascontiguousarray(self._mass[np.ix_(dofs, dofs)]),
-            data.qfrc_bias[dofs],
-            data.qpos[self._qpos],
-            data.qvel[dofs],
+        self._ctrl[self._arm_actuators] = osc_torques(
+            self._jacobian.reshape(6, -1),
+            self._mass,
+            self._bias,
+            self._positions,
+            self._velocities,
+            self._first_q,
+            self._first_dof,
             self._posture,
-            position,
-            rotation,
+            self._site_position,
+            self._site_rotation,
             goal_position,
             goal_rotation,
             goal_velocity,
@@ -174,10 +182,12 @@ class ArmWorld:
             self._torque_low,
             self._torque_high,
         )
-        self._gripper = np.clip(
-            self._gripper + np.array([-_GRIPPER_SPEED, _GRIPPER_SPEED]) * np.sign(gripper), -1.0, 1.0
-        )
-        data.ctrl[self._finger_actuators] = self._finger_bias + self._finger_weight * self._gripper
+        change = _GRIPPER_SPEED * ((gripper > 0.0) - (gripper < 0.0))
+        left = min(1.0, max(-1.0, self._gripper[0] - change))
+        right = min(1.0, max(-1.0, self._gripper[1] + change))
+        self._gripper = (left, right)
+        self._ctrl[self._left_actuator] = self._finger_bias[0] + self._finger_weight[0] * left
+        self._ctrl[self._right_actuator] = self._finger_bias[1] + self._finger_weight[1] * right
         mujoco.mj_step2(model, data)
 
     def _finish(self) -> None:
@@ -264,7 +274,7 @@ class ArmWorld:
         data.qvel[:] = values[1 + model.nq :]
         self._mujoco.mj_forward(model, data)
         self._posture = posture.copy()
-        self._gripper = gripper.copy()
+        self._gripper = (float(gripper[0]), float(gripper[1]))
         _, self._goal_rotation = self._site_pose()
         self._drive = None
         self._steps = 0

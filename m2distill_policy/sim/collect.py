@@ -25,6 +25,7 @@ from m2distill_policy.errors import DemonstrationError, SimulationError
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
 from m2distill_policy.sim.suites import suite_task
+from m2distill_policy.sim.visuals import VISUALS_VERSION
 from m2distill_policy.sim.world import Task
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ DRIVE_STIFFNESS = 2500.0
 POSTURE_STIFFNESS = 10.0
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _cholesky_solve(a: Array, b: Array) -> Array:
     """Solve ``a x = b`` for a symmetric positive definite ``a`` (n, n) and ``b`` (n, k). Small n: plain loops win."""
     n, k = b.shape
@@ -59,16 +59,18 @@ def _cholesky_solve(a: Array, b: Array) -> Array:
     return x
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def osc_torques(
-    jacobian: Array,
-    mass: Array,
-    bias: Array,
-    q: Array,
-    qd: Array,
+    full_jacobian: Array,
+    full_mass: Array,
+    full_bias: Array,
+    qpos: Array,
+    qvel: Array,
+    first_q: int,
+    first: int,
     posture: Array,
     position: Array,
-    rotation: Array,
+    flat_rotation: Array,
     goal_position: Array,
     goal_rotation: Array,
     goal_velocity: Array,
@@ -78,9 +80,17 @@ def osc_torques(
 ) -> Array:
     """Joint torques (7,) in N m that draw the grip site towards the goal, clipped to [low, high].
 
-    jacobian (6, 7); mass (7, 7) kg m^2; bias (7,) N m (Coriolis and gravity); q, qd, posture (7,) rad, rad/s;
-    position (3,) m; rotation (3, 3); goal_velocity (6,) m/s, rad/s. World frame. Critically damped.
+    The whole scene's full_jacobian (6, nv), full_mass (nv, nv) kg m^2, full_bias (nv,) N m (Coriolis and gravity),
+    qpos (nq,) and qvel (nv,) come in; the arm's joints are the seven from ``first_q`` in qpos and from ``first`` in the
+    others. posture (7,) rad; position (3,) m and flat_rotation (9,) of the grip site; goal_velocity (6,) m/s, rad/s.
+    World frame. Critically damped.
     """
+    jacobian = full_jacobian[:, first : first + 7]
+    mass = full_mass[first : first + 7, first : first + 7]
+    bias = full_bias[first : first + 7]
+    q = qpos[first_q : first_q + 7]
+    qd = qvel[first : first + 7]
+    rotation = flat_rotation.reshape((3, 3))
     damping = 2.0 * math.sqrt(stiffness)
     # Sum of half the cross products of the axes: robosuite's orientation error.
     error = np.empty(6)
@@ -96,7 +106,7 @@ def osc_torques(
     kv = 2.0 * math.sqrt(POSTURE_STIFFNESS)
     for i in range(7):
         u[i, 0] = POSTURE_STIFFNESS * (posture[i] - q[i]) - kv * qd[i]
-    minv_jt = _cholesky_solve(mass, np.ascontiguousarray(jacobian.T))
+    minv_jt = _cholesky_solve(mass.copy(), np.ascontiguousarray(jacobian.T))
     a = np.zeros((6, 6))
     ju = np.zeros((6, 1))
     wanted = np.empty((6, 1))

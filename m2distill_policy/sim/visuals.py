@@ -26,13 +26,16 @@ from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.sim.cache import cache_dir, write_atomic
 from m2distill_policy.sim.gl import choose_gl
 
-#: Raised when decimation changes, so that older cached meshes are not taken.
-_DECIMATION_VERSION = 2
+#: Raised when a profile looks different than before: cached meshes are made anew, and demonstrations say what they show.
+VISUALS_VERSION = 3
 
 
 @dataclass(frozen=True)
 class VisualProfile:
-    """keep: share of the faces that a visual mesh keeps, at least ``least`` faces; 1.0 leaves meshes alone.
+    """keep: share of the faces that a visual mesh keeps, within ``least`` to ``most`` faces; 1.0 leaves meshes alone.
+
+    least_near: the same ``least`` for the gripper, which the hand's camera sees from centimetres.
+    slices: how round cylinders and spheres are drawn.
 
     supersample: frames up to ``supersample_up_to`` pixels high are drawn this many times larger and averaged.
     multisample: OpenGL samples a pixel. shadows, reflections: drawn or not.
@@ -41,6 +44,9 @@ class VisualProfile:
     name: str
     keep: float
     least: int
+    least_near: int
+    most: int
+    slices: int
     supersample: int
     supersample_up_to: int
     multisample: int
@@ -49,8 +55,8 @@ class VisualProfile:
 
 
 PROFILES = {
-    "fast": VisualProfile("fast", 0.06, 150, 2, 96, 0, False, False),
-    "stock": VisualProfile("stock", 1.0, 0, 1, 0, 4, True, True),
+    "fast": VisualProfile("fast", 0.04, 100, 400, 500, 14, 2, 96, 0, False, False),
+    "stock": VisualProfile("stock", 1.0, 0, 0, 0, 28, 1, 0, 4, True, True),
 }
 
 
@@ -116,6 +122,8 @@ def visual_model(xml: str, profile: VisualProfile) -> Any:
     if not profile.shadows:
         model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = profile.multisample
+    model.vis.quality.numslices = profile.slices
+    model.vis.quality.numstacks = min(16, profile.slices)
     return model
 
 
@@ -146,7 +154,8 @@ def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, by
         if file is None or name in mapped:
             continue
         scale = mesh.get("scale", "1 1 1")
-        content = _coarse_mesh(Path(file), scale, profile)
+        least = profile.least_near if "gripper" in file else profile.least
+        content = _coarse_mesh(Path(file), scale, profile.keep, least, profile.most)
         if content is not None:
             key = f"{hashlib.sha256(content).hexdigest()[:24]}.stl"
             files[key] = content
@@ -155,7 +164,7 @@ def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, by
     return files
 
 
-def _coarse_mesh(file: Path, scale: str, profile: VisualProfile) -> bytes | None:
+def _coarse_mesh(file: Path, scale: str, keep: float, least: int, most: int) -> bytes | None:
     """A binary STL of the mesh with fewer faces, from the cache or made now; None where it is small already."""
     source = file.read_bytes()
     key = hashlib.sha256(
@@ -164,7 +173,7 @@ def _coarse_mesh(file: Path, scale: str, profile: VisualProfile) -> bytes | None
                 source,
                 file.suffix.encode(),
                 scale.encode(),
-                repr((profile.keep, profile.least, _DECIMATION_VERSION)).encode(),
+                repr((keep, least, most, VISUALS_VERSION)).encode(),
             ]
         )
     ).hexdigest()
@@ -173,7 +182,7 @@ def _coarse_mesh(file: Path, scale: str, profile: VisualProfile) -> bytes | None
     if cached is not None and cached.exists():
         return cached.read_bytes() or None
     vertices, faces = _load_mesh(file, scale)
-    wanted = max(profile.least, int(len(faces) * profile.keep))
+    wanted = min(most, max(least, int(len(faces) * keep)))
     content = b"" if len(faces) <= wanted else _simplify(vertices, faces, wanted)
     if cached is not None:
         try:
@@ -204,7 +213,7 @@ def _simplify(vertices: NDArray[np.float32], faces: NDArray[np.int32], wanted: i
     """Binary STL of about ``wanted`` faces; empty where the decimation leaves nothing that has a volume."""
     import fast_simplification
 
-    points, triangles = fast_simplification.simplify(vertices, faces, target_count=wanted, agg=7)
+    points, triangles = fast_simplification.simplify(vertices, faces, target_count=wanted, agg=3)
     if len(triangles) < 8:
         return b""
     corners = np.asarray(points, dtype=np.float32)[triangles]
