@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from m2distill_policy.bundle import Bundle, open_bundle
-from m2distill_policy.errors import BundleError, M2DistillError, SimulationError
+from m2distill_policy.errors import M2DistillError, SimulationError
 from m2distill_policy.evaluation.film import FILM_SIZE, FilmWriter
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
@@ -103,13 +103,13 @@ class RolloutWorker:
         if self._server is None or key != self._server_key:
             try:
                 bundle = open_bundle(job["path"])
-            except BundleError as error:
+                if bundle.identifier != job["bundle"]:
+                    raise FatalError(f"bundle '{job['path']}' was replaced while it was evaluated; evaluate it again")
+                self._server = PolicyServer(
+                    bundle, sampling=job["sampling"], temperature=job["temperature"], watch=WatchLimits.lockstep()
+                )
+            except M2DistillError as error:
                 raise FatalError(str(error)) from error
-            if bundle.identifier != job["bundle"]:
-                raise FatalError(f"bundle '{job['path']}' was replaced while it was evaluated; evaluate it again")
-            self._server = PolicyServer(
-                bundle, sampling=job["sampling"], temperature=job["temperature"], watch=WatchLimits.lockstep()
-            )
             self._server_key = key
         return self._server
 

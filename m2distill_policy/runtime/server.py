@@ -253,11 +253,11 @@ class PolicyServer:
             conditioning = self._active.conditioning
             if conditioning is None:
                 return self._halted(_UNTOLD, observation.stamp, begin)
-            if self._history.gap(observation.stamp):
-                self._clear("a gap between two stamps")
             driving = self._enabled and self._held is None
             if driving and self._governor.motion is not Motion.RUNNING and len(self._history):
                 self._clear("resume after a halt")
+            if self._history.gap(observation.stamp):
+                self._clear("a gap between two stamps")
             active = self._active
             try:
                 mixture, tokens = active.engine.step(conditioning, observation, active.window)

@@ -117,7 +117,7 @@ class Watchdog:
         if self._first_tick is None:
             self._first_tick = steady
         since = steady - (self._last_arrival if self._last_arrival is not None else self._first_tick)
-        if self.limits.silent_after is None or since <= self.limits.silent_after:
+        if self.limits.silent_after is None or since <= self.limits.silent_after + 1e-9:
             return Fault(StatusCode.WAITING, f"Waiting for the next observation since {max(since, 0.0):.3f} s.")
         wanted = ", ".join((*self._contract.camera_names, *self._contract.proprioception_names))
         return Fault(

@@ -1,0 +1,412 @@
+"""The server answers every cycle: it drives, or it halts and says why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m2distill_policy.bundle import Bundle
+from m2distill_policy.errors import ConfigError, UnknownInstructionError
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.engine import EngineError
+from m2distill_policy.runtime.mixture import Mixture
+from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import WatchLimits
+from tests.bundles import INSTRUCTIONS, observations, toy_bundle, toy_contract
+
+CONTRACT = toy_contract()
+PERIOD = CONTRACT.period
+STEPS = observations(CONTRACT, 40, start=100.0)
+DELAY = 0.03  # s between an observation's stamp and the cycle that answers it
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("server") / "bundle")
+
+
+def make(bundle: Bundle, **options: Any) -> PolicyServer:
+    server = PolicyServer(bundle, **{"sampling": "mode", **options})
+    server.set_instruction(INSTRUCTIONS[0])
+    return server
+
+
+def drive(server: PolicyServer, steps: Sequence[Observation]) -> list[Decision]:
+    return [server.step(o, o.stamp + DELAY) for o in steps]
+
+
+def ramp(decisions: Sequence[Decision], before: Decision) -> None:
+    """The decisions that follow ``before`` fall evenly to zero motion in 5 cycles (0.25 s) and stay there."""
+    for i, decision in enumerate(decisions):
+        share = max(0, 4 - i) / 5
+        assert np.allclose(decision.action[:6], before.action[:6] * share)
+        assert decision.action[6] == before.action[6]
+        assert decision.command
+        assert decision.sample is None and decision.mixture is None
+        assert decision.status.motion == ("halting" if share else "halted")
+
+
+def test_it_drives(bundle: Bundle) -> None:
+    server = make(bundle)
+    decision = drive(server, STEPS[:3])[-1]
+    status = decision.status
+    assert decision.command and decision.action.shape == (7,) and np.abs(decision.action).max() <= 1
+    assert isinstance(decision.mixture, Mixture)
+    assert decision.sample is not None and np.array_equal(decision.sample, decision.action)
+    assert (status.code, status.sentence) == (StatusCode.RUNNING, "Told to lift the red box.")
+    assert (status.motion, status.window, status.overruns, status.warning) == ("running", 3, 0, "")
+    assert status.bundle == decision.bundle == bundle.identifier
+    assert status.tasks == bundle.task_names
+    assert status.stamp == decision.stamp == STEPS[2].stamp
+    assert 0 < status.latency < 1
+
+
+def test_without_an_instruction_nothing_is_sent(bundle: Bundle) -> None:
+    server = PolicyServer(bundle)
+    for decision in (server.step(STEPS[0], STEPS[0].stamp), server.tick_without_observation(STEPS[0].stamp)):
+        assert decision.status.code is StatusCode.NO_INSTRUCTION
+        assert decision.status.sentence == "No instruction has been given; send one."
+        assert not decision.command and not decision.action.any()
+
+
+def test_taking_the_instruction_back_halts(bundle: Bundle) -> None:
+    server = make(bundle)
+    before = drive(server, STEPS[:3])[-1]
+    server.set_instruction("")
+    decisions = drive(server, STEPS[3:9])
+    ramp(decisions[:5], before)
+    assert not decisions[5].command, "the arm is left to others once the ramp is over"
+
+
+# --- faults: each has its code, its sentence, and ramps to a halt -----------------------------------------------------
+
+
+def with_reading(step: Observation, name: str, values: Any) -> Observation:
+    return dataclasses.replace(step, proprioception={**step.proprioception, name: np.asarray(values, np.float32)})
+
+
+def without_view(step: Observation) -> Observation:
+    return dataclasses.replace(step, images={"agentview_rgb": step.images["agentview_rgb"]})
+
+
+def of_wrong_size(step: Observation) -> Observation:
+    return dataclasses.replace(step, images={**step.images, "agentview_rgb": np.zeros((16, 32, 3), np.uint8)})
+
+
+FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
+    # name: change to the observation, added to now, code, sentence
+    "NaN joint": (
+        lambda o: with_reading(o, "joint_states", [0, 0, np.nan, 0, 0, 0, 0]),
+        0.0,
+        StatusCode.BAD_OBSERVATION,
+        "The observation cannot be used: 'joint_states' holds a value that is not finite at 'panda_joint3'.",
+    ),
+    "joint out of range": (
+        lambda o: with_reading(o, "gripper_states", [0.0, -3.0]),
+        0.0,
+        StatusCode.BAD_OBSERVATION,
+        "'gripper_states' entry 'panda_finger_joint2' is -3 m; allowed are -0.1 to 0.1.",
+    ),
+    "too few joints": (
+        lambda o: with_reading(o, "joint_states", [0.0] * 6),
+        0.0,
+        StatusCode.BAD_OBSERVATION,
+        "'joint_states' has shape (6,); the contract wants (7,).",
+    ),
+    "missing view": (without_view, 0.0, StatusCode.BAD_OBSERVATION, "view 'eye_in_hand_rgb' is missing"),
+    "wrong size": (of_wrong_size, 0.0, StatusCode.BAD_OBSERVATION, "view 'agentview_rgb' is uint8 (16, 32, 3)"),
+    "NaN stamp": (
+        lambda o: dataclasses.replace(o, stamp=float("nan")),
+        0.0,
+        StatusCode.BAD_OBSERVATION,
+        "The observation's stamp is nan",
+    ),
+    "stale": (
+        lambda o: o,
+        0.3,
+        StatusCode.STALE_OBSERVATION,
+        "The observation is 0.330 s old; at most 0.2 s is allowed.",
+    ),
+    "future": (
+        lambda o: o,
+        -0.5,
+        StatusCode.FUTURE_STAMP,
+        "The observation's stamp is 0.470 s in the future; at most 0.1 s is allowed: compare the clocks",
+    ),
+    "same stamp": (
+        lambda o: dataclasses.replace(o, stamp=STEPS[2].stamp),
+        0.0,
+        StatusCode.REPEATED_STAMP,
+        "Two observations carry the stamp 100.100 s: a camera or driver repeats itself",
+    ),
+    "out of order": (
+        lambda o: dataclasses.replace(o, stamp=o.stamp - 1.5 * PERIOD),
+        0.0,
+        StatusCode.OUT_OF_ORDER,
+        "The observation's stamp 100.075 s is 0.025 s before the one seen last",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_ramps_to_a_halt_and_says_so(bundle: Bundle, name: str) -> None:
+    change, shift, code, sentence = FAULTS[name]
+    server = make(bundle)
+    before = drive(server, STEPS[:3])[-1]
+    sick = change(STEPS[3])
+    decisions = [server.step(sick, STEPS[3].stamp + DELAY + shift)]
+    assert decisions[0].status.code is code and code.is_fault
+    assert sentence in decisions[0].status.sentence
+    now = STEPS[3].stamp + 1.0
+    decisions += [server.tick_without_observation(now + i * PERIOD) for i in range(6)]
+    ramp(decisions, before)
+    # And it drives on, from an empty window, when the next good observation comes.
+    resumed = drive(server, STEPS[30:31])[0]
+    assert (resumed.status.code, resumed.status.window) == (StatusCode.RUNNING, 1)
+    assert resumed.status.window_cleared == "resume after a halt"
+
+
+def test_silence_waits_then_halts(bundle: Bundle) -> None:
+    server = make(bundle)
+    before = drive(server, STEPS[:3])[-1]
+    steady = STEPS[2].stamp + DELAY
+    waiting = [server.tick_without_observation(steady + i * PERIOD) for i in (1, 2, 3)]
+    for decision in waiting:
+        assert decision.status.code is StatusCode.WAITING and not decision.command
+        assert decision.status.motion == "running"
+    assert "since 0.150 s" in waiting[-1].status.sentence
+    decisions = [server.tick_without_observation(steady + i * PERIOD) for i in range(4, 11)]
+    ramp(decisions, before)
+    assert decisions[0].status.code is StatusCode.MISSING_OBSERVATION
+    assert decisions[0].status.sentence == (
+        "No observation for 0.200 s; at most 0.15 s is allowed: "
+        "see whether all of agentview_rgb, eye_in_hand_rgb, joint_states, gripper_states are published."
+    )
+
+
+def test_one_late_observation_goes_on(bundle: Bundle) -> None:
+    server = make(bundle)
+    drive(server, STEPS[:3])
+    assert not server.tick_without_observation(STEPS[2].stamp + DELAY + PERIOD).command
+    assert drive(server, STEPS[3:4])[0].status.window == 4
+
+
+def test_silence_is_measured_by_the_steady_clock(bundle: Bundle) -> None:
+    """The clock of the stamps may stand still (a paused simulation): silence is noticed all the same."""
+    server = make(bundle)
+    server.step(STEPS[0], STEPS[0].stamp, steady=7.0)
+    now = STEPS[0].stamp
+    assert server.tick_without_observation(now, steady=7.1).status.code is StatusCode.WAITING
+    assert server.tick_without_observation(now, steady=7.2).status.code is StatusCode.MISSING_OBSERVATION
+
+
+def test_nothing_ever_came(bundle: Bundle) -> None:
+    server = make(bundle)
+    assert server.tick_without_observation(50.0).status.code is StatusCode.WAITING
+    assert server.tick_without_observation(50.2).status.code is StatusCode.MISSING_OBSERVATION
+
+
+def test_frozen_view(bundle: Bundle) -> None:
+    """Fresh stamps, moving joints, the very same picture: after 10 steps it is a fault; with still joints it is not."""
+    frozen = STEPS[0].images["agentview_rgb"]
+
+    def steps(speed: float) -> list[Observation]:
+        return [
+            dataclasses.replace(
+                with_reading(o, "joint_states", np.full(7, i * speed)), images={**o.images, "agentview_rgb": frozen}
+            )
+            for i, o in enumerate(STEPS[:15])
+        ]
+
+    decisions = drive(make(bundle), [with_reading(o, "gripper_states", [0.0, 0.0]) for o in steps(0.01)])
+    codes = [d.status.code for d in decisions]
+    assert codes == [StatusCode.RUNNING] * 9 + [StatusCode.FROZEN_VIEW] * 6
+    assert decisions[9].status.sentence == (
+        "View 'agentview_rgb' has shown the very same picture for 10 steps while the arm moved by 0.090; "
+        "restart the camera."
+    )
+    still = drive(make(bundle), [with_reading(o, "gripper_states", [0.0, 0.0]) for o in steps(0.0001)])
+    assert {d.status.code for d in still} == {StatusCode.RUNNING}
+    off = drive(make(bundle, watch=WatchLimits(frozen_after=None)), steps(0.01))
+    assert {d.status.code for d in off} == {StatusCode.RUNNING}
+
+
+def test_clock_set_back_recovers(bundle: Bundle) -> None:
+    server = make(bundle)
+    drive(server, STEPS[:3])
+    later = observations(CONTRACT, 3, start=20.0)
+    codes = [d.status.code for d in drive(server, later)]
+    assert codes == [StatusCode.OUT_OF_ORDER, StatusCode.RUNNING, StatusCode.RUNNING]
+
+
+def test_lockstep_knows_no_clock(bundle: Bundle) -> None:
+    server = make(bundle, watch=WatchLimits.lockstep())
+    assert server.step(STEPS[0], 0.0).status.code is StatusCode.RUNNING
+    assert server.step(STEPS[1], 1e9).status.code is StatusCode.RUNNING
+    assert server.tick_without_observation(2e9).status.code is StatusCode.WAITING
+
+
+def test_engine_failure_and_bad_answers_halt(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = make(bundle)
+    before = drive(server, STEPS[:2])[-1]
+    real = server.engine.step
+
+    def fails(*_: Any) -> Any:
+        raise EngineError("the provider is gone")
+
+    def answers_nan(*arguments: Any) -> Any:
+        mixture, tokens = real(*arguments)
+        return dataclasses.replace(mixture, means=mixture.means * np.nan), tokens
+
+    monkeypatch.setattr(server.engine, "step", fails)
+    first = drive(server, STEPS[2:3])[0]
+    assert (first.status.code, first.status.sentence) == (
+        StatusCode.ENGINE_FAILED,
+        "No action: the provider is gone.",
+    )
+    monkeypatch.setattr(server.engine, "step", answers_nan)
+    second = drive(server, STEPS[3:4])[0]
+    assert second.status.code is StatusCode.BAD_OUTPUT
+    assert "means that are not finite" in second.status.sentence
+    ramp([first, second], before)
+    monkeypatch.setattr(server.engine, "step", real)
+    assert drive(server, STEPS[4:5])[0].status.window == 1
+
+
+def test_resume_only_when_enabled_again(bundle: Bundle) -> None:
+    server = make(bundle, resume="enable")
+    drive(server, STEPS[:3])
+    drive(server, [without_view(STEPS[3])])
+    held = drive(server, STEPS[4:12])
+    assert {d.status.code for d in held} == {StatusCode.HELD}
+    assert "view 'eye_in_hand_rgb' is missing" in held[0].status.sentence
+    assert held[0].status.sentence.endswith("Enable the policy to go on.")
+    assert held[-1].status.motion == "halted" and not held[-1].action[:6].any()
+    assert held[-1].sample is not None, "what it would do is shown meanwhile"
+    server.enable()
+    assert drive(server, STEPS[12:13])[0].status.code is StatusCode.RUNNING
+
+
+# --- enable, halt, limits --------------------------------------------------------------------------------------------
+
+
+def test_shadow_mode_answers_without_commands(bundle: Bundle) -> None:
+    server = make(bundle, enabled=False)
+    decisions = drive(server, STEPS[:4])
+    assert [d.command for d in decisions] == [False] * 4
+    assert all(d.sample is not None and d.mixture is not None and not d.action.any() for d in decisions)
+    assert decisions[-1].status.code is StatusCode.DISABLED and decisions[-1].status.window == 4
+    driven = drive(make(bundle), STEPS[:4])
+    for shadow, drove in zip(decisions, driven, strict=True):
+        assert shadow.sample is not None and drove.sample is not None and np.array_equal(shadow.sample, drove.sample)
+
+
+def test_disable_finishes_the_ramp_and_falls_silent(bundle: Bundle) -> None:
+    server = make(bundle)
+    before = drive(server, STEPS[:3])[-1]
+    server.disable()
+    decisions = drive(server, STEPS[3:9])
+    for i, decision in enumerate(decisions[:5]):
+        assert decision.command and np.allclose(decision.action[:6], before.action[:6] * (4 - i) / 5)
+    assert not decisions[5].command
+    server.enable()
+    assert drive(server, STEPS[9:10])[0].command
+
+
+def test_requested_halt_stays_until_released(bundle: Bundle) -> None:
+    server = make(bundle)
+    drive(server, STEPS[:3])
+    server.halt("the task was cancelled")
+    decisions = drive(server, STEPS[3:12])
+    assert {d.status.sentence for d in decisions} == {"Halted: the task was cancelled."}
+    assert decisions[-1].status.motion == "halted"
+    assert server.tick_without_observation(STEPS[12].stamp).status.code is StatusCode.HALT_REQUESTED
+    server.set_instruction(INSTRUCTIONS[1])
+    assert drive(server, STEPS[13:14])[0].status.code is StatusCode.RUNNING
+
+
+def test_limits_bind_the_command_and_not_the_sample(bundle: Bundle) -> None:
+    server = make(bundle, limits=SafetyLimits(largest=(0.2,) * 6 + (1.0,), largest_change=(0.05,) * 6 + (2.0,)))
+    decisions = drive(server, STEPS[:20])
+    commands = np.array([d.action for d in decisions])
+    assert np.abs(commands[:, :6]).max() <= 0.2
+    assert np.abs(np.diff(np.vstack([np.zeros(7), commands]), axis=0)[:, :6]).max() <= 0.05 + 1e-12
+    assert max(np.abs(d.sample).max() for d in decisions if d.sample is not None) > 0.5
+
+
+def test_overruns_are_counted(bundle: Bundle) -> None:
+    ticks = iter(np.arange(0, 1000) * 0.06)  # every look at the clock is 0.06 s after the one before
+    server = make(bundle, clock=lambda: float(next(ticks)))
+    assert [d.status.overruns for d in drive(server, STEPS[:3])] == [1, 2, 3]
+
+
+# --- random numbers --------------------------------------------------------------------------------------------------
+
+
+def test_episode_streams_are_reproducible(bundle: Bundle) -> None:
+    server = make(bundle, sampling="sample", seed=5, watch=WatchLimits.lockstep())
+
+    def episode() -> list[bytes]:
+        return [d.action.tobytes() for d in drive(server, STEPS[:4])]
+
+    first = episode()
+    assert server.episode == (5, 0)
+    server.reset()
+    server.reset()  # nothing was answered in between: still the same episode
+    assert server.episode == (5, 1)
+    second = episode()
+    assert second != first
+    server.reset(seed=5)
+    assert episode() == first
+    server.reset(seed=5, episode=1)
+    assert episode() == second
+    server.reset(seed=6)
+    assert episode() not in (first, second)
+    # The documented stream.
+    server.reset(seed=5, episode=1)
+    decision = drive(server, STEPS[:1])[0]
+    assert decision.mixture is not None
+    expected = decision.mixture.draw("sample", np.random.default_rng([5, 1]))
+    assert decision.sample is not None and np.array_equal(decision.sample, expected)
+
+
+def test_reset_of_a_still_arm_forgets_the_last_command(bundle: Bundle) -> None:
+    limits = SafetyLimits(largest_change=(0.05,) * 7)
+    server = make(bundle, limits=limits, watch=WatchLimits.lockstep())
+    first = [d.action for d in drive(server, STEPS[:5])]
+    server.reset("a new rollout", seed=0, still=True)
+    assert np.array_equal(first, [d.action for d in drive(server, STEPS[:5])])
+
+
+def test_options_are_checked(bundle: Bundle) -> None:
+    for options, sentence in (
+        ({"sampling": "best"}, "sampling 'best' is unknown"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"resume": "later"}, "resume is 'later'; choose 'auto' or 'enable'"),
+        ({"swap_when": "never"}, "swap_when is 'never'; choose 'idle' or 'now'"),
+        ({"provider": "tpu"}, "provider 'tpu' is unknown"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            make(bundle, **options)
+    with pytest.raises(ConfigError, match="watchdog limit 'stale_after' is -1"):
+        WatchLimits(stale_after=-1)
+    with pytest.raises(ConfigError, match="'frozen_after' is 1 steps; at least 2 or none"):
+        WatchLimits(frozen_after=1)
+
+
+def test_every_code_has_its_meaning() -> None:
+    assert all(code.meaning.endswith(".") for code in StatusCode)
+
+
+def test_unknown_instruction_is_raised_and_stays_in_the_status(bundle: Bundle) -> None:
+    server = make(bundle)
+    with pytest.raises(UnknownInstructionError, match="did you mean 'lift the green box'"):
+        server.set_instruction("lift the greenish box")
+    status = server.tick_without_observation(0.0).status
+    assert status.code is StatusCode.UNKNOWN_INSTRUCTION and "did you mean 'lift the green box'?" in status.sentence
