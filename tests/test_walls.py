@@ -15,23 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "m2distill_policy"
 
 #: Heavy, or another role's: none of them belongs on a robot that only serves.
-HEAVY = frozenset(
-    [
-        "torch",
-        "rclpy",
-        "robosuite",
-        "mujoco",
-        "onnx",
-        "cyclonedds",
-        "libero",
-        "h5py",
-        "transformers",
-        "tqdm",
-        "matplotlib",
-        "imageio",
-        "training",
-    ]
-)
+HEAVY = {
+    *("torch", "rclpy", "robosuite", "mujoco", "onnx", "cyclonedds", "libero", "h5py", "transformers", "tqdm"),
+    *("matplotlib", "imageio", "training"),
+}
 
 
 def modules_of(room: str) -> list[str]:
@@ -103,25 +90,10 @@ def test_command_line_is_light() -> None:
 
 #: Room -> what of this project and of the heavy outside it may import, anywhere in its files (also inside functions).
 #: Rooms are matched by the longest prefix.
-OUTSIDE = frozenset(
-    [
-        "torch",
-        "rclpy",
-        "robosuite",
-        "mujoco",
-        "onnx",
-        "onnxruntime",
-        "cv2",
-        "cyclonedds",
-        "libero",
-        "bddl",
-        "h5py",
-        "yaml",
-        "transformers",
-        "tokenizers",
-        "safetensors",
-    ]
-)
+OUTSIDE = {
+    *("torch", "rclpy", "robosuite", "mujoco", "onnx", "onnxruntime", "cv2", "cyclonedds", "libero", "bddl", "h5py"),
+    *("yaml", "transformers", "tokenizers", "safetensors"),
+}
 
 
 def _names(*own: str, outside: str = "") -> frozenset[str]:
