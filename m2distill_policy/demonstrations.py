@@ -97,7 +97,8 @@ class DemonstrationFile:
             convention = _text(data.attrs.get("macros_image_convention", "opengl"))
             if convention not in ("opengl", "opencv"):
                 raise DemonstrationError(
-                    f"{self.path}: attribute 'macros_image_convention' is '{convention}'; 'opengl' (rows bottom-up) and 'opencv' are known"
+                    f"{self.path}: attribute 'macros_image_convention' is '{convention}'; "
+                    "known are 'opengl' (rows bottom-up) and 'opencv'"
                 )
             self._bottom_up = convention == "opengl"
             self.instruction = self._read_instruction(data)
@@ -175,11 +176,9 @@ class DemonstrationFile:
         digest = hashlib.sha256()
         digest.update(json.dumps([self.instruction, self.contract.to_dict()], sort_keys=True).encode())
         for episode in self:
-            for key, values in [
-                *sorted(episode.images.items()),
-                *sorted(episode.proprioception.items()),
-                ("actions", episode.actions),
-            ]:
+            contents: list[tuple[str, NDArray[Any]]] = [*sorted(episode.images.items())]
+            contents += [*sorted(episode.proprioception.items()), ("actions", episode.actions)]
+            for key, values in contents:
                 digest.update(f"{key} {values.dtype} {values.shape}".encode())
                 digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
@@ -219,7 +218,8 @@ class DemonstrationFile:
             words = json.loads(_text(raw))["language_instruction"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DemonstrationError(
-                f"{self.path}: attribute 'problem_info' is not JSON with 'language_instruction' ({type(error).__name__}: {error})"
+                f"{self.path}: attribute 'problem_info' is not JSON with 'language_instruction' "
+                f"({type(error).__name__}: {error})"
             ) from error
         # Some of LIBERO's files hold a list of words.
         words = "".join(words) if isinstance(words, list) else str(words)
@@ -293,7 +293,7 @@ class DemonstrationWriter:
         if not marker.exists():
             temporary = self.parts / f".collection.{os.getpid()}.json"
             temporary.write_text(wanted)
-            os.replace(temporary, marker)
+            temporary.replace(marker)
         elif marker.read_text() != wanted:
             raise DemonstrationError(
                 f"{self.parts} holds an unfinished collection under another contract, instruction or setting; "
@@ -315,7 +315,7 @@ class DemonstrationWriter:
         (self.parts / f"{seed}.failed").touch()
 
     def add(self, recording: Recording) -> None:
-        """Commit one episode, known by its seed. Raises :class:`DemonstrationError` if it is not of the contract's form."""
+        """Commit one episode, known by its seed. :class:`DemonstrationError` if it is not of the contract's form."""
         episode = recording.episode
         if episode.seed is None:
             raise DemonstrationError("a collected episode needs the seed of its initial state; got None")
@@ -324,10 +324,10 @@ class DemonstrationWriter:
         with h5py.File(temporary, "w") as file:
             _write_episode(file.create_group("demo"), recording)
             file.flush()
-        os.replace(temporary, self.parts / f"{episode.seed}.hdf5")
+        temporary.replace(self.parts / f"{episode.seed}.hdf5")
 
     def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
-        """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts are removed."""
+        """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts go."""
         if not seeds:
             raise DemonstrationError(
                 f"no episode was collected for {self.path}; a file without episodes is not written"
@@ -350,7 +350,7 @@ class DemonstrationWriter:
                 data.attrs["m2distill_contract"] = self.contract.to_json()
                 data.attrs["m2distill_suite"] = self.suite
                 data.attrs["m2distill_tried"] = tried
-            os.replace(temporary, self.path)
+            temporary.replace(self.path)
         except OSError as error:
             raise DemonstrationError(f"{self.path} cannot be written: {error}") from error
         shutil.rmtree(self.parts)

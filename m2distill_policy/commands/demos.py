@@ -14,7 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "demos",
         help=SUMMARY,
         description=(
-            "Collect demonstrations in parallel processes, one HDF5 file a task in LIBERO's layout. Only successes are kept. "
+            "Collect demonstrations in parallel processes, one HDF5 file a task in LIBERO's layout, successes only. "
             "Killed at any moment, the same command goes on where it was and ends with the same file; "
             "run again when finished, it changes nothing."
         ),

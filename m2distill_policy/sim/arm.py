@@ -61,7 +61,8 @@ class ArmWorld:
         self._substeps = round(contract.period / model.opt.timestep)
         if abs(self._substeps * model.opt.timestep - contract.period) > 1e-9:
             raise SimulationError(
-                f"a control period of {contract.period} s is not a whole number of physics steps of {model.opt.timestep} s"
+                f"a control period of {contract.period} s is not a whole number of physics steps "
+                f"of {model.opt.timestep} s"
             )
         self._qpos = np.array([model.joint(n).qposadr[0] for n in ARM_JOINTS])
         self._dofs = np.array([model.joint(n).dofadr[0] for n in ARM_JOINTS])
@@ -83,7 +84,9 @@ class ArmWorld:
         self._steps = 0
         self._first_q, self._first_dof = int(self._qpos[0]), int(self._dofs[0])
         if np.any(np.diff(self._qpos) != 1) or np.any(np.diff(self._dofs) != 1):
-            raise SimulationError("the arm's joints are not one after another in the scene; the controller relies on it")
+            raise SimulationError(
+                "the arm's joints are not one after another in the scene; the controller relies on it"
+            )
         # MuJoCo's arrays stay where they are while ``data`` lives; looking them up 25 times a step would cost more
         # than the controller.
         self._ctrl, self._positions, self._velocities = data.ctrl, data.qpos, data.qvel
@@ -95,7 +98,10 @@ class ArmWorld:
     # ---- stepping ---------------------------------------------------------------------------------------------
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
-        """One control period under the ``osc`` drive; ``action`` (7,) in [-1, 1]. Raises :class:`SimulationError` if not."""
+        """One control period under the ``osc`` drive; ``action`` (7,) is clipped to [-1, 1].
+
+        Raises :class:`SimulationError` for another shape or a value that is not finite.
+        """
         self.advance(action)
         return self.observe()
 
@@ -119,7 +125,7 @@ class ArmWorld:
         self._finish()
 
     def step_twist(self, twist: NDArray[np.floating[Any]], gripper: float) -> Observation:
-        """One control period under the ``velocity`` drive: ``twist`` (6,) in m/s and rad/s, base frame; gripper in [-1, 1].
+        """One control period under the ``velocity`` drive: ``twist`` (6,), m/s, rad/s, base frame; gripper -1 to 1.
 
         A set-point pose is integrated from where the last one was and tracked stiffly, so that the speed is kept
         under load, as a velocity-driven arm does; it never runs further ahead than a held arm's controller would.
@@ -265,8 +271,8 @@ class ArmWorld:
         values = np.asarray(state, dtype=np.float64)
         if values.shape != (1 + model.nq + model.nv,) or not np.all(np.isfinite(values)):
             raise SimulationError(
-                f"a state of task '{self.task.name}' is {1 + model.nq + model.nv} finite numbers (time, {model.nq} positions, "
-                f"{model.nv} velocities); got shape {values.shape}"
+                f"a state of task '{self.task.name}' is {1 + model.nq + model.nv} finite numbers "
+                f"(time, {model.nq} positions, {model.nv} velocities); got shape {values.shape}"
             )
         self._mujoco.mj_resetData(model, data)
         data.time = values[0]

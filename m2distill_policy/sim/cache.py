@@ -13,10 +13,9 @@ def cache_dir(name: str) -> Path | None:
     ``M2DISTILL_CACHE`` names another place than ``$XDG_CACHE_HOME/m2distill`` (or ``~/.cache/m2distill``).
     A cache only saves time: callers go on without it.
     """
-    root = os.environ.get("M2DISTILL_CACHE")
-    if root is None:
-        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "m2distill")
-    folder = Path(root) / name
+    named = os.environ.get("M2DISTILL_CACHE")
+    general = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = (Path(named) if named else general / "m2distill") / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -30,7 +29,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

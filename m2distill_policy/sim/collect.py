@@ -1,4 +1,4 @@
-"""Collecting demonstrations in parallel processes: successes only, resumable, the same result however often interrupted."""
+"""Collecting demonstrations in parallel processes: successes only, resumable, the same however often interrupted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ _HOPELESS = 4
 
 @dataclass(frozen=True)
 class Collection:
-    """What to collect. ``episodes`` successes for each of ``tasks`` (indices) of ``suite``, views of ``size`` pixels, into ``folder``."""
+    """What to collect: ``episodes`` successes for each of ``tasks`` (indices) of ``suite``, into ``folder``.
+
+    size: pixels a side of the views. noise: times the standard disturbance of the executed action.
+    force: collect anew where a finished file is there.
+    """
 
     folder: Path
     tasks: tuple[int, ...]
@@ -57,7 +61,8 @@ class Collection:
             raise SimulationError(f"scripted experts know the suite 'tabletop' alone; got '{self.suite}'")
         if self.episodes < 1 or self.workers < 1 or not self.tasks:
             raise SimulationError(
-                f"at least one task, episode and worker are needed; got {len(self.tasks)}, {self.episodes}, {self.workers}"
+                f"at least one task, one episode and one worker are needed; got {len(self.tasks)}, {self.episodes} "
+                f"and {self.workers}"
             )
         if not 0.0 <= self.noise <= 3.0:
             raise SimulationError(f"noise is {self.noise} times the standard disturbance; allowed are 0 to 3")
@@ -165,7 +170,8 @@ class _Plan:
             return True
         if tried >= 20 and len(seeds) * _HOPELESS < tried:
             raise SimulationError(
-                f"the expert of '{self.task.name}' succeeded in only {len(seeds)} of {tried} attempts; lower --noise (now {self.collection.noise})"
+                f"the expert of '{self.task.name}' succeeded in only {len(seeds)} of {tried} attempts; "
+                f"lower --noise (now {self.collection.noise})"
             )
         return False
 
@@ -180,6 +186,7 @@ def _settings(collection: Collection, task: Task) -> dict[str, Any]:
         "seed": collection.seed,
         "size": collection.size,
         "visuals": collection.visuals,
+        "visuals_version": VISUALS_VERSION,
         "noise": collection.noise,
     }
     return {"env_name": f"{task.suite}/{task.name}", "env_version": "1.4.0", "type": 1, "env_kwargs": settings}
@@ -218,7 +225,8 @@ def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], Non
             done, _ = wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
             if not done:
                 raise SimulationError(
-                    f"no worker finished an episode within {_PATIENCE:.0f} s; collected so far is kept, run again to go on"
+                    f"no worker finished an episode within {_PATIENCE:.0f} s; "
+                    "what was collected so far is kept, run again to go on"
                 )
             for future in done:
                 plan, seed = running.pop(future)
@@ -226,7 +234,8 @@ def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], Non
                     plan.results[seed] = future.result()
                 except BrokenProcessPool as error:
                     raise SimulationError(
-                        "a collecting process died (out of memory, or killed); collected so far is kept, run again to go on"
+                        "a collecting process died (out of memory, or killed); "
+                        "what was collected so far is kept, run again to go on"
                     ) from error
                 if plan in plans and plan.file is None and plan.finish_if_enough():
                     plans.remove(plan)

@@ -155,7 +155,7 @@ def _limit(vector: NDArray[np.float64], top: float) -> NDArray[np.float64]:
 class Run:
     """One episode of L steps, before drawing. What is at index t is from before action t.
 
-    states (L, S); actions (L, 7) the expert's own; executed (L, 7) with the disturbance; ee (L, 6) m and rad, base frame;
+    states (L, S); actions (L, 7) the expert's own; executed (L, 7) with the disturbance; ee (L, 6) m, rad, base frame;
     proprioception: group -> (L, n) float32; robot_states (L, 9): fingers, grip position, grip quaternion (x, y, z, w).
     """
 

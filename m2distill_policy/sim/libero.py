@@ -48,13 +48,15 @@ def _import_libero() -> Any:
     assets = libero_files.assets_folder()
     # Importing LIBERO asks on standard input unless its configuration exists; give it one of its own, kept nowhere.
     with tempfile.TemporaryDirectory(prefix="m2distill_libero_") as config:
-        places = {name: str(folder / sub) for name, sub in (("bddl_files", "bddl_files"), ("init_states", "init_files"))}
+        places = {
+            name: str(folder / sub) for name, sub in (("bddl_files", "bddl_files"), ("init_states", "init_files"))
+        }
         places |= {"benchmark_root": str(folder), "datasets": str(folder.parent / "datasets"), "assets": str(assets)}
         Path(config, "config.yaml").write_text("".join(f"{name}: '{place}'\n" for name, place in places.items()))
         before = os.environ.get("LIBERO_CONFIG_PATH")
         os.environ["LIBERO_CONFIG_PATH"] = config
         try:
-            package = importlib.import_module("libero.libero")
+            package: Any = importlib.import_module("libero.libero")
             package._assets_path_cache = str(assets)
             envs = types.ModuleType("libero.libero.envs")
             envs.__path__ = [str(folder / "envs")]
@@ -62,7 +64,8 @@ def _import_libero() -> Any:
             importlib.import_module("libero.libero.envs.problems")
         except ImportError as error:
             raise SimulationError(
-                f"LIBERO cannot be imported ({error}); install what the simulator needs: pip install -r requirements/sim.txt"
+                f"LIBERO cannot be imported ({error}); install what the simulator needs: "
+                "pip install --no-deps -r requirements/sim.txt"
             ) from error
         finally:
             if before is None:
@@ -75,7 +78,7 @@ def _import_libero() -> Any:
 class LiberoWorld(ArmWorld):
     """One task of a LIBERO suite. See :class:`m2distill_policy.sim.world.World`.
 
-    ``reset(seed)`` takes LIBERO's initial state number ``seed`` modulo their count (50), and lets it settle as LIBERO does.
+    ``reset(seed)`` takes LIBERO's initial state ``seed`` modulo their count (50), and lets it settle as LIBERO does.
     """
 
     def __init__(self, task: Task, *, size: int = 128, visuals: str = "fast") -> None:
@@ -84,7 +87,7 @@ class LiberoWorld(ArmWorld):
         self._initial_states = libero_files.initial_states(task)
         self._env = _build(problems, task)
         env = self._env
-        env.visualize(vis_settings={name: False for name in env._visualizations})
+        env.visualize(vis_settings=dict.fromkeys(env._visualizations, False))
         model, data = env.sim.model._model, env.sim.data._data
         if self._initial_states.shape[1] != 1 + model.nq + model.nv:
             raise SimulationError(
@@ -113,7 +116,9 @@ class LiberoWorld(ArmWorld):
         for task in libero_tasks(self.task.suite):
             parsed = parse(str(libero_files.bddl_file(task.suite, task.name)))
             same = parsed["problem_name"] == self._env.parsed_problem["problem_name"]
-            if same and all(name in self._env.object_states_dict for state in parsed["goal_state"] for name in state[1:]):
+            if same and all(
+                name in self._env.object_states_dict for state in parsed["goal_state"] for name in state[1:]
+            ):
                 goals[task.name] = parsed["goal_state"]
         goals[self.task.name] = self._env.parsed_problem["goal_state"]
         return goals

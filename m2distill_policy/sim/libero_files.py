@@ -25,16 +25,20 @@ from m2distill_policy.sim.world import Task
 HORIZON = 600
 
 #: What torch.save writes for one float64 matrix: every file of the four suites is of this form.
-_MATRIX = (
-    "PROTO GLOBAL BINPUT GLOBAL BINPUT BININT1 TUPLE1 BINPUT GLOBAL BINPUT BINUNICODE BINPUT BINUNICODE BINPUT TUPLE2 BINPUT "
-    "REDUCE BINPUT TUPLE3 BINPUT REDUCE BINPUT MARK BININT1 INT INT TUPLE2 BINPUT GLOBAL BINPUT BINUNICODE BINPUT NEWFALSE "
-    "NEWTRUE TUPLE3 BINPUT REDUCE BINPUT MARK BININT1 BINUNICODE BINPUT NONE NONE NONE BININT BININT BININT1 TUPLE BINPUT "
-    "BUILD NEWFALSE BINGET BINUNICODE BINPUT BINGET TUPLE2 BINPUT REDUCE BINPUT TUPLE BINPUT BUILD STOP"
-).split()
+_MATRIX = [
+    *("PROTO", "GLOBAL", "BINPUT", "GLOBAL", "BINPUT", "BININT1", "TUPLE1", "BINPUT"),
+    *("GLOBAL", "BINPUT", "BINUNICODE", "BINPUT", "BINUNICODE", "BINPUT", "TUPLE2", "BINPUT"),
+    *("REDUCE", "BINPUT", "TUPLE3", "BINPUT", "REDUCE", "BINPUT", "MARK", "BININT1"),
+    *("INT", "INT", "TUPLE2", "BINPUT", "GLOBAL", "BINPUT", "BINUNICODE", "BINPUT"),
+    *("NEWFALSE", "NEWTRUE", "TUPLE3", "BINPUT", "REDUCE", "BINPUT", "MARK", "BININT1"),
+    *("BINUNICODE", "BINPUT", "NONE", "NONE", "NONE", "BININT", "BININT", "BININT1"),
+    *("TUPLE", "BINPUT", "BUILD", "NEWFALSE", "BINGET", "BINUNICODE", "BINPUT", "BINGET"),
+    *("TUPLE2", "BINPUT", "REDUCE", "BINPUT", "TUPLE", "BINPUT", "BUILD", "STOP"),
+]
 
 
 def package_folder() -> Path:
-    """The folder ``libero/libero`` of the installed package. Raises :class:`SimulationError` where it is not installed."""
+    """The folder ``libero/libero`` of the installed package. :class:`SimulationError` where it is not installed."""
     spec = importlib.util.find_spec("libero")
     locations = [] if spec is None else list(spec.submodule_search_locations or [])
     for location in locations:
@@ -56,14 +60,16 @@ def assets_folder() -> Path:
     if named:
         if (Path(named) / "scenes").is_dir():
             return Path(named)
-        raise SimulationError(f"M2DISTILL_LIBERO_ASSETS is {named}, which has no folder 'scenes'; name LIBERO's folder 'assets'")
+        raise SimulationError(
+            f"M2DISTILL_LIBERO_ASSETS is {named}, which has no folder 'scenes'; name LIBERO's folder 'assets'"
+        )
     beside = Path(__file__).resolve().parents[2].parent / "shared" / "libero_assets"
     for folder in (beside, package_folder() / "assets"):
         if (folder / "scenes").is_dir():
             return folder
     raise SimulationError(
-        "LIBERO's scenes are not here; get the folder 'libero/libero/assets' of github.com/Lifelong-Robot-Learning/LIBERO "
-        "and set M2DISTILL_LIBERO_ASSETS to it"
+        "LIBERO's scenes are not here; get the folder 'libero/libero/assets' of "
+        "github.com/Lifelong-Robot-Learning/LIBERO and set M2DISTILL_LIBERO_ASSETS to it"
     )
 
 
@@ -116,7 +122,7 @@ def initial_states(task: Task) -> NDArray[np.float64]:
 
 
 def read_matrix(content: bytes) -> NDArray[np.float64]:
-    """The float64 matrix in a pickle of exactly the known form, without executing it. Raises ValueError for any other."""
+    """The float64 matrix in a pickle of exactly the known form, without executing it. ValueError for any other."""
     operations: list[tuple[str, Any]] = [(code.name, argument) for code, argument, _ in pickletools.genops(content)]
     names = [name for name, _ in operations]
     shape_at = _MATRIX.index("INT")

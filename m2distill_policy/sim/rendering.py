@@ -42,7 +42,7 @@ class Renderer:
         self._mujoco.mj_camlight(self.model, self.data)
 
     def draw(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """The view of ``camera``: (height, width, 3) uint8 RGB, upright. Raises :class:`SimulationError` for an unknown one."""
+        """The view of ``camera``: (height, width, 3) uint8 RGB, upright. :class:`SimulationError` if unknown."""
         mujoco = self._mujoco
         index = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
         if index < 0:
@@ -77,8 +77,8 @@ class Renderer:
             context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:
             raise SimulationError(
-                f"no OpenGL picture can be drawn here ({type(error).__name__}: {error}); set MUJOCO_GL=osmesa and install "
-                "libosmesa6, or MUJOCO_GL=egl on a machine with a GPU"
+                f"no OpenGL picture can be drawn here ({type(error).__name__}: {error}); set MUJOCO_GL=osmesa "
+                "and install libosmesa6, or MUJOCO_GL=egl on a machine with a GPU"
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
         self._contexts[size] = (gl, context)

@@ -11,10 +11,10 @@ _TASKS = 100
 
 
 def demonstration_seed(run_seed: int, task_index: int, attempt: int) -> int:
-    """The seed of attempt ``attempt`` (0..9999) at task ``task_index`` (0..99) of the collection with seed ``run_seed``."""
+    """The seed of attempt 0..9999 at task 0..99 of the collection with seed ``run_seed`` (0..999)."""
     if not (0 <= run_seed < 1000 and 0 <= task_index < _TASKS and 0 <= attempt < _PER_TASK):
         raise SimulationError(
-            f"collection seed {run_seed}, task {task_index}, attempt {attempt}: allowed are 0 to 999, 0 to {_TASKS - 1} "
-            f"and 0 to {_PER_TASK - 1}"
+            f"collection seed {run_seed}, task {task_index}, attempt {attempt}: allowed are 0 to 999, "
+            f"0 to {_TASKS - 1} and 0 to {_PER_TASK - 1}"
         )
     return DEMONSTRATIONS_FROM + (run_seed * _TASKS + task_index) * _PER_TASK + attempt

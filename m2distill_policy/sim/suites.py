@@ -10,7 +10,7 @@ SUITES = ("tabletop", "libero_spatial", "libero_object", "libero_goal", "libero_
 
 
 def suite_tasks(name: str) -> tuple[Task, ...]:
-    """The tasks of suite ``name`` in order. Raises :class:`SimulationError` for an unknown suite, or one that cannot be read."""
+    """The tasks of suite ``name`` in order. :class:`SimulationError` for one that is unknown or cannot be read."""
     if name == "tabletop":
         from m2distill_policy.sim.tabletop.tasks import TASKS
 
@@ -31,7 +31,7 @@ def suite_task(name: str, index: int) -> Task:
 
 
 def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> World:
-    """A world of ``task`` whose views are ``size`` x ``size`` pixels, drawn with profile ``visuals`` (``fast``, ``stock``).
+    """A world of ``task``, its views ``size`` x ``size`` pixels, drawn with profile ``visuals`` (``fast``, ``stock``).
 
     Building one takes about a second (LIBERO: several); close it when done. One process holds one world at a time.
     """
@@ -46,5 +46,6 @@ def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> World:
 
         return LiberoWorld(task, size=size, visuals=visuals)
     raise SimulationError(
-        f"suite '{task.suite}' of task '{task.name}' is not known; allowed are {', '.join(SUITES)}{closest(task.suite, SUITES)}"
+        f"suite '{task.suite}' of task '{task.name}' is not known; "
+        f"allowed are {', '.join(SUITES)}{closest(task.suite, SUITES)}"
     )

@@ -12,6 +12,7 @@ instead, which on a CPU costs a third of four samples a pixel).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import xml.etree.ElementTree as ElementTree
@@ -26,7 +27,7 @@ from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.sim.cache import cache_dir, write_atomic
 from m2distill_policy.sim.gl import choose_gl
 
-#: Raised when a profile looks different than before: cached meshes are made anew, and demonstrations say what they show.
+#: Raised when a profile looks different than before: meshes are made anew, and demonstrations say what they show.
 VISUALS_VERSION = 3
 
 
@@ -185,10 +186,8 @@ def _coarse_mesh(file: Path, scale: str, keep: float, least: int, most: int) -> 
     wanted = min(most, max(least, int(len(faces) * keep)))
     content = b"" if len(faces) <= wanted else _simplify(vertices, faces, wanted)
     if cached is not None:
-        try:
+        with contextlib.suppress(OSError):  # a full disk costs time at the next start, nothing else
             write_atomic(cached, content)
-        except OSError:  # a full disk costs time at the next start, nothing else
-            pass
     return content or None
 
 

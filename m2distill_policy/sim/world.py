@@ -46,16 +46,16 @@ class World(Protocol):
         """Return to a flattened MuJoCo state (LIBERO's initial states, a demonstration's first state)."""
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
-        """One control period (1 / contract.rate_hz s) under the ``osc`` drive: the action (7,) in [-1, 1] is a set-point delta."""
+        """One control period (1 / contract.rate_hz s) under the ``osc`` drive: ``action`` (7,) is a set-point delta."""
 
     def step_twist(self, twist: NDArray[np.floating[Any]], gripper: float) -> Observation:
-        """One control period under the ``velocity`` drive: the end effector follows ``twist`` (6,), m/s and rad/s, base frame."""
+        """One control period under the ``velocity`` drive: the arm follows ``twist`` (6,), m/s, rad/s, base frame."""
 
     def success(self) -> bool:
         """Whether this world's task is done now."""
 
     def achieved(self) -> tuple[str, ...]:
-        """Names of the suite's tasks whose goal has been reached since reset (this one's and others': a wrong object)."""
+        """Names of the suite's tasks whose goal has been reached since reset: this one's, and others' by mistake."""
 
     def lifted(self) -> tuple[str, ...]:
         """Names of the objects that were raised by 4 cm or more since reset, in the order it happened.

@@ -110,7 +110,7 @@ class TabletopWorld(ArmWorld):
         self._lifted.clear()
 
     def _solve_home(self) -> NDArray[np.float64]:
-        """Joint angles (7,) rad with the grip site at :data:`scene.HOME`, pointing straight down: damped least squares."""
+        """Joint angles (7,) rad with the grip site at :data:`scene.HOME`, pointing down, by damped least squares."""
         mujoco, model, data = self._mujoco, self.model, self.data
         down = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
         q = np.array(_PANDA_POSE)

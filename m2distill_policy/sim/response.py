@@ -1,0 +1,78 @@
+"""The velocity that an action meant, fitted from demonstrations: for arms that are driven by velocity.
+
+An OSC delta is a set-point ahead of an arm that follows with a lag. A velocity-driven arm needs the speed that the
+demonstrated arm reached; see :class:`m2distill_policy.contract.VelocityResponse`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from m2distill_policy.contract import VelocityResponse
+from m2distill_policy.demonstrations import Episode
+from m2distill_policy.errors import DemonstrationError
+from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
+
+#: Sizes of an action between which the response is linear.
+LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+#: Fewer steps than this say nothing about three axes and as many turns.
+_FEWEST_STEPS = 50
+#: Weight of the first guess, in steps: it decides where the demonstrations never went (a gripper that never turns).
+_PRIOR_STEPS = 3.0
+
+
+def fit_velocity_response(episodes: Iterable[Episode], *, rate_hz: float = 20.0) -> VelocityResponse:
+    """Fit, an axis, the speed (m/s, rad/s) as a rising piecewise-linear function of the action's size.
+
+    Least squares on what the end effector did in the control period after each action, with rises that may not be
+    negative; the default response is weak evidence, so that levels which nobody demonstrated stay sensible.
+    Raises :class:`DemonstrationError` where the episodes have no end-effector poses or too few steps.
+    """
+    actions, velocities = [], []
+    for episode in episodes:
+        if episode.ee is None:
+            raise DemonstrationError(
+                "a demonstration has no end-effector poses ('obs/ee_states'); a velocity response needs them"
+            )
+        if len(episode) < 2:
+            continue
+        actions.append(np.asarray(episode.actions[:-1, :6], dtype=np.float64))
+        velocities.append(_velocities(episode.ee, rate_hz))
+    steps = sum(len(a) for a in actions)
+    if steps < _FEWEST_STEPS:
+        raise DemonstrationError(f"a velocity response needs at least {_FEWEST_STEPS} demonstrated steps; got {steps}")
+    action, velocity = np.concatenate(actions), np.concatenate(velocities)
+    guess = VelocityResponse.default()
+    rows = []
+    for axis in range(6):
+        expected = np.interp(LEVELS, guess.levels, guess.velocities[axis])
+        rows.append(_fit_axis(action[:, axis], velocity[:, axis], np.asarray(expected)))
+    return VelocityResponse(LEVELS, tuple(rows), steps)
+
+
+def _velocities(ee: NDArray[np.floating], rate_hz: float) -> NDArray[np.float64]:
+    """Twist (L-1, 6) between successive poses (L, 6), in m/s and rad/s."""
+    pose = np.asarray(ee, dtype=np.float64)
+    linear = np.diff(pose[:, :3], axis=0)
+    rotations = [rotation_from_vector(vector) for vector in pose[:, 3:]]
+    turns = np.array([vector_from_rotation(b @ a.T) for a, b in itertools.pairwise(rotations)])
+    return np.concatenate([linear, turns], axis=1) * rate_hz
+
+
+def _fit_axis(
+    action: NDArray[np.float64], velocity: NDArray[np.float64], expected: NDArray[np.float64]
+) -> tuple[float, ...]:
+    """Speeds at :data:`LEVELS`, from actions and velocities (n,) of one axis."""
+    size, along = np.abs(action), np.sign(action) * velocity
+    # Column k is how far an action has come through the k-th interval, 0..1; its factor is the rise there.
+    edges = np.asarray(LEVELS)
+    low, width = edges[:-1], np.diff(edges)
+    design = np.clip((size[:, None] - low) / width, 0.0, 1.0)
+    prior = np.clip((edges[1:, None] - low) / width, 0.0, 1.0) * np.sqrt(_PRIOR_STEPS)
+    rises, _ = nnls(np.concatenate([design, prior]), np.concatenate([along, expected[1:] * np.sqrt(_PRIOR_STEPS)]))
+    return (0.0, *(float(v) for v in np.cumsum(rises)))
