@@ -26,7 +26,8 @@ LAST_DOMAIN = 232
 MAX_PARTICIPANTS = 32
 
 #: A frame of 640 x 480 pixels is 0.9 MB: large datagrams and a large receive buffer keep it from being split into
-#: hundreds of packets on loopback, and from overrunning the socket.
+#: hundreds of packets on loopback, and from overrunning the socket. A writer that is deleted does not linger for a
+#: reader that has died; :meth:`m2distill_policy.dds.participant.Participant.close` waits once for all of them.
 LOCALHOST_CONFIGURATION = f"""<CycloneDDS><Domain id="any">
 <General>
   <Interfaces><NetworkInterface address="127.0.0.1" multicast="false"/></Interfaces>
@@ -39,7 +40,11 @@ LOCALHOST_CONFIGURATION = f"""<CycloneDDS><Domain id="any">
   <MaxAutoParticipantIndex>{MAX_PARTICIPANTS}</MaxAutoParticipantIndex>
   <Peers><Peer address="127.0.0.1"/></Peers>
 </Discovery>
-<Internal><SocketReceiveBufferSize max="8MB"/><Watermarks><WhcHigh>8MB</WhcHigh></Watermarks></Internal>
+<Internal>
+  <SocketReceiveBufferSize max="8MB"/>
+  <Watermarks><WhcHigh>8MB</WhcHigh></Watermarks>
+  <WriterLingerDuration>0 s</WriterLingerDuration>
+</Internal>
 </Domain></CycloneDDS>"""
 
 #: One configuration a domain and process; kept as long as a participant uses it.

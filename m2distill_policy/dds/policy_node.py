@@ -159,9 +159,9 @@ class PolicyNode:
     def spin(self) -> None:
         """Run cycles until :meth:`stop`, then until the ramp to a halt is over."""
         pacer = Pacer(self._contract.period, time.monotonic())
-        commands = self._participant.waiter([self._instructions])
         views = self._participant.waiter([*self._views.values(), self._instructions])
         everything = self._participant.waiter([*self._views.values(), self._joints, self._instructions])
+        arrived = 0.0
         leave_at: float | None = None
         while True:
             now = time.monotonic()
@@ -170,14 +170,14 @@ class PolicyNode:
                 leave_at = now + LONGEST_RAMP
             if leave_at is not None and (self._server.motion is Motion.HALTED or now >= leave_at):
                 return
-            self._take_instructions()
-            if now < pacer.due:
-                commands.wait(pacer.due - now)
-                continue
             begin = time.perf_counter()
+            self._take_instructions()
             self._take_inputs()
             found = self._sets.take()
             if found is not None:
+                self._pending, arrived = found, now
+            if self._pending is not None and pacer.ready(now, arrived):
+                found, self._pending = self._pending, None
                 self._answer(found, begin)
                 pacer.used(now)
             elif now >= pacer.latest:
@@ -185,8 +185,9 @@ class PolicyNode:
                 pacer.missed(now)
             else:
                 # Joints may come a thousand times a second: woken by them only if they are what the set lacks.
-                lacking = self._sets.waiting_for()
-                (everything if lacking == ("joint_states",) else views).wait(pacer.latest - now)
+                lacks_joints = self._pending is None and self._sets.waiting_for() == ("joint_states",)
+                until = pacer.latest if self._pending is None else pacer.next
+                (everything if lacks_joints else views).wait(until - now)
 
     def _without_observation(self) -> None:
         self._diagnostics.missed += self._server.motion is Motion.RUNNING

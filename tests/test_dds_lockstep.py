@@ -1,0 +1,214 @@
+"""Lockstep over real DDS, in two processes: every observation answered once, and just as in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.dds.domain import reserve_domain
+from m2distill_policy.dds.participant import Participant
+from m2distill_policy.dds.sim_robot import Follow, RobotOptions, Rollout, SimRobot
+from m2distill_policy.errors import TransportError
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.status import StatusCode, SwapState
+from m2distill_policy.runtime.watchdog import WatchLimits
+from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
+from tests.dds_support import Robot, StillWorld, child
+
+SECOND = 1_000_000_000
+PERIOD = 50_000_000
+
+
+@pytest.fixture
+def domain() -> Iterator[int]:
+    with reserve_domain() as reserved:
+        yield reserved
+
+
+def _server(bundle: Path) -> PolicyServer:
+    return PolicyServer(open_bundle(bundle), watch=WatchLimits.lockstep())
+
+
+def test_each_observation_is_answered_once_and_as_in_process(tmp_path: Path, domain: int) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    server = _server(bundle)
+    with (
+        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
+        Participant(domain) as participant,
+    ):
+        robot = Robot(participant, toy_contract(), lockstep=True)
+        robot.meet()
+        stamp = SECOND
+        windows = []
+        for number, (seed, draw, told) in enumerate([(3, 0, 0), (3, 1, 1), (3, 0, 0)], start=1):
+            acknowledged = robot.begin(number, seed, draw, INSTRUCTIONS[told], stamp)
+            assert acknowledged.instruction == INSTRUCTIONS[told] and not acknowledged.command
+            server.set_instruction(INSTRUCTIONS[told])
+            server.reset("test", seed=seed, episode=draw, still=True)
+            stamp += SECOND
+            for observation in observations(toy_contract(), 12, seed=number % 2):
+                action, status = robot.ask(observation, stamp)
+                stamp += PERIOD
+                here = server.step(observation, observation.stamp)
+                np.testing.assert_array_equal(action.action, here.action)
+                assert here.mixture is not None and here.sample is not None
+                np.testing.assert_array_equal(action.sample, here.sample)
+                np.testing.assert_array_equal(action.logits, here.mixture.logits)
+                np.testing.assert_array_equal(action.means, here.mixture.means.reshape(-1))
+                np.testing.assert_array_equal(action.scales, here.mixture.scales.reshape(-1))
+                assert action.modes == 3 and action.command and action.bundle == status.bundle == here.bundle
+                assert status.code == StatusCode.RUNNING and status.name == "RUNNING" and status.episode == number
+                windows.append(status.window)
+        assert windows == [*range(1, 11), 10, 10] * 3
+        # The third episode repeats the first: same seed, same pictures, same actions.
+        first, third = robot.heard["action"][:12], robot.heard["action"][24:]
+        assert [a.action for a in first] == [a.action for a in third]
+        # One twist for each command, and the gripper topic only where it changed.
+        assert len(robot.heard["twist"]) == 36
+        assert 3 <= len(robot.heard["gripper"]) <= 36
+        assert policy.end() == 0
+
+
+def test_a_robot_that_stops_half_way_is_named(tmp_path: Path, domain: int) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    with (
+        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain, "--timeout", 1.5) as policy,
+        Participant(domain) as participant,
+    ):
+        robot = Robot(participant, toy_contract(), lockstep=True)
+        robot.meet()
+        robot.begin(1, 0, 0, INSTRUCTIONS[0], SECOND)
+        robot.say(observations(toy_contract(), 1)[0], 2 * SECOND, without=["joint_states"])
+        policy.wait_for("nothing came on")
+        assert policy.process.wait(10) == 2
+        assert "nothing came on /joint_states for 1.5 s" in policy.output
+        assert "Traceback" not in policy.output
+
+
+def test_without_a_policy_the_robot_names_what_is_silent(domain: int) -> None:
+    with Participant(domain) as participant:
+        robot = SimRobot(participant, StillWorld(toy_contract()), lockstep=True, options=RobotOptions(timeout=0.3))
+        with pytest.raises(TransportError, match=rf"/m2distill_policy/status.* within 0.3 s in DDS domain {domain}"):
+            robot.run([Rollout(0, 0, 0)])
+
+
+def test_a_policy_that_dies_is_named(tmp_path: Path, domain: int) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    world = StillWorld(toy_contract(), horizon=100_000)
+    with (
+        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
+        Participant(domain) as participant,
+    ):
+        robot = SimRobot(
+            participant, world, lockstep=True, options=RobotOptions(timeout=1.5, instruction=INSTRUCTIONS[0])
+        )
+        world.before_step[20] = policy.process.kill
+        with pytest.raises(TransportError, match=r"stamped .* came on /m2distill_policy/status within 1.5 s"):
+            robot.run([Rollout(0, 0, 0)])
+    assert 20 <= world.steps < 100
+
+
+def test_an_instruction_that_the_bundle_does_not_know(tmp_path: Path, domain: int) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    with (
+        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
+        Participant(domain) as participant,
+    ):
+        robot = SimRobot(
+            participant, StillWorld(toy_contract()), lockstep=True, options=RobotOptions(instruction="lift the rad box")
+        )
+        with pytest.raises(TransportError, match="did you mean 'lift the red box'"):
+            robot.run([Rollout(0, 0, 0)])
+        assert policy.end() == 0
+
+
+def test_a_swap_in_lockstep_takes_effect_at_one_observation(tmp_path: Path, domain: int) -> None:
+    bundle = write_toy(tmp_path / "toy", seed=0)
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    with (
+        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain, "--watch", watched, "--swap-when", "now"),
+        Participant(domain) as participant,
+    ):
+        robot = Robot(participant, toy_contract(), lockstep=True)
+        robot.meet()
+        robot.begin(1, 0, 0, INSTRUCTIONS[0], SECOND)
+        first, second = open_bundle(bundle), open_bundle(write_toy(tmp_path / "other", seed=1))
+        answered = []
+        for i, observation in enumerate(observations(toy_contract(), 8)):
+            if i == 4:
+                (tmp_path / "other").rename(watched / "other")
+            _, status = robot.ask(observation, 2 * SECOND + i * PERIOD)
+            answered.append(status.bundle)
+        assert answered == [first.identifier] * 4 + [second.identifier] * 4
+        assert robot.heard["status"][-1].swap == SwapState.SWITCHED
+        assert robot.heard["status"][-1].window == 8  # the kept steps were fed to the new network
+
+
+@pytest.mark.parametrize("follow", ["action", "target_pose", "twist"])
+def test_every_drive_follows_every_answer(tmp_path: Path, domain: int, follow: Follow) -> None:
+    contract = toy_contract()
+    world = StillWorld(contract, horizon=15)
+    server = _server(write_toy(tmp_path / "toy"))
+    with (
+        child(tmp_path, "serve", tmp_path / "toy", "--lockstep", "--domain", domain),
+        Participant(domain) as participant,
+    ):
+        options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True)
+        robot = SimRobot(participant, world, lockstep=True, options=options)
+        reports = robot.run([Rollout(5, 2, 1), Rollout(6, 2, 2)])
+    for report in reports:
+        assert report.steps == 15 and report.held_still == 0 and len(report.bundles) == 1
+        server.set_instruction(INSTRUCTIONS[0])
+        server.reset("test", seed=2, episode=report.rollout.draw, still=True)
+        observation = world.reset(report.rollout.state_seed)
+        for followed in report.actions:
+            decision = server.step(observation, observation.stamp)
+            if follow == "twist":
+                wanted = contract.action.response.twist(decision.action)
+                np.testing.assert_allclose(followed[:6], wanted, atol=1e-12)
+            else:
+                np.testing.assert_allclose(followed[:6], decision.action[:6], atol=1e-9)
+            if abs(decision.action[6]) > 0.2:
+                assert np.sign(followed[6]) == np.sign(decision.action[6])
+            observation = world.step(np.asarray(followed))
+
+
+def test_the_simulated_robot_does_what_an_evaluation_does(tmp_path: Path, domain: int) -> None:
+    """Both commands in processes of their own, with robosuite's world, against the same rollouts in this process."""
+    pytest.importorskip("robosuite")
+    from m2distill_policy.evaluation.seeds import state_seed
+    from m2distill_policy.sim.suites import make_world, suite_task
+
+    task = suite_task("tabletop", 0)
+    world = make_world(task, size=32)
+    bundle = write_toy(
+        tmp_path / "toy",
+        contract=dataclasses.replace(world.contract, text=toy_contract().text),
+        instructions=[task.instruction],
+    )
+    out = tmp_path / "result.json"
+    with child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy:
+        arguments = ("--task", 0, "--bundle", bundle, "--lockstep", "--rollouts", 2, "--seed", 7, "--record-actions")
+        with child(tmp_path, "sim", *arguments, "--domain", domain, "--out", out) as robot:
+            assert robot.process.wait(60) == 0, robot.output
+        assert policy.end() == 0
+    result = json.loads(out.read_text())
+    server = _server(bundle)
+    for episode, rollout in enumerate(result["rollouts"]):
+        assert rollout["state_seed"] == state_seed("reported", 7, episode)
+        server.set_instruction(task.instruction)
+        server.reset("test", seed=7, episode=episode, still=True)
+        observation = world.reset(rollout["state_seed"])
+        for followed in rollout["actions"][:30]:
+            decision = server.step(observation, observation.stamp)
+            np.testing.assert_allclose(followed, decision.action, atol=1e-6)
+            observation = world.step(decision.action)
+    assert result["success"] == [False, False] and len(result["rollouts"]) == 2
+    world.close()
