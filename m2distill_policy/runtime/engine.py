@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +52,21 @@ class Engine:
     provider: what was asked for (``cpu``, ``cuda``, ``tensorrt``, ``auto``). ``threads``: of one operator; 1 keeps
     results the same on every machine of a kind and leaves the other cores to cameras and control.
     ``active_provider``: what runs now. ``fallback``: a sentence when that is not what was asked for, else None; it is
-    logged as a warning as well. ``auto`` without a GPU is no fall-back.
+    logged as a warning as well. ``auto`` without a GPU is no fall-back. before_parse: called before each of the two
+    graphs is parsed, which ONNX Runtime does while it holds the interpreter's lock (some 10 ms for 16 MB).
 
     Raises :class:`BundleError` when a graph cannot be loaded, does not have the contract's signature, or answers a
     blank observation with something that is not a mixture.
     """
 
-    def __init__(self, bundle: Bundle, *, provider: str = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        provider: str = "cpu",
+        threads: int = 1,
+        before_parse: Callable[[], object] = lambda: None,
+    ) -> None:
         if provider not in PROVIDERS:
             raise ConfigError(
                 f"provider '{provider}' is unknown; choose one of {list(PROVIDERS)}{closest(provider, PROVIDERS)}"
@@ -70,6 +78,7 @@ class Engine:
         self.contract = bundle.contract
         self.requested = provider
         self._threads = threads
+        self._before_parse = before_parse
         self.embed = int(bundle.network["embed"])
         self.tokens = int(bundle.network["tokens"])
         self.modes = int(bundle.network["modes"])
@@ -148,6 +157,7 @@ class Engine:
         # Spinning workers would take the very cores that cameras and control need between two steps.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        self._before_parse()
         try:
             return onnxruntime.InferenceSession(
                 self.bundle.graph(name),

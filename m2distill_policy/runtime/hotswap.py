@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,12 @@ logger = logging.getLogger(__name__)
 
 #: s between two looks of a waiting thread, in case a notice was missed.
 _POLL = 0.05
+#: s to wait for the end of a control cycle before a graph is parsed; a server that is not driven has none.
+_CYCLE = 0.1
+#: s after a decision that are left to whoever publishes it.
+_PUBLISHING = 0.002
+#: How much the feeding of a candidate gives way to the control loop (Unix niceness).
+_NICENESS = 10
 
 
 class SwapError(M2DistillError):
@@ -60,7 +68,8 @@ class Candidate:
             self.window.clear()
             fed = 0
         if self.conditioning is not None:
-            for step in seen.steps:
+            # One step less than is kept: the window holds what came before the step that is answered.
+            for step in seen.steps[-max(1, self.window.past_tokens.shape[1]) :]:
                 if step.number > fed:
                     _, tokens = self.engine.step(self.conditioning, step.observation, self.window)
                     self.window.push(tokens)
@@ -83,6 +92,7 @@ class HotSwap:
         self._candidate: Candidate | None = None
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
+        self._cycle_ended = threading.Event()
 
     @property
     def report(self) -> SwapReport:
@@ -106,10 +116,20 @@ class HotSwap:
             self._thread.start()
 
     def notice(self) -> None:
-        """Tell the thread that there is something new to feed."""
+        """Tell the thread that a cycle has ended and there may be something new to feed."""
+        self._cycle_ended.set()
         if self._candidate is not None:
             with self._changed:
                 self._changed.notify_all()
+
+    def wait_for_cycle(self) -> None:
+        """Called from the thread: return when a control cycle has just ended, or after 0.1 s.
+
+        What must hold the interpreter's lock for long is begun then, so that it falls into the free part of the period.
+        """
+        self._cycle_ended.clear()
+        if self._cycle_ended.wait(_CYCLE):
+            time.sleep(_PUBLISHING)
 
     def take(self, key: tuple[str | None, int, int], *, wait: bool = False) -> Candidate | None:
         """The candidate, if it has seen exactly what ``key`` names; it is then no longer here.
@@ -176,6 +196,9 @@ class HotSwap:
         identifier = ""
         try:
             candidate = Candidate(prepare())
+            # Feeding gives way to the control loop. Loading does not: a slow parser would keep the interpreter's lock.
+            with contextlib.suppress(AttributeError, OSError):  # not on every system
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             identifier = candidate.engine.bundle.identifier
             while True:
                 seen = self._look()
@@ -218,9 +241,15 @@ def require_compatible(present: Bundle, new: Bundle, instruction: str | None) ->
 
 
 def load_for_swap(
-    path: Path, present: Bundle, instruction: Callable[[], str | None], *, provider: str, threads: int
+    path: Path,
+    present: Bundle,
+    instruction: Callable[[], str | None],
+    *,
+    provider: str,
+    threads: int,
+    before_parse: Callable[[], object],
 ) -> Engine:
-    """Open, verify, compare and warm up the bundle at ``path``."""
+    """Open, verify, compare and warm up the bundle at ``path``; the options are those of :class:`Engine`."""
     bundle = open_bundle(path)
     require_compatible(present, bundle, instruction())
-    return Engine(bundle, provider=provider, threads=threads)
+    return Engine(bundle, provider=provider, threads=threads, before_parse=before_parse)

@@ -314,7 +314,12 @@ class PolicyServer:
         self._swap.begin(
             f"Bundle '{path.name}'",
             lambda: load_for_swap(
-                path, present, lambda: self._instruction, provider=self._provider, threads=self._threads
+                path,
+                present,
+                lambda: self._instruction,
+                provider=self._provider,
+                threads=self._threads,
+                before_parse=self._swap.wait_for_cycle,
             ),
         )
 
