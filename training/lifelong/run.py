@@ -196,6 +196,8 @@ class LifelongRun:
         folder.mkdir(parents=True, exist_ok=True)
         data = self.data(stage)
         policy = self.policy(stage - 1) if stage else self.new_policy()
+        if stage == 0 and self.config.network.normalise:
+            policy.fit_normalisation({name: torch.from_numpy(v) for name, v in data.proprioception.items()})
         memory = self.memory(stage)
         strategy = make_strategy(self.config, memory, self.contract.history)
         points: dict[int, str] = {}

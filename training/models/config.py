@@ -18,6 +18,8 @@ class NetworkConfig:
     head_hidden: width of the mixture head's two hidden layers. min_std: floor under every standard deviation.
     batch_norm: ``train`` follows the batch in every stage, as LIBERO does; ``frozen_after_first`` keeps the first
     stage's statistics ever after, which closes a path of forgetting that no loss on tokens sees.
+    normalise: bring every reading to mean 0 and deviation 1 over the first task's demonstrations before its linear
+    layer. LIBERO feeds them raw: fingers move by 0.02 m, and the network has to learn that this is much.
     drop_path: stochastic depth on the feed-forward branch (LIBERO applies it to that branch alone).
     """
 
@@ -38,6 +40,7 @@ class NetworkConfig:
     modes: int = 5
     min_std: float = 1e-4
     batch_norm: Literal["train", "frozen_after_first"] = "train"
+    normalise: bool = False
 
     def __post_init__(self) -> None:
         if self.embed % 2:

@@ -35,6 +35,30 @@ class Output(NamedTuple):
     mixture: Mixture
 
 
+class GroupEncoder(nn.Module):
+    """One proprioception group (N, n) -> tokens (N, E): a linear layer on (x - mean) / deviation.
+
+    mean and deviation are 0 and 1, that is nothing, until :meth:`fit` is called; they travel with the weights.
+    """
+
+    def __init__(self, inputs: int, embed: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("deviation", torch.ones(inputs))
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.linear = nn.Linear(inputs, embed)
+
+    def fit(self, values: Tensor) -> None:
+        """Take mean and deviation from values (N, n); an entry that hardly moves is not blown up."""
+        self.mean.copy_(values.mean(0))
+        self.deviation.copy_(values.std(0).clamp_min(1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        token: Tensor = self.linear((x - self.mean) / self.deviation)
+        return token
+
+
 class ResNetT(nn.Module):
     """LIBERO's ``bc_transformer_policy`` for any contract: one encoder a view, one linear a proprioception group."""
 
@@ -47,7 +71,7 @@ class ResNetT(nn.Module):
             [ImageEncoder(config, c.height, c.width, contract.text.size) for c in contract.cameras]
         )
         self.text = nn.Linear(contract.text.size, config.embed)
-        self.groups = nn.ModuleList([nn.Linear(g.size, config.embed) for g in contract.proprioception])
+        self.groups = nn.ModuleList([GroupEncoder(g.size, config.embed) for g in contract.proprioception])
         self.transformer = TemporalTransformer(config)
         self.head = MixtureHead(config, contract.action.size)
         self.register_buffer("positions", position_table(contract.history, config.embed), persistent=False)
@@ -98,6 +122,12 @@ class ResNetT(nn.Module):
         size = length * self.tokens_per_step
         features = self.decode(tokens, self.positions[:length], self.mask[:size, :size])
         return Output(tokens, self.head(features))
+
+    def fit_normalisation(self, readings: dict[str, Tensor]) -> None:
+        """Fit every group's normalisation to readings, group -> (N, n)."""
+        for name, encoder in zip(self.contract.proprioception_names, self.groups, strict=True):
+            assert isinstance(encoder, GroupEncoder)
+            encoder.fit(readings[name])
 
     def freeze_batch_norm(self) -> None:
         """Put every batch norm into evaluation mode, so that its statistics stay (call after ``train()``)."""

@@ -1,0 +1,176 @@
+"""Lifelong learning on five tabletop tasks, strategies side by side: ``python -m benchmarks.tabletop``.
+
+Resumable at any moment: every run is a folder, every rollout a line. No time limit; ``--plan`` says what is left.
+Every arm of a seed shares its first stage, learns with the same steps, and is evaluated on the same held-out states,
+with every object drawn over its whole region.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.output import write
+from m2distill_policy.config import load_config, to_dict
+from m2distill_policy.evaluation.results import wilson
+from training.launch import Job, progress, run_jobs
+from training.lifelong.checkpoint import read_json
+from training.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: a name for folders, words for readers, and what differs from the configuration."""
+
+    name: str
+    words: str
+    overrides: tuple[str, ...]
+
+
+_KEEP = ("memory.episodes=5",)
+_WORDS = ("memory.instructions=true",)
+_NO_DEMOS = ("memory.episodes=0",)
+_NO_WORDS = ("memory.instructions=false",)
+_ZERO = tuple(f"distill.{term}.on=false" for term in ("image", "text", "extra", "policy"))
+
+#: The first is trained first: the others take its first stage.
+ARMS: tuple[Arm, ...] = (
+    Arm("sequential", "sequential fine-tuning", ("strategy=sequential",)),
+    Arm("m2distill_demos", "m2distill, 5 demonstrations an old task", ("strategy=m2distill", *_KEEP, *_WORDS)),
+    Arm("m2distill_words", "m2distill, old instructions alone", ("strategy=m2distill", *_NO_DEMOS, *_WORDS)),
+    Arm("er", "experience replay, the same 5 demonstrations", ("strategy=er", *_KEEP)),
+    Arm("m2distill_new", "m2distill on the new task's batch alone", ("strategy=m2distill", *_NO_DEMOS, *_NO_WORDS)),
+    Arm("m2distill_zero", "m2distill with the four weights at zero", ("strategy=m2distill", *_KEEP, *_WORDS, *_ZERO)),
+)
+
+
+def jobs_of(seed: int, args: argparse.Namespace) -> list[Job]:
+    """The runs of one seed, the shared first stage's owner first."""
+    root = args.folder / f"seed_{seed}"
+    common = ["--config", str(args.config), "--data", str(args.folder / "demonstrations")]
+    jobs = []
+    for arm in ARMS:
+        shared = [] if arm is ARMS[0] else ["--first-stage-from", str(root / ARMS[0].name)]
+        jobs.append(
+            Job(
+                f"seed {seed} {arm.name}",
+                root / arm.name,
+                (*common, *shared, *args.overrides, *arm.overrides, f"seed={seed}", "evaluation.workers=1"),
+            )
+        )
+    return [job for job, arm in zip(jobs, ARMS, strict=True) if arm.name in args.arms]
+
+
+def mean_interval(values: list[float]) -> dict[str, float]:
+    """Mean over seeds, with the least and the greatest: three seeds do not carry an interval."""
+    return {"mean": float(np.mean(values)), "least": float(np.min(values)), "greatest": float(np.max(values))}
+
+
+def summarise(args: argparse.Namespace) -> dict[str, Any]:
+    """Every arm's figures over the seeds that are done; what is not done is named."""
+    figures: dict[str, Any] = {"arms": {}, "not_run": []}
+    for arm in ARMS:
+        found = []
+        for seed in args.seeds:
+            path = args.folder / f"seed_{seed}" / arm.name / "results.json"
+            if path.exists():
+                found.append(read_json(path))
+            else:
+                figures["not_run"].append(f"{arm.name}, seed {seed}")
+        if not found:
+            continue
+        final = [cell for r in found for cell in r["cells"][-1]]
+        successes, rollouts = sum(c["successes"] for c in final), sum(c["rollouts"] - c["errors"] for c in final)
+        told = [r["told_success"] for r in found if r["told_success"] is not None]
+        figures["arms"][arm.name] = {
+            "words": arm.words,
+            "seeds": [r["seed"] for r in found],
+            "bytes_kept": found[0]["bytes_kept"],
+            **{
+                metric: mean_interval([r["metrics"][metric] for r in found])
+                for metric in ("mean_final", "fwt", "nbt", "nbt_k_minus_1", "auc")
+            },
+            "mean_final_95": wilson(successes, rollouts),
+            "wrong_object_final": mean_interval([float(np.mean(r["wrong_object"][-1])) for r in found]),
+            "told_another_task": mean_interval(told) if told else None,
+            "success": [r["success"] for r in found],
+            "wrong_object": [r["wrong_object"] for r in found],
+            "errors": sum(r["errors"] for r in found),
+            "first_task_alone": mean_interval([r["success"][0][0] for r in found]),
+            "drift_of_first_task": [
+                {m: d["relative"] for m, d in r["drift"][-1][0].items()} for r in found
+            ],
+            "trained_on": [
+                {"commit": r["commit"], "machine": r["machine"]["processor"], "time": r["time"]} for r in found
+            ],
+        }  # fmt: skip
+    return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for a terminal."""
+    lines = [f"{'':<46}{'success':>9}{'NBT':>7}{'AUC':>7}{'FWT':>7}{'wrong':>7}{'told':>7}{'MiB':>7}  seeds"]
+    for row in figures["arms"].values():
+        told = f"{row['told_another_task']['mean']:.2f}" if row["told_another_task"] else "--"
+        lines.append(
+            f"{row['words']:<46}{row['mean_final']['mean']:>9.2f}{row['nbt']['mean']:>7.2f}{row['auc']['mean']:>7.2f}"
+            f"{row['fwt']['mean']:>7.2f}{row['wrong_object_final']['mean']:>7.2f}{told:>7}"
+            f"{row['bytes_kept'] / 2**20:>7.1f}  {row['seeds']}"
+        )
+    lines += [f"not run: {name}" for name in figures["not_run"]]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Go on where the last call stopped."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("config/tabletop.toml"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_tabletop"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=[a.name for a in ARMS], choices=[a.name for a in ARMS])
+    parser.add_argument("--at-once", type=int, default=2, help="runs in parallel, one thread each (default: 2)")
+    parser.add_argument("--plan", action="store_true", help="say what is done and what is left, and stop")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tabletop.json"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+    config = load_config(RunConfig, args.config, args.overrides)
+    if args.plan:
+        for seed in args.seeds:
+            for job in jobs_of(seed, args):
+                share, words = (1.0, "done") if job.finished else progress(job.folder)
+                print(f"{job.name:<32}{100 * share:5.0f} %  {words}")
+        return
+    subprocess.run(
+        [
+            sys.executable, "-m", "m2distill_policy", "demos", "--suite", config.suite,
+            "--tasks", ",".join(map(str, config.tasks)), "--episodes", str(config.episodes),
+            "--size", str(config.image_size), "--out", str(args.folder / "demonstrations"),
+        ],
+        check=True,
+    )  # fmt: skip
+    for seed in args.seeds:
+        jobs = jobs_of(seed, args)
+        first, others = jobs[:1], jobs[1:]
+        if ARMS[0].name in args.arms and not (first[0].folder / "evaluation" / "stage_0.json").exists():
+            command = [*first[0].command(), "--stages", "1"]
+            first[0].folder.mkdir(parents=True, exist_ok=True)
+            print(f"seed {seed}: the first task, shared by all arms", file=sys.stderr)
+            subprocess.run([word for word in command if word != "--quiet"], check=True)
+        run_jobs([*first, *others], args.at_once)
+        figures = summarise(args)
+        write("tabletop", to_dict(config), figures, args.out)
+    figures = summarise(args)
+    write("tabletop", to_dict(config), figures, args.out)
+    print(table(figures), file=sys.stderr)
+    print(json.dumps({"written": str(args.out)}), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
