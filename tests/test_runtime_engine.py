@@ -85,6 +85,49 @@ def test_fall_back_is_announced(bundle: Bundle, provider: str, caplog: pytest.Lo
     assert engine.fallback in caplog.text
 
 
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a GPU is here")
+def test_provider_that_fails_is_announced_with_its_reason(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A build with CUDA on a machine where CUDA cannot start: offered, but it fails when a session is made."""
+    real = onnxruntime.InferenceSession
+
+    def session(*arguments: Any, providers: list[tuple[str, dict[str, Any]]], **options: Any) -> Any:
+        if providers[0][0] == "CUDAExecutionProvider":
+            raise RuntimeError("CUDA failure 35")
+        return real(*arguments, providers=providers, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    for provider in ("cuda", "auto"):
+        engine = Engine(bundle, provider=provider)
+        assert engine.active_provider == "CPUExecutionProvider"
+        assert engine.fallback is not None and "CUDAExecutionProvider failed (CUDA failure 35)" in engine.fallback
+    assert capsys.readouterr().out == ""
+
+
+def test_random_damage_to_a_graph_never_raises_anything_else(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    """With hashes made to fit, so that ONNX Runtime itself meets the damage."""
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(100):
+        name = str(rng.choice(["step.onnx", "instruction.onnx"]))
+        data = bytearray(bundle.graph(name))
+        if rng.random() < 0.2:
+            data = data[: int(rng.integers(1, len(data)))]
+        for _ in range(int(rng.integers(1, 4))):
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        try:
+            Engine(dataclasses.replace(bundle, graphs={**bundle.graphs, name: bytes(data)}))
+        except BundleError as error:
+            refused += 1
+            assert str(bundle.path) in str(error)
+    assert refused > 30
+    assert capfd.readouterr().out == ""
+
+
 def test_cpu_and_auto_announce_nothing(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     assert Engine(bundle, provider="cpu").fallback is None
     assert Engine(bundle, provider="auto").fallback is None

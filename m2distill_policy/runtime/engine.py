@@ -19,9 +19,10 @@ from m2distill_policy.runtime.window import TokenWindow
 
 logger = logging.getLogger(__name__)
 
+_CPU = ("CPUExecutionProvider",)
 #: What a user may ask for, and what each tries in order. TensorRT is never chosen by itself: it compiles for minutes.
 PROVIDERS: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("CPUExecutionProvider",),
+    "cpu": _CPU,
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
     "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -86,18 +87,25 @@ class Engine:
         self._groups = self.contract.proprioception_names
         self.fallback: str | None = None
         available = onnxruntime.get_available_providers()
-        wanted = [name for name in PROVIDERS[provider] if name in available] or ["CPUExecutionProvider"]
-        self._instruction = self._session(INSTRUCTION_GRAPH, wanted)
-        self._step = self._session(STEP_GRAPH, wanted)
+        self._try = [name for name in PROVIDERS[provider] if name in available] or list(_CPU)
+        best = PROVIDERS[provider][0] if provider != "auto" else self._try[0]
+        self._trouble = ""
+        self._instruction = self._session(INSTRUCTION_GRAPH)
+        self._step = self._session(STEP_GRAPH)
         self.active_provider = str(self._step.get_providers()[0])
-        if provider != "auto" and self.active_provider != PROVIDERS[provider][0]:
+        if self.active_provider != best:
             self.fallback = (
-                f"provider '{provider}' was asked for, but {self.active_provider} is what runs: ONNX Runtime "
-                f"{onnxruntime.__version__} here offers {', '.join(available)}; install onnxruntime-gpu with its CUDA "
-                "libraries, or ask for 'cpu'"
+                f"provider '{provider}' was asked for, but {self.active_provider} is what runs: "
+                + (self._trouble or f"ONNX Runtime {onnxruntime.__version__} here offers {', '.join(available)}")
+                + "; install onnxruntime-gpu with its CUDA libraries, or ask for 'cpu'"
             )
             logger.warning("%s", self.fallback)
-        self.film = self._check_signature()
+        try:
+            self.film = self._check_signature()
+        except UnicodeDecodeError as error:  # a damaged graph's port names
+            raise BundleError(
+                f"the graphs of '{bundle.path}' have names that cannot be read ({error}); export the bundle anew"
+            ) from error
         self._check_answer()
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -148,7 +156,7 @@ class Engine:
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
-    def _session(self, name: str, providers: list[str]) -> onnxruntime.InferenceSession:
+    def _session(self, name: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -157,20 +165,26 @@ class Engine:
         # Spinning workers would take the very cores that cameras and control need between two steps.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._before_parse()
-        try:
-            return onnxruntime.InferenceSession(
-                self.bundle.graph(name),
-                options,
-                providers=[(p, _PROVIDER_OPTIONS.get(p, {})) for p in providers],
-            )
-        except BundleError:
-            raise
-        except Exception as error:  # see _run
-            raise BundleError(
-                f"'{self.bundle.path / name}' cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}; "
-                "export the bundle anew with this version"
-            ) from error
+        graph = self.bundle.graph(name)
+        while True:
+            self._before_parse()
+            try:
+                return onnxruntime.InferenceSession(
+                    graph,
+                    options,
+                    providers=[(p, _PROVIDER_OPTIONS.get(p, {})) for p in self._try],
+                    # ONNX Runtime's own fall-back prints to stdout and cannot be told apart afterwards.
+                    enable_fallback=False,
+                )
+            except Exception as error:  # see _run
+                if self._try != list(_CPU):
+                    self._trouble = f"{self._try[0]} failed ({error})"
+                    self._try = list(_CPU)
+                    continue
+                raise BundleError(
+                    f"'{self.bundle.path / name}' cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}; "
+                    "export the bundle anew with this version"
+                ) from error
 
     def _check_signature(self) -> int:
         contract = self.contract
