@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import platform
 from pathlib import Path
+from typing import Any
 
 
 def choose_gl() -> str:
@@ -23,6 +26,19 @@ def choose_gl() -> str:
     # robosuite asks at every import, in every process, for a file of personal settings that nothing here needs.
     logging.getLogger("robosuite_logs").addFilter(_wanted)
     return chosen
+
+
+def gl_context(size: int) -> Any:
+    """An OpenGL context with ``size`` x ``size`` pixels, of the library that ``MUJOCO_GL`` names now.
+
+    mujoco itself goes by what the variable said when it was first imported, perhaps by somebody else.
+    """
+    chosen = choose_gl().lower()
+    if platform.system() == "Linux" and chosen in ("osmesa", "egl"):
+        return importlib.import_module(f"mujoco.{chosen}").GLContext(size, size)
+    import mujoco
+
+    return mujoco.GLContext(size, size)
 
 
 def _wanted(record: logging.LogRecord) -> bool:

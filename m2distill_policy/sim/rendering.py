@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import SimulationError
-from m2distill_policy.sim.gl import choose_gl
+from m2distill_policy.sim.gl import choose_gl, gl_context
 from m2distill_policy.sim.visuals import VisualProfile
 
 
@@ -72,7 +72,7 @@ class Renderer:
         self.model.vis.global_.offwidth = size
         self.model.vis.global_.offheight = size
         try:
-            gl = mujoco.GLContext(size, size)
+            gl = gl_context(size)
             gl.make_current()
             context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:
