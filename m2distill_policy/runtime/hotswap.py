@@ -200,6 +200,12 @@ class HotSwap:
             with contextlib.suppress(AttributeError, OSError):  # not on every system
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             identifier = candidate.engine.bundle.identifier
+            with self._changed:
+                if not cancelled.is_set():
+                    # It stays so while the machine is too busy to feed it faster than steps come: worth saying.
+                    self._report = SwapReport(
+                        SwapState.LOADING, f"Bundle {identifier} is loaded and catches up with the window.", identifier
+                    )
             while True:
                 seen = self._look()
                 with self._changed:
