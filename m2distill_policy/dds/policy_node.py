@@ -114,6 +114,7 @@ class PolicyNode:
         self._troubles: dict[str, str] = {}
         self._reported: set[str] = set()
         self._slow: set[str] = set()
+        self._intervals: dict[str, float] = {}
         self._poses: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=JOINTS_KEPT)
         self._slop = 0 if lockstep else round(self.options.slop * 1e9)
         self._pending: SynchronisedSet[Image] | None = None
@@ -172,7 +173,8 @@ class PolicyNode:
                 return
             begin = time.perf_counter()
             self._take_instructions()
-            self._take_inputs()
+            if self._take_inputs():
+                pacer.cameras(self._slowest_camera())
             found = self._sets.take()
             if found is not None:
                 self._pending, arrived = found, now
@@ -349,10 +351,16 @@ class PolicyNode:
             self._reported.add(sentence)
             logger.warning("%s", sentence)
 
+    def _slowest_camera(self) -> float | None:
+        """s between two pictures of the slowest camera; None until all are known."""
+        known = [self._intervals.get(view) for view in self._views]
+        return None if None in known else max(interval for interval in known if interval is not None)
+
     def _watch_rate(self, view: str) -> None:
         interval = self._sets.interval(view)
         if interval is None:
             return
+        self._intervals[view] = interval
         if interval <= SLOWEST_CAMERA * self._contract.period:
             self._slow.discard(view)
         elif view not in self._slow:
