@@ -1,0 +1,148 @@
+"""Collecting: the same demonstrations however many workers, however often killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("robosuite", reason="the simulator is not installed (requirements/sim.txt)")
+
+from m2distill_policy.demonstrations import DemonstrationFile, Episode, demonstration_path
+from m2distill_policy.errors import DemonstrationError, SimulationError
+from m2distill_policy.sim.collect import Collection, collect, parse_tasks, record
+from m2distill_policy.sim.experts import Noise, expert_action, run_expert
+from m2distill_policy.sim.response import fit_velocity_response
+from m2distill_policy.sim.tabletop.tasks import TASKS
+from m2distill_policy.sim.tabletop.world import TabletopWorld
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = [task.name for task in TASKS]
+
+
+def _command(folder: Path, *more: str) -> list[str]:
+    words = ["demos", "--tasks", "0,1", "--episodes", "6", "--size", "16", "--out", str(folder), "--workers", "2"]
+    return [sys.executable, "-m", "m2distill_policy", *words, *more]
+
+
+def _hashes(folder: Path) -> list[str]:
+    return [DemonstrationFile(demonstration_path(folder, name)).sha256() for name in NAMES[:2]]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
+    whole = collect(Collection(tmp_path / "whole", (0, 1), episodes=6, size=16, workers=1))
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        _command(killed), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and not list(killed.glob("*.parts/[0-9]*.hdf5")):
+            assert process.poll() is None, "the collection ended before it could be killed"
+            time.sleep(0.02)
+        assert list(killed.glob("*.parts/[0-9]*.hdf5")), "no episode within 90 s"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+    assert not list(killed.glob("*_demo.hdf5")) or len(list(killed.glob("*_demo.hdf5"))) < 2
+    done = subprocess.run(_command(killed), cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "6 episodes kept of 6 tried" in done.stdout
+    assert _hashes(killed) == [file.sha256() for file in whole]
+    assert not list(killed.glob("*.parts"))
+    # Run again: nothing to do, nothing changed. With other settings: refused.
+    stamps = [demonstration_path(killed, name).stat().st_mtime_ns for name in NAMES[:2]]
+    collect(Collection(killed, (0, 1), episodes=6, size=16))
+    assert stamps == [demonstration_path(killed, name).stat().st_mtime_ns for name in NAMES[:2]]
+    with pytest.raises(DemonstrationError, match="under other settings"):
+        collect(Collection(killed, (0,), episodes=6, size=16, seed=1))
+
+
+def test_episode_is_what_the_world_shows() -> None:
+    world = TabletopWorld(TASKS[2], size=32)
+    try:
+        made = record(world, 1_000_123)
+        assert made is not None
+        episode = made.episode
+        for index in (0, len(episode) // 2, len(episode) - 1):
+            seen = world.reset_to(made.states[index])
+            for name, frames in episode.images.items():
+                assert np.array_equal(frames[index], seen.images[name])
+            for name, values in episode.proprioception.items():
+                assert np.allclose(values[index], seen.proprioception[name], atol=1e-6)
+        assert episode.ee is not None
+        world.reset_to(made.states[3])
+        assert np.allclose(episode.ee[3], world.end_effector(), atol=1e-5)
+        assert set(np.unique(episode.actions[:, 6])) == {-1.0, 1.0}
+        assert record(world, 1_000_123, noise=0.0) is not None
+    finally:
+        world.close()
+
+
+def test_velocities_reproduce_the_demonstrations() -> None:
+    world = TabletopWorld(TASKS[0], size=16)
+    episodes = []
+    try:
+        for index in range(3):
+            world.task = TASKS[index]
+            for seed in range(4):
+                run = run_expert(world, seed, noise=Noise())
+                actions, ee = run.actions.astype(np.float32), run.ee.astype(np.float32)
+                episodes.append(Episode({}, run.proprioception, actions, ee, seed, run.states[0]))
+        response = fit_velocity_response(episodes)
+        assert response.fitted_from == sum(len(episode) - 1 for episode in episodes)
+        assert all(0.12 < response.velocities[axis][-1] < 0.3 for axis in range(3)), "about 0.2 m/s at full action"
+        world.task = TASKS[1]
+        for seed in (50, 51):
+            run = run_expert(world, seed)
+            world.reset_state(seed)
+            for action in run.actions[:-1]:
+                world.step_twist(response.twist(action), float(action[6]))
+            assert np.linalg.norm(world.end_effector()[:3] - run.ee[-1, :3]) < 0.05
+            # With the expert looking, the velocity drive does the task in about as many steps.
+            world.reset_state(seed)
+            steps = 0
+            while not world.success() and steps < world.task.horizon:
+                action = expert_action(world)
+                world.step_twist(response.twist(action), float(action[6]))
+                steps += 1
+            assert world.success() and steps < 1.3 * len(run.actions)
+    finally:
+        world.close()
+    with pytest.raises(DemonstrationError, match="at least 50 demonstrated steps"):
+        fit_velocity_response(episodes[:1])
+    with pytest.raises(DemonstrationError, match="no end-effector poses"):
+        fit_velocity_response([dataclasses.replace(episodes[0], ee=None)])
+
+
+def test_a_workers_error_is_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "demos"
+    folder.mkdir()
+    # A folder stands where the worker's first part belongs.
+    (folder / f"{NAMES[0]}_demo.hdf5.parts" / "1000000.hdf5" / "in_the_way").mkdir(parents=True)
+    with pytest.raises((OSError, DemonstrationError, SimulationError), match=r"1000000|directory"):
+        collect(Collection(folder, (0,), episodes=1, size=16, workers=1))
+
+
+def test_questions_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(SimulationError, match="know the suite 'tabletop' alone"):
+        Collection(tmp_path, (0,), suite="libero_object")
+    with pytest.raises(SimulationError, match="at least one task"):
+        Collection(tmp_path, ())
+    with pytest.raises(SimulationError, match="named twice"):
+        Collection(tmp_path, (1, 1))
+    with pytest.raises(SimulationError, match="allowed are 0 to 3"):
+        Collection(tmp_path, (0,), noise=9.0)
+    with pytest.raises(SimulationError, match="tasks are indices"):
+        parse_tasks("one", "tabletop")
+    with pytest.raises(SimulationError, match="there is no task 9"):
+        parse_tasks("0,9", "tabletop")
+    assert parse_tasks("all", "tabletop") == (0, 1, 2, 3, 4)
