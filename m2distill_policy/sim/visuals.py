@@ -12,20 +12,15 @@ instead, which on a CPU costs a third of four samples a pixel).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from m2distill_policy.errors import SimulationError, closest
-from m2distill_policy.sim.cache import cache_dir, write_atomic
 from m2distill_policy.sim.gl import choose_gl
+from m2distill_policy.sim.meshes import coarse_mesh
 
 #: Raised when a profile looks different than before: meshes are made anew, and demonstrations say what they show.
 VISUALS_VERSION = 3
@@ -35,9 +30,8 @@ VISUALS_VERSION = 3
 class VisualProfile:
     """keep: share of the faces that a visual mesh keeps, within ``least`` to ``most`` faces; 1.0 leaves meshes alone.
 
-    least_near: the same ``least`` for the gripper, which the hand's camera sees from centimetres.
-    slices: how round cylinders and spheres are drawn.
-
+    least_textured, most_textured: the same for meshes that carry a texture. least_near: ``least`` for the gripper, which
+    the hand's camera sees from centimetres. slices: how round cylinders and spheres are drawn.
     supersample: frames up to ``supersample_up_to`` pixels high are drawn this many times larger and averaged.
     multisample: OpenGL samples a pixel. shadows, reflections: drawn or not.
     """
@@ -47,6 +41,8 @@ class VisualProfile:
     least: int
     least_near: int
     most: int
+    least_textured: int
+    most_textured: int
     slices: int
     supersample: int
     supersample_up_to: int
@@ -56,8 +52,8 @@ class VisualProfile:
 
 
 PROFILES = {
-    "fast": VisualProfile("fast", 0.04, 100, 400, 500, 14, 2, 96, 0, False, False),
-    "stock": VisualProfile("stock", 1.0, 0, 0, 0, 28, 1, 0, 4, True, True),
+    "fast": VisualProfile("fast", 0.04, 100, 400, 500, 1000, 2000, 14, 2, 96, 0, False, False),
+    "stock": VisualProfile("stock", 1.0, 0, 0, 0, 0, 0, 28, 1, 0, 4, True, True),
 }
 
 
@@ -129,7 +125,7 @@ def visual_model(xml: str, profile: VisualProfile) -> Any:
 
 
 def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, bytes]:
-    """Point every untextured mesh that is only seen to a coarser copy; the copies' contents by their file names.
+    """Point every mesh that is only seen to a coarser copy; the copies' contents by their file names.
 
     Collision geoms are not drawn and not simulated in this model, so they go, and their meshes with them.
     """
@@ -151,77 +147,21 @@ def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, by
         if name not in used:
             assets.remove(mesh)  # type: ignore[union-attr]
             continue
-        # A texture's coordinates would not survive decimation; those meshes are few and stay as they are.
-        if file is None or name in mapped:
+        if file is None:
             continue
-        scale = mesh.get("scale", "1 1 1")
-        least = profile.least_near if "gripper" in file else profile.least
-        content = _coarse_mesh(Path(file), scale, profile.keep, least, profile.most)
-        if content is not None:
-            key = f"{hashlib.sha256(content).hexdigest()[:24]}.stl"
+        coarse = coarse_mesh(Path(file), mesh.get("scale", "1 1 1"), **_limits(file, name in mapped, profile))
+        if coarse is not None:
+            suffix, content = coarse
+            key = f"{hashlib.sha256(content).hexdigest()[:24]}.{suffix}"
             files[key] = content
             mesh.set("file", key)
             mesh.attrib.pop("scale", None)
     return files
 
 
-def _coarse_mesh(file: Path, scale: str, keep: float, least: int, most: int) -> bytes | None:
-    """A binary STL of the mesh with fewer faces, from the cache or made now; None where it is small already."""
-    source = file.read_bytes()
-    key = hashlib.sha256(
-        b"\0".join(
-            [
-                source,
-                file.suffix.encode(),
-                scale.encode(),
-                repr((keep, least, most, VISUALS_VERSION)).encode(),
-            ]
-        )
-    ).hexdigest()
-    folder = cache_dir("meshes")
-    cached = folder / f"{key}.stl" if folder is not None else None
-    if cached is not None and cached.exists():
-        return cached.read_bytes() or None
-    vertices, faces = _load_mesh(file, scale)
-    wanted = min(most, max(least, int(len(faces) * keep)))
-    content = b"" if len(faces) <= wanted else _simplify(vertices, faces, wanted)
-    if cached is not None:
-        with contextlib.suppress(OSError):  # a full disk costs time at the next start, nothing else
-            write_atomic(cached, content)
-    return content or None
-
-
-def _load_mesh(file: Path, scale: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Vertices (n, 3) in m and faces (m, 3) in the file's own frame, read by MuJoCo's own loaders."""
-    import mujoco
-
-    root = ElementTree.Element("mujoco")
-    ElementTree.SubElement(ElementTree.SubElement(root, "asset"), "mesh", name="m", file=str(file), scale=scale)
-    ElementTree.SubElement(ElementTree.SubElement(root, "worldbody"), "geom", type="mesh", mesh="m")
-    model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
-    # The compiler moves a mesh to its centre of mass and principal axes; undo that.
-    rotation = np.zeros(9)
-    mujoco.mju_quat2Mat(rotation, model.mesh_quat[0])
-    vertices = model.mesh_vert @ rotation.reshape(3, 3).T + model.mesh_pos[0]
-    # Vertices that were split for their normals are welded, or decimation would tear the seams open.
-    unique, index = np.unique(vertices.round(7), axis=0, return_inverse=True)
-    return unique.astype(np.float32), index.reshape(-1)[model.mesh_face].astype(np.int32)
-
-
-def _simplify(vertices: NDArray[np.float32], faces: NDArray[np.int32], wanted: int) -> bytes:
-    """Binary STL of about ``wanted`` faces; empty where the decimation leaves nothing that has a volume."""
-    import fast_simplification
-
-    points, triangles = fast_simplification.simplify(vertices, faces, target_count=wanted, agg=3)
-    if len(triangles) < 8:
-        return b""
-    corners = np.asarray(points, dtype=np.float32)[triangles]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    length = np.linalg.norm(normals, axis=1, keepdims=True)
-    solid = length[:, 0] > 1e-14
-    corners, normals = corners[solid], (normals / np.maximum(length, 1e-14))[solid]
-    record = np.zeros(len(corners), dtype=[("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
-    record["normal"], record["corners"] = normals, corners
-    out = io.BytesIO()
-    out.write(b"\0" * 80 + np.uint32(len(record)).tobytes() + record.tobytes())
-    return out.getvalue()
+def _limits(file: str, textured: bool, profile: VisualProfile) -> dict[str, Any]:
+    """How coarse a mesh may become. A texture carries an object's looks, so textured meshes keep more."""
+    if textured:
+        return {"keep": profile.keep, "least": profile.least_textured, "most": profile.most_textured, "textured": True}
+    least = profile.least_near if "gripper" in file else profile.least
+    return {"keep": profile.keep, "least": least, "most": profile.most, "textured": False}
