@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from m2distill_policy.sim.response import fit_velocity_response
 
 from m2distill_policy import provenance
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.evaluation.results import Cell, RolloutResult, summarise
 from m2distill_policy.evaluation.rollouts import RolloutPool
+from m2distill_policy.sim.response import fit_velocity_response
 from m2distill_policy.sim.suites import suite_task
 from training.lifelong.checkpoint import read_json, write_json
 from training.lifelong.run import LifelongRun

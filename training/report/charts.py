@@ -23,7 +23,8 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _cell_matrix(rows: Sequence[Sequence[float | None]], count: int) -> np.ndarray:
+def cell_matrix(rows: Sequence[Sequence[float | None]], count: int) -> np.ndarray:
+    """Stage x task as a square array; NaN where nothing was measured."""
     matrix = np.full((count, count), np.nan)
     for i, row in enumerate(rows):
         for j, value in enumerate(row[:count]):
@@ -35,7 +36,7 @@ def _cell_matrix(rows: Sequence[Sequence[float | None]], count: int) -> np.ndarr
 def heatmap(rows: Sequence[Sequence[float | None]], names: Sequence[str], title: str, *, bad: bool = False) -> str:
     """Stage x task shares in [0, 1] as a heatmap; ``bad`` colours a high share red instead of green."""
     count = len(names)
-    matrix = _cell_matrix(rows, count)
+    matrix = cell_matrix(rows, count)
     figure, axis = plt.subplots(figsize=(1.0 + 0.72 * count, 1.0 + 0.62 * count))
     axis.imshow(np.ma.masked_invalid(matrix), vmin=0, vmax=1, cmap="Reds" if bad else "Greens", aspect="auto")
     for i in range(count):
