@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import sys
 import tempfile
 import types
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ from m2distill_policy.sim.arm import CAMERAS, ArmWorld
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.libero_files import libero_tasks
 from m2distill_policy.sim.rendering import Renderer
-from m2distill_policy.sim.visuals import visual_model, visual_profile
+from m2distill_policy.sim.visuals import is_visual_only, visual_model, visual_profile
 from m2distill_policy.sim.world import Task
 
 __all__ = ["LiberoWorld", "libero_tasks"]
+
+_log = logging.getLogger(__name__)
 
 #: LIBERO lets a scene settle for this many idle control steps after it was put into an initial state.
 _SETTLE_STEPS = 5
@@ -94,7 +98,7 @@ class LiberoWorld(ArmWorld):
                 f"the initial states of '{task.name}' have {self._initial_states.shape[1]} numbers, its scene has "
                 f"{1 + model.nq + model.nv}; hf-libero 0.1.4 and robosuite 1.4.0 belong together"
             )
-        xml = env.model.get_xml()
+        xml = env.m2distill_xml
         drawn = visual_model(xml, profile)
         # Fixtures are placed in the model, not in the state.
         drawn.body_pos[:] = model.body_pos
@@ -120,8 +124,9 @@ class LiberoWorld(ArmWorld):
                 name in self._env.object_states_dict for state in parsed["goal_state"] for name in state[1:]
             ):
                 goals[task.name] = parsed["goal_state"]
-        goals[self.task.name] = self._env.parsed_problem["goal_state"]
-        return goals
+        own = self._env.parsed_problem["goal_state"]
+        # libero_spatial says the same goal of ten scenes: one that equals this task's own is not another task's.
+        return {self.task.name: own} | {name: goal for name, goal in goals.items() if goal != own}
 
     def reset(self, seed: int) -> Observation:
         """LIBERO's initial state number ``seed`` modulo their count, settled. Stamp 0.0."""
@@ -200,7 +205,7 @@ def _build(problems: Any, task: Task) -> Any:
         for attempt in range(_PLACEMENT_ATTEMPTS):
             np.random.seed(attempt)  # noqa: NPY002 - LIBERO places objects with numpy's global generator
             try:
-                return problems[problem](
+                return _tolerant(problems[problem])(
                     bddl_file_name=bddl,
                     robots=["Panda"],
                     controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
@@ -214,6 +219,42 @@ def _build(problems: Any, task: Task) -> Any:
             except RandomizationError:
                 continue
     raise SimulationError(f"LIBERO found no room for the objects of '{task.name}' in {_PLACEMENT_ATTEMPTS} attempts")
+
+
+def _tolerant(problem: Any) -> Any:
+    """LIBERO's environment class, able to build a scene some of whose looks are missing on disk."""
+
+    def build_scene(self: Any, xml_string: str | None = None) -> None:
+        self.m2distill_xml = without_missing_looks(xml_string or self.model.get_xml())
+        problem._initialize_sim(self, self.m2distill_xml)
+
+    # The class must keep its name: LIBERO compares it with the task's file.
+    return type(problem.__name__, (problem,), {"_initialize_sim": build_scene})
+
+
+def without_missing_looks(xml: str) -> str:
+    """The MJCF with every mesh that is only seen and whose file is absent made invisible; each is told in the log.
+
+    A mesh that something collides with is left for MuJoCo to refuse: without it the physics would be another's.
+    """
+    root = ElementTree.fromstring(xml)
+    assets = root.find("asset")
+    absent = {
+        mesh.get("name"): mesh
+        for mesh in ([] if assets is None else assets.iter("mesh"))
+        if mesh.get("file") and not Path(str(mesh.get("file"))).exists()
+    }
+    for name, mesh in absent.items():
+        users = [geom for geom in root.iter("geom") if geom.get("mesh") == name]
+        if assets is None or not all(is_visual_only(geom) for geom in users):
+            continue
+        _log.warning("LIBERO's scene lacks %s; it is not drawn (physics is unchanged)", mesh.get("file"))
+        assets.remove(mesh)
+        for geom in users:  # robosuite looks its geoms up by name, so they stay
+            for attribute in ("mesh", "material"):
+                geom.attrib.pop(attribute, None)
+            geom.attrib.update(type="sphere", size="0.0001", rgba="0 0 0 0")
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 @contextlib.contextmanager

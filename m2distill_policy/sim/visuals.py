@@ -30,8 +30,8 @@ VISUALS_VERSION = 3
 class VisualProfile:
     """keep: share of the faces that a visual mesh keeps, within ``least`` to ``most`` faces; 1.0 leaves meshes alone.
 
-    least_textured, most_textured: the same for meshes that carry a texture. least_near: ``least`` for the gripper, which
-    the hand's camera sees from centimetres. slices: how round cylinders and spheres are drawn.
+    least_textured, most_textured: the same for meshes that carry a texture. least_near: ``least`` for the gripper,
+    which the hand's camera sees from centimetres. slices: how round cylinders and spheres are drawn.
     supersample: frames up to ``supersample_up_to`` pixels high are drawn this many times larger and averaged.
     multisample: OpenGL samples a pixel. shadows, reflections: drawn or not.
     """
