@@ -40,14 +40,14 @@ class Child:
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         self._log = folder / f"{arguments[0]}.log"
-        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        settings = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={"MUJOCO_GL": "osmesa", **os.environ, **one_thread, "PYTHONPATH": str(ROOT)},
+                env={"MUJOCO_GL": "osmesa", **os.environ, **settings, "PYTHONPATH": str(ROOT)},
             )
 
     @property
@@ -60,9 +60,18 @@ class Child:
         assert text in self.output, self.output
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and return the exit code."""
+        """Send a signal and return the exit code. A child that does not end says where it hangs."""
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        return self.wait()
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """The exit code, once the child has ended."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER: every thread's stack goes to the log
+            self.process.wait(PATIENCE)
+            raise AssertionError(f"the child did not end within {timeout:g} s:\n{self.output}") from None
 
 
 @contextlib.contextmanager

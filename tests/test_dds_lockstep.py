@@ -86,7 +86,7 @@ def test_a_robot_that_stops_half_way_is_named(tmp_path: Path, domain: int) -> No
         robot.begin(1, 0, 0, INSTRUCTIONS[0], SECOND)
         robot.say(observations(toy_contract(), 1)[0], 2 * SECOND, without=["joint_states"])
         policy.wait_for("nothing came on")
-        assert policy.process.wait(10) == 2
+        assert policy.wait(10) == 2
         assert "nothing came on /joint_states for 1.5 s" in policy.output
         assert "Traceback" not in policy.output
 
@@ -197,7 +197,7 @@ def test_the_simulated_robot_does_what_an_evaluation_does(tmp_path: Path, domain
     with child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy:
         arguments = ("--task", 0, "--bundle", bundle, "--lockstep", "--rollouts", 2, "--seed", 7, "--record-actions")
         with child(tmp_path, "sim", *arguments, "--domain", domain, "--out", out) as robot:
-            assert robot.process.wait(60) == 0, robot.output
+            assert robot.wait(60) == 0
         assert policy.end() == 0
     result = json.loads(out.read_text())
     server = _server(bundle)
