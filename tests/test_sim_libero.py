@@ -68,7 +68,8 @@ def test_missing_looks_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -
     from m2distill_policy.sim.libero import without_missing_looks
 
     xml = """<mujoco><asset><mesh name="seen" file="/absent/seen.msh"/>
-    <mesh name="solid" file="/absent/solid.msh"/></asset><worldbody><geom name="a" type="mesh" mesh="seen" contype="0" conaffinity="0" group="1"/>
+    <mesh name="solid" file="/absent/solid.msh"/></asset>
+    <worldbody><geom name="a" type="mesh" mesh="seen" contype="0" conaffinity="0" group="1"/>
     <geom name="b" type="mesh" mesh="solid" group="0"/></worldbody></mujoco>"""
     out = without_missing_looks(xml)
     assert "/absent/seen.msh" not in out and 'name="a"' in out and "/absent/solid.msh" in out
