@@ -40,6 +40,9 @@ _NO_DEMOS = ("memory.episodes=0",)
 _NO_WORDS = ("memory.instructions=false",)
 _ZERO = tuple(f"distill.{term}.on=false" for term in ("image", "text", "extra", "policy"))
 
+#: Beside the configuration file: all five tasks, 20 rollouts a cell, and every wrong instruction told five times.
+SETTINGS = ("tasks=[0,1,2,3,4]", "evaluation.rollouts=20", "evaluation.told=5", "evaluation.workers=1")
+
 #: The first is trained first: the others take its first stage.
 ARMS: tuple[Arm, ...] = (
     Arm("sequential", "sequential fine-tuning", ("strategy=sequential",)),
@@ -62,7 +65,7 @@ def jobs_of(seed: int, args: argparse.Namespace) -> list[Job]:
             Job(
                 f"seed {seed} {arm.name}",
                 root / arm.name,
-                (*common, *shared, *args.overrides, *arm.overrides, f"seed={seed}", "evaluation.workers=1"),
+                (*common, *shared, *SETTINGS, *args.overrides, *arm.overrides, f"seed={seed}"),
             )
         )
     return [job for job, arm in zip(jobs, ARMS, strict=True) if arm.name in args.arms]
@@ -131,7 +134,7 @@ def table(figures: dict[str, Any]) -> str:
 def main() -> None:
     """Go on where the last call stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/tabletop.toml"))
+    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_tabletop"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=[a.name for a in ARMS], choices=[a.name for a in ARMS])
@@ -140,7 +143,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tabletop.json"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
-    config = load_config(RunConfig, args.config, args.overrides)
+    config = load_config(RunConfig, args.config, [*SETTINGS, *args.overrides])
     if args.plan:
         for seed in args.seeds:
             for job in jobs_of(seed, args):

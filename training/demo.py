@@ -29,8 +29,9 @@ class Demo:
     """The demo's folder and its steps. Each step is passed over when its result is there already."""
 
     def __init__(self, folder: Path, config: Path, overrides: tuple[str, ...]) -> None:
-        self.folder, self.config_file, self.overrides = folder, config, overrides
-        self.config = load_config(RunConfig, config, overrides)
+        # Both strategies learn at once, so each has one process for its rollouts.
+        self.folder, self.config_file, self.overrides = folder, config, ("evaluation.workers=1", *overrides)
+        self.config = load_config(RunConfig, config, self.overrides)
         self.demonstrations = folder / "demonstrations"
 
     def walk(self) -> int:

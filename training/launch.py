@@ -64,6 +64,10 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
             for process, (job, bar) in list(running.items()):
                 share, words = progress(job.folder)
                 bar.set_postfix_str(words, refresh=False)
+                if bar.n == 0 and share > 0:
+                    bar.initial = bar.n = round(
+                        1000 * share
+                    )  # done by an earlier call: says nothing of this one's speed
                 bar.update(max(0, round(1000 * share) - bar.n))
                 bar.refresh()
                 if process.poll() is None:

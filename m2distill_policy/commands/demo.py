@@ -7,6 +7,8 @@ from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
 
+_CONFIG = Path(__file__).resolve().parents[2] / "config" / "tiny.toml"
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the subcommand."""
@@ -22,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder for everything (default: runs/demo)"
     )
-    parser.add_argument("--config", type=Path, default=Path("config/demo.toml"), help="configuration of the runs")
+    parser.add_argument("--config", type=Path, default=_CONFIG, help="configuration of the runs (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     parser.set_defaults(run=run)
 
