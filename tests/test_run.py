@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,18 @@ import pytest
 import torch
 
 from m2distill_policy.bundle import open_bundle
+from m2distill_policy.config import load_config
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
 from training.lifelong.run import LifelongRun, share_first_stage
+from training.pipeline import create_run
+from training.run_config import RunConfig
 
 SMALL = [
     "tasks=[0,1]", "episodes=2", "image_size=32", "network.channels=[8,8]", "network.keypoints=4", "network.embed=16",
     "network.layers=1", "network.heads=2", "network.head_size=8", "network.mlp=16", "network.head_hidden=16",
-    "network.modes=3", "optim.steps=30", "optim.first_steps=30", "optim.batch=2", "optim.threads=1", "optim.checkpoint_seconds=0",
+    "network.modes=3", "optim.steps=30", "optim.first_steps=30",
+    "optim.batch=2", "optim.threads=1", "optim.checkpoint_seconds=0",
     "memory.episodes=1", "memory.replay_batch=1", "memory.instruction_batch=1", "evaluation.rollouts=1",
     "evaluation.workers=1",
 ]  # fmt: skip
@@ -101,10 +106,6 @@ def test_killed_in_the_second_stage_and_resumed_ends_with_the_same_weights(
 def test_first_stage_is_shared_only_with_a_run_that_begins_alike(
     tmp_path: Path, whole: Path, demonstrations: Path
 ) -> None:
-    from m2distill_policy.config import load_config
-    from training.pipeline import create_run
-    from training.run_config import RunConfig
-
     source = LifelongRun.open(whole)
     same = load_config(RunConfig, "config/tiny.toml", [*SMALL, "strategy=er"])
     target = create_run(tmp_path / "same", same, demonstrations)
@@ -117,12 +118,6 @@ def test_first_stage_is_shared_only_with_a_run_that_begins_alike(
 
 
 def test_changed_demonstrations_are_noticed(tmp_path: Path, demonstrations: Path) -> None:
-    import shutil
-
-    from m2distill_policy.config import load_config
-    from training.pipeline import create_run
-    from training.run_config import RunConfig
-
     copy = tmp_path / "data"
     shutil.copytree(demonstrations, copy)
     run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", SMALL), copy)

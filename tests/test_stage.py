@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from m2distill_policy.errors import TrainingError
 from tests.training_fixtures import CONTRACT, config, task_data
 from training.lifelong.checkpoint import load_tensors, read_json, save_tensors
-from training.lifelong.m2distill import M2Distill
+from training.lifelong.m2distill import M2Distill, TermConfig
 from training.lifelong.memory import Memory
 from training.lifelong.run import make_strategy
 from training.lifelong.stage import learning_rate, train_stage
@@ -28,8 +30,6 @@ def start(run: RunConfig) -> ResNetT:
 
 
 def memory_of_one(run: RunConfig) -> Memory:
-    import numpy as np
-
     memory = Memory(run.memory)
     memory.add(task_data(7), np.random.default_rng(0))
     return memory
@@ -82,8 +82,6 @@ def test_teacher_is_frozen_and_let_go() -> None:
 
 
 def test_batch_norm_statistics_stay_when_frozen(tmp_path: Path) -> None:
-    import dataclasses
-
     for mode, moved in (("train", True), ("frozen_after_first", False)):
         run = config(network=dataclasses.replace(config().network, batch_norm=mode), strategy="sequential")
         before = {k: v.clone() for k, v in start(run).state_dict().items() if "running_mean" in k}
@@ -101,23 +99,14 @@ def test_every_distillation_term_is_logged_and_each_switch_works(tmp_path: Path)
     for name in ("image", "text", "extra", "policy"):
         for place in ("new", "memory", "old_instructions"):
             assert f"{name}/{place}" in seen
-    import dataclasses
-
-    from training.lifelong.m2distill import TermConfig
-
     for name in ("image", "text", "extra", "policy"):
         off = config(distill=dataclasses.replace(run.distill, **{name: TermConfig(1.0, on=False)}))
         seen.clear()
+        (tmp_path / name).mkdir()
+        strategy = make_strategy(off, memory_of_one(off), CONTRACT.history)
         train_stage(
-            start(off),
-            make_strategy(off, memory_of_one(off), CONTRACT.history),
-            task_data(0),
-            off,
-            1,
-            tmp_path / name,
-            lambda s, n, t: seen.update(t),
-            lambda p: None,
-        ) if (tmp_path / name).mkdir() is None else None
+            start(off), strategy, task_data(0), off, 1, tmp_path / name, lambda s, n, t: seen.update(t), lambda p: None
+        )
         assert not any(key.startswith(f"{name}/") for key in seen)
 
 

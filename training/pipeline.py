@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ from training.text import embed
 
 def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> LifelongRun:
     """Make a run: embed the instructions, take the contract from the first task's demonstrations."""
-    import dataclasses
-
     tasks = tuple(suite_task(config.suite, index) for index in config.tasks)
     text, embeddings = embed([task.instruction for task in tasks], config.text_encoder)
     first = DemonstrationFile(demonstration_path(demonstrations, tasks[0].name))
@@ -150,8 +149,6 @@ def _rate(results: list[RolloutResult]) -> float:
 
 
 def _summary(summary: Any) -> dict[str, Any]:
-    import dataclasses
-
     return dataclasses.asdict(summary)
 
 
@@ -173,8 +170,6 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
         if any(rate is None for rate in row):
             raise TrainingError(f"stage {stage} has a cell in which every rollout ended in an error; see its log")
     metrics = lifelong_metrics(success, curves)
-    import dataclasses
-
     return {
         "label": label(run.config),
         "run": run.folder.name,

@@ -12,6 +12,7 @@ results.json              success matrix, metrics, bytes kept, drift
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -319,8 +320,6 @@ class LifelongRun:
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
