@@ -21,7 +21,7 @@ from m2distill_policy.demonstrations import (
     Recording,
     demonstration_path,
 )
-from m2distill_policy.errors import DemonstrationError, SimulationError
+from m2distill_policy.errors import DemonstrationError, M2DistillError, SimulationError
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
 from m2distill_policy.sim.suites import suite_task
@@ -236,6 +236,12 @@ def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], Non
                     raise SimulationError(
                         "a collecting process died (out of memory, or killed); "
                         "what was collected so far is kept, run again to go on"
+                    ) from error
+                except M2DistillError:
+                    raise
+                except Exception as error:
+                    raise SimulationError(
+                        f"collecting '{plan.task.name}' from seed {seed} failed: {type(error).__name__}: {error}"
                     ) from error
                 if plan in plans and plan.file is None and plan.finish_if_enough():
                     plans.remove(plan)
