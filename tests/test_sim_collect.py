@@ -123,13 +123,12 @@ def test_velocities_reproduce_the_demonstrations() -> None:
         fit_velocity_response([dataclasses.replace(episodes[0], ee=None)])
 
 
-def test_a_workers_error_is_shown(tmp_path: Path) -> None:
-    folder = tmp_path / "demos"
-    folder.mkdir()
-    # A folder stands where the worker's first part belongs.
-    (folder / f"{NAMES[0]}_demo.hdf5.parts" / "1000000.hdf5" / "in_the_way").mkdir(parents=True)
-    with pytest.raises(SimulationError, match="from seed 1000000 failed"):
-        collect(Collection(folder, (0,), episodes=1, size=16, workers=1))
+def test_a_workers_error_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two OpenGL libraries that exclude each other: mujoco refuses to be imported in the worker.
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    with pytest.raises(SimulationError, match=f"'{NAMES[0]}' from seed 1000000 failed: .*OSMesa"):
+        collect(Collection(tmp_path, (0,), episodes=1, size=16, workers=1))
 
 
 def test_questions_that_make_no_sense(tmp_path: Path) -> None:
@@ -137,6 +136,10 @@ def test_questions_that_make_no_sense(tmp_path: Path) -> None:
         Collection(tmp_path, (0,), suite="libero_object")
     with pytest.raises(SimulationError, match="at least one task"):
         Collection(tmp_path, ())
+    with pytest.raises(SimulationError, match="did you mean 'stock'"):
+        Collection(tmp_path, (0,), visuals="stok")
+    with pytest.raises(SimulationError, match="allowed are 16 to 1024"):
+        Collection(tmp_path, (0,), size=4)
     with pytest.raises(SimulationError, match="named twice"):
         Collection(tmp_path, (1, 1))
     with pytest.raises(SimulationError, match="allowed are 0 to 3"):

@@ -47,9 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from m2distill_policy.sim.collect import Collection, collect, parse_tasks
-    from m2distill_policy.sim.visuals import visual_profile
 
-    visual_profile(args.visuals)
     collection = Collection(
         folder=args.out,
         tasks=parse_tasks(args.tasks, args.suite),

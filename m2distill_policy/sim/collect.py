@@ -25,7 +25,7 @@ from m2distill_policy.errors import DemonstrationError, M2DistillError, Simulati
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
 from m2distill_policy.sim.suites import suite_task
-from m2distill_policy.sim.visuals import VISUALS_VERSION
+from m2distill_policy.sim.visuals import VISUALS_VERSION, visual_profile
 from m2distill_policy.sim.world import Task
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ class Collection:
                 f"at least one task, one episode and one worker are needed; got {len(self.tasks)}, {self.episodes} "
                 f"and {self.workers}"
             )
+        visual_profile(self.visuals)
+        if not 16 <= self.size <= 1024:
+            raise SimulationError(f"views of {self.size} x {self.size} pixels were asked for; allowed are 16 to 1024")
         if not 0.0 <= self.noise <= 3.0:
             raise SimulationError(f"noise is {self.noise} times the standard disturbance; allowed are 0 to 3")
         if len(set(self.tasks)) != len(self.tasks):
@@ -252,25 +255,28 @@ def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], Non
 
 # ---- in a worker ----------------------------------------------------------------------------------------------
 
-_worker: tuple[Collection, TabletopWorld] | None = None
+_collection: Collection | None = None
+_world: TabletopWorld | None = None
 
 
 def _start_worker(collection: Collection) -> None:
-    global _worker
-    choose_gl()
-    from m2distill_policy.sim.tabletop.world import TabletopWorld
-
-    task = suite_task(collection.suite, collection.tasks[0])
-    _worker = (collection, TabletopWorld(task, size=collection.size, visuals=collection.visuals))
+    """Remember what is collected. The world is made by the first attempt, whose error reaches the parent."""
+    global _collection
+    _collection = collection
 
 
 def _attempt(task_index: int, seed: int) -> bool:
     """Try one episode and commit its part; whether it succeeded."""
-    assert _worker is not None, "the pool's initializer ran"
-    collection, world = _worker
-    world.task = suite_task(collection.suite, task_index)
-    writer = _writer(collection, world.task)
-    recording = record(world, seed, noise=collection.noise)
+    global _world
+    assert _collection is not None, "the pool's initializer ran"
+    collection, task = _collection, suite_task(_collection.suite, task_index)
+    if _world is None:
+        from m2distill_policy.sim.tabletop.world import TabletopWorld
+
+        _world = TabletopWorld(task, size=collection.size, visuals=collection.visuals)
+    _world.task = task
+    writer = _writer(collection, task)
+    recording = record(_world, seed, noise=collection.noise)
     if recording is None:
         writer.add_failure(seed)
         return False
