@@ -36,7 +36,7 @@ demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve,
 
 .PHONY: test
 test: venv rendering ## Run the tests
-	@$(ONE_THREAD) $(PYTHON_BIN) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(ONE_THREAD) $(PYTHON_BIN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 .PHONY: lint
 lint: venv ## Lint, formatting and types, without the tests
