@@ -96,7 +96,8 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(tmp_path: Path, domain: int) -> Non
         robot.drive(observations(CONTRACT, 16))
         assert policy.wait(10) == 0
         robot.listen()
-        halting = [s for s in robot.heard["status"] if s.code == StatusCode.HALT_REQUESTED]
+        codes = [s.code for s in robot.heard["status"]]
+        halting = robot.heard["status"][codes.index(StatusCode.HALT_REQUESTED) :]
         assert [s.motion for s in halting] == [1] * 9 + [2] and halting[-1].halted
         assert "SIGTERM" in halting[0].sentence
         ramp = [a for a in robot.heard["action"] if a.command][-11:]

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from cyclonedds.core import DDSException, DDSStatus, InstanceState, ReadCondition, SampleState, ViewState, WaitSet
-from cyclonedds.domain import DomainParticipant
+from cyclonedds.domain import Domain, DomainParticipant
 from cyclonedds.idl import IdlStruct
 from cyclonedds.internal import InvalidSample
 from cyclonedds.pub import DataWriter
@@ -129,7 +129,7 @@ class Participant:
         self.domain = domain
         self._remap = dict(remap or {})
         try:
-            self._domain = domains.configure(domain)
+            self._domain: Domain | None = domains.configure(domain)
             self.entity = DomainParticipant(domain)
         except DDSException as error:
             raise TransportError(f"cannot join DDS domain {domain}: {error}") from error
@@ -198,8 +198,11 @@ class Participant:
         self._writers.clear()
         self._readers.clear()
         self._topics.clear()
-        # Deletes every writer and reader with it. Waiting for the garbage collector would leave the peers guessing.
+        # Deletes every writer and reader with it, and the domain after the last participant. Not left to the garbage
+        # collector: the peers would be left guessing, and when the interpreter itself ends it is too late, because
+        # then the binding's background thread waits for the interpreter's lock for ever, and we for that thread.
         self.entity.__del__()
+        self._domain = None
 
     def __enter__(self) -> Participant:
         return self
