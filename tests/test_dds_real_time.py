@@ -18,6 +18,7 @@ from m2distill_policy.dds.m2distill_msgs import PolicyAction
 from m2distill_policy.dds.participant import Participant
 from m2distill_policy.dds.sim_robot import RobotOptions, Rollout, SimRobot
 from m2distill_policy.dds.types import DiagnosticArray, Header, String, Time
+from m2distill_policy.errors import TransportError
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.dds_support import Robot, StillWorld, child
@@ -190,8 +191,18 @@ def test_in_shadow_mode_the_robot_holds_still(tmp_path: Path, domain: int) -> No
         (report,) = robot.run([Rollout(0, 0, 0)])
         assert report.held_still == report.steps == 20
         assert not np.any(np.array(report.actions)[:, :6])
-        answers = listener.take()
+        answers = [a for a in listener.take() if a.instruction]
         assert len(answers) >= 5 and not any(a.command for a in answers) and all(a.modes == 3 for a in answers)
+
+
+def test_in_real_time_an_unknown_instruction_is_refused(tmp_path: Path, domain: int) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    with child(tmp_path, "serve", bundle, "--domain", domain), Participant(domain) as participant:
+        robot = SimRobot(
+            participant, StillWorld(CONTRACT), lockstep=False, options=RobotOptions(instruction="lift the rad box")
+        )
+        with pytest.raises(TransportError, match="did you mean 'lift the red box'"):
+            robot.run([Rollout(0, 0, 0)])
 
 
 def test_in_real_time_the_robot_follows(tmp_path: Path, domain: int) -> None:

@@ -1,1 +1,39 @@
-"""The policy node and the simulated robot on plain Cyclone DDS, with ROS 2's wire types and topic names."""
+"""The policy node and the simulated robot on plain Cyclone DDS, with ROS 2's wire types and topic names.
+
+Topics (``~`` is ``/m2distill_policy``; a DDS topic is the name with ``rt`` before it):
+
+=================================== ============================ =========== =========================================
+topic                               type                         direction   what
+=================================== ============================ =========== =========================================
+/camera/agentview/image_raw         sensor_msgs/Image            to policy   rgb8, bgr8, rgba8, bgra8 or mono8
+/camera/eye_in_hand/image_raw       sensor_msgs/Image            to policy   the contract's views name the topics
+/camera/agentview/camera_info, ...  sensor_msgs/CameraInfo       to policy   compared with the contract's field of view
+/joint_states                       sensor_msgs/JointState       to policy   rad and m, matched by joint name
+/end_effector_pose                  geometry_msgs/PoseStamped    to policy   optional; without it no ~/target_pose
+~/instruction                       std_msgs/String              to policy   transient local
+~/episode                           m2distill_msgs/Episode       to policy   lockstep only, see below
+~/action                            m2distill_msgs/PolicyAction  from policy the answer and its whole mixture
+~/twist                             geometry_msgs/TwistStamped   from policy m/s and rad/s by the contract's response
+~/target_pose                       geometry_msgs/PoseStamped    from policy set-point from the pose
+/gripper_command                    control_msgs/GripperCommand  from policy on change, with hysteresis
+~/status                            m2distill_msgs/PolicyStatus  from policy every cycle
+/diagnostics                        diagnostic_msgs/...Array     from policy once a second
+=================================== ============================ =========== =========================================
+
+In real time pictures and joints are taken as they come (best effort), everything else is reliable.
+
+Lockstep is a conversation, all of it reliable, in which the wall clock has no say:
+
+1. Both sides wait until every topic has a peer.
+2. The robot resets its world and publishes ``~/episode``: number, instruction, and which stream of random numbers. The
+   policy clears its window, begins that stream, and answers with one ``~/status`` of the same stamp and episode.
+3. The robot publishes one observation, all of it under one stamp. The policy answers with commands, one ``~/action``
+   and, last, one ``~/status``, all under that stamp. The status says whether commands were sent and how many gripper
+   commands there have been, so the robot knows what else to wait for: DDS does not order topics among each other.
+4. The robot steps its world and goes to 3, or to 2 when the rollout is over. Stamps never go back.
+
+Whoever hears nothing for ``--timeout`` seconds gives up and names the silent topic.
+
+Cyclone DDS 11.0.1 is the one release on PyPI with wheels for Python 3.10 to 3.12. It talks to Cyclone DDS 0.10, which
+ROS 2 Jazzy brings, as long as types are written as :mod:`m2distill_policy.dds.types` says. Fast DDS is not tried yet.
+"""

@@ -49,6 +49,8 @@ Follow = Literal["action", "target_pose", "twist"]
 
 #: ns between the last stamp of an episode and the first of the next: more than any gap within one.
 _BETWEEN_EPISODES = 1_000_000_000
+#: Periods of silence before a rollout in real time: more than the 1.5 after which a policy begins a new window.
+_PAUSE = 2.5
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class SimRobot:
         self._lockstep = lockstep
         self._stop = False
         self._clock = 0
+        self._published = 0.0
         self._number = 0
         self._gripper_entry = -1.0
         self._grips = 0
@@ -199,7 +202,7 @@ class SimRobot:
         """
         self._wait_for_policy()
         if not self._lockstep:
-            self._instructions.write(String(self._instruction))
+            self._tell_instruction(rollouts[0].state_seed)
         reports = []
         for rollout in rollouts:
             report = RolloutReport(rollout)
@@ -224,6 +227,31 @@ class SimRobot:
             endpoints, self.options.timeout, f"start 'm2distill serve BUNDLE{lockstep}' there", lambda: self._stop
         )
 
+    def _tell_instruction(self, state_seed: int) -> None:
+        """Publish ~/instruction and wait until a ~/status bears it: pictures may overtake it otherwise.
+
+        Cameras and joints are on meanwhile, as a real robot's are.
+        """
+        waiter = self._participant.waiter([], matches=[self._status])
+        deadline = time.monotonic() + self.options.timeout
+        observation = self._world.reset(state_seed)
+        self._instructions.write(String(self._instruction))
+        due = time.monotonic()
+        while not self._stop:
+            self._publish(observation, time.time_ns())
+            due += self._contract.period
+            while (left := due - time.monotonic()) > 0:
+                waiter.wait(left)
+            self._check_patience(deadline, self._status, f"the instruction '{self._instruction}'")
+            for status in self._status.take():
+                if status.code == StatusCode.UNKNOWN_INSTRUCTION and self._instruction in status.sentence:
+                    raise self._refusal(status)
+                if status.instruction == self._instruction:
+                    return
+
+    def _refusal(self, status: PolicyStatus) -> TransportError:
+        return TransportError(f"the policy refuses the instruction '{self._instruction}': {status.sentence}")
+
     # --- lockstep ----------------------------------------------------------------------------------------------------
 
     def _roll_in_lockstep(self, report: RolloutReport) -> None:
@@ -238,7 +266,7 @@ class SimRobot:
         self._episodes.write(Episode(header, self._number, rollout.seed, rollout.draw, self._instruction))
         status = self._answer(waiter, self._clock, self._episodes.topic)
         if status is not None and status.code == StatusCode.UNKNOWN_INSTRUCTION:
-            raise TransportError(f"the policy refuses the instruction '{self._instruction}': {status.sentence}")
+            raise self._refusal(status)
         self._clock += _BETWEEN_EPISODES
         start = self._clock
         for step in range(self._world.task.horizon):
@@ -280,6 +308,10 @@ class SimRobot:
         return None
 
     def _wait(self, waiter: Waiter, deadline: float, silent: Reader[Any], what: str) -> None:
+        self._check_patience(deadline, silent, what)
+        waiter.wait(deadline - time.monotonic())
+
+    def _check_patience(self, deadline: float, silent: Reader[Any], what: str) -> None:
         left = deadline - time.monotonic()
         if left <= 0 or not self._status.matched:
             why = f"within {self.options.timeout:g} s" if left <= 0 else "and the policy has left"
@@ -287,7 +319,6 @@ class SimRobot:
             raise TransportError(
                 f"no answer to {what} came on {silent.topic} {why}, in DDS domain {self._participant.domain}{broken}"
             )
-        waiter.wait(left)
 
     # --- real time ---------------------------------------------------------------------------------------------------
 
@@ -295,7 +326,10 @@ class SimRobot:
         waiter = self._participant.waiter([])
         period = self._contract.period
         observation = self._world.reset(report.rollout.state_seed)
-        # What was said about the world before the reset is not for this one.
+        # A gap in the stamps ends the policy's episode: what it saw before the reset is not for this world.
+        while (left := self._published + _PAUSE * period - time.monotonic()) > 0 and not self._stop:
+            waiter.wait(left)
+        # Nor is what it said about the world before.
         self._take_commands()
         self._status.take()
         self._command = None
@@ -383,6 +417,7 @@ class SimRobot:
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
         ]
         self._joints.write(JointState(Header(at, self._contract.action.frame), self._joint_names, readings))
+        self._published = time.monotonic()
 
     def _note(self, report: RolloutReport, status: PolicyStatus) -> None:
         if status.bundle and status.bundle not in report.bundles:
