@@ -19,18 +19,28 @@ from m2distill_policy import __version__
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest
 
-#: Which requirements file brings a module that can be missing, by its top-level name.
-REQUIREMENTS: dict[str, str] = {
-    module: file
-    for file, modules in {
-        "robot.txt": "numpy yaml tomli cv2 cyclonedds onnxruntime",
-        "train.txt": "torch onnx safetensors h5py transformers tokenizers tqdm tensorboard matplotlib",
-        "sim.txt": "robosuite mujoco libero bddl numba scipy PIL imageio imageio_ffmpeg fast_simplification "
-        "termcolor easydict cloudpickle gymnasium future",
-    }.items()
-    for module in modules.split()
+#: The roles whose packages a subcommand needs, as ``requirements/`` and ``make venv ROLES=...`` name them.
+ROLES: dict[str, tuple[str, ...]] = {
+    "demos": ("robot", "sim"),
+    "train": ("robot", "train", "sim"),
+    "export": ("robot", "train"),
+    "evaluate": ("robot", "sim"),
+    "serve": ("robot",),
+    "sim": ("robot", "sim"),
+    "demo": ("robot", "train", "sim"),
+    "report": ("robot", "train", "sim"),
+    "doctor": ("robot",),
 }
-_WITH_NODEPS = ("train.txt", "sim.txt")
+
+#: Roles with a second requirements file, for ``pip install --no-deps``.
+WITH_NODEPS = ("train", "sim")
+
+#: Top-level modules that ``requirements/`` brings: the absence of one is a role that is not installed, not a bug.
+_ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime")
+_TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
+_SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
+_SIM_MORE = ("fast_simplification", "easydict", "cloudpickle", "gymnasium", "future")
+INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_SIM, *_SIM_MORE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,14 +87,17 @@ def missing_dependency(error: ImportError, command: str) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package == "rclpy":
         return f"'m2distill {command}' needs ROS 2; source it first: source /opt/ros/<distribution>/setup.bash"
-    file = REQUIREMENTS.get(package)
-    if file is None:
+    if package not in INSTALLABLE or command not in ROLES:
         return None
-    install = f"pip install -r requirements/{file}"
-    if file in _WITH_NODEPS:
-        install += f" && pip install --no-deps -r requirements/{file.replace('.txt', '-nodeps.txt')}"
-    role = file.removesuffix(".txt")
-    return f"'m2distill {command}' needs the package '{package}' of the role '{role}'; install it with: {install}"
+    roles = ROLES[command]
+    install = "pip install " + " ".join(f"-r requirements/{role}.txt" for role in roles)
+    apart = " ".join(f"-r requirements/{role}-nodeps.txt" for role in roles if role in WITH_NODEPS)
+    if apart:
+        install += f" && pip install --no-deps {apart}"
+    return (
+        f"'m2distill {command}' needs the package '{package}', which is not installed; it comes with the role"
+        f"{'s' if len(roles) > 1 else ''} {', '.join(roles)}: make venv ROLES='{' '.join(roles)}', or {install}"
+    )
 
 
 def load_command(name: str) -> ModuleType:

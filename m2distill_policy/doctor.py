@@ -30,6 +30,10 @@ ROLE_MODULES: dict[str, tuple[str, ...]] = {
     "sim": ("mujoco", "robosuite", "libero", "bddl", "numba", "scipy", "fast_simplification", "gymnasium"),
 }
 
+#: The findings that a command needs; the demo walks the whole road and needs them all.
+DEMO_NEEDS: tuple[str, ...] = ()
+SERVE_NEEDS: tuple[str, ...] = ("Python", "packages: robot", "DDS")
+
 #: What the demonstrations, runs and benchmarks of ``make demo`` may need, in GiB.
 DISK_NEEDED = 2.0
 
@@ -96,19 +100,27 @@ def as_text(findings: list[Finding]) -> str:
         lines.append(f"{marks[finding.state]}  {finding.name:<{width}}  {finding.detail}")
         if finding.cure:
             lines.append(f"{'':7}  {'':<{width}}  -> {finding.cure}")
-    missing = [finding.name for finding in findings if finding.state == "missing"]
     lines.append("")
-    if missing:
-        lines.append(f"'make demo' cannot run here yet; missing: {', '.join(missing)}.")
-    else:
-        lines.append("'make demo' can run here. What is absent is needed only for what it says.")
+    for what, needed in (("make demo", DEMO_NEEDS), ("m2distill serve", SERVE_NEEDS)):
+        missing = [finding.name for finding in findings if finding.state == "missing" and _is_one_of(finding, needed)]
+        verdict = f"cannot run here yet; missing: {', '.join(missing)}" if missing else "can run here"
+        lines.append(f"'{what}' {verdict}.")
     return "\n".join(lines)
 
 
 def as_json(findings: list[Finding]) -> str:
-    """The report for a program: ``{"ready": bool, "findings": [{name, state, detail, cure}, ...]}``."""
-    ready = all(finding.state != "missing" for finding in findings)
+    """The report for a program: ``{"ready": {"demo": bool, "serve": bool}, "findings": [{name, state, ...}, ...]}``."""
+    ready = {"demo": is_ready(findings, DEMO_NEEDS), "serve": is_ready(findings, SERVE_NEEDS)}
     return json.dumps({"ready": ready, "findings": [asdict(finding) for finding in findings]}, indent=2)
+
+
+def is_ready(findings: list[Finding], needed: tuple[str, ...]) -> bool:
+    """Whether nothing is missing among the findings that ``needed`` names."""
+    return not any(finding.state == "missing" and _is_one_of(finding, needed) for finding in findings)
+
+
+def _is_one_of(finding: Finding, needed: tuple[str, ...]) -> bool:
+    return not needed or finding.name in needed
 
 
 # --- the machine ------------------------------------------------------------------------------------------------

@@ -140,9 +140,9 @@ def test_other_errors_are_bugs_and_keep_their_traceback(run_train: Any) -> None:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("torch", "pip install -r requirements/train.txt && pip install --no-deps -r requirements/train-nodeps.txt"),
-        ("robosuite.utils", "'m2distill train' needs the package 'robosuite' of the role 'sim'"),
-        ("cyclonedds", "pip install -r requirements/robot.txt"),
+        ("torch", "'m2distill train' needs the package 'torch', which is not installed"),
+        ("torch", "make venv ROLES='robot train sim'"),
+        ("robosuite.utils", "pip install --no-deps -r requirements/train-nodeps.txt -r requirements/sim-nodeps.txt"),
         ("rclpy", "source /opt/ros/"),
     ],
 )
@@ -155,10 +155,13 @@ def test_a_missing_role_names_its_requirements(
     assert "Traceback" not in error
 
 
-def test_every_file_that_is_named_exists() -> None:
+def test_every_command_has_roles_and_every_file_that_is_named_exists() -> None:
+    assert set(cli.ROLES) == set(SUMMARIES)
     folder = Path(cli.__file__).parents[1] / "requirements"
-    for name in set(cli.REQUIREMENTS.values()):
-        assert (folder / name).is_file()
+    for role in {role for roles in cli.ROLES.values() for role in roles}:
+        assert (folder / f"{role}.txt").is_file()
+    for role in cli.WITH_NODEPS:
+        assert (folder / f"{role}-nodeps.txt").is_file()
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

@@ -19,7 +19,7 @@ def test_the_whole_report_on_this_machine(capsys: pytest.CaptureFixture[str]) ->
     # The tests' own environment has every role, so nothing may be missing.
     assert cli.main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["ready"] is True
+    assert report["ready"] == {"demo": True, "serve": True}
     names = [finding["name"] for finding in report["findings"]]
     for name in (
         "Python",
@@ -44,8 +44,9 @@ def test_the_verdict_and_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: 
     text = capsys.readouterr().out
     assert "-> buy one" in text
     assert "'make demo' cannot run here yet; missing: b." in text
-    assert json.loads(doctor.as_json(findings))["ready"] is False
-    assert "can run here" in doctor.as_text([findings[0], findings[2]])
+    assert "'m2distill serve' can run here." in text, "it does not need b"
+    assert json.loads(doctor.as_json(findings))["ready"] == {"demo": False, "serve": True}
+    assert "'make demo' can run here." in doctor.as_text([findings[0], findings[2]])
 
 
 def test_rendering_is_really_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,4 +129,5 @@ def test_doctor_runs_without_torch_or_simulator() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stderr
     assert "missing: packages: train, packages: sim, headless rendering, text encoder: minilm" in done.stdout
+    assert "'m2distill serve' can run here." in done.stdout
     assert "Traceback" not in done.stderr
