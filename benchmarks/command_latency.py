@@ -44,6 +44,7 @@ class Publisher:
 
     sent: stamp (ns) -> steady time (s) of the last message. answers: stamp -> (steady time, bundle).
     steps: stamp -> s in the policy server. idle: statuses of cycles without an observation since the first answer.
+    late: observations that this process itself sent over half a period late: the machine had no time for it.
     """
 
     def __init__(self, participant: Participant, contract: Contract, height: int, width: int) -> None:
@@ -62,6 +63,7 @@ class Publisher:
         self.answers: dict[int, tuple[float, str]] = {}
         self.steps: dict[int, float] = {}
         self.idle = 0
+        self.late = 0
 
     def meet(self) -> None:
         """Wait until the policy is there."""
@@ -81,7 +83,10 @@ class Publisher:
             if i == count // 2:
                 half_way()
             self._publish(i)
-            due += period
+            now = time.monotonic()
+            # A camera does not send in a burst what it could not send in time; nor does this.
+            self.late += now - due > period / 2
+            due = max(due, now - period / 2) + period
             while (left := due - time.monotonic()) > 0:
                 self._waiter.wait(left)
                 self._collect()
@@ -211,7 +216,7 @@ def main() -> None:
             robot.meet()
             robot.run(2.0, contract.period)  # the first pictures find the policy warm, but not yet driving
             warm = set(robot.sent)
-            robot.idle = 0
+            robot.idle = robot.late = 0
             robot.run(args.seconds, contract.period, swap)
     measured = [stamp for stamp in robot.sent if stamp not in warm]
     answered = [stamp for stamp in measured if stamp in robot.answers]
@@ -236,7 +241,9 @@ def main() -> None:
         {
             "observations": len(measured),
             "unanswered": len(measured) - len(answered),
+            "unanswered_after_s": [round((s - measured[0]) / 1e9, 2) for s in measured if s not in robot.answers][:50],
             "cycles_without_observation": robot.idle,
+            "sent_late": robot.late,
             "answered_by": by,
             "latency_ms": percentiles(latency),
             "policy_step_ms": percentiles(steps[np.isfinite(steps)]),
