@@ -144,7 +144,11 @@ class Demo:
         out.unlink(missing_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         node = subprocess.Popen(
-            self._command("serve", str(bundle), "--domain", domain, *serve), env=environment, text=True
+            self._command(
+                "serve", str(bundle), "--domain", domain, "--sampling", self.config.evaluation.sampling, *serve
+            ),
+            env=environment,
+            text=True,
         )
         try:
             robot = subprocess.Popen(

@@ -98,8 +98,7 @@ def progress(folder: Path) -> tuple[float, str]:
     record = read_json(folder / "run.json")
     tasks, optim = record["tasks"], record["config"]["optim"]
     steps = [optim["steps"]] * len(tasks)
-    if optim["first_steps"] is not None:
-        steps[0] = optim["first_steps"]
+    steps[0] = max(1, round(optim["steps"] * optim["first_factor"]))
     row = _last_row(folder / "metrics.jsonl")
     done = 0 if row is None else sum(steps[: row["stage"]]) + row["step"]
     stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(len(tasks)))

@@ -18,14 +18,15 @@ STRATEGIES = ("sequential", "er", "m2distill")
 class OptimConfig:
     """steps a stage, batch windows a step; AdamW with a cosine from lr to lr_end after ``warmup`` linear steps.
 
-    first_steps, later_lr: other values for the first stage's steps and for the later stages' lr, or None for the same.
+    first_factor: the first stage, which begins from nothing, has so many times the steps. later_lr: highest rate of
+    the later stages, or None for ``lr``.
     clip: largest gradient norm. precision: ``auto`` is bf16 where the hardware computes in it, else fp32.
     threads: of torch on the CPU; 0 leaves torch's own choice. Part of the configuration, because sums depend on it.
     checkpoint_seconds: how much work a kill may cost at most.
     """
 
     steps: int = 2500
-    first_steps: int | None = None
+    first_factor: float = 1.0
     batch: int = 32
     lr: float = 1e-4
     lr_end: float = 1e-5
@@ -41,7 +42,7 @@ class OptimConfig:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "clip"):
+        for name in ("lr", "clip", "first_factor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.lr_end <= self.lr:
@@ -51,7 +52,7 @@ class OptimConfig:
 
     def stage_steps(self, stage: int) -> int:
         """Steps of stage ``stage``."""
-        return self.first_steps if stage == 0 and self.first_steps is not None else self.steps
+        return max(1, round(self.steps * self.first_factor)) if stage == 0 else self.steps
 
     def stage_lr(self, stage: int) -> float:
         """Highest learning rate of stage ``stage``."""

@@ -338,7 +338,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
             "optim": {
                 k: v
                 for k, v in kept["optim"].items()
-                if k not in ("steps", "first_steps", "later_lr", "checkpoint_seconds")
+                if k not in ("steps", "first_factor", "later_lr", "checkpoint_seconds")
             },
             "steps": run.config.optim.stage_steps(0),
             "points": kept["evaluation"]["points"],
