@@ -15,9 +15,13 @@ from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.participant import Participant
 from m2distill_policy.dds.sim_robot import Follow, RobotOptions, Rollout, SimRobot
 from m2distill_policy.errors import TransportError
+from m2distill_policy.evaluation.results import Cell
+from m2distill_policy.evaluation.rollouts import RolloutPool
+from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
+from tests import toy_suite
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.dds_support import Robot, StillWorld, child
 
@@ -180,10 +184,22 @@ def test_every_drive_follows_every_answer(tmp_path: Path, domain: int, follow: F
             observation = world.step(np.asarray(followed))
 
 
+def test_success_is_that_of_an_evaluation(tmp_path: Path, domain: int) -> None:
+    """The same rollouts by the evaluation's workers and over DDS: successes and lengths are the same."""
+    bundle = write_toy(tmp_path / "toy")
+    with RolloutPool(1, suites="tests.toy_suite") as pool:
+        inside = pool.evaluate(bundle, [Cell("toy", 1, rollouts=8, seed=4)])
+    world = toy_suite.make_world(toy_suite.suite_tasks("toy")[1], size=32)
+    rollouts = [Rollout(state_seed("reported", 4, episode), 4, episode) for episode in range(8)]
+    with child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain), Participant(domain) as participant:
+        reports = SimRobot(participant, world, lockstep=True).run(rollouts)
+    assert [(r.success, r.steps) for r in reports] == [(r.success, r.steps) for r in inside]
+    assert {r.success for r in reports} == {True, False}
+
+
 def test_the_simulated_robot_does_what_an_evaluation_does(tmp_path: Path, domain: int) -> None:
     """Both commands in processes of their own, with robosuite's world, against the same rollouts in this process."""
     pytest.importorskip("robosuite")
-    from m2distill_policy.evaluation.seeds import state_seed
     from m2distill_policy.sim.suites import make_world, suite_task
 
     task = suite_task("tabletop", 0)

@@ -80,14 +80,17 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.dds.topics import parse_remappings
     from m2distill_policy.errors import ConfigError
     from m2distill_policy.evaluation.seeds import state_seed
-    from m2distill_policy.sim.suites import make_world, suite_task
+    from m2distill_policy.sim.suites import make_world, suite_task, suite_tasks
 
     if args.rollouts < 1:
         raise ConfigError(f"{args.rollouts} rollouts were asked for; at least 1 is needed")
     lockstep = not args.real_time
+    task = suite_task(args.suite, args.task)
+    told = next((t.name for t in suite_tasks(args.suite) if t.instruction == args.instruction), None)
     options = RobotOptions(
         follow="twist" if args.drive == "velocity" else args.set_point,
         instruction=args.instruction,
+        told_task=told if told != task.name else None,
         timeout=args.timeout,
         command_timeout=args.command_timeout,
         record_actions=args.record_actions,
@@ -97,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
         Rollout(state_seed(args.purpose, args.seed, episode), args.seed, episode)
         for episode in range(args.first, args.first + args.rollouts)
     ]
-    task = suite_task(args.suite, args.task)
     bundle = open_bundle(args.bundle) if args.bundle is not None else None
     size = args.size or (bundle.contract.cameras[0].height if bundle is not None else 128)
 

@@ -57,13 +57,16 @@ _PAUSE = 2.5
 class RobotOptions:
     """What the robot follows and how long it waits.
 
-    follow: see the module's text. instruction: told to the policy; None tells it the task's own. timeout: s for an
+    follow: see the module's text. instruction: told to the policy; None tells it the task's own. told_task: name of the
+    suite's task that the instruction belongs to, where it is another one: a rollout ends when that is done, as an
+    evaluation's does. timeout: s for an
     answer in lockstep, and for a policy to appear. command_timeout: s without a command after which a robot in real
     time holds still. gripper: which positions mean open and closed. record_actions: keep what was done in the results.
     """
 
     follow: Follow = "action"
     instruction: str | None = None
+    told_task: str | None = None
     timeout: float = 60.0
     command_timeout: float = 0.2
     gripper: GripperProfile = field(default_factory=GripperProfile)
@@ -90,15 +93,17 @@ class Rollout:
 class RolloutReport:
     """How one rollout went.
 
-    steps: control periods. achieved: the suite's tasks that were done, whichever was told. bundles: identifiers of
-    the policies that answered, in order of appearance. held_still: periods without a command to follow. late: periods
-    that began over half a period late (real time). actions: (steps, 7) as followed, when they are recorded.
+    steps: control periods. achieved: the suite's tasks that were done, whichever was told. lifted: objects raised.
+    bundles: identifiers of the policies that answered, in order of appearance. held_still: periods without a command
+    to follow. late: periods that began over half a period late (real time). actions: (steps, 7) as followed, when they
+    are recorded.
     """
 
     rollout: Rollout
     success: bool = False
     steps: int = 0
     achieved: tuple[str, ...] = ()
+    lifted: tuple[str, ...] = ()
     bundles: list[str] = field(default_factory=list)
     held_still: int = 0
     late: int = 0
@@ -113,6 +118,7 @@ class RolloutReport:
             "success": self.success,
             "steps": self.steps,
             "achieved": list(self.achieved),
+            "lifted": list(self.lifted),
             "bundles": self.bundles,
             "held_still": self.held_still,
             "late": self.late,
@@ -212,7 +218,7 @@ class SimRobot:
                 self._roll_in_real_time(report)
             if self._stop:
                 break
-            report.achieved = self._world.achieved()
+            report.achieved, report.lifted = self._world.achieved(), self._world.lifted()
             reports.append(report)
             progress(report)
         return reports
@@ -277,8 +283,7 @@ class SimRobot:
                 return
             self._note(report, status)
             observation = self._step(self._followed(waiter, status), report)
-            report.success = self._world.success()
-            if report.success:
+            if self._over(report):
                 return
 
     def _answer(self, waiter: Waiter, stamp: int, what: str) -> PolicyStatus | None:
@@ -350,8 +355,7 @@ class SimRobot:
                 command = None
             observation = self._step(command.value if command is not None else None, report)
             self._publish(observation, time.time_ns())
-            report.success = self._world.success()
-            if report.success:
+            if self._over(report):
                 return
             # Kept to the clock; after a hiccup of the machine the lost periods are not made up for in a burst.
             report.late += now - due > period / 2
@@ -401,6 +405,13 @@ class SimRobot:
         if self.options.record_actions:
             report.actions.append(action.tolist())
         return self._world.step(action)
+
+    def _over(self, report: RolloutReport) -> bool:
+        """Note whether the task is done, and return whether the rollout ends."""
+        report.success = self._world.success()
+        return report.success or (
+            self.options.told_task is not None and self.options.told_task in self._world.achieved()
+        )
 
     def _publish(self, observation: Observation, stamp: int) -> None:
         """Everything the robot sees and feels, under one stamp (ns); the joints last."""
