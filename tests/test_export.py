@@ -22,8 +22,9 @@ def policy(seed: int = 0, network: NetworkConfig = NETWORK) -> ResNetT:
     made = ResNetT(network, CONTRACT)
     for module in made.modules():  # statistics of a trained network, not the identity
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean = torch.randn_like(module.running_mean) * 0.1
-            module.running_var = torch.rand_like(module.running_var) + 0.5
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0.0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
     return made.eval()
 
 

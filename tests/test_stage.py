@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
+from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import TrainingError
 from tests.training_fixtures import CONTRACT, config, task_data
 from training.lifelong.checkpoint import load_tensors, read_json, save_tensors
-from training.lifelong.m2distill import M2Distill, TermConfig
+from training.lifelong.m2distill import DistillConfig, M2Distill
 from training.lifelong.memory import Memory
 from training.lifelong.run import make_strategy
 from training.lifelong.stage import learning_rate, train_stage
@@ -82,7 +84,11 @@ def test_teacher_is_frozen_and_let_go() -> None:
 
 
 def test_batch_norm_statistics_stay_when_frozen(tmp_path: Path) -> None:
-    for mode, moved in (("train", True), ("frozen_after_first", False)):
+    modes: tuple[tuple[Literal["train", "frozen_after_first"], bool], ...] = (
+        ("train", True),
+        ("frozen_after_first", False),
+    )
+    for mode, moved in modes:
         run = config(network=dataclasses.replace(config().network, batch_norm=mode), strategy="sequential")
         before = {k: v.clone() for k, v in start(run).state_dict().items() if "running_mean" in k}
         (tmp_path / mode).mkdir()
@@ -100,7 +106,7 @@ def test_every_distillation_term_is_logged_and_each_switch_works(tmp_path: Path)
         for place in ("new", "memory", "old_instructions"):
             assert f"{name}/{place}" in seen
     for name in ("image", "text", "extra", "policy"):
-        off = config(distill=dataclasses.replace(run.distill, **{name: TermConfig(1.0, on=False)}))
+        off = config(distill=from_dict(DistillConfig, {**to_dict(run.distill), name: {"weight": 1.0, "on": False}}))
         seen.clear()
         (tmp_path / name).mkdir()
         strategy = make_strategy(off, memory_of_one(off), CONTRACT.history)

@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
+    # No metadata: it names outside addresses, and a date would make every page differ.
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=nothing)
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -51,7 +51,7 @@ def main(demo: Path, out: Path) -> None:
     films = [next((demo / "films").rglob(f"{task['name']}-*.mp4")) for task in tasks]
     figure = plt.figure(figsize=(12, 6.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
-    for axis, film, task in zip(left.subplots(len(films), 1), films, tasks, strict=True):
+    for axis, film, task in zip(np.atleast_1d(left.subplots(len(films), 1)), films, tasks, strict=True):
         axis.imshow(_strip(film))
         axis.set_title(f"“{task['instruction']}”", fontsize=12, loc="left")
         axis.axis("off")
