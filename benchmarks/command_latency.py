@@ -112,13 +112,13 @@ class Publisher:
 
 
 @contextlib.contextmanager
-def served(bundle: Path, watched: Path, domain: int, log: Path) -> Iterator[None]:
+def served(bundle: Path, watched: Path, domain: int, log: Path, more: list[str]) -> Iterator[None]:
     """``m2distill serve`` in a process of its own, ended by SIGTERM."""
     instruction = open_bundle(bundle).instructions[0]
     arguments = ["serve", bundle, "--instruction", instruction, "--watch", watched, "--swap-when", "now"]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, *map(str, arguments), "--domain", str(domain)],
+            [sys.executable, "-c", _MAIN, *map(str, arguments), "--domain", str(domain), *more],
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--swap", action="store_true", help="swap bundles half way")
+    parser.add_argument("--reliable-input", action="store_true", help="the policy asks for lost pictures again")
     add_out(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, reserve_domain() as domain:
@@ -211,7 +212,8 @@ def main() -> None:
                 subprocess.run(["cp", "-r", str(second), str(copy_beside)], check=True, timeout=60)
                 copy_beside.rename(watched / "second")
 
-        with served(bundle, watched, domain, folder / "serve.log"), Participant(domain) as participant:
+        more = ["--reliable-input"] if args.reliable_input else []
+        with served(bundle, watched, domain, folder / "serve.log", more), Participant(domain) as participant:
             robot = Publisher(participant, contract, args.height, args.width)
             robot.meet()
             robot.run(2.0, contract.period)  # the first pictures find the policy warm, but not yet driving
@@ -220,6 +222,10 @@ def main() -> None:
             robot.run(args.seconds, contract.period, swap)
     measured = [stamp for stamp in robot.sent if stamp not in warm]
     answered = [stamp for stamp in measured if stamp in robot.answers]
+    if not answered:
+        raise TransportError(
+            "no observation was answered; see whether net.core.rmem_max lets pictures of this size pass"
+        )
     latency: NDArray[np.float64] = np.array([robot.answers[s][0] - robot.sent[s] for s in answered])
     steps: NDArray[np.float64] = np.array([robot.steps.get(s, np.nan) for s in answered])
     by: dict[str, int] = {}
@@ -235,6 +241,7 @@ def main() -> None:
             "rate_hz": contract.rate_hz,
             "seconds": args.seconds,
             "swap": args.swap,
+            "reliable_input": args.reliable_input,
             "load_average": round(os.getloadavg()[0], 1),
             "nice": os.nice(0),
         },

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.dds import conversion, topics
 from m2distill_policy.dds.diagnostics import Diagnostics
+from m2distill_policy.dds.domain import receive_buffer_trouble
 from m2distill_policy.dds.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
@@ -113,6 +114,7 @@ class PolicyNode:
         self._gripper_commands = 0
         self._troubles: dict[str, str] = {}
         self._reported: set[str] = set()
+        self._largest_picture = 0
         self._slow: set[str] = set()
         self._intervals: dict[str, float] = {}
         self._poses: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=JOINTS_KEPT)
@@ -313,6 +315,7 @@ class PolicyNode:
                 self._sets.add_view(name, image.header.stamp.nanoseconds, image)
             if images and not self._lockstep:
                 self._watch_rate(name)
+                self._watch_buffer(images[-1].step * images[-1].height)
         joints = self._joints.take()
         arrived += self._note(self._joints, len(joints))
         for state in joints:
@@ -329,6 +332,8 @@ class PolicyNode:
             for info in info_reader.take():
                 trouble = conversion.fov_trouble(info, self._contract.camera(name))
                 self._trouble(info_reader.topic, trouble)
+                # From here too: of pictures that are too large, none at all may arrive.
+                self._watch_buffer(info.height * info.width * 3)
         return arrived
 
     def _note(self, reader: Reader[Any], count: int) -> int:
@@ -369,6 +374,12 @@ class PolicyNode:
                 f"camera '{view}' sends {1 / interval:.1f} pictures a second and the policy needs "
                 f"{self._contract.rate_hz:g}; choose a faster camera mode and give the instruction again"
             )
+
+    def _watch_buffer(self, picture_bytes: int) -> None:
+        """Say once if pictures of this size are too large for the machine's buffers; some may arrive all the same."""
+        if not (self.options.reliable_input or self._lockstep) and picture_bytes > self._largest_picture:
+            self._largest_picture = picture_bytes
+            self._trouble("receive buffer", receive_buffer_trouble(picture_bytes))
 
     # --- out ---------------------------------------------------------------------------------------------------------
 

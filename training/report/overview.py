@@ -50,7 +50,7 @@ def main(demo: Path, out: Path) -> None:
     tasks = results["m2distill"]["tasks"]
     films = [next((demo / "films").rglob(f"{task['name']}-*.mp4")) for task in tasks]
     figure = plt.figure(figsize=(12, 6.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))
+    left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))  # type: ignore[misc]
     for axis, film, task in zip(np.atleast_1d(left.subplots(len(films), 1)), films, tasks, strict=True):
         axis.imshow(_strip(film))
         axis.set_title(f"“{task['instruction']}”", fontsize=12, loc="left")
