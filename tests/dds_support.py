@@ -107,12 +107,14 @@ class Robot:
         }
         self.joints = participant.writer(topics.JOINT_STATES, JointState, profile)
         self.instruction = participant.writer(topics.INSTRUCTION, String, Profile.LATCHED)
-        self.episode = participant.writer(topics.EPISODE, Episode, Profile.LOCKSTEP)
+        self.episode = participant.writer(topics.EPISODE, Episode, Profile.HANDSHAKE)
         self.readers: dict[str, Reader[Any]] = {
             "action": participant.reader(topics.ACTION, PolicyAction, profile, depth=1000),
             "twist": participant.reader(topics.TWIST, TwistStamped, profile, depth=1000),
             "gripper": participant.reader(topics.GRIPPER_COMMAND, GripperCommand, profile, depth=1000),
-            "status": participant.reader(topics.STATUS, PolicyStatus, profile, depth=1000),
+            "status": participant.reader(
+                topics.STATUS, PolicyStatus, Profile.HANDSHAKE if lockstep else profile, depth=1000
+            ),
         }
         self.heard: dict[str, list[Any]] = {name: [] for name in self.readers}
         self._waiter = participant.waiter(self.readers.values())

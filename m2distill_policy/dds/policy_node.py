@@ -137,13 +137,14 @@ class PolicyNode:
         self._joints = participant.reader(topics.JOINT_STATES, JointState, inputs, depth=JOINTS_KEPT)
         self._pose = participant.reader(topics.END_EFFECTOR_POSE, PoseStamped, inputs, depth=JOINTS_KEPT)
         self._instructions = participant.reader(topics.INSTRUCTION, String, Profile.LATCHED)
-        self._episodes = participant.reader(topics.EPISODE, Episode, Profile.LOCKSTEP)
+        self._episodes = participant.reader(topics.EPISODE, Episode, Profile.HANDSHAKE)
         self._action = participant.writer(topics.ACTION, PolicyAction, outputs)
         self._twist = participant.writer(topics.TWIST, TwistStamped, outputs)
         self._target = participant.writer(topics.TARGET_POSE, PoseStamped, outputs)
         self._gripper_topic = participant.writer(topics.GRIPPER_COMMAND, GripperCommand, outputs)
         self._health = participant.writer(topics.DIAGNOSTICS, DiagnosticArray, Profile.RELIABLE)
-        self._status = participant.writer(topics.STATUS, PolicyStatus, outputs)
+        handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
+        self._status = participant.writer(topics.STATUS, PolicyStatus, handshake)
 
     # --- from outside ------------------------------------------------------------------------------------------------
 

@@ -21,12 +21,14 @@ class Profile(Enum):
     """SENSOR: newest wins, losses are allowed. RELIABLE: every message arrives. LATCHED: late joiners get the last one.
 
     LOCKSTEP: every message arrives, and a writer waits long for a slow reader rather than drop anything.
+    HANDSHAKE: the same for one message at a time, which also reaches a reader that is met only after it was written.
     """
 
     SENSOR = "sensor"
     RELIABLE = "reliable"
     LATCHED = "latched"
     LOCKSTEP = "lockstep"
+    HANDSHAKE = "handshake"
 
     def qos(self, depth: int) -> Qos:
         """The policies; ``depth`` messages are kept for a reader that has not looked yet."""
@@ -38,4 +40,6 @@ class Profile(Enum):
             return Qos(_reliable(100), volatile, history, _XCDR1)
         if self is Profile.LATCHED:
             return Qos(_reliable(100), Policy.Durability.TransientLocal, Policy.History.KeepLast(1), _XCDR1)
+        if self is Profile.HANDSHAKE:
+            return Qos(_reliable(10_000), Policy.Durability.TransientLocal, Policy.History.KeepLast(1), _XCDR1)
         return Qos(_reliable(10_000), volatile, Policy.History.KeepAll, _XCDR1)

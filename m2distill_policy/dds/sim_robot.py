@@ -153,7 +153,8 @@ class SimRobot:
         self._contract = world.contract
         self._lockstep = lockstep
         self._stop = False
-        self._clock = 0
+        # Stamps of this run are later than those of any run before, which a policy that goes on has still in mind.
+        self._clock = time.time_ns()
         self._published = 0.0
         self._number = 0
         self._gripper_entry = -1.0
@@ -165,8 +166,10 @@ class SimRobot:
         profile = Profile.LOCKSTEP if lockstep else Profile.RELIABLE
         follow = self.options.follow
         self._pose: Writer[PoseStamped] | None = None
+        # Two processes do not learn of each other's writers and readers at one instant, but each learns of the other's
+        # writers in the order they were made, and of its readers likewise. So ~/episode is the last writer and ~/status
+        # the last reader: both keep their message for who is met late, and once they have met, all others have.
         if follow == "target_pose":
-            # Before every other writer: who has heard of the later ones then knows that a pose will come.
             self._pose = participant.writer(topics.END_EFFECTOR_POSE, PoseStamped, profile)
         self._views: dict[str, Writer[Image]] = {
             camera.name: participant.writer(topics.camera_topic(camera.name), Image, profile, depth=5)
@@ -178,13 +181,14 @@ class SimRobot:
         }
         self._joints = participant.writer(topics.JOINT_STATES, JointState, profile)
         self._instructions = participant.writer(topics.INSTRUCTION, String, Profile.LATCHED)
-        self._episodes = participant.writer(topics.EPISODE, Episode, Profile.LOCKSTEP)
+        self._episodes = participant.writer(topics.EPISODE, Episode, Profile.HANDSHAKE)
         self._action = participant.reader(topics.ACTION, PolicyAction, profile) if follow == "action" else None
         self._target = participant.reader(topics.TARGET_POSE, PoseStamped, profile) if follow == "target_pose" else None
         self._twist = participant.reader(topics.TWIST, TwistStamped, profile) if follow == "twist" else None
         grips = follow != "action"
         self._gripper = participant.reader(topics.GRIPPER_COMMAND, GripperCommand, profile) if grips else None
-        self._status = participant.reader(topics.STATUS, PolicyStatus, profile)
+        handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
+        self._status = participant.reader(topics.STATUS, PolicyStatus, handshake)
         commands = (self._action, self._target, self._twist, self._gripper)
         self._commands: list[Reader[Any]] = [reader for reader in commands if reader is not None]
 
