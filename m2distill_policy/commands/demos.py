@@ -18,13 +18,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "Killed at any moment, the same command goes on where it was and ends with the same file; "
             "run again when finished, it changes nothing."
         ),
-        epilog="example: m2distill demos --tasks 0,1,2 --episodes 40 --size 64 --out data/tabletop64 --workers 2",
+        epilog="example: m2distill demos --tasks 0,1,2 --episodes 80 --size 64 --out data/tabletop64 --workers 2",
     )
     parser.add_argument(
         "--suite", default="tabletop", help="the suite (default: %(default)s, the one that experts know)"
     )
     parser.add_argument("--tasks", default="all", help="task indices such as 0,1,2, or all (default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=40, help="successes to keep a task (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=80, help="successes to keep a task (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="pixels a side of both views (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
