@@ -8,33 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from m2distill_policy.contract import Text, libero_contract
+from tests.training_fixtures import CONTRACT, NETWORK
 from training.losses.terms import behaviour_cloning, latent_distance, masked_mean, policy_divergence
-from training.models.config import NetworkConfig
 from training.models.mixture import Mixture
 from training.models.resnet_t import Inputs, Output, ResNetT
-
-SMALL = NetworkConfig(
-    stem_kernel=5,
-    stem_stride=4,
-    stem_pool=False,
-    channels=(8, 8),
-    keypoints=4,
-    embed=16,
-    layers=1,
-    heads=2,
-    head_size=8,
-    mlp=16,
-    head_hidden=16,
-    modes=3,
-    min_std=0.03,
-)
-CONTRACT = libero_contract(32, Text("test", "0", "mean", 1.0, 12))
 
 
 def network(seed: int) -> ResNetT:
     torch.manual_seed(seed)
-    return ResNetT(SMALL, CONTRACT).eval()
+    return ResNetT(NETWORK, CONTRACT).eval()
 
 
 def inputs(batch: int = 2, length: int = 10) -> Inputs:
