@@ -20,8 +20,6 @@ class OptimConfig:
 
     first_factor: the first stage, which begins from nothing, has so many times the steps. later_lr: highest rate of
     the later stages, or None for ``lr``.
-    text_lr_factor: times the rate for the layers that read the text embedding. Adam moves every weight by about the
-    rate whatever the gradient, and hundreds of entries of order 1 add up: at 1e-3 one step turns FiLM by 0.3.
     clip: largest gradient norm. precision: ``auto`` is bf16 where the hardware computes in it, else fp32.
     threads: of torch on the CPU; 0 leaves torch's own choice. Part of the configuration, because sums depend on it.
     checkpoint_seconds: how much work a kill may cost at most.
@@ -33,7 +31,6 @@ class OptimConfig:
     lr: float = 1e-4
     lr_end: float = 1e-5
     later_lr: float | None = None
-    text_lr_factor: float = 1.0
     warmup: int = 0
     weight_decay: float = 1e-4
     clip: float = 100.0
@@ -45,7 +42,7 @@ class OptimConfig:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "clip", "first_factor", "text_lr_factor"):
+        for name in ("lr", "clip", "first_factor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.lr_end <= self.lr:
