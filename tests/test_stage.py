@@ -96,6 +96,19 @@ def test_batch_norm_statistics_stay_when_frozen(tmp_path: Path) -> None:
         assert any(not torch.equal(after[k], v) for k, v in before.items()) is moved
 
 
+def test_text_layers_learn_at_their_own_rate(tmp_path: Path) -> None:
+    run = config(strategy="sequential", optim=dataclasses.replace(config().optim, text_lr_factor=1e-6))
+    before = start(run)
+    after = train(run, tmp_path, stage=0)
+    text = {id(p) for p in after.text_parameters()}
+    for (name, a), b in zip(after.named_parameters(), before.parameters(), strict=True):
+        moved = float((a - b).detach().abs().max())
+        if id(a) in text:
+            assert moved < 1e-7, name
+        elif name.endswith("weight"):  # a softmax does not see its own bias
+            assert moved > 1e-4, name
+
+
 def test_every_distillation_term_is_logged_and_each_switch_works(tmp_path: Path) -> None:
     seen: dict[str, float] = {}
     run = config()

@@ -20,6 +20,9 @@ class OptimConfig:
 
     first_factor: the first stage, which begins from nothing, has so many times the steps. later_lr: highest rate of
     the later stages, or None for ``lr``.
+    text_lr_factor: times the rate for the layers that read the text embedding. Adam moves every weight by about the
+    rate whatever the gradient, and hundreds of entries of order 1 add up: at 1e-3 one step moves a FiLM term by 0.3,
+    scales walk to +-16, the spatial softmax saturates, and a second task is not learned any more.
     clip: largest gradient norm. precision: ``auto`` is bf16 where the hardware computes in it, else fp32.
     threads: of torch on the CPU; 0 leaves torch's own choice. Part of the configuration, because sums depend on it.
     checkpoint_seconds: how much work a kill may cost at most.
@@ -31,6 +34,7 @@ class OptimConfig:
     lr: float = 1e-4
     lr_end: float = 1e-5
     later_lr: float | None = None
+    text_lr_factor: float = 1.0
     warmup: int = 0
     weight_decay: float = 1e-4
     clip: float = 100.0
@@ -42,7 +46,7 @@ class OptimConfig:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "clip", "first_factor"):
+        for name in ("lr", "clip", "first_factor", "text_lr_factor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.lr_end <= self.lr:

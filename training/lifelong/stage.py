@@ -95,8 +95,15 @@ def train_stage(
     if config.optim.threads:
         torch.set_num_threads(config.optim.threads)
     policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    readers = {id(parameter) for parameter in policy.text_parameters()}
     optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay, betas=(0.9, 0.999)
+        [
+            {"params": [p for p in policy.parameters() if id(p) not in readers], "factor": 1.0},
+            {"params": policy.text_parameters(), "factor": config.optim.text_lr_factor},
+        ],
+        lr=config.optim.lr,
+        weight_decay=config.optim.weight_decay,
+        betas=(0.9, 0.999),
     )
     steps = config.optim.stage_steps(stage)
     points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
@@ -106,7 +113,7 @@ def train_stage(
     for step in range(done, steps):
         rate = learning_rate(step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup)
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         terms = _step(policy, strategy, data, config, stage, step, optimiser, device, precision)
         listener(step + 1, steps, {**terms, "lr": rate})
         if step + 1 in points:

@@ -92,6 +92,10 @@ class ResNetT(nn.Module):
     def _views(self) -> list[ImageEncoder]:
         return [view for view in self.views if isinstance(view, ImageEncoder)]
 
+    def text_parameters(self) -> list[nn.Parameter]:
+        """The parameters that read the text embedding: FiLM's and the text token's."""
+        return [*self.text.parameters(), *(p for view in self._views() for p in view.film.parameters())]
+
     def condition(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """What an instruction means to the network: text token (B, E) and FiLM terms of all views (B, F)."""
         return self.text(embedding), torch.cat([view.film_terms(embedding) for view in self._views()], dim=-1)
