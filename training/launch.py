@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from m2distill_policy.errors import TrainingError
+from m2distill_policy.progress import ProgressBar
 from training.lifelong.checkpoint import read_json
 
 
@@ -44,7 +43,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
     gone on with.
     """
     waiting = [job for job in jobs if not job.finished]
-    running: dict[subprocess.Popen[bytes], tuple[Job, tqdm[None]]] = {}
+    running: dict[subprocess.Popen[bytes], tuple[Job, ProgressBar]] = {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         while waiting or running:
@@ -55,10 +54,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
                     process = subprocess.Popen(
                         job.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
                     )
-                bar: tqdm[None] = tqdm(
-                    total=1000, desc=job.name, bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}",
-                    file=sys.stderr, dynamic_ncols=True,
-                )  # fmt: skip
+                bar: ProgressBar = ProgressBar(
+                    total=1000, desc=job.name, bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
+                )
                 running[process] = (job, bar)
             time.sleep(1.0)
             for process, (job, bar) in list(running.items()):

@@ -44,8 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Collect, with a progress bar on standard error, and say what came of it."""
-    from tqdm import tqdm
-
+    from m2distill_policy.progress import ProgressBar
     from m2distill_policy.sim.collect import Collection, collect, parse_tasks
 
     collection = Collection(
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         noise=args.noise,
         force=args.force,
     )
-    with tqdm(total=collection.episodes * len(collection.tasks), unit="episode", smoothing=0.1) as bar:
+    with ProgressBar(total=collection.episodes * len(collection.tasks), unit="episode", smoothing=0.1) as bar:
 
         def progress(done: int, total: int, note: str) -> None:
             if bar.n == 0 and done > 1:

@@ -321,9 +321,9 @@ class _Progress:
         self._total, self._done, self._good, self._bad, self._seen = total, done, 0, 0, 0
         self._bar: Any = None
         if wanted is True:
-            from tqdm import tqdm
+            from m2distill_policy.progress import ProgressBar
 
-            self._bar = tqdm(total=total, initial=done, unit="rollout", desc="rollouts", dynamic_ncols=True)
+            self._bar = ProgressBar(total=total, initial=done, unit="rollout", desc="rollouts")
 
     def add(self, result: RolloutResult) -> None:
         self._done += 1

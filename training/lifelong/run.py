@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from m2distill_policy import provenance
 from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.contract import Contract
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import TrainingError
+from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.world import Task
 from training.data.task_data import TaskData, load_task
 from training.drift import latent_drift
@@ -208,13 +207,11 @@ class LifelongRun:
 
         with (
             SummaryWriter(str(self.folder / "tensorboard")) as writer,
-            tqdm(
+            ProgressBar(
                 total=self.config.optim.stage_steps(stage),
                 desc=f"{self.config.strategy} {self.tasks[stage].name}",
                 unit="step",
-                dynamic_ncols=True,
                 disable=quiet,
-                file=sys.stderr,
             ) as bar,
         ):
             self._forget_rows_after(stage, folder)

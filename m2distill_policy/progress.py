@@ -1,0 +1,27 @@
+"""Progress bars: live in a terminal, now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+#: Least seconds between two states of a bar where nobody watches it live.
+LOG_SECONDS = 15.0
+
+
+class ProgressBar(tqdm):
+    """tqdm's bar on stderr; where that is no terminal, a state every :data:`LOG_SECONDS` instead of ten a second."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._live, self._shown = sys.stderr.isatty(), -LOG_SECONDS
+        super().__init__(file=sys.stderr, dynamic_ncols=self._live, **settings)
+
+    def refresh(self, *args: Any, **settings: Any) -> bool | None:
+        now = time.monotonic()
+        if not self._live and now - self._shown < LOG_SECONDS:
+            return None
+        self._shown = now
+        return super().refresh(*args, **settings)
