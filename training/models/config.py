@@ -14,7 +14,8 @@ class NetworkConfig:
 
     stem_kernel, stem_stride, stem_pool: first convolution, and whether a 3 x 3 max-pool of stride 2 follows it.
     channels: of the stem with layer 1, and of layer 2. layer2_stride: 1 keeps the map's resolution.
-    keypoints: of the spatial softmax (2 numbers each). embed: width of a token.
+    keypoints: of the spatial softmax (2 numbers each). softmax_temperature: divides its logits (robomimic's name for
+    it); below 1 a keypoint that attends to nothing finds something new sooner. embed: width of a token.
     head_hidden: width of the mixture head's two hidden layers. min_std: floor under every standard deviation.
     batch_norm: ``train`` follows the batch in every stage, as LIBERO does; ``frozen_after_first`` keeps the first
     stage's statistics ever after, which closes a path of forgetting that no loss on tokens sees.
@@ -29,6 +30,7 @@ class NetworkConfig:
     channels: tuple[int, int] = (64, 128)
     layer2_stride: int = 2
     keypoints: int = 32
+    softmax_temperature: float = 1.0
     embed: int = 64
     layers: int = 4
     heads: int = 6
@@ -63,5 +65,6 @@ class NetworkConfig:
         for name in ("dropout", "drop_path"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}; allowed are 0 up to, not including, 1")
-        if self.min_std <= 0:
-            raise ConfigError(f"network.min_std is {self.min_std}; it must be positive")
+        for name in ("min_std", "softmax_temperature"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"network.{name} is {getattr(self, name)}; it must be positive")

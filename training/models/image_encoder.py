@@ -38,8 +38,9 @@ class SpatialSoftmax(nn.Module):
     As in LIBERO, the first half of the result moves along the rows and the second along the columns.
     """
 
-    def __init__(self, channels: int, height: int, width: int, keypoints: int) -> None:
+    def __init__(self, channels: int, height: int, width: int, keypoints: int, temperature: float = 1.0) -> None:
         super().__init__()
+        self.temperature = temperature
         self.conv = nn.Conv2d(channels, keypoints, 1)
         first, second = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
         positions = torch.stack([first.reshape(-1), second.reshape(-1)], dim=1)
@@ -47,7 +48,7 @@ class SpatialSoftmax(nn.Module):
         self.positions: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        attention = torch.softmax(self.conv(x).flatten(2).float(), dim=-1)
+        attention = torch.softmax(self.conv(x).flatten(2).float() / self.temperature, dim=-1)
         keypoints = attention @ self.positions  # (N, K, 2)
         return keypoints.transpose(1, 2).flatten(1)
 
@@ -81,7 +82,9 @@ class ImageEncoder(nn.Module):
         with torch.no_grad():
             probe = self._trunk(torch.zeros(1, 3, height, width), [(torch.zeros(1), torch.zeros(1))] * 4)
         self.train(was_training)
-        self.softmax = SpatialSoftmax(second, probe.shape[2], probe.shape[3], config.keypoints)
+        self.softmax = SpatialSoftmax(
+            second, probe.shape[2], probe.shape[3], config.keypoints, config.softmax_temperature
+        )
         self.projection = nn.Linear(2 * config.keypoints, config.embed)
 
     @property
