@@ -39,6 +39,7 @@ class Episode:
     images: view -> (L, H, W, 3) uint8, RGB, upright. proprioception: group -> (L, n) float32, in the contract's units.
     actions: (L, 7) float32 in [-1, 1]. ee: (L, 6) float32 end-effector pose (m; rotation vector, rad), or None.
     seed: what the initial state was drawn from, or None. init_state: flattened MuJoCo state, or None.
+    executed: (L, 7) float32 what the robot was given instead of ``actions``, where it was disturbed, or None.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -47,6 +48,7 @@ class Episode:
     ee: NDArray[np.float32] | None = None
     seed: int | None = None
     init_state: NDArray[np.float64] | None = None
+    executed: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -122,15 +124,11 @@ class DemonstrationFile:
         name = self._names[index]
         with self._open() as file:
             group = file[f"data/{name}"]
-            actions = self._dataset(group, name, "actions", (7,), "f")
+            actions = self._actions(group, name, "actions", None)
             length = len(actions)
-            if length == 0:
-                raise self._wrong(name, "actions", "holds no step")
-            if not np.all(np.isfinite(actions)):
-                raise self._wrong(name, "actions", "holds a value that is not finite")
-            if np.any(np.abs(actions) > 1.0 + ACTION_TOLERANCE):
-                worst = float(actions.flat[int(np.argmax(np.abs(actions)))])
-                raise self._wrong(name, "actions", f"holds {worst:.6g}; allowed are -1 to 1")
+            executed = None
+            if "executed_actions" in group:
+                executed = self._actions(group, name, "executed_actions", length)
             images: dict[str, NDArray[np.uint8]] = {}
             for camera in self.contract.cameras:
                 frames = self._dataset(group, name, f"obs/{camera.name}", camera.shape, "u1", length)
@@ -156,11 +154,24 @@ class DemonstrationFile:
             return Episode(
                 images,
                 proprioception,
-                np.clip(actions, -1.0, 1.0).astype(np.float32),
+                actions,
                 ee,
                 None if seed is None else int(seed),
                 None if state is None else np.asarray(state, dtype=np.float64),
+                executed,
             )
+
+    def _actions(self, group: h5py.Group, name: str, key: str, length: int | None) -> NDArray[np.float32]:
+        """Actions (L, 7), checked; what rounding put over the edge of [-1, 1] is clipped."""
+        actions = self._dataset(group, name, key, (7,), "f", length)
+        if len(actions) == 0:
+            raise self._wrong(name, key, "holds no step")
+        if not np.all(np.isfinite(actions)):
+            raise self._wrong(name, key, "holds a value that is not finite")
+        if np.any(np.abs(actions) > 1.0 + ACTION_TOLERANCE):
+            worst = float(actions.flat[int(np.argmax(np.abs(actions)))])
+            raise self._wrong(name, key, f"holds {worst:.6g}; allowed are -1 to 1")
+        return np.clip(actions, -1.0, 1.0).astype(np.float32)
 
     def states(self, index: int) -> NDArray[np.float64]:
         """Flattened MuJoCo states (L, S) of episode ``index``."""
@@ -390,6 +401,8 @@ def _write_episode(group: h5py.Group, recording: Recording) -> None:
     ends = np.zeros(length, dtype=np.uint8)
     ends[-1] = 1
     group.create_dataset("actions", data=np.asarray(episode.actions, dtype=np.float64))
+    if episode.executed is not None:
+        group.create_dataset("executed_actions", data=np.asarray(episode.executed, dtype=np.float64))
     group.create_dataset("states", data=recording.states)
     group.create_dataset("robot_states", data=recording.robot_states)
     group.create_dataset("rewards", data=ends)

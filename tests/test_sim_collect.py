@@ -96,7 +96,8 @@ def test_velocities_reproduce_the_demonstrations() -> None:
             for seed in range(4):
                 run = run_expert(world, seed, noise=Noise())
                 actions, ee = run.actions.astype(np.float32), run.ee.astype(np.float32)
-                episodes.append(Episode({}, run.proprioception, actions, ee, seed, run.states[0]))
+                executed = run.executed.astype(np.float32)
+                episodes.append(Episode({}, run.proprioception, actions, ee, seed, run.states[0], executed))
         response = fit_velocity_response(episodes)
         assert response.fitted_from == sum(len(episode) - 1 for episode in episodes)
         assert all(0.12 < response.velocities[axis][-1] < 0.3 for axis in range(3)), "about 0.2 m/s at full action"
@@ -118,7 +119,7 @@ def test_velocities_reproduce_the_demonstrations() -> None:
     finally:
         world.close()
     with pytest.raises(DemonstrationError, match="at least 50 demonstrated steps"):
-        fit_velocity_response(episodes[:1])
+        fit_velocity_response([Episode({}, {}, actions[:40], ee[:40], executed=executed[:40])])
     with pytest.raises(DemonstrationError, match="no end-effector poses"):
         fit_velocity_response([dataclasses.replace(episodes[0], ee=None)])
 

@@ -303,6 +303,7 @@ def record(world: TabletopWorld, seed: int, *, noise: float = 1.0) -> Recording 
         ee=run.ee.astype(np.float32),
         seed=seed,
         init_state=run.states[0],
+        executed=run.executed.astype(np.float32),
     )
     return Recording(episode, run.states, run.robot_states, world.model_xml())
 
