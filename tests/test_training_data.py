@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from m2distill_policy.errors import ConfigError, TrainingError
-from tests.training_fixtures import task_data
+from tests.training_fixtures import CONTRACT, NETWORK, task_data
 from training.data.augment import AugmentConfig, augment
-from training.data.task_data import TaskData
+from training.data.task_data import TaskData, WindowBatch
 from training.lifelong.memory import Memory, MemoryConfig
+from training.lifelong.stage import to_inputs
+from training.models.resnet_t import ResNetT
 
 OFF = AugmentConfig(0, 0, 0, 0, 0, 0)
 
@@ -31,6 +35,41 @@ def test_windows_never_cross_an_episode() -> None:
         assert np.all(np.diff(steps) == 1)
         assert len(set(np.searchsorted(ends, steps, side="right"))) == 1
         assert len(steps) == min(10, lengths[int(np.searchsorted(ends, steps[0], side="right"))])
+
+
+def test_steps_drawn_apart_come_from_everywhere_and_the_share_is_kept() -> None:
+    data = indexed((18, 21))
+    batch = data.windows(np.random.default_rng(0), 2000, 10, apart=0.75)
+    assert 0.7 < batch.apart.mean() < 0.8
+    steps = batch.actions[:, :, 0].astype(int)
+    assert not np.any(np.all(np.diff(steps[batch.apart], axis=1) == 1, axis=1))
+    assert np.all(np.diff(steps[~batch.apart], axis=1) == 1)
+    assert batch.valid.all()
+    assert set(steps[batch.apart].ravel()) == set(range(39))
+    assert not data.windows(np.random.default_rng(0), 50, 10).apart.any()
+
+
+def test_a_row_of_steps_apart_is_read_as_windows_of_one() -> None:
+    torch.manual_seed(0)
+    policy = ResNetT(NETWORK, CONTRACT).eval()
+    batch = task_data(0).windows(np.random.default_rng(0), 4, 10)
+    apart = np.array([True, False, True, False])
+    with torch.no_grad():
+        mixed = policy(to_inputs(dataclasses.replace(batch, apart=apart), torch.device("cpu"))).mixture.means
+        whole = policy(to_inputs(batch, torch.device("cpu"))).mixture.means
+        for t in range(10):
+            step = WindowBatch(
+                {n: f[:, t : t + 1] for n, f in batch.images.items()},
+                {n: v[:, t : t + 1] for n, v in batch.proprioception.items()},
+                batch.actions[:, t : t + 1],
+                batch.valid[:, t : t + 1],
+                batch.embedding,
+                batch.apart,
+            )
+            alone = policy(to_inputs(step, torch.device("cpu"))).mixture.means[:, 0]
+            assert torch.allclose(mixed[apart, t], alone[apart], atol=1e-6)
+    assert torch.allclose(mixed[~apart], whole[~apart], atol=1e-6)
+    assert not torch.allclose(mixed[apart, 1:], whole[apart, 1:], atol=1e-4)
 
 
 def test_every_step_is_drawn_and_early_steps_have_little_history() -> None:

@@ -53,4 +53,5 @@ def probe_windows(windows: WindowBatch, count: int = 8) -> WindowBatch:
         windows.actions[:count],
         windows.valid[:count],
         np.asarray(windows.embedding[:count]),
+        windows.apart[:count],
     )

@@ -20,6 +20,9 @@ class OptimConfig:
 
     first_factor: the first stage, which begins from nothing, has so many times the steps. later_lr: highest rate of
     the later stages, or None for ``lr``.
+    apart: share of rows that are no windows but as many unrelated steps, each read without history. In a window the way
+    that the arm has come gives the target away, and the network goes on as it began instead of looking ("copycat", de
+    Haan et al. 2019, https://arxiv.org/abs/1905.11979); a step alone has to be answered from what is seen and said.
     text_lr_factor: times the rate for the layers that read the text embedding. Adam moves every weight by about the
     rate whatever the gradient, and hundreds of entries of order 1 add up: at 1e-3 one step moves a FiLM term by 0.3,
     scales walk to +-16, the spatial softmax saturates, and a second task is not learned any more.
@@ -31,6 +34,7 @@ class OptimConfig:
     steps: int = 2500
     first_factor: float = 1.0
     batch: int = 32
+    apart: float = 0.0
     lr: float = 1e-4
     lr_end: float = 1e-5
     later_lr: float | None = None
@@ -51,6 +55,8 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.lr_end <= self.lr:
             raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.lr = {self.lr}")
+        if not 0 <= self.apart <= 1:
+            raise ConfigError(f"optim.apart is {self.apart}; it is a share, 0 to 1")
         if self.warmup < 0 or self.threads < 0 or self.checkpoint_seconds < 0:
             raise ConfigError("optim.warmup, optim.threads and optim.checkpoint_seconds cannot be negative")
 

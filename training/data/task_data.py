@@ -21,13 +21,15 @@ from m2distill_policy.errors import DemonstrationError, TrainingError
 class WindowBatch:
     """B windows of L steps, uint8 still: images view -> (B, L, H, W, 3); proprioception group -> (B, L, n) float32;
     actions (B, L, A) float32; valid (B, L) bool, False where an episode was shorter than the window;
-    embedding (B, text size) float32."""
+    embedding (B, text size) float32; apart (B,) bool, True where a row is no window but L unrelated steps, to be read
+    without history."""
 
     images: dict[str, NDArray[np.uint8]]
     proprioception: dict[str, NDArray[np.float32]]
     actions: NDArray[np.float32]
     valid: NDArray[np.bool_]
     embedding: NDArray[np.float32]
+    apart: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -74,12 +76,12 @@ class TaskData:
         ]
         return sum(a.nbytes for a in arrays)
 
-    def windows(self, rng: np.random.Generator, count: int, length: int) -> WindowBatch:
+    def windows(self, rng: np.random.Generator, count: int, length: int, apart: float = 0.0) -> WindowBatch:
         """Draw ``count`` windows of ``length`` steps.
 
         The newest step is drawn uniformly over all steps, and the window ends there; near an episode's beginning
         the window starts at its first step instead, so that early steps are learned with as little history as they
-        have when the policy runs.
+        have when the policy runs. ``apart``: chance that a row holds unrelated steps instead, each drawn uniformly.
         """
         starts_of_episodes = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         newest = rng.integers(0, self.steps, size=count)
@@ -90,12 +92,16 @@ class TaskData:
         offsets = start[:, None] + np.arange(length)[None, :]
         valid = offsets < self.lengths[episode][:, None]
         index = starts_of_episodes[episode][:, None] + np.minimum(offsets, self.lengths[episode][:, None] - 1)
+        loose = rng.random(count) < apart if apart > 0 else np.zeros(count, dtype=np.bool_)
+        index[loose] = rng.integers(0, self.steps, size=(int(loose.sum()), length))
+        valid[loose] = True
         return WindowBatch(
             images={name: frames[index] for name, frames in self.images.items()},
             proprioception={name: values[index] for name, values in self.proprioception.items()},
             actions=self.actions[index],
             valid=valid,
             embedding=np.broadcast_to(self.embedding, (count, len(self.embedding))).copy(),
+            apart=loose,
         )
 
     def subset(self, episodes: Sequence[int]) -> TaskData:

@@ -72,8 +72,8 @@ class M2Distill(Strategy):
     uses_exemplars = True
     uses_instructions = True
 
-    def __init__(self, memory: Memory, history: int, config: DistillConfig) -> None:
-        super().__init__(memory, history)
+    def __init__(self, memory: Memory, history: int, config: DistillConfig, apart: float = 0.0) -> None:
+        super().__init__(memory, history, apart)
         self.config = config
         self.teacher: ResNetT | None = None
 

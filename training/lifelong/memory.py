@@ -58,12 +58,12 @@ class Memory:
             chosen = np.sort(rng.choice(data.episodes, self.config.episodes, replace=False))
             self.exemplars.append(data.subset([int(e) for e in chosen]))
 
-    def replay(self, rng: np.random.Generator, length: int) -> WindowBatch | None:
-        """Windows of old tasks, each old task equally likely; None where nothing is kept."""
+    def replay(self, rng: np.random.Generator, length: int, apart: float = 0.0) -> WindowBatch | None:
+        """Windows of old tasks, each old task equally likely; None where nothing is kept. ``apart``: see TaskData."""
         if not self.exemplars:
             return None
         counts = rng.multinomial(self.config.replay_batch, [1 / len(self.exemplars)] * len(self.exemplars))
-        parts = [d.windows(rng, int(n), length) for d, n in zip(self.exemplars, counts, strict=True) if n]
+        parts = [d.windows(rng, int(n), length, apart) for d, n in zip(self.exemplars, counts, strict=True) if n]
         return concatenate(parts)
 
     def ask_old(self, new: WindowBatch, rng: np.random.Generator) -> WindowBatch | None:
@@ -78,6 +78,7 @@ class Memory:
             actions=new.actions[rows],
             valid=new.valid[rows],
             embedding=np.stack([self.embeddings[t] for t in told]),
+            apart=new.apart[rows],
         )
 
     def save(self, folder: Path) -> None:
@@ -97,4 +98,5 @@ def concatenate(parts: list[WindowBatch]) -> WindowBatch:
         actions=np.concatenate([p.actions for p in parts]),
         valid=np.concatenate([p.valid for p in parts]),
         embedding=np.concatenate([p.embedding for p in parts]),
+        apart=np.concatenate([p.apart for p in parts]),
     )

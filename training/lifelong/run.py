@@ -57,10 +57,10 @@ LOG_EVERY = 10
 def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
     """The strategy that the configuration names."""
     if config.strategy == "sequential":
-        return Sequential(memory, history)
+        return Sequential(memory, history, config.optim.apart)
     if config.strategy == "er":
-        return ExperienceReplay(memory, history)
-    return M2Distill(memory, history, config.distill)
+        return ExperienceReplay(memory, history, config.optim.apart)
+    return M2Distill(memory, history, config.distill, config.optim.apart)
 
 
 class LifelongRun:

@@ -72,6 +72,7 @@ def to_inputs(batch: WindowBatch, device: torch.device) -> Inputs:
         },
         proprioception={name: torch.from_numpy(v).to(device) for name, v in batch.proprioception.items()},
         embedding=torch.from_numpy(batch.embedding).to(device),
+        apart=torch.from_numpy(batch.apart).to(device),
     )
 
 
@@ -142,7 +143,7 @@ def _step(
     policy.train()
     if stage > 0 and config.network.batch_norm == "frozen_after_first":
         policy.freeze_batch_norm()
-    composed = strategy.compose(data.windows(rng, config.optim.batch, policy.contract.history), rng)
+    composed = strategy.compose(data.windows(rng, config.optim.batch, policy.contract.history, config.optim.apart), rng)
     inputs = to_inputs(composed.batch, device)
     inputs.images = augment(inputs.images, config.augment, rng)
     targets = Targets(

@@ -54,8 +54,8 @@ class Strategy(ABC):
     uses_exemplars: ClassVar[bool] = False
     uses_instructions: ClassVar[bool] = False
 
-    def __init__(self, memory: Memory, history: int) -> None:
-        self.memory, self.history = memory, history
+    def __init__(self, memory: Memory, history: int, apart: float = 0.0) -> None:
+        self.memory, self.history, self.apart = memory, history, apart
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:  # noqa: B027 - a hook with nothing to do is a choice
         """Called before the first step of stage ``stage`` (0 is the first task)."""
@@ -63,7 +63,7 @@ class Strategy(ABC):
     def compose(self, new: WindowBatch, rng: np.random.Generator) -> Composed:
         """Add old windows and old questions to the new ones, as the memory and the strategy allow."""
         parts, count = [new], len(new)
-        replay = self.memory.replay(rng, self.history) if self.uses_exemplars else None
+        replay = self.memory.replay(rng, self.history, self.apart) if self.uses_exemplars else None
         asked = self.memory.ask_old(new, rng) if self.uses_instructions else None
         if replay is not None:
             parts.append(replay)

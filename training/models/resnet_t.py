@@ -20,12 +20,14 @@ from training.models.transformer import TemporalTransformer, causal_mask, positi
 class Inputs:
     """A batch of windows as the network reads them.
 
-    images: view -> (B, L, 3, H, W) float in [0, 1]; proprioception: group -> (B, L, n); embedding: (B, text size).
+    images: view -> (B, L, 3, H, W) float in [0, 1]; proprioception: group -> (B, L, n); embedding: (B, text size);
+    apart: (B,) bool or None, True where the L steps of a row are unrelated and each is read as a window of one.
     """
 
     images: dict[str, Tensor]
     proprioception: dict[str, Tensor]
     embedding: Tensor
+    apart: Tensor | None = None
 
 
 class Output(NamedTuple):
@@ -123,9 +125,21 @@ class ResNetT(nn.Module):
             [inputs.images[name].flatten(0, 1) for name in self.contract.camera_names],
             [inputs.proprioception[name].flatten(0, 1) for name in self.contract.proprioception_names],
         ).reshape(batch, length, self.tokens_per_step, -1)
-        size = length * self.tokens_per_step
-        features = self.decode(tokens, self.positions[:length], self.mask[:size, :size])
-        return Output(tokens, self.head(features))
+        return Output(tokens, self.head(self._features(tokens, inputs.apart)))
+
+    def _features(self, tokens: Tensor, apart: Tensor | None) -> Tensor:
+        """Features (B, L, E) of tokens (B, L, T, E): rows that are windows as such, the others step by step."""
+        length, size = tokens.shape[1], tokens.shape[1] * self.tokens_per_step
+        if apart is None or not apart.any():
+            return self.decode(tokens, self.positions[:length], self.mask[:size, :size])
+        single = self.tokens_per_step
+        features = tokens.new_empty(*tokens.shape[:2], tokens.shape[-1])
+        steps = tokens[apart].flatten(0, 1).unsqueeze(1)
+        alone = self.decode(steps, self.positions[:1], self.mask[:single, :single])
+        features[apart] = alone.reshape(-1, length, alone.shape[-1])
+        if not apart.all():
+            features[~apart] = self.decode(tokens[~apart], self.positions[:length], self.mask[:size, :size])
+        return features
 
     def fit_normalisation(self, readings: dict[str, Tensor]) -> None:
         """Fit every group's normalisation to readings, group -> (N, n)."""
