@@ -11,7 +11,7 @@ import torch
 from m2distill_policy.errors import ConfigError, TrainingError
 from tests.training_fixtures import CONTRACT, NETWORK, task_data
 from training.data.augment import AugmentConfig, augment
-from training.data.task_data import TaskData, WindowBatch
+from training.data.task_data import TaskData
 from training.lifelong.memory import Memory, MemoryConfig
 from training.lifelong.stage import to_inputs
 from training.models.resnet_t import ResNetT
@@ -49,27 +49,26 @@ def test_steps_drawn_apart_come_from_everywhere_and_the_share_is_kept() -> None:
     assert not data.windows(np.random.default_rng(0), 50, 10).apart.any()
 
 
-def test_a_row_of_steps_apart_is_read_as_windows_of_one() -> None:
+def test_no_step_of_a_row_drawn_apart_sees_another() -> None:
     torch.manual_seed(0)
     policy = ResNetT(NETWORK, CONTRACT).eval()
     batch = task_data(0).windows(np.random.default_rng(0), 4, 10)
     apart = np.array([True, False, True, False])
+    other = {n: f.copy() for n, f in batch.images.items()}
+    for frames in other.values():
+        frames[:, 3] = 255 - frames[:, 3]
     with torch.no_grad():
-        mixed = policy(to_inputs(dataclasses.replace(batch, apart=apart), torch.device("cpu"))).mixture.means
         whole = policy(to_inputs(batch, torch.device("cpu"))).mixture.means
-        for t in range(10):
-            step = WindowBatch(
-                {n: f[:, t : t + 1] for n, f in batch.images.items()},
-                {n: v[:, t : t + 1] for n, v in batch.proprioception.items()},
-                batch.actions[:, t : t + 1],
-                batch.valid[:, t : t + 1],
-                batch.embedding,
-                batch.apart,
-            )
-            alone = policy(to_inputs(step, torch.device("cpu"))).mixture.means[:, 0]
-            assert torch.allclose(mixed[apart, t], alone[apart], atol=1e-6)
-    assert torch.allclose(mixed[~apart], whole[~apart], atol=1e-6)
-    assert not torch.allclose(mixed[apart, 1:], whole[apart, 1:], atol=1e-4)
+        before, after = (
+            policy(to_inputs(dataclasses.replace(batch, images=images, apart=apart), torch.device("cpu"))).mixture.means
+            for images in (batch.images, other)
+        )
+    same = [t for t in range(10) if t != 3]
+    assert torch.allclose(before[apart][:, same], after[apart][:, same], atol=1e-6)
+    assert not torch.allclose(before[apart, 3], after[apart, 3], atol=1e-4)
+    assert not torch.allclose(before[~apart][:, 4:], after[~apart][:, 4:], atol=1e-4), "a window remembers"
+    assert torch.allclose(before[~apart], whole[~apart], atol=1e-6)
+    assert torch.allclose(before[:, 0], whole[:, 0], atol=1e-6), "the first step has no history either way"
 
 
 def test_every_step_is_drawn_and_early_steps_have_little_history() -> None:

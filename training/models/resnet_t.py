@@ -13,7 +13,7 @@ from m2distill_policy.errors import ContractError
 from training.models.config import NetworkConfig
 from training.models.image_encoder import ImageEncoder
 from training.models.mixture import Mixture, MixtureHead
-from training.models.transformer import TemporalTransformer, causal_mask, position_table
+from training.models.transformer import TemporalTransformer, causal_mask, position_table, step_mask
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Inputs:
     """A batch of windows as the network reads them.
 
     images: view -> (B, L, 3, H, W) float in [0, 1]; proprioception: group -> (B, L, n); embedding: (B, text size);
-    apart: (B,) bool or None, True where the L steps of a row are unrelated and each is read as a window of one.
+    apart: (B,) bool or None, True where the L steps of a row are unrelated and none sees another.
     """
 
     images: dict[str, Tensor]
@@ -80,6 +80,8 @@ class ResNetT(nn.Module):
         self.positions: Tensor
         self.register_buffer("mask", causal_mask(contract.history, self.tokens_per_step), persistent=False)
         self.mask: Tensor
+        self.register_buffer("step_mask", step_mask(contract.history, self.tokens_per_step), persistent=False)
+        self.step_mask: Tensor
 
     @property
     def tokens_per_step(self) -> int:
@@ -125,21 +127,12 @@ class ResNetT(nn.Module):
             [inputs.images[name].flatten(0, 1) for name in self.contract.camera_names],
             [inputs.proprioception[name].flatten(0, 1) for name in self.contract.proprioception_names],
         ).reshape(batch, length, self.tokens_per_step, -1)
-        return Output(tokens, self.head(self._features(tokens, inputs.apart)))
-
-    def _features(self, tokens: Tensor, apart: Tensor | None) -> Tensor:
-        """Features (B, L, E) of tokens (B, L, T, E): rows that are windows as such, the others step by step."""
-        length, size = tokens.shape[1], tokens.shape[1] * self.tokens_per_step
-        if apart is None or not apart.any():
-            return self.decode(tokens, self.positions[:length], self.mask[:size, :size])
-        single = self.tokens_per_step
-        features = tokens.new_empty(*tokens.shape[:2], tokens.shape[-1])
-        steps = tokens[apart].flatten(0, 1).unsqueeze(1)
-        alone = self.decode(steps, self.positions[:1], self.mask[:single, :single])
-        features[apart] = alone.reshape(-1, length, alone.shape[-1])
-        if not apart.all():
-            features[~apart] = self.decode(tokens[~apart], self.positions[:length], self.mask[:size, :size])
-        return features
+        size = length * self.tokens_per_step
+        mask = self.mask[:size, :size]
+        if inputs.apart is not None and inputs.apart.any():
+            # Positions stay: a step may stand anywhere in the window that the policy will run with.
+            mask = torch.where(inputs.apart[:, None, None, None], self.step_mask[:size, :size], mask)
+        return Output(tokens, self.head(self.decode(tokens, self.positions[:length], mask)))
 
     def fit_normalisation(self, readings: dict[str, Tensor]) -> None:
         """Fit every group's normalisation to readings, group -> (N, n)."""

@@ -24,6 +24,12 @@ def causal_mask(steps: int, tokens: int) -> Tensor:
     return time[:, None] >= time[None, :]
 
 
+def step_mask(steps: int, tokens: int) -> Tensor:
+    """Like :func:`causal_mask`, but a query may look at its own step alone."""
+    time = torch.arange(steps).repeat_interleave(tokens)
+    return time[:, None] == time[None, :]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with heads of a size of their own: (B, S, E) -> (B, S, E)."""
 
