@@ -106,6 +106,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.contract": _names("errors"),
     "m2distill_policy.observation": _names("errors", "contract"),
     "m2distill_policy.provenance": _names("errors"),
+    "m2distill_policy.progress": _names(),
     "m2distill_policy.config": _names("errors", outside="yaml"),
     "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
     "m2distill_policy.bundle": _names("errors", "contract"),
@@ -115,10 +116,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.sim": _names(
         *_CORE, "config", "demonstrations", "sim", outside="robosuite mujoco libero bddl h5py cv2 yaml"
     ),
-    "m2distill_policy.evaluation": _names(*_CORE, "bundle", "runtime", "sim", "evaluation", outside="cv2"),
+    "m2distill_policy.evaluation": _names(*_CORE, "progress", "bundle", "runtime", "sim", "evaluation", outside="cv2"),
     "training": _names(
         *_CORE,
-        *("config", "demonstrations", "bundle", "runtime", "sim", "evaluation"),
+        *("progress", "config", "demonstrations", "bundle", "runtime", "sim", "evaluation"),
         outside="training torch onnx onnxruntime cv2 h5py transformers tokenizers safetensors yaml",
     ),
 }
