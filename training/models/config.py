@@ -15,7 +15,7 @@ class NetworkConfig:
     stem_kernel, stem_stride, stem_pool: first convolution, and whether a 3 x 3 max-pool of stride 2 follows it.
     channels: of the stem with layer 1, and of layer 2. layer2_stride: 1 keeps the map's resolution.
     keypoints: of the spatial softmax (2 numbers each). softmax_temperature: divides its logits (robomimic's name for
-    it); below 1 a keypoint that attends to nothing finds something new sooner. embed: width of a token.
+    it); below 1 a later task was learned sooner. embed: width of a token.
     head_hidden: width of the mixture head's two hidden layers. min_std: floor under every standard deviation.
     batch_norm: ``train`` follows the batch in every stage, as LIBERO does; ``frozen_after_first`` keeps the first
     stage's statistics ever after, which closes a path of forgetting that no loss on tokens sees.
