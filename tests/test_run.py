@@ -25,8 +25,7 @@ from training.run_config import RunConfig
 SMALL = [
     "tasks=[0,1]", "episodes=2", "image_size=32", "network.channels=[8,8]", "network.keypoints=4", "network.embed=16",
     "network.layers=1", "network.heads=2", "network.head_size=8", "network.mlp=16", "network.head_hidden=16",
-    "network.modes=3", "optim.steps=30", "optim.first_factor=1.0",
-    "optim.batch=2", "optim.threads=1", "optim.checkpoint_seconds=0",
+    "network.modes=3", "optim.steps=30", "optim.batch=2", "optim.threads=1", "optim.checkpoint_seconds=0",
     "memory.episodes=1", "memory.replay_batch=1", "memory.instruction_batch=1", "evaluation.rollouts=1",
     "evaluation.workers=1",
 ]  # fmt: skip

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +123,7 @@ class Demo:
         shutil.rmtree(watched, ignore_errors=True)
         watched.mkdir()
 
-        def offer(robot: subprocess.Popen[str]) -> None:
-            time.sleep(4.0)
+        def offer() -> None:
             shutil.copytree(last, watched / ".incoming")
             (watched / ".incoming").rename(watched / last.name)
 
@@ -131,7 +132,8 @@ class Demo:
             ["--watch", str(watched), "--swap-when", "now"],
             ["--real-time", "--task", str(self.config.tasks[0]), "--rollouts", str(SERVED_ROLLOUTS)],
             "swap",
-            offer,
+            # Loading and warming up take a second or two, a rollout three or more: the switch falls into the second.
+            after_first_rollout=offer,
         )
         answered = [r["bundles"] for r in result["rollouts"]]
         if len({bundle for row in answered for bundle in row}) < 2:
@@ -140,6 +142,7 @@ class Demo:
             "task": result["name"],
             "success": result["success"],
             "bundles_that_answered": answered,
+            "swapped_in_mid_rollout": any(len(row) > 1 for row in answered),
             "cycles_without_a_command": sum(r["held_still"] for r in result["rollouts"]),
         }
 
@@ -164,7 +167,14 @@ class Demo:
         median, late = np.percentile(seconds[20:], [50, 99])
         return {"median_ms": round(1e3 * float(median), 2), "p99_ms": round(1e3 * float(late), 2)}
 
-    def _served(self, bundle: Path, serve: list[str], sim: list[str], name: str, during: Any = None) -> dict[str, Any]:
+    def _served(
+        self,
+        bundle: Path,
+        serve: list[str],
+        sim: list[str],
+        name: str,
+        after_first_rollout: Callable[[], None] | None = None,
+    ) -> dict[str, Any]:
         """Start the policy node and the robot, wait for the robot's end, stop the node; returns the robot's result."""
         domain = str(random.SystemRandom().randrange(1, 100))  # a demo must not meet another on the same machine
         out = self.folder / f"served_{name}.json"
@@ -183,11 +193,10 @@ class Demo:
                     "sim", "--suite", self.config.suite, "--bundle", str(bundle), "--domain", domain,
                     "--seed", str(self.config.seed), "--out", str(out), *sim,
                 ),
-                env=environment, text=True,
+                env=environment, text=True, stdout=subprocess.PIPE,
             )  # fmt: skip
+            threading.Thread(target=self._echo, args=(robot, after_first_rollout), daemon=True).start()
             try:
-                if during is not None:
-                    during(robot)
                 code = robot.wait(600)
             except subprocess.TimeoutExpired as error:
                 raise TransportError(
@@ -241,6 +250,16 @@ class Demo:
         return page
 
     # -- helpers --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _echo(robot: subprocess.Popen[str], after_first_rollout: Callable[[], None] | None) -> None:
+        """Pass on what the robot says; ``m2distill sim`` says a line after every rollout."""
+        assert robot.stdout is not None
+        for line in robot.stdout:
+            print(line, end="", flush=True)
+            if after_first_rollout is not None:
+                after_first_rollout()
+                after_first_rollout = None
 
     @staticmethod
     def _title(text: str) -> None:

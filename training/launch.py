@@ -95,18 +95,17 @@ def progress(folder: Path) -> tuple[float, str]:
         return 0.0, "starting"
     record = read_json(folder / "run.json")
     tasks, optim = record["tasks"], record["config"]["optim"]
-    steps = [optim["steps"]] * len(tasks)
-    steps[0] = max(1, round(optim["steps"] * optim["first_factor"]))
+    steps = optim["steps"]
     row = _last_row(folder / "metrics.jsonl")
-    done = 0 if row is None else sum(steps[: row["stage"]]) + row["step"]
+    done = 0 if row is None else steps * row["stage"] + row["step"]
     stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(len(tasks)))
-    done = max(done, sum(steps[:stages]))
+    done = max(done, steps * stages)
     words = f"task {min(stages + 1, len(tasks))}/{len(tasks)}"
     if row is not None:
         words += f", loss {row['bc']:.2f}"
     if row is not None and row["stage"] < stages:
         words += ", evaluating"
-    return done / sum(steps), words
+    return done / (steps * len(tasks)), words
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:

@@ -18,8 +18,7 @@ STRATEGIES = ("sequential", "er", "m2distill")
 class OptimConfig:
     """steps a stage, batch windows a step; AdamW with a cosine from lr to lr_end after ``warmup`` linear steps.
 
-    first_factor: the first stage, which begins from nothing, has so many times the steps. later_lr: highest rate of
-    the later stages, or None for ``lr``.
+    later_lr: highest rate of the later stages, or None for ``lr``.
     apart: share of rows that are no windows but as many unrelated steps, each read without history. In a window the way
     that the arm has come gives the target away, and the network goes on as it began instead of looking ("copycat", de
     Haan et al. 2019, https://arxiv.org/abs/1905.11979); a step alone has to be answered from what is seen and said.
@@ -32,7 +31,6 @@ class OptimConfig:
     """
 
     steps: int = 2500
-    first_factor: float = 1.0
     batch: int = 32
     apart: float = 0.0
     lr: float = 1e-4
@@ -50,7 +48,7 @@ class OptimConfig:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "clip", "first_factor", "text_lr_factor"):
+        for name in ("lr", "clip", "text_lr_factor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.lr_end <= self.lr:
@@ -59,10 +57,6 @@ class OptimConfig:
             raise ConfigError(f"optim.apart is {self.apart}; it is a share, 0 to 1")
         if self.warmup < 0 or self.threads < 0 or self.checkpoint_seconds < 0:
             raise ConfigError("optim.warmup, optim.threads and optim.checkpoint_seconds cannot be negative")
-
-    def stage_steps(self, stage: int) -> int:
-        """Steps of stage ``stage``."""
-        return max(1, round(self.steps * self.first_factor)) if stage == 0 else self.steps
 
     def stage_lr(self, stage: int) -> float:
         """Highest learning rate of stage ``stage``."""

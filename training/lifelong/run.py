@@ -208,7 +208,7 @@ class LifelongRun:
         with (
             SummaryWriter(str(self.folder / "tensorboard")) as writer,
             ProgressBar(
-                total=self.config.optim.stage_steps(stage),
+                total=self.config.optim.steps,
                 desc=f"{self.config.strategy} {self.tasks[stage].name}",
                 unit="step",
                 disable=quiet,
@@ -332,12 +332,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         return {
             **{k: kept[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
             "task": kept["tasks"][0],
-            "optim": {
-                k: v
-                for k, v in kept["optim"].items()
-                if k not in ("steps", "first_factor", "later_lr", "checkpoint_seconds")
-            },
-            "steps": run.config.optim.stage_steps(0),
+            "optim": {k: v for k, v in kept["optim"].items() if k not in ("later_lr", "checkpoint_seconds")},
             "points": kept["evaluation"]["points"],
             "contract": run.contract.to_dict(),
         }

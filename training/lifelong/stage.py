@@ -106,7 +106,7 @@ def train_stage(
         weight_decay=config.optim.weight_decay,
         betas=(0.9, 0.999),
     )
-    steps = config.optim.stage_steps(stage)
+    steps = config.optim.steps
     points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
     strategy.begin_stage(policy, stage)
     done = _resume(policy, optimiser, folder, stage)
