@@ -8,7 +8,8 @@ MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
 # What this machine is for; installed from requirements/. A robot alone: make venv ROLES=robot (or robot-gpu).
-ROLES ?= robot train sim dev
+# Empty: what the environment was made with, and what the target needs.
+ROLES ?=
 # Test processes.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # More arguments, for pytest and for the commands.
@@ -29,6 +30,9 @@ help: ## Explain the targets (this text)
 	@printf 'usage: make <target> [VENV=.venv] [ARGS="..."]\n\n'
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-20s\033[0m %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	printf '\nEach makes its own virtual environment in $(VENV) first, when it is missing or requirements/ changed.\n'
+
+# What these targets need; an environment made for a GPU keeps its robot-gpu.
+demo test lint check format benchmark-tabletop: export ALSO := robot train sim dev
 
 .PHONY: demo
 demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve, and report.html

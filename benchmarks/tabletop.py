@@ -61,14 +61,10 @@ def jobs_of(seed: int, args: argparse.Namespace) -> list[Job]:
     jobs = []
     for arm in ARMS:
         shared = [] if arm is ARMS[0] else ["--first-stage-from", str(root / ARMS[0].name)]
-        jobs.append(
-            Job(
-                f"seed {seed} {arm.name}",
-                root / arm.name,
-                (*common, *shared, *SETTINGS, *args.overrides, *arm.overrides, f"seed={seed}"),
-            )
-        )
-    return [job for job, arm in zip(jobs, ARMS, strict=True) if arm.name in args.arms]
+        settings = (*SETTINGS, *args.overrides, *arm.overrides, f"seed={seed}")
+        config = load_config(RunConfig, args.config, settings)
+        jobs.append(Job(f"seed {seed} {arm.name}", root / arm.name, (*common, *shared, *settings), config))
+    return jobs
 
 
 def mean_interval(values: list[float]) -> dict[str, float]:
@@ -79,14 +75,15 @@ def mean_interval(values: list[float]) -> dict[str, float]:
 def summarise(args: argparse.Namespace) -> dict[str, Any]:
     """Every arm's figures over the seeds that are done; what is not done is named."""
     figures: dict[str, Any] = {"arms": {}, "not_run": []}
-    for arm in ARMS:
+    jobs = [jobs_of(seed, args) for seed in args.seeds]
+    for arm, runs in zip(ARMS, zip(*jobs, strict=True), strict=True):
         found = []
-        for seed in args.seeds:
-            path = args.folder / f"seed_{seed}" / arm.name / "results.json"
-            if path.exists():
-                found.append(read_json(path))
+        for job in runs:
+            job.require_same()
+            if job.finished:
+                found.append(read_json(job.folder / "results.json"))
             else:
-                figures["not_run"].append(f"{arm.name}, seed {seed}")
+                figures["not_run"].append(job.name)
         if not found:
             continue
         final = [cell for r in found for cell in r["cells"][-1]]
@@ -111,7 +108,8 @@ def summarise(args: argparse.Namespace) -> dict[str, Any]:
                 {m: d["relative"] for m, d in r["drift"][-1][0].items()} for r in found
             ],
             "trained_on": [
-                {"commit": r["commit"], "machine": r["machine"]["processor"], "time": r["time"]} for r in found
+                [{"commit": t["commit"], "machine": t["machine"]["processor"], "time": t["time"]} for t in r["trained"]]
+                for r in found
             ],
         }  # fmt: skip
     return figures
@@ -160,13 +158,12 @@ def main() -> None:
     )  # fmt: skip
     for seed in args.seeds:
         jobs = jobs_of(seed, args)
-        first, others = jobs[:1], jobs[1:]
-        if ARMS[0].name in args.arms and not (first[0].folder / "evaluation" / "stage_0.json").exists():
-            command = [*first[0].command(), "--stages", "1"]
-            first[0].folder.mkdir(parents=True, exist_ok=True)
+        first = jobs[0]
+        first.require_same()
+        if not (first.folder / "evaluation" / "stage_0.json").exists():
             print(f"seed {seed}: the first task, shared by all arms", file=sys.stderr)
-            subprocess.run([word for word in command if word != "--quiet"], check=True)
-        run_jobs([*first, *others], args.at_once)
+            subprocess.run([*(word for word in first.command() if word != "--quiet"), "--stages", "1"], check=True)
+        run_jobs([job for job in jobs if job.folder.name in args.arms], args.at_once)
         figures = summarise(args)
         write("tabletop", to_dict(config), figures, args.out)
     figures = summarise(args)

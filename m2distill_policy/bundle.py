@@ -224,11 +224,6 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     return _parse(path, manifest, files)
 
 
-def manifest_identifier(path: str | os.PathLike[str]) -> str:
-    """The identifier a bundle would have by its manifest alone, without verifying anything; raises OSError."""
-    return _identifier(_read_plain(Path(path) / MANIFEST))
-
-
 def _identifier(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:12]
 

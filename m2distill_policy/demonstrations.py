@@ -40,6 +40,7 @@ class Episode:
     actions: (L, 7) float32 in [-1, 1]. ee: (L, 6) float32 end-effector pose (m; rotation vector, rad), or None.
     seed: what the initial state was drawn from, or None. init_state: flattened MuJoCo state, or None.
     executed: (L, 7) float32 what the robot was given instead of ``actions``, where it was disturbed, or None.
+    seen_after: True for LIBERO's published files, where what is at index t was recorded after action t.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -49,6 +50,7 @@ class Episode:
     seed: int | None = None
     init_state: NDArray[np.float64] | None = None
     executed: NDArray[np.float32] | None = None
+    seen_after: bool = False
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -106,6 +108,7 @@ class DemonstrationFile:
             self.instruction = self._read_instruction(data)
             self.task_name = self.path.name.removesuffix(_SUFFIX).removesuffix(".hdf5")
             self.contract = self._read_contract(data)
+            self._seen_after = "m2distill_contract" not in data.attrs
             self.suite = _text(data.attrs.get("m2distill_suite", ""))
             self.settings = self._read_settings(data)
             self.tried = int(data.attrs.get("m2distill_tried", len(self._names)))
@@ -159,6 +162,7 @@ class DemonstrationFile:
                 None if seed is None else int(seed),
                 None if state is None else np.asarray(state, dtype=np.float64),
                 executed,
+                self._seen_after,
             )
 
     def _actions(self, group: h5py.Group, name: str, key: str, length: int | None) -> NDArray[np.float32]:

@@ -163,13 +163,16 @@ def check_role(role: str) -> Finding:
 
 
 def check_rendering() -> Finding:
-    """Draw one tiny frame with MuJoCo and no screen, by ``MUJOCO_GL`` or, where it is unset, OSMesa and then EGL."""
+    """Draw one tiny frame with MuJoCo and no screen, by what the simulator would choose and then by the others."""
     name = "headless rendering"
     if importlib.util.find_spec("mujoco") is None:
         return Finding(name, "missing", "mujoco is not installed", "pip install -r requirements/sim.txt")
-    chosen = os.environ.get("MUJOCO_GL")
+    from m2distill_policy.sim.gl import choose_gl
+
+    asked = os.environ.get("MUJOCO_GL")
+    chosen = choose_gl()
     errors: list[str] = []
-    for backend in [chosen] if chosen else ["osmesa", "egl"]:
+    for backend in [chosen] if asked else dict.fromkeys([chosen, "osmesa", "egl"]):
         environment = {**os.environ, "MUJOCO_GL": backend}
         if backend in ("osmesa", "egl"):
             environment["PYOPENGL_PLATFORM"] = backend
@@ -181,7 +184,7 @@ def check_rendering() -> Finding:
         if result["colours"] < 2:
             errors.append(f"{backend}: the frame is of one colour")
             continue
-        hint = "" if chosen else f"; set MUJOCO_GL={backend}" if backend != "osmesa" else ""
+        hint = "" if backend == chosen else f"; set MUJOCO_GL={backend}"
         return Finding(name, "ok", f"{backend}, {result['ms']:.1f} ms for a 64 x 64 frame{hint}")
     cure = "sudo apt-get install -y libosmesa6   (or, on a GPU: sudo apt-get install -y libegl1; MUJOCO_GL=egl)"
     return Finding(name, "missing", "; ".join(errors), cure)

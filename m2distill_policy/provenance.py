@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -37,8 +38,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def commit() -> str:
-    """The commit of the source tree, with ``+changes`` where it was edited; ``unknown`` outside a checkout."""
+    """The commit of the source tree, with ``+changes`` where it was edited; ``unknown`` outside a checkout.
+
+    Asked once a process: the code that runs is the code that was there when it began.
+    """
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:

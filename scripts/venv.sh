@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Makes a virtual environment for the given roles, or brings it up to date; does nothing when nothing changed.
 #
-#   scripts/venv.sh FOLDER ROLE...      roles: robot robot-gpu train sim dev
+#   scripts/venv.sh FOLDER [ROLE...]    roles: robot robot-gpu train sim dev
+#
+# Without roles: those it was made with (robot train sim dev for a new one) and those in ALSO.
 #
 # PYTHON    the interpreter to make it with (default: the first of python3, python3.11, python3.12, python3.10 that fits)
 # PIP_ARGS  more arguments for pip, such as an index with a CPU build of torch
@@ -10,7 +12,17 @@ cd "$(dirname "$0")/.."
 
 folder=${1:?give the folder of the virtual environment}
 shift
-roles=("${@:?give at least one role}")
+roles=("$@")
+if ((!${#roles[@]})); then
+    if [[ -f $folder/.roles ]]; then read -r -a roles <"$folder/.roles"; else roles=(robot train sim dev); fi
+    for role in ${ALSO:-}; do
+        case " ${roles[*]} " in
+            *" $role "*) ;;
+            *" robot-gpu "*) [[ $role == robot ]] || roles+=("$role") ;;
+            *) roles+=("$role") ;;
+        esac
+    done
+fi
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -57,7 +69,9 @@ stamp=$(
 if [[ -x $folder/bin/python && -f $folder/.stamp && $(<"$folder/.stamp") == "$stamp" ]]; then exit 0; fi
 
 rm -f "$folder/.stamp"
-if [[ ! -x $folder/bin/python ]]; then
+# A half-made one (no ensurepip, Ctrl-C) has a Python but no pip.
+if ! "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
+    rm -rf "${folder:?}/bin" "${folder:?}/lib" "${folder:?}/pyvenv.cfg"
     python=$(find_python)
     say "Making $folder with $("$python" --version)"
     "$python" -m venv "$folder" || die "'$python -m venv' failed; on Debian and Ubuntu: sudo apt-get install python3-venv"
@@ -79,5 +93,6 @@ done
 # The package itself, editable. Its dependencies are the roles above.
 # (setuptools warns that a folder could shadow the package: here the folder is the package.)
 PYTHONWARNINGS=ignore "${pip[@]}" install --quiet --no-deps --editable .
+printf '%s\n' "${roles[*]}" >"$folder/.roles"
 printf '%s\n' "$stamp" >"$folder/.stamp"
 say "$folder is ready"

@@ -155,6 +155,31 @@ def test_a_swap_in_lockstep_takes_effect_at_one_observation(tmp_path: Path, doma
         assert robot.heard["status"][-1].window == 8  # the kept steps were fed to the new network
 
 
+def test_a_swap_that_waits_for_the_arm_takes_effect_as_an_episode_begins(tmp_path: Path, domain: int) -> None:
+    bundle = write_toy(tmp_path / "toy", seed=0)
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    with (
+        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain, "--watch", watched) as policy,
+        Participant(domain) as participant,
+    ):
+        robot = Robot(participant, toy_contract(), lockstep=True)
+        robot.meet()
+        answered, stamp = [], SECOND
+        first, second = open_bundle(bundle), open_bundle(write_toy(tmp_path / "other", seed=1))
+        for episode in (1, 2):
+            robot.begin(episode, 0, 0, INSTRUCTIONS[0], stamp)
+            stamp += SECOND
+            for i, observation in enumerate(observations(toy_contract(), 6)):
+                if episode == 1 and i == 3:
+                    (tmp_path / "other").rename(watched / "other")
+                _, status = robot.ask(observation, stamp)
+                answered.append(status.bundle)
+                stamp += PERIOD
+        assert answered == [first.identifier] * 6 + [second.identifier] * 6
+        assert policy.end() == 0
+
+
 @pytest.mark.parametrize("follow", ["action", "target_pose", "twist"])
 def test_every_drive_follows_every_answer(tmp_path: Path, domain: int, follow: Follow) -> None:
     contract = toy_contract()

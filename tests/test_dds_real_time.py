@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from m2distill_policy.bundle import open_bundle
+from m2distill_policy.dds import conversion, topics
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import PolicyAction
 from m2distill_policy.dds.participant import Participant
+from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.sim_robot import RobotOptions, Rollout, SimRobot
-from m2distill_policy.dds.types import DiagnosticArray, Header, String, Time
+from m2distill_policy.dds.types import DiagnosticArray, Header, PoseStamped, String, Time
 from m2distill_policy.errors import TransportError
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
@@ -84,17 +86,18 @@ def test_hot_swap_by_rename_while_the_robot_runs(tmp_path: Path, domain: int) ->
 
 def test_sigterm_ramps_to_a_halt_and_exits_0(tmp_path: Path, domain: int) -> None:
     bundle = write_toy(tmp_path / "toy")
+    told = ("--instruction", INSTRUCTIONS[0], "--set", "safety.halt_time=0.5")
     with (
-        child(
-            tmp_path, "serve", bundle, "--domain", domain, "--instruction", INSTRUCTIONS[0], "--halt-time", 0.5
-        ) as policy,
+        child(tmp_path, "serve", bundle, "--domain", domain, *told) as policy,
         Participant(domain) as participant,
     ):
         robot = Robot(participant, CONTRACT)
         robot.meet()
         _drive_until(robot, StatusCode.RUNNING, "first answer")
         policy.process.send_signal(signal.SIGTERM)
-        robot.drive(observations(CONTRACT, 16))
+        for observation in observations(CONTRACT, 16):
+            robot.instruction.write(String(INSTRUCTIONS[0]))  # as operators' tools repeat it: no halt is undone by it
+            robot.drive([observation])
         assert policy.wait(10) == 0
         robot.listen()
         codes = [s.code for s in robot.heard["status"]]
@@ -179,6 +182,35 @@ def test_a_camera_that_is_too_slow_is_refused(tmp_path: Path, domain: int) -> No
         refusal = robot.status(lambda s: s.code == StatusCode.HALT_REQUESTED, "the slow camera")
         assert "sends 10." in refusal.sentence or "sends 9." in refusal.sentence, refusal.sentence
         assert "the policy needs 20" in refusal.sentence
+        # Told again, as the sentence says, but the camera is as slow as before.
+        robot.heard["status"].clear()
+        for observation in observations(CONTRACT, 10, seed=1):
+            robot.instruction.write(String(INSTRUCTIONS[0]))
+            robot.drive([observation], hz=10)
+        assert StatusCode.RUNNING not in {s.code for s in robot.heard["status"]}
+
+
+def test_a_pose_that_stops_coming_is_named_and_not_used(tmp_path: Path, domain: int) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    told = ("--instruction", INSTRUCTIONS[0])
+    with child(tmp_path, "serve", bundle, "--domain", domain, *told), Participant(domain) as participant:
+        robot = Robot(participant, CONTRACT)
+        pose = participant.writer(topics.END_EFFECTOR_POSE, PoseStamped, Profile.RELIABLE)
+        targets = participant.reader(topics.TARGET_POSE, PoseStamped, Profile.RELIABLE, depth=100)
+        robot.meet()
+        participant.wait_for_peers([pose, targets], 20, "the child should be there")
+        _drive_until(robot, StatusCode.RUNNING, "first answer")
+        for observation in observations(CONTRACT, 12):
+            where = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
+            pose.write(conversion.pose_message(where, time.time_ns(), "base"))
+            robot.drive([observation])
+        assert len(targets.take()) >= 6
+        robot.drive(observations(CONTRACT, 6, seed=1))
+        robot.heard["status"].clear()
+        targets.take()
+        robot.drive(observations(CONTRACT, 6, seed=2))
+        assert not targets.take(), "no set-point from where the arm may not be any more"
+        assert any("No pose on" in s.warning for s in robot.heard["status"])
 
 
 def test_in_shadow_mode_the_robot_holds_still(tmp_path: Path, domain: int) -> None:

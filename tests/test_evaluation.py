@@ -45,6 +45,9 @@ def test_seeds_of_demonstrations_selection_and_reports_never_meet() -> None:
     for (_, last), (first, _) in itertools.pairwise(ends):
         assert last < first
     assert ends[-1][1] < 2**31
+    # LIBERO takes the seed modulo its 50 initial states.
+    reported, selection = ({state_seed(p, 7, e) % 50 for e in range(25)} for p in ("reported", "selection"))
+    assert not reported & selection
     assert len({state_seed("reported", s, e) for s in range(3) for e in range(100)}) == 300
     with pytest.raises(ConfigError, match="evaluation seed is 5000; 0 to 4999"):
         state_seed("reported", 5000, 0)

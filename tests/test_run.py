@@ -11,15 +11,18 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import pytest
 import torch
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.config import load_config
-from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
-from m2distill_policy.errors import TrainingError
+from m2distill_policy.demonstrations import demonstration_path
+from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError
+from training.launch import Job, run_jobs
 from training.lifelong.run import LifelongRun, share_first_stage
-from training.pipeline import create_run
+from training.pipeline import create_run, finish_run, label
+from training.report.page import distinct_labels
 from training.run_config import RunConfig
 
 SMALL = [
@@ -121,12 +124,91 @@ def test_changed_demonstrations_are_noticed(tmp_path: Path, demonstrations: Path
     shutil.copytree(demonstrations, copy)
     run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", SMALL), copy)
     run.data(0)
-    names = [DemonstrationFile(f).task_name for f in sorted(copy.glob("*_demo.hdf5"))]
     first, second = (demonstration_path(copy, name) for name in ("lift_the_red_box", "lift_the_green_box"))
-    assert set(names) == {"lift_the_red_box", "lift_the_green_box"}
-    shutil.copy(second, first)
+    with h5py.File(first, "r+") as file:
+        file["data/demo_0/actions"][0, 0] = 0.123
     with pytest.raises(TrainingError, match="has changed since this run first read it"):
         LifelongRun.open(tmp_path / "run").data(0)
+    shutil.copy(second, first)
+    with pytest.raises(DemonstrationError, match="is of 'lift the green box' and the task is 'lift the red box'"):
+        create_run(tmp_path / "other", load_config(RunConfig, "config/tiny.toml", SMALL), copy)
+    assert not (tmp_path / "other").exists()
+    second.unlink()
+    with pytest.raises(DemonstrationError, match=r"no demonstration file at .*lift_the_green_box"):
+        create_run(tmp_path / "other", load_config(RunConfig, "config/tiny.toml", ["tasks=[1,0]", *SMALL[1:]]), copy)
+
+
+def test_ones_own_files_are_learned_without_a_world(tmp_path: Path, demonstrations: Path) -> None:
+    for name, mine in (("lift_the_red_box", "first"), ("lift_the_green_box", "second")):
+        shutil.copy(demonstration_path(demonstrations, name), demonstration_path(tmp_path, mine))
+    own = [*SMALL, "suite=files", "evaluation.rollouts=0", "optim.steps=2"]
+    run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", own), tmp_path)
+    assert finish_run(run, quiet=True) is None
+    bundle = open_bundle(run.bundle_folder(1))
+    assert bundle.task_names == ("first", "second")
+    assert bundle.instructions == ("lift the red box", "lift the green box")
+    with pytest.raises(TrainingError, match=r"tasks names 2 .* holds 2 files; allowed are 0 \(first_demo.hdf5\), 1"):
+        create_run(tmp_path / "x", load_config(RunConfig, "config/tiny.toml", [*own, "tasks=[2]"]), tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match=r"holds no file '<task>_demo.hdf5'"):
+        create_run(tmp_path / "x", load_config(RunConfig, "config/tiny.toml", own), tmp_path / "empty")
+
+
+def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path: Path, demonstrations: Path) -> None:
+    points = [*SMALL, "tasks=[0]", "evaluation.points=2", "optim.steps=4"]
+    run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
+    results = finish_run(run, quiet=True)
+    assert results is not None and len(results["success_curves"][0]) == 2
+    chosen = json.loads((run.stage_folder(0) / "selection.json").read_text())
+    assert chosen == {"rates": [0.0, 0.0], "chosen": 1}, "of equals the earliest"
+    stage = json.loads((run.stage_folder(0) / "stage.json").read_text())
+    assert (stage["point"], stage["policy"]) == (1, "point_1.safetensors")
+    logs = {path.name: path.read_text() for path in (run.folder / "evaluation").glob("*.jsonl")}
+    assert {name: '"selection"' in log for name, log in logs.items()} == {
+        "stage_0.jsonl": False,
+        "stage_0_point_1.jsonl": False,
+        "stage_0_point_2.jsonl": False,
+        "stage_0_selection_1.jsonl": True,
+        "stage_0_selection_2.jsonl": True,
+    }
+    later = create_run(tmp_path / "later", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
+    assert finish_run(later, quiet=True, evaluate=False) is None
+    results = finish_run(LifelongRun.open(later.folder), quiet=True)
+    assert results is not None
+    assert json.loads((later.stage_folder(0) / "selection.json").read_text()) == {"rates": None, "chosen": 2}
+    assert json.loads((later.stage_folder(0) / "stage.json").read_text())["point"] == 2
+
+
+def test_a_run_is_not_taken_for_one_of_another_configuration(whole: Path) -> None:
+    same = load_config(RunConfig, "config/tiny.toml", [*SMALL, "evaluation.workers=2"])
+    Job("same", whole, (), same).require_same()
+    other = load_config(RunConfig, "config/tiny.toml", [*SMALL, "distill.image.weight=0.5"])
+    with pytest.raises(TrainingError, match=r"distill.image.weight is 0.01 there and 0.5 here"):
+        run_jobs([Job("other", whole, (), other)], 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["memory.episodes=9", "episodes=8"], "memory.episodes is 9 of only episodes = 8"),
+        (["strategy=er", "memory.episodes=0"], "er replays demonstrations and memory.episodes is 0"),
+        (["seed=5000"], "seed is 5000; 0 to 4999 are allowed"),
+        (["optim.steps=3", "evaluation.points=4"], "evaluation.points is 4 in optim.steps = 3"),
+        (["optim.later_lr=0.0"], "optim.later_lr is 0.0; it must be positive"),
+        (["suite=files"], "suite=files has no world to roll a policy out in"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(RunConfig, "config/tiny.toml", overrides)
+
+
+def test_labels_tell_runs_apart() -> None:
+    runs = [{"label": "er", "seed": s, "run": r} for s, r in ((0, "a"), (1, "b"), (1, "c"))]
+    runs.append({"label": "sequential", "seed": 0, "run": "d"})
+    assert [r["label"] for r in distinct_labels(runs)] == ["er, seed 0", "er, seed 1, b", "er, seed 1, c", "sequential"]
+    off = load_config(RunConfig, "config/tiny.toml", ["distill.image.on=false", "distill.policy.on=false"])
+    assert label(off).endswith("without image, policy")
 
 
 def test_export_and_report_commands(tmp_path: Path, whole: Path) -> None:

@@ -369,6 +369,20 @@ def test_watcher_never_tries_a_refused_bundle_again(folder: Path, tmp_path: Path
     server.close()
 
 
+def test_watcher_tries_a_bundle_again_when_it_is_complete(tmp_path: Path) -> None:
+    """A copy that takes its time brings the manifest first, and is refused until all is there."""
+    (tmp_path / "watched").mkdir()
+    watcher = FolderWatcher(tmp_path / "watched", lambda path: None)
+    whole = write_toy(tmp_path / "whole", 1)
+    slow = tmp_path / "watched" / "slow"
+    slow.mkdir()
+    for name in ("bundle.json", *sorted(f.name for f in whole.iterdir() if f.name != "bundle.json")):
+        shutil.copy(whole / name, slow / name)
+        assert watcher.poll() == slow
+    assert watcher.poll() is None
+    open_bundle(slow)
+
+
 def test_watcher_survives_and_names_a_folder_that_vanishes(tmp_path: Path) -> None:
     watched = tmp_path / "watched"
     with pytest.raises(BundleError, match="is not a folder, so it cannot be watched for bundles; make it first"):

@@ -120,6 +120,14 @@ FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
         "'joint_states' has shape (6,); the contract wants (7,).",
     ),
     "missing view": (without_view, 0.0, StatusCode.BAD_OBSERVATION, "view 'eye_in_hand_rgb' is missing"),
+    "NaN frame": (
+        lambda o: dataclasses.replace(
+            o, images={**o.images, "agentview_rgb": np.full(o.images["agentview_rgb"].shape, np.nan, np.float32)}
+        ),
+        0.0,
+        StatusCode.BAD_OBSERVATION,
+        "view 'agentview_rgb' is float32 (",
+    ),
     "wrong size": (of_wrong_size, 0.0, StatusCode.BAD_OBSERVATION, "view 'agentview_rgb' is uint8 (16, 32, 3)"),
     "NaN stamp": (
         lambda o: dataclasses.replace(o, stamp=float("nan")),
@@ -400,8 +408,22 @@ def test_options_are_checked(bundle: Bundle) -> None:
         WatchLimits(frozen_after=1)
 
 
-def test_every_code_has_its_meaning() -> None:
-    assert all(code.meaning.endswith(".") for code in StatusCode)
+def test_an_instruction_that_the_network_fails_on_halts(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = make(bundle)
+    drive(server, STEPS[:3])
+
+    def fails(*_: Any) -> Any:
+        raise EngineError("the GPU is gone")
+
+    monkeypatch.setattr(server.engine, "condition", fails)
+    with pytest.raises(EngineError):
+        server.set_instruction(INSTRUCTIONS[1])
+    status = drive(server, STEPS[3:4])[0].status
+    assert status.code is StatusCode.ENGINE_FAILED and status.motion == "halting"
+    assert "could not be taken: the GPU is gone" in status.sentence
+    monkeypatch.undo()
+    server.set_instruction(INSTRUCTIONS[1])
+    assert drive(server, STEPS[4:5])[0].status.code is StatusCode.RUNNING
 
 
 def test_unknown_instruction_is_raised_and_stays_in_the_status(bundle: Bundle) -> None:

@@ -38,7 +38,7 @@ def test_ten_tasks_with_words_and_states(suite: str) -> None:
     assert len(tasks) == 10 and len({task.name for task in tasks}) == 10
     for task in tasks:
         assert task.instruction == task.instruction.lower() or suite == "libero_10"
-        assert "_" not in task.instruction and "SCENE" not in task.instruction and task.target
+        assert "_" not in task.instruction and "SCENE" not in task.instruction and task.targets
         states = libero_files.initial_states(task)
         assert states.shape[0] == 50 and states.shape[1] > 40 and np.all(np.isfinite(states))
 

@@ -32,12 +32,12 @@ def world(shared: TabletopWorld) -> TabletopWorld:
     return shared
 
 
-def test_five_tasks_of_two_difficulties() -> None:
+def test_five_tasks_of_two_kinds() -> None:
     assert len(TASKS) == 5 and [t.index for t in TASKS] == list(range(5))
-    assert {t.difficulty for t in TASKS} == {"easy", "hard"}
-    assert all(t.difficulty == "easy" for t in TASKS[:3])
+    assert {t.kind for t in TASKS} == {"lift", "place"}
+    assert all(t.kind == "lift" for t in TASKS[:3])
     assert len({t.instruction for t in TASKS}) == 5
-    assert {t.target for t in TASKS} == {thing.name for thing in scene.THINGS}
+    assert {name for t in TASKS for name in t.targets} == {thing.name for thing in scene.THINGS}
 
 
 def test_initial_state_comes_from_the_seed_alone(world: TabletopWorld) -> None:
@@ -133,7 +133,7 @@ def test_experts_succeed_under_disturbance(world: TabletopWorld, index: int) -> 
         assert run.success
         assert np.all(np.abs(run.actions) <= 1.0) and np.abs(run.actions[:, :6]).max() <= 0.96
         assert not np.array_equal(run.actions[:, :6], run.executed[:, :6])
-        assert set(world.lifted()) <= {world.task.target}
+        assert set(world.lifted()) <= set(world.task.targets)
         assert world.task.name in world.achieved()
         assert len(run.actions) < 0.9 * world.task.horizon
 
@@ -148,7 +148,7 @@ def test_another_tasks_goal_is_not_this_ones(world: TabletopWorld) -> None:
         world.advance(action)
     assert not world.success()
     assert world.achieved() == (green.name,)
-    assert world.lifted() == (green.target,)
+    assert world.lifted() == green.targets
 
 
 def test_velocity_drive_follows_the_twist(world: TabletopWorld) -> None:

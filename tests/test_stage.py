@@ -17,7 +17,7 @@ from training.lifelong.checkpoint import load_tensors, read_json, save_tensors
 from training.lifelong.m2distill import DistillConfig, M2Distill
 from training.lifelong.memory import Memory
 from training.lifelong.run import make_strategy
-from training.lifelong.stage import learning_rate, train_stage
+from training.lifelong.stage import learning_rate, to_inputs, train_stage
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 
@@ -127,6 +127,19 @@ def test_every_distillation_term_is_logged_and_each_switch_works(tmp_path: Path)
             start(off), strategy, task_data(0), off, 1, tmp_path / name, lambda s, n, t: seen.update(t), lambda p: None
         )
         assert not any(key.startswith(f"{name}/") for key in seen)
+
+
+def test_a_saved_policy_is_loaded_bit_by_bit(tmp_path: Path) -> None:
+    policy = train(config(), tmp_path, stage=0)
+    digest = save_tensors(tmp_path / "policy.safetensors", policy.state_dict())
+    other = ResNetT(config().network, CONTRACT)
+    other.load_state_dict(load_tensors(tmp_path / "policy.safetensors", digest))
+    saved, loaded = policy.state_dict(), other.state_dict()
+    assert saved.keys() == loaded.keys() and all(torch.equal(saved[name], loaded[name]) for name in saved)
+    inputs = to_inputs(task_data(0).windows(np.random.default_rng(0), 4, 10), torch.device("cpu"))
+    with torch.no_grad():
+        a, b = policy.eval()(inputs), other.eval()(inputs)
+    assert torch.equal(a.tokens, b.tokens) and torch.equal(a.mixture.means, b.mixture.means)
 
 
 def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from m2distill_policy.sim.world import Task, World
 from tests.bundles import INSTRUCTIONS, toy_contract
 
 TASKS = tuple(
-    Task("toy", i, text.replace(" ", "_"), text, 12, "easy", text.split(" ")[2] + "_box")
+    Task("toy", i, text.replace(" ", "_"), text, 12, "lift", (text.split(" ")[2] + "_box",))
     for i, text in enumerate(INSTRUCTIONS)
 )
 
@@ -62,7 +62,7 @@ class ToyWorld:
         return (self.task.name,) if self.success() else ()
 
     def lifted(self) -> tuple[str, ...]:
-        return (self.task.target,) if self.success() else ()
+        return self.task.targets if self.success() else ()
 
     def state(self) -> NDArray[np.float64]:
         return np.array([self._sum])

@@ -35,7 +35,7 @@ SERVED_ROLLOUTS = 4
 
 
 class Demo:
-    """The demo's folder and its steps. Each step is passed over when its result is there already."""
+    """The demo's folder and its steps. What was collected, learned and filmed is not made again; serving is."""
 
     def __init__(self, folder: Path, config: Path, overrides: tuple[str, ...]) -> None:
         # Both strategies learn at once, so each has one process for its rollouts.
@@ -69,23 +69,25 @@ class Demo:
     def learn(self) -> None:
         """Both strategies over all tasks; they share the first stage, in which there is nothing to forget."""
         self._title("2. lifelong learning: sequential fine-tuning beside m2distill, every stage exported and evaluated")
-        first = self.folder / "sequential"
-        arguments = ("--config", str(self.config_file), "--data", str(self.demonstrations))
-        if not (first / "run.json").exists():
-            self._call(
-                "train", *arguments, "--out", str(first), "--stages", "1", *self.overrides, "strategy=sequential"
-            )
-        elif not (first / "evaluation" / "stage_0.json").exists():
-            self._call("train", "--out", str(first), "--resume", "--stages", "1")
-        jobs = [
-            Job("sequential", first, ()),
-            Job(
-                "m2distill",
-                self.folder / "m2distill",
-                (*arguments, "--first-stage-from", str(first), *self.overrides, "strategy=m2distill"),
-            ),
-        ]
-        run_jobs(jobs, at_once=2)
+        first, second = (
+            self._job("sequential"),
+            self._job("m2distill", "--first-stage-from", self.folder / "sequential"),
+        )
+        for job in (first, second):
+            job.require_same()
+        if not (first.folder / "evaluation" / "stage_0.json").exists():
+            command = [word for word in first.command() if word != "--quiet"]
+            self._run([*command, "--stages", "1"], "train")
+        run_jobs([first, second], at_once=2)
+
+    def _job(self, strategy: str, *more: object) -> Job:
+        overrides = (*self.overrides, f"strategy={strategy}")
+        return Job(
+            strategy,
+            self.folder / strategy,
+            ("--config", str(self.config_file), "--data", str(self.demonstrations), *map(str, more), *overrides),
+            load_config(RunConfig, self.config_file, overrides),
+        )
 
     def serve(self) -> None:
         """The policy in one process, the robot in another; weights swapped while it moves."""
@@ -110,7 +112,8 @@ class Demo:
         )
         log = self.folder / "m2distill" / "evaluation" / f"stage_{len(self.config.tasks) - 1}.jsonl"
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        inside = [r["success"] for r in rows if r["task_index"] == task and r["episode"] < rollouts]
+        success = {r["episode"]: r["success"] for r in rows if r["task_index"] == task and not r["error"]}
+        inside = [success[episode] for episode in range(rollouts)]
         if result["success"] != inside:
             raise M2DistillError(
                 f"over DDS in lockstep the successes were {result['success']}, in-process {inside}; they must be equal"
@@ -191,7 +194,8 @@ class Demo:
             robot = subprocess.Popen(
                 self._command(
                     "sim", "--suite", self.config.suite, "--bundle", str(bundle), "--domain", domain,
-                    "--seed", str(self.config.seed), "--out", str(out), *sim,
+                    "--seed", str(self.config.seed), "--visuals", self.config.evaluation.visuals,
+                    "--out", str(out), *sim,
                 ),
                 env=environment, text=True, stdout=subprocess.PIPE,
             )  # fmt: skip
@@ -224,7 +228,8 @@ class Demo:
             self._call(
                 "evaluate", str(self.folder / "m2distill" / "bundles" / f"stage_{count - 1}"),
                 "--suite", self.config.suite, "--tasks", ",".join(map(str, self.config.tasks)),
-                "--rollouts", "1", "--film", "1", "--out", str(films),
+                "--rollouts", "1", "--film", "1", "--sampling", self.config.evaluation.sampling,
+                "--seed", str(self.config.seed), "--visuals", self.config.evaluation.visuals, "--out", str(films),
             )  # fmt: skip
         if not (self.folder / "pictures" / "stock.png").exists():
             self._call_module("training.report.pictures", self.config.suite, str(self.folder / "pictures"))

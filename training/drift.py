@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from training.data.task_data import WindowBatch
@@ -43,15 +42,3 @@ def latent_drift(then: ResNetT, now: ResNetT, probe: WindowBatch) -> dict[str, D
         cosine = masked_mean(torch.cosine_similarity(a, b, dim=-1), valid)
         result[name] = Drift(float(distance), float(distance / norm), float(cosine))
     return result
-
-
-def probe_windows(windows: WindowBatch, count: int = 8) -> WindowBatch:
-    """The first ``count`` windows of a batch."""
-    return WindowBatch(
-        {n: f[:count] for n, f in windows.images.items()},
-        {n: v[:count] for n, v in windows.proprioception.items()},
-        windows.actions[:count],
-        windows.valid[:count],
-        np.asarray(windows.embedding[:count]),
-        windows.apart[:count],
-    )

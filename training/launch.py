@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,18 +13,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2distill_policy.config import to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
 from training.lifelong.checkpoint import read_json
+from training.run_config import RunConfig, first_difference
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to make or to go on with. arguments: of ``m2distill train``, without ``--out`` and ``--resume``."""
+    """A run to make or to go on with. arguments: of ``m2distill train``, without ``--out`` and ``--resume``.
+
+    config: what they amount to; a folder that holds a run under another configuration is refused.
+    """
 
     name: str
     folder: Path
     arguments: tuple[str, ...]
+    config: RunConfig
+
+    def require_same(self) -> None:
+        """:class:`TrainingError` if the folder's run was made under another configuration, which it would keep."""
+        if not (self.folder / "run.json").exists():
+            return
+        difference = first_difference(read_json(self.folder / "run.json")["config"], to_dict(self.config))
+        if difference is not None:
+            raise TrainingError(
+                f"{self.folder} holds a run under another configuration: {difference}; choose another folder or "
+                "remove that one"
+            )
 
     @property
     def finished(self) -> bool:
@@ -36,15 +54,23 @@ class Job:
         return [*base, "--resume"] if (self.folder / "run.json").exists() else [*base, *self.arguments]
 
 
+def _leave(number: int, frame: object) -> None:
+    """Asked to stop: leave by an exception, so that the runs are stopped too instead of going on unseen."""
+    raise SystemExit(128 + number)
+
+
 def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
     """Bring every job to its end, ``at_once`` at a time, with a bar each; what they print goes to ``<run>/log.txt``.
 
     Raises :class:`TrainingError` with the last lines of the first job that fails; the others are stopped and can be
     gone on with.
     """
+    for job in jobs:
+        job.require_same()
     waiting = [job for job in jobs if not job.finished]
     running: dict[subprocess.Popen[bytes], tuple[Job, ProgressBar]] = {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -78,6 +104,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
                         f"run '{job.name}' ended with code {process.returncode}; its last words: " + " / ".join(tail)
                     )
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process, (_, bar) in running.items():
             process.terminate()
             bar.close()

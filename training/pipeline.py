@@ -10,35 +10,71 @@ from typing import Any
 import numpy as np
 
 from m2distill_policy import provenance
+from m2distill_policy.contract import Action
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.evaluation.results import Cell, RolloutResult, summarise
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.sim.response import fit_velocity_response
 from m2distill_policy.sim.suites import suite_task
+from m2distill_policy.sim.world import Task
+from training.data.task_data import check_file
 from training.lifelong.checkpoint import read_json, write_json
+from training.lifelong.m2distill import TERMS
 from training.lifelong.run import LifelongRun
 from training.metrics import earliest_best, hold_from, lifelong_metrics
-from training.run_config import RunConfig
+from training.run_config import FILES, RunConfig
 from training.text import embed
 
 
 def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> LifelongRun:
-    """Make a run: embed the instructions, take the contract from the first task's demonstrations."""
-    tasks = tuple(suite_task(config.suite, index) for index in config.tasks)
-    text, embeddings = embed([task.instruction for task in tasks], config.text_encoder)
-    first = DemonstrationFile(demonstration_path(demonstrations, tasks[0].name))
+    """Make a run: embed the instructions, take the contract from the first task's demonstrations.
+
+    Every task's file is opened here, so that one that is missing or does not fit is known before hours of training.
+    """
+    tasks = _tasks(config, demonstrations)
+    files = [DemonstrationFile(demonstration_path(demonstrations, task.name)) for task in tasks]
+    first = files[0]
     size = first.contract.cameras[0].height
     if size != config.image_size:
         raise TrainingError(
             f"{first.path} holds views of {size} pixels and image_size is {config.image_size}; collect again with "
             f"'m2distill demos --size {config.image_size}' or set image_size={size}"
         )
-    response = fit_velocity_response([first.episode(i) for i in range(min(len(first), config.episodes))])
-    contract = dataclasses.replace(
-        first.contract, text=text, action=dataclasses.replace(first.contract.action, response=response)
-    )
+    for task, file in zip(tasks, files, strict=True):
+        check_file(file, task.instruction, first.contract, config.episodes)
+    text, embeddings = embed([task.instruction for task in tasks], config.text_encoder)
+    contract = dataclasses.replace(first.contract, text=text, action=_fitted_action(first, config.episodes))
     return LifelongRun.create(folder, config, contract, tasks, embeddings, demonstrations)
+
+
+def _tasks(config: RunConfig, demonstrations: Path) -> tuple[Task, ...]:
+    """The run's tasks: of its suite, or one for every file in the folder, in order of name."""
+    if config.suite != FILES:
+        return tuple(suite_task(config.suite, index) for index in config.tasks)
+    found = sorted(demonstrations.glob("*_demo.hdf5"))
+    if not found:
+        raise TrainingError(f"{demonstrations} holds no file '<task>_demo.hdf5'; put one a task there")
+    tasks = []
+    for index in config.tasks:
+        if not 0 <= index < len(found):
+            raise TrainingError(
+                f"tasks names {index} and {demonstrations} holds {len(found)} files; allowed are "
+                + ", ".join(f"{i} ({path.name})" for i, path in enumerate(found))
+            )
+        file = DemonstrationFile(found[index])
+        tasks.append(Task(FILES, index, file.task_name, file.instruction, horizon=0))
+    return tuple(tasks)
+
+
+def _fitted_action(file: DemonstrationFile, episodes: int) -> Action:
+    """The action with the velocity response of these demonstrations; without end-effector poses, as it was."""
+    action = file.contract.action
+    shown = [file.episode(i) for i in range(min(len(file), episodes))]
+    if any(episode.ee is None for episode in shown):
+        print(f"{file.path} has no 'obs/ee_states': ~/twist will follow a default response", file=sys.stderr)
+        return action
+    return dataclasses.replace(action, response=fit_velocity_response(shown, rate_hz=file.contract.rate_hz))
 
 
 def finish_run(
@@ -55,8 +91,8 @@ def finish_run(
     with RolloutPool(run.config.evaluation.workers) as pool:
 
         def after_stage(stage: int) -> None:
-            if evaluate and run.config.evaluation.rollouts and run.config.evaluation.points > 1:
-                _choose_point(run, stage, pool, quiet)
+            if run.config.evaluation.points > 1:
+                _choose_point(run, stage, pool if evaluate and run.config.evaluation.rollouts else None, quiet)
             if not (run.bundle_folder(stage) / "bundle.json").exists():
                 largest = run.export(stage, run.bundle_folder(stage))
                 say(f"bundle {run.bundle_folder(stage)}: ONNX Runtime and torch differ by at most {largest:.1e}")
@@ -83,28 +119,49 @@ def _cell(run: LifelongRun, task: int, rollouts: int, purpose: str = "reported",
 def _rollouts(
     run: LifelongRun, pool: RolloutPool, bundle: Path, cells: list[Cell], log: str, quiet: bool
 ) -> list[RolloutResult]:
+    """The rollouts of ``cells``; one that ended in an error is tried once more.
+
+    :class:`TrainingError` where a cell has errors alone: going on later tries them again.
+    """
     evaluation = run.config.evaluation
-    return pool.evaluate(
-        bundle,
-        cells,
-        sampling=evaluation.sampling,
-        visuals=evaluation.visuals,
-        log=run.folder / "evaluation" / log,
-        progress=not quiet,
-    )
+    path = run.folder / "evaluation" / log
+    for attempt in range(2):
+        found = pool.evaluate(
+            bundle, cells, sampling=evaluation.sampling, visuals=evaluation.visuals, log=path, progress=not quiet
+        )
+        if attempt or not any(result.error for result in found):
+            break
+    for summary in summarise(found):
+        if summary.rate is None:
+            error = next(r.error for r in found if r.error and r.task == summary.task)
+            raise TrainingError(
+                f"every rollout of '{summary.task}' ended in an error: {error}; see {path}, then go on with --resume"
+            )
+    return found
 
 
-def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
-    """e*: the earliest best of a stage's evaluation points on selection states; the reported states are not touched."""
+def _point_bundle(run: LifelongRun, stage: int, point: int) -> Path:
+    bundle = run.stage_folder(stage) / f"bundle_{point}"
+    if not (bundle / "bundle.json").exists():
+        run.export(stage, bundle, policy=run.point_policy(stage, point))
+    return bundle
+
+
+def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet: bool) -> None:
+    """e*: the earliest best of a stage's evaluation points on selection states; the reported states are not touched.
+
+    Without a pool the last point is chosen, for good: the next stage starts from it.
+    """
     record = run.stage_folder(stage) / "selection.json"
     if record.exists():
         return
+    if pool is None:
+        write_json(record, {"rates": None, "chosen": run.config.evaluation.points})
+        return
     rates = []
     for point in range(1, run.config.evaluation.points + 1):
-        bundle = run.stage_folder(stage) / f"bundle_{point}"
-        if not (bundle / "bundle.json").exists():
-            run.export(stage, bundle, policy=run.point_policy(stage, point))
-        cell = _cell(run, stage, run.config.evaluation.rollouts, "selection")
+        bundle = _point_bundle(run, stage, point)
+        cell = _cell(run, stage, run.config.evaluation.rollouts, run.config.evaluation.choose_on)
         found = _rollouts(run, pool, bundle, [cell], f"stage_{stage}_selection_{point}.jsonl", quiet)
         rates.append(_rate(found))
     best = earliest_best(rates)
@@ -122,7 +179,7 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
     if run.config.evaluation.points > 1:
         curve = []
         for point in range(1, run.config.evaluation.points + 1):
-            bundle = run.stage_folder(stage) / f"bundle_{point}"
+            bundle = _point_bundle(run, stage, point)
             rows = _rollouts(run, pool, bundle, cells[-1:], f"stage_{stage}_point_{point}.jsonl", quiet)
             curve.append(_rate(rows))
         write_json(run.folder / "evaluation" / f"stage_{stage}_curve.json", curve)
@@ -143,8 +200,7 @@ def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[dic
 
 def _rate(results: list[RolloutResult]) -> float:
     (summary,) = summarise(results)
-    if summary.rate is None:
-        raise TrainingError(f"every rollout of '{summary.task}' ended in an error: {results[0].error}")
+    assert summary.rate is not None  # _rollouts has seen to it
     return summary.rate
 
 
@@ -166,9 +222,6 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
             curves.append(hold_from(curve, chosen - 1))
         else:
             curves.append([success[stage][stage]])
-    for stage, row in enumerate(success):
-        if any(rate is None for rate in row):
-            raise TrainingError(f"stage {stage} has a cell in which every rollout ended in an error; see its log")
     metrics = lifelong_metrics(success, curves)
     return {
         "label": label(run.config),
@@ -189,6 +242,7 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
         "bytes_kept": read_json(run.stage_folder(count - 1) / "stage.json")["bytes_kept"],
         "drift": run.drift(),
         "config": run.record["config"],
+        "trained": [run.made_by(stage) for stage in range(count)],
         **provenance.describe(),
     }
 
@@ -202,4 +256,8 @@ def label(config: RunConfig) -> str:
         kept.append(f"{config.memory.episodes} demos")
     if config.strategy == "m2distill" and config.memory.instructions:
         kept.append("words")
-    return f"{config.strategy} ({' + '.join(kept) or 'nothing kept'})"
+    words = f"{config.strategy} ({' + '.join(kept) or 'nothing kept'})"
+    if config.strategy == "m2distill":
+        off = [term for term in TERMS if not getattr(config.distill, term).on]
+        words += f" without {', '.join(off)}" if off else ""
+    return words

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.evaluation.seeds import RUN_SEEDS
 from training.data.augment import AugmentConfig
 from training.lifelong.m2distill import DistillConfig
 from training.lifelong.memory import MemoryConfig
 from training.models.config import NetworkConfig
 
 STRATEGIES = ("sequential", "er", "m2distill")
+#: In place of a suite's name: one's own demonstration files.
+FILES = "files"
+#: Settings that change how long a result takes, not what it is.
+_NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class OptimConfig:
         for name in ("lr", "clip", "text_lr_factor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
+        if self.later_lr is not None and self.later_lr <= 0:
+            raise ConfigError(f"optim.later_lr is {self.later_lr}; it must be positive, or left out for optim.lr")
         if not 0 <= self.lr_end <= self.lr:
             raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.lr = {self.lr}")
         if not 0 <= self.apart <= 1:
@@ -68,11 +76,14 @@ class EvaluationConfig:
     """rollouts a cell, on held-out initial states; points: checkpoints of a stage among which the best is chosen on
     selection states (1: the last alone, nothing to choose). sampling: how actions are drawn from the mixture.
 
+    choose_on: the states that choose: ``selection`` ones, which nothing else sees, or the ``reported`` ones, which is
+    LIBERO's own rule and flatters.
     told: also tell every world each other task's instruction, at the end of the run, with so many rollouts a pair.
     """
 
     rollouts: int = 20
     points: int = 1
+    choose_on: Literal["selection", "reported"] = "selection"
     sampling: Literal["sample", "low_noise", "mode"] = "low_noise"
     workers: int = 2
     visuals: Literal["fast", "stock"] = "fast"
@@ -88,7 +99,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One lifelong run. ``tasks`` are indices into the suite, in the order in which they are learned."""
+    """One lifelong run. ``tasks`` are indices into the suite, in the order in which they are learned.
+
+    suite: of simulated worlds, or ``files``: demonstrations of one's own, in order of file name, learned without
+    rollouts. episodes: how many of each task's file are learned from, the first ones.
+    """
 
     suite: str = "tabletop"
     tasks: tuple[int, ...] = (0, 1, 2)
@@ -111,5 +126,37 @@ class RunConfig:
             raise ConfigError(f"tasks names one twice: {list(self.tasks)}")
         if self.episodes < 1:
             raise ConfigError(f"episodes is {self.episodes}; at least 1 demonstration a task is needed")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; it cannot be negative")
+        if not 0 <= self.seed < RUN_SEEDS:
+            raise ConfigError(f"seed is {self.seed}; 0 to {RUN_SEEDS - 1} are allowed")
+        if self.memory.episodes > self.episodes:
+            raise ConfigError(
+                f"memory.episodes is {self.memory.episodes} of only episodes = {self.episodes}; keep fewer, learn more"
+            )
+        if self.strategy == "er" and not self.memory.episodes:
+            raise ConfigError(
+                "strategy er replays demonstrations and memory.episodes is 0; keep some, or use strategy=sequential"
+            )
+        if self.evaluation.points > self.optim.steps:
+            raise ConfigError(
+                f"evaluation.points is {self.evaluation.points} in optim.steps = {self.optim.steps}; ask for fewer"
+            )
+        if self.suite == FILES and (self.evaluation.rollouts or self.evaluation.told):
+            raise ConfigError(
+                f"suite={FILES} has no world to roll a policy out in; set evaluation.rollouts=0 evaluation.told=0"
+            )
+
+
+def first_difference(made: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> str | None:
+    """The first setting in which two configurations, as dictionaries, differ in a way that changes results."""
+    for key in sorted({*made, *wanted}):
+        name = f"{within}{key}"
+        if name in _NO_RESULT:
+            continue
+        ours, theirs = made.get(key), wanted.get(key)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            found = first_difference(ours, theirs, f"{name}.")
+            if found is not None:
+                return found
+        elif ours != theirs:
+            return f"{name} is {ours} there and {theirs} here"
+    return None

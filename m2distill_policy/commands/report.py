@@ -24,11 +24,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print the table."""
     from training.lifelong.checkpoint import read_json
-    from training.report.page import build_page, text_table
+    from training.report.page import build_page, distinct_labels, text_table
     from training.report.rows import loss_rows
 
-    results = [read_json(folder / "results.json") for folder in args.runs]
+    results = distinct_labels([read_json(folder / "results.json") for folder in args.runs])
     losses = {r["label"]: loss_rows(folder) for r, folder in zip(results, args.runs, strict=True)}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(build_page(results, title="Lifelong imitation learning", losses=losses), encoding="utf-8")
     print(text_table(results))
     print(f"page: {args.out}")

@@ -18,6 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="examples:\n"
         "  m2distill serve bundles/three-tasks --instruction 'lift the red box'\n"
         "  m2distill serve bundles/first --watch bundles --swap-when now\n"
+        "  m2distill serve bundles/first --set safety.largest=[0.3,0.3,0.3,0.3,0.3,0.3,1] --set safety.halt_time=0.2\n"
         "  m2distill serve bundles/three-tasks --lockstep   # answers 'm2distill sim --lockstep' one by one",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,8 +54,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="auto",
         help="drive on when a fault has passed, or stay halted until the node is started anew (default: %(default)s)",
     )
+    parser.add_argument("--config", type=Path, help="TOML or YAML file with the arm's settings")
     parser.add_argument(
-        "--halt-time", type=float, default=0.25, metavar="S", help="length of the ramp to a halt (default: %(default)s)"
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="one of them: safety.largest, safety.largest_change (an entry an axis), safety.halt_time (s), "
+        "watch.stale_after (s), gripper.open_position, gripper.closed_position (m), gripper.max_effort (N), ...",
     )
     parser.add_argument(
         "--slop", type=float, default=0.02, metavar="S", help="how far pictures and joints of one set may be apart"
@@ -83,17 +91,21 @@ def run(args: argparse.Namespace) -> int:
     import cv2
 
     from m2distill_policy.bundle import open_bundle
+    from m2distill_policy.config import load_config
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import NodeOptions, PolicyNode
+    from m2distill_policy.dds.serve_config import ServeConfig
     from m2distill_policy.dds.signals import stop_on_signals
     from m2distill_policy.dds.topics import parse_remappings
-    from m2distill_policy.runtime.safety import SafetyLimits
     from m2distill_policy.runtime.server import PolicyServer
     from m2distill_policy.runtime.watchdog import WatchLimits
     from m2distill_policy.runtime.watcher import FolderWatcher
 
-    options = NodeOptions(slop=args.slop, timeout=args.timeout, reliable_input=args.reliable_input)
+    config = load_config(ServeConfig, args.config, args.overrides)
+    options = NodeOptions(
+        slop=args.slop, timeout=args.timeout, reliable_input=args.reliable_input, gripper=config.gripper
+    )
     domain, remap = domain_id(args.domain), parse_remappings(args.remap)
     # The cores belong to cameras and control; a picture is small work.
     cv2.setNumThreads(1)
@@ -104,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
         sampling=args.sampling,
         temperature=args.temperature,
         seed=args.seed,
-        limits=SafetyLimits(halt_time=args.halt_time),
-        watch=WatchLimits.lockstep() if args.lockstep else WatchLimits(),
+        limits=config.safety,
+        watch=WatchLimits.lockstep() if args.lockstep else config.watch,
         enabled=not args.shadow,
         resume=args.resume,
         swap_when=args.swap_when,

@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         if args.data is None:
             raise ConfigError("--data is missing; name the folder that 'm2distill demos' wrote")
+        # Opened before the new run exists: a source that is not there must not leave half a run behind.
+        source = LifelongRun.open(args.first_stage_from) if args.first_stage_from is not None else None
         lifelong = create_run(args.out, load_config(RunConfig, args.config, args.overrides), args.data)
-        if args.first_stage_from is not None and not share_first_stage(
-            LifelongRun.open(args.first_stage_from), lifelong
-        ):
+        if source is not None and not share_first_stage(source, lifelong):
             print(f"{args.first_stage_from} began otherwise: the first stage is trained here", file=sys.stderr)
     results = finish_run(lifelong, evaluate=not args.no_evaluation, stages=args.stages, quiet=args.quiet)
     if results is not None:

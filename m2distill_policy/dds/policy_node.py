@@ -44,9 +44,11 @@ from m2distill_policy.dds.types import (
 )
 from m2distill_policy.errors import ConfigError, ObservationError, TransportError, UnknownInstructionError
 from m2distill_policy.runtime import drive
+from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.status import SwapState
 from m2distill_policy.runtime.watcher import FolderWatcher
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ DIAGNOSTICS_EVERY = 1.0
 LONGEST_RAMP = 6.0
 #: A camera may be this much slower than the contract's rate, as a factor on its period.
 SLOWEST_CAMERA = 1.1
+#: A pose older than this many periods says nothing of where the arm is now.
+POSE_PERIODS = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,15 @@ class NodeOptions:
         for name in ("slop", "timeout"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)} s; a positive number of seconds is needed")
+
+
+@dataclass(frozen=True)
+class _Pose:
+    """The end effector's pose: its stamp in ns, when it arrived (s, monotonic), and (6,) m and rad, base frame."""
+
+    stamp: int
+    arrived: float
+    value: NDArray[np.float64]
 
 
 class PolicyNode:
@@ -115,9 +128,8 @@ class PolicyNode:
         self._troubles: dict[str, str] = {}
         self._reported: set[str] = set()
         self._largest_picture = 0
-        self._slow: set[str] = set()
         self._intervals: dict[str, float] = {}
-        self._poses: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=JOINTS_KEPT)
+        self._poses: deque[_Pose] = deque(maxlen=JOINTS_KEPT)
         self._slop = 0 if lockstep else round(self.options.slop * 1e9)
         self._pending: SynchronisedSet[Image] | None = None
         self._sets: Synchroniser[Image] = Synchroniser(self._contract, self._slop)
@@ -161,7 +173,17 @@ class PolicyNode:
     # --- real time ---------------------------------------------------------------------------------------------------
 
     def spin(self) -> None:
-        """Run cycles until :meth:`stop`, then until the ramp to a halt is over."""
+        """Run cycles until :meth:`stop`, then until the ramp to a halt is over.
+
+        An error that nothing here expects ramps to a halt too, before it is raised.
+        """
+        try:
+            self._cycles()
+        except Exception:
+            self._ramp_out("the node failed")
+            raise
+
+    def _cycles(self) -> None:
         pacer = Pacer(self._contract.period, time.monotonic())
         views = self._participant.waiter([*self._views.values(), self._instructions])
         everything = self._participant.waiter([*self._views.values(), self._joints, self._instructions])
@@ -175,7 +197,8 @@ class PolicyNode:
             if leave_at is not None and (self._server.motion is Motion.HALTED or now >= leave_at):
                 return
             begin = time.perf_counter()
-            self._take_instructions()
+            if leave_at is None:  # an instruction would undo the halt
+                self._take_instructions()
             if self._take_inputs():
                 pacer.cameras(self._slowest_camera())
             found = self._sets.take()
@@ -193,6 +216,14 @@ class PolicyNode:
                 lacks_joints = self._pending is None and self._sets.waiting_for() == ("joint_states",)
                 until = pacer.latest if self._pending is None else pacer.next
                 (everything if lacks_joints else views).wait(until - now)
+
+    def _ramp_out(self, reason: str) -> None:
+        """Halt without observations, at the contract's rate."""
+        self._server.halt(reason)
+        leave_at = time.monotonic() + LONGEST_RAMP
+        while self._server.motion is not Motion.HALTED and time.monotonic() < leave_at:
+            self._without_observation()
+            time.sleep(self._contract.period)
 
     def _without_observation(self) -> None:
         self._diagnostics.missed += self._server.motion is Motion.RUNNING
@@ -259,10 +290,18 @@ class PolicyNode:
         if self._watcher is None:
             return
         try:
-            if self._watcher.poll() is not None:
-                self._server.wait_for_swap(self.options.timeout)
-            self._trouble("hot swap", None)
-        except (OSError, SwapError) as error:  # the policy that drives is not touched by this
+            found = self._watcher.poll()
+        except OSError as error:  # the policy that drives is not touched by this
+            self._trouble("hot swap", f"A new bundle could not be taken: {error}.")
+            return
+        self._trouble("hot swap", None)
+        if found is not None:
+            self._wait_for_swap()
+
+    def _wait_for_swap(self) -> None:
+        try:
+            self._server.wait_for_swap(self.options.timeout)
+        except SwapError as error:
             self._trouble("hot swap", f"A new bundle could not be taken: {error}.")
 
     def _take_episodes(self) -> int:
@@ -281,6 +320,9 @@ class PolicyNode:
         self._swap_in_lockstep()
         self._instruct(episode.instruction)
         self._server.reset("a new episode", seed=episode.seed, episode=episode.draw, still=True)
+        if self._server.swap.state in (SwapState.LOADING, SwapState.READY):
+            # A bundle that waited for the arm to be idle takes over here, and not at some later cycle of this episode.
+            self._wait_for_swap()
         seconds = episode.header.stamp.seconds
         self._publish(self._server.tick_without_observation(seconds), self._episode_stamp, answers=False)
 
@@ -296,13 +338,15 @@ class PolicyNode:
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def _take_instructions(self) -> None:
-        for message in self._instructions.take():
+        messages = self._instructions.take()
+        self._note(self._instructions, len(messages))
+        for message in messages:
             self._instruct(message.data)
 
     def _instruct(self, instruction: str) -> None:
         try:
             self._server.set_instruction(instruction)
-        except UnknownInstructionError as error:
+        except (UnknownInstructionError, EngineError) as error:
             # The status says it every cycle, and the arm halts.
             logger.warning("%s", error)
 
@@ -324,13 +368,17 @@ class PolicyNode:
                 self._sets.add_joints(state.header.stamp.nanoseconds, state.name, state.position)
             except ObservationError as error:
                 self._trouble(self._joints.topic, str(error))
-        for pose in self._pose.take():
+        poses = self._pose.take()
+        self._note(self._pose, len(poses))
+        for pose in poses:
             try:
-                self._poses.append((pose.header.stamp.nanoseconds, conversion.pose_of(pose)))
+                self._poses.append(_Pose(pose.header.stamp.nanoseconds, time.monotonic(), conversion.pose_of(pose)))
             except TransportError as error:
                 self._trouble(self._pose.topic, str(error))
         for name, info_reader in self._infos.items():
-            for info in info_reader.take():
+            infos = info_reader.take()
+            self._note(info_reader, len(infos))
+            for info in infos:
                 trouble = conversion.fov_trouble(info, self._contract.camera(name))
                 self._trouble(info_reader.topic, trouble)
                 # From here too: of pictures that are too large, none at all may arrive.
@@ -367,10 +415,8 @@ class PolicyNode:
         if interval is None:
             return
         self._intervals[view] = interval
-        if interval <= SLOWEST_CAMERA * self._contract.period:
-            self._slow.discard(view)
-        elif view not in self._slow:
-            self._slow.add(view)
+        if interval > SLOWEST_CAMERA * self._contract.period:
+            # Every time: an instruction, which ends a halt, does not make the camera faster.
             self._server.halt(
                 f"camera '{view}' sends {1 / interval:.1f} pictures a second and the policy needs "
                 f"{self._contract.rate_hz:g}; choose a faster camera mode and give the instruction again"
@@ -402,6 +448,14 @@ class PolicyNode:
             now = stamp if self._lockstep else time.time_ns()
             self._twist.write(conversion.twist_message(drive.twist(decision.action, self._server.contract), now, frame))
             pose = self._pose_at(stamp)
+            if self._poses and pose is None:
+                self._trouble(
+                    "pose",
+                    f"No pose on '{self._pose.topic}' belongs to this cycle, so ~/target_pose is not published; see "
+                    "whether it still comes.",
+                )
+            else:
+                self._trouble("pose", None)
             if pose is not None:
                 target = drive.set_point(pose, decision.action, self._contract)
                 self._target.write(conversion.pose_message(target, now, frame))
@@ -430,12 +484,19 @@ class PolicyNode:
         self._diagnose(decision, warnings)
 
     def _pose_at(self, stamp: int) -> NDArray[np.float64] | None:
-        """The end effector's pose nearest to ``stamp`` (ns); the newest one during a ramp without observations."""
+        """The end effector's pose nearest to ``stamp`` (ns); the newest one during a ramp without observations.
+
+        None where no pose is near enough, or none has come lately: an arm that was moved by somebody else since must
+        not be sent back to where it was.
+        """
         if not self._poses:
             return None
-        at, pose = min(self._poses, key=lambda entry: abs(entry[0] - stamp)) if stamp else self._poses[-1]
-        newest = self._poses[-1][0]
-        return pose if abs(at - (stamp or newest)) <= self._slop else None
+        if not self._lockstep and time.monotonic() - self._poses[-1].arrived > POSE_PERIODS * self._contract.period:
+            return None
+        if not stamp:
+            return self._poses[-1].value
+        nearest = min(self._poses, key=lambda pose: abs(pose.stamp - stamp))
+        return nearest.value if abs(nearest.stamp - stamp) <= self._slop else None
 
     def _diagnose(self, decision: Decision, warnings: list[str]) -> None:
         now = time.monotonic()

@@ -30,7 +30,6 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 #: s for a worker to import what it needs.
 _START_TIMEOUT = 180.0
 
-Suites = str
 Message = dict[str, Any]
 
 
@@ -54,7 +53,7 @@ class RolloutPool:
     workers: how many processes. suites: the module that makes worlds (``suite_tasks``, ``make_world``).
     """
 
-    def __init__(self, workers: int = 2, *, suites: Suites = "m2distill_policy.sim.suites") -> None:
+    def __init__(self, workers: int = 2, *, suites: str = "m2distill_policy.sim.suites") -> None:
         if workers < 1:
             raise ConfigError(f"{workers} workers were asked for; at least 1 is needed")
         self.workers = workers

@@ -84,8 +84,8 @@ class RolloutWorker:
                 ):
                     break
             done["achieved"], done["lifted"] = world.achieved(), world.lifted()
-            if told_task is not None and told_task.target:
-                done["wrong"] = tuple(name for name in done["lifted"] if name != told_task.target)
+            if told_task is not None and told_task.targets:
+                done["wrong"] = tuple(name for name in done["lifted"] if name not in told_task.targets)
             else:
                 meant = told_task.name if told_task is not None else ""
                 done["wrong"] = tuple(name for name in done["achieved"] if name != meant)

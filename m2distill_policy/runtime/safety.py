@@ -72,11 +72,6 @@ class Governor:
         self._ramp_left = 0
 
     @property
-    def cycles_to_halt(self) -> int:
-        """Cycles from the last driven command to the first zero one."""
-        return self._cycles
-
-    @property
     def last(self) -> NDArray[np.float64]:
         """The newest command (7,)."""
         return self._last.copy()
@@ -86,13 +81,6 @@ class Governor:
 
         Also resumes from a halt. Raises :class:`PolicyOutputError` for an action that is not finite.
         """
-        limited = self.preview(action)
-        self.motion = Motion.RUNNING
-        self._last = limited
-        return limited.copy()
-
-    def preview(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """What :meth:`admit` would answer, without doing it."""
         values = np.asarray(action, dtype=np.float64)
         if values.shape != self._last.shape or not np.isfinite(values).all():
             raise PolicyOutputError(
@@ -100,7 +88,9 @@ class Governor:
                 f"{len(ACTION_AXES)} finite entries are needed"
             )
         limited = np.clip(values, -self._largest, self._largest)
-        return np.clip(limited, self._last - self._change, self._last + self._change)
+        self.motion = Motion.RUNNING
+        self._last = np.clip(limited, self._last - self._change, self._last + self._change)
+        return self._last.copy()
 
     def halt(self) -> NDArray[np.float64]:
         """The next command (7,) of the ramp to a halt; call once a cycle, also when halted."""

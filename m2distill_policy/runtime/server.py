@@ -93,6 +93,8 @@ class PolicyServer:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_sampling(sampling, temperature)
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; whole numbers from 0 on are allowed")
         if resume not in ("auto", "enable"):
             raise ConfigError(f"resume is '{resume}'; choose 'auto' or 'enable'")
         if swap_when not in ("idle", "now"):
@@ -171,8 +173,8 @@ class PolicyServer:
         """Tell the policy what to do. A new text clears the window; the present one again changes nothing.
 
         An empty text takes the instruction back: the arm halts. Raises :class:`UnknownInstructionError`, listing the
-        known ones, for a text that the bundle does not know: then too the arm halts, because going on with the old
-        task is not what was asked for.
+        known ones, for a text that the bundle does not know, and :class:`EngineError` where the network fails: then
+        too the arm halts, because going on with the old task is not what was asked for.
         """
         with self._lock:
             if instruction == self._instruction and self._refused_instruction is None and self._held is None:
@@ -189,6 +191,12 @@ class PolicyServer:
                 self._instruction = self._active.conditioning = None
                 self._refused_instruction = Fault(
                     StatusCode.UNKNOWN_INSTRUCTION, f"The instruction was refused: {error}"
+                )
+                raise
+            except EngineError as error:
+                self._instruction = self._active.conditioning = None
+                self._refused_instruction = Fault(
+                    StatusCode.ENGINE_FAILED, f"The instruction could not be taken: {error}. Give it again."
                 )
                 raise
             self._instruction = instruction

@@ -9,27 +9,38 @@ from dataclasses import dataclass
 class StatusCode(enum.IntEnum):
     """Why the server does what it does. The numbers go over the wire: never reuse one."""
 
+    #: The policy drives.
     RUNNING = 0
+    #: The policy answers but sends no command: it is not enabled.
     DISABLED = 1
+    #: No instruction has been given.
     NO_INSTRUCTION = 2
+    #: The instruction is not one that the bundle knows.
     UNKNOWN_INSTRUCTION = 3
+    #: The next observation has not come yet; it is not late enough to halt.
     WAITING = 4
+    #: No observation comes.
     MISSING_OBSERVATION = 5
+    #: The observation is too old.
     STALE_OBSERVATION = 6
+    #: An observation carries the same stamp as the one before it.
     REPEATED_STAMP = 7
+    #: An observation is older than the one before it.
     OUT_OF_ORDER = 8
+    #: The observation's stamp lies in the future.
     FUTURE_STAMP = 9
+    #: A view shows the same picture although the arm moved.
     FROZEN_VIEW = 10
+    #: A view or reading is missing, of a wrong form, not finite or out of range.
     BAD_OBSERVATION = 11
+    #: The network's answer cannot be used.
     BAD_OUTPUT = 12
+    #: The network could not be run.
     ENGINE_FAILED = 13
+    #: A halt was asked for.
     HALT_REQUESTED = 14
+    #: A fault has passed, but the policy resumes only when it is enabled again.
     HELD = 15
-
-    @property
-    def meaning(self) -> str:
-        """One sentence, for tables and for whoever reads the number alone."""
-        return _MEANINGS[self]
 
     @property
     def is_fault(self) -> bool:
@@ -37,24 +48,6 @@ class StatusCode(enum.IntEnum):
         return self not in _NO_FAULTS
 
 
-_MEANINGS = {
-    StatusCode.RUNNING: "The policy drives.",
-    StatusCode.DISABLED: "The policy answers but sends no command: it is not enabled.",
-    StatusCode.NO_INSTRUCTION: "No instruction has been given.",
-    StatusCode.UNKNOWN_INSTRUCTION: "The instruction is not one that the bundle knows.",
-    StatusCode.WAITING: "The next observation has not come yet; it is not late enough to halt.",
-    StatusCode.MISSING_OBSERVATION: "No observation comes.",
-    StatusCode.STALE_OBSERVATION: "The observation is too old.",
-    StatusCode.REPEATED_STAMP: "An observation carries the same stamp as the one before it.",
-    StatusCode.OUT_OF_ORDER: "An observation is older than the one before it.",
-    StatusCode.FUTURE_STAMP: "The observation's stamp lies in the future.",
-    StatusCode.FROZEN_VIEW: "A view shows the same picture although the arm moved.",
-    StatusCode.BAD_OBSERVATION: "A view or reading is missing, of a wrong form, not finite or out of range.",
-    StatusCode.BAD_OUTPUT: "The network's answer cannot be used.",
-    StatusCode.ENGINE_FAILED: "The network could not be run.",
-    StatusCode.HALT_REQUESTED: "A halt was asked for.",
-    StatusCode.HELD: "A fault has passed, but the policy resumes only when it is enabled again.",
-}
 _NO_FAULTS = frozenset({StatusCode.RUNNING, StatusCode.DISABLED, StatusCode.NO_INSTRUCTION, StatusCode.WAITING})
 
 

@@ -7,18 +7,22 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from m2distill_policy.bundle import MANIFEST, manifest_identifier
+from m2distill_policy.bundle import MANIFEST
 from m2distill_policy.errors import BundleError, M2DistillError
 from m2distill_policy.runtime.hotswap import SwapError
 
 logger = logging.getLogger(__name__)
+
+#: Name, size and time of change (ns) of every file of a bundle.
+_Files = tuple[tuple[str, int, int], ...]
 
 
 class FolderWatcher:
     """Notices bundles that appear in a folder by rename, the way :func:`write_bundle` puts them there.
 
     What lay there at the start is left alone. Names that begin with a dot or end in ``.tmp`` or ``.old`` are
-    unfinished. Each manifest is tried once: a bundle that was refused is not tried again until its manifest changes.
+    unfinished. Each is tried once: a bundle that was refused is not tried again until its files change, as those of
+    one that is copied slowly do.
 
     on_bundle: called with the path of the newest new bundle, from the watcher's thread (or from :meth:`poll`).
     """
@@ -33,14 +37,14 @@ class FolderWatcher:
         self._on_bundle = on_bundle
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._tried: set[str] = {identifier for _, identifier, _ in self._bundles()}
+        self._tried = {files for _, files, _ in self._bundles()}
 
     def poll(self) -> Path | None:
         """Look once; hands over and returns the newest bundle that was not there before, or None."""
         fresh = [entry for entry in self._bundles() if entry[1] not in self._tried]
         if not fresh:
             return None
-        self._tried |= {identifier for _, identifier, _ in fresh}
+        self._tried |= {files for _, files, _ in fresh}
         path = max(fresh)[2]
         self._on_bundle(path)
         return path
@@ -68,14 +72,17 @@ class FolderWatcher:
                     logger.warning("watching '%s': %s", self.folder, error)
                 self.trouble = f"The folder '{self.folder}' cannot be watched: {error}"
 
-    def _bundles(self) -> list[tuple[int, str, Path]]:
+    def _bundles(self) -> list[tuple[int, _Files, Path]]:
+        """(when its manifest changed, what is there, folder) of each bundle."""
         found = []
         for entry in self.folder.iterdir():
             if entry.name.startswith(".") or entry.name.endswith((".tmp", ".old")) or not entry.is_dir():
                 continue
             try:
                 changed = (entry / MANIFEST).stat().st_mtime_ns
-                found.append((changed, manifest_identifier(entry), entry))
+                stats = [(file.name, file.stat()) for file in entry.iterdir()]
+                files = tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+                found.append((changed, files, entry))
             # Not a bundle, or removed while we looked: neither is news.
             except (OSError, BundleError):
                 continue

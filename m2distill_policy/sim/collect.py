@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -31,6 +31,9 @@ from m2distill_policy.sim.world import Task
 if TYPE_CHECKING:
     from m2distill_policy.sim.tabletop.world import TabletopWorld
 
+#: Raised whenever experts, their noise or what is stored of an episode change: a collection of another version is not
+#: taken for this one. 2: pushes, and the executed actions beside the clean ones.
+EXPERTS_VERSION = 2
 #: Seconds within which some attempt must end; one takes about one second.
 _PATIENCE = 300.0
 #: Give up when fewer than one attempt in this many succeeds.
@@ -190,6 +193,7 @@ def _settings(collection: Collection, task: Task) -> dict[str, Any]:
         "size": collection.size,
         "visuals": collection.visuals,
         "visuals_version": VISUALS_VERSION,
+        "experts_version": EXPERTS_VERSION,
         "noise": collection.noise,
     }
     return {"env_name": f"{task.suite}/{task.name}", "env_version": "1.4.0", "type": 1, "env_kwargs": settings}
@@ -321,8 +325,3 @@ def parse_tasks(text: str, suite: str) -> tuple[int, ...]:
     for index in indices:
         suite_task(suite, index)
     return indices
-
-
-def seeds_of(files: Sequence[DemonstrationFile]) -> list[list[int]]:
-    """The seeds of every episode of ``files``, to keep them apart from those that are measured."""
-    return [[episode.seed for episode in file if episode.seed is not None] for file in files]

@@ -103,13 +103,13 @@ class NoiseSource:
 
 def expert_action(world: TabletopWorld) -> NDArray[np.float64]:
     """What the expert of ``world.task`` does now: (7,) in [-1, 1]."""
-    thing = _thing(world.task.target)
+    thing = _thing(world.task.targets[0])
     grip, rotation = world.grip_pose()
     target = world.positions()[thing.name]
     carried = _grasped(world, thing, grip, target)
     if not carried:
         goal, gripper = _fetch(world, thing, grip, target)
-    elif world.task.difficulty == "easy":
+    elif world.task.kind == "lift":
         goal, gripper = grip + np.array([0.0, 0.0, 0.05]), 1.0
     else:
         goal, gripper = _carry(grip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib
 import logging
 import os
@@ -11,14 +12,14 @@ from typing import Any
 
 
 def choose_gl() -> str:
-    """Set ``MUJOCO_GL`` where it is unset and return it: ``egl`` where a GPU's device file is seen, else ``osmesa``.
+    """Set ``MUJOCO_GL`` where it is unset and return it: ``egl`` where a GPU and the library are seen, else ``osmesa``.
 
     Safe to call often; a value that the user set always wins.
     """
     chosen = os.environ.get("MUJOCO_GL")
     if not chosen:
         has_gpu = Path("/dev/nvidia0").exists() or any(Path("/dev/dri").glob("render*"))
-        chosen = "egl" if has_gpu else "osmesa"
+        chosen = "egl" if has_gpu and ctypes.util.find_library("EGL") else "osmesa"
         os.environ["MUJOCO_GL"] = chosen
     if chosen == "osmesa":
         # PyOpenGL picks its own platform unless told.

@@ -92,14 +92,13 @@ def _task(suite: str, index: int, name: str) -> Task:
     words = name
     if name[0].isupper():  # LIBERO-10 puts the scene before the words: KITCHEN_SCENE3_turn_on_the_stove
         words = name.split("SCENE", 1)[1].split("_", 1)[1]
-    return Task(suite, index, name, words.replace("_", " "), HORIZON, "hard", _target(suite, name))
+    return Task(suite, index, name, words.replace("_", " "), HORIZON, targets=_targets(suite, name))
 
 
-def _target(suite: str, name: str) -> str:
-    """The first object that the task's file calls of interest."""
+def _targets(suite: str, name: str) -> tuple[str, ...]:
+    """The objects that the task's file calls of interest."""
     text = bddl_file(suite, name).read_text()
-    words = text.partition("(:obj_of_interest")[2].partition(")")[0].split()
-    return words[0] if words else ""
+    return tuple(text.partition("(:obj_of_interest")[2].partition(")")[0].split())
 
 
 def bddl_file(suite: str, name: str) -> Path:

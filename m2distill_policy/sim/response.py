@@ -29,7 +29,7 @@ _PRIOR_STEPS = 3.0
 def fit_velocity_response(episodes: Iterable[Episode], *, rate_hz: float = 20.0) -> VelocityResponse:
     """Fit, an axis, the speed (m/s, rad/s) as a rising piecewise-linear function of the action's size.
 
-    Least squares on what the end effector did in the control period after each executed action, with rises that may
+    Least squares on what the end effector did in the control period of each executed action, with rises that may
     not be negative; the default response is weak evidence, so that levels which nobody demonstrated stay sensible.
     Raises :class:`DemonstrationError` where the episodes have no end-effector poses or too few steps.
     """
@@ -42,7 +42,8 @@ def fit_velocity_response(episodes: Iterable[Episode], *, rate_hz: float = 20.0)
         if len(episode) < 2:
             continue
         done = episode.actions if episode.executed is None else episode.executed
-        actions.append(np.asarray(done[:-1, :6], dtype=np.float64))
+        between = done[1:] if episode.seen_after else done[:-1]
+        actions.append(np.asarray(between[:, :6], dtype=np.float64))
         velocities.append(_velocities(episode.ee, rate_hz))
     steps = sum(len(a) for a in actions)
     if steps < _FEWEST_STEPS:

@@ -20,8 +20,8 @@ class Task:
     name: a file-name-safe identifier, ``lift_the_red_box``.
     instruction: the words given to the policy, ``lift the red box``.
     horizon: control steps after which a rollout has failed.
-    difficulty: ``easy`` or ``hard``, for tables.
-    target: the object that the instruction is about, as :meth:`World.lifted` names it; empty where that is not known.
+    kind: ``lift`` or ``place``; how a tabletop task is judged and done. Empty in suites that judge by themselves.
+    targets: the objects that the instruction is about, as :meth:`World.lifted` names them; empty where not known.
     """
 
     suite: str
@@ -29,8 +29,11 @@ class Task:
     name: str
     instruction: str
     horizon: int
-    difficulty: str = "easy"
-    target: str = ""
+    kind: str = ""
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))  # JSON gives a list
 
 
 class World(Protocol):
@@ -60,7 +63,7 @@ class World(Protocol):
     def lifted(self) -> tuple[str, ...]:
         """Names of the objects that were raised by 4 cm or more since reset, in the order it happened.
 
-        A rollout in which an object other than ``task.target`` is here counts towards the wrong-object rate.
+        A rollout in which an object not of ``task.targets`` is here counts towards the wrong-object rate.
         """
 
     def state(self) -> NDArray[np.float64]:

@@ -184,18 +184,31 @@ def from_episodes(
     )
 
 
-def load_task(path: Path, embedding: NDArray[np.float32], contract: Contract, limit: int | None = None) -> TaskData:
-    """Read a demonstration file, refusing one that was recorded under another contract.
+def check_file(file: DemonstrationFile, instruction: str, contract: Contract, limit: int | None) -> None:
+    """:class:`DemonstrationError` if ``file`` is of another contract or instruction, or of fewer than ``limit``
+    episodes."""
+    file.contract.require_same(
+        contract, f"demonstrations {file.path}", "the run", ignore=("text", "action.response", "history")
+    )
+    if file.instruction.casefold() != instruction.casefold():
+        raise DemonstrationError(
+            f"{file.path} is of '{file.instruction}' and the task is '{instruction}'; rename the file or correct its "
+            "words"
+        )
+    if limit is not None and len(file) < limit:
+        raise DemonstrationError(
+            f"{file.path} holds {len(file)} episodes and {limit} were asked for; collect more or ask for fewer"
+        )
+
+
+def load_task(
+    path: Path, instruction: str, embedding: NDArray[np.float32], contract: Contract, limit: int | None = None
+) -> TaskData:
+    """Read a demonstration file, refusing one that was recorded under another contract or another instruction.
 
     ``limit`` takes the first so many episodes; fewer in the file is an error.
     """
     file = DemonstrationFile(path)
-    file.contract.require_same(
-        contract, f"demonstrations {path}", "the run", ignore=("text", "action.response", "history")
-    )
-    if limit is not None and len(file) < limit:
-        raise DemonstrationError(
-            f"{path} holds {len(file)} episodes and {limit} were asked for; collect more or ask for fewer"
-        )
+    check_file(file, instruction, contract, limit)
     episodes = [file.episode(i) for i in range(len(file) if limit is None else limit)]
     return from_episodes(file.task_name, file.instruction, episodes, embedding, contract)

@@ -19,6 +19,9 @@ from training.lifelong.strategy import Composed, Strategy, Targets, imitation
 from training.losses.terms import latent_distance, policy_divergence
 from training.models.resnet_t import Inputs, Output, ResNetT
 
+#: The paper's terms, each a section of :class:`DistillConfig`.
+TERMS = ("image", "text", "extra", "policy")
+
 
 @dataclass(frozen=True)
 class TermConfig:

@@ -39,7 +39,7 @@ from training.lifelong.er import ExperienceReplay
 from training.lifelong.m2distill import M2Distill
 from training.lifelong.memory import Memory
 from training.lifelong.sequential import Sequential
-from training.lifelong.stage import append_json_line, drop_partial, pick_device, train_stage
+from training.lifelong.stage import append_json_line, drop_partial, pick_device, pick_precision, train_stage
 from training.lifelong.strategy import Strategy
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
@@ -142,8 +142,9 @@ class LifelongRun:
 
     def data(self, stage: int) -> TaskData:
         """The demonstrations of stage ``stage``; refuses files that changed since the run first read them."""
-        path = demonstration_path(Path(self.record["demonstrations"]), self.tasks[stage].name)
-        data = load_task(path, self.embedding(stage), self.contract, self.config.episodes)
+        task = self.tasks[stage]
+        path = demonstration_path(Path(self.record["demonstrations"]), task.name)
+        data = load_task(path, task.instruction, self.embedding(stage), self.contract, self.config.episodes)
         digest = data.content_hash()
         known = self.record["data"].get(str(stage))
         if known is None:
@@ -196,6 +197,8 @@ class LifelongRun:
         folder.mkdir(parents=True, exist_ok=True)
         data = self.data(stage)
         policy = self.policy(stage - 1) if stage else self.new_policy()
+        made_by = provenance.describe()
+        made_by["precision"] = str(pick_precision(self.config.optim.precision, pick_device()) or torch.float32)
         if stage == 0 and self.config.network.normalise:
             policy.fit_normalisation({name: torch.from_numpy(v) for name, v in data.proprioception.items()})
         memory = self.memory(stage)
@@ -206,7 +209,7 @@ class LifelongRun:
             points[point] = save_tensors(folder / f"point_{point}.safetensors", policy.state_dict())
 
         with (
-            SummaryWriter(str(self.folder / "tensorboard")) as writer,
+            SummaryWriter(str(self.folder / "tensorboard"), purge_step=_done(folder)) as writer,
             ProgressBar(
                 total=self.config.optim.steps,
                 desc=f"{self.config.strategy} {self.tasks[stage].name}",
@@ -234,7 +237,10 @@ class LifelongRun:
         memory.save(self.folder / "memory")
         write_json(
             folder / "points.json",
-            {"points": {str(p): {"file": f"point_{p}.safetensors", "sha256": d} for p, d in sorted(points.items())}},
+            {
+                "points": {str(p): {"file": f"point_{p}.safetensors", "sha256": d} for p, d in sorted(points.items())},
+                "made_by": made_by,
+            },
         )
         self.choose(stage, self.config.evaluation.points)
         drop_partial(folder)
@@ -263,7 +269,7 @@ class LifelongRun:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        done = read_json(folder / "partial.json")["step"] if (folder / "partial.json").exists() else 0
+        done = _done(folder)
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -275,6 +281,16 @@ class LifelongRun:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(path)
+
+    def made_by(self, stage: int) -> dict[str, Any]:
+        """Commit, versions, machine, time and precision with which a stage was trained (its last resume's)."""
+        made: dict[str, Any] = read_json(self.stage_folder(stage) / "points.json")["made_by"]
+        return made
+
+    def success(self, stage: int) -> list[float | None] | None:
+        """Success on tasks 0 to ``stage`` after that stage, or None before it was evaluated."""
+        path = self.folder / "evaluation" / f"stage_{stage}.json"
+        return [cell["rate"] for cell in read_json(path)] if path.exists() else None
 
     def export(self, stage: int, path: Path, *, policy: ResNetT | None = None, overwrite: bool = False) -> float:
         """Write the bundle of stage ``stage``; returns the largest difference between ONNX Runtime and torch."""
@@ -292,6 +308,7 @@ class LifelongRun:
                 "strategy": self.config.strategy,
                 "seed": self.config.seed,
                 "data": self.record["data"],
+                "metrics": {"success": self.success(stage)},
                 "commit": provenance.commit(),
                 "versions": provenance.versions(),
             },
@@ -314,6 +331,12 @@ class LifelongRun:
                 row.append({name: dataclasses.asdict(d) for name, d in latent_drift(then, now, probe).items()})
             table.append(row)
         return table
+
+
+def _done(stage_folder: Path) -> int:
+    """Steps of a stage that its partial checkpoint holds."""
+    partial = stage_folder / "partial.json"
+    return int(read_json(partial)["step"]) if partial.exists() else 0
 
 
 def _sha256(path: Path) -> str:
@@ -352,7 +375,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
         # The same weights on the same states: evaluated once is enough.
         (target.folder / "evaluation").mkdir(exist_ok=True)
-        for path in (source.folder / "evaluation").glob("stage_0*.json"):
+        for path in (source.folder / "evaluation").glob("stage_0*.json*"):
             shutil.copy2(path, target.folder / "evaluation" / path.name)
         if (source.stage_folder(0) / "selection.json").exists():
             shutil.copy2(source.stage_folder(0) / "selection.json", folder / "selection.json")

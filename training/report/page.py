@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def build_page(
     ]
     if results:
         first = results[0]
-        tasks = [task["instruction"] for task in first["tasks"]]
+        tasks = max((_names(r) for r in results), key=len)
         parts.append(
             f"<p class=small>commit {html.escape(str(first['commit']))}, {first['rollouts']} rollouts a cell from "
             f"held-out initial states, sampling {html.escape(first['sampling'])}</p><ol>"
@@ -94,9 +95,9 @@ def build_page(
             + "</ol>"
         )
         parts += ["<h2>Success: rows are stages, columns are tasks</h2><div class=row>"]
-        parts += [heatmap(r["success"], tasks, r["label"]) for r in results]
+        parts += [heatmap(r["success"], _names(r), r["label"]) for r in results]
         parts += ["</div><h2>Wrong object lifted</h2><div class=row>"]
-        parts += [heatmap(r["wrong_object"], tasks, r["label"], bad=True) for r in results]
+        parts += [heatmap(r["wrong_object"], _names(r), r["label"], bad=True) for r in results]
         parts += ["</div><h2>Lifelong metrics</h2>", metrics_table(results)]
         parts += ["<h2>Drift of the first task's latents</h2><div class=row>"]
         parts += [drift_chart(r["drift"], r["label"]) for r in results]
@@ -115,6 +116,21 @@ def build_page(
         about = {k: results[0][k] for k in ("versions", "machine", "seed") if k in results[0]}
         parts += ["<h2>Where this comes from</h2><pre>", html.escape(json.dumps(about, indent=2)), "</pre>"]
     return "".join(parts) + "</html>"
+
+
+def _names(result: Mapping[str, Any]) -> list[str]:
+    return [task["instruction"] for task in result["tasks"]]
+
+
+def distinct_labels(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same results, their labels told apart by seed and, where that is not enough, by the run's name."""
+    named = [dict(r) for r in results]
+    for more in ("seed {seed}", "{run}"):
+        seen = Counter(r["label"] for r in named)
+        for r in named:
+            if seen[r["label"]] > 1:
+                r["label"] += ", " + more.format(**r)
+    return named
 
 
 def text_table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -27,10 +27,10 @@ def is_in_bin(position: NDArray[np.float64], held: bool) -> bool:
 
 def reached(task: Task, positions: Mapping[str, NDArray[np.float64]], held: frozenset[str]) -> bool:
     """Whether ``task``'s goal is reached; ``positions`` by object name, ``held``: objects that a finger touches."""
-    position = positions[task.target]
-    if task.difficulty == "easy":
-        return is_lifted(task.target, position)
-    return is_in_bin(position, task.target in held)
+    (thing,) = task.targets
+    if task.kind == "lift":
+        return is_lifted(thing, positions[thing])
+    return is_in_bin(positions[thing], thing in held)
 
 
 def reached_tasks(positions: Mapping[str, NDArray[np.float64]], held: frozenset[str]) -> tuple[str, ...]:

@@ -1,0 +1,19 @@
+"""What belongs to an arm and not to a bundle: limits, watchdog and gripper, read from a file or ``key=value``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from m2distill_policy.dds.gripper import GripperProfile
+from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.runtime.watchdog import WatchLimits
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """safety: limits an axis and the ramp to a halt. watch: what is late, early or frozen (a lockstep has no clock and
+    leaves it aside). gripper: positions and hysteresis."""
+
+    safety: SafetyLimits = field(default_factory=SafetyLimits)
+    watch: WatchLimits = field(default_factory=WatchLimits)
+    gripper: GripperProfile = field(default_factory=GripperProfile)
