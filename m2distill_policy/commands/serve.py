@@ -19,7 +19,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "  m2distill serve bundles/three-tasks --instruction 'lift the red box'\n"
         "  m2distill serve bundles/first --watch bundles --swap-when now\n"
         "  m2distill serve bundles/first --set safety.largest=[0.3,0.3,0.3,0.3,0.3,0.3,1] --set safety.halt_time=0.2\n"
-        "  m2distill serve bundles/three-tasks --lockstep   # answers 'm2distill sim --lockstep' one by one",
+        "  m2distill serve bundles/three-tasks --lockstep   # answers 'm2distill sim --lockstep' one by one\n\n"
+        "Programs on this machine are met. For others, set CYCLONEDDS_URI to a configuration of Cyclone DDS.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that 'm2distill export' wrote")
