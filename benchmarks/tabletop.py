@@ -38,6 +38,9 @@ _KEEP = ("memory.episodes=5",)
 _WORDS = ("memory.instructions=true",)
 _NO_DEMOS = ("memory.episodes=0",)
 _NO_WORDS = ("memory.instructions=false",)
+#: Without demonstrations their windows are spent on words, and the policy is held harder. Of 0.5, 1 and 2 the weight was
+#: chosen on selection states of seed 0, after the fourth task: success on the old tasks 0.60, 0.88, 0.92 (20 rollouts).
+_WORDS_ALONE = (*_NO_DEMOS, *_WORDS, "memory.instruction_batch=4", "distill.policy.weight=2.0")
 _ZERO = tuple(f"distill.{term}.on=false" for term in ("image", "text", "extra", "policy"))
 
 #: Beside the configuration file: all five tasks, 20 rollouts a cell, and every wrong instruction told five times.
@@ -47,7 +50,7 @@ SETTINGS = ("tasks=[0,1,2,3,4]", "evaluation.rollouts=20", "evaluation.told=5", 
 ARMS: tuple[Arm, ...] = (
     Arm("sequential", "sequential fine-tuning", ("strategy=sequential",)),
     Arm("m2distill_demos", "m2distill, 5 demonstrations an old task", ("strategy=m2distill", *_KEEP, *_WORDS)),
-    Arm("m2distill_words", "m2distill, old instructions alone", ("strategy=m2distill", *_NO_DEMOS, *_WORDS)),
+    Arm("m2distill_words", "m2distill, old instructions alone", ("strategy=m2distill", *_WORDS_ALONE)),
     Arm("er", "experience replay, the same 5 demonstrations", ("strategy=er", *_KEEP)),
     Arm("m2distill_new", "m2distill on the new task's batch alone", ("strategy=m2distill", *_NO_DEMOS, *_NO_WORDS)),
     Arm("m2distill_zero", "m2distill with the four weights at zero", ("strategy=m2distill", *_KEEP, *_WORDS, *_ZERO)),
