@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.output import write
 from m2distill_policy.config import load_config, to_dict
+from m2distill_policy.errors import M2DistillError
 from m2distill_policy.evaluation.results import wilson
 from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json
@@ -148,6 +149,7 @@ def main() -> None:
     if args.plan:
         for seed in args.seeds:
             for job in jobs_of(seed, args):
+                job.require_same()
                 share, words = (1.0, "done") if job.finished else progress(job.folder)
                 print(f"{job.name:<32}{100 * share:5.0f} %  {words}")
         return
@@ -176,4 +178,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except M2DistillError as error:
+        sys.exit(f"benchmarks.tabletop: {error}")

@@ -174,8 +174,8 @@ class Contract:
             raise ContractError(f"a contract names an input twice: {names}")
         if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
             raise ContractError(f"rate is {self.rate_hz} Hz; it must be positive")
-        if self.history < 1:
-            raise ContractError(f"history is {self.history} steps; at least 1 is needed")
+        if not isinstance(self.history, int) or self.history < 1:
+            raise ContractError(f"history is {self.history!r} steps; a whole number of at least 1 is needed")
 
     @property
     def period(self) -> float:

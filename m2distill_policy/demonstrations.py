@@ -395,6 +395,14 @@ class DemonstrationWriter:
                 raise DemonstrationError(
                     f"{where}: '{reading.name}' is {got}; finite {(length, reading.size)} is wanted"
                 )
+            if np.any(values < reading.low) or np.any(values > reading.high):
+                raise DemonstrationError(
+                    f"{where}: '{reading.name}' leaves the contract's range {reading.low:.4g} to {reading.high:.4g} "
+                    f"{reading.unit}"
+                )
+        for name, poses, size in (("ee", episode.ee, 6), ("executed", episode.executed, 7)):
+            if poses is not None and (poses.shape != (length, size) or not np.all(np.isfinite(poses))):
+                raise DemonstrationError(f"{where}: '{name}' is {poses.shape}; finite {(length, size)} is wanted")
         if len(recording.states) != length or len(recording.robot_states) != length:
             raise DemonstrationError(f"{where}: {len(recording.states)} states for {length} actions")
 

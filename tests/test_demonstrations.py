@@ -239,6 +239,15 @@ def test_writer_refuses_what_the_reader_would(tmp_path: Path) -> None:
     bad.episode.actions[0, 0] = 2.0
     with pytest.raises(DemonstrationError, match=r"outside \[-1, 1\]"):
         out.add(bad)
+    bad = recording(1)
+    bad.episode.proprioception["gripper_states"][0, 0] = 3.0
+    with pytest.raises(DemonstrationError, match=r"'gripper_states' leaves the contract's range -0.1 to 0.1 m"):
+        out.add(bad)
+    bad = recording(1)
+    assert bad.episode.ee is not None
+    bad.episode.ee[0, 0] = np.nan
+    with pytest.raises(DemonstrationError, match=r"'ee' is \(\d+, 6\); finite"):
+        out.add(bad)
     with pytest.raises(DemonstrationError, match="no episode was collected"):
         out.finish([], 3)
     assert out.attempts() == {}

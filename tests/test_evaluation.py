@@ -172,7 +172,10 @@ def test_nan_from_the_policy_is_an_error_not_a_failure(pool: RolloutPool, tmp_pa
 
 def test_films(bundle: Path, pool: RolloutPool, tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="films need requirements/sim.txt")
-    results = pool.evaluate(bundle, CELLS[:1], films=tmp_path / "films", film=1)
+    log = tmp_path / "log.jsonl"
+    pool.evaluate(bundle, CELLS[:1], log=log)
+    results = pool.evaluate(bundle, CELLS[:1], log=log, films=tmp_path / "films", film=1)
+    assert len(log.read_text().splitlines()) == len(results) + 1, "rolled out again for the film alone"
     films = [r.film for r in results]
     assert films[0] is not None and Path(films[0]).read_bytes()[4:8] == b"ftyp"
     assert films[1:] == [None] * 4

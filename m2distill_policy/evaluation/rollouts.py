@@ -86,9 +86,9 @@ class RolloutPool:
         """Roll out every cell and return the results in the cells' order, the same whatever the number of workers.
 
         sampling, temperature: see :meth:`Mixture.draw`. visuals: of the world. log: a JSON-lines file that grows as
-        rollouts end; rollouts that are in it already are not done again, errors are. films: folder for MP4 films of
-        the first ``film`` rollouts of each cell. progress: True for a bar, or a function of (result, how many are
-        done, how many in all). timeout: s for one rollout.
+        rollouts end; rollouts that are in it already are not done again, errors and missing films are. films: folder
+        for MP4 films of the first ``film`` rollouts of each cell. progress: True for a bar, or a function of (result,
+        how many are done, how many in all). timeout: s for one rollout.
 
         Raises :class:`BundleError`, :class:`UnknownInstructionError` and :class:`ConfigError` before anything runs,
         and :class:`SimulationError` when no rollout of a cell can run at all. A rollout that crashes is a result
@@ -116,7 +116,8 @@ class RolloutPool:
         for number, job in enumerate(jobs):
             job["number"] = number
             before = known.get(_result(job, {}).key)
-            if before is not None:
+            filmed = job["film"] is None or Path(job["film"]).exists()
+            if before is not None and filmed:
                 results[number] = before
             else:
                 todo.append(job)
