@@ -234,7 +234,7 @@ def main() -> None:
     write(
         "command_latency",
         {
-            "bundle": str(args.bundle) if args.bundle else f"random weights, {args.config}",
+            "bundle": open_bundle(args.bundle).identifier if args.bundle else f"random weights, {args.config}",
             "views": len(contract.cameras),
             "picture": [args.height, args.width],
             "network_picture": list(contract.cameras[0].shape[:2]),
