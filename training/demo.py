@@ -69,10 +69,8 @@ class Demo:
     def learn(self) -> None:
         """Both strategies over all tasks; they share the first stage, in which there is nothing to forget."""
         self._title("2. lifelong learning: sequential fine-tuning beside m2distill, every stage exported and evaluated")
-        first, second = (
-            self._job("sequential"),
-            self._job("m2distill", "--first-stage-from", self.folder / "sequential"),
-        )
+        first = self._job("sequential")
+        second = self._job("m2distill", "--first-stage-from", first.folder)
         for job in (first, second):
             job.require_same()
         if not (first.folder / "evaluation" / "stage_0.json").exists():

@@ -291,7 +291,7 @@ class PolicyNode:
             return
         try:
             found = self._watcher.poll()
-        except OSError as error:  # the policy that drives is not touched by this
+        except (OSError, SwapError) as error:  # the policy that drives is not touched by this
             self._trouble("hot swap", f"A new bundle could not be taken: {error}.")
             return
         self._trouble("hot swap", None)
