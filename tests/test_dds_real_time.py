@@ -17,10 +17,12 @@ from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import PolicyAction
 from m2distill_policy.dds.participant import Participant
+from m2distill_policy.dds.policy_node import PolicyNode
 from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.sim_robot import RobotOptions, Rollout, SimRobot
 from m2distill_policy.dds.types import DiagnosticArray, Header, PoseStamped, String, Time
 from m2distill_policy.errors import TransportError
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.dds_support import Robot, StillWorld, child
@@ -211,6 +213,42 @@ def test_a_pose_that_stops_coming_is_named_and_not_used(tmp_path: Path, domain: 
         robot.drive(observations(CONTRACT, 6, seed=2))
         assert not targets.take(), "no set-point from where the arm may not be any more"
         assert any("No pose on" in s.warning for s in robot.heard["status"])
+
+
+@pytest.mark.parametrize("ramp_fails", [False, True])
+def test_an_error_that_nobody_expects_halts_first_and_is_raised(
+    tmp_path: Path, domain: int, ramp_fails: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")), sampling="mode")
+    server.set_instruction(INSTRUCTIONS[0])
+    for observation in observations(CONTRACT, 3):
+        server.step(observation, observation.stamp)
+    assert server.motion.value == "running"
+    reasons: list[str] = []
+    halt = server.halt
+
+    def remember(reason: str) -> None:
+        reasons.append(reason)
+        halt(reason)
+
+    monkeypatch.setattr(server, "halt", remember)
+
+    def fails(*_: object) -> int:
+        raise RuntimeError("a bug")
+
+    with Participant(domain) as participant:
+        node = PolicyNode(participant, server)
+        monkeypatch.setattr(node, "_take_inputs", fails)
+        if ramp_fails:
+            monkeypatch.setattr(node, "_publish", fails)
+        with pytest.raises(RuntimeError, match="a bug"):
+            node.spin()
+    if ramp_fails:
+        assert "the ramp to a halt failed too" in caplog.text
+    else:
+        assert server.motion.value == "halted" and node.cycles == 5
+    assert reasons == ["the node failed (RuntimeError: a bug)"]
+    server.close()
 
 
 def test_in_shadow_mode_the_robot_holds_still(tmp_path: Path, domain: int) -> None:

@@ -179,8 +179,12 @@ class PolicyNode:
         """
         try:
             self._cycles()
-        except Exception:
-            self._ramp_out("the node failed")
+        except Exception as error:
+            try:
+                self._ramp_out(f"the node failed ({type(error).__name__}: {error})")
+            except Exception:
+                # What went wrong first is what is raised; that the arm may not have been halted must be said as well.
+                logger.exception("the ramp to a halt failed too")
             raise
 
     def _cycles(self) -> None:
