@@ -25,7 +25,7 @@ def test_tabletop_plans_every_arm_and_seed(tmp_path: Path) -> None:
 def test_results_of_another_configuration_are_not_summed_up(tmp_path: Path) -> None:
     run = tmp_path / "seed_0" / "er"
     run.mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"config": {"strategy": "er", "episodes": 3}}))
+    (run / "run.json").write_text(json.dumps({"config": {"strategy": "er", "episodes": 3, "memory": {"episodes": 1}}}))
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.tabletop", "--plan", "--folder", str(tmp_path)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,

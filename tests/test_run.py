@@ -19,7 +19,7 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.config import load_config
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError
-from training.launch import Job, run_jobs
+from training.launch import Job, progress, run_jobs
 from training.lifelong.run import LifelongRun, share_first_stage
 from training.pipeline import create_run, finish_run, label
 from training.report.page import distinct_labels
@@ -179,9 +179,31 @@ def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path
     assert json.loads((later.stage_folder(0) / "stage.json").read_text())["point"] == 2
 
 
-def test_a_run_is_not_taken_for_one_of_another_configuration(whole: Path) -> None:
+def test_epochs_make_a_stage_as_long_as_its_demonstrations(demonstrations: Path, tmp_path: Path) -> None:
+    settings = [*SMALL, "tasks=[0,1]", "evaluation.rollouts=0", "optim.epochs=0.5"]
+    run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", settings), demonstrations)
+    finish_run(run, quiet=True)
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    for stage in (0, 1):
+        wanted = round(0.5 * run.data(stage).steps / (2 * run.contract.history))
+        assert [(r["step"], r["steps"]) for r in rows if r["stage"] == stage][-1] == (wanted, wanted)
+    assert run.data(0).steps != run.data(1).steps
+    assert progress(run.folder)[0] == 1.0
+    settings = [*settings, "optim.epochs=0.01", "evaluation.points=3"]
+    short = create_run(tmp_path / "short", load_config(RunConfig, "config/tiny.toml", settings), demonstrations)
+    with pytest.raises(TrainingError, match=r"evaluation.points is 3 and task '\w+' is learned in 1 steps"):
+        finish_run(short, quiet=True)
+
+
+def test_a_run_is_not_taken_for_one_of_another_configuration(whole: Path, tmp_path: Path) -> None:
     same = load_config(RunConfig, "config/tiny.toml", [*SMALL, "evaluation.workers=2"])
     Job("same", whole, (), same).require_same()
+    older = tmp_path / "older"
+    older.mkdir()
+    record = json.loads((whole / "run.json").read_text())
+    del record["config"]["memory"]["widen"]  # a setting that came later
+    (older / "run.json").write_text(json.dumps(record))
+    Job("older", older, (), same).require_same()
     other = load_config(RunConfig, "config/tiny.toml", [*SMALL, "distill.image.weight=0.5"])
     with pytest.raises(TrainingError, match=r"distill.image.weight is 0.01 there and 0.5 here"):
         run_jobs([Job("other", whole, (), other)], 1)

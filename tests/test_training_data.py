@@ -11,10 +11,12 @@ import torch
 from m2distill_policy.errors import ConfigError, TrainingError
 from tests.training_fixtures import CONTRACT, NETWORK, task_data
 from training.data.augment import AugmentConfig, augment
-from training.data.task_data import TaskData
+from training.data.task_data import TaskData, WindowBatch
+from training.data.widen import widen
 from training.lifelong.memory import Memory, MemoryConfig
 from training.lifelong.stage import to_inputs
 from training.models.resnet_t import ResNetT
+from training.run_config import OptimConfig, RunConfig
 
 OFF = AugmentConfig(0, 0, 0, 0, 0, 0)
 
@@ -163,6 +165,54 @@ def test_memory_of_text_alone_keeps_no_demonstration() -> None:
     memory.add(data, np.random.default_rng(0))
     assert memory.replay(np.random.default_rng(0), 10) is None
     assert memory.bytes == data.embedding.nbytes
+
+
+def test_widened_steps_have_other_colours_and_readings_and_windows_stay() -> None:
+    batch = task_data(0, (60, 60)).windows(np.random.default_rng(0), 200, 10, apart=0.5)
+    wide = widen(batch, np.random.default_rng(1), share=0.8, noise=0.3)
+    for name, frames in batch.images.items():
+        assert np.array_equal(frames[~batch.apart], wide.images[name][~batch.apart])
+        # Whatever the order of the channels, a pixel keeps its three values.
+        assert np.array_equal(np.sort(frames, axis=-1), np.sort(wide.images[name], axis=-1))
+        changed = (frames != wide.images[name]).any(axis=(2, 3, 4))[batch.apart]
+        assert 0.8 * 5 / 6 - 0.05 < changed.mean() < 0.8 * 5 / 6 + 0.05
+    first, second = (wide.images[n] != batch.images[n] for n in batch.images)
+    assert (first.any(axis=(2, 3, 4)) != second.any(axis=(2, 3, 4))).any(), "each view has an order of its own"
+    for name, values in batch.proprioception.items():
+        moved = wide.proprioception[name] - values
+        assert wide.proprioception[name].dtype == values.dtype
+        assert not moved[~batch.apart].any()
+        steps = moved[batch.apart].any(axis=-1)
+        assert 0.75 < steps.mean() < 0.85
+        spread = moved[batch.apart][steps].std(axis=0) / values[batch.apart].std(axis=(0, 1))
+        np.testing.assert_allclose(spread, 0.3, rtol=0.15)
+    assert np.array_equal(wide.actions, batch.actions) and np.array_equal(wide.embedding, batch.embedding)
+
+
+def test_old_instructions_are_asked_of_widened_observations_where_configured() -> None:
+    new = task_data(1).windows(np.random.default_rng(1), 8, 10, apart=1.0)
+
+    def asked(**settings: float) -> WindowBatch:
+        memory = Memory(MemoryConfig(instructions=True, instruction_batch=4, **settings))  # type: ignore[arg-type]
+        memory.add(task_data(0), np.random.default_rng(0))
+        found = memory.ask_old(new, np.random.default_rng(2))
+        assert found is not None
+        return found
+
+    plain, wide, still = asked(), asked(widen=1.0), asked(widen=1.0, widen_noise=0.0)
+    name = "joint_states"
+    assert np.array_equal(plain.proprioception[name], still.proprioception[name])
+    assert not np.array_equal(plain.proprioception[name], wide.proprioception[name])
+    frames = {f.tobytes() for f in new.images["agentview_rgb"]}
+    assert all(f.tobytes() in frames for f in plain.images["agentview_rgb"])
+    assert not all(f.tobytes() in frames for f in wide.images["agentview_rgb"])
+
+
+def test_widening_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="it is a share, 0 to 1"):
+        MemoryConfig(widen=1.5)
+    with pytest.raises(ConfigError, match="windows are not widened"):
+        RunConfig(memory=MemoryConfig(instructions=True, widen=0.5), optim=OptimConfig(apart=0.0))
 
 
 def test_memory_that_asks_for_too_much_is_refused() -> None:

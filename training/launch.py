@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2distill_policy.config import to_dict
+from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
 from training.lifelong.checkpoint import read_json
@@ -33,10 +33,14 @@ class Job:
     config: RunConfig
 
     def require_same(self) -> None:
-        """:class:`TrainingError` if the folder's run was made under another configuration, which it would keep."""
+        """:class:`TrainingError` if the folder's run was made under another configuration, which it would keep.
+
+        A setting younger than the run has its default there, as it has when the run is gone on with.
+        """
         if not (self.folder / "run.json").exists():
             return
-        difference = first_difference(read_json(self.folder / "run.json")["config"], to_dict(self.config))
+        made = from_dict(RunConfig, read_json(self.folder / "run.json")["config"])
+        difference = first_difference(to_dict(made), to_dict(self.config))
         if difference is not None:
             raise TrainingError(
                 f"{self.folder} holds a run under another configuration: {difference}; choose another folder or "
@@ -117,22 +121,19 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
 
 
 def progress(folder: Path) -> tuple[float, str]:
-    """How far a run is, as a share of its training steps, and in words. Cheap: reads the last logged row alone."""
+    """How far a run is, as a share of its tasks, and in words. Cheap: reads the last logged row alone."""
     if not (folder / "run.json").exists():
         return 0.0, "starting"
-    record = read_json(folder / "run.json")
-    tasks, optim = record["tasks"], record["config"]["optim"]
-    steps = optim["steps"]
+    tasks = read_json(folder / "run.json")["tasks"]
     row = _last_row(folder / "metrics.jsonl")
-    done = 0 if row is None else steps * row["stage"] + row["step"]
     stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(len(tasks)))
-    done = max(done, steps * stages)
+    done = float(stages) if row is None else max(stages, row["stage"] + row["step"] / row["steps"])
     words = f"task {min(stages + 1, len(tasks))}/{len(tasks)}"
     if row is not None:
         words += f", loss {row['bc']:.2f}"
-    if row is not None and row["stage"] < stages:
-        words += ", evaluating"
-    return done / (steps * len(tasks)), words
+        if row["stage"] < stages:
+            words += ", evaluating"
+    return done / len(tasks), words
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:

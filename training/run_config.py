@@ -24,6 +24,8 @@ _NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds")
 class OptimConfig:
     """steps a stage, batch windows a step; AdamW with a cosine from lr to lr_end after ``warmup`` linear steps.
 
+    epochs: in place of ``steps`` where above 0: a stage is so many passes over its task's demonstrations, as in LIBERO,
+    so a task of longer demonstrations is learned for longer.
     later_lr: highest rate of the later stages, or None for ``lr``.
     apart: share of rows that are no windows but as many unrelated steps, each read without history. In a window the way
     that the arm has come gives the target away, and the network goes on as it began instead of looking ("copycat", de
@@ -37,6 +39,7 @@ class OptimConfig:
     """
 
     steps: int = 2500
+    epochs: float = 0.0
     batch: int = 32
     apart: float = 0.0
     lr: float = 1e-4
@@ -63,8 +66,13 @@ class OptimConfig:
             raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.lr = {self.lr}")
         if not 0 <= self.apart <= 1:
             raise ConfigError(f"optim.apart is {self.apart}; it is a share, 0 to 1")
-        if self.warmup < 0 or self.threads < 0 or self.checkpoint_seconds < 0:
-            raise ConfigError("optim.warmup, optim.threads and optim.checkpoint_seconds cannot be negative")
+        for name in ("epochs", "warmup", "threads", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it cannot be negative")
+
+    def stage_steps(self, demonstrated: int, history: int) -> int:
+        """Steps of a stage whose demonstrations have ``demonstrated`` steps, read in windows of ``history``."""
+        return max(1, round(self.epochs * demonstrated / (self.batch * history))) if self.epochs else self.steps
 
     def stage_lr(self, stage: int) -> float:
         """Highest learning rate of stage ``stage``."""
@@ -136,7 +144,12 @@ class RunConfig:
             raise ConfigError(
                 "strategy er replays demonstrations and memory.episodes is 0; keep some, or use strategy=sequential"
             )
-        if self.evaluation.points > self.optim.steps:
+        if self.memory.widen and not self.optim.apart:
+            raise ConfigError(
+                f"memory.widen is {self.memory.widen} and optim.apart is 0: windows are not widened; set optim.apart "
+                "above 0, or memory.widen=0"
+            )
+        if not self.optim.epochs and self.evaluation.points > self.optim.steps:
             raise ConfigError(
                 f"evaluation.points is {self.evaluation.points} in optim.steps = {self.optim.steps}; ask for fewer"
             )

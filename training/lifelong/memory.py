@@ -9,6 +9,7 @@ import numpy as np
 
 from m2distill_policy.errors import ConfigError
 from training.data.task_data import TaskData, WindowBatch
+from training.data.widen import widen
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,23 @@ class MemoryConfig:
     """episodes: demonstrations kept of each old task; replay_batch: windows of them in every batch.
 
     instructions: keep the old tasks' words and ask them of new observations; instruction_batch: so many windows.
+    widen: share of the unrelated steps among those observations that are made unlike any demonstration before they
+    are asked about (see :mod:`training.data.widen`); needs ``optim.apart``. widen_noise: how far their readings move.
     """
 
     episodes: int = 0
     replay_batch: int = 16
     instructions: bool = False
     instruction_batch: int = 16
+    widen: float = 0.0
+    widen_noise: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "replay_batch", "instruction_batch"):
+        for name in ("episodes", "replay_batch", "instruction_batch", "widen_noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"memory.{name} is {getattr(self, name)}; it cannot be negative")
+        if not 0 <= self.widen <= 1:
+            raise ConfigError(f"memory.widen is {self.widen}; it is a share, 0 to 1")
         if self.episodes and not self.replay_batch:
             raise ConfigError("memory.episodes keeps demonstrations but memory.replay_batch is 0; set both or neither")
         if self.instructions and not self.instruction_batch:
@@ -67,12 +74,13 @@ class Memory:
         return concatenate(parts)
 
     def ask_old(self, new: WindowBatch, rng: np.random.Generator) -> WindowBatch | None:
-        """New observations under old instructions; None where the words are not kept or there is no old task."""
+        """New observations, widened as configured, under old instructions; None where the words are not kept or there
+        is no old task."""
         if not (self.config.instructions and self.embeddings):
             return None
         rows = rng.integers(0, len(new), size=self.config.instruction_batch)
         told = rng.integers(0, len(self.embeddings), size=self.config.instruction_batch)
-        return WindowBatch(
+        asked = WindowBatch(
             images={name: frames[rows] for name, frames in new.images.items()},
             proprioception={name: values[rows] for name, values in new.proprioception.items()},
             actions=new.actions[rows],
@@ -80,6 +88,7 @@ class Memory:
             embedding=np.stack([self.embeddings[t] for t in told]),
             apart=new.apart[rows],
         )
+        return widen(asked, rng, self.config.widen, self.config.widen_noise) if self.config.widen else asked
 
     def save(self, folder: Path) -> None:
         """Write the newest exemplars beside the older ones."""

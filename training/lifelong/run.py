@@ -211,7 +211,7 @@ class LifelongRun:
         with (
             SummaryWriter(str(self.folder / "tensorboard"), purge_step=_done(folder)) as writer,
             ProgressBar(
-                total=self.config.optim.steps,
+                total=self.config.optim.stage_steps(data.steps, self.contract.history),
                 desc=f"{self.config.strategy} {self.tasks[stage].name}",
                 unit="step",
                 disable=quiet,
@@ -223,7 +223,9 @@ class LifelongRun:
                 bar.update(step - bar.n)
                 if step % LOG_EVERY == 0 or step == steps:
                     bar.set_postfix(loss=f"{terms['total']:.3f}", bc=f"{terms['bc']:.3f}", refresh=False)
-                    append_json_line(self.folder / "metrics.jsonl", {"stage": stage, "step": step, **terms})
+                    append_json_line(
+                        self.folder / "metrics.jsonl", {"stage": stage, "step": step, "steps": steps, **terms}
+                    )
                     for name, value in terms.items():
                         writer.add_scalar(f"stage_{stage}/{name}", value, step)
 

@@ -106,7 +106,12 @@ def train_stage(
         weight_decay=config.optim.weight_decay,
         betas=(0.9, 0.999),
     )
-    steps = config.optim.steps
+    steps = config.optim.stage_steps(data.steps, policy.contract.history)
+    if steps < config.evaluation.points:
+        raise TrainingError(
+            f"evaluation.points is {config.evaluation.points} and task '{data.name}' is learned in {steps} steps (its "
+            f"{data.steps} demonstrated steps {config.optim.epochs:g} times over); ask for fewer points or more epochs"
+        )
     points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
     strategy.begin_stage(policy, stage)
     done = _resume(policy, optimiser, folder, stage)
