@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.dds import conversion, topics
+from m2distill_policy.dds import conversion
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
 from m2distill_policy.dds.participant import Participant, Reader, Writer
 from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.types import GripperCommand, Header, JointState, String, Time, TwistStamped
+from m2distill_policy.node import topics
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim.world import Task
 from tests.bundles import INSTRUCTIONS, observations

@@ -11,7 +11,7 @@ from cyclonedds.idl._support import Endianness  # the generic serialiser's own w
 
 from m2distill_policy.dds.image import CHANNELS, Image
 from m2distill_policy.dds.types import Header, Time
-from m2distill_policy.errors import TransportError
+from m2distill_policy.errors import ObservationError, TransportError
 
 
 def _image(height: int = 5, width: int = 7, frame_id: str = "camera", encoding: str = "rgb8", seed: int = 0) -> Image:
@@ -96,7 +96,7 @@ def test_random_bytes_never_raise_anything_else() -> None:
             broken[rng.integers(0, len(broken))] = rng.integers(0, 256)
         try:
             Image.deserialize(broken[: rng.integers(0, len(broken) + 1)].tobytes()).to_rgb()
-        except TransportError as error:
+        except (ObservationError, TransportError) as error:
             assert str(error)
 
 
@@ -125,11 +125,11 @@ def test_rows_may_be_padded() -> None:
 
 def test_half_written_and_unknown_pictures_are_refused() -> None:
     half = Image(Header(), 4, 6, "rgb8", 0, 18, bytes(40))
-    with pytest.raises(TransportError, match=r"incomplete: 4 rows of 18 bytes .* 40 bytes came"):
+    with pytest.raises(ObservationError, match=r"incomplete: 4 rows of 18 bytes .* 40 bytes came"):
         half.to_rgb()
-    with pytest.raises(TransportError, match="incomplete"):
+    with pytest.raises(ObservationError, match="incomplete"):
         Image(Header(), 4, 6, "rgb8", 0, 17, bytes(200)).to_rgb()
-    with pytest.raises(TransportError, match="'yuv422' is not known; allowed are rgb8"):
+    with pytest.raises(ObservationError, match="'yuv422' is not known; allowed are rgb8"):
         Image(Header(), 4, 6, "yuv422", 0, 12, bytes(200)).to_rgb()
     with pytest.raises(TransportError, match="must be uint8"):
         Image.from_rgb(np.zeros((4, 6), dtype=np.uint8), Time(), "")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.dds import conversion, topics
+from m2distill_policy.dds import conversion
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import PolicyAction
@@ -22,6 +22,7 @@ from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.sim_robot import RobotOptions, Rollout, SimRobot
 from m2distill_policy.dds.types import DiagnosticArray, Header, PoseStamped, String, Time
 from m2distill_policy.errors import TransportError
+from m2distill_policy.node import topics
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy

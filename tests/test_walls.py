@@ -46,8 +46,8 @@ def present(*names: str) -> list[str]:
     return [name for name in names if (ROOT / f"{name.replace('.', '/')}.py").exists()]
 
 
-def test_runtime_is_light() -> None:
-    loaded = loaded_by(*modules_of("m2distill_policy/runtime"))
+def test_runtime_and_node_are_light() -> None:
+    loaded = loaded_by(*modules_of("m2distill_policy/runtime"), *modules_of("m2distill_policy/node"))
     assert not loaded & HEAVY
     assert {"numpy", "onnxruntime", "cv2"} <= loaded
 
@@ -111,8 +111,11 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
     "m2distill_policy.bundle": _names("errors", "contract"),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "runtime", outside="onnxruntime cv2"),
-    "m2distill_policy.dds": _names(*_CORE, "bundle", "config", "runtime", "dds", "sim", outside="cyclonedds cv2"),
-    "m2distill_policy.ros": _names(*_CORE, "bundle", "config", "runtime", "ros", outside="rclpy cv2"),
+    "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node"),
+    "m2distill_policy.dds": _names(
+        *_CORE, "bundle", "config", "runtime", "node", "dds", "sim", outside="cyclonedds cv2"
+    ),
+    "m2distill_policy.ros": _names(*_CORE, "bundle", "config", "runtime", "node", "ros", outside="rclpy cv2"),
     "m2distill_policy.sim": _names(
         *_CORE, "config", "demonstrations", "sim", outside="robosuite mujoco libero bddl h5py cv2 yaml"
     ),

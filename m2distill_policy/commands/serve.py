@@ -95,18 +95,17 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.config import load_config
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
-    from m2distill_policy.dds.policy_node import NodeOptions, PolicyNode
-    from m2distill_policy.dds.serve_config import ServeConfig
+    from m2distill_policy.dds.policy_node import PolicyNode
     from m2distill_policy.dds.signals import stop_on_signals
-    from m2distill_policy.dds.topics import parse_remappings
+    from m2distill_policy.node.config import ArmConfig
+    from m2distill_policy.node.cycle import CycleOptions
+    from m2distill_policy.node.topics import parse_remappings
     from m2distill_policy.runtime.server import PolicyServer
     from m2distill_policy.runtime.watchdog import WatchLimits
     from m2distill_policy.runtime.watcher import FolderWatcher
 
-    config = load_config(ServeConfig, args.config, args.overrides)
-    options = NodeOptions(
-        slop=args.slop, timeout=args.timeout, reliable_input=args.reliable_input, gripper=config.gripper
-    )
+    config = load_config(ArmConfig, args.config, args.overrides)
+    options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper)
     domain, remap = domain_id(args.domain), parse_remappings(args.remap)
     # The cores belong to cameras and control; a picture is small work.
     cv2.setNumThreads(1)
@@ -128,7 +127,14 @@ def run(args: argparse.Namespace) -> int:
     watcher = FolderWatcher(args.watch, server.load) if args.watch is not None else None
     try:
         with Participant(domain, remap) as participant:
-            node = PolicyNode(participant, server, lockstep=args.lockstep, options=options, watcher=watcher)
+            node = PolicyNode(
+                participant,
+                server,
+                lockstep=args.lockstep,
+                options=options,
+                watcher=watcher,
+                reliable_input=args.reliable_input,
+            )
             stop_on_signals(node.stop)
             # What is here stays; the collector need not walk it again between two cycles.
             gc.collect()

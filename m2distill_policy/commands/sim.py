@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.signals import stop_on_signals
     from m2distill_policy.dds.sim_robot import RobotOptions, Rollout, RolloutReport, SimRobot
-    from m2distill_policy.dds.topics import parse_remappings
     from m2distill_policy.errors import ConfigError
     from m2distill_policy.evaluation.seeds import state_seed
+    from m2distill_policy.node.topics import parse_remappings
     from m2distill_policy.sim.suites import make_world, suite_task, suite_tasks
 
     if args.rollouts < 1:

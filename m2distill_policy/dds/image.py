@@ -20,7 +20,7 @@ from cyclonedds.idl.types import byte, sequence, uint32
 from numpy.typing import NDArray
 
 from m2distill_policy.dds.types import Header, Time
-from m2distill_policy.errors import TransportError
+from m2distill_policy.errors import ObservationError, TransportError
 
 if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview | Sequence[int] | NDArray[np.uint8]
@@ -63,15 +63,15 @@ class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
         """The picture as uint8 (H, W, 3), RGB, upright; a view of the message where the encoding allows it.
 
         Raises:
-            TransportError: the encoding is not one of :data:`CHANNELS`, or size, step and data do not fit together.
+            ObservationError: the encoding is not one of :data:`CHANNELS`, or size, step and data do not fit together.
         """
         channels = CHANNELS.get(self.encoding)
         if channels is None:
-            raise TransportError(f"image encoding '{self.encoding}' is not known; allowed are {', '.join(CHANNELS)}")
+            raise ObservationError(f"image encoding '{self.encoding}' is not known; allowed are {', '.join(CHANNELS)}")
         row = self.width * channels
         data = _as_bytes(self.data)
         if self.height == 0 or self.width == 0 or self.step < row or data.size < self.step * self.height:
-            raise TransportError(
+            raise ObservationError(
                 f"image is incomplete: {self.height} rows of {self.step} bytes ({self.width} pixels, {self.encoding}) "
                 f"were announced and {data.size} bytes came"
             )

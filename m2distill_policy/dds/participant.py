@@ -22,8 +22,8 @@ from cyclonedds.topic import Topic
 
 from m2distill_policy.dds import domain as domains
 from m2distill_policy.dds.qos import Profile
-from m2distill_policy.dds.topics import resolve
 from m2distill_policy.errors import TransportError
+from m2distill_policy.node.topics import resolve
 
 M = TypeVar("M", bound=IdlStruct)
 
@@ -146,15 +146,19 @@ class Participant:
             raise TransportError(f"{topic} carries {existing.data_type.__name__}, not {kind.__name__}")
         return existing
 
+    def full_name(self, topic: str) -> str:
+        """The name of ``topic`` (``/x/y`` or ``~/y``) here, after remapping."""
+        return resolve(topic, self._remap)
+
     def writer(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Writer[M]:
         """A publisher of ``topic`` (``/x/y`` or ``~/y``)."""
-        writer = Writer(self, resolve(topic, self._remap), kind, profile, depth)
+        writer = Writer(self, self.full_name(topic), kind, profile, depth)
         self._writers.append(writer)
         return writer
 
     def reader(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Reader[M]:
         """A subscription to ``topic`` (``/x/y`` or ``~/y``)."""
-        reader = Reader(self, resolve(topic, self._remap), kind, profile, depth)
+        reader = Reader(self, self.full_name(topic), kind, profile, depth)
         self._readers.append(reader)
         return reader
 

@@ -22,8 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.dds import conversion, topics
-from m2distill_policy.dds.gripper import GripperProfile
+from m2distill_policy.dds import conversion
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
 from m2distill_policy.dds.participant import Participant, Reader, Waiter, Writer
@@ -39,7 +38,10 @@ from m2distill_policy.dds.types import (
     TwistStamped,
 )
 from m2distill_policy.errors import ConfigError, TransportError
+from m2distill_policy.node import topics
+from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.observation import Observation
+from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.sim.world import World
 
@@ -404,7 +406,7 @@ class SimRobot:
             action = command
             self._gripper_entry = float(command[6])
         else:
-            motion = conversion.action_to(command, self._world.end_effector(), self._contract)
+            motion = drive.motion_to(command, self._world.end_effector(), self._contract)
             action = np.array([*np.clip(motion, -1, 1), self._gripper_entry])
         if self.options.record_actions:
             report.actions.append(action.tolist())

@@ -34,6 +34,20 @@ def set_point(
     return np.concatenate([present[:3] + delta[:3], cv2.Rodrigues(rotation)[0].ravel()])
 
 
+def motion_to(
+    target: NDArray[np.floating[Any]], pose: NDArray[np.floating[Any]], contract: Contract
+) -> NDArray[np.float64]:
+    """The motion entries (6,) of the action whose set-point from ``pose`` (6,) is ``target`` (6,); the inverse of
+    :func:`set_point`."""
+    rotation = cv2.Rodrigues(np.asarray(target[3:6], dtype=np.float64))[0]
+    present = cv2.Rodrigues(np.asarray(pose[3:6], dtype=np.float64))[0]
+    turn = cv2.Rodrigues(rotation @ present.T)[0].ravel()
+    # A controller keeps its orientation goal while no rotation is asked for: rounding must not ask for one.
+    turn[np.abs(turn) < 1e-9] = 0.0
+    scale = contract.action
+    return np.concatenate([(target[:3] - pose[:3]) / scale.translation_scale, turn / scale.rotation_scale])
+
+
 def twist(action: NDArray[np.floating[Any]], contract: Contract) -> NDArray[np.float64]:
     """Velocity (6,) in m/s and rad/s, contract's frame, that the demonstrated arm reached for ``action`` (7,)."""
     return contract.action.response.twist(action)

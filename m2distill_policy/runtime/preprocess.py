@@ -52,3 +52,21 @@ def fov_y_after_crop(fov_y: float, height: int, width: int, camera: Camera) -> f
     """Vertical field of view (degrees) that the crop leaves of a (height, width) picture of ``fov_y`` degrees."""
     cropped = centre_crop(height, width, camera)[2]
     return math.degrees(2 * math.atan(math.tan(math.radians(fov_y) / 2) * cropped / height))
+
+
+def field_of_view_trouble(camera: Camera, focal: float, height: int, width: int, tolerance: float = 0.05) -> str | None:
+    """A sentence if a camera's vertical field of view, after the crop, is not the contract's; None if it fits.
+
+    focal: vertical focal length in pixels of a (height, width) picture. A camera that is not calibrated says 0 and is
+    let be. tolerance: as a fraction of the contract's field of view.
+    """
+    if focal <= 0 or height < 1 or width < 1:
+        return None
+    full = math.degrees(2 * math.atan(height / 2 / focal))
+    seen = fov_y_after_crop(full, height, width, camera)
+    if abs(seen - camera.fov_y) <= tolerance * camera.fov_y:
+        return None
+    return (
+        f"View '{camera.name}' has a vertical field of view of {seen:.1f} degrees after the crop and the policy was "
+        f"trained with {camera.fov_y:.1f}; use another lens or camera mode."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from m2distill_policy.dds.pacer import Pacer
+from m2distill_policy.node.pacer import Pacer
 
 PERIOD = 0.05
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from m2distill_policy.contract import libero_contract
-from m2distill_policy.dds.synchroniser import RATE_OVER, Synchroniser
 from m2distill_policy.errors import ObservationError
+from m2distill_policy.node.synchroniser import RATE_OVER, Synchroniser
 
 CONTRACT = libero_contract(32)
 NAMES = [entry for group in CONTRACT.proprioception for entry in group.entries]

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from m2distill_policy.dds.topics import POLICY_NODE
-from m2distill_policy.dds.types import DiagnosticArray, DiagnosticStatus, Header, KeyValue, Time
+from m2distill_policy.node.topics import POLICY_NODE
 from m2distill_policy.runtime.status import Status
 
 #: Cycles over which latencies are told.
 CYCLES = 400
+#: Levels of diagnostic_msgs/DiagnosticStatus.
 OK, WARN, ERROR = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Health:
+    """One diagnostic_msgs/DiagnosticStatus: level, name, hardware_id, message, and values in order."""
+
+    level: int
+    name: str
+    hardware: str
+    sentence: str
+    values: tuple[tuple[str, str], ...]
 
 
 class Diagnostics:
@@ -37,10 +49,10 @@ class Diagnostics:
         self._steps.append(step)
         self._cycles.append(whole)
 
-    def message(
-        self, status: Status, now: float, stamp: int, *, provider: str, warnings: list[str], seed: tuple[int, int]
-    ) -> DiagnosticArray:
-        """The message, and begin to count the rates anew; ``stamp`` in ns."""
+    def health(
+        self, status: Status, now: float, *, provider: str, warnings: Sequence[str], seed: tuple[int, int]
+    ) -> Health:
+        """What there is to say, and begin to count the rates anew."""
         passed = max(now - self._since, 1e-9)
         values: dict[str, str] = {
             "status": status.code.name,
@@ -62,8 +74,7 @@ class Diagnostics:
         self._arrivals = dict.fromkeys(self._arrivals, 0)
         level = ERROR if status.code.is_fault else WARN if warnings or status.warning else OK
         sentence = " ".join([status.sentence, *([status.warning] if status.warning else []), *warnings])
-        entry = DiagnosticStatus(level, f"{POLICY_NODE}: policy", sentence, POLICY_NODE, _pairs(values))
-        return DiagnosticArray(Header(Time.from_nanoseconds(stamp), ""), [entry])
+        return Health(level, f"{POLICY_NODE}: policy", POLICY_NODE, sentence, tuple(values.items()))
 
 
 def _percentiles(what: str, seconds: deque[float]) -> dict[str, str]:
@@ -71,7 +82,3 @@ def _percentiles(what: str, seconds: deque[float]) -> dict[str, str]:
         return {}
     median, p95, p99 = np.percentile(np.array(seconds) * 1e3, [50, 95, 99])
     return {f"{what} (ms; median, p95, p99)": f"{median:.2f}, {p95:.2f}, {p99:.2f}"}
-
-
-def _pairs(values: Mapping[str, str]) -> list[KeyValue]:
-    return [KeyValue(key, value) for key, value in values.items()]

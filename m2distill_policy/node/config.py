@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from m2distill_policy.dds.gripper import GripperProfile
+from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.watchdog import WatchLimits
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ArmConfig:
     """safety: limits an axis and the ramp to a halt. watch: what is late, early or frozen (a lockstep has no clock and
     leaves it aside). gripper: positions and hysteresis."""
 

@@ -1,0 +1,449 @@
+"""One policy node's cycle, without its messages: what arrived goes in, what to publish comes out.
+
+Real time (:meth:`PolicyCycle.run`): cycles at the contract's rate, see :mod:`m2distill_policy.node.pacer`. Each takes
+the newest set of pictures and joints, once, and answers it; a cycle without a set is told to the policy server, which
+ramps to a halt when that lasts.
+
+Lockstep (:meth:`PolicyCycle.run_lockstep`): no clock. Every set whose stamps are equal is answered with exactly one
+:class:`Output`. A new episode is begun with the seed of its random numbers and its instruction, and answered with one
+:class:`Output` that bears its stamp, before any observation is sent: topics are not ordered among each other, so only
+an answer can say that the policy has heard of it.
+
+To be used from one thread. A hot swap prepares in the server's own thread and a folder is watched in the watcher's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.errors import ConfigError, ObservationError, UnknownInstructionError
+from m2distill_policy.node import topics
+from m2distill_policy.node.diagnostics import Diagnostics, Health
+from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
+from m2distill_policy.node.pacer import Pacer
+from m2distill_policy.node.synchroniser import JOINTS_KEPT, SynchronisedSet, Synchroniser
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime import drive
+from m2distill_policy.runtime.engine import EngineError
+from m2distill_policy.runtime.hotswap import SwapError
+from m2distill_policy.runtime.preprocess import field_of_view_trouble, preprocess
+from m2distill_policy.runtime.safety import Motion
+from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.status import SwapState
+from m2distill_policy.runtime.watcher import FolderWatcher
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: s between two /diagnostics.
+DIAGNOSTICS_EVERY = 1.0
+#: s that a ramp to a halt may take before the node leaves all the same; the longest that the limits allow takes 5.
+LONGEST_RAMP = 6.0
+#: A camera may be this much slower than the contract's rate, as a factor on its period.
+SLOWEST_CAMERA = 1.1
+#: A pose older than this many periods says nothing of where the arm is now.
+POSE_PERIODS = 4
+
+
+@dataclass(frozen=True)
+class CycleOptions:
+    """slop: s by which the pictures and joints of one set may differ in real time. timeout: s without a sign of life
+    before a lockstep gives up. gripper: positions and hysteresis."""
+
+    slop: float = 0.02
+    timeout: float = 60.0
+    gripper: GripperProfile = field(default_factory=GripperProfile)
+
+    def __post_init__(self) -> None:
+        for name in ("slop", "timeout"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)} s; a positive number of seconds is needed")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one cycle has to say; a status is always part of it.
+
+    stamp: ns, of the observation answered, 0 without one; of the episode where one only begins. sent: ns, what
+    commands are stamped with. action: whether ``~/action`` is published. twist: (6,) m/s and rad/s; target: (6,) m and
+    rad, contract's frame; gripper: position in m; each None where it is not published. warnings: what does not stop
+    the policy and still needs a look. health: for /diagnostics, None where it is not time yet. begin: s, when the work
+    on this cycle began, by ``time.perf_counter``.
+    """
+
+    decision: Decision
+    stamp: int
+    sent: int
+    action: bool
+    command: bool
+    twist: NDArray[np.float64] | None
+    target: NDArray[np.float64] | None
+    gripper: float | None
+    cycle: int
+    episode: int
+    gripper_commands: int
+    warnings: tuple[str, ...]
+    health: Health | None
+    begin: float
+
+
+@dataclass(frozen=True)
+class _Pose:
+    """The end effector's pose: its stamp in ns, when it arrived (s, monotonic), and (6,) m and rad, base frame."""
+
+    stamp: int
+    arrived: float
+    value: NDArray[np.float64]
+
+
+class PolicyCycle(Generic[T]):
+    """Connects a :class:`PolicyServer` to streams of messages that somebody else carries.
+
+    Args:
+        server: answers observations.
+        picture: from a frame as it was handed in to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
+        lockstep: which of the two ways of running will be used.
+        watcher: watches a folder for new bundles and is already wired to ``server.load``; None watches nothing. In
+            lockstep it is asked between two observations and the swap waited for, so that a run can be repeated.
+        full_name: from a topic as :mod:`m2distill_policy.node.topics` names it to its name here, after remapping; for
+            sentences. Everything else here is told topics as that module names them.
+        wall: the clock of the observations' stamps, ns. steady: a monotonic clock, s.
+    """
+
+    def __init__(
+        self,
+        server: PolicyServer,
+        picture: Callable[[T], NDArray[np.uint8]],
+        options: CycleOptions | None = None,
+        *,
+        lockstep: bool = False,
+        watcher: FolderWatcher | None = None,
+        full_name: Callable[[str], str] = topics.resolve,
+        wall: Callable[[], int] = time.time_ns,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = options or CycleOptions()
+        #: In lockstep, whether this robot publishes its pose: then a set is answered only with the pose of its stamp.
+        self.pose_expected = False
+        self._server = server
+        self._picture = picture
+        self._contract = server.contract
+        self._lockstep = lockstep
+        self._watcher = watcher
+        self._full_name = full_name
+        self._wall, self._steady = wall, steady
+        self._cycle = 0
+        self._episode = 0
+        self._episode_stamp = -1
+        self._gripper = GripperSwitch(self.options.gripper)
+        self._gripper_commands = 0
+        self._troubles: dict[str, str] = {}
+        self._reported: set[str] = set()
+        self._intervals: dict[str, float] = {}
+        self._poses: deque[_Pose] = deque(maxlen=JOINTS_KEPT)
+        self._slop = 0 if lockstep else round(self.options.slop * 1e9)
+        self._sets: Synchroniser[T] = Synchroniser(self._contract, self._slop)
+        self._pending: SynchronisedSet[T] | None = None
+        self._pending_since = 0.0
+        self._pacer = Pacer(self._contract.period, steady())
+        self._leave_at: float | None = None
+        self._diagnostics = Diagnostics(steady())
+        self._diagnosed = steady()
+
+    @property
+    def cycles(self) -> int:
+        """Cycles so far, each with its status."""
+        return self._cycle
+
+    # --- what arrives ------------------------------------------------------------------------------------------------
+
+    def instruct(self, instruction: str) -> None:
+        """Tell the policy what to do; a refusal is in the status every cycle. Ignored once the node is leaving."""
+        if self._leave_at is not None:  # an instruction would undo the halt
+            return
+        try:
+            self._server.set_instruction(instruction)
+        except (UnknownInstructionError, EngineError) as error:
+            logger.warning("%s", error)
+
+    def add_view(self, name: str, stamp: int, frame: T) -> None:
+        """A frame of the view ``name``, stamped ``stamp`` ns."""
+        self._sets.add_view(name, stamp, frame)
+        if not self._lockstep:
+            self._watch_rate(name)
+
+    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
+        """A joint state; one whose names and positions do not match is said in the status and left out."""
+        try:
+            self._sets.add_joints(stamp, names, positions)
+        except ObservationError as error:
+            self.trouble(topics.JOINT_STATES, str(error))
+
+    def add_pose(self, stamp: int, pose: NDArray[np.float64]) -> None:
+        """The end effector's pose (6,) in the contract's frame."""
+        self._poses.append(_Pose(stamp, self._steady(), pose))
+
+    def add_camera_info(self, name: str, focal: float, height: int, width: int) -> None:
+        """Intrinsics of the view ``name``: vertical focal length and size in pixels; a wrong lens is a warning."""
+        trouble = field_of_view_trouble(self._contract.camera(name), focal, height, width)
+        self.trouble(topics.camera_info_topic(name), trouble)
+
+    def arrived(self, topic: str, count: int, broken: Sequence[str] = ()) -> None:
+        """``count`` good messages came on ``topic``, and broken ones, a sentence each; call it before handing them
+        in."""
+        self._diagnostics.arrived(self._full_name(topic), count)
+        if broken:
+            self._diagnostics.broken += len(broken)
+            self.trouble(topic, broken[-1])
+        elif count:
+            self.trouble(topic, None)
+
+    def trouble(self, what: str, sentence: str | None) -> None:
+        """Keep what is wrong with ``what`` for the status until it is right again; each sentence is logged once."""
+        if sentence is None:
+            self._troubles.pop(what, None)
+            return
+        self._troubles[what] = sentence
+        if sentence not in self._reported and len(self._reported) < 100:
+            self._reported.add(sentence)
+            logger.warning("%s", sentence)
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What is wrong now, a sentence each."""
+        return tuple(self._troubles.values())
+
+    def _watch_rate(self, view: str) -> None:
+        interval = self._sets.interval(view)
+        if interval is None:
+            return
+        self._intervals[view] = interval
+        if len(self._intervals) == len(self._contract.camera_names):
+            self._pacer.cameras(max(self._intervals.values()))
+        if interval > SLOWEST_CAMERA * self._contract.period:
+            # Every time: an instruction, which ends a halt, does not make the camera faster.
+            self._server.halt(
+                f"camera '{view}' sends {1 / interval:.1f} pictures a second and the policy needs "
+                f"{self._contract.rate_hz:g}; choose a faster camera mode and give the instruction again"
+            )
+
+    # --- real time ---------------------------------------------------------------------------------------------------
+
+    def run(self, begin: float) -> Output | None:
+        """The cycle that is due, or None where it is not time for one yet; call it when something arrived or at
+        :attr:`wake`. begin: when the work on what arrived began (``time.perf_counter``)."""
+        now = self._steady()
+        found = self._sets.take()
+        if found is not None:
+            self._pending, self._pending_since = found, now
+        if self._pending is not None and self._pacer.ready(now, self._pending_since):
+            found, self._pending = self._pending, None
+            output = self._answer(found, begin)
+            self._pacer.used(now)
+            return output
+        if now >= self._pacer.latest:
+            self._pacer.missed(now)
+            return self._without_observation(begin)
+        return None
+
+    @property
+    def wake(self) -> float:
+        """When :meth:`run` has something to do even if nothing arrives: s, monotonic."""
+        return self._pacer.latest if self._pending is None else self._pacer.next
+
+    @property
+    def lacks_joints(self) -> bool:
+        """Whether a joint state is all that the next set lacks. They may come a thousand times a second: not a reason
+        to wake up otherwise."""
+        return self._pending is None and self._sets.waiting_for() == ("joint_states",)
+
+    def leave(self, reason: str) -> None:
+        """Begin to ramp to a halt for good."""
+        if self._leave_at is None:
+            self._server.halt(reason)
+            self._leave_at = self._steady() + LONGEST_RAMP
+
+    @property
+    def left(self) -> bool:
+        """Whether the ramp that :meth:`leave` began is over, so that the node may go."""
+        if self._leave_at is None:
+            return False
+        return self._server.motion is Motion.HALTED or self._steady() >= self._leave_at
+
+    def ramp(self) -> Output:
+        """The next cycle of the ramp after :meth:`leave`, without looking at observations; call it once a period."""
+        return self._without_observation(time.perf_counter())
+
+    def _without_observation(self, begin: float) -> Output:
+        self._diagnostics.missed += self._server.motion is Motion.RUNNING
+        decision = self._server.tick_without_observation(self._wall() / 1e9, steady=self._steady())
+        return self._output(decision, 0, begin)
+
+    # --- lockstep ----------------------------------------------------------------------------------------------------
+
+    def begin_episode(self, number: int, instruction: str, *, seed: int, draw: int, stamp: int) -> Output:
+        """Forget the last episode; random numbers are stream ``draw`` of ``seed``; every observation is later than
+        ``stamp`` (ns)."""
+        begin = time.perf_counter()
+        self._sets.clear()
+        self._pending = None
+        self._poses.clear()
+        self._gripper.forget()
+        self._gripper_commands = 0
+        self._episode, self._episode_stamp = number, stamp
+        self._swap_in_lockstep()
+        self.instruct(instruction)
+        self._server.reset("a new episode", seed=seed, episode=draw, still=True)
+        if self._server.swap.state in (SwapState.LOADING, SwapState.READY):
+            # A bundle that waited for the arm to be idle takes over here, and not at some later cycle of this episode.
+            self._wait_for_swap()
+        return self._output(self._server.tick_without_observation(stamp / 1e9), stamp, begin, answers=False)
+
+    def run_lockstep(self, begin: float) -> Output | None:
+        """The answer to the next set, or None while there is none; one from before the present episode is dropped."""
+        pending = self._pending or self._sets.take()
+        self._pending = None
+        if pending is None or pending.stamp <= self._episode_stamp:
+            return None
+        if self.pose_expected and self._pose_at(pending.stamp) is None:
+            # This robot publishes its pose, so it wants a set-point, and that needs the pose of this very stamp.
+            self._pending = pending
+            return None
+        self._swap_in_lockstep()
+        return self._answer(pending, begin)
+
+    @property
+    def silent(self) -> tuple[str, ...]:
+        """The topics without which the newest of what has arrived makes no set."""
+        if self._pending is not None:
+            return (self._full_name(topics.END_EFFECTOR_POSE),)
+        wanted = self._sets.waiting_for()
+        names = [topics.JOINT_STATES if name == "joint_states" else topics.camera_topic(name) for name in wanted]
+        return tuple(self._full_name(name) for name in names)
+
+    def _swap_in_lockstep(self) -> None:
+        if self._watcher is None:
+            return
+        try:
+            found = self._watcher.poll()
+        except (OSError, SwapError) as error:  # the policy that drives is not touched by this
+            self.trouble("hot swap", f"A new bundle could not be taken: {error}.")
+            return
+        self.trouble("hot swap", None)
+        if found is not None:
+            self._wait_for_swap()
+
+    def _wait_for_swap(self) -> None:
+        try:
+            self._server.wait_for_swap(self.options.timeout)
+        except SwapError as error:
+            self.trouble("hot swap", f"A new bundle could not be taken: {error}.")
+
+    # --- what goes out -----------------------------------------------------------------------------------------------
+
+    def published(self, output: Output) -> None:
+        """Tell that ``output`` is out, for the latencies in /diagnostics."""
+        if output.stamp and output.action:
+            self._diagnostics.cycle(output.decision.status.latency, time.perf_counter() - output.begin)
+
+    def _answer(self, found: SynchronisedSet[T], begin: float) -> Output:
+        observation, troubles = self._observation(found)
+        self.trouble("observation", " ".join(troubles) or None)
+        if self._lockstep:
+            decision = self._server.step(observation, observation.stamp)
+        else:
+            decision = self._server.step(observation, self._wall() / 1e9, steady=self._steady())
+        return self._output(decision, found.stamp, begin)
+
+    def _observation(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:
+        """The observation in a set, at the contract's resolution, and a sentence for each part that cannot be used.
+
+        A picture that cannot be used is left out, so that the watchdog refuses the observation as a whole.
+        """
+        images: dict[str, NDArray[np.uint8]] = {}
+        troubles = []
+        for camera in self._contract.cameras:
+            try:
+                images[camera.name] = preprocess(self._picture(found.views[camera.name]), camera)
+            except ObservationError as error:
+                troubles.append(f"view '{camera.name}': {error}")
+        if found.absent:
+            troubles.append(f"the joint state does not name {', '.join(found.absent)}")
+        return Observation(images, found.joints, found.stamp / 1e9), troubles
+
+    def _output(self, decision: Decision, stamp: int, begin: float, *, answers: bool = True) -> Output:
+        """``answers`` is False where an episode only begins."""
+        twist = target = position = None
+        if decision.command and answers:
+            twist = drive.twist(decision.action, self._server.contract)
+            pose = self._pose_at(stamp)
+            if self._poses and pose is None:
+                self.trouble(
+                    "pose",
+                    f"No pose on '{self._full_name(topics.END_EFFECTOR_POSE)}' belongs to this cycle, so ~/target_pose "
+                    "is not published; see whether it still comes.",
+                )
+            else:
+                self.trouble("pose", None)
+            if pose is not None:
+                target = drive.set_point(pose, decision.action, self._contract)
+            position = self._gripper.update(drive.gripper(decision.action))
+            self._gripper_commands += position is not None
+        self._cycle += 1
+        warnings = list(self._troubles.values())
+        if self._watcher is not None and self._watcher.trouble:
+            warnings.append(self._watcher.trouble)
+        return Output(
+            decision=decision,
+            stamp=stamp,
+            # In lockstep there is no clock but the observations'.
+            sent=stamp if self._lockstep else self._wall(),
+            action=answers and (decision.command or bool(stamp)),
+            command=decision.command and answers,
+            twist=twist,
+            target=target,
+            gripper=position,
+            cycle=self._cycle,
+            episode=self._episode,
+            gripper_commands=self._gripper_commands,
+            warnings=tuple(warnings),
+            health=self._health(decision, warnings),
+            begin=begin,
+        )
+
+    def _pose_at(self, stamp: int) -> NDArray[np.float64] | None:
+        """The end effector's pose nearest to ``stamp`` (ns); the newest one during a ramp without observations.
+
+        None where no pose is near enough, or none has come lately: an arm that was moved by somebody else since must
+        not be sent back to where it was.
+        """
+        if not self._poses:
+            return None
+        if not self._lockstep and self._steady() - self._poses[-1].arrived > POSE_PERIODS * self._contract.period:
+            return None
+        if not stamp:
+            return self._poses[-1].value
+        nearest = min(self._poses, key=lambda pose: abs(pose.stamp - stamp))
+        return nearest.value if abs(nearest.stamp - stamp) <= self._slop else None
+
+    def _health(self, decision: Decision, warnings: Sequence[str]) -> Health | None:
+        now = self._steady()
+        if now - self._diagnosed < DIAGNOSTICS_EVERY:
+            return None
+        self._diagnosed = now
+        return self._diagnostics.health(
+            decision.status,
+            now,
+            provider=self._server.engine.active_provider,
+            warnings=warnings,
+            seed=self._server.episode,
+        )

@@ -1,0 +1,281 @@
+"""What both policy nodes share: gripper, topic names, poses, and the cycle without any transport."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from m2distill_policy.bundle import Bundle
+from m2distill_policy.contract import Camera, libero_contract
+from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
+from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
+from m2distill_policy.node.pose import pose_from, quaternion_of
+from m2distill_policy.node.topics import camera_info_topic, camera_topic, parse_remappings, resolve
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime import drive
+from m2distill_policy.runtime.preprocess import field_of_view_trouble
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import WatchLimits
+from tests.bundles import INSTRUCTIONS, observations, toy_bundle, toy_contract
+
+CONTRACT = toy_contract()
+PERIOD = CONTRACT.period
+STEPS = observations(CONTRACT, 60, start=100.0)
+POSE = np.array([0.4, 0.0, 0.3, math.pi, 0.02, -0.01])
+Picture = NDArray[np.uint8]
+
+
+def test_the_gripper_is_told_only_of_changes() -> None:
+    switch = GripperSwitch(GripperProfile(threshold=0.2))
+    told = [switch.update(v) for v in (0.1, -0.5, -0.9, 0.1, 0.2, 0.3, 1.0, -0.1, -0.3)]
+    assert told == [None, 0.08, None, None, None, 0.0, None, None, 0.08]
+    switch.forget()
+    assert switch.update(-1.0) == 0.08
+    profile = GripperProfile()
+    assert [profile.entry(p) for p in (0.08, 0.05, 0.0, 0.03)] == [-1.0, -1.0, 1.0, 1.0]
+    with pytest.raises(ConfigError, match="threshold is 1"):
+        GripperProfile(threshold=1.0)
+    with pytest.raises(ConfigError, match="same position"):
+        GripperProfile(open_position=0.0)
+
+
+def test_topic_names() -> None:
+    assert camera_topic("agentview_rgb") == "/camera/agentview/image_raw"
+    assert camera_info_topic("eye_in_hand_rgb") == "/camera/eye_in_hand/camera_info"
+    assert resolve("~/action") == "/m2distill_policy/action"
+    remap = parse_remappings(["/joint_states:=/arm/joint_states", "~/twist:=/servo_node/delta_twist_cmds"])
+    assert resolve("/joint_states", remap) == "/arm/joint_states"
+    assert resolve("~/twist", remap) == "/servo_node/delta_twist_cmds"
+    with pytest.raises(ConfigError, match="FROM:=TO"):
+        parse_remappings(["/a=/b"])
+    with pytest.raises(ConfigError, match="not a full name"):
+        resolve("joint_states")
+
+
+def test_a_pose_survives_a_message() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        pose = np.concatenate([rng.uniform(-1, 1, 3), rng.uniform(-1, 1, 3) * rng.uniform(0, 1.7)])
+        np.testing.assert_allclose(pose_from(pose[:3].tolist(), quaternion_of(pose[3:])), pose, atol=1e-9)
+    assert not pose_from((0, 0, 0), (0, 0, 0, 1)).any()
+    with pytest.raises(ObservationError, match="quaternion of length 0"):
+        pose_from((0, 0, 0), (0, 0, 0, 0))
+    with pytest.raises(ObservationError, match="not finite"):
+        pose_from((math.nan, 0, 0), (0, 0, 0, 1))
+
+
+def test_no_rotation_stays_exactly_none() -> None:
+    contract = libero_contract(32)
+    action = np.array([0.5, 0.0, -0.5, 0.0, 0.0, 0.0, 1.0])
+    target = drive.set_point(POSE, action, contract)
+    back = pose_from(target[:3].tolist(), quaternion_of(target[3:]))
+    assert not drive.motion_to(back, POSE, contract)[3:].any()
+
+
+def test_field_of_view_is_compared_after_the_crop() -> None:
+    camera = Camera("agentview_rgb", 32, 32, 45.0)
+
+    def focal(fov_y: float, height: int) -> float:
+        return height / 2 / math.tan(math.radians(fov_y) / 2)
+
+    assert field_of_view_trouble(camera, focal(45.0, 480), 480, 640) is None
+    trouble = field_of_view_trouble(camera, focal(60.0, 480), 480, 640)
+    assert trouble is not None and "60.0 degrees" in trouble and "45.0" in trouble
+    # A portrait picture loses rows to a square crop, and with them field of view.
+    assert field_of_view_trouble(camera, focal(45.0, 640), 640, 480) is not None
+    assert field_of_view_trouble(camera, 0.0, 640, 480) is None, "not calibrated"
+
+
+# --- the cycle -------------------------------------------------------------------------------------------------------
+
+
+class Hand:
+    """A cycle whose clocks and messages are handed in; ``now`` is both clocks, in s."""
+
+    def __init__(self, bundle: Bundle, *, watch: WatchLimits | None = None, **options: Any) -> None:
+        self.now = 100.0
+        self.server = PolicyServer(bundle, sampling="mode", watch=watch)
+        self.server.set_instruction(INSTRUCTIONS[0])
+        self.cycle: PolicyCycle[Picture] = PolicyCycle(
+            self.server, self.picture, wall=lambda: round(self.now * 1e9), steady=lambda: self.now, **options
+        )
+
+    @staticmethod
+    def picture(frame: Picture) -> Picture:
+        if frame.size == 0:
+            raise ObservationError("the picture is empty")
+        return frame
+
+    def send(self, observation: Observation, *, without: str = "", joints: int | None = None) -> None:
+        stamp = round(observation.stamp * 1e9)
+        for name, frame in observation.images.items():
+            if name != without:
+                self.cycle.add_view(name, stamp, frame)
+        names = [e for g in CONTRACT.proprioception for e in g.entries]
+        values = np.concatenate([observation.proprioception[g.name] for g in CONTRACT.proprioception]).tolist()
+        if without != "joint_states":
+            self.cycle.add_joints(stamp, names[:joints], values[:joints])
+
+    def drive(self, steps: list[Observation], change: Callable[[int], None] = lambda i: None) -> list[Output]:
+        """Observations as they come, 10 ms after their stamps, and what the cycle says to each."""
+        outputs = []
+        for i, observation in enumerate(steps):
+            self.now = observation.stamp + 0.01
+            change(i)
+            self.send(observation)
+            output = self.cycle.run(0.0)
+            assert output is not None
+            self.cycle.published(output)
+            outputs.append(output)
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return toy_bundle(tmp_path_factory.mktemp("node") / "bundle")
+
+
+def test_a_cycle_answers_every_set_once(bundle: Bundle) -> None:
+    hand = Hand(bundle)
+    outputs = hand.drive(STEPS[:30])
+    reference = PolicyServer(bundle, sampling="mode")
+    reference.set_instruction(INSTRUCTIONS[0])
+    for output, observation in zip(outputs, STEPS, strict=False):
+        expected = reference.step(observation, observation.stamp + 0.01)
+        assert output.stamp == round(observation.stamp * 1e9) and output.sent == output.stamp + 10_000_000
+        assert output.action and output.command
+        np.testing.assert_array_equal(output.decision.action, expected.action)
+        assert output.twist is not None
+        np.testing.assert_array_equal(output.twist, drive.twist(expected.action, CONTRACT))
+        assert output.target is None, "no pose was sent"
+    assert [o.cycle for o in outputs] == list(range(1, 31))
+    assert hand.cycle.run(0.0) is None, "a set is used once"
+    told = [o.health for o in outputs if o.health is not None]
+    assert len(told) == 1 and told[0].level == 0 and dict(told[0].values)["status"] == "RUNNING"
+
+
+def test_a_cycle_waits_and_then_halts_without_observations(bundle: Bundle) -> None:
+    hand = Hand(bundle)
+    last = hand.drive(STEPS[:25])[-1]
+    said = []
+    while hand.now < STEPS[24].stamp + 1.0:
+        hand.now = max(hand.cycle.wake, hand.now)
+        output = hand.cycle.run(0.0)
+        assert output is not None, "a cycle is due at wake"
+        said.append(output)
+    assert said[0].decision.status.code is StatusCode.WAITING and not said[0].command
+    missing = [o for o in said if o.decision.status.code is StatusCode.MISSING_OBSERVATION]
+    assert missing and missing[-1].decision.status.motion == "halted" and not missing[-1].decision.action[:6].any()
+    assert all(np.abs(o.decision.action[:6]).max() <= np.abs(last.decision.action[:6]).max() for o in missing)
+    assert all(not o.stamp for o in said)
+
+
+def test_a_set_point_needs_a_pose_that_belongs_to_the_cycle(bundle: Bundle) -> None:
+    hand = Hand(bundle)
+    pose = POSE.copy()
+
+    def with_pose(i: int) -> None:
+        if i < 5:
+            hand.cycle.add_pose(round(STEPS[i].stamp * 1e9), pose)
+
+    outputs = hand.drive(STEPS[:12], with_pose)
+    for output in outputs[:5]:
+        assert output.target is not None
+        np.testing.assert_array_equal(output.target, drive.set_point(pose, output.decision.action, CONTRACT))
+    assert all(o.target is None and o.twist is not None for o in outputs[5:])
+    assert "No pose on '/end_effector_pose' belongs to this cycle" in " ".join(outputs[-1].warnings)
+
+
+def test_what_cannot_be_used_is_named_and_halts(bundle: Bundle) -> None:
+    hand = Hand(bundle)
+    hand.drive(STEPS[:3])
+    hand.now = STEPS[3].stamp + 0.01
+    empty = {**STEPS[3].images, "eye_in_hand_rgb": np.zeros((0, 0, 3), dtype=np.uint8)}
+    hand.send(dataclasses.replace(STEPS[3], images=empty))
+    output = hand.cycle.run(0.0)
+    assert output is not None and output.decision.status.code is StatusCode.BAD_OBSERVATION
+    assert "view 'eye_in_hand_rgb': the picture is empty" in output.warnings
+    hand.now = STEPS[4].stamp + 0.01
+    hand.send(STEPS[4], joints=8)
+    output = hand.cycle.run(0.0)
+    assert output is not None and output.decision.status.code is StatusCode.BAD_OBSERVATION
+    last = CONTRACT.proprioception[-1].entries[-1]
+    assert output.warnings == (f"the joint state does not name {last}",)
+    hand.now = STEPS[5].stamp + 0.01
+    hand.send(STEPS[5])
+    output = hand.cycle.run(0.0)
+    assert output is not None and output.command and output.warnings == ()
+
+
+def test_leaving_ramps_to_a_halt_and_no_instruction_undoes_it(bundle: Bundle) -> None:
+    hand = Hand(bundle)
+    hand.drive(STEPS[:5])
+    hand.cycle.leave("the arm is needed elsewhere")
+    hand.cycle.instruct(INSTRUCTIONS[1])
+    outputs = []
+    while not hand.cycle.left:
+        outputs.append(hand.cycle.ramp())
+        hand.now += PERIOD
+    assert len(outputs) == 5 and outputs[-1].decision.status.motion == "halted"
+    assert "the arm is needed elsewhere" in outputs[0].decision.status.sentence
+    assert hand.server.instruction == INSTRUCTIONS[0]
+
+
+def test_a_slow_camera_halts_also_after_an_instruction(bundle: Bundle) -> None:
+    hand = Hand(bundle, watch=WatchLimits(silent_after=None))
+    slow = [dataclasses.replace(o, stamp=100 + i * 0.08) for i, o in enumerate(STEPS)]
+
+    def again(i: int) -> None:
+        if i == 30:
+            hand.cycle.instruct(INSTRUCTIONS[1])
+
+    outputs = hand.drive(slow[:40], again)
+    assert [o.decision.status.code for o in outputs[25:30]] == [StatusCode.HALT_REQUESTED] * 5
+    assert outputs[35].decision.status.code is StatusCode.HALT_REQUESTED
+    assert "sends 12.5 pictures a second and the policy needs 20" in outputs[35].decision.status.sentence
+
+
+def test_lockstep_begins_an_episode_and_waits_for_its_pose(bundle: Bundle) -> None:
+    hand = Hand(bundle, watch=WatchLimits.lockstep(), lockstep=True)
+    begun = hand.cycle.begin_episode(3, INSTRUCTIONS[1], seed=7, draw=2, stamp=round(STEPS[1].stamp * 1e9))
+    assert (begun.stamp, begun.episode, begun.action, begun.command) == (round(STEPS[1].stamp * 1e9), 3, False, False)
+    assert hand.server.episode == (7, 2) and hand.server.instruction == INSTRUCTIONS[1]
+    hand.send(STEPS[1])
+    assert hand.cycle.run_lockstep(0.0) is None, "an observation from before the episode is dropped"
+    hand.send(STEPS[2], without="agentview_rgb")
+    assert hand.cycle.run_lockstep(0.0) is None
+    assert hand.cycle.silent == ("/camera/agentview/image_raw",)
+    hand.cycle.pose_expected = True
+    hand.send(STEPS[2])
+    assert hand.cycle.run_lockstep(0.0) is None and hand.cycle.silent == ("/end_effector_pose",)
+    hand.cycle.add_pose(round(STEPS[2].stamp * 1e9), POSE)
+    output = hand.cycle.run_lockstep(0.0)
+    assert output is not None and output.sent == output.stamp == round(STEPS[2].stamp * 1e9)
+    assert output.target is not None and output.episode == 3
+
+
+def test_topics_are_named_as_they_are_here(bundle: Bundle) -> None:
+    hand = Hand(bundle, full_name=lambda topic: f"/arm{topic}")
+    hand.cycle.arrived("/joint_states", 3, ["/joint_states: half a message"])
+    outputs = hand.drive(STEPS[:22])
+    health = next(o.health for o in outputs if o.health is not None)
+    assert dict(health.values)["rate of /arm/joint_states (Hz)"] == "3.0"
+    assert dict(health.values)["broken messages"] == "1" and health.level == 1
+    assert outputs[-1].warnings == ("/joint_states: half a message",)
+    hand.cycle.arrived("/joint_states", 1)
+    assert hand.cycle.troubles == ()
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"slop is 0 s; a positive number"):
+        CycleOptions(slop=0)
+    with pytest.raises(ConfigError, match=r"timeout is inf s"):
+        CycleOptions(timeout=math.inf)
