@@ -36,7 +36,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 WITH_NODEPS = ("train", "sim")
 
 #: Top-level modules that ``requirements/`` brings: the absence of one is a role that is not installed, not a bug.
-_ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime")
+_ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig")
 _TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
 _SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
 _SIM_MORE = ("fast_simplification", "easydict", "cloudpickle", "gymnasium", "future")

@@ -113,6 +113,10 @@ class VelocityResponse:
         speed = np.array([np.interp(size[i], self.levels, self.velocities[i]) for i in range(6)])
         return np.sign(np.asarray(action, dtype=np.float64)[:6]) * speed
 
+    def size_for(self, axis: int, speed: float) -> float:
+        """The least size of the action on ``axis`` that reaches ``speed`` (m/s or rad/s, not negative), at most 1."""
+        return float(np.interp(speed, self.velocities[axis], self.levels)) if speed > 0 else 0.0
+
     @staticmethod
     def default() -> VelocityResponse:
         """A first guess measured on robosuite's OSC_POSE Panda: about 0.2 m/s and 1.2 rad/s at action 1.0."""

@@ -20,7 +20,7 @@ from m2distill_policy.dds.participant import Participant
 from m2distill_policy.dds.policy_node import PolicyNode
 from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.sim_robot import RobotOptions, Rollout, SimRobot
-from m2distill_policy.dds.types import DiagnosticArray, Header, PoseStamped, String, Time
+from m2distill_policy.dds.types import Bool, DiagnosticArray, Header, PoseStamped, String, Time
 from m2distill_policy.errors import TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.runtime.server import PolicyServer
@@ -116,6 +116,37 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(tmp_path: Path, domain: int) -> Non
         last = robot.heard["twist"][-1].twist
         assert (last.linear.x, last.linear.y, last.linear.z, last.angular.x) == (0, 0, 0, 0)
         assert "halted after" in policy.output
+
+
+def test_the_operator_has_the_last_word(tmp_path: Path, domain: int) -> None:
+    """The arm moves only while the dead-man switch says that it is held, and not after an emergency stop."""
+    bundle = write_toy(tmp_path / "toy")
+    told = ("--instruction", INSTRUCTIONS[0], "--set", "watch.dead_man=0.3")
+    with child(tmp_path, "serve", bundle, "--domain", domain, *told), Participant(domain) as participant:
+        robot = Robot(participant, CONTRACT)
+        dead_man = participant.writer(topics.DEAD_MAN, Bool)
+        emergency = participant.writer(topics.EMERGENCY_STOP, Bool)
+        robot.meet()
+        _drive_until(robot, StatusCode.DEAD_MAN, "a dead-man switch that says nothing")
+        for observation in observations(CONTRACT, 10):
+            dead_man.write(Bool(True))
+            robot.drive([observation])
+        robot.listen()
+        assert robot.heard["status"][-1].code == StatusCode.RUNNING
+        robot.heard["status"].clear()
+        _drive_until(robot, StatusCode.DEAD_MAN, "the switch's silence")
+        emergency.write(Bool(True))
+        dead_man.write(Bool(True))
+        _drive_until(robot, StatusCode.EMERGENCY_STOP, "the emergency stop")
+        emergency.write(Bool(False))
+        _drive_until(robot, StatusCode.HELD, "the halt that stays")
+        robot.instruction.write(String(INSTRUCTIONS[1]))
+        for observation in observations(CONTRACT, 10):
+            dead_man.write(Bool(True))
+            robot.drive([observation])
+        robot.listen()
+        last = robot.heard["status"][-1]
+        assert last.code == StatusCode.HELD and last.halted and last.instruction == INSTRUCTIONS[1]
 
 
 def test_faults_are_named_and_pass(tmp_path: Path, domain: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,28 +16,85 @@ from m2distill_policy.runtime.mixture import PolicyOutputError
 from m2distill_policy.runtime.preprocess import centre_crop, fov_y_after_crop, preprocess
 from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
 
+CONTRACT = libero_contract(64)
 FULL: NDArray[np.float64] = np.array([1.0, -1.0, 0.5, 0.2, -0.2, 1.0, 1.0])
 
 
-def test_action_is_clipped() -> None:
-    governor = Governor(SafetyLimits(), 0.05)
+def test_action_is_clipped_to_what_it_may_be() -> None:
+    governor = Governor(SafetyLimits(), CONTRACT)
     assert np.array_equal(governor.admit(FULL * 3), np.clip(FULL * 3.0, -1.0, 1.0))
-    governor = Governor(SafetyLimits(largest=(0.5,) * 6 + (1.0,)), 0.05)
-    assert np.array_equal(governor.admit(FULL)[:3], [0.5, -0.5, 0.5])
+    assert np.array_equal(governor.admit(FULL), FULL), "within limits nothing changes, not by a bit"
 
 
-def test_rate_limit_binds_an_axis() -> None:
-    governor = Governor(SafetyLimits(largest_change=(0.1,) * 6 + (2.0,)), 0.05)
-    commands = np.array([governor.admit(FULL) for _ in range(12)])
-    assert np.abs(np.diff(commands[:, :6], axis=0)).max() <= 0.1 + 1e-12
-    assert np.allclose(commands[0, :6], np.clip(FULL[:6], -0.1, 0.1)), "from standing still, too"
-    assert commands[0, 6] == 1.0
-    assert np.allclose(commands[-1], FULL)
+def test_speed_is_limited_an_axis_and_what_is_slower_stays_as_it_was() -> None:
+    governor = Governor(SafetyLimits(speed=(0.1, 0.05, 0.2, 0.3, 1.2, 0.6)), CONTRACT)
+    command = governor.admit(FULL)
+    np.testing.assert_allclose(twist(command, CONTRACT), [0.1, -0.05, 0.12, 0.28, -0.28, 0.6], atol=1e-12)
+    # 0.1 m/s is between the levels 0.25 (0.06) and 0.5 (0.12); the set-point shrinks with the twist.
+    np.testing.assert_allclose(command[0], 0.25 + 0.25 * (0.1 - 0.06) / 0.06)
+    assert np.array_equal(command[[2, 3, 4, 6]], FULL[[2, 3, 4, 6]])
+
+
+@pytest.mark.parametrize("jerk", [None, (4.0,) * 3 + (30.0,) * 3])
+def test_acceleration_and_jerk_are_limited(jerk: tuple[float, ...] | None) -> None:
+    limits = SafetyLimits(speed=(0.15,) * 3 + (1.0,) * 3, acceleration=(0.5,) * 3 + (4.0,) * 3, jerk=jerk)
+    governor = Governor(limits, CONTRACT)
+    rng = np.random.default_rng(0)
+    # Held long enough to be reached, then thrown elsewhere.
+    wishes = np.repeat(rng.uniform(-1, 1, size=(40, 7)), 25, axis=0)
+    velocities = np.array([twist(governor.admit(wish), CONTRACT) for wish in wishes])
+    period = CONTRACT.period
+    acceleration = np.diff(np.vstack([np.zeros(6), velocities]), axis=0) / period
+    assert limits.speed is not None and limits.acceleration is not None
+    assert (np.abs(velocities) <= np.array(limits.speed) + 1e-9).all()
+    assert (np.abs(acceleration) <= np.array(limits.acceleration) + 1e-6).all()
+    assert (np.abs(acceleration).max(axis=0) > 0.95 * np.array(limits.acceleration)).all(), "and it is used"
+    if jerk is not None:
+        change = np.diff(np.vstack([np.zeros(6), acceleration]), axis=0) / period
+        assert (np.abs(change) <= np.array(jerk) + 1e-6).all()
+    arrived = velocities[24::25]
+    wanted = np.clip([twist(wish, CONTRACT) for wish in wishes[24::25]], -np.array(limits.speed), limits.speed)
+    np.testing.assert_allclose(arrived, wanted, atol=1e-9, err_msg="every wish is reached in time")
+
+
+def test_a_halt_ends_in_its_time_whatever_the_acceleration_limit() -> None:
+    governor = Governor(SafetyLimits(acceleration=(0.1,) * 6, halt_time=0.1), CONTRACT)
+    for _ in range(60):
+        governor.admit(FULL)
+    governor.halt()
+    assert not governor.halt()[:6].any() and governor.motion is Motion.HALTED
+    assert np.abs(twist(governor.admit(FULL), CONTRACT)).max() <= 0.1 * CONTRACT.period + 1e-12, "from standing still"
+
+
+def test_the_set_point_stays_within_the_workspace() -> None:
+    limits = SafetyLimits(workspace_low=(0.3, -0.2, 0.05), workspace_high=(0.7, 0.2, 0.5))
+    assert limits.needs_pose
+    governor = Governor(limits, CONTRACT)
+
+    def moved(place: tuple[float, float, float], action: tuple[float, float, float]) -> list[float]:
+        pose = np.array([*place, 3.1, 0.0, 0.0])
+        command = governor.admit(np.array([*action, 0.4, 0.0, 0.0, 1.0]), pose)
+        assert command[3] == 0.4 and command[6] == 1.0
+        return np.round((set_point(pose, command, CONTRACT)[:3] - pose[:3]) * 1000, 6).tolist()
+
+    assert moved((0.5, 0.0, 0.2), (1.0, -1.0, 1.0)) == [50, -50, 50], "in the middle nothing is held back"
+    assert moved((0.69, -0.18, 0.06), (1.0, -1.0, -1.0)) == [10, -20, -10], "up to the wall"
+    assert moved((0.75, 0.25, 0.0), (1.0, 1.0, -1.0)) == [0, 0, 0], "beyond it no further"
+    assert moved((0.75, 0.25, 0.0), (-1.0, -0.5, 1.0)) == [-50, -25, 50], "and back at will"
+    drift = np.array([0.5, 0.3, -0.5, 0, 0, 0, 0])
+    low, high = np.array(limits.workspace_low), np.array(limits.workspace_high)
+    for held in (limits, dataclasses.replace(limits, acceleration=(0.3,) * 6)):
+        rng, governor, place = np.random.default_rng(0), Governor(held, CONTRACT), np.array([0.5, 0.0, 0.2])
+        for _ in range(500):
+            pose = np.array([*place, 3.1, 0.0, 0.0])
+            target = set_point(pose, governor.admit(rng.uniform(-1, 1, 7) + drift, pose), CONTRACT)[:3]
+            assert (target >= low - 1e-12).all() and (target <= high + 1e-12).all()
+            place = place + 0.2 * (target - place)
 
 
 @pytest.mark.parametrize("bad", [np.full(7, np.nan), np.array([np.inf] + [0.0] * 6), np.zeros(6)])
 def test_action_that_is_not_finite_is_refused(bad: NDArray[np.float64]) -> None:
-    governor = Governor(SafetyLimits(), 0.05)
+    governor = Governor(SafetyLimits(), CONTRACT)
     governor.admit(FULL)
     with pytest.raises(PolicyOutputError, match="7 finite entries are needed"):
         governor.admit(bad)
@@ -44,7 +102,7 @@ def test_action_that_is_not_finite_is_refused(bad: NDArray[np.float64]) -> None:
 
 
 def test_ramp_ends_within_the_stated_time_and_holds_the_gripper() -> None:
-    governor = Governor(SafetyLimits(halt_time=0.25), 0.05)
+    governor = Governor(SafetyLimits(halt_time=0.25), CONTRACT)
     states = [governor.motion]
     governor.admit(FULL)
     states.append(governor.motion)
@@ -61,7 +119,7 @@ def test_ramp_ends_within_the_stated_time_and_holds_the_gripper() -> None:
 
 
 def test_no_halt_time_stops_at_once() -> None:
-    governor = Governor(SafetyLimits(halt_time=0.0), 0.05)
+    governor = Governor(SafetyLimits(halt_time=0.0), CONTRACT)
     governor.admit(FULL)
     assert not governor.halt()[:6].any() and governor.motion is Motion.HALTED
 
@@ -69,13 +127,14 @@ def test_no_halt_time_stops_at_once() -> None:
 @pytest.mark.parametrize(
     ("limits", "sentence"),
     [
-        ({"largest": (1.0,) * 6}, "'largest' has 6 entries; 7 are needed"),
+        ({"speed": (1.0,) * 7}, "'speed' has 7 entries; one is needed for each of"),
+        ({"speed": (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)}, "'speed' is 0.0 for 'z'; a positive number is needed"),
+        ({"jerk": (float("nan"),) + (1.0,) * 5}, "'jerk' is nan for 'x'"),
+        ({"workspace_low": (0.0, 0.0, 0.0)}, "belong together; set both or neither"),
         (
-            {"largest": (1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0)},
-            "'largest' is 0.0 for 'z'; above 0 and at most 1 is allowed",
+            {"workspace_low": (0.0, 0.0, 0.5), "workspace_high": (1.0, 1.0, 0.5)},
+            r"from \[0.0, 0.0, 0.5\] to \[1.0, 1.0, 0.5\] m; three numbers each, the first below the second",
         ),
-        ({"largest": (1.5,) + (1.0,) * 6}, "'largest' is 1.5 for 'x'"),
-        ({"largest_change": (float("nan"),) + (1.0,) * 6}, "'largest_change' is nan for 'x'"),
         ({"halt_time": -1.0}, "'halt_time' is -1.0 s; 0 to 5 s are allowed"),
     ],
 )

@@ -340,18 +340,93 @@ def test_requested_halt_stays_until_released(bundle: Bundle) -> None:
 
 
 def test_limits_bind_the_command_and_not_the_sample(bundle: Bundle) -> None:
-    server = make(bundle, limits=SafetyLimits(largest=(0.2,) * 6 + (1.0,), largest_change=(0.05,) * 6 + (2.0,)))
-    decisions = drive(server, STEPS[:20])
-    commands = np.array([d.action for d in decisions])
-    assert np.abs(commands[:, :6]).max() <= 0.2
-    assert np.abs(np.diff(np.vstack([np.zeros(7), commands]), axis=0)[:, :6]).max() <= 0.05 + 1e-12
+    speed, acceleration = 0.04, 0.2
+    limits = SafetyLimits(speed=(speed,) * 6, acceleration=(acceleration,) * 6)
+    decisions = drive(make(bundle, limits=limits), STEPS[:20])
+    velocities = np.array([CONTRACT.action.response.twist(d.action) for d in decisions])
+    assert np.abs(velocities).max() <= speed + 1e-12
+    assert np.abs(np.diff(np.vstack([np.zeros(6), velocities]), axis=0)).max() <= acceleration * PERIOD + 1e-9
     assert max(np.abs(d.sample).max() for d in decisions if d.sample is not None) > 0.5
 
 
-def test_overruns_are_counted(bundle: Bundle) -> None:
-    ticks = iter(np.arange(0, 1000) * 0.06)  # every look at the clock is 0.06 s after the one before
-    server = make(bundle, clock=lambda: float(next(ticks)))
-    assert [d.status.overruns for d in drive(server, STEPS[:3])] == [1, 2, 3]
+def test_a_workspace_wants_to_know_where_the_hand_is(bundle: Bundle) -> None:
+    limits = SafetyLimits(workspace_low=(0.3, -0.2, 0.1), workspace_high=(0.7, 0.2, 0.5))
+    server = make(bundle, limits=limits)
+    decision = drive(server, STEPS[:1])[0]
+    assert decision.status.code is StatusCode.NO_POSE and not decision.action[:6].any()
+    pose = np.array([0.7, 0.2, 0.5, 3.1, 0.0, 0.0])
+    decisions = [server.step(o, o.stamp + DELAY, pose=pose) for o in STEPS[1:15]]
+    assert {d.status.code for d in decisions} == {StatusCode.RUNNING}
+    assert max(d.action[:3].max() for d in decisions) == 0.0
+    assert max(d.sample[:3].max() for d in decisions if d.sample is not None) > 0.1, "it did want to go on"
+    server.disable()
+    assert drive(server, STEPS[15:16])[0].status.code is StatusCode.DISABLED, "in shadow mode it may look on"
+
+
+def test_emergency_stop_halts_and_letting_it_go_does_not_drive(bundle: Bundle) -> None:
+    server = make(bundle, resume="auto")
+    last = drive(server, STEPS[:5])[-1]
+    server.emergency_stop(True)
+    decisions = drive(server, STEPS[5:11])
+    ramp(decisions, last)
+    assert {d.status.code for d in decisions} == {StatusCode.EMERGENCY_STOP}
+    server.set_instruction(INSTRUCTIONS[1])
+    server.reset()
+    server.enable()
+    assert drive(server, STEPS[11:12])[0].status.code is StatusCode.EMERGENCY_STOP
+    assert server.tick_without_observation(STEPS[11].stamp + 9).status.code is StatusCode.EMERGENCY_STOP
+    server.emergency_stop(False)
+    server.set_instruction(INSTRUCTIONS[0])
+    server.reset()
+    decision = drive(server, STEPS[12:13])[0]
+    assert decision.status.code is StatusCode.HELD and "was let go" in decision.status.sentence
+    assert decision.status.motion == "halted"
+    server.enable()
+    assert drive(server, STEPS[13:14])[0].status.code is StatusCode.RUNNING
+
+
+def test_the_dead_man_switch_must_be_held_and_said_to_be(bundle: Bundle) -> None:
+    server = make(bundle, watch=WatchLimits(dead_man=0.12))
+
+    def step(i: int) -> Decision:
+        return server.step(STEPS[i], STEPS[i].stamp + DELAY, steady=i * PERIOD)
+
+    decision = step(0)
+    assert decision.status.code is StatusCode.DEAD_MAN and "has said nothing yet" in decision.status.sentence
+    server.dead_man(True, steady=0.0)
+    assert [step(i).status.code for i in (1, 2, 3)] == [StatusCode.RUNNING, StatusCode.RUNNING, StatusCode.DEAD_MAN]
+    assert "0.150 s (at most 0.12 s is allowed)" in step(4).status.sentence.replace("0.200", "0.150")
+    server.dead_man(True, steady=5 * PERIOD)
+    assert step(5).status.code is StatusCode.RUNNING
+    server.dead_man(False, steady=6 * PERIOD)
+    assert "was let go" in step(6).status.sentence
+    assert server.tick_without_observation(0.0, steady=6 * PERIOD).status.code is StatusCode.DEAD_MAN
+    assert not make(bundle).step(STEPS[0], STEPS[0].stamp).status.code.is_fault, "where there is none, none is needed"
+
+
+def test_overruns_are_counted_and_several_in_a_row_halt_for_good(bundle: Bundle) -> None:
+    slow = True
+    at = 0.0
+
+    def clock() -> float:  # every look at it is 0.06 s after the one before, or none
+        nonlocal at
+        at += 0.06 if slow else 0.0
+        return at
+
+    server = make(bundle, clock=clock)
+    assert [d.status.overruns for d in drive(server, STEPS[:2])] == [1, 2]
+    slow = False
+    assert drive(server, STEPS[2:3])[0].status.code is StatusCode.RUNNING
+    slow = True
+    codes = [d.status.code for d in drive(server, STEPS[3:6])]
+    assert codes == [StatusCode.RUNNING, StatusCode.RUNNING, StatusCode.DEADLINE_MISSED]
+    slow = False
+    decisions = drive(server, STEPS[6:14])
+    assert {d.status.code for d in decisions} == {StatusCode.DEADLINE_MISSED}
+    assert "3 decisions in a row took longer than 0.05 s" in decisions[0].status.sentence
+    assert decisions[-1].status.motion == "halted" and decisions[-1].status.overruns == 5
+    server.enable()
+    assert drive(server, STEPS[14:15])[0].status.code is StatusCode.RUNNING
 
 
 # --- random numbers --------------------------------------------------------------------------------------------------
@@ -385,7 +460,7 @@ def test_episode_streams_are_reproducible(bundle: Bundle) -> None:
 
 
 def test_reset_of_a_still_arm_forgets_the_last_command(bundle: Bundle) -> None:
-    limits = SafetyLimits(largest_change=(0.05,) * 7)
+    limits = SafetyLimits(acceleration=(0.2,) * 6, jerk=(2.0,) * 6)
     server = make(bundle, limits=limits, watch=WatchLimits.lockstep())
     first = [d.action for d in drive(server, STEPS[:5])]
     server.reset("a new rollout", seed=0, still=True)

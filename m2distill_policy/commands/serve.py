@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="examples:\n"
         "  m2distill serve bundles/three-tasks --instruction 'lift the red box'\n"
         "  m2distill serve bundles/first --watch bundles --swap-when now\n"
-        "  m2distill serve bundles/first --set safety.largest=[0.3,0.3,0.3,0.3,0.3,0.3,1] --set safety.halt_time=0.2\n"
+        "  m2distill serve bundles/first --set safety.speed=[0.1,0.1,0.1,0.5,0.5,0.5] --set safety.halt_time=0.2\n"
         "  m2distill serve bundles/three-tasks --lockstep   # answers 'm2distill sim --lockstep' one by one\n\n"
         "Programs on this machine are met. For others, set CYCLONEDDS_URI to a configuration of Cyclone DDS.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,8 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         dest="overrides",
         action="append",
         default=[],
-        help="one of them: safety.largest, safety.largest_change (an entry an axis), safety.halt_time (s), "
-        "watch.stale_after (s), gripper.open_position, gripper.closed_position (m), gripper.max_effort (N), ...",
+        help="one of them: safety.speed, safety.acceleration, safety.jerk (six entries, m and rad), "
+        "safety.workspace_low, safety.workspace_high (m), safety.halt_time (s), watch.stale_after (s), "
+        "watch.dead_man (s), gripper.open_position, gripper.closed_position (m), gripper.max_effort (N), ...",
     )
     parser.add_argument(
         "--slop", type=float, default=0.02, metavar="S", help="how far pictures and joints of one set may be apart"

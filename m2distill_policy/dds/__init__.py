@@ -11,6 +11,8 @@ topic                               type                         direction   wha
 /joint_states                       sensor_msgs/JointState       to policy   rad and m, matched by joint name
 /end_effector_pose                  geometry_msgs/PoseStamped    to policy   optional; without it no ~/target_pose
 ~/instruction                       std_msgs/String              to policy   transient local
+~/emergency_stop                    std_msgs/Bool                to policy   pressed: halt; let go: halted until enabled
+~/dead_man                          std_msgs/Bool                to policy   only where watch.dead_man asks for it
 ~/episode                           m2distill_msgs/Episode       to policy   lockstep only, see below
 ~/action                            m2distill_msgs/PolicyAction  from policy the answer and its whole mixture
 ~/twist                             geometry_msgs/TwistStamped   from policy m/s and rad/s by the contract's response

@@ -17,6 +17,7 @@ from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicySta
 from m2distill_policy.dds.participant import Participant, Reader
 from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.types import (
+    Bool,
     CameraInfo,
     DiagnosticArray,
     GripperCommand,
@@ -79,6 +80,8 @@ class PolicyNode:
         self._joints = participant.reader(topics.JOINT_STATES, JointState, inputs, depth=JOINTS_KEPT)
         self._pose = participant.reader(topics.END_EFFECTOR_POSE, PoseStamped, inputs, depth=JOINTS_KEPT)
         self._instructions = participant.reader(topics.INSTRUCTION, String, Profile.LATCHED)
+        self._emergency = participant.reader(topics.EMERGENCY_STOP, Bool, Profile.RELIABLE)
+        self._dead_man = participant.reader(topics.DEAD_MAN, Bool, Profile.RELIABLE)
         self._episodes = participant.reader(topics.EPISODE, Episode, Profile.HANDSHAKE)
         self._action = participant.writer(topics.ACTION, PolicyAction, outputs)
         self._twist = participant.writer(topics.TWIST, TwistStamped, outputs)
@@ -124,7 +127,7 @@ class PolicyNode:
             if self._cycle.left:
                 return
             begin = time.perf_counter()
-            self._take_instructions()
+            self._take_orders()
             self._take_inputs()
             output = self._cycle.run(begin)
             if output is not None:
@@ -159,7 +162,7 @@ class PolicyNode:
         heard = time.monotonic()
         while not self._stop:
             now = time.monotonic()
-            self._take_instructions()
+            self._take_orders()
             begin = time.perf_counter()
             arrived = self._take_episodes() + self._take_inputs()
             if arrived:
@@ -206,7 +209,11 @@ class PolicyNode:
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def _take_instructions(self) -> None:
+    def _take_orders(self) -> None:
+        for pressed in self._take(self._emergency, topics.EMERGENCY_STOP):
+            self._cycle.emergency_stop(pressed.data)
+        for held in self._take(self._dead_man, topics.DEAD_MAN):
+            self._cycle.dead_man(held.data)
         for message in self._take(self._instructions, topics.INSTRUCTION):
             self._cycle.instruct(message.data)
 

@@ -84,6 +84,13 @@ class String(IdlStruct, typename="std_msgs.msg.dds_.String_"):
     data: str = ""
 
 
+@dataclass
+class Bool(IdlStruct, typename="std_msgs.msg.dds_.Bool_"):
+    """Yes or no; on ``~/emergency_stop`` whether it is pressed, on ``~/dead_man`` whether it is held."""
+
+    data: bool = False
+
+
 # --------------------------------------------------------------------------------------------------- geometry_msgs
 
 

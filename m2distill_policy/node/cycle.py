@@ -175,6 +175,14 @@ class PolicyCycle(Generic[T]):
         except (UnknownInstructionError, EngineError) as error:
             logger.warning("%s", error)
 
+    def emergency_stop(self, pressed: bool) -> None:
+        """The emergency stop is pressed or let go."""
+        self._server.emergency_stop(pressed)
+
+    def dead_man(self, held: bool) -> None:
+        """The dead-man switch says whether it is held."""
+        self._server.dead_man(held, steady=self._steady())
+
     def add_view(self, name: str, stamp: int, frame: T) -> None:
         """A frame of the view ``name``, stamped ``stamp`` ns."""
         self._sets.add_view(name, stamp, frame)
@@ -358,10 +366,11 @@ class PolicyCycle(Generic[T]):
     def _answer(self, found: SynchronisedSet[T], begin: float) -> Output:
         observation, troubles = self._observation(found)
         self.trouble("observation", " ".join(troubles) or None)
+        pose = self._pose_at(found.stamp)
         if self._lockstep:
-            decision = self._server.step(observation, observation.stamp)
+            decision = self._server.step(observation, observation.stamp, pose=pose)
         else:
-            decision = self._server.step(observation, self._wall() / 1e9, steady=self._steady())
+            decision = self._server.step(observation, self._wall() / 1e9, steady=self._steady(), pose=pose)
         return self._output(decision, found.stamp, begin)
 
     def _observation(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:

@@ -18,6 +18,8 @@ DIAGNOSTICS = "/diagnostics"
 
 INSTRUCTION = "~/instruction"
 EPISODE = "~/episode"
+EMERGENCY_STOP = "~/emergency_stop"
+DEAD_MAN = "~/dead_man"
 ACTION = "~/action"
 STATUS = "~/status"
 TWIST = "~/twist"

@@ -1,4 +1,8 @@
-"""What stands between the policy and the arm: limits while it runs, and a ramp to a halt when it may not."""
+"""What stands between the policy and the arm: limits while it runs, and a ramp to a halt when it may not.
+
+Limits are in physical units, because those are what an arm's data sheet has. The velocity that an action stands for is
+the contract's response, so the set-point and the twist made from one action obey the same limits.
+"""
 
 from __future__ import annotations
 
@@ -10,39 +14,69 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.contract import ACTION_AXES
+from m2distill_policy.contract import ACTION_AXES, Contract
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.runtime.mixture import PolicyOutputError
 
 _MOTION = slice(0, 6)
-_GRIPPER = 6
+_AXES = ACTION_AXES[_MOTION]
+_UNITS = {"speed": "m/s, rad/s", "acceleration": "m/s2, rad/s2", "jerk": "m/s3, rad/s3"}
 
 
 @dataclass(frozen=True)
 class SafetyLimits:
-    """Limits an axis (x, y, z, rx, ry, rz, gripper) in the action's units: 1 is the contract's scale of the axis.
+    """speed, acceleration, jerk: largest size an axis (x, y, z in m/s, rx, ry, rz in rad/s, and so on), None for none.
+    They bind while the policy drives; a ramp to a halt takes ``halt_time`` whatever they say.
 
-    largest: largest size of an entry, in (0, 1]. largest_change: largest change of an entry from one cycle to the
-    next, positive; 2 lets everything through. halt_time: s from the decision to halt until the command is zero.
+    workspace_low, workspace_high: corners (x, y, z in m, contract's frame) of the box that a set-point may not leave,
+    None for none. Beyond a wall only motion back is let through. Needs the end effector's pose.
+    halt_time: s from the decision to halt until the command is zero.
     """
 
-    largest: tuple[float, ...] = (1.0,) * 7
-    largest_change: tuple[float, ...] = (2.0,) * 7
+    speed: tuple[float, ...] | None = None
+    acceleration: tuple[float, ...] | None = None
+    jerk: tuple[float, ...] | None = None
+    workspace_low: tuple[float, ...] | None = None
+    workspace_high: tuple[float, ...] | None = None
     halt_time: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, values, top in (("largest", self.largest, 1.0), ("largest_change", self.largest_change, 2.0)):
-            if len(values) != len(ACTION_AXES):
-                raise ConfigError(
-                    f"safety limit '{name}' has {len(values)} entries; {len(ACTION_AXES)} are needed: {ACTION_AXES}"
-                )
-            for axis, value in zip(ACTION_AXES, values, strict=True):
-                if not (math.isfinite(value) and 0 < value <= top):
+        for name, unit in _UNITS.items():
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) != len(_AXES):
+                raise ConfigError(f"safety limit '{name}' has {len(values)} entries; one is needed for each of {_AXES}")
+            for axis, value in zip(_AXES, values, strict=True):
+                if not (math.isfinite(value) and value > 0):
                     raise ConfigError(
-                        f"safety limit '{name}' is {value} for '{axis}'; above 0 and at most {top:g} is allowed"
+                        f"safety limit '{name}' is {value} for '{axis}'; a positive number is needed ({unit})"
                     )
+        self._check_workspace()
         if not (math.isfinite(self.halt_time) and 0 <= self.halt_time <= 5):
             raise ConfigError(f"safety limit 'halt_time' is {self.halt_time} s; 0 to 5 s are allowed")
+
+    def _check_workspace(self) -> None:
+        low, high = self.workspace_low, self.workspace_high
+        if (low is None) != (high is None):
+            raise ConfigError("safety limits 'workspace_low' and 'workspace_high' belong together; set both or neither")
+        if low is None or high is None:
+            return
+        if len(low) != 3 or len(high) != 3 or not np.isfinite([*low, *high]).all() or not np.less(low, high).all():
+            raise ConfigError(
+                f"the workspace is from {list(low)} to {list(high)} m; three numbers each, the first below the second, "
+                "are needed"
+            )
+
+    @property
+    def needs_pose(self) -> bool:
+        """Whether the limits cannot be kept without the end effector's pose."""
+        return self.workspace_low is not None
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the change of the command is limited."""
+        return self.acceleration is not None or self.jerk is not None
 
 
 class Motion(enum.Enum):
@@ -59,27 +93,37 @@ class Governor:
     ``running`` --halt--> ``halting`` --after halt_time--> ``halted`` --resume--> ``running``. Begins halted. While
     halting, the six motion entries fall in equal parts to zero; the gripper keeps its last command, so that an object
     in the hand is not dropped.
+
+    Acceleration and jerk are limited by Ruckig's velocity interface (Berscheid and Kroeger 2021, "Jerk-limited
+    Real-time Trajectory Generation with Arbitrary Target States", https://arxiv.org/abs/2105.04830).
     """
 
-    def __init__(self, limits: SafetyLimits, period: float) -> None:
+    def __init__(self, limits: SafetyLimits, contract: Contract) -> None:
         self.limits = limits
         self.motion = Motion.HALTED
-        self._largest = np.asarray(limits.largest, dtype=np.float64)
-        self._change = np.asarray(limits.largest_change, dtype=np.float64)
-        self._cycles = max(1, math.ceil(limits.halt_time / period - 1e-9))
+        self._contract = contract
+        self._cycles = max(1, math.ceil(limits.halt_time / contract.period - 1e-9))
+        self._smoother = _Smoother(limits, contract.period) if limits.smooth else None
         self._last = np.zeros(len(ACTION_AXES))
         self._ramp_from = self._last
         self._ramp_left = 0
+
+    def follow(self, contract: Contract) -> None:
+        """Take over the velocity response of a contract that is otherwise the same: another bundle's."""
+        self._contract = contract
 
     @property
     def last(self) -> NDArray[np.float64]:
         """The newest command (7,)."""
         return self._last.copy()
 
-    def admit(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """The command (7,) for a policy's action (7,): within limits, and near enough to the last command.
+    def admit(
+        self, action: NDArray[np.floating[Any]], pose: NDArray[np.floating[Any]] | None = None
+    ) -> NDArray[np.float64]:
+        """The command (7,) for a policy's action (7,): the nearest to it within limits.
 
-        Also resumes from a halt. Raises :class:`PolicyOutputError` for an action that is not finite.
+        pose: (6,) of the end effector, m and rad, contract's frame; only the workspace needs it. Also resumes from a
+        halt. Raises :class:`PolicyOutputError` for an action that is not finite.
         """
         values = np.asarray(action, dtype=np.float64)
         if values.shape != self._last.shape or not np.isfinite(values).all():
@@ -87,10 +131,41 @@ class Governor:
                 f"the policy's action is {np.array2string(values, precision=3)}; "
                 f"{len(ACTION_AXES)} finite entries are needed"
             )
-        limited = np.clip(values, -self._largest, self._largest)
+        command = self._within_walls(np.clip(values, -1.0, 1.0), pose)
+        if self.limits.speed is not None or self._smoother is not None:
+            slowed = self._slowed(command)
+            # The walls have the last word: what slows down smoothly may still be on its way out.
+            command = self._within_walls(slowed, pose)
+            if self._smoother is not None and not np.array_equal(command, slowed):
+                self._smoother.rest()
         self.motion = Motion.RUNNING
-        self._last = np.clip(limited, self._last - self._change, self._last + self._change)
+        self._last = command
         return self._last.copy()
+
+    def _within_walls(self, action: NDArray[np.float64], pose: NDArray[np.floating[Any]] | None) -> NDArray[np.float64]:
+        if self.limits.workspace_low is None or pose is None:
+            return action
+        place = np.asarray(pose, dtype=np.float64)[:3]
+        scale = self._contract.action.translation_scale
+        outward_low = np.minimum((np.asarray(self.limits.workspace_low) - place) / scale, 0.0)
+        outward_high = np.maximum((np.asarray(self.limits.workspace_high) - place) / scale, 0.0)
+        walled = action.copy()
+        walled[:3] = np.clip(action[:3], outward_low, outward_high)
+        return walled
+
+    def _slowed(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
+        response = self._contract.action.response
+        wanted = response.twist(action)
+        allowed = wanted
+        if self.limits.speed is not None:
+            allowed = np.clip(wanted, -np.asarray(self.limits.speed), self.limits.speed)
+        if self._smoother is not None:
+            allowed = self._smoother.towards(allowed, response.twist(self._last))
+        slowed = action.copy()
+        # What is not limited stays the very same, bit for bit: a response and back would round.
+        for axis in np.flatnonzero(np.abs(allowed - wanted) > 1e-12):
+            slowed[axis] = math.copysign(response.size_for(int(axis), abs(allowed[axis])), allowed[axis])
+        return slowed
 
     def halt(self) -> NDArray[np.float64]:
         """The next command (7,) of the ramp to a halt; call once a cycle, also when halted."""
@@ -105,9 +180,48 @@ class Governor:
             self._last = command
             if self._ramp_left == 0:
                 self.motion = Motion.HALTED
+        if self._smoother is not None:
+            self._smoother.rest()
         return self._last.copy()
 
     def forget(self) -> None:
         """Halted at once and without memory: for a new episode in a world that was reset, never for a moving arm."""
         self.motion = Motion.HALTED
         self._last = np.zeros(len(ACTION_AXES))
+        if self._smoother is not None:
+            self._smoother.rest()
+
+
+class _Smoother:
+    """Velocities (6,) that change no faster than the limits let them."""
+
+    def __init__(self, limits: SafetyLimits, period: float) -> None:
+        # Only an arm with such limits needs the library.
+        import ruckig
+
+        self._generator = ruckig.Ruckig(len(_AXES), period)
+        self._next = ruckig.OutputParameter(len(_AXES))
+        self._input = ruckig.InputParameter(len(_AXES))
+        self._input.control_interface = ruckig.ControlInterface.Velocity
+        self._input.synchronization = ruckig.Synchronization.No
+        unlimited = (math.inf,) * len(_AXES)
+        self._input.max_acceleration = list(limits.acceleration or unlimited)
+        self._input.max_jerk = list(limits.jerk or unlimited)
+        self._input.current_position = self._input.target_acceleration = [0.0] * len(_AXES)
+        self._acceptable = (ruckig.Result.Working, ruckig.Result.Finished)
+        self._acceleration = [0.0] * len(_AXES)
+
+    def rest(self) -> None:
+        """Forget the present acceleration: the next command does not go on from the last one."""
+        self._acceleration = [0.0] * len(_AXES)
+
+    def towards(self, wanted: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The velocity one period from now, on the fastest way from ``present`` to ``wanted``."""
+        self._input.current_velocity = present.tolist()
+        self._input.current_acceleration = self._acceleration
+        self._input.target_velocity = wanted.tolist()
+        result = self._generator.update(self._input, self._next)
+        if result not in self._acceptable:
+            raise PolicyOutputError(f"no smooth way from {present.tolist()} to {wanted.tolist()} was found ({result})")
+        self._acceleration = list(self._next.new_acceleration)
+        return np.asarray(self._next.new_velocity, dtype=np.float64)

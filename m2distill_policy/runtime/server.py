@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,11 @@ SwapWhen = Literal["idle", "now"]
 Resume = Literal["auto", "enable"]
 
 _UNTOLD = Fault(StatusCode.NO_INSTRUCTION, "No instruction has been given; send one.")
+_EMERGENCY = Fault(StatusCode.EMERGENCY_STOP, "The emergency stop is pressed; let it go, then enable the policy.")
+_NO_POSE = Fault(
+    StatusCode.NO_POSE,
+    "The workspace is limited and no pose of the end effector belongs to this observation; see whether it comes.",
+)
 _SHADOW = Fault(StatusCode.DISABLED, "The policy is not enabled: it answers, but sends no command.")
 
 
@@ -113,11 +118,12 @@ class PolicyServer:
         self._held: Fault | None = None
         self._refused_instruction: Fault | None = None
         self._history = RawHistory(self.contract.history, self.contract.period)
-        self._governor = Governor(limits or SafetyLimits(), self.contract.period)
+        self._governor = Governor(limits or SafetyLimits(), self.contract)
         self._watchdog = Watchdog(self.contract, watch or WatchLimits())
         self._seed, self._episode, self._answers = seed, 0, 0
         self._rng = np.random.default_rng([seed, 0])
-        self._overruns = 0
+        self._overruns = self._overruns_in_a_row = 0
+        self._emergency = False
         self._swap = HotSwap(self._seen)
 
     # --- what it is --------------------------------------------------------------------------------------------------
@@ -242,18 +248,45 @@ class PolicyServer:
         with self._lock:
             self._held = Fault(StatusCode.HALT_REQUESTED, f"Halted: {reason}.")
 
+    def emergency_stop(self, pressed: bool) -> None:
+        """The emergency stop is pressed or let go. Pressed: ramp to a halt. Let go: stay halted until :meth:`enable`,
+        whatever ``resume`` says: nobody must be surprised by an arm that moves again."""
+        with self._lock:
+            if pressed and not self._emergency:
+                logger.warning("emergency stop")
+            if self._emergency and not pressed:
+                self._held = Fault(StatusCode.HELD, "The emergency stop was let go. Enable the policy to go on.")
+            self._emergency = pressed
+
+    def dead_man(self, held: bool, *, steady: float) -> None:
+        """The dead-man switch says whether it is held; ``steady`` as in :meth:`step`. Told again and again: silence
+        counts as letting go. Without ``watch.dead_man`` it is not asked for."""
+        with self._lock:
+            self._watchdog.dead_man_held(held, steady)
+
     # --- one cycle ---------------------------------------------------------------------------------------------------
 
-    def step(self, observation: Observation, now: float, *, steady: float | None = None) -> Decision:
+    def step(
+        self,
+        observation: Observation,
+        now: float,
+        *,
+        steady: float | None = None,
+        pose: NDArray[np.floating[Any]] | None = None,
+    ) -> Decision:
         """Answer one observation.
 
         now: s, in the clock of the observation's stamp. steady: s, a monotonic clock for arrival ages; ``now`` when
-        not given. Never raises for what an observation or the network may do: the status says it and the arm halts.
+        not given. pose: (6,) of the end effector, where it is known; a workspace needs it. Never raises for what an
+        observation or the network may do: the status says it and the arm halts.
         """
         with self._lock:
             begin = self._clock()
             self._switch_if_ready()
-            fault = self._watchdog.judge(observation, now, now if steady is None else steady)
+            steady = now if steady is None else steady
+            fault = self._watchdog.judge(observation, now, steady) or self._forbidden(steady)
+            if fault is None and pose is None and self._governor.limits.needs_pose and self._enabled:
+                fault = _NO_POSE
             if fault is not None:
                 return self._halted(fault, observation.stamp, begin)
             if self._refused_instruction is not None:
@@ -272,11 +305,14 @@ class PolicyServer:
                 mixture.check()
                 sample = mixture.draw(self._sampling, self._rng, self._temperature)
                 if driving:
-                    action = self._governor.admit(sample)
+                    action = self._governor.admit(sample, pose)
             except (EngineError, PolicyOutputError) as error:
                 code = StatusCode.ENGINE_FAILED if isinstance(error, EngineError) else StatusCode.BAD_OUTPUT
                 return self._halted(Fault(code, f"No action: {error}."), observation.stamp, begin)
             self._answers += 1
+            fault = self._late(begin)
+            if fault is not None and driving:
+                return self._halted(fault, observation.stamp, begin)
             used = active.window.count + 1
             active.window.push(tokens)
             self._history.push(observation)
@@ -298,12 +334,16 @@ class PolicyServer:
         with self._lock:
             begin = self._clock()
             self._switch_if_ready()
-            fault = self._watchdog.silence(now if steady is None else steady)
+            steady = now if steady is None else steady
+            fault = self._watchdog.silence(steady)
             stopped = self._held or self._refused_instruction
             if stopped is None and self._instruction is None:
                 stopped = _UNTOLD
             if stopped is None and not self._enabled:
                 stopped = _SHADOW
+            forbidden = self._forbidden(steady)
+            if forbidden is not None:
+                return self._halted(forbidden, None, begin)
             if fault.code is StatusCode.MISSING_OBSERVATION:
                 return self._halted(fault, None, begin)
             if stopped is not None:
@@ -311,6 +351,29 @@ class PolicyServer:
             if self._governor.motion is Motion.RUNNING:
                 return self._decision(self._governor.last, False, None, None, fault, None, 0, begin)
             return self._halted(fault, None, begin)
+
+    def _forbidden(self, steady: float) -> Fault | None:
+        """What the operator's switches say against moving."""
+        return _EMERGENCY if self._emergency else self._watchdog.operator(steady)
+
+    def _late(self, begin: float) -> Fault | None:
+        """Count a decision that took over one period; a fault, held until the policy is enabled, where it is one of
+        several in a row."""
+        most = self._watchdog.limits.overruns_in_a_row
+        if self._clock() - begin <= self.contract.period:
+            self._overruns_in_a_row = 0
+            return None
+        self._overruns += 1
+        self._overruns_in_a_row += 1
+        if most is None or self._overruns_in_a_row < most:
+            return None
+        sentence = (
+            f"{self._overruns_in_a_row} decisions in a row took longer than {self.contract.period:g} s; free the "
+            "processor or choose a faster provider, then enable the policy."
+        )
+        self._overruns_in_a_row = 0
+        self._held = Fault(StatusCode.DEADLINE_MISSED, sentence)
+        return self._held
 
     # --- hot swap ----------------------------------------------------------------------------------------------------
 
@@ -375,6 +438,7 @@ class PolicyServer:
             return
         self._previous = self._active.engine
         self._active = _Active(candidate.engine, candidate.window, candidate.conditioning)
+        self._governor.follow(self.contract)
         logger.info("bundle %s took over from %s", self.bundle.identifier, self._previous.bundle.identifier)
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -410,7 +474,6 @@ class PolicyServer:
     ) -> Decision:
         bundle = self.bundle
         latency = self._clock() - begin
-        self._overruns += latency > self.contract.period
         status = Status(
             code=fault.code,
             sentence=fault.sentence,

@@ -41,6 +41,14 @@ class StatusCode(enum.IntEnum):
     HALT_REQUESTED = 14
     #: A fault has passed, but the policy resumes only when it is enabled again.
     HELD = 15
+    #: The emergency stop is pressed.
+    EMERGENCY_STOP = 16
+    #: The dead-man switch is not held, or says nothing any more.
+    DEAD_MAN = 17
+    #: Decisions took longer than a period several times in a row.
+    DEADLINE_MISSED = 18
+    #: The workspace is limited and where the end effector is is not known.
+    NO_POSE = 19
 
     @property
     def is_fault(self) -> bool:

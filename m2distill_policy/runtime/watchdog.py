@@ -21,6 +21,9 @@ class WatchLimits:
     stale_after: s between an observation's stamp and now. silent_after: s without an observation before the arm is
     halted. future_tolerance: s by which a stamp may be ahead of now. frozen_after: steps in a row with the very same
     picture while a reading moved by more than ``frozen_motion`` (rad or m) in all.
+
+    dead_man: s without word that the dead-man switch is held; None where there is none. overruns_in_a_row: so many
+    decisions, one after another, that take longer than a period halt the arm until the policy is enabled again.
     """
 
     stale_after: float | None = 0.2
@@ -28,9 +31,11 @@ class WatchLimits:
     future_tolerance: float | None = 0.1
     frozen_after: int | None = 10
     frozen_motion: float = 0.02
+    dead_man: float | None = None
+    overruns_in_a_row: int | None = 3
 
     def __post_init__(self) -> None:
-        for name in ("stale_after", "silent_after", "future_tolerance", "frozen_motion"):
+        for name in ("stale_after", "silent_after", "future_tolerance", "frozen_motion", "dead_man"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"watchdog limit '{name}' is {value}; a positive number or none is allowed")
@@ -38,11 +43,17 @@ class WatchLimits:
             raise ConfigError(
                 f"watchdog limit 'frozen_after' is {self.frozen_after} steps; at least 2 or none is allowed"
             )
+        if self.overruns_in_a_row is not None and self.overruns_in_a_row < 1:
+            raise ConfigError(
+                f"watchdog limit 'overruns_in_a_row' is {self.overruns_in_a_row}; at least 1 or none is allowed"
+            )
 
     @staticmethod
     def lockstep() -> WatchLimits:
         """For simulation that waits for every answer: no clock to compare with, and a still scene may look still."""
-        return WatchLimits(stale_after=None, silent_after=None, future_tolerance=None, frozen_after=None)
+        return WatchLimits(
+            stale_after=None, silent_after=None, future_tolerance=None, frozen_after=None, overruns_in_a_row=None
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class Watchdog:
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
         self.limits = limits
         self._contract = contract
+        self._held_at: float | None = None
+        self._let_go = False
         self.forget()
 
     def forget(self) -> None:
@@ -72,6 +85,24 @@ class Watchdog:
         self._same_picture: dict[str, int] = {}
         self._previous: dict[str, NDArray[np.uint8]] | None = None
         self._moved_from: dict[str, dict[str, NDArray[np.float32]]] = {}
+
+    def dead_man_held(self, held: bool, steady: float) -> None:
+        """The dead-man switch says whether it is held, at ``steady``."""
+        self._held_at = steady if held else None
+        self._let_go = not held
+
+    def operator(self, steady: float) -> Fault | None:
+        """Whether the operator lets the arm move; None if so, or where no dead-man switch is asked for."""
+        longest = self.limits.dead_man
+        if longest is None:
+            return None
+        if self._held_at is None:
+            why = "was let go" if self._let_go else "has said nothing yet"
+        elif steady - self._held_at > longest + 1e-9:
+            why = f"has said nothing for {steady - self._held_at:.3f} s (at most {longest:g} s is allowed)"
+        else:
+            return None
+        return Fault(StatusCode.DEAD_MAN, f"The dead-man switch {why}; hold it to go on.")
 
     def judge(self, observation: Observation, now: float, steady: float) -> Fault | None:
         """The first fault found, or None. Remembers stamp and pictures for the next call."""
