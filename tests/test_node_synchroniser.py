@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from m2distill_policy.contract import libero_contract
-from m2distill_policy.errors import ObservationError
+from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.node.joints import JointMap, JointSource
 from m2distill_policy.node.synchroniser import RATE_OVER, Synchroniser
 
 CONTRACT = libero_contract(32)
@@ -16,7 +17,7 @@ A, B = CONTRACT.camera_names
 
 
 def _sets(slop_ms: float = 20) -> Synchroniser[str]:
-    return Synchroniser(CONTRACT, round(slop_ms * MS))
+    return Synchroniser(CONTRACT.camera_names, round(slop_ms * MS))
 
 
 def _joints(sets: Synchroniser[str], stamp: int, value: float = 0.0) -> None:
@@ -44,7 +45,7 @@ def test_the_newest_set_wins_and_older_frames_are_forgotten() -> None:
         _joints(sets, (100 + 50 * i) * MS, float(i))
     found = sets.take()
     assert found is not None and found.views == {A: "a2", B: "b2"}
-    assert found.joints["joint_states"][0] == 2.0
+    assert found.joints[1][0] == 2.0
     assert sets.take() is None
 
 
@@ -82,32 +83,43 @@ def test_fast_joints_are_taken_nearest_the_picture() -> None:
     sets.add_view(A, 150 * MS + 300_000, "a")
     sets.add_view(B, 149 * MS, "b")
     found = sets.take()
-    assert found is not None and found.joints["gripper_states"][0] == 150.0
+    assert found is not None and found.joints[1][7] == 150.0
 
 
 def test_joints_are_matched_by_name_in_any_order() -> None:
-    sets = _sets()
+    joints = JointMap(CONTRACT)
     values = {name: float(i) for i, name in enumerate(NAMES)}
     shuffled = ["some_other_joint", *reversed(NAMES)]
-    sets.add_joints(0, shuffled, [99.0, *(values[n] for n in reversed(NAMES))])
-    sets.add_view(A, 0, "a")
-    sets.add_view(B, 0, "b")
-    found = sets.take()
-    assert found is not None and found.absent == ()
-    np.testing.assert_array_equal(found.joints["joint_states"], np.arange(7, dtype=np.float32))
-    np.testing.assert_array_equal(found.joints["gripper_states"], np.array([7, 8], dtype=np.float32))
+    groups, absent = joints.readings(shuffled, [99.0, *(values[n] for n in reversed(NAMES))])
+    assert absent == ()
+    np.testing.assert_array_equal(groups["joint_states"], np.arange(7, dtype=np.float32))
+    np.testing.assert_array_equal(groups["gripper_states"], np.array([7, 8], dtype=np.float32))
 
 
 def test_an_absent_joint_is_named_and_not_a_number() -> None:
-    sets = _sets()
-    sets.add_joints(0, NAMES[:3] + NAMES[4:], [0.0] * 8)
-    sets.add_view(A, 0, "a")
-    sets.add_view(B, 0, "b")
-    found = sets.take()
-    assert found is not None and found.absent == ("panda_joint4",)
-    assert np.isnan(found.joints["joint_states"][3]) and np.isfinite(found.joints["gripper_states"]).all()
+    groups, absent = JointMap(CONTRACT).readings(NAMES[:3] + NAMES[4:], [0.0] * 8)
+    assert absent == ("panda_joint4",)
+    assert np.isnan(groups["joint_states"][3]) and np.isfinite(groups["gripper_states"]).all()
     with pytest.raises(ObservationError, match="names 2 joints and holds 1"):
-        sets.add_joints(0, ["a", "b"], [1.0])
+        _sets().add_joints(0, ["a", "b"], [1.0])
+
+
+def test_another_arms_joints_become_the_contracts_readings() -> None:
+    sources = [JointSource(f"panda_joint{i}", f"fr3_joint{i}") for i in range(1, 8)]
+    sources[1] = JointSource("panda_joint2", "fr3_joint2", scale=-1.0, offset=0.5)
+    finger = "fr3_finger_joint1"
+    sources += [JointSource("panda_finger_joint1", finger), JointSource("panda_finger_joint2", finger, scale=-1.0)]
+    joints = JointMap(CONTRACT, sources)
+    names = [finger, *(f"fr3_joint{i}" for i in range(1, 8))]
+    groups, absent = joints.readings(names, [0.03, *(0.1 * i for i in range(1, 8))])
+    assert absent == ()
+    np.testing.assert_allclose(groups["joint_states"], [0.1, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7], atol=1e-6)
+    np.testing.assert_allclose(groups["gripper_states"], [0.03, -0.03])
+    assert joints.readings(names[1:], [0.0] * 7)[1] == (finger,), "named once, though two readings want it"
+    with pytest.raises(ConfigError, match="given for 'elbow', which the contract does not have; it has panda_joint1"):
+        JointMap(CONTRACT, [JointSource("elbow", "joint_3")])
+    with pytest.raises(ConfigError, match="scale 0"):
+        JointSource("panda_joint1", "a", scale=0)
 
 
 def test_repeated_and_backward_stamps_make_sets_for_the_watchdog_to_judge() -> None:

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.runtime.watcher import FolderWatcher
 
     config = load_config(ArmConfig, args.config, args.overrides)
-    options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper)
+    options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper, joints=config.joints)
     domain, remap = domain_id(args.domain), parse_remappings(args.remap)
     # The cores belong to cameras and control; a picture is small work.
     cv2.setNumThreads(1)

@@ -1,10 +1,11 @@
-"""What belongs to an arm and not to a bundle: limits, watchdog and gripper, read from a file or ``key=value``."""
+"""What belongs to an arm and not to a bundle: limits, watchdog, gripper, joints; from a file or ``key=value``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.joints import JointSource
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.watchdog import WatchLimits
 
@@ -12,8 +13,10 @@ from m2distill_policy.runtime.watchdog import WatchLimits
 @dataclass(frozen=True)
 class ArmConfig:
     """safety: limits an axis and the ramp to a halt. watch: what is late, early or frozen (a lockstep has no clock and
-    leaves it aside). gripper: positions and hysteresis."""
+    leaves it aside). gripper: positions and hysteresis. joints: where the arm's joints have other names, signs or zeros
+    than the contract's readings."""
 
     safety: SafetyLimits = field(default_factory=SafetyLimits)
     watch: WatchLimits = field(default_factory=WatchLimits)
     gripper: GripperProfile = field(default_factory=GripperProfile)
+    joints: tuple[JointSource, ...] = ()

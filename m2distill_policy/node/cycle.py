@@ -28,13 +28,13 @@ from m2distill_policy.errors import ConfigError, ObservationError, UnknownInstru
 from m2distill_policy.node import topics
 from m2distill_policy.node.diagnostics import Diagnostics, Health
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
-from m2distill_policy.node.pacer import Pacer
-from m2distill_policy.node.synchroniser import JOINTS_KEPT, SynchronisedSet, Synchroniser
-from m2distill_policy.observation import Observation
+from m2distill_policy.node.joints import JointSource
+from m2distill_policy.node.stream import ObservationStream
+from m2distill_policy.node.synchroniser import JOINTS_KEPT, SynchronisedSet
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
-from m2distill_policy.runtime.preprocess import field_of_view_trouble, preprocess
+from m2distill_policy.runtime.preprocess import field_of_view_trouble
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import Decision, PolicyServer
 from m2distill_policy.runtime.status import SwapState
@@ -57,11 +57,13 @@ POSE_PERIODS = 4
 @dataclass(frozen=True)
 class CycleOptions:
     """slop: s by which the pictures and joints of one set may differ in real time. timeout: s without a sign of life
-    before a lockstep gives up. gripper: positions and hysteresis."""
+    before a lockstep gives up. gripper: positions and hysteresis. joints: where the arm's joints have other names,
+    signs or zeros than the contract's readings."""
 
     slop: float = 0.02
     timeout: float = 60.0
     gripper: GripperProfile = field(default_factory=GripperProfile)
+    joints: tuple[JointSource, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("slop", "timeout"):
@@ -135,7 +137,6 @@ class PolicyCycle(Generic[T]):
         #: In lockstep, whether this robot publishes its pose: then a set is answered only with the pose of its stamp.
         self.pose_expected = False
         self._server = server
-        self._picture = picture
         self._contract = server.contract
         self._lockstep = lockstep
         self._watcher = watcher
@@ -148,13 +149,13 @@ class PolicyCycle(Generic[T]):
         self._gripper_commands = 0
         self._troubles: dict[str, str] = {}
         self._reported: set[str] = set()
-        self._intervals: dict[str, float] = {}
         self._poses: deque[_Pose] = deque(maxlen=JOINTS_KEPT)
         self._slop = 0 if lockstep else round(self.options.slop * 1e9)
-        self._sets: Synchroniser[T] = Synchroniser(self._contract, self._slop)
+        self._stream: ObservationStream[T] = ObservationStream(
+            self._contract, picture, slop=self._slop, joints=self.options.joints, now=steady()
+        )
+        #: In lockstep, the set that waits for the pose of its stamp.
         self._pending: SynchronisedSet[T] | None = None
-        self._pending_since = 0.0
-        self._pacer = Pacer(self._contract.period, steady())
         self._leave_at: float | None = None
         self._diagnostics = Diagnostics(steady())
         self._diagnosed = steady()
@@ -185,14 +186,18 @@ class PolicyCycle(Generic[T]):
 
     def add_view(self, name: str, stamp: int, frame: T) -> None:
         """A frame of the view ``name``, stamped ``stamp`` ns."""
-        self._sets.add_view(name, stamp, frame)
-        if not self._lockstep:
-            self._watch_rate(name)
+        interval = self._stream.add_view(name, stamp, frame)
+        if not self._lockstep and interval is not None and interval > SLOWEST_CAMERA * self._contract.period:
+            # Every time: an instruction, which ends a halt, does not make the camera faster.
+            self._server.halt(
+                f"camera '{name}' sends {1 / interval:.1f} pictures a second and the policy needs "
+                f"{self._contract.rate_hz:g}; choose a faster camera mode and give the instruction again"
+            )
 
     def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
         """A joint state; one whose names and positions do not match is said in the status and left out."""
         try:
-            self._sets.add_joints(stamp, names, positions)
+            self._stream.add_joints(stamp, names, positions)
         except ObservationError as error:
             self.trouble(topics.JOINT_STATES, str(error))
 
@@ -230,49 +235,27 @@ class PolicyCycle(Generic[T]):
         """What is wrong now, a sentence each."""
         return tuple(self._troubles.values())
 
-    def _watch_rate(self, view: str) -> None:
-        interval = self._sets.interval(view)
-        if interval is None:
-            return
-        self._intervals[view] = interval
-        if len(self._intervals) == len(self._contract.camera_names):
-            self._pacer.cameras(max(self._intervals.values()))
-        if interval > SLOWEST_CAMERA * self._contract.period:
-            # Every time: an instruction, which ends a halt, does not make the camera faster.
-            self._server.halt(
-                f"camera '{view}' sends {1 / interval:.1f} pictures a second and the policy needs "
-                f"{self._contract.rate_hz:g}; choose a faster camera mode and give the instruction again"
-            )
-
     # --- real time ---------------------------------------------------------------------------------------------------
 
     def run(self, begin: float) -> Output | None:
         """The cycle that is due, or None where it is not time for one yet; call it when something arrived or at
         :attr:`wake`. begin: when the work on what arrived began (``time.perf_counter``)."""
         now = self._steady()
-        found = self._sets.take()
+        found = self._stream.due(now)
         if found is not None:
-            self._pending, self._pending_since = found, now
-        if self._pending is not None and self._pacer.ready(now, self._pending_since):
-            found, self._pending = self._pending, None
-            output = self._answer(found, begin)
-            self._pacer.used(now)
-            return output
-        if now >= self._pacer.latest:
-            self._pacer.missed(now)
-            return self._without_observation(begin)
-        return None
+            return self._answer(found, begin)
+        return self._without_observation(begin) if self._stream.missed(now) else None
 
     @property
     def wake(self) -> float:
         """When :meth:`run` has something to do even if nothing arrives: s, monotonic."""
-        return self._pacer.latest if self._pending is None else self._pacer.next
+        return self._stream.wake
 
     @property
     def lacks_joints(self) -> bool:
         """Whether a joint state is all that the next set lacks. They may come a thousand times a second: not a reason
         to wake up otherwise."""
-        return self._pending is None and self._sets.waiting_for() == ("joint_states",)
+        return self._stream.waiting_for == ("joint_states",)
 
     def leave(self, reason: str) -> None:
         """Begin to ramp to a halt for good."""
@@ -302,7 +285,7 @@ class PolicyCycle(Generic[T]):
         """Forget the last episode; random numbers are stream ``draw`` of ``seed``; every observation is later than
         ``stamp`` (ns)."""
         begin = time.perf_counter()
-        self._sets.clear()
+        self._stream.clear()
         self._pending = None
         self._poses.clear()
         self._gripper.forget()
@@ -318,7 +301,7 @@ class PolicyCycle(Generic[T]):
 
     def run_lockstep(self, begin: float) -> Output | None:
         """The answer to the next set, or None while there is none; one from before the present episode is dropped."""
-        pending = self._pending or self._sets.take()
+        pending = self._pending or self._stream.take()
         self._pending = None
         if pending is None or pending.stamp <= self._episode_stamp:
             return None
@@ -334,7 +317,7 @@ class PolicyCycle(Generic[T]):
         """The topics without which the newest of what has arrived makes no set."""
         if self._pending is not None:
             return (self._full_name(topics.END_EFFECTOR_POSE),)
-        wanted = self._sets.waiting_for()
+        wanted = self._stream.waiting_for
         names = [topics.JOINT_STATES if name == "joint_states" else topics.camera_topic(name) for name in wanted]
         return tuple(self._full_name(name) for name in names)
 
@@ -364,7 +347,7 @@ class PolicyCycle(Generic[T]):
             self._diagnostics.cycle(output.decision.status.latency, time.perf_counter() - output.begin)
 
     def _answer(self, found: SynchronisedSet[T], begin: float) -> Output:
-        observation, troubles = self._observation(found)
+        observation, troubles = self._stream.observe(found)
         self.trouble("observation", " ".join(troubles) or None)
         pose = self._pose_at(found.stamp)
         if self._lockstep:
@@ -372,22 +355,6 @@ class PolicyCycle(Generic[T]):
         else:
             decision = self._server.step(observation, self._wall() / 1e9, steady=self._steady(), pose=pose)
         return self._output(decision, found.stamp, begin)
-
-    def _observation(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:
-        """The observation in a set, at the contract's resolution, and a sentence for each part that cannot be used.
-
-        A picture that cannot be used is left out, so that the watchdog refuses the observation as a whole.
-        """
-        images: dict[str, NDArray[np.uint8]] = {}
-        troubles = []
-        for camera in self._contract.cameras:
-            try:
-                images[camera.name] = preprocess(self._picture(found.views[camera.name]), camera)
-            except ObservationError as error:
-                troubles.append(f"view '{camera.name}': {error}")
-        if found.absent:
-            troubles.append(f"the joint state does not name {', '.join(found.absent)}")
-        return Observation(images, found.joints, found.stamp / 1e9), troubles
 
     def _output(self, decision: Decision, stamp: int, begin: float, *, answers: bool = True) -> Output:
         """``answers`` is False where an episode only begins."""

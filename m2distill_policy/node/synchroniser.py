@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ObservationError
 
 T = TypeVar("T")
@@ -33,14 +31,12 @@ RATE_OVER = 20
 class SynchronisedSet(Generic[T]):
     """What was seen and felt at about one instant.
 
-    stamp: ns; the oldest view's. views: name -> frame as it was handed in. joints: group -> (n,) float32, in the
-    contract's units, NaN where the joint state did not name an entry. absent: the entries that it did not name.
+    stamp: ns; the oldest view's. views: name -> frame, joints: names and positions, both as they were handed in.
     """
 
     stamp: int
     views: Mapping[str, T]
-    joints: Mapping[str, NDArray[np.float32]]
-    absent: tuple[str, ...]
+    joints: Joints
 
 
 class Synchroniser(Generic[T]):
@@ -50,17 +46,16 @@ class Synchroniser(Generic[T]):
     itself, or a clock that was set back, makes sets too, and the watchdog says what is wrong with them.
 
     Args:
-        contract: names the views and the joints.
+        views: their names; the first one's frames are what the others are matched with.
         slop: ns by which the members of a set may differ; 0 wants equal stamps, as in lockstep.
     """
 
-    def __init__(self, contract: Contract, slop: int) -> None:
-        self._contract = contract
+    def __init__(self, views: Sequence[str], slop: int) -> None:
         self._slop = slop
-        self._views: dict[str, deque[tuple[int, T]]] = {n: deque(maxlen=FRAMES_KEPT) for n in contract.camera_names}
+        self._views: dict[str, deque[tuple[int, T]]] = {n: deque(maxlen=FRAMES_KEPT) for n in views}
         self._joints: deque[tuple[int, Joints]] = deque(maxlen=JOINTS_KEPT)
         self._newest: dict[str, int] = {}
-        self._intervals: dict[str, deque[int]] = {n: deque(maxlen=RATE_OVER) for n in contract.camera_names}
+        self._intervals: dict[str, deque[int]] = {n: deque(maxlen=RATE_OVER) for n in views}
 
     def clear(self) -> None:
         """Forget everything, for a new episode."""
@@ -89,7 +84,7 @@ class Synchroniser(Generic[T]):
 
     def take(self) -> SynchronisedSet[T] | None:
         """The newest set; what came before its members is forgotten. None while there is none."""
-        reference, *others = self._contract.camera_names
+        reference, *others = self._views
         for index in range(len(self._views[reference]) - 1, -1, -1):
             stamp = self._views[reference][index][0]
             found = {reference: index}
@@ -128,14 +123,7 @@ class Synchroniser(Generic[T]):
                 frames.popleft()
         for _ in range(joint):  # the joint state itself stays: a slow arm may be the nearest to the next set as well
             self._joints.popleft()
-        names, positions = self._joints[0][1]
-        values = dict(zip(names, positions, strict=True))
-        groups = {
-            group.name: np.array([values.get(entry, np.nan) for entry in group.entries], dtype=np.float32)
-            for group in self._contract.proprioception
-        }
-        absent = tuple(e for group in self._contract.proprioception for e in group.entries if e not in values)
-        return SynchronisedSet(min(stamps), views, groups, absent)
+        return SynchronisedSet(min(stamps), views, self._joints[0][1])
 
 
 def _nearest(entries: Sequence[tuple[int, object]], stamp: int, slop: int) -> int | None:

@@ -1,0 +1,68 @@
+"""Which joints of an arm are the contract's readings: another arm, or another driver, has other names and signs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class JointSource:
+    """The contract's ``entry`` is ``scale`` times the position of joint ``name`` (rad or m) plus ``offset``.
+
+    robosuite's second finger is negative, for one: an arm whose driver counts both fingers up has scale -1 there, and
+    one whose driver tells a single finger names it for both entries.
+    """
+
+    entry: str
+    name: str
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale != 0 and math.isfinite(self.offset)):
+            raise ConfigError(
+                f"joint '{self.name}' has scale {self.scale} and offset {self.offset}; finite numbers are needed, and "
+                "no scale of 0"
+            )
+
+
+class JointMap:
+    """Makes a joint state into the contract's readings. Entries without a source are joints of that very name."""
+
+    def __init__(self, contract: Contract, sources: Sequence[JointSource] = ()) -> None:
+        self._contract = contract
+        known = {entry for group in contract.proprioception for entry in group.entries}
+        self._sources = {entry: JointSource(entry, entry) for entry in known}
+        for source in sources:
+            if source.entry not in known:
+                raise ConfigError(
+                    f"a joint is given for '{source.entry}', which the contract does not have; it has "
+                    + ", ".join(e for group in contract.proprioception for e in group.entries)
+                )
+            self._sources[source.entry] = source
+
+    def readings(
+        self, names: Sequence[str], positions: Sequence[float]
+    ) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
+        """Group -> (n,) float32, NaN where the joint is not named; and the joints that are not, each once."""
+        values = dict(zip(names, positions, strict=True))
+        groups: dict[str, NDArray[np.float32]] = {}
+        absent: dict[str, None] = {}
+        for group in self._contract.proprioception:
+            row = np.full(group.size, np.nan, dtype=np.float32)
+            for index, entry in enumerate(group.entries):
+                source = self._sources[entry]
+                if source.name in values:
+                    row[index] = source.scale * values[source.name] + source.offset
+                else:
+                    absent[source.name] = None
+            groups[group.name] = row
+        return groups, tuple(absent)

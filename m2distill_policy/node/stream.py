@@ -1,0 +1,118 @@
+"""Pictures and joints as they arrive become observations, at most one a period: live, and again from a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ObservationError
+from m2distill_policy.node.joints import JointMap, JointSource
+from m2distill_policy.node.pacer import Pacer
+from m2distill_policy.node.synchroniser import SynchronisedSet, Synchroniser
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.preprocess import preprocess
+
+T = TypeVar("T")
+
+
+class ObservationStream(Generic[T]):
+    """Says which set of pictures and joints is to be acted on, and when; time is handed in (s, monotonic).
+
+    Args:
+        contract: names views and joints; its rate is the stream's.
+        picture: from a frame as it was handed in to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
+        slop: ns by which the members of a set may differ; 0 wants equal stamps, as in lockstep.
+        joints: where the contract's readings are not joints of the same name.
+        now: when the stream begins.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        picture: Callable[[T], NDArray[np.uint8]],
+        *,
+        slop: int,
+        joints: Sequence[JointSource] = (),
+        now: float = 0.0,
+    ) -> None:
+        self._contract = contract
+        self._picture = picture
+        self._joints = JointMap(contract, joints)
+        self._sets: Synchroniser[T] = Synchroniser(contract.camera_names, slop)
+        self._pacer = Pacer(contract.period, now)
+        self._intervals: dict[str, float] = {}
+        self._pending: SynchronisedSet[T] | None = None
+        self._pending_since = 0.0
+
+    def clear(self) -> None:
+        """Forget what has arrived, for a new episode."""
+        self._sets.clear()
+        self._pending = None
+
+    def add_view(self, name: str, stamp: int, frame: T) -> float | None:
+        """Take in a frame of the view ``name``, stamped ``stamp`` ns; returns the seconds between its camera's frames,
+        None until that is known."""
+        self._sets.add_view(name, stamp, frame)
+        interval = self._sets.interval(name)
+        if interval is not None:
+            self._intervals[name] = interval
+            if len(self._intervals) == len(self._contract.camera_names):
+                self._pacer.cameras(max(self._intervals.values()))
+        return interval
+
+    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
+        """Take in a joint state; raises :class:`ObservationError` if names and positions are not of one length."""
+        self._sets.add_joints(stamp, names, positions)
+
+    def take(self) -> SynchronisedSet[T] | None:
+        """The newest set whatever the time, as in lockstep; None while there is none."""
+        return self._sets.take()
+
+    def due(self, now: float) -> SynchronisedSet[T] | None:
+        """The set that it is time to act on at ``now``, or None."""
+        found = self._sets.take()
+        if found is not None:
+            self._pending, self._pending_since = found, now
+        if self._pending is None or not self._pacer.ready(now, self._pending_since):
+            return None
+        found, self._pending = self._pending, None
+        self._pacer.used(now)
+        return found
+
+    def missed(self, now: float) -> bool:
+        """Whether a set was due by ``now`` and did not come: then a cycle runs without one."""
+        if now < self._pacer.latest:
+            return False
+        self._pacer.missed(now)
+        return True
+
+    @property
+    def wake(self) -> float:
+        """When there is something to do even if nothing arrives: s, monotonic."""
+        return self._pacer.latest if self._pending is None else self._pacer.next
+
+    @property
+    def waiting_for(self) -> tuple[str, ...]:
+        """The views, and ``joint_states``, without which the newest of what has arrived makes no set."""
+        return () if self._pending is not None else self._sets.waiting_for()
+
+    def observe(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:
+        """The observation in a set, at the contract's resolution, and a sentence for each part that cannot be used.
+
+        A picture that cannot be used is left out, so that whoever checks the observation refuses it as a whole.
+        """
+        images: dict[str, NDArray[np.uint8]] = {}
+        troubles = []
+        for camera in self._contract.cameras:
+            try:
+                images[camera.name] = preprocess(self._picture(found.views[camera.name]), camera)
+            except ObservationError as error:
+                troubles.append(f"view '{camera.name}': {error}")
+        readings, absent = self._joints.readings(*found.joints)
+        if absent:
+            troubles.append(f"the joint state does not name {', '.join(absent)}")
+        return Observation(images, readings, found.stamp / 1e9), troubles
