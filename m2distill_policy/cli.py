@@ -22,6 +22,7 @@ from m2distill_policy.errors import M2DistillError, closest
 #: The roles whose packages a subcommand needs, as ``requirements/`` and ``make venv ROLES=...`` name them.
 ROLES: dict[str, tuple[str, ...]] = {
     "demos": ("robot", "sim"),
+    "import-bag": ("robot", "train"),
     "train": ("robot", "train", "sim"),
     "export": ("robot", "train"),
     "evaluate": ("robot", "sim"),
@@ -38,9 +39,10 @@ WITH_NODEPS = ("train", "sim")
 #: Top-level modules that ``requirements/`` brings: the absence of one is a role that is not installed, not a bug.
 _ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig")
 _TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
+_TRAIN_MORE = ("rosbags",)
 _SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
 _SIM_MORE = ("fast_simplification", "easydict", "cloudpickle", "gymnasium", "future")
-INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_SIM, *_SIM_MORE))
+INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_TRAIN_MORE, *_SIM, *_SIM_MORE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +104,7 @@ def missing_dependency(error: ImportError, command: str) -> str | None:
 
 def load_command(name: str) -> ModuleType:
     """Import the module of one subcommand; raises :class:`M2DistillError` where this installation lacks it."""
-    module = f"m2distill_policy.commands.{name}"
+    module = f"m2distill_policy.commands.{name.replace('-', '_')}"
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -58,16 +58,16 @@ class Episode:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a world adds to an :class:`Episode` for the file.
+    """What a world adds to an :class:`Episode` for the file; a real one adds nothing.
 
     states: (L, S) float64 flattened MuJoCo states. robot_states: (L, 9): fingers, grip position, grip quaternion
     (x, y, z, w). model_xml: the scene's MJCF.
     """
 
     episode: Episode
-    states: NDArray[np.float64]
-    robot_states: NDArray[np.float64]
-    model_xml: str
+    states: NDArray[np.float64] | None = None
+    robot_states: NDArray[np.float64] | None = None
+    model_xml: str = ""
 
 
 def demonstration_path(folder: Path, task_name: str) -> Path:
@@ -329,17 +329,21 @@ class DemonstrationWriter:
         """Remember that the attempt from ``seed`` failed."""
         (self.parts / f"{seed}.failed").touch()
 
-    def add(self, recording: Recording) -> None:
-        """Commit one episode, known by its seed. :class:`DemonstrationError` if it is not of the contract's form."""
+    def add(self, recording: Recording, number: int | None = None) -> None:
+        """Commit one episode, known by ``number``, or by its seed where it was drawn from one.
+
+        :class:`DemonstrationError` if it is not of the contract's form.
+        """
         episode = recording.episode
-        if episode.seed is None:
+        number = episode.seed if number is None else number
+        if number is None:
             raise DemonstrationError("a collected episode needs the seed of its initial state; got None")
         self._check(recording)
-        temporary = self.parts / f".{episode.seed}.hdf5"
+        temporary = self.parts / f".{number}.hdf5"
         with h5py.File(temporary, "w") as file:
             _write_episode(file.create_group("demo"), recording)
             file.flush()
-        temporary.replace(self.parts / f"{episode.seed}.hdf5")
+        temporary.replace(self.parts / f"{number}.hdf5")
 
     def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
         """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts go."""
@@ -403,8 +407,9 @@ class DemonstrationWriter:
         for name, poses, size in (("ee", episode.ee, 6), ("executed", episode.executed, 7)):
             if poses is not None and (poses.shape != (length, size) or not np.all(np.isfinite(poses))):
                 raise DemonstrationError(f"{where}: '{name}' is {poses.shape}; finite {(length, size)} is wanted")
-        if len(recording.states) != length or len(recording.robot_states) != length:
-            raise DemonstrationError(f"{where}: {len(recording.states)} states for {length} actions")
+        for states in (recording.states, recording.robot_states):
+            if states is not None and len(states) != length:
+                raise DemonstrationError(f"{where}: {len(states)} states for {length} actions")
 
 
 def _write_episode(group: h5py.Group, recording: Recording) -> None:
@@ -415,8 +420,11 @@ def _write_episode(group: h5py.Group, recording: Recording) -> None:
     group.create_dataset("actions", data=np.asarray(episode.actions, dtype=np.float64))
     if episode.executed is not None:
         group.create_dataset("executed_actions", data=np.asarray(episode.executed, dtype=np.float64))
-    group.create_dataset("states", data=recording.states)
-    group.create_dataset("robot_states", data=recording.robot_states)
+    if recording.states is not None:
+        group.create_dataset("states", data=recording.states)
+        group.attrs["init_state"] = recording.states[0]
+    if recording.robot_states is not None:
+        group.create_dataset("robot_states", data=recording.robot_states)
     group.create_dataset("rewards", data=ends)
     group.create_dataset("dones", data=ends)
     obs = group.create_group("obs")
@@ -433,8 +441,8 @@ def _write_episode(group: h5py.Group, recording: Recording) -> None:
         obs.create_dataset("ee_pos", data=pose[:, :3])
         obs.create_dataset("ee_ori", data=pose[:, 3:])
     group.attrs["num_samples"] = length
-    group.attrs["init_state"] = recording.states[0]
-    group.attrs["seed"] = -1 if episode.seed is None else episode.seed
+    if episode.seed is not None:
+        group.attrs["seed"] = episode.seed
     group.attrs["model_file"] = recording.model_xml
 
 

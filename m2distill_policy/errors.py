@@ -50,6 +50,10 @@ class ExportError(M2DistillError):
     """The exported graphs do not agree with the network they came from."""
 
 
+class RecordingError(M2DistillError):
+    """A robot's recording cannot be read, or does not hold what a demonstration needs."""
+
+
 class TransportError(M2DistillError):
     """A peer was silent, or a message could not be read."""
 

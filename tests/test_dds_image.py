@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from cyclonedds.idl._support import Endianness  # the generic serialiser's own word for a byte order
 
-from m2distill_policy.dds.image import CHANNELS, Image
+from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.types import Header, Time
 from m2distill_policy.errors import ObservationError, TransportError
+from m2distill_policy.node.pictures import CHANNELS
 
 
 def _image(height: int = 5, width: int = 7, frame_id: str = "camera", encoding: str = "rgb8", seed: int = 0) -> Image:
@@ -129,8 +130,8 @@ def test_half_written_and_unknown_pictures_are_refused() -> None:
         half.to_rgb()
     with pytest.raises(ObservationError, match="incomplete"):
         Image(Header(), 4, 6, "rgb8", 0, 17, bytes(200)).to_rgb()
-    with pytest.raises(ObservationError, match="'yuv422' is not known; allowed are rgb8"):
-        Image(Header(), 4, 6, "yuv422", 0, 12, bytes(200)).to_rgb()
+    with pytest.raises(ObservationError, match="'16UC1' is not known; allowed are rgb8"):
+        Image(Header(), 4, 6, "16UC1", 0, 12, bytes(200)).to_rgb()
     with pytest.raises(TransportError, match="must be uint8"):
         Image.from_rgb(np.zeros((4, 6), dtype=np.uint8), Time(), "")
 

@@ -77,7 +77,8 @@ def test_round_trip(path: Path) -> None:
         for name, values in wanted.proprioception.items():
             assert np.allclose(episode.proprioception[name], values)
         assert episode.ee is not None and wanted.ee is not None and np.allclose(episode.ee, wanted.ee)
-        assert np.array_equal(file.states(0 if seed == 3 else 1), recording(seed).states)
+        states = recording(seed).states
+        assert states is not None and np.array_equal(file.states(0 if seed == 3 else 1), states)
     with pytest.raises(IndexError):
         file.episode(2)
 

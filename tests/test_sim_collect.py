@@ -70,7 +70,7 @@ def test_episode_is_what_the_world_shows() -> None:
     world = TabletopWorld(TASKS[2], size=32)
     try:
         made = record(world, 1_000_123)
-        assert made is not None
+        assert made is not None and made.states is not None
         episode = made.episode
         for index in (0, len(episode) // 2, len(episode) - 1):
             seen = world.reset_to(made.states[index])

@@ -92,7 +92,7 @@ def test_command_line_is_light() -> None:
 #: Rooms are matched by the longest prefix.
 OUTSIDE = {
     *("torch", "rclpy", "robosuite", "mujoco", "onnx", "onnxruntime", "cv2", "cyclonedds", "libero", "bddl", "h5py"),
-    *("yaml", "transformers", "tokenizers", "safetensors"),
+    *("yaml", "transformers", "tokenizers", "safetensors", "rosbags"),
 }
 
 
@@ -111,7 +111,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
     "m2distill_policy.bundle": _names("errors", "contract"),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "runtime", outside="onnxruntime cv2"),
-    "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node"),
+    "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
+    "m2distill_policy.recordings": _names(
+        *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags"
+    ),
     "m2distill_policy.dds": _names(
         *_CORE, "bundle", "config", "runtime", "node", "dds", "sim", outside="cyclonedds cv2"
     ),

@@ -1,8 +1,8 @@
 """The subcommands of ``m2distill``: one module each.
 
-A module has ``add_parser(subparsers)``, which adds a parser of its own name with ``set_defaults(run=run)``, and
-``run(args) -> int``, which returns the exit code. Only the module that is called is imported, and what is heavy or
-belongs to another role (torch, robosuite, cyclonedds) is imported inside ``run``.
+A module has ``add_parser(subparsers)``, which adds a parser of its own name (a dash for an underscore) with
+``set_defaults(run=run)``, and ``run(args) -> int``, which returns the exit code. Only the module that is called is
+imported, and what is heavy or belongs to another role (torch, robosuite, cyclonedds) is imported inside ``run``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 #: Every subcommand and its line in ``m2distill --help``, in the order of the road. A closed list.
 SUMMARIES: dict[str, str] = {
     "demos": "collect demonstrations of a suite's tasks with scripted experts",
+    "import-bag": "make demonstrations of a robot's recordings (rosbag2)",
     "train": "learn tasks one after another from demonstrations",
     "export": "export a stage of a run as a bundle that a robot loads",
     "evaluate": "roll a bundle out in a world and count successes",

@@ -5,7 +5,7 @@ Topics (``~`` is ``/m2distill_policy``; a DDS topic is the name with ``rt`` befo
 =================================== ============================ =========== =========================================
 topic                               type                         direction   what
 =================================== ============================ =========== =========================================
-/camera/agentview/image_raw         sensor_msgs/Image            to policy   rgb8, bgr8, rgba8, bgra8 or mono8
+/camera/agentview/image_raw         sensor_msgs/Image            to policy   rgb8, bgr8, mono8, yuv422, bayer, ...
 /camera/eye_in_hand/image_raw       sensor_msgs/Image            to policy   the contract's views name the topics
 /camera/agentview/camera_info, ...  sensor_msgs/CameraInfo       to policy   compared with the contract's field of view
 /joint_states                       sensor_msgs/JointState       to policy   rad and m, matched by joint name

@@ -20,7 +20,8 @@ from cyclonedds.idl.types import byte, sequence, uint32
 from numpy.typing import NDArray
 
 from m2distill_policy.dds.types import Header, Time
-from m2distill_policy.errors import ObservationError, TransportError
+from m2distill_policy.errors import TransportError
+from m2distill_policy.node.pictures import rgb_of
 
 if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview | Sequence[int] | NDArray[np.uint8]
@@ -31,8 +32,6 @@ else:
 _ORDER = {0x00: ">", 0x01: "<", 0x06: ">", 0x07: "<"}
 #: Bytes before the payload; alignment counts from here.
 _ENCAPSULATION = 4
-#: Encodings that can become RGB -> channels a pixel.
-CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 
 
 @dataclass
@@ -63,25 +62,9 @@ class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
         """The picture as uint8 (H, W, 3), RGB, upright; a view of the message where the encoding allows it.
 
         Raises:
-            ObservationError: the encoding is not one of :data:`CHANNELS`, or size, step and data do not fit together.
+            ObservationError: see :func:`m2distill_policy.node.pictures.rgb_of`.
         """
-        channels = CHANNELS.get(self.encoding)
-        if channels is None:
-            raise ObservationError(f"image encoding '{self.encoding}' is not known; allowed are {', '.join(CHANNELS)}")
-        row = self.width * channels
-        data = _as_bytes(self.data)
-        if self.height == 0 or self.width == 0 or self.step < row or data.size < self.step * self.height:
-            raise ObservationError(
-                f"image is incomplete: {self.height} rows of {self.step} bytes ({self.width} pixels, {self.encoding}) "
-                f"were announced and {data.size} bytes came"
-            )
-        rows = data[: self.step * self.height].reshape(self.height, self.step)
-        pixels = rows[:, :row].reshape(self.height, self.width, channels)
-        if self.encoding == "rgb8":
-            return pixels
-        if self.encoding in ("bgr8", "bgra8"):
-            return pixels[:, :, 2::-1]
-        return np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[:, :, :3]
+        return rgb_of(self.encoding, self.height, self.width, self.step, _as_bytes(self.data))
 
     def serialize(self, buffer: Any = None, endianness: Any = None, use_version_2: bool | None = None) -> bytes:
         """The message as CDR with its encapsulation header; the arguments are the generic serialiser's.

@@ -1,0 +1,106 @@
+"""``m2distill import-bag``: a robot's recordings become demonstrations."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from m2distill_policy.commands import SUMMARIES
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser(
+        "import-bag",
+        help=SUMMARIES["import-bag"],
+        description="Make one demonstration of each rosbag2 (mcap or sqlite3) and write them to one file, which "
+        "'m2distill train suite=files' learns from. Pictures and joints go through the code that runs live. Topics are "
+        "those that 'm2distill serve' uses; --remap names yours.",
+        epilog="examples:\n"
+        "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract bundles/first --out data\n"
+        "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract contract.json --out data \\\n"
+        "    --told twist --remap '~/twist:=/servo_node/delta_twist_cmds' --config fr3.toml\n\n"
+        "Record with 'ros2 bag record --all', or the cameras, /joint_states, /end_effector_pose, what the arm is told\n"
+        "and /gripper_command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bags", metavar="BAG", type=Path, nargs="+", help="folder that 'ros2 bag record' wrote")
+    parser.add_argument("--instruction", required=True, help="what is done in all of them")
+    parser.add_argument(
+        "--contract", type=Path, required=True, help="what to make of them: a bundle, a demonstration file, or JSON"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of demonstrations, one file a task")
+    parser.add_argument("--task", help="name of the file (default: the instruction with underscores)")
+    parser.add_argument(
+        "--told",
+        choices=("target_pose", "twist"),
+        default="target_pose",
+        help="what the arm was told: set-points, which need /end_effector_pose, or velocities (default: %(default)s)",
+    )
+    parser.add_argument("--config", type=Path, help="TOML or YAML file with the arm's gripper and joints, as for serve")
+    parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="one of them")
+    parser.add_argument(
+        "--slop", type=float, default=0.02, metavar="S", help="how far pictures and joints of one set may be apart"
+    )
+    parser.add_argument(
+        "--remap", metavar="FROM:=TO", action="append", default=[], help="the topic has another name in the recording"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import all or nothing; 0 when the file is there."""
+    import re
+
+    from m2distill_policy.config import load_config
+    from m2distill_policy.demonstrations import DemonstrationWriter, Recording, demonstration_path
+    from m2distill_policy.errors import RecordingError
+    from m2distill_policy.node.config import ArmConfig
+    from m2distill_policy.node.topics import parse_remappings, resolve
+    from m2distill_policy.progress import ProgressBar
+    from m2distill_policy.recordings.bag import Bag
+    from m2distill_policy.recordings.contract import read_contract
+    from m2distill_policy.recordings.episode import ImportSettings, import_recording
+
+    arm, remap = load_config(ArmConfig, args.config, args.overrides), parse_remappings(args.remap)
+    contract = read_contract(args.contract)
+    settings = ImportSettings(
+        told=args.told,
+        slop=args.slop,
+        gripper=arm.gripper,
+        joints=arm.joints,
+        topic=lambda topic: resolve(topic, remap),
+    )
+    task = args.task or re.sub(r"\W+", "_", args.instruction.strip().lower()).strip("_")
+    path = demonstration_path(args.out, task)
+    if path.exists():
+        raise RecordingError(f"{path} exists; choose another --out or --task, or remove it")
+    writer = DemonstrationWriter(
+        path,
+        instruction=args.instruction,
+        contract=contract,
+        suite="files",
+        env_args={"bags": [bag.resolve().name for bag in args.bags], "told": args.told, "slop": args.slop},
+    )
+    done = writer.attempts()
+    missed, clipped = 0, []
+    with ProgressBar(total=len(args.bags), desc=task, unit="bag") as bar:
+        for number, folder in enumerate(args.bags):
+            if number not in done:
+                with Bag(folder) as bag:
+                    imported = import_recording(bag, contract, settings)
+                writer.add(Recording(imported.episode), number)
+                missed += imported.missed
+                clipped.append(imported.clipped)
+            bar.update()
+    file = writer.finish(list(range(len(args.bags))), len(args.bags))
+    steps = sum(len(episode) for episode in file)
+    print(f"{path}: {len(file)} demonstrations of '{args.instruction}', {steps} steps at {contract.rate_hz:g} Hz")
+    if missed:
+        print(f"{missed} periods had no observation; see whether the cameras keep their rate")
+    if clipped and max(clipped) > 0.05:
+        print(
+            f"{100 * max(clipped):.0f} % of the steps of one recording moved faster than an action of the contract can "
+            "say and were cut: move slower, or raise action.translation_scale in a contract of your own"
+        )
+    return 0

@@ -1,0 +1,295 @@
+"""One recording becomes one demonstration, by the code that makes observations while the robot runs.
+
+The recording is played through :class:`~m2distill_policy.node.stream.ObservationStream` in the order and at the times
+at which its messages were recorded, so an observation holds what the policy would have been shown. The action of a
+step is what the arm was told while the step lasted, see :class:`Commands`.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.demonstrations import Episode
+from m2distill_policy.errors import ObservationError, RecordingError
+from m2distill_policy.node import topics
+from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.joints import JointSource
+from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
+from m2distill_policy.node.pose import pose_from
+from m2distill_policy.node.stream import ObservationStream
+from m2distill_policy.observation import Observation
+from m2distill_policy.recordings.bag import Bag, Message
+from m2distill_policy.runtime import drive
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+JOINTS, POSE, TWIST = "sensor_msgs/msg/JointState", "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/TwistStamped"
+GRIPPER = "control_msgs/msg/GripperCommand"
+#: s for which a velocity command holds: MoveIt Servo and most velocity controllers stop an arm after 0.1 to 0.2 s.
+TWIST_HOLDS = 0.2
+#: Periods without an observation before a recording is refused: a policy would have begun a new window.
+LONGEST_GAP = 5.0
+
+Told = Literal["target_pose", "twist"]
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """told: what the arm was told: set-points or velocities. slop: s by which the members of a set may differ.
+    topic: from a topic's name in :mod:`m2distill_policy.node.topics` to its name in the recording."""
+
+    told: Told = "target_pose"
+    slop: float = 0.02
+    gripper: GripperProfile = field(default_factory=GripperProfile)
+    joints: tuple[JointSource, ...] = ()
+    topic: Callable[[str], str] = topics.resolve
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A demonstration, and what is to be known of how it came about.
+
+    missed: periods without an observation. clipped: share of steps whose motion was larger than an action can say.
+    """
+
+    episode: Episode
+    missed: int
+    clipped: float
+
+
+@dataclass
+class Commands:
+    """What the arm and the gripper were told, by time of recording (ns).
+
+    A set-point holds until the next one, as an impedance controller holds it; a velocity for :data:`TWIST_HOLDS` s.
+    """
+
+    motions: list[tuple[int, NDArray[np.float64]]] = field(default_factory=list)
+    grips: list[tuple[int, float]] = field(default_factory=list)
+
+    def motion(self, until: int) -> tuple[int, NDArray[np.float64]] | None:
+        """The newest motion command before ``until``, with its time."""
+        index = bisect.bisect_left(self.motions, until, key=lambda entry: entry[0])
+        return self.motions[index - 1] if index else None
+
+    def grip(self, until: int) -> float | None:
+        """The newest gripper command before ``until``: a position in m."""
+        index = bisect.bisect_left(self.grips, until, key=lambda entry: entry[0])
+        return self.grips[index - 1][1] if index else None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An observation, and when (ns, of recording) it would have been acted on."""
+
+    at: int
+    observation: Observation
+
+
+def picture_of(message: Message) -> NDArray[np.uint8]:
+    """The picture of an Image or CompressedImage message as uint8 (H, W, 3), RGB."""
+    content = message.content
+    if message.kind == COMPRESSED:
+        return rgb_of_compressed(content.format, np.asarray(content.data, dtype=np.uint8))
+    return rgb_of(content.encoding, content.height, content.width, content.step, np.asarray(content.data, np.uint8))
+
+
+def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> Imported:
+    """The demonstration in ``bag``. :class:`RecordingError`, naming the recording, for what a policy could not use."""
+    views = {settings.topic(topics.camera_topic(name)): name for name in contract.camera_names}
+    for topic in views:
+        bag.require(topic, (IMAGE, COMPRESSED))
+    joints, pose = settings.topic(topics.JOINT_STATES), settings.topic(topics.END_EFFECTOR_POSE)
+    told = settings.topic(topics.TARGET_POSE if settings.told == "target_pose" else topics.TWIST)
+    grip = settings.topic(topics.GRIPPER_COMMAND)
+    bag.require(joints, (JOINTS,))
+    bag.require(told, (POSE,) if settings.told == "target_pose" else (TWIST,))
+    bag.require(grip, (GRIPPER,))
+    if settings.told == "target_pose" or pose in bag.topics:
+        bag.require(pose, (POSE,))
+
+    stream: ObservationStream[Message] = ObservationStream(
+        contract, picture_of, slop=round(settings.slop * 1e9), joints=settings.joints
+    )
+    player = _Player(bag, contract, stream)
+    commands, poses = Commands(), list[tuple[int, NDArray[np.float64]]]()
+    for message in bag.messages([*views, joints, told, grip, *([pose] if pose in bag.topics else [])]):
+        player.advance(message.received)
+        try:
+            if message.topic in views:
+                stream.add_view(views[message.topic], message.stamp, message)
+            elif message.topic == joints:
+                stream.add_joints(message.stamp, message.content.name, message.content.position.tolist())
+            elif message.topic == grip:
+                commands.grips.append((message.received, float(message.content.position)))
+            elif message.topic == told and settings.told == "twist":
+                commands.motions.append((message.received, _twist(message.content.twist)))
+            elif message.topic == told:
+                commands.motions.append((message.received, _pose(message.content.pose)))
+            else:
+                poses.append((message.stamp, _pose(message.content.pose)))
+        except ObservationError as error:
+            raise RecordingError(f"{bag.path}: {message.topic} at {message.received / 1e9:.3f} s: {error}") from error
+        player.look(message.received)
+    return _episode(bag, contract, settings, player, commands, poses)
+
+
+class _Player:
+    """Lets time pass for the stream as it did while the recording was made."""
+
+    def __init__(self, bag: Bag, contract: Contract, stream: ObservationStream[Message]) -> None:
+        self._bag, self._contract, self._stream = bag, contract, stream
+        self._began: int | None = None
+        self.steps: list[_Step] = []
+        self.missed = 0
+
+    def advance(self, until: int) -> None:
+        """Do what falls due before ``until`` (ns) although nothing arrives."""
+        if self._began is None:
+            self._began = until
+        end = self._seconds(until)
+        while self._stream.wake < end:
+            at = self._stream.wake
+            if not self._take(at) and self._stream.missed(at) and self.steps:
+                self.missed += 1
+
+    def look(self, now: int) -> None:
+        """Act on what has just arrived."""
+        self._take(self._seconds(now))
+
+    def _seconds(self, at: int) -> float:
+        assert self._began is not None
+        return (at - self._began) / 1e9
+
+    def _take(self, at: float) -> bool:
+        found = self._stream.due(at)
+        if found is None:
+            return False
+        observation, troubles = self._stream.observe(found)
+        try:
+            if not troubles:
+                observation.check(self._contract)
+        except ObservationError as error:
+            troubles = [str(error)]
+        if troubles:
+            raise RecordingError(
+                f"{self._bag.path}: the observation stamped {found.stamp / 1e9:.3f} s cannot be used: "
+                + " ".join(troubles)
+            )
+        assert self._began is not None
+        self.steps.append(_Step(self._began + round(at * 1e9), observation))
+        return True
+
+
+def _episode(
+    bag: Bag,
+    contract: Contract,
+    settings: ImportSettings,
+    player: _Player,
+    commands: Commands,
+    poses: Sequence[tuple[int, NDArray[np.float64]]],
+) -> Imported:
+    if len(player.steps) < 2:
+        raise RecordingError(
+            f"{bag.path} gives {len(player.steps)} observations; pictures and joints within {settings.slop:g} s of "
+            "each other are needed, over at least two periods"
+        )
+    _require_no_gap(bag, contract, player.steps)
+    steps = [s for s in player.steps if commands.motion(_end(s, contract)) is not None]
+    if not steps:
+        raise RecordingError(f"{bag.path}: nobody told the arm anything while it was seen; is '{settings.told}' right?")
+    ee = np.array([_pose_at(bag, poses, s, settings.slop) for s in steps]) if poses else None
+    actions = np.zeros((len(steps), 7))
+    for index, step in enumerate(steps):
+        following = steps[index + 1].at if index + 1 < len(steps) else _end(step, contract)
+        command = commands.motion(following)
+        assert command is not None
+        sent, motion = command
+        if settings.told == "target_pose":
+            assert ee is not None
+            actions[index, :6] = drive.motion_to(motion, ee[index], contract)
+        elif following - sent <= TWIST_HOLDS * 1e9:
+            actions[index, :6] = _action_for(motion, contract)
+        actions[index, 6] = _grip(commands.grip(following), step.observation, settings.gripper)
+    clipped = float((np.abs(actions[:, :6]).max(axis=1) > 1 + 1e-6).mean())
+    episode = Episode(
+        images={name: np.stack([s.observation.images[name] for s in steps]) for name in contract.camera_names},
+        proprioception={
+            name: np.stack([s.observation.proprioception[name] for s in steps])
+            for name in contract.proprioception_names
+        },
+        actions=np.clip(actions, -1.0, 1.0).astype(np.float32),
+        ee=None if ee is None else ee.astype(np.float32),
+    )
+    return Imported(episode, player.missed, clipped)
+
+
+def _end(step: _Step, contract: Contract) -> int:
+    return step.at + round(contract.period * 1e9)
+
+
+def _require_no_gap(bag: Bag, contract: Contract, steps: Sequence[_Step]) -> None:
+    stamps = np.array([s.observation.stamp for s in steps])
+    gaps = np.diff(stamps)
+    worst = int(np.argmax(gaps))
+    if gaps.min() <= 0:
+        back = int(np.argmin(gaps))
+        raise RecordingError(
+            f"{bag.path}: stamps go from {stamps[back]:.3f} to {stamps[back + 1]:.3f} s; a clock was changed or a "
+            "camera repeats itself, record again"
+        )
+    if gaps[worst] > LONGEST_GAP * contract.period:
+        raise RecordingError(
+            f"{bag.path}: no observation for {gaps[worst]:.2f} s after {stamps[worst]:.3f} s; at most "
+            f"{LONGEST_GAP * contract.period:g} s is allowed, record again"
+        )
+
+
+def _pose_at(
+    bag: Bag, poses: Sequence[tuple[int, NDArray[np.float64]]], step: _Step, slop: float
+) -> NDArray[np.float64]:
+    wanted = round(step.observation.stamp * 1e9)
+    stamp, value = min(poses, key=lambda entry: abs(entry[0] - wanted))
+    if abs(stamp - wanted) > slop * 1e9:
+        raise RecordingError(
+            f"{bag.path}: no pose of the end effector within {slop:g} s of the observation stamped {wanted / 1e9:.3f} s"
+        )
+    return value
+
+
+def _action_for(velocity: NDArray[np.float64], contract: Contract) -> NDArray[np.float64]:
+    """The motion entries (6,) whose response is ``velocity``; beyond what was ever reached they are larger than 1."""
+    response = contract.action.response
+    action = np.zeros(6)
+    for axis, speed in enumerate(np.abs(velocity)):
+        top = response.velocities[axis][-1]
+        size = response.size_for(axis, float(speed)) if speed <= top else speed / top if top > 0 else np.inf
+        action[axis] = np.copysign(size, velocity[axis]) if speed > 0 else 0.0
+    return action
+
+
+def _grip(position: float | None, observation: Observation, profile: GripperProfile) -> float:
+    """-1 or +1: what the gripper was told, or before that how it was found."""
+    if position is None:
+        fingers = observation.proprioception.get("gripper_states")
+        position = profile.open_position if fingers is None else float(np.abs(fingers).sum())
+    return profile.entry(position)
+
+
+def _pose(message: Any) -> NDArray[np.float64]:
+    p, q = message.position, message.orientation
+    return pose_from((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+
+def _twist(message: Any) -> NDArray[np.float64]:
+    linear, angular = message.linear, message.angular
+    values = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z], dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ObservationError(f"velocity is {values.tolist()}; finite numbers are needed")
+    return values
