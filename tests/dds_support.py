@@ -24,10 +24,12 @@ from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
 from m2distill_policy.dds.participant import Participant, Reader, Writer
 from m2distill_policy.dds.qos import Profile
+from m2distill_policy.dds.robot_link import DdsLink
 from m2distill_policy.dds.types import GripperCommand, Header, JointState, String, Time, TwistStamped
 from m2distill_policy.node import topics
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.world import Task, World
+from m2distill_policy.sim_robot import RobotOptions, SimRobot
 from tests.bundles import INSTRUCTIONS, observations
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,3 +249,12 @@ class StillWorld:
 
     def close(self) -> None:
         pass
+
+
+def sim_robot(
+    participant: Participant, world: World, *, lockstep: bool, options: RobotOptions | None = None
+) -> SimRobot:
+    """A simulated robot on plain DDS."""
+    options = options or RobotOptions()
+    link = DdsLink(participant, world.contract, follow=options.follow, lockstep=lockstep)
+    return SimRobot(link, world, lockstep=lockstep, options=options)

@@ -13,7 +13,6 @@ import pytest
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.participant import Participant
-from m2distill_policy.dds.sim_robot import Follow, RobotOptions, Rollout, SimRobot
 from m2distill_policy.errors import TransportError
 from m2distill_policy.evaluation.results import Cell
 from m2distill_policy.evaluation.rollouts import RolloutPool
@@ -21,9 +20,10 @@ from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.sim_robot import Follow, RobotOptions, Rollout
 from tests import toy_suite
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
-from tests.dds_support import Robot, StillWorld, child
+from tests.dds_support import Robot, StillWorld, child, sim_robot
 
 SECOND = 1_000_000_000
 PERIOD = 50_000_000
@@ -97,7 +97,7 @@ def test_a_robot_that_stops_half_way_is_named(tmp_path: Path, domain: int) -> No
 
 def test_without_a_policy_the_robot_names_what_is_silent(domain: int) -> None:
     with Participant(domain) as participant:
-        robot = SimRobot(participant, StillWorld(toy_contract()), lockstep=True, options=RobotOptions(timeout=0.3))
+        robot = sim_robot(participant, StillWorld(toy_contract()), lockstep=True, options=RobotOptions(timeout=0.3))
         with pytest.raises(TransportError, match=rf"/m2distill_policy/status.* within 0.3 s in DDS domain {domain}"):
             robot.run([Rollout(0, 0, 0)])
 
@@ -109,7 +109,7 @@ def test_a_policy_that_dies_is_named(tmp_path: Path, domain: int) -> None:
         child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
         Participant(domain) as participant,
     ):
-        robot = SimRobot(
+        robot = sim_robot(
             participant, world, lockstep=True, options=RobotOptions(timeout=1.5, instruction=INSTRUCTIONS[0])
         )
         world.before_step[20] = policy.process.kill
@@ -124,7 +124,7 @@ def test_an_instruction_that_the_bundle_does_not_know(tmp_path: Path, domain: in
         child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
         Participant(domain) as participant,
     ):
-        robot = SimRobot(
+        robot = sim_robot(
             participant, StillWorld(toy_contract()), lockstep=True, options=RobotOptions(instruction="lift the rad box")
         )
         with pytest.raises(TransportError, match="did you mean 'lift the red box'"):
@@ -190,7 +190,7 @@ def test_every_drive_follows_every_answer(tmp_path: Path, domain: int, follow: F
         Participant(domain) as participant,
     ):
         options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True)
-        robot = SimRobot(participant, world, lockstep=True, options=options)
+        robot = sim_robot(participant, world, lockstep=True, options=options)
         reports = robot.run([Rollout(5, 2, 1), Rollout(6, 2, 2)])
     for report in reports:
         assert report.steps == 15 and report.held_still == 0 and len(report.bundles) == 1
@@ -217,7 +217,7 @@ def test_success_is_that_of_an_evaluation(tmp_path: Path, domain: int) -> None:
     world = toy_suite.make_world(toy_suite.suite_tasks("toy")[1], size=32)
     rollouts = [Rollout(state_seed("reported", 4, episode), 4, episode) for episode in range(8)]
     with child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain), Participant(domain) as participant:
-        reports = SimRobot(participant, world, lockstep=True).run(rollouts)
+        reports = sim_robot(participant, world, lockstep=True).run(rollouts)
     assert [(r.success, r.steps) for r in reports] == [(r.success, r.steps) for r in inside]
     assert {r.success for r in reports} == {True, False}
 

@@ -19,14 +19,14 @@ from m2distill_policy.dds.m2distill_msgs import PolicyAction
 from m2distill_policy.dds.participant import Participant
 from m2distill_policy.dds.policy_node import PolicyNode
 from m2distill_policy.dds.qos import Profile
-from m2distill_policy.dds.sim_robot import RobotOptions, Rollout, SimRobot
 from m2distill_policy.dds.types import Bool, DiagnosticArray, Header, PoseStamped, String, Time
 from m2distill_policy.errors import TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
+from m2distill_policy.sim_robot import RobotOptions, Rollout
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
-from tests.dds_support import Robot, StillWorld, child
+from tests.dds_support import Robot, StillWorld, child, sim_robot
 
 CONTRACT = toy_contract()
 
@@ -288,7 +288,7 @@ def test_in_shadow_mode_the_robot_holds_still(tmp_path: Path, domain: int) -> No
     with child(tmp_path, "serve", bundle, "--domain", domain, "--shadow"), Participant(domain) as participant:
         world = StillWorld(CONTRACT, horizon=20)
         options = RobotOptions(instruction=INSTRUCTIONS[0], record_actions=True)
-        robot = SimRobot(participant, world, lockstep=False, options=options)
+        robot = sim_robot(participant, world, lockstep=False, options=options)
         listener = participant.reader("~/action", PolicyAction, depth=100)
         (report,) = robot.run([Rollout(0, 0, 0)])
         assert report.held_still == report.steps == 20
@@ -300,7 +300,7 @@ def test_in_shadow_mode_the_robot_holds_still(tmp_path: Path, domain: int) -> No
 def test_in_real_time_an_unknown_instruction_is_refused(tmp_path: Path, domain: int) -> None:
     bundle = write_toy(tmp_path / "toy")
     with child(tmp_path, "serve", bundle, "--domain", domain), Participant(domain) as participant:
-        robot = SimRobot(
+        robot = sim_robot(
             participant, StillWorld(CONTRACT), lockstep=False, options=RobotOptions(instruction="lift the rad box")
         )
         with pytest.raises(TransportError, match="did you mean 'lift the red box'"):
@@ -311,7 +311,7 @@ def test_in_real_time_the_robot_follows(tmp_path: Path, domain: int) -> None:
     bundle = write_toy(tmp_path / "toy")
     with child(tmp_path, "serve", bundle, "--domain", domain) as policy, Participant(domain) as participant:
         world = StillWorld(CONTRACT, horizon=40)
-        robot = SimRobot(
+        robot = sim_robot(
             participant, world, lockstep=False, options=RobotOptions(follow="twist", instruction=INSTRUCTIONS[0])
         )
         begin = time.monotonic()

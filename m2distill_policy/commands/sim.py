@@ -75,12 +75,13 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.bundle import open_bundle
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
+    from m2distill_policy.dds.robot_link import DdsLink
     from m2distill_policy.dds.signals import stop_on_signals
-    from m2distill_policy.dds.sim_robot import RobotOptions, Rollout, RolloutReport, SimRobot
     from m2distill_policy.errors import ConfigError
     from m2distill_policy.evaluation.seeds import state_seed
     from m2distill_policy.node.topics import parse_remappings
     from m2distill_policy.sim.suites import make_world, suite_task, suite_tasks
+    from m2distill_policy.sim_robot import RobotOptions, Rollout, RolloutReport, SimRobot
 
     if args.rollouts < 1:
         raise ConfigError(f"{args.rollouts} rollouts were asked for; at least 1 is needed")
@@ -120,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
                 ignore=("text", "action.response"),
             )
         with Participant(domain, remap) as participant:
-            robot = SimRobot(participant, world, lockstep=lockstep, options=options)
+            link = DdsLink(participant, world.contract, follow=options.follow, lockstep=lockstep)
+            robot = SimRobot(link, world, lockstep=lockstep, options=options)
             stop_on_signals(robot.stop)
             reports = robot.run(rollouts, tell)
             stopped = robot.stopped

@@ -1,4 +1,4 @@
-"""A simulated robot on plain DDS. It takes what a real robot takes, and publishes what one publishes.
+"""A simulated robot without its messages. It takes what a real robot takes, and publishes what one publishes.
 
 It follows one of three streams of commands:
 
@@ -9,12 +9,15 @@ It follows one of three streams of commands:
 Real time: physics advances by one period every period, whatever happens, under the newest command; after
 ``command_timeout`` without one the arm holds still. Lockstep: the next observation is sent only after the ``~/status``
 that answers the last one, and an episode begins only after the ``~/status`` that answers its ``~/episode``.
+
+Plain DDS and ROS 2 each bring a :class:`Link`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -22,21 +25,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.dds import conversion
-from m2distill_policy.dds.image import Image
-from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
-from m2distill_policy.dds.participant import Participant, Reader, Waiter, Writer
-from m2distill_policy.dds.qos import Profile
-from m2distill_policy.dds.types import (
-    CameraInfo,
-    GripperCommand,
-    Header,
-    JointState,
-    PoseStamped,
-    String,
-    Time,
-    TwistStamped,
-)
 from m2distill_policy.errors import ConfigError, TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.node.gripper import GripperProfile
@@ -49,6 +37,12 @@ logger = logging.getLogger(__name__)
 
 Follow = Literal["action", "target_pose", "twist"]
 
+#: The topic of the commands that a robot follows.
+FOLLOWED: dict[Follow, str] = {
+    "action": topics.ACTION,
+    "target_pose": topics.TARGET_POSE,
+    "twist": topics.TWIST,
+}
 #: ns between the last stamp of an episode and the first of the next: more than any gap within one.
 _BETWEEN_EPISODES = 1_000_000_000
 #: Periods of silence before a rollout in real time: more than the 1.5 after which a policy begins a new window.
@@ -128,29 +122,100 @@ class RolloutReport:
         return {**plain, "actions": self.actions} if self.actions else plain
 
 
-@dataclass
-class _Command:
-    """The newest command. value: (7,) action, (6,) target pose or (6,) twist; stamp: ns; arrived: monotonic s."""
+@dataclass(frozen=True)
+class Heard:
+    """What of a ~/status the robot needs; stamp: ns, of the observation or episode that it answers."""
+
+    stamp: int
+    episode: int
+    code: int
+    sentence: str
+    command: bool
+    gripper_commands: int
+    bundle: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to follow. value: (7,) action, (6,) target pose or (6,) twist; stamp: ns; arrived: monotonic s."""
 
     value: NDArray[np.float64]
     stamp: int
     arrived: float
 
 
+class Link(ABC):
+    """The robot's end of a transport: what it publishes, and what it hears, each message handed over once.
+
+    follow: the stream of commands that it listens to.
+    """
+
+    #: For sentences: what stands behind a topic's name, such as "in DDS domain 3".
+    where: str = ""
+
+    @abstractmethod
+    def wait_for_policy(self, timeout: float, hint: str, stop: Callable[[], bool]) -> None:
+        """Sleep until every topic has a peer; :class:`TransportError`, ending in ``hint``, when that takes too long."""
+
+    @property
+    @abstractmethod
+    def policy_is_there(self) -> bool:
+        """Whether somebody publishes ~/status."""
+
+    @abstractmethod
+    def observe(self, observation: Observation, pose: NDArray[np.float64] | None, stamp: int) -> None:
+        """Publish everything the robot sees and feels under one stamp (ns), the joints last."""
+
+    @abstractmethod
+    def instruct(self, instruction: str) -> None:
+        """Publish ~/instruction."""
+
+    @abstractmethod
+    def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
+        """Publish ~/episode."""
+
+    @abstractmethod
+    def statuses(self) -> list[Heard]:
+        """Every ~/status that has come."""
+
+    @abstractmethod
+    def commands(self) -> list[Command]:
+        """Every command that has come and can be followed."""
+
+    @abstractmethod
+    def grips(self) -> list[float]:
+        """Every gripper command that has come: positions in m; none where the action holds the gripper's entry."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> None:
+        """Sleep until something comes or a peer comes or leaves, ``timeout`` s at most, and never for long."""
+
+    @abstractmethod
+    def sleep(self, timeout: float) -> None:
+        """Sleep ``timeout`` s, or less, whatever comes."""
+
+    @abstractmethod
+    def full_name(self, topic: str) -> str:
+        """The name of a topic of :mod:`m2distill_policy.node.topics` here, after remapping."""
+
+    @abstractmethod
+    def trouble(self, topic: str) -> str:
+        """What was wrong with the newest message on ``topic`` that could not be read, or nothing."""
+
+
 class SimRobot:
-    """A world on the bus.
+    """A world on a link.
 
     Args:
-        participant: where to publish and subscribe; the robot does not close it.
+        link: publishes and listens; the robot does not close it.
         world: stepped and observed; the robot does not close it.
         lockstep: which of the two ways of running will be used.
     """
 
-    def __init__(
-        self, participant: Participant, world: World, *, lockstep: bool, options: RobotOptions | None = None
-    ) -> None:
+    def __init__(self, link: Link, world: World, *, lockstep: bool, options: RobotOptions | None = None) -> None:
         self.options = options or RobotOptions()
-        self._participant = participant
+        self._link = link
         self._world = world
         self._contract = world.contract
         self._lockstep = lockstep
@@ -161,38 +226,8 @@ class SimRobot:
         self._number = 0
         self._gripper_entry = -1.0
         self._grips = 0
-        self._command: _Command | None = None
-        self._joint_names = [entry for group in self._contract.proprioception for entry in group.entries]
+        self._command: Command | None = None
         self._instruction = world.task.instruction if self.options.instruction is None else self.options.instruction
-
-        profile = Profile.LOCKSTEP if lockstep else Profile.RELIABLE
-        follow = self.options.follow
-        self._pose: Writer[PoseStamped] | None = None
-        # Two processes do not learn of each other's writers and readers at one instant, but each learns of the other's
-        # writers in the order they were made, and of its readers likewise. So ~/episode is the last writer and ~/status
-        # the last reader: both keep their message for who is met late, and once they have met, all others have.
-        if follow == "target_pose":
-            self._pose = participant.writer(topics.END_EFFECTOR_POSE, PoseStamped, profile)
-        self._views: dict[str, Writer[Image]] = {
-            camera.name: participant.writer(topics.camera_topic(camera.name), Image, profile, depth=5)
-            for camera in self._contract.cameras
-        }
-        self._infos: dict[str, Writer[CameraInfo]] = {
-            camera.name: participant.writer(topics.camera_info_topic(camera.name), CameraInfo, Profile.RELIABLE, 1)
-            for camera in self._contract.cameras
-        }
-        self._joints = participant.writer(topics.JOINT_STATES, JointState, profile)
-        self._instructions = participant.writer(topics.INSTRUCTION, String, Profile.LATCHED)
-        self._episodes = participant.writer(topics.EPISODE, Episode, Profile.HANDSHAKE)
-        self._action = participant.reader(topics.ACTION, PolicyAction, profile) if follow == "action" else None
-        self._target = participant.reader(topics.TARGET_POSE, PoseStamped, profile) if follow == "target_pose" else None
-        self._twist = participant.reader(topics.TWIST, TwistStamped, profile) if follow == "twist" else None
-        grips = follow != "action"
-        self._gripper = participant.reader(topics.GRIPPER_COMMAND, GripperCommand, profile) if grips else None
-        handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
-        self._status = participant.reader(topics.STATUS, PolicyStatus, handshake)
-        commands = (self._action, self._target, self._twist, self._gripper)
-        self._commands: list[Reader[Any]] = [reader for reader in commands if reader is not None]
 
     def stop(self, reason: str = "") -> None:
         """End after the present period; safe to call from a signal handler."""
@@ -212,7 +247,10 @@ class SimRobot:
         Raises:
             TransportError: no policy appeared, or it went silent in lockstep; names the silent topic.
         """
-        self._wait_for_policy()
+        lockstep = " --lockstep" if self._lockstep else ""
+        self._link.wait_for_policy(
+            self.options.timeout, f"start 'm2distill serve BUNDLE{lockstep}' there", lambda: self._stop
+        )
         if not self._lockstep:
             self._tell_instruction(rollouts[0].state_seed)
         reports = []
@@ -229,54 +267,41 @@ class SimRobot:
             progress(report)
         return reports
 
-    def _wait_for_policy(self) -> None:
-        endpoints: list[Reader[Any] | Writer[Any]] = [*self._views.values(), self._joints, self._status]
-        endpoints += [*self._commands, self._episodes]
-        if self._pose is not None:
-            endpoints.append(self._pose)
-        lockstep = " --lockstep" if self._lockstep else ""
-        self._participant.wait_for_peers(
-            endpoints, self.options.timeout, f"start 'm2distill serve BUNDLE{lockstep}' there", lambda: self._stop
-        )
-
     def _tell_instruction(self, state_seed: int) -> None:
         """Publish ~/instruction and wait until a ~/status bears it: pictures may overtake it otherwise.
 
         Cameras and joints are on meanwhile, as a real robot's are.
         """
-        waiter = self._participant.waiter([], matches=[self._status])
         deadline = time.monotonic() + self.options.timeout
         observation = self._world.reset(state_seed)
-        self._instructions.write(String(self._instruction))
+        self._link.instruct(self._instruction)
         due = time.monotonic()
         while not self._stop:
             self._publish(observation, time.time_ns())
             due += self._contract.period
             while (left := due - time.monotonic()) > 0:
-                waiter.wait(left)
-            self._check_patience(deadline, self._status, f"the instruction '{self._instruction}'")
-            for status in self._status.take():
+                self._link.sleep(left)
+            self._check_patience(deadline, topics.STATUS, f"the instruction '{self._instruction}'")
+            for status in self._link.statuses():
                 if status.code == StatusCode.UNKNOWN_INSTRUCTION and self._instruction in status.sentence:
                     raise self._refusal(status)
                 if status.instruction == self._instruction:
                     return
 
-    def _refusal(self, status: PolicyStatus) -> TransportError:
+    def _refusal(self, status: Heard) -> TransportError:
         return TransportError(f"the policy refuses the instruction '{self._instruction}': {status.sentence}")
 
     # --- lockstep ----------------------------------------------------------------------------------------------------
 
     def _roll_in_lockstep(self, report: RolloutReport) -> None:
-        waiter = self._participant.waiter([self._status, *self._commands], matches=[self._status])
         observation = self._world.reset(report.rollout.state_seed)
         self._number += 1
         self._grips = 0
         self._command = None
         self._clock += _BETWEEN_EPISODES
         rollout = report.rollout
-        header = Header(Time.from_nanoseconds(self._clock), self._contract.action.frame)
-        self._episodes.write(Episode(header, self._number, rollout.seed, rollout.draw, self._instruction))
-        status = self._answer(waiter, self._clock, self._episodes.topic)
+        self._link.begin_episode(self._number, self._instruction, rollout.seed, rollout.draw, self._clock)
+        status = self._answer(self._clock, self._link.full_name(topics.EPISODE))
         if status is not None and status.code == StatusCode.UNKNOWN_INSTRUCTION:
             raise self._refusal(status)
         self._clock += _BETWEEN_EPISODES
@@ -284,77 +309,76 @@ class SimRobot:
         for step in range(self._world.task.horizon):
             self._clock = start + round(step * self._contract.period * 1e9)
             self._publish(observation, self._clock)
-            status = self._answer(waiter, self._clock, f"the observation stamped {self._clock / 1e9:.3f} s")
+            status = self._answer(self._clock, f"the observation stamped {self._clock / 1e9:.3f} s")
             if status is None:
                 return
             self._note(report, status)
-            observation = self._step(self._followed(waiter, status), report)
+            observation = self._step(self._followed(status), report)
             if self._over(report):
                 return
 
-    def _answer(self, waiter: Waiter, stamp: int, what: str) -> PolicyStatus | None:
+    def _answer(self, stamp: int, what: str) -> Heard | None:
         """The ~/status that answers ``stamp`` (ns); None when the robot is told to stop."""
         deadline = time.monotonic() + self.options.timeout
         while not self._stop:
-            for status in self._status.take():
-                if status.header.stamp.nanoseconds == stamp and status.episode == self._number:
+            for status in self._link.statuses():
+                if status.stamp == stamp and status.episode == self._number:
                     return status
-            self._wait(waiter, deadline, self._status, what)
+            self._wait(deadline, topics.STATUS, what)
         return None
 
-    def _followed(self, waiter: Waiter, status: PolicyStatus) -> NDArray[np.float64] | None:
+    def _followed(self, status: Heard) -> NDArray[np.float64] | None:
         """The command that goes with ``status``, and every gripper command up to it; None if it sent no command."""
-        stamp = status.header.stamp.nanoseconds
         deadline = time.monotonic() + self.options.timeout
-        stream = self._commands[0]
+        what = f"the observation stamped {status.stamp / 1e9:.3f} s"
         while status.command and not self._stop:
             self._take_commands()
             command = self._command
-            if command is None or command.stamp != stamp:
-                self._wait(waiter, deadline, stream, f"the observation stamped {stamp / 1e9:.3f} s")
-            elif self._gripper is not None and self._grips < status.gripper_commands:
-                self._wait(waiter, deadline, self._gripper, f"the observation stamped {stamp / 1e9:.3f} s")
+            if command is None or command.stamp != status.stamp:
+                self._wait(deadline, FOLLOWED[self.options.follow], what)
+            elif self.options.follow != "action" and self._grips < status.gripper_commands:
+                self._wait(deadline, topics.GRIPPER_COMMAND, what)
             else:
                 return command.value
         return None
 
-    def _wait(self, waiter: Waiter, deadline: float, silent: Reader[Any], what: str) -> None:
+    def _wait(self, deadline: float, silent: str, what: str) -> None:
         self._check_patience(deadline, silent, what)
-        waiter.wait(deadline - time.monotonic())
+        self._link.wait(deadline - time.monotonic())
 
-    def _check_patience(self, deadline: float, silent: Reader[Any], what: str) -> None:
+    def _check_patience(self, deadline: float, silent: str, what: str) -> None:
         left = deadline - time.monotonic()
-        if left <= 0 or not self._status.matched:
+        if left <= 0 or not self._link.policy_is_there:
             why = f"within {self.options.timeout:g} s" if left <= 0 else "and the policy has left"
-            broken = f" ({silent.broken[-1]})" if silent.broken else ""
+            trouble = self._link.trouble(silent)
             raise TransportError(
-                f"no answer to {what} came on {silent.topic} {why}, in DDS domain {self._participant.domain}{broken}"
+                f"no answer to {what} came on {self._link.full_name(silent)} {why}, {self._link.where}"
+                + (f" ({trouble})" if trouble else "")
             )
 
     # --- real time ---------------------------------------------------------------------------------------------------
 
     def _roll_in_real_time(self, report: RolloutReport) -> None:
-        waiter = self._participant.waiter([])
         period = self._contract.period
         observation = self._world.reset(report.rollout.state_seed)
         # A gap in the stamps ends the policy's episode: what it saw before the reset is not for this world.
         while (left := self._published + _PAUSE * period - time.monotonic()) > 0 and not self._stop:
-            waiter.wait(left)
+            self._link.sleep(left)
         # Nor is what it said about the world before.
         self._take_commands()
-        self._status.take()
+        self._link.statuses()
         self._command = None
         begin = time.time_ns()
         due = time.monotonic() + period
         self._publish(observation, begin)
         while report.steps < self._world.task.horizon:
             while (left := due - time.monotonic()) > 0 and not self._stop:
-                waiter.wait(left)
+                self._link.sleep(left)
             if self._stop:
                 return
             now = time.monotonic()
             self._take_commands()
-            for status in self._status.take():
+            for status in self._link.statuses():
                 self._note(report, status)
             command = self._command
             if command is not None and (command.stamp < begin or now - command.arrived > self.options.command_timeout):
@@ -370,24 +394,11 @@ class SimRobot:
     # --- both --------------------------------------------------------------------------------------------------------
 
     def _take_commands(self) -> None:
-        now = time.monotonic()
-        if self._action is not None:
-            for action in self._action.take():
-                values = np.asarray(action.action, dtype=np.float64)
-                if action.command and values.shape == (self._contract.action.size,) and np.isfinite(values).all():
-                    # The rest of a ramp answers no observation and bears no stamp: it belongs to now.
-                    stamp = action.header.stamp.nanoseconds or (0 if self._lockstep else time.time_ns())
-                    self._command = _Command(values, stamp, now)
-        if self._target is not None:
-            for target in self._target.take():
-                self._command = _Command(conversion.pose_of(target), target.header.stamp.nanoseconds, now)
-        if self._twist is not None:
-            for twist in self._twist.take():
-                self._command = _Command(conversion.twist_of(twist), twist.header.stamp.nanoseconds, now)
-        if self._gripper is not None:
-            for grip in self._gripper.take():
-                self._gripper_entry = self.options.gripper.entry(grip.position)
-                self._grips += 1
+        for command in self._link.commands():
+            self._command = command
+        for position in self._link.grips():
+            self._gripper_entry = self.options.gripper.entry(position)
+            self._grips += 1
 
     def _step(self, command: NDArray[np.float64] | None, report: RolloutReport) -> Observation:
         """One period under ``command``; without one the arm holds still and the gripper keeps what it was told."""
@@ -420,22 +431,10 @@ class SimRobot:
         )
 
     def _publish(self, observation: Observation, stamp: int) -> None:
-        """Everything the robot sees and feels, under one stamp (ns); the joints last."""
-        at = Time.from_nanoseconds(stamp)
-        if self._pose is not None:
-            pose = self._world.end_effector()
-            self._pose.write(conversion.pose_message(pose, stamp, self._contract.action.frame))
-        for camera in self._contract.cameras:
-            picture = observation.images[camera.name]
-            frame = conversion.optical_frame(camera.name)
-            self._infos[camera.name].write(conversion.camera_info(camera, picture.shape[0], picture.shape[1], stamp))
-            self._views[camera.name].write(Image.from_rgb(picture, at, frame))
-        readings = [
-            float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
-        ]
-        self._joints.write(JointState(Header(at, self._contract.action.frame), self._joint_names, readings))
+        pose = self._world.end_effector() if self.options.follow == "target_pose" else None
+        self._link.observe(observation, pose, stamp)
         self._published = time.monotonic()
 
-    def _note(self, report: RolloutReport, status: PolicyStatus) -> None:
+    def _note(self, report: RolloutReport, status: Heard) -> None:
         if status.bundle and status.bundle not in report.bundles:
             report.bundles.append(status.bundle)

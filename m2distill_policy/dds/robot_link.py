@@ -1,0 +1,156 @@
+"""The simulated robot's end of plain DDS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.dds import conversion
+from m2distill_policy.dds.image import Image
+from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
+from m2distill_policy.dds.participant import Participant, Reader, Writer
+from m2distill_policy.dds.qos import Profile
+from m2distill_policy.dds.types import (
+    CameraInfo,
+    GripperCommand,
+    Header,
+    JointState,
+    PoseStamped,
+    String,
+    Time,
+    TwistStamped,
+)
+from m2distill_policy.node import topics
+from m2distill_policy.observation import Observation
+from m2distill_policy.sim_robot import FOLLOWED, Command, Follow, Heard, Link
+
+_COMMANDS: dict[Follow, type[PolicyAction] | type[PoseStamped] | type[TwistStamped]] = {
+    "action": PolicyAction,
+    "target_pose": PoseStamped,
+    "twist": TwistStamped,
+}
+
+
+class DdsLink(Link):
+    """Writers and readers of a robot that follows ``follow``; the participant is closed by whoever made it."""
+
+    def __init__(self, participant: Participant, contract: Contract, *, follow: Follow, lockstep: bool) -> None:
+        self.where = f"in DDS domain {participant.domain}"
+        self._participant = participant
+        self._contract = contract
+        self._lockstep = lockstep
+        self._joint_names = [entry for group in contract.proprioception for entry in group.entries]
+        profile = Profile.LOCKSTEP if lockstep else Profile.RELIABLE
+        self._pose: Writer[PoseStamped] | None = None
+        # Two processes do not learn of each other's writers and readers at one instant, but each learns of the other's
+        # writers in the order they were made, and of its readers likewise. So ~/episode is the last writer and ~/status
+        # the last reader: both keep their message for who is met late, and once they have met, all others have.
+        if follow == "target_pose":
+            self._pose = participant.writer(topics.END_EFFECTOR_POSE, PoseStamped, profile)
+        self._views: dict[str, Writer[Image]] = {
+            camera.name: participant.writer(topics.camera_topic(camera.name), Image, profile, depth=5)
+            for camera in contract.cameras
+        }
+        self._infos: dict[str, Writer[CameraInfo]] = {
+            camera.name: participant.writer(topics.camera_info_topic(camera.name), CameraInfo, Profile.RELIABLE, 1)
+            for camera in contract.cameras
+        }
+        self._joints = participant.writer(topics.JOINT_STATES, JointState, profile)
+        self._instructions = participant.writer(topics.INSTRUCTION, String, Profile.LATCHED)
+        self._episodes = participant.writer(topics.EPISODE, Episode, Profile.HANDSHAKE)
+        self._command: Reader[Any] = participant.reader(FOLLOWED[follow], _COMMANDS[follow], profile)
+        self._gripper: Reader[GripperCommand] | None = None
+        if follow != "action":
+            self._gripper = participant.reader(topics.GRIPPER_COMMAND, GripperCommand, profile)
+        handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
+        self._status = participant.reader(topics.STATUS, PolicyStatus, handshake)
+        self._heard: list[Reader[Any]] = [self._status, self._command]
+        self._heard += [self._gripper] if self._gripper is not None else []
+        self._anything = participant.waiter(self._heard, matches=[self._status])
+        self._nothing = participant.waiter([])
+
+    def wait_for_policy(self, timeout: float, hint: str, stop: Callable[[], bool]) -> None:
+        endpoints: list[Reader[Any] | Writer[Any]] = [*self._views.values(), self._joints, *self._heard, self._episodes]
+        if self._pose is not None:
+            endpoints.append(self._pose)
+        self._participant.wait_for_peers(endpoints, timeout, hint, stop)
+
+    @property
+    def policy_is_there(self) -> bool:
+        return bool(self._status.matched)
+
+    def observe(self, observation: Observation, pose: NDArray[np.float64] | None, stamp: int) -> None:
+        at = Time.from_nanoseconds(stamp)
+        if self._pose is not None and pose is not None:
+            self._pose.write(conversion.pose_message(pose, stamp, self._contract.action.frame))
+        for camera in self._contract.cameras:
+            picture = observation.images[camera.name]
+            frame = conversion.optical_frame(camera.name)
+            self._infos[camera.name].write(conversion.camera_info(camera, picture.shape[0], picture.shape[1], stamp))
+            self._views[camera.name].write(Image.from_rgb(picture, at, frame))
+        readings = [
+            float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
+        ]
+        self._joints.write(JointState(Header(at, self._contract.action.frame), self._joint_names, readings))
+
+    def instruct(self, instruction: str) -> None:
+        self._instructions.write(String(instruction))
+
+    def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
+        header = Header(Time.from_nanoseconds(stamp), self._contract.action.frame)
+        self._episodes.write(Episode(header, number, seed, draw, instruction))
+
+    def statuses(self) -> list[Heard]:
+        return [
+            Heard(
+                stamp=status.header.stamp.nanoseconds,
+                episode=status.episode,
+                code=status.code,
+                sentence=status.sentence,
+                command=status.command,
+                gripper_commands=status.gripper_commands,
+                bundle=status.bundle,
+                instruction=status.instruction,
+            )
+            for status in self._status.take()
+        ]
+
+    def commands(self) -> list[Command]:
+        now = time.monotonic()
+        found = [(message.header.stamp.nanoseconds, self._value(message)) for message in self._command.take()]
+        return [
+            # The rest of a ramp answers no observation and bears no stamp: it belongs to now.
+            Command(value, stamp or (0 if self._lockstep else time.time_ns()), now)
+            for stamp, value in found
+            if value is not None
+        ]
+
+    def _value(self, message: PolicyAction | PoseStamped | TwistStamped) -> NDArray[np.float64] | None:
+        if isinstance(message, PoseStamped):
+            return conversion.pose_of(message)
+        if isinstance(message, TwistStamped):
+            return conversion.twist_of(message)
+        values = np.asarray(message.action, dtype=np.float64)
+        fits = values.shape == (self._contract.action.size,) and bool(np.isfinite(values).all())
+        return values if message.command and fits else None
+
+    def grips(self) -> list[float]:
+        return [] if self._gripper is None else [grip.position for grip in self._gripper.take()]
+
+    def wait(self, timeout: float) -> None:
+        self._anything.wait(timeout)
+
+    def sleep(self, timeout: float) -> None:
+        self._nothing.wait(timeout)
+
+    def full_name(self, topic: str) -> str:
+        return self._participant.full_name(topic)
+
+    def trouble(self, topic: str) -> str:
+        name = self.full_name(topic)
+        return next((reader.broken[-1] for reader in self._heard if reader.topic == name and reader.broken), "")
