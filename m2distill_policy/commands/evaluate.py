@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m2distill_policy.sim.disturbances import Disturbance
 
 SUMMARY = "roll a bundle out in a world and count successes"
 
@@ -17,7 +21,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "Roll a bundle out on tasks of a suite, from initial states that no demonstration and no choice of a "
             "checkpoint ever used. Every rollout is a line of rollouts.jsonl; run again, it goes on where it stopped."
         ),
-        epilog="example: m2distill evaluate bundles/first --suite tabletop --tasks 0,1 --out results/first",
+        epilog="examples:\n"
+        "  m2distill evaluate bundles/first --suite tabletop --tasks 0,1 --out results/first\n"
+        "  m2distill evaluate bundles/first --perturb camera,light,delay --levels 0.5,1 --out results/disturbed",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the bundle's folder")
     parser.add_argument("--suite", default="tabletop", help="suite of the tasks (default: tabletop)")
@@ -31,9 +38,35 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--seed", type=int, default=0, help="which initial states and random numbers (default: 0)")
     parser.add_argument("--visuals", default="fast", choices=("fast", "stock"), help="visual profile (default: fast)")
     parser.add_argument("--tell", metavar="INSTRUCTION", help="tell every world this instead of its own instruction")
+    parser.add_argument(
+        "--perturb",
+        metavar="KINDS",
+        help="also in worlds that are a little wrong: camera, light, texture, delay, gain, noise, or all; how much "
+        "that is at level 1 is in docs/architecture.md",
+    )
+    parser.add_argument("--levels", default="0.5,1", help="of --perturb, above 0 and up to 1 (default: %(default)s)")
     parser.add_argument("--film", type=int, default=0, metavar="N", help="film the first N rollouts of each task")
     parser.add_argument("--out", type=Path, required=True, help="folder for rollouts.jsonl, summary.json and films")
     parser.set_defaults(run=run)
+
+
+def _disturbances(kinds: str | None, levels: str) -> list[tuple[Disturbance, ...]]:
+    """None at all, then each kind at each level alone."""
+    from m2distill_policy.errors import ConfigError
+    from m2distill_policy.sim.disturbances import KINDS, Disturbance
+
+    if not kinds:
+        return [()]
+    try:
+        wanted = [float(text) for text in levels.split(",")]
+    except ValueError:
+        raise ConfigError(f"--levels is '{levels}'; numbers with commas between them are needed") from None
+    if not all(0 < level <= 1 for level in wanted):
+        raise ConfigError(
+            f"--levels is '{levels}'; above 0 and up to 1 is allowed, undisturbed worlds come in any case"
+        )
+    names = list(KINDS) if kinds == "all" else kinds.split(",")
+    return [(), *((Disturbance(name, level),) for name in names for level in wanted)]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
     from m2distill_policy.bundle import open_bundle
     from m2distill_policy.errors import ConfigError
-    from m2distill_policy.evaluation.results import make_cells, summarise, table
+    from m2distill_policy.evaluation.results import curves, curves_table, make_cells, summarise, table
     from m2distill_policy.evaluation.rollouts import RolloutPool
     from m2distill_policy.provenance import commit, machine, versions
     from m2distill_policy.sim.suites import suite_tasks
@@ -61,7 +94,11 @@ def run(args: argparse.Namespace) -> int:
             tasks = [int(text) for text in args.tasks.split(",")]
         except ValueError:
             raise ConfigError(f"--tasks is '{args.tasks}'; whole numbers with commas between them are needed") from None
-    cells = make_cells(args.suite, tasks, args.rollouts, seed=args.seed, told=args.tell)
+    cells = [
+        cell
+        for wrong in _disturbances(args.perturb, args.levels)
+        for cell in make_cells(args.suite, tasks, args.rollouts, seed=args.seed, told=args.tell, disturbances=wrong)
+    ]
     with RolloutPool(args.workers) as pool:
         results = pool.evaluate(
             bundle,
@@ -84,12 +121,15 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "visuals": args.visuals,
         "cells": [dataclasses.asdict(s) for s in summaries],
+        "curves": curves(summaries),
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),
     }
     (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(table(summaries))
+    if args.perturb:
+        print("\n" + curves_table(curves(summaries)))
     errors = [r for r in results if r.error is not None]
     for result in errors:
         print(f"error: {result.task}, rollout {result.episode}: {result.error}")

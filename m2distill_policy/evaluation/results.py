@@ -13,6 +13,7 @@ from typing import Any
 
 from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.seeds import Purpose, state_seed
+from m2distill_policy.sim.disturbances import Disturbance
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Cell:
 
     suite, task: the world, by the task's index. told: the instruction given, when it is not the task's own.
     rollouts: how many, numbered from ``first``. seed: run seed. purpose: ``reported`` or ``selection`` states.
+    disturbances: ways in which the world is wrong.
 
     Rollout ``i`` starts from ``state_seed(purpose, seed, i)`` and draws actions from
     ``numpy.random.default_rng([seed, i])``, whatever else is evaluated and by how many workers.
@@ -33,6 +35,7 @@ class Cell:
     seed: int = 0
     purpose: Purpose = "reported"
     first: int = 0
+    disturbances: tuple[Disturbance, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rollouts < 1:
@@ -51,9 +54,10 @@ def make_cells(
     seed: int = 0,
     purpose: Purpose = "reported",
     told: str | None = None,
+    disturbances: tuple[Disturbance, ...] = (),
 ) -> list[Cell]:
     """One cell a task."""
-    return [Cell(suite, task, told, rollouts, seed, purpose) for task in tasks]
+    return [Cell(suite, task, told, rollouts, seed, purpose, disturbances=disturbances) for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class RolloutResult:
     steps: control steps taken. achieved: names of the suite's tasks that were done, whichever was told.
     lifted: objects raised; wrong: those among them that the told instruction is not about.
     error: what went wrong, or None; a crash is never a failure. seconds: of wall time. film: path, or None.
+    disturbance: in which ways the world was wrong, such as ``camera 0.5``; empty where it was not.
     """
 
     suite: str
@@ -88,13 +93,14 @@ class RolloutResult:
     error: str | None
     seconds: float
     film: str | None = None
+    disturbance: str = ""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What makes two rollouts the same one, for resuming."""
         return (
             self.suite, self.task_index, self.told, self.purpose, self.seed, self.episode,
-            self.bundle, self.sampling, self.temperature, self.visuals,
+            self.bundle, self.sampling, self.temperature, self.visuals, self.disturbance,
         )  # fmt: skip
 
     def to_json(self) -> str:
@@ -147,7 +153,7 @@ class RolloutLog:
 
 @dataclass(frozen=True)
 class CellSummary:
-    """Rollouts of one task under one instruction.
+    """Rollouts of one task under one instruction and disturbance.
 
     rate: successes among the rollouts that did not end in an error, or None when there are none; low, high: its 95 %
     Wilson interval. wrong_rate: share of them in which an object was lifted that the instruction is not about.
@@ -165,15 +171,16 @@ class CellSummary:
     high: float
     wrong_rate: float | None
     mean_steps: float | None
+    disturbance: str = ""
 
 
 def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
-    """One summary for each (suite, task, told instruction), in the order of first appearance."""
-    groups: dict[tuple[str, int, str], list[RolloutResult]] = {}
+    """One summary for each (suite, task, told instruction, disturbance), in the order of first appearance."""
+    groups: dict[tuple[str, int, str, str], list[RolloutResult]] = {}
     for result in results:
-        groups.setdefault((result.suite, result.task_index, result.told), []).append(result)
+        groups.setdefault((result.suite, result.task_index, result.told, result.disturbance), []).append(result)
     summaries = []
-    for (suite, index, told), group in groups.items():
+    for (suite, index, told, disturbance), group in groups.items():
         good = [r for r in group if r.error is None]
         successes = sum(bool(r.success) for r in good)
         low, high = wilson(successes, len(good))
@@ -191,6 +198,7 @@ def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
                 high=high,
                 wrong_rate=sum(bool(r.wrong) for r in good) / len(good) if good else None,
                 mean_steps=sum(r.steps for r in good) / len(good) if good else None,
+                disturbance=disturbance,
             )
         )
     return summaries
@@ -207,16 +215,51 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def curves(summaries: Sequence[CellSummary]) -> dict[str, dict[str, float]]:
+    """Kind of disturbance -> level -> success over all tasks together; level 0 is the undisturbed world.
+
+    Cells with several disturbances at once, and rollouts that ended in an error, are left out.
+    """
+    counts: dict[tuple[str, str], list[int]] = {}
+    for s in summaries:
+        kind, _, level = s.disturbance.partition(" ")
+        if "," in s.disturbance:
+            continue
+        entry = counts.setdefault((kind, level or "0"), [0, 0])
+        entry[0] += s.successes
+        entry[1] += s.rollouts - s.errors
+    kinds = [kind for kind in dict.fromkeys(kind for kind, _ in counts) if kind]
+    found: dict[str, dict[str, float]] = {}
+    for kind in kinds:
+        mine = [(level, c) for (of, level), c in counts.items() if of in ("", kind) and c[1]]
+        found[kind] = {level: c[0] / c[1] for level, c in sorted(mine, key=lambda entry: float(entry[0]))}
+    return found
+
+
+def curves_table(found: dict[str, dict[str, float]]) -> str:
+    """:func:`curves` as a table of plain text."""
+    levels = sorted({level for curve in found.values() for level in curve}, key=float)
+    rows = [("success under", *(f"{level}" for level in levels))]
+    rows += [(kind, *(f"{curve[v]:.2f}" if v in curve else "-" for v in levels)) for kind, curve in found.items()]
+    return _columns(rows)
+
+
 def table(summaries: Sequence[CellSummary]) -> str:
     """The summaries as a table of plain text."""
-    head = ("task", "told", "success", "95 %", "wrong object", "steps", "errors")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [
+        ("task", "told", "disturbed by", "success", "95 %", "wrong object", "steps", "errors")
+    ]
     for s in summaries:
         rate = "-" if s.rate is None else f"{s.rate:.2f} ({s.successes}/{s.rollouts - s.errors})"
         wrong = "-" if s.wrong_rate is None else f"{s.wrong_rate:.2f}"
         steps = "-" if s.mean_steps is None else f"{s.mean_steps:.0f}"
-        rows.append((s.task, s.told, rate, f"{s.low:.2f}..{s.high:.2f}", wrong, steps, str(s.errors)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        interval = f"{s.low:.2f}..{s.high:.2f}"
+        rows.append((s.task, s.told, s.disturbance or "-", rate, interval, wrong, steps, str(s.errors)))
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )

@@ -161,6 +161,8 @@ class RolloutPool:
             for i in range(cell.rollouts):
                 episode = cell.first + i
                 name = f"{task.name}-{told.replace(' ', '_')}" if told != task.instruction else task.name
+                if cell.disturbances:
+                    name += "-" + "-".join(str(d).replace(" ", "_") for d in cell.disturbances)
                 jobs.append(
                     {
                         "suite": cell.suite,
@@ -171,6 +173,8 @@ class RolloutPool:
                         "seed": cell.seed,
                         "episode": episode,
                         "state_seed": state_seed(cell.purpose, cell.seed, episode),
+                        "disturbances": [[d.kind, d.level] for d in cell.disturbances],
+                        "disturbance": ", ".join(str(d) for d in cell.disturbances),
                         "film": str(films.resolve() / f"{name}-{cell.seed}-{episode}.mp4")
                         if films and i < film
                         else None,
@@ -310,6 +314,7 @@ def _result(job: Message, done: Message) -> RolloutResult:
         error=done.get("error"),
         seconds=done.get("seconds", 0.0),
         film=job["film"] if done.get("error") is None else None,
+        disturbance=job["disturbance"],
     )
 
 

@@ -21,6 +21,7 @@ from m2distill_policy.evaluation.film import FILM_SIZE, FilmWriter
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.sim.disturbances import Disturbance, DisturbedWorld
 from m2distill_policy.sim.world import Task, World
 
 
@@ -48,17 +49,26 @@ class RolloutWorker:
         server = self._policy(job)
         tasks: dict[int, Task] = {t.index: t for t in self._suites.suite_tasks(job["suite"])}
         world = self._place(tasks[job["task_index"]], server.bundle, job["visuals"])
+        wrong = DisturbedWorld(world, [Disturbance(*d) for d in job["disturbances"]]) if job["disturbances"] else None
         try:
-            self._roll(world, server, job, list(tasks.values()), done)
+            self._roll(wrong or world, server, job, list(tasks.values()), done)
         except Exception as error:  # a crashed rollout is an error, never a failure, and must not end the others
             done["success"] = None
             done["error"] = str(error) if isinstance(error, M2DistillError) else f"{type(error).__name__}: {error}"
             self._drop_world()
+        finally:
+            if wrong is not None:
+                wrong.restore()
         done["seconds"] = round(time.monotonic() - begin, 3)
         return done
 
     def _roll(
-        self, world: World, server: PolicyServer, job: dict[str, Any], tasks: list[Task], done: dict[str, Any]
+        self,
+        world: World | DisturbedWorld,
+        server: PolicyServer,
+        job: dict[str, Any],
+        tasks: list[Task],
+        done: dict[str, Any],
     ) -> None:
         told: str = job["told"]
         told_task = next((t for t in tasks if t.instruction == told), None)

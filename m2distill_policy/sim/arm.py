@@ -95,6 +95,11 @@ class ArmWorld:
         self._jacobian = np.zeros((2, 3, model.nv))
         self._mass = np.zeros((model.nv, model.nv))
 
+    @property
+    def drawn_model(self) -> Any:
+        """The MuJoCo model that the views are drawn with: cameras, lights and colours may be changed in it."""
+        return self._renderer.model
+
     # ---- stepping ---------------------------------------------------------------------------------------------
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
