@@ -13,6 +13,7 @@ from m2distill_policy.errors import SimulationError
 from m2distill_policy.evaluation.results import curves, curves_table, make_cells, summarise
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.observation import Observation
+from m2distill_policy.sim.collect import Collection, record
 from m2distill_policy.sim.disturbances import KINDS, Disturbance, DisturbedWorld
 from m2distill_policy.sim.tabletop.tasks import TASKS
 from m2distill_policy.sim.tabletop.world import TabletopWorld
@@ -116,3 +117,24 @@ def test_an_evaluation_with_disturbances(tmp_path: Path) -> None:
     assert found == {"gain": {"0": 1.0, "0.5": 1.0, "1": 0.0}, "noise": {"0": 1.0, "1": 0.0}}
     assert curves_table(found).splitlines()[1].split() == ["gain", "1.00", "1.00", "0.00"]
     assert curves_table(found).splitlines()[2].split() == ["noise", "1.00", "-", "0.00"]
+
+
+def test_demonstrations_in_worlds_that_are_a_little_wrong(world: TabletopWorld) -> None:
+    plain = record(world, 1_000_007)
+    wrong = record(world, 1_000_007, randomise=("camera", "light", "texture", "noise"))
+    again = record(world, 1_000_007, randomise=("camera", "light", "texture", "noise"))
+    assert plain is not None and wrong is not None and again is not None
+    assert plain.states is not None and wrong.states is not None
+    assert np.array_equal(plain.states, wrong.states), "what is only seen changes no motion"
+    for name, frames in plain.episode.images.items():
+        assert np.abs(frames.astype(int) - wrong.episode.images[name]).mean() > 1
+        assert np.array_equal(wrong.episode.images[name], again.episode.images[name])
+    moved = wrong.episode.proprioception["joint_states"] - plain.episode.proprioception["joint_states"]
+    assert 0 < moved.std() < 0.025
+    unlike = record(world, 1_000_007, randomise=("gain", "delay"))
+    if unlike is not None:
+        assert unlike.episode.executed is not None
+        assert not np.array_equal(unlike.episode.executed, unlike.episode.actions)
+        assert np.array_equal(unlike.episode.images["agentview_rgb"][0], plain.episode.images["agentview_rgb"][0])
+    with pytest.raises(SimulationError, match="'lights' is not known"):
+        Collection(folder=Path("nowhere"), tasks=(0,), randomise=("lights",))

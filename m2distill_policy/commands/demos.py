@@ -38,6 +38,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=1.0,
         help="times the standard disturbance of the executed action (default: %(default)s)",
     )
+    parser.add_argument(
+        "--randomise",
+        metavar="KINDS",
+        default="",
+        help="train against worlds that are a little wrong: camera, light, texture, delay, gain, noise, or all, each "
+        "at a level drawn for every episode (see 'm2distill evaluate --perturb')",
+    )
     parser.add_argument("--force", action="store_true", help="collect anew where a file is there already")
     parser.set_defaults(run=run)
 
@@ -46,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Collect, with a progress bar on standard error, and say what came of it."""
     from m2distill_policy.progress import ProgressBar
     from m2distill_policy.sim.collect import Collection, collect, parse_tasks
+    from m2distill_policy.sim.disturbances import KINDS
 
     collection = Collection(
         folder=args.out,
@@ -57,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         workers=args.workers,
         noise=args.noise,
+        randomise=tuple(KINDS) if args.randomise == "all" else tuple(k for k in args.randomise.split(",") if k),
         force=args.force,
     )
     with ProgressBar(total=collection.episodes * len(collection.tasks), unit="episode", smoothing=0.1) as bar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from m2distill_policy.demonstrations import (
     demonstration_path,
 )
 from m2distill_policy.errors import DemonstrationError, M2DistillError, SimulationError
+from m2distill_policy.observation import Observation
+from m2distill_policy.sim.disturbances import Disturbance, DisturbedWorld
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
 from m2distill_policy.sim.suites import suite_task
@@ -44,7 +46,8 @@ _HOPELESS = 4
 class Collection:
     """What to collect: ``episodes`` successes for each of ``tasks`` (indices) of ``suite``, into ``folder``.
 
-    size: pixels a side of the views. noise: times the standard disturbance of the executed action.
+    size: pixels a side of the views. noise: times the standard disturbance of the executed action. randomise: kinds of
+    :mod:`m2distill_policy.sim.disturbances`, each at a level drawn anew for every episode.
     force: collect anew where a finished file is there.
     """
 
@@ -57,6 +60,7 @@ class Collection:
     seed: int = 0
     workers: int = 2
     noise: float = 1.0
+    randomise: tuple[str, ...] = ()
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +76,10 @@ class Collection:
             raise SimulationError(f"views of {self.size} x {self.size} pixels were asked for; allowed are 16 to 1024")
         if not 0.0 <= self.noise <= 3.0:
             raise SimulationError(f"noise is {self.noise} times the standard disturbance; allowed are 0 to 3")
+        for kind in self.randomise:
+            Disturbance(kind, 1.0)
+        if len(set(self.randomise)) != len(self.randomise):
+            raise SimulationError(f"a disturbance is named twice in {', '.join(self.randomise)}")
         if len(set(self.tasks)) != len(self.tasks):
             raise SimulationError(f"a task is named twice in {self.tasks}")
 
@@ -195,6 +203,7 @@ def _settings(collection: Collection, task: Task) -> dict[str, Any]:
         "visuals_version": VISUALS_VERSION,
         "experts_version": EXPERTS_VERSION,
         "noise": collection.noise,
+        **({"randomise": list(collection.randomise)} if collection.randomise else {}),
     }
     return {"env_name": f"{task.suite}/{task.name}", "env_version": "1.4.0", "type": 1, "env_kwargs": settings}
 
@@ -280,7 +289,7 @@ def _attempt(task_index: int, seed: int) -> bool:
         _world = TabletopWorld(task, size=collection.size, visuals=collection.visuals)
     _world.task = task
     writer = _writer(collection, task)
-    recording = record(_world, seed, noise=collection.noise)
+    recording = record(_world, seed, noise=collection.noise, randomise=collection.randomise)
     if recording is None:
         writer.add_failure(seed)
         return False
@@ -288,21 +297,32 @@ def _attempt(task_index: int, seed: int) -> bool:
     return True
 
 
-def record(world: TabletopWorld, seed: int, *, noise: float = 1.0) -> Recording | None:
+def record(world: TabletopWorld, seed: int, *, noise: float = 1.0, randomise: Sequence[str] = ()) -> Recording | None:
     """One episode of ``world.task`` by its expert, or None where it failed.
 
     It is simulated first and drawn afterwards, so failures cost no drawing. ``noise`` scales the disturbance of the
-    executed action; the action stored is the expert's own.
+    executed action; the action stored is the expert's own. ``randomise``: kinds of disturbance, each at a level from 0
+    to 1 that ``seed`` draws.
     """
     from m2distill_policy.sim.experts import Noise, run_expert
 
-    run = run_expert(world, seed, noise=Noise().scaled(noise) if noise > 0 else None)
-    if not run.success:
-        return None
-    drawn = [world.views(state) for state in run.states]
+    rng = np.random.default_rng([78, seed])
+    wrong = DisturbedWorld(world, [Disturbance(kind, float(rng.random())) for kind in randomise])
+    wrong.begin(seed)
+    try:
+        told = wrong.told if randomise else None
+        run = run_expert(world, seed, noise=Noise().scaled(noise) if noise > 0 else None, told=told)
+        if not run.success:
+            return None
+        seen = []
+        for index, state in enumerate(run.states):
+            readings = {name: values[index] for name, values in run.proprioception.items()}
+            seen.append(wrong.seen(Observation(world.views(state), readings, index * world.contract.period)))
+    finally:
+        wrong.restore()
     episode = Episode(
-        images={name: np.stack([views[name] for views in drawn]) for name in world.contract.camera_names},
-        proprioception=run.proprioception,
+        images={name: np.stack([o.images[name] for o in seen]) for name in world.contract.camera_names},
+        proprioception={name: np.stack([o.proprioception[name] for o in seen]) for name in run.proprioception},
         actions=run.actions.astype(np.float32),
         ee=run.ee.astype(np.float32),
         seed=seed,

@@ -85,7 +85,8 @@ class DisturbedWorld:
         for name, values in self._headlight.items():
             getattr(self._model.vis.headlight, name)[:] = values
 
-    def _begin(self, seed: int) -> None:
+    def begin(self, seed: int) -> None:
+        """Be wrong in the direction that ``seed`` says, from now on; :meth:`reset` does it too."""
         self.restore()
         self._late, self._gain, self._noise = 0, 1.0, None
         for kind, level in self._levels.items():
@@ -138,17 +139,22 @@ class DisturbedWorld:
 
     def reset(self, seed: int) -> Observation:
         """See :meth:`World.reset`; ``seed`` also says in which direction the world is wrong."""
-        self._begin(seed)
-        return self._seen(self._world.reset(seed))
+        self.begin(seed)
+        return self.seen(self._world.reset(seed))
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
         """See :meth:`World.step`."""
+        return self.seen(self._world.step(self.told(action)))
+
+    def told(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """What reaches the arm (7,) when it is told ``action`` (7,) in this period."""
         self._told.append(np.array(action, dtype=np.float64))
         told = self._told.popleft()
-        told[:6] *= self._gain
-        return self._seen(self._world.step(told))
+        told[:6] = np.clip(told[:6] * self._gain, -1.0, 1.0)
+        return told
 
-    def _seen(self, observation: Observation) -> Observation:
+    def seen(self, observation: Observation) -> Observation:
+        """What is made of ``observation`` on its way."""
         level, rng = self._levels.get("noise", 0.0), self._noise
         if rng is None or not level:
             return observation

@@ -7,6 +7,7 @@ objects' true positions, which a policy never does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -198,8 +199,17 @@ class Run:
     success: bool
 
 
-def run_expert(world: TabletopWorld, seed: int, *, noise: Noise | None = None) -> Run:
-    """One episode of ``world.task`` from ``seed``, ended by success or the task's horizon. Nothing is drawn."""
+def run_expert(
+    world: TabletopWorld,
+    seed: int,
+    *,
+    noise: Noise | None = None,
+    told: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> Run:
+    """One episode of ``world.task`` from ``seed``, ended by success or the task's horizon. Nothing is drawn.
+
+    told: what reaches the arm of an action (7,), where that is not the action itself.
+    """
     world.reset_state(seed)
     source = NoiseSource(noise, seed) if noise is not None else None
     states, actions, executed, poses, readings, robot = [], [], [], [], [], []
@@ -210,6 +220,7 @@ def run_expert(world: TabletopWorld, seed: int, *, noise: Noise | None = None) -
         position, rotation = world.grip_pose()
         free = action[6] < 0 and position[2] - TABLE_TOP > _FREE
         done = source.disturb(action, free) if source is not None else action
+        done = told(done) if told is not None else done
         states.append(world.state())
         poses.append(world.end_effector())
         readings.append(reading)
