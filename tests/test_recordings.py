@@ -252,6 +252,11 @@ def _cameras_pause(made: Teleoperation) -> None:
     made.messages = [e for e in made.messages if "image" not in e[1] or not 1.0e9 < e[0] - BEGIN < 1.6e9]
 
 
+def _slow_camera(made: Teleoperation) -> None:
+    frames = sorted(e[0] for e in made.messages if "agentview" in e[1])
+    made.messages = [e for e in made.messages if "agentview" not in e[1] or frames.index(e[0]) % 2 == 0]
+
+
 def _one_joint_less(message: Any) -> None:
     message.name, message.position = NAMES[:-1], message.position[:-1]
 
@@ -274,6 +279,7 @@ def _long_quaternion(message: Any) -> None:
         (_without("eye_in_hand"), r"no topic '/camera/eye_in_hand/image_raw'.*; it has /camera/agentview/image_raw"),
         (_without("gripper"), "no topic '/gripper_command'"),
         (_cameras_pause, r"no observation for 0\.\d+ s after .*; at most 0.25 s is allowed"),
+        (_slow_camera, r"/camera/agentview/image_raw has 10\.\d pictures a second and the contract wants 20"),
         (_all("joint_states", _one_joint_less), "cannot be used: the joint state does not name panda_finger_joint2"),
         (_all("joint_states", _no_numbers), "cannot be used: .*not finite"),
         (_all("agentview", _half), "view 'agentview_rgb': image is incomplete"),
@@ -283,7 +289,7 @@ def _long_quaternion(message: Any) -> None:
 def test_what_a_policy_could_not_use_is_refused_by_name(
     tmp_path: Path, spoil: Callable[[Teleoperation], None], sentence: str
 ) -> None:
-    made = teleoperation()
+    made = teleoperation(60)
     made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
     made.grip(0, 0.08)
     spoil(made)

@@ -29,7 +29,7 @@ from m2distill_policy.node import topics
 from m2distill_policy.node.diagnostics import Diagnostics, Health
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.node.joints import JointSource
-from m2distill_policy.node.stream import ObservationStream
+from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
 from m2distill_policy.node.synchroniser import JOINTS_KEPT, SynchronisedSet
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.engine import EngineError
@@ -48,8 +48,6 @@ T = TypeVar("T")
 DIAGNOSTICS_EVERY = 1.0
 #: s that a ramp to a halt may take before the node leaves all the same; the longest that the limits allow takes 5.
 LONGEST_RAMP = 6.0
-#: A camera may be this much slower than the contract's rate, as a factor on its period.
-SLOWEST_CAMERA = 1.1
 #: A pose older than this many periods says nothing of where the arm is now.
 POSE_PERIODS = 4
 

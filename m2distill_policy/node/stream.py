@@ -18,6 +18,9 @@ from m2distill_policy.runtime.preprocess import preprocess
 
 T = TypeVar("T")
 
+#: A camera may be this much slower than the contract's rate, as a factor on its period.
+SLOWEST_CAMERA = 1.1
+
 
 class ObservationStream(Generic[T]):
     """Says which set of pictures and joints is to be acted on, and when; time is handed in (s, monotonic).

@@ -23,7 +23,7 @@ from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.node.joints import JointSource
 from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
 from m2distill_policy.node.pose import pose_from
-from m2distill_policy.node.stream import ObservationStream
+from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
 from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag, Message
 from m2distill_policy.runtime import drive
@@ -123,7 +123,12 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
         player.advance(message.received)
         try:
             if message.topic in views:
-                stream.add_view(views[message.topic], message.stamp, message)
+                interval = stream.add_view(views[message.topic], message.stamp, message)
+                if interval is not None and interval > SLOWEST_CAMERA * contract.period:
+                    raise RecordingError(
+                        f"{bag.path}: {message.topic} has {1 / interval:.1f} pictures a second and the contract wants "
+                        f"{contract.rate_hz:g}; choose a faster camera mode and record again"
+                    )
             elif message.topic == joints:
                 stream.add_joints(message.stamp, message.content.name, message.content.position.tolist())
             elif message.topic == grip:
