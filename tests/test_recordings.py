@@ -269,6 +269,10 @@ def _half(message: Any) -> None:
     message.data = message.data[:100]
 
 
+def _no_position(message: Any) -> None:
+    message.position = math.nan
+
+
 def _long_quaternion(message: Any) -> None:
     message.pose.orientation.w = 9.0
 
@@ -283,6 +287,7 @@ def _long_quaternion(message: Any) -> None:
         (_all("joint_states", _one_joint_less), "cannot be used: the joint state does not name panda_finger_joint2"),
         (_all("joint_states", _no_numbers), "cannot be used: .*not finite"),
         (_all("agentview", _half), "view 'agentview_rgb': image is incomplete"),
+        (_all("gripper_command", _no_position), "/gripper_command at .*: gripper command is nan; a position in m"),
         (_all("pose", _long_quaternion), "quaternion of length"),
     ],
 )
@@ -341,3 +346,27 @@ def test_the_command_writes_demonstrations_that_training_reads(
     assert "2 demonstrations of 'Lift the red box.', 41 steps at 20 Hz" in capfd.readouterr().out
     assert cli.main([str(word) for word in words]) == 2
     assert "exists; choose another --out or --task" in capfd.readouterr().err
+
+
+def test_an_import_that_was_cut_short_goes_on_under_the_same_settings_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        made = teleoperation(steps=20)
+        made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
+        if number == 0:
+            made.grip(0, 0.08)
+        made.write(tmp_path / f"bag_{number}", StoragePlugin.MCAP)
+    (tmp_path / "contract.json").write_text(CONTRACT.to_json())
+    words = ["import-bag", tmp_path / "bag_0", tmp_path / "bag_1", "--instruction", "lift", "--out", tmp_path / "data"]
+    words += ["--contract", tmp_path / "contract.json"]
+    assert cli.main([str(word) for word in words]) == 2
+    assert "bag_1 has no topic '/gripper_command'" in capfd.readouterr().err
+    other = [*words, "--set", "gripper.open_position=0.1"]
+    assert cli.main([str(word) for word in other]) == 2
+    assert "unfinished collection under another contract, instruction or setting" in capfd.readouterr().err
+    made.grip(0, 0.08)
+    made.write(tmp_path / "again" / "bag_1", StoragePlugin.MCAP)
+    words[2] = tmp_path / "again" / "bag_1"
+    assert cli.main([str(word) for word in words]) == 0
+    assert len(DemonstrationFile(tmp_path / "data" / "lift_demo.hdf5")) == 2

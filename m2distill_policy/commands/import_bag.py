@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Import all or nothing; 0 when the file is there."""
     import re
 
-    from m2distill_policy.config import load_config
+    from m2distill_policy.config import load_config, to_dict
     from m2distill_policy.demonstrations import DemonstrationWriter, Recording, demonstration_path
     from m2distill_policy.errors import RecordingError
     from m2distill_policy.node.config import ArmConfig
@@ -80,7 +80,15 @@ def run(args: argparse.Namespace) -> int:
         instruction=args.instruction,
         contract=contract,
         suite="files",
-        env_args={"bags": [bag.resolve().name for bag in args.bags], "told": args.told, "slop": args.slop},
+        # All that decides what a recording becomes: an import that goes on under other settings must not mix the two.
+        env_args={
+            "bags": [bag.resolve().name for bag in args.bags],
+            "told": args.told,
+            "slop": args.slop,
+            "gripper": to_dict(arm.gripper),
+            "joints": [to_dict(joint) for joint in arm.joints],
+            "remap": remap,
+        },
     )
     done = writer.attempts()
     missed, clipped = 0, []

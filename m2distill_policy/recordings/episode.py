@@ -132,7 +132,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
             elif message.topic == joints:
                 stream.add_joints(message.stamp, message.content.name, message.content.position.tolist())
             elif message.topic == grip:
-                commands.grips.append((message.received, float(message.content.position)))
+                commands.grips.append((message.received, _position(message.content)))
             elif message.topic == told and settings.told == "twist":
                 commands.motions.append((message.received, _twist(message.content.twist)))
             elif message.topic == told:
@@ -290,6 +290,13 @@ def _grip(position: float | None, observation: Observation, profile: GripperProf
 def _pose(message: Any) -> NDArray[np.float64]:
     p, q = message.position, message.orientation
     return pose_from((p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
+
+
+def _position(message: Any) -> float:
+    position = float(message.position)
+    if not np.isfinite(position):
+        raise ObservationError(f"gripper command is {position}; a position in m is needed")
+    return position
 
 
 def _twist(message: Any) -> NDArray[np.float64]:
