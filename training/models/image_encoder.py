@@ -8,9 +8,27 @@ spatial softmax as in Finn et al. 2016 (https://arxiv.org/abs/1509.06113).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.models.config import NetworkConfig
+
+
+def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(convolution(x))`` of an ``nn.Conv2d`` without bias and an ``nn.BatchNorm2d``.
+
+    A batch norm with frozen statistics is a factor and a shift a channel. They go into the convolution, which saves a
+    pass over every feature map forward and two backward; gradients are the same, to rounding.
+    """
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None and norm.running_var is not None
+    if norm.training:
+        result: Tensor = norm(convolution(x))
+        return result
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    weight = convolution.weight * factor[:, None, None, None]
+    shift = norm.bias - norm.running_mean * factor
+    return F.conv2d(x, weight, shift, convolution.stride, convolution.padding)
 
 
 class ResidualBlock(nn.Module):
@@ -27,9 +45,9 @@ class ResidualBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        h = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(h)) + shortcut)
+        shortcut = x if self.downsample is None else normed(self.downsample[0], self.downsample[1], x)
+        h = normed(self.conv1, self.bn1, x).relu_()
+        return normed(self.conv2, self.bn2, h).add_(shortcut).relu_()
 
 
 class SpatialSoftmax(nn.Module):
@@ -62,7 +80,7 @@ class ImageEncoder(nn.Module):
         stem: list[nn.Module] = [
             nn.Conv2d(3, first, config.stem_kernel, config.stem_stride, config.stem_kernel // 2, bias=False),
             nn.BatchNorm2d(first),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]
         if config.stem_pool:
             stem.append(nn.MaxPool2d(3, 2, 1))
@@ -97,10 +115,9 @@ class ImageEncoder(nn.Module):
         return torch.cat([layer(embedding) for layer in self.film], dim=-1)
 
     def _trunk(self, x: Tensor, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
-        h = self.stem(x)
+        h = self.stem[2:](normed(self.stem[0], self.stem[1], x))
         for block, (shift, scale) in zip(self.blocks, terms, strict=True):
-            h = block(h)
-            h = (1 + scale) * h + shift
+            h = torch.addcmul(shift, 1 + scale, block(h))
         return h
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
