@@ -1,6 +1,8 @@
 """Lifelong learning on five tabletop tasks, strategies side by side: ``python -m benchmarks.tabletop``.
 
 Resumable at any moment: every run is a folder, every rollout a line. No time limit; ``--plan`` says what is left.
+Results of finished runs are also written beside the table, one file a run; ``--go-on`` takes those that lie there for
+done, so that another machine can go on where this one stopped.
 Every arm of a seed shares its first stage, learns with the same steps, and is evaluated on the same held-out states,
 with every object drawn over its whole region.
 """
@@ -18,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import write
-from m2distill_policy.config import load_config, to_dict
-from m2distill_policy.errors import M2DistillError
+from m2distill_policy.config import from_dict, load_config, to_dict
+from m2distill_policy.errors import M2DistillError, TrainingError
 from m2distill_policy.evaluation.results import wilson
 from training.launch import Job, progress, run_jobs
-from training.lifelong.checkpoint import read_json
-from training.run_config import RunConfig
+from training.lifelong.checkpoint import read_json, write_json
+from training.run_config import RunConfig, first_difference
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,31 @@ def jobs_of(seed: int, args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+def kept_results(job: Job, args: argparse.Namespace) -> Path:
+    """Where a finished run's results lie beside the table."""
+    folder: Path = args.out.with_suffix("")
+    return folder / f"{job.name.replace(' ', '_')}.json"
+
+
+def results_of(job: Job, args: argparse.Namespace) -> dict[str, Any] | None:
+    """A run's results: the folder's, or with ``--go-on`` those kept by another machine; None while there are none.
+
+    Raises :class:`TrainingError` where they were made under another configuration.
+    """
+    job.require_same()
+    if job.finished:
+        found: dict[str, Any] = read_json(job.folder / "results.json")
+        return found
+    path = kept_results(job, args)
+    if not (args.go_on and path.exists()):
+        return None
+    found = read_json(path)
+    difference = first_difference(to_dict(from_dict(RunConfig, found["config"])), to_dict(job.config))
+    if difference is not None:
+        raise TrainingError(f"{path} was made under another configuration: {difference}; go on without --go-on")
+    return found
+
+
 def mean_interval(values: list[float]) -> dict[str, float]:
     """Mean over seeds, with the least and the greatest: three seeds do not carry an interval."""
     return {"mean": float(np.mean(values)), "least": float(np.min(values)), "greatest": float(np.max(values))}
@@ -90,11 +117,14 @@ def summarise(args: argparse.Namespace) -> dict[str, Any]:
     for arm, runs in zip(ARMS, zip(*jobs, strict=True), strict=True):
         found = []
         for job in runs:
-            job.require_same()
-            if job.finished:
-                found.append(read_json(job.folder / "results.json"))
-            else:
+            results = results_of(job, args)
+            if results is None:
                 figures["not_run"].append(job.name)
+                continue
+            found.append(results)
+            if job.finished:
+                kept_results(job, args).parent.mkdir(parents=True, exist_ok=True)
+                write_json(kept_results(job, args), results)
         if not found:
             continue
         final = [cell for r in found for cell in r["cells"][-1]]
@@ -149,6 +179,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[a.name for a in ARMS], choices=[a.name for a in ARMS])
     parser.add_argument("--at-once", type=int, default=2, help="runs in parallel, one thread each (default: 2)")
     parser.add_argument("--plan", action="store_true", help="say what is done and what is left, and stop")
+    parser.add_argument("--sum-up", action="store_true", help="write the table of what is done, and stop")
+    parser.add_argument("--go-on", action="store_true", help="take runs whose results lie beside the table for done")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tabletop.json"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
@@ -156,9 +188,24 @@ def main() -> None:
     if args.plan:
         for seed in args.seeds:
             for job in jobs_of(seed, args):
-                job.require_same()
-                share, words = (1.0, "done") if job.finished else progress(job.folder)
+                share, words = (1.0, "done") if results_of(job, args) is not None else progress(job.folder)
                 print(f"{job.name:<32}{100 * share:5.0f} %  {words}")
+        return
+    if not args.sum_up:
+        run(args, config)
+    figures = summarise(args)
+    write("tabletop", to_dict(config), figures, args.out)
+    print(table(figures), file=sys.stderr)
+    print(json.dumps({"written": str(args.out)}), file=sys.stderr)
+
+
+def run(args: argparse.Namespace, config: RunConfig) -> None:
+    """Everything that is left, a seed at a time; the table is written after each."""
+    left = {
+        seed: [j for j in jobs_of(seed, args) if j.folder.name in args.arms and results_of(j, args) is None]
+        for seed in args.seeds
+    }
+    if not any(left.values()):
         return
     subprocess.run(
         [
@@ -168,20 +215,13 @@ def main() -> None:
         ],
         check=True,
     )  # fmt: skip
-    for seed in args.seeds:
-        jobs = jobs_of(seed, args)
-        first = jobs[0]
-        first.require_same()
-        if not (first.folder / "evaluation" / "stage_0.json").exists():
+    for seed, jobs in left.items():
+        first = jobs_of(seed, args)[0]
+        if jobs and not (first.folder / "evaluation" / "stage_0.json").exists():
             print(f"seed {seed}: the first task, shared by all arms", file=sys.stderr)
             subprocess.run([*(word for word in first.command() if word != "--quiet"), "--stages", "1"], check=True)
-        run_jobs([job for job in jobs if job.folder.name in args.arms], args.at_once)
-        figures = summarise(args)
-        write("tabletop", to_dict(config), figures, args.out)
-    figures = summarise(args)
-    write("tabletop", to_dict(config), figures, args.out)
-    print(table(figures), file=sys.stderr)
-    print(json.dumps({"written": str(args.out)}), file=sys.stderr)
+        run_jobs(jobs, args.at_once)
+        write("tabletop", to_dict(config), summarise(args), args.out)
 
 
 if __name__ == "__main__":

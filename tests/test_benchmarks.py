@@ -11,11 +11,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_tabletop_plans_every_arm_and_seed(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.tabletop", "--plan", "--folder", str(tmp_path)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=True,
+def _tabletop(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.tabletop", *map(str, arguments)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+
+
+def test_tabletop_plans_every_arm_and_seed(tmp_path: Path) -> None:
+    done = _tabletop("--plan", "--folder", tmp_path)
+    assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert len(rows) == 3 * 6 and all(row[3] == "0" and row[-1] == "starting" for row in rows)
     assert [row[1] for row in rows[::6]] == ["0", "1", "2"]
@@ -26,8 +31,28 @@ def test_results_of_another_configuration_are_not_summed_up(tmp_path: Path) -> N
     run = tmp_path / "seed_0" / "er"
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"config": {"strategy": "er", "episodes": 3, "memory": {"episodes": 1}}}))
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.tabletop", "--plan", "--folder", str(tmp_path)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = _tabletop("--plan", "--folder", tmp_path)
     assert done.returncode != 0 and "holds a run under another configuration" in done.stderr
+
+
+def test_another_machine_goes_on_with_what_is_finished(tmp_path: Path) -> None:
+    """Results beside the table count when asked for, and only under the same configuration."""
+    from benchmarks.tabletop import ARMS, SETTINGS
+    from m2distill_policy.config import load_config, to_dict
+    from training.run_config import RunConfig
+
+    table = tmp_path / "table.json"
+    er = next(arm for arm in ARMS if arm.name == "er")
+    config = to_dict(load_config(RunConfig, ROOT / "config/tiny.toml", [*SETTINGS, *er.overrides, "seed=1"]))
+    kept = tmp_path / "table" / "seed_1_er.json"
+    kept.parent.mkdir()
+    kept.write_text(json.dumps({"config": config}))
+    folder = ("--folder", tmp_path / "runs", "--out", table, "--plan")
+
+    def done(*more: str) -> list[str]:
+        return [line.split("  ")[0] for line in _tabletop(*folder, *more).stdout.splitlines() if "100 %" in line]
+
+    assert done() == [] and done("--go-on") == ["seed 1 er"]
+    kept.write_text(json.dumps({"config": {**config, "episodes": 30}}))
+    refused = _tabletop(*folder, "--go-on")
+    assert refused.returncode != 0 and "seed_1_er.json was made under another configuration: episodes" in refused.stderr
