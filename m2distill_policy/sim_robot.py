@@ -45,6 +45,9 @@ FOLLOWED: dict[Follow, str] = {
 }
 #: ns between the last stamp of an episode and the first of the next: more than any gap within one.
 _BETWEEN_EPISODES = 1_000_000_000
+#: s without an answer after which a lockstep sends its observation again. Writers and readers learn of each other one
+#: side at a time, so the first message on a topic may find nobody, even where every message is asked for.
+_AGAIN_AFTER = 2.0
 #: Periods of silence before a rollout in real time: more than the 1.5 after which a policy begins a new window.
 _PAUSE = 2.5
 
@@ -223,9 +226,11 @@ class SimRobot:
         # Stamps of this run are later than those of any run before, which a policy that goes on has still in mind.
         self._clock = time.time_ns()
         self._published = 0.0
+        self._asked: tuple[Observation, int] | None = None
         self._number = 0
         self._gripper_entry = -1.0
         self._grips = 0
+        self._gripped: float | None = None
         self._command: Command | None = None
         self._instruction = world.task.instruction if self.options.instruction is None else self.options.instruction
 
@@ -296,8 +301,9 @@ class SimRobot:
     def _roll_in_lockstep(self, report: RolloutReport) -> None:
         observation = self._world.reset(report.rollout.state_seed)
         self._number += 1
-        self._grips = 0
-        self._command = None
+        self._take_commands()
+        self._grips, self._gripped = 0, None
+        self._command = self._asked = None
         self._clock += _BETWEEN_EPISODES
         rollout = report.rollout
         self._link.begin_episode(self._number, self._instruction, rollout.seed, rollout.draw, self._clock)
@@ -344,6 +350,8 @@ class SimRobot:
 
     def _wait(self, deadline: float, silent: str, what: str) -> None:
         self._check_patience(deadline, silent, what)
+        if self._asked is not None and time.monotonic() - self._published > _AGAIN_AFTER:
+            self._publish(*self._asked)
         self._link.wait(deadline - time.monotonic())
 
     def _check_patience(self, deadline: float, silent: str, what: str) -> None:
@@ -398,7 +406,9 @@ class SimRobot:
             self._command = command
         for position in self._link.grips():
             self._gripper_entry = self.options.gripper.entry(position)
-            self._grips += 1
+            # Sent on change alone: the same once more is an answer that was given again.
+            self._grips += position != self._gripped
+            self._gripped = position
 
     def _step(self, command: NDArray[np.float64] | None, report: RolloutReport) -> Observation:
         """One period under ``command``; without one the arm holds still and the gripper keeps what it was told."""
@@ -433,6 +443,7 @@ class SimRobot:
     def _publish(self, observation: Observation, stamp: int) -> None:
         pose = self._world.end_effector() if self.options.follow == "target_pose" else None
         self._link.observe(observation, pose, stamp)
+        self._asked = observation, stamp
         self._published = time.monotonic()
 
     def _note(self, report: RolloutReport, status: Heard) -> None:

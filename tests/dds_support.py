@@ -129,6 +129,9 @@ class Robot:
             PATIENCE,
             "the child should be there",
         )
+        # Met is what this side knows. The other side learns of our readers a moment later, and what it says first is
+        # lost until then; a real robot asks again, this one counts messages.
+        time.sleep(0.5)
 
     def listen(self) -> None:
         """Take in what has come."""

@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.participant import Participant
+from m2distill_policy.dds.robot_link import DdsLink
 from m2distill_policy.errors import TransportError
 from m2distill_policy.evaluation.results import Cell
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.evaluation.seeds import state_seed
+from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.sim_robot import Follow, RobotOptions, Rollout
+from m2distill_policy.sim_robot import Command, Follow, RobotOptions, Rollout, SimRobot
 from tests import toy_suite
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.dds_support import Robot, StillWorld, child, sim_robot
@@ -207,6 +210,47 @@ def test_every_drive_follows_every_answer(tmp_path: Path, domain: int, follow: F
             if abs(decision.action[6]) > 0.2:
                 assert np.sign(followed[6]) == np.sign(decision.action[6])
             observation = world.step(np.asarray(followed))
+
+
+class LossyLink(DdsLink):
+    """Loses the first command and, after it, an observation, as the first messages on a topic may be."""
+
+    lost: int = 0
+
+    def commands(self) -> list[Command]:
+        found = super().commands()
+        if found and self.lost == 0:
+            self.lost = 1
+            return []
+        return found
+
+    def observe(self, observation: Observation, pose: NDArray[np.float64] | None, stamp: int) -> None:
+        if self.lost == 1:
+            self.lost = 2
+            return
+        super().observe(observation, pose, stamp)
+
+
+@pytest.mark.parametrize("follow", ["action", "twist"])
+def test_a_lost_message_is_asked_for_again_and_changes_nothing(tmp_path: Path, domain: int, follow: Follow) -> None:
+    world = StillWorld(toy_contract(), horizon=12)
+    bundle = write_toy(tmp_path / "toy")
+    options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True, timeout=20)
+    rollouts = [Rollout(5, 2, 1), Rollout(6, 2, 2)]
+    with (
+        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
+        Participant(domain) as participant,
+    ):
+        link = LossyLink(participant, world.contract, follow=follow, lockstep=True)
+        lossy = SimRobot(link, world, lockstep=True, options=options).run(rollouts)
+        assert link.lost == 2
+        assert policy.end() == 0
+    with (
+        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
+        Participant(domain) as participant,
+    ):
+        whole = sim_robot(participant, world, lockstep=True, options=options).run(rollouts)
+    assert [r.actions for r in lossy] == [r.actions for r in whole] and len(lossy[0].actions) == 12
 
 
 def test_success_is_that_of_an_evaluation(tmp_path: Path, domain: int) -> None:

@@ -5,9 +5,9 @@ the newest set of pictures and joints, once, and answers it; a cycle without a s
 ramps to a halt when that lasts.
 
 Lockstep (:meth:`PolicyCycle.run_lockstep`): no clock. Every set whose stamps are equal is answered with exactly one
-:class:`Output`. A new episode is begun with the seed of its random numbers and its instruction, and answered with one
-:class:`Output` that bears its stamp, before any observation is sent: topics are not ordered among each other, so only
-an answer can say that the policy has heard of it.
+:class:`Output`, and with that one again where it is sent again. A new episode is begun with the seed of its random
+numbers and its instruction, and answered with one :class:`Output` that bears its stamp, before any observation is
+sent: topics are not ordered among each other, so only an answer can say that the policy has heard of it.
 
 To be used from one thread. A hot swap prepares in the server's own thread and a folder is watched in the watcher's.
 """
@@ -152,8 +152,9 @@ class PolicyCycle(Generic[T]):
         self._stream: ObservationStream[T] = ObservationStream(
             self._contract, picture, slop=self._slop, joints=self.options.joints, now=steady()
         )
-        #: In lockstep, the set that waits for the pose of its stamp.
+        #: In lockstep, the set that waits for the pose of its stamp, and the newest answer.
         self._pending: SynchronisedSet[T] | None = None
+        self._answered: Output | None = None
         self._leave_at: float | None = None
         self._diagnostics = Diagnostics(steady())
         self._diagnosed = steady()
@@ -284,7 +285,7 @@ class PolicyCycle(Generic[T]):
         ``stamp`` (ns)."""
         begin = time.perf_counter()
         self._stream.clear()
-        self._pending = None
+        self._pending = self._answered = None
         self._poses.clear()
         self._gripper.forget()
         self._gripper_commands = 0
@@ -298,7 +299,11 @@ class PolicyCycle(Generic[T]):
         return self._output(self._server.tick_without_observation(stamp / 1e9), stamp, begin, answers=False)
 
     def run_lockstep(self, begin: float) -> Output | None:
-        """The answer to the next set, or None while there is none; one from before the present episode is dropped."""
+        """The answer to the next set, or None while there is none; one from before the present episode is dropped.
+
+        A robot that has waited long sends its observation again: then the very answer is given again. A message can
+        be lost even where all are asked for, when it is the first that two processes exchange on a topic.
+        """
         pending = self._pending or self._stream.take()
         self._pending = None
         if pending is None or pending.stamp <= self._episode_stamp:
@@ -307,8 +312,11 @@ class PolicyCycle(Generic[T]):
             # This robot publishes its pose, so it wants a set-point, and that needs the pose of this very stamp.
             self._pending = pending
             return None
+        if self._answered is not None and self._answered.stamp == pending.stamp:
+            return self._answered
         self._swap_in_lockstep()
-        return self._answer(pending, begin)
+        self._answered = self._answer(pending, begin)
+        return self._answered
 
     @property
     def silent(self) -> tuple[str, ...]:
