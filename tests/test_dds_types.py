@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +123,10 @@ def test_msg_text_is_the_type(kind: type[IdlStruct]) -> None:
         annotation = str(kind.__annotations__[name])
         assert ros_to_idl.get(plain, plain) in annotation, name
         assert ros.endswith("[]") == ("sequence" in annotation), name
+
+
+@pytest.mark.parametrize("kind", [k for k in _messages() if _own(k)], ids=lambda kind: kind.__name__)
+def test_ros_2_builds_the_same_text(kind: type[IdlStruct]) -> None:
+    text = inspect.cleandoc(inspect.getdoc(kind) or "").partition("::\n")[2]
+    file = Path(__file__).resolve().parent.parent / "ros2_ws/src/m2distill_msgs/msg" / f"{kind.__name__}.msg"
+    assert [line.strip() for line in text.strip().splitlines()] == file.read_text(encoding="utf-8").splitlines()
