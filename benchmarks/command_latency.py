@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from benchmarks.output import add_out, percentiles, write
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract
-from m2distill_policy.dds.conversion import optical_frame
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import PolicyAction, PolicyStatus
@@ -34,6 +33,7 @@ from m2distill_policy.dds.participant import Participant, Reader, Waiter, Writer
 from m2distill_policy.dds.types import Header, JointState, Time
 from m2distill_policy.errors import TransportError
 from m2distill_policy.node import topics
+from m2distill_policy.node.messages import optical_frame
 
 _MAIN = "import sys; from m2distill_policy.cli import main; sys.exit(main(sys.argv[1:]))"
 _START = 60.0

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.dds import conversion
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
 from m2distill_policy.dds.participant import Participant, Reader, Writer
@@ -27,6 +26,7 @@ from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.robot_link import DdsLink
 from m2distill_policy.dds.types import GripperCommand, Header, JointState, String, Time, TwistStamped
 from m2distill_policy.node import topics
+from m2distill_policy.node.messages import optical_frame
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim.world import Task, World
 from m2distill_policy.sim_robot import RobotOptions, SimRobot
@@ -143,7 +143,7 @@ class Robot:
         at = Time.from_nanoseconds(stamp)
         for name, writer in self.views.items():
             if name not in without:
-                writer.write(Image.from_rgb(observation.images[name], at, conversion.optical_frame(name)))
+                writer.write(Image.from_rgb(observation.images[name], at, optical_frame(name)))
         if "joint_states" not in without:
             names = [entry for group in self.contract.proprioception for entry in group.entries]
             values = np.concatenate([observation.proprioception[g.name] for g in self.contract.proprioception])

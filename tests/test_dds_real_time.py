@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.dds import conversion
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import PolicyAction
+from m2distill_policy.dds.messages import MESSAGES
 from m2distill_policy.dds.participant import Participant
 from m2distill_policy.dds.policy_node import PolicyNode
 from m2distill_policy.dds.qos import Profile
@@ -236,7 +236,7 @@ def test_a_pose_that_stops_coming_is_named_and_not_used(tmp_path: Path, domain: 
         _drive_until(robot, StatusCode.RUNNING, "first answer")
         for observation in observations(CONTRACT, 12):
             where = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
-            pose.write(conversion.pose_message(where, time.time_ns(), "base"))
+            pose.write(MESSAGES.pose(where, time.time_ns(), "base"))
             robot.drive([observation])
         assert len(targets.take()) >= 6
         robot.drive(observations(CONTRACT, 6, seed=1))

@@ -10,10 +10,10 @@ import logging
 import time
 from typing import Any
 
-from m2distill_policy.dds import conversion
 from m2distill_policy.dds.domain import receive_buffer_trouble
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
+from m2distill_policy.dds.messages import MESSAGES
 from m2distill_policy.dds.participant import Participant, Reader
 from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.types import (
@@ -29,6 +29,7 @@ from m2distill_policy.dds.types import (
 from m2distill_policy.errors import ObservationError, TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
+from m2distill_policy.node.messages import pose_of
 from m2distill_policy.node.synchroniser import JOINTS_KEPT
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watcher import FolderWatcher
@@ -233,7 +234,7 @@ class PolicyNode:
             self._cycle.add_joints(state.header.stamp.nanoseconds, state.name, state.position)
         for pose in self._take(self._pose, topics.END_EFFECTOR_POSE):
             try:
-                self._cycle.add_pose(pose.header.stamp.nanoseconds, conversion.pose_of(pose))
+                self._cycle.add_pose(pose.header.stamp.nanoseconds, pose_of(pose))
             except ObservationError as error:
                 self._cycle.trouble(topics.END_EFFECTOR_POSE, str(error))
         for name, info_reader in self._infos.items():
@@ -261,15 +262,15 @@ class PolicyNode:
         """Everything that a cycle says, ``~/status`` last."""
         frame, now = self._contract.action.frame, output.sent
         if output.twist is not None:
-            self._twist.write(conversion.twist_message(output.twist, now, frame))
+            self._twist.write(MESSAGES.twist(output.twist, now, frame))
         if output.target is not None:
-            self._target.write(conversion.pose_message(output.target, now, frame))
+            self._target.write(MESSAGES.pose(output.target, now, frame))
         if output.gripper is not None:
             effort = self._cycle.options.gripper.max_effort
-            self._gripper_topic.write(GripperCommand(output.gripper, effort))
+            self._gripper_topic.write(MESSAGES.gripper(output.gripper, effort))
         if output.action:
-            self._action.write(conversion.action_message(output, self._contract))
-        self._status.write(conversion.status_message(output, self._contract))
+            self._action.write(MESSAGES.action(output, self._contract))
+        self._status.write(MESSAGES.status(output, self._contract))
         self._cycle.published(output)
         if output.health is not None:
-            self._health.write(conversion.diagnostics_message(output.health, time.time_ns()))
+            self._health.write(MESSAGES.diagnostics(output.health, time.time_ns()))

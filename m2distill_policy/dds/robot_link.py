@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.dds import conversion
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
+from m2distill_policy.dds.messages import MESSAGES
 from m2distill_policy.dds.participant import Participant, Reader, Writer
 from m2distill_policy.dds.qos import Profile
 from m2distill_policy.dds.types import (
     CameraInfo,
     GripperCommand,
-    Header,
     JointState,
     PoseStamped,
     String,
@@ -26,6 +25,7 @@ from m2distill_policy.dds.types import (
     TwistStamped,
 )
 from m2distill_policy.node import topics
+from m2distill_policy.node.messages import action_of, optical_frame, pose_of, twist_of
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim_robot import FOLLOWED, Command, Follow, Heard, Link
 
@@ -87,23 +87,23 @@ class DdsLink(Link):
     def observe(self, observation: Observation, pose: NDArray[np.float64] | None, stamp: int) -> None:
         at = Time.from_nanoseconds(stamp)
         if self._pose is not None and pose is not None:
-            self._pose.write(conversion.pose_message(pose, stamp, self._contract.action.frame))
+            self._pose.write(MESSAGES.pose(pose, stamp, self._contract.action.frame))
         for camera in self._contract.cameras:
             picture = observation.images[camera.name]
-            frame = conversion.optical_frame(camera.name)
-            self._infos[camera.name].write(conversion.camera_info(camera, picture.shape[0], picture.shape[1], stamp))
+            frame = optical_frame(camera.name)
+            self._infos[camera.name].write(MESSAGES.camera_info(camera, picture.shape[0], picture.shape[1], stamp))
             self._views[camera.name].write(Image.from_rgb(picture, at, frame))
         readings = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
         ]
-        self._joints.write(JointState(Header(at, self._contract.action.frame), self._joint_names, readings))
+        self._joints.write(MESSAGES.joints(self._joint_names, readings, stamp, self._contract.action.frame))
 
     def instruct(self, instruction: str) -> None:
         self._instructions.write(String(instruction))
 
     def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
-        header = Header(Time.from_nanoseconds(stamp), self._contract.action.frame)
-        self._episodes.write(Episode(header, number, seed, draw, instruction))
+        frame = self._contract.action.frame
+        self._episodes.write(MESSAGES.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame=frame))
 
     def statuses(self) -> list[Heard]:
         return [
@@ -132,12 +132,10 @@ class DdsLink(Link):
 
     def _value(self, message: PolicyAction | PoseStamped | TwistStamped) -> NDArray[np.float64] | None:
         if isinstance(message, PoseStamped):
-            return conversion.pose_of(message)
+            return pose_of(message)
         if isinstance(message, TwistStamped):
-            return conversion.twist_of(message)
-        values = np.asarray(message.action, dtype=np.float64)
-        fits = values.shape == (self._contract.action.size,) and bool(np.isfinite(values).all())
-        return values if message.command and fits else None
+            return twist_of(message)
+        return action_of(message, self._contract.action.size)
 
     def grips(self) -> list[float]:
         return [] if self._gripper is None else [grip.position for grip in self._gripper.take()]

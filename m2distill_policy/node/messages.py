@@ -1,0 +1,180 @@
+"""Between messages and what the runtime speaks, whichever library carries them. Pure: no transport, no clock.
+
+ROS 2's message classes and the plain DDS types have the same names and fields, so what goes into each field is written
+once, here, and each transport brings its classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Camera, Contract
+from m2distill_policy.node.cycle import Output
+from m2distill_policy.node.diagnostics import Health
+from m2distill_policy.node.pose import pose_from, quaternion_of
+from m2distill_policy.runtime.safety import Motion
+
+NANOSECONDS = 1_000_000_000
+
+_MOTIONS = {Motion.RUNNING.value: 0, Motion.HALTING.value: 1, Motion.HALTED.value: 2}
+
+
+class Messages:
+    """Writes messages of one library.
+
+    types: anything whose attributes are the message classes by their names: Time, Header, PolicyAction, PolicyStatus,
+    Episode, Point, Pose, PoseStamped, Quaternion, Twist, TwistStamped, Vector3, JointState, CameraInfo, GripperCommand,
+    DiagnosticArray, DiagnosticStatus and KeyValue. byte: from a number to what that library holds in a field of type
+    ``byte``; ROS 2 in Python wants ``bytes`` there.
+    """
+
+    def __init__(self, types: Any, byte: Callable[[int], Any] = int) -> None:
+        self._types = types
+        self._byte = byte
+
+    def header(self, stamp: int, frame: str) -> Any:
+        """std_msgs/Header; stamp: ns."""
+        at = self._types.Time(sec=stamp // NANOSECONDS, nanosec=stamp % NANOSECONDS)
+        return self._types.Header(stamp=at, frame_id=frame)
+
+    def action(self, output: Output, contract: Contract) -> Any:
+        """``~/action`` for a cycle."""
+        decision = output.decision
+        mixture = decision.mixture
+        return self._types.PolicyAction(
+            header=self.header(output.stamp, contract.action.frame),
+            bundle=decision.bundle,
+            instruction=decision.status.instruction,
+            command=decision.command,
+            action=decision.action.tolist(),
+            sample=decision.sample.tolist() if decision.sample is not None else [],
+            modes=len(mixture.logits) if mixture is not None else 0,
+            logits=mixture.logits.tolist() if mixture is not None else [],
+            means=mixture.means.reshape(-1).tolist() if mixture is not None else [],
+            scales=mixture.scales.reshape(-1).tolist() if mixture is not None else [],
+        )
+
+    def status(self, output: Output, contract: Contract) -> Any:
+        """``~/status`` for a cycle."""
+        status = output.decision.status
+        motion = _MOTIONS[status.motion]
+        return self._types.PolicyStatus(
+            header=self.header(output.stamp, contract.action.frame),
+            cycle=output.cycle,
+            episode=output.episode,
+            code=int(status.code),
+            name=status.code.name,
+            sentence=status.sentence,
+            motion=motion,
+            halted=motion == 2,
+            command=output.command,
+            gripper_commands=output.gripper_commands,
+            bundle=status.bundle,
+            tasks=list(status.tasks),
+            instruction=status.instruction,
+            window=status.window,
+            latency=status.latency,
+            overruns=status.overruns,
+            window_cleared=status.window_cleared,
+            swap=int(status.swap.state),
+            swap_sentence=status.swap.sentence,
+            swap_bundle=status.swap.bundle,
+            warning=" ".join([*([status.warning] if status.warning else []), *output.warnings]),
+        )
+
+    def episode(self, number: int, instruction: str, *, seed: int, draw: int, stamp: int, frame: str) -> Any:
+        """``~/episode``."""
+        header = self.header(stamp, frame)
+        return self._types.Episode(header=header, number=number, seed=seed, draw=draw, instruction=instruction)
+
+    def diagnostics(self, health: Health, stamp: int) -> Any:
+        """``/diagnostics``."""
+        entry = self._types.DiagnosticStatus(
+            level=self._byte(health.level),
+            name=health.name,
+            message=health.sentence,
+            hardware_id=health.hardware,
+            values=[self._types.KeyValue(key=key, value=value) for key, value in health.values],
+        )
+        return self._types.DiagnosticArray(header=self.header(stamp, ""), status=[entry])
+
+    def twist(self, velocity: NDArray[np.float64], stamp: int, frame: str) -> Any:
+        """``~/twist`` for a velocity (6,) in m/s and rad/s."""
+        linear, angular = self._vector(velocity[:3]), self._vector(velocity[3:6])
+        twist = self._types.Twist(linear=linear, angular=angular)
+        return self._types.TwistStamped(header=self.header(stamp, frame), twist=twist)
+
+    def pose(self, pose: NDArray[np.floating[Any]], stamp: int, frame: str) -> Any:
+        """geometry_msgs/PoseStamped for a pose (6,): position in m and rotation vector in rad."""
+        x, y, z = (float(v) for v in pose[:3])
+        qx, qy, qz, qw = quaternion_of(pose[3:6])
+        position = self._types.Point(x=x, y=y, z=z)
+        orientation = self._types.Quaternion(x=qx, y=qy, z=qz, w=qw)
+        return self._types.PoseStamped(
+            header=self.header(stamp, frame), pose=self._types.Pose(position=position, orientation=orientation)
+        )
+
+    def gripper(self, position: float, max_effort: float) -> Any:
+        """control_msgs/GripperCommand: m and N."""
+        return self._types.GripperCommand(position=position, max_effort=max_effort)
+
+    def joints(self, names: list[str], positions: list[float], stamp: int, frame: str) -> Any:
+        """sensor_msgs/JointState: rad and m."""
+        return self._types.JointState(header=self.header(stamp, frame), name=names, position=positions)
+
+    def camera_info(self, camera: Camera, height: int, width: int, stamp: int) -> Any:
+        """Intrinsics of a (height, width) picture with the camera's field of view, square pixels, no distortion."""
+        focal = height / 2 / math.tan(math.radians(camera.fov_y) / 2)
+        k = [focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0]
+        return self._types.CameraInfo(
+            header=self.header(stamp, optical_frame(camera.name)),
+            height=height,
+            width=width,
+            distortion_model="plumb_bob",
+            d=[0.0] * 5,
+            k=k,
+            r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+            p=[*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0],
+        )
+
+    def _vector(self, values: NDArray[np.float64]) -> Any:
+        x, y, z = (float(v) for v in values)
+        return self._types.Vector3(x=x, y=y, z=z)
+
+
+def nanoseconds_of(message: Any) -> int:
+    """The stamp in a message's header, in ns, exact."""
+    stamp = message.header.stamp
+    return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
+
+
+def twist_of(message: Any) -> NDArray[np.float64]:
+    """Velocity (6,) in m/s and rad/s of a geometry_msgs/TwistStamped."""
+    linear, angular = message.twist.linear, message.twist.angular
+    return np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+
+
+def pose_of(message: Any) -> NDArray[np.float64]:
+    """Pose (6,) of a geometry_msgs/PoseStamped: position in m and rotation vector in rad.
+
+    Raises :class:`ObservationError` if it is not a pose.
+    """
+    position, q = message.pose.position, message.pose.orientation
+    return pose_from((position.x, position.y, position.z), (q.x, q.y, q.z, q.w))
+
+
+def action_of(message: Any, size: int) -> NDArray[np.float64] | None:
+    """The (size,) action of a PolicyAction that an arm is to follow; None where it is not to, or cannot."""
+    values = np.asarray(message.action, dtype=np.float64)
+    fits = values.shape == (size,) and bool(np.isfinite(values).all())
+    return values if message.command and fits else None
+
+
+def optical_frame(view: str) -> str:
+    """Name of the frame in which the view's camera looks along +z."""
+    return f"{view.removesuffix('_rgb')}_optical_frame"
