@@ -1,0 +1,306 @@
+"""Every parameter of the policy node, in one table: it declares them, checks them, and writes the guide's table.
+
+Imports no ROS, so that the table can be read and checked anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m2distill_policy.config import from_dict
+from m2distill_policy.errors import ConfigError, closest
+from m2distill_policy.node.config import ArmConfig
+from m2distill_policy.node.cycle import CycleOptions
+from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.runtime.watchdog import WatchLimits
+
+Value = bool | int | float | str | list[float] | list[str]
+
+#: Type of a parameter -> how ROS 2 names it.
+KINDS = {
+    "bool": "bool",
+    "int": "integer",
+    "float": "double",
+    "string": "string",
+    "floats": "double[]",
+    "strings": "string[]",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter.
+
+    kind: a key of :data:`KINDS`. choices: allowed strings, empty for any. low, high: allowed numbers, both included.
+    live: whether it may be set while the node is configured; all others are read when it configures. fixed: read when
+    the process starts, never set later.
+    """
+
+    name: str
+    kind: str
+    default: Value
+    unit: str
+    text: str
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    live: bool = False
+    fixed: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for people."""
+        if self.choices:
+            return ", ".join(self.choices)
+        if self.low > -math.inf and self.high < math.inf:
+            return f"{self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}" if self.low > -math.inf else ""
+
+    def check(self, value: object) -> Value:
+        """``value`` as this parameter holds it; raises :class:`ConfigError` where type or range do not fit."""
+        found = self._typed(value)
+        if self.choices and found not in self.choices:
+            raise ConfigError(f"parameter '{self.name}' is '{found}'; choose one of {', '.join(self.choices)}")
+        numbers = found if isinstance(found, list) else [found]
+        for number in numbers:
+            if isinstance(number, (int, float)) and not (math.isfinite(number) and self.low <= number <= self.high):
+                raise ConfigError(
+                    f"parameter '{self.name}' is {number}; allowed is {self.allowed or 'a finite number'}"
+                )
+        return found
+
+    def _typed(self, value: object) -> Value:
+        if self.kind == "bool" and isinstance(value, bool):
+            return value
+        if self.kind == "string" and isinstance(value, str):
+            return value
+        if self.kind == "int" and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if self.kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if self.kind in ("floats", "strings") and isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+            entries = list(value)
+            if self.kind == "strings" and all(isinstance(entry, str) for entry in entries):
+                return entries
+            numeric = all(isinstance(entry, (int, float)) and not isinstance(entry, bool) for entry in entries)
+            if self.kind == "floats" and numeric:
+                return [float(entry) for entry in entries]
+        raise ConfigError(
+            f"parameter '{self.name}' is {value!r}; {'an' if self.kind == 'int' else 'a'} {KINDS[self.kind]} is needed"
+        )
+
+
+_SAFETY, _WATCH, _GRIPPER = SafetyLimits(), WatchLimits(), GripperProfile()
+
+
+def _axes(name: str, unit: str) -> Parameter:
+    return Parameter(
+        f"safety.{name}", "floats", [], unit, f"largest {name} of x, y, z, rx, ry, rz; empty for no limit", low=0.0
+    )
+
+
+#: A number of 0 switches an optional limit off, as an empty list does: ROS 2 has no null.
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter("bundle", "string", "", "", "folder that 'm2distill export' wrote; needed to configure"),
+    Parameter("instruction", "string", "", "", "what to do, told on activation and whenever it is set", live=True),
+    Parameter("enable", "bool", False, "", "whether activation lets commands out; if not, ~/enable does"),
+    Parameter(
+        "resume", "string", "auto", "",
+        "drive on when a fault has passed, or stay halted until ~/enable", choices=("auto", "enable"),
+    ),
+    Parameter("watch_folder", "string", "", "", "take over bundles that appear in this folder by rename"),
+    Parameter(
+        "swap_when", "string", "idle", "",
+        "take over a new bundle while the arm is not driven, or between any two cycles", choices=("idle", "now"),
+    ),
+    Parameter(
+        "sampling", "string", "low_noise", "", "how an action is drawn from the mixture",
+        choices=("sample", "low_noise", "mode"),
+    ),
+    Parameter("temperature", "float", 1.0, "", "of the sampling 'sample'", low=0.0),
+    Parameter("seed", "int", 0, "", "of the random numbers; a lockstep's episodes bring theirs", low=0),
+    Parameter(
+        "provider", "string", "cpu", "", "what runs the network; a fall-back is announced in ~/status",
+        choices=("cpu", "cuda", "tensorrt", "auto"),
+    ),
+    Parameter("threads", "int", 1, "", "of the network on the CPU", low=1),
+    Parameter("slop", "float", 0.02, "s", "how far pictures and joints of one set may be apart", low=0.0),
+    Parameter(
+        "image_transport", "string", "raw", "", "sensor_msgs/Image, or CompressedImage on '<topic>/compressed'",
+        choices=("raw", "compressed"),
+    ),
+    Parameter("reliable_input", "bool", False, "", "ask cameras and joints to send again what was lost"),
+    Parameter(
+        "pose", "string", "topic", "", "where the end effector's pose comes from: /end_effector_pose, or tf2",
+        choices=("topic", "tf"),
+    ),
+    Parameter("tool_frame", "string", "", "", "with pose 'tf': the end effector's frame, in the contract's base frame"),
+    Parameter("base_frame", "string", "", "", "with pose 'tf': the contract's base frame where it has another name"),
+    Parameter("markers", "bool", True, "", "publish the mixture's modes for RViz while somebody listens"),
+    Parameter("lockstep", "bool", False, "", "answer a simulated robot one by one, without a clock", fixed=True),
+    Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", low=0.0),
+    _axes("speed", "m/s, rad/s"),
+    _axes("acceleration", "m/s2, rad/s2"),
+    _axes("jerk", "m/s3, rad/s3"),
+    Parameter("safety.workspace_low", "floats", [], "m", "lowest x, y, z of a set-point; empty for no box"),
+    Parameter("safety.workspace_high", "floats", [], "m", "highest x, y, z of a set-point; empty for no box"),
+    Parameter(
+        "safety.halt_time", "float", _SAFETY.halt_time, "s", "from the decision to halt to standstill",
+        low=0.0, high=5.0,
+    ),
+    Parameter("watch.stale_after", "float", _WATCH.stale_after or 0.0, "s", "oldest stamp; 0 for any", low=0.0),
+    Parameter("watch.silent_after", "float", _WATCH.silent_after or 0.0, "s", "longest silence; 0 for any", low=0.0),
+    Parameter(
+        "watch.future_tolerance", "float", _WATCH.future_tolerance or 0.0, "s",
+        "how far a stamp may lie ahead; 0 for any", low=0.0,
+    ),
+    Parameter(
+        "watch.frozen_after", "int", _WATCH.frozen_after or 0, "steps",
+        "the very same picture while the arm moves; 0 for any number", low=0,
+    ),
+    Parameter(
+        "watch.frozen_motion", "float", _WATCH.frozen_motion, "rad or m", "how much a reading must move for that",
+        low=0.0,
+    ),
+    Parameter("watch.dead_man", "float", 0.0, "s", "longest silence on ~/dead_man; 0 for no switch", low=0.0),
+    Parameter(
+        "watch.overruns_in_a_row", "int", _WATCH.overruns_in_a_row or 0, "",
+        "late decisions that halt the arm until ~/enable; 0 for any number", low=0,
+    ),
+    Parameter(
+        "gripper.interface", "string", "topic", "",
+        "control_msgs/GripperCommand on /gripper_command, or an action of one of two types, or nothing",
+        choices=("topic", "gripper_command", "parallel_gripper_command", "none"),
+    ),
+    Parameter("gripper.action", "string", "/gripper_controller/gripper_cmd", "", "name of that action"),
+    Parameter("gripper.joint", "string", "", "", "joint named in a parallel_gripper_command"),
+    Parameter("gripper.open_position", "float", _GRIPPER.open_position, "m or rad", "open"),
+    Parameter("gripper.closed_position", "float", _GRIPPER.closed_position, "m or rad", "closed"),
+    Parameter(
+        "gripper.threshold", "float", _GRIPPER.threshold, "", "how clear the wish must be to change anything",
+        low=0.0, high=0.999,
+    ),
+    Parameter("gripper.max_effort", "float", _GRIPPER.max_effort, "N", "0 for the gripper's own", low=0.0),
+    Parameter("joints.entries", "strings", [], "", "readings of the contract that are other joints on this arm"),
+    Parameter("joints.names", "strings", [], "", "for each, the arm's joint"),
+    Parameter("joints.scales", "floats", [], "", "for each, its factor; empty for 1"),
+    Parameter("joints.offsets", "floats", [], "rad or m", "for each, what is added; empty for 0"),
+)  # fmt: skip
+
+BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """The parameters, checked as a whole; see :data:`PARAMETERS` for each."""
+
+    bundle: Path
+    instruction: str
+    enable: bool
+    resume: str
+    watch_folder: Path | None
+    swap_when: str
+    sampling: str
+    temperature: float
+    seed: int
+    provider: str
+    threads: int
+    image_transport: str
+    reliable_input: bool
+    pose: str
+    tool_frame: str
+    base_frame: str
+    markers: bool
+    lockstep: bool
+    gripper_interface: str
+    gripper_action: str
+    gripper_joint: str
+    arm: ArmConfig
+    cycle: CycleOptions
+
+
+def check(name: str, value: object) -> Value:
+    """The value of parameter ``name``; raises :class:`ConfigError` where it is not known or does not fit."""
+    parameter = BY_NAME.get(name)
+    if parameter is None:
+        raise ConfigError(f"parameter '{name}' is not known{closest(name, BY_NAME)}")
+    return parameter.check(value)
+
+
+def settings_from(values: Mapping[str, object]) -> NodeSettings:
+    """All settings from the parameters' values (defaults where one is not given).
+
+    Raises :class:`ConfigError` for a value that does not fit, alone or together with the others.
+    """
+    p: dict[str, Any] = {parameter.name: parameter.default for parameter in PARAMETERS}
+    p.update({name: check(name, value) for name, value in values.items()})
+    if not p["bundle"]:
+        raise ConfigError("parameter 'bundle' is empty; name the folder that 'm2distill export' wrote")
+    if p["pose"] == "tf" and not p["tool_frame"]:
+        raise ConfigError("parameter 'pose' is 'tf' and 'tool_frame' is empty; name the end effector's frame")
+    arm = from_dict(
+        ArmConfig,
+        {
+            "safety": {
+                **{key: p[f"safety.{key}"] or None for key in ("speed", "acceleration", "jerk")},
+                **{key: p[f"safety.{key}"] or None for key in ("workspace_low", "workspace_high")},
+                "halt_time": p["safety.halt_time"],
+            },
+            "watch": {
+                **{key: p[f"watch.{key}"] or None for key in ("stale_after", "silent_after", "future_tolerance")},
+                **{key: p[f"watch.{key}"] or None for key in ("frozen_after", "dead_man", "overruns_in_a_row")},
+                "frozen_motion": p["watch.frozen_motion"],
+            },
+            "gripper": {
+                key: p[f"gripper.{key}"] for key in ("open_position", "closed_position", "threshold", "max_effort")
+            },
+            "joints": _joints(p),
+        },
+    )
+    return NodeSettings(
+        bundle=Path(p["bundle"]).expanduser(),
+        watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
+        gripper_interface=p["gripper.interface"],
+        gripper_action=p["gripper.action"],
+        gripper_joint=p["gripper.joint"],
+        arm=arm,
+        cycle=CycleOptions(slop=p["slop"], timeout=p["timeout"], gripper=arm.gripper, joints=arm.joints),
+        **{
+            name: p[name]
+            for name in (
+                *("instruction", "enable", "resume", "swap_when", "sampling", "temperature", "seed", "provider"),
+                *("threads", "image_transport", "reliable_input", "pose", "tool_frame", "base_frame", "markers"),
+                "lockstep",
+            )
+        },
+    )
+
+
+def _joints(p: Mapping[str, Any]) -> list[dict[str, Any]]:
+    entries, names = p["joints.entries"], p["joints.names"]
+    scales = p["joints.scales"] or [1.0] * len(entries)
+    offsets = p["joints.offsets"] or [0.0] * len(entries)
+    if not len(entries) == len(names) == len(scales) == len(offsets):
+        raise ConfigError(
+            f"joints.entries has {len(entries)} entries, joints.names {len(names)}, joints.scales {len(scales)} and "
+            f"joints.offsets {len(offsets)}; one of each is needed for every joint"
+        )
+    return [
+        {"entry": entry, "name": name, "scale": scale, "offset": offset}
+        for entry, name, scale, offset in zip(entries, names, scales, offsets, strict=True)
+    ]
+
+
+def table() -> str:
+    """The parameters as a Markdown table."""
+    rows = ["| parameter | type | default | unit | allowed | set when | what it is |", "|---|---|---|---|---|---|---|"]
+    for p in PARAMETERS:
+        default = f"`{p.default}`" if p.default not in ("", []) else "(empty)"
+        when = "start" if p.fixed else "any time" if p.live else "unconfigured"
+        rows.append(f"| `{p.name}` | {KINDS[p.kind]} | {default} | {p.unit} | {p.allowed} | {when} | {p.text} |")
+    return "\n".join(rows)

@@ -1,0 +1,113 @@
+"""The policy node's parameters: one table that declares, checks and documents them. Needs no ROS 2."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from m2distill_policy.errors import ConfigError
+from m2distill_policy.ros.parameters import BY_NAME, PARAMETERS, check, settings_from, table
+
+BUNDLE = {"bundle": "/bundles/three-tasks"}
+
+
+def test_defaults_are_those_of_an_arm() -> None:
+    settings = settings_from(BUNDLE)
+    assert settings.bundle == Path("/bundles/three-tasks")
+    assert settings.sampling == "low_noise" and settings.swap_when == "idle" and not settings.enable
+    assert settings.arm.safety.speed is None and settings.arm.watch.dead_man is None
+    assert settings.watch_folder is None and settings.cycle.slop == 0.02
+
+
+def test_every_default_fits_its_own_rules() -> None:
+    for parameter in PARAMETERS:
+        assert parameter.check(parameter.default) == parameter.default
+    assert len(BY_NAME) == len(PARAMETERS)
+
+
+def test_every_parameter_changes_the_settings() -> None:
+    """A parameter that nothing reads would be silently without effect."""
+    others: dict[str, Any] = {
+        "gripper.open_position": 0.5, "gripper.closed_position": 0.3, "watch.frozen_after": 4,
+        "safety.workspace_low": [0.0, 0.0, 0.0], "safety.workspace_high": [1.0, 1.0, 1.0],
+        "joints.entries": ["a"], "joints.names": ["b"], "joints.scales": [2.0], "joints.offsets": [0.5],
+        **{f"safety.{name}": [1.0] * 6 for name in ("speed", "acceleration", "jerk")},
+    }  # fmt: skip
+    together: dict[str, dict[str, Any]] = {
+        "safety.workspace_low": {"safety.workspace_high": [2.0, 2.0, 2.0]},
+        "safety.workspace_high": {"safety.workspace_low": [-1.0, -1.0, -1.0]},
+        "joints.entries": {"joints.names": ["x"]}, "joints.names": {"joints.entries": ["x"]},
+        **{f"joints.{n}": {"joints.entries": ["x"], "joints.names": ["y"]} for n in ("scales", "offsets")},
+    }  # fmt: skip
+    base: dict[str, Any] = {"joints.entries": ["q"], "joints.names": ["p"], **BUNDLE}
+    for parameter in PARAMETERS:
+        default = parameter.default
+        value = others.get(parameter.name)
+        if value is None and isinstance(default, bool):
+            value = not default
+        elif value is None and isinstance(default, (int, float)):
+            value = type(default)(min(default + 1, parameter.high) if default < parameter.high else parameter.low)
+        elif value is None:
+            value = next((c for c in parameter.choices if c != default), "/else")
+        company: dict[str, Any] = {**BUNDLE, "tool_frame": "tool", **together.get(parameter.name, {})}
+        if parameter.name.startswith("joints."):
+            with_it = settings_from({**company, parameter.name: value})
+            assert with_it != settings_from(base), parameter.name
+            continue
+        if parameter.name.startswith("safety.workspace"):
+            assert settings_from({**company, parameter.name: value}).arm.safety.needs_pose
+            continue
+        assert settings_from({**company, parameter.name: value}) != settings_from(company), parameter.name
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"bundel": "x"}, "parameter 'bundel' is not known.*'bundle'"),
+        ({"bundle": ""}, "parameter 'bundle' is empty"),
+        ({"bundle": 3}, "parameter 'bundle' is 3; a string is needed"),
+        ({"enable": "yes"}, "parameter 'enable' is 'yes'; a bool is needed"),
+        ({"sampling": "best"}, "parameter 'sampling' is 'best'; choose one of sample, low_noise, mode"),
+        ({"threads": 0}, "parameter 'threads' is 0; allowed is at least 1"),
+        ({"threads": True}, "parameter 'threads' is True; an integer is needed"),
+        ({"slop": math.nan}, "parameter 'slop' is nan"),
+        ({"slop": 0.0}, "slop is 0.0 s; a positive number"),
+        ({"safety.halt_time": 9.0}, "parameter 'safety.halt_time' is 9.0; allowed is 0 to 5"),
+        ({"safety.speed": [1.0]}, "safety limit 'speed' has 1 entries"),
+        ({"safety.speed": [1.0, "fast"]}, r"parameter 'safety.speed' is .*; a double\[\] is needed"),
+        ({"safety.workspace_low": [0.0, 0.0, 0.0]}, "belong together"),
+        ({"watch.frozen_after": 1}, "'frozen_after' is 1 steps; at least 2 or none"),
+        ({"gripper.open_position": 0.0}, "gripper is open and closed at the same position"),
+        ({"pose": "tf"}, "'tool_frame' is empty"),
+        ({"joints.entries": ["a"]}, "joints.entries has 1 entries, joints.names 0"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        settings_from({**BUNDLE, **values})
+
+
+def test_zero_and_empty_switch_a_limit_off() -> None:
+    watch = settings_from({**BUNDLE, "watch.stale_after": 0.0, "watch.frozen_after": 0}).arm.watch
+    assert watch.stale_after is None and watch.frozen_after is None
+
+
+def test_whole_numbers_are_numbers() -> None:
+    assert check("slop", 1) == 1.0 and isinstance(check("slop", 1), float)
+
+
+def test_the_table_names_every_parameter() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", table(), re.MULTILINE)
+    assert rows == [parameter.name for parameter in PARAMETERS]
+
+
+def test_the_table_needs_no_ros_2() -> None:
+    code = "import sys, m2distill_policy.ros.parameters; print('rclpy' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["False", "False"]
