@@ -36,7 +36,12 @@ setup(
     python_requires=">=3.10,<3.13",
     # colcon runs pytest only for a package that asks for it; without this 'colcon test' runs nothing and says OK.
     extras_require={"test": ["pytest"]},
-    entry_points={"console_scripts": ["m2distill = m2distill_policy.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "m2distill = m2distill_policy.cli:main",
+            "policy_node = m2distill_policy.ros.main:main",
+        ]
+    },
     zip_safe=False,
     maintainer="the m2distill maintainers",
     maintainer_email="maintainers@m2distill.invalid",

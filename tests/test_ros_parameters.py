@@ -55,7 +55,7 @@ def test_every_parameter_changes_the_settings() -> None:
             value = type(default)(min(default + 1, parameter.high) if default < parameter.high else parameter.low)
         elif value is None:
             value = next((c for c in parameter.choices if c != default), "/else")
-        company: dict[str, Any] = {**BUNDLE, "tool_frame": "tool", **together.get(parameter.name, {})}
+        company: dict[str, Any] = {**BUNDLE, **together.get(parameter.name, {})}
         if parameter.name.startswith("joints."):
             with_it = settings_from({**company, parameter.name: value})
             assert with_it != settings_from(base), parameter.name
@@ -84,7 +84,6 @@ def test_every_parameter_changes_the_settings() -> None:
         ({"safety.workspace_low": [0.0, 0.0, 0.0]}, "belong together"),
         ({"watch.frozen_after": 1}, "'frozen_after' is 1 steps; at least 2 or none"),
         ({"gripper.open_position": 0.0}, "gripper is open and closed at the same position"),
-        ({"pose": "tf"}, "'tool_frame' is empty"),
         ({"joints.entries": ["a"]}, "joints.entries has 1 entries, joints.names 0"),
     ],
 )

@@ -135,13 +135,6 @@ PARAMETERS: tuple[Parameter, ...] = (
         choices=("raw", "compressed"),
     ),
     Parameter("reliable_input", "bool", False, "", "ask cameras and joints to send again what was lost"),
-    Parameter(
-        "pose", "string", "topic", "", "where the end effector's pose comes from: /end_effector_pose, or tf2",
-        choices=("topic", "tf"),
-    ),
-    Parameter("tool_frame", "string", "", "", "with pose 'tf': the end effector's frame, in the contract's base frame"),
-    Parameter("base_frame", "string", "", "", "with pose 'tf': the contract's base frame where it has another name"),
-    Parameter("markers", "bool", True, "", "publish the mixture's modes for RViz while somebody listens"),
     Parameter("lockstep", "bool", False, "", "answer a simulated robot one by one, without a clock", fixed=True),
     Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", low=0.0),
     _axes("speed", "m/s, rad/s"),
@@ -172,13 +165,6 @@ PARAMETERS: tuple[Parameter, ...] = (
         "watch.overruns_in_a_row", "int", _WATCH.overruns_in_a_row or 0, "",
         "late decisions that halt the arm until ~/enable; 0 for any number", low=0,
     ),
-    Parameter(
-        "gripper.interface", "string", "topic", "",
-        "control_msgs/GripperCommand on /gripper_command, or an action of one of two types, or nothing",
-        choices=("topic", "gripper_command", "parallel_gripper_command", "none"),
-    ),
-    Parameter("gripper.action", "string", "/gripper_controller/gripper_cmd", "", "name of that action"),
-    Parameter("gripper.joint", "string", "", "", "joint named in a parallel_gripper_command"),
     Parameter("gripper.open_position", "float", _GRIPPER.open_position, "m or rad", "open"),
     Parameter("gripper.closed_position", "float", _GRIPPER.closed_position, "m or rad", "closed"),
     Parameter(
@@ -212,14 +198,7 @@ class NodeSettings:
     threads: int
     image_transport: str
     reliable_input: bool
-    pose: str
-    tool_frame: str
-    base_frame: str
-    markers: bool
     lockstep: bool
-    gripper_interface: str
-    gripper_action: str
-    gripper_joint: str
     arm: ArmConfig
     cycle: CycleOptions
 
@@ -241,8 +220,6 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
     p.update({name: check(name, value) for name, value in values.items()})
     if not p["bundle"]:
         raise ConfigError("parameter 'bundle' is empty; name the folder that 'm2distill export' wrote")
-    if p["pose"] == "tf" and not p["tool_frame"]:
-        raise ConfigError("parameter 'pose' is 'tf' and 'tool_frame' is empty; name the end effector's frame")
     arm = from_dict(
         ArmConfig,
         {
@@ -265,16 +242,13 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
     return NodeSettings(
         bundle=Path(p["bundle"]).expanduser(),
         watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
-        gripper_interface=p["gripper.interface"],
-        gripper_action=p["gripper.action"],
-        gripper_joint=p["gripper.joint"],
         arm=arm,
         cycle=CycleOptions(slop=p["slop"], timeout=p["timeout"], gripper=arm.gripper, joints=arm.joints),
         **{
             name: p[name]
             for name in (
                 *("instruction", "enable", "resume", "swap_when", "sampling", "temperature", "seed", "provider"),
-                *("threads", "image_transport", "reliable_input", "pose", "tool_frame", "base_frame", "markers"),
+                *("threads", "image_transport", "reliable_input"),
                 "lockstep",
             )
         },

@@ -344,6 +344,8 @@ class PolicyServer:
             forbidden = self._forbidden(steady)
             if forbidden is not None:
                 return self._halted(forbidden, None, begin)
+            if self._held is not None:  # why it halts, rather than what has been missing since
+                return self._halted(self._held, None, begin)
             if fault.code is StatusCode.MISSING_OBSERVATION:
                 return self._halted(fault, None, begin)
             if stopped is not None:

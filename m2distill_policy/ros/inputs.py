@@ -1,0 +1,212 @@
+"""What the policy node subscribes to: every message goes into the cycle, and then the cycle has its turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from m2distill_msgs.msg import Episode
+from numpy.typing import NDArray
+from rclpy.callback_groups import CallbackGroup
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from std_msgs.msg import Bool, String
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ObservationError
+from m2distill_policy.node import topics
+from m2distill_policy.node.cycle import PolicyCycle
+from m2distill_policy.node.messages import nanoseconds_of, pose_of
+from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
+from m2distill_policy.node.synchroniser import JOINTS_KEPT
+from m2distill_policy.ros import qos
+from m2distill_policy.ros.parameters import NodeSettings
+
+#: A camera's message.
+Frame: TypeAlias = Image | CompressedImage
+
+
+def picture_of(frame: Frame) -> NDArray[np.uint8]:
+    """A camera's message as uint8 (H, W, 3), RGB; raises :class:`ObservationError` where it is no such picture."""
+    data = np.frombuffer(frame.data, dtype=np.uint8)
+    if isinstance(frame, CompressedImage):
+        return rgb_of_compressed(frame.format, data)
+    return rgb_of(frame.encoding, frame.height, frame.width, frame.step, data)
+
+
+class WhenWanted(CallbackGroup):
+    """Wakes the executor only while ``wanted()``: joints may come a thousand times a second, and a cycle that has no
+    use for them yet takes them all at once when its turn comes."""
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def can_execute(self, entity: Any) -> bool:
+        return self._wanted()
+
+    def beginning_execution(self, entity: Any) -> bool:
+        return True
+
+    def ending_execution(self, entity: Any) -> None:
+        pass
+
+
+class Inputs:
+    """Subscriptions of a configured node.
+
+    Args:
+        cycle: what messages go into, asked for at every message, because each activation brings its own.
+        active: whether pictures and readings are looked at; the operator's words always are.
+        turn: called after each message with when its callback was entered (``time.perf_counter``).
+        begin_episode: a simulated robot in lockstep has reset its world.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        contract: Contract,
+        settings: NodeSettings,
+        *,
+        cycle: Callable[[], PolicyCycle[Frame]],
+        active: Callable[[], bool],
+        turn: Callable[[float], None],
+        begin_episode: Callable[[Episode], None],
+    ) -> None:
+        self._node = node
+        self._cycle = cycle
+        self._active = active
+        self._turn = turn
+        self._subscriptions: list[Subscription] = []
+        if settings.lockstep:
+            profile = qos.lockstep()
+        else:
+            profile = qos.reliable(8) if settings.reliable_input else qos.sensor(8)
+        often = QoSProfile(depth=JOINTS_KEPT, history=profile.history, reliability=profile.reliability)
+        compressed = settings.image_transport == "compressed"
+        for name in contract.camera_names:
+            topic = topics.camera_topic(name) + ("/compressed" if compressed else "")
+            self._subscribe(CompressedImage if compressed else Image, topic, self._view(name, topic), profile)
+            self._subscribe(CameraInfo, topics.camera_info_topic(name), self._info(name), qos.sensor(1))
+        wanted = WhenWanted(self._joints_wanted)
+        self._joints = self._subscribe(JointState, topics.JOINT_STATES, self._take_joints, often, wanted)
+        self._poses = self._subscribe(PoseStamped, topics.END_EFFECTOR_POSE, self._pose, often)
+        self._subscribe(String, topics.INSTRUCTION, self._instruction, qos.latched())
+        self._subscribe(Bool, topics.EMERGENCY_STOP, self._emergency_stop, qos.reliable(10))
+        self._subscribe(Bool, topics.DEAD_MAN, self._dead_man, qos.reliable(10))
+        self._lockstep = settings.lockstep
+        if settings.lockstep:
+            self._subscribe(Episode, topics.EPISODE, begin_episode, qos.latched())
+
+    def close(self) -> None:
+        """End the subscriptions."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    @property
+    def pose_is_published(self) -> bool:
+        """Whether somebody publishes the end effector's pose."""
+        return bool(self._node.count_publishers(self._node.resolve_topic_name(topics.END_EFFECTOR_POSE)))
+
+    def drain_joints(self) -> None:
+        """Hand over all joint states that have come."""
+        states: list[JointState] = []
+        with self._joints.handle:
+            while (found := self._joints.handle.take_message(JointState, False)) is not None:
+                states.append(found[0])
+        if states:
+            self._add_joints(states)
+
+    # --- callbacks ---------------------------------------------------------------------------------------------------
+
+    def _subscribe(
+        self,
+        kind: Any,
+        topic: str,
+        callback: Callable[[Any], None],
+        profile: QoSProfile,
+        group: CallbackGroup | None = None,
+    ) -> Subscription:
+        subscription = self._node.create_subscription(
+            kind,
+            topic,
+            callback,
+            profile,
+            callback_group=group,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def _view(self, name: str, topic: str) -> Callable[[Frame], None]:
+        def callback(frame: Frame) -> None:
+            begin = time.perf_counter()
+            if self._active():
+                cycle = self._cycle()
+                cycle.arrived(topic, 1)
+                cycle.add_view(name, nanoseconds_of(frame), frame)
+                self._turn(begin)
+
+        return callback
+
+    def _info(self, name: str) -> Callable[[CameraInfo], None]:
+        topic = topics.camera_info_topic(name)
+
+        def callback(info: CameraInfo) -> None:
+            if self._active():
+                cycle = self._cycle()
+                cycle.arrived(topic, 1)
+                cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)
+
+        return callback
+
+    def _joints_wanted(self) -> bool:
+        return self._active() and (self._lockstep or self._cycle().lacks_joints)
+
+    def _take_joints(self, state: JointState) -> None:
+        begin = time.perf_counter()
+        if self._active():
+            self._add_joints([state])
+            self._turn(begin)
+
+    def _add_joints(self, states: list[JointState]) -> None:
+        cycle = self._cycle()
+        cycle.arrived(topics.JOINT_STATES, len(states))
+        for state in states:
+            cycle.add_joints(nanoseconds_of(state), state.name, state.position)
+
+    def _pose(self, message: PoseStamped) -> None:
+        begin = time.perf_counter()
+        if not self._active():
+            return
+        cycle = self._cycle()
+        try:
+            cycle.add_pose(nanoseconds_of(message), pose_of(message))
+        except ObservationError as error:
+            cycle.arrived(topics.END_EFFECTOR_POSE, 0, [str(error)])
+            return
+        cycle.arrived(topics.END_EFFECTOR_POSE, 1)
+        if self._lockstep:
+            self._turn(begin)
+
+    def _instruction(self, message: String) -> None:
+        cycle = self._cycle()
+        cycle.arrived(topics.INSTRUCTION, 1)
+        cycle.instruct(message.data)
+
+    def _emergency_stop(self, message: Bool) -> None:
+        cycle = self._cycle()
+        cycle.arrived(topics.EMERGENCY_STOP, 1)
+        cycle.emergency_stop(message.data)
+
+    def _dead_man(self, message: Bool) -> None:
+        cycle = self._cycle()
+        cycle.arrived(topics.DEAD_MAN, 1)
+        cycle.dead_man(message.data)

@@ -1,0 +1,302 @@
+"""The policy as a lifecycle node: messages in, :class:`~m2distill_policy.node.cycle.PolicyCycle`, messages out.
+
+``configure`` loads and verifies the bundle, ``activate`` publishes, ``deactivate`` ramps to a halt and only then stops
+publishing, ``cleanup`` frees. One thread does all of it; a bundle is prepared for a swap in the runtime's own thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import cv2
+from m2distill_msgs.msg import Episode
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
+
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.errors import ConfigError, M2DistillError, TransportError, UnknownInstructionError
+from m2distill_policy.node import topics
+from m2distill_policy.node.cycle import Output, PolicyCycle
+from m2distill_policy.node.messages import nanoseconds_of
+from m2distill_policy.ros.inputs import Frame, Inputs, picture_of
+from m2distill_policy.ros.outputs import Outputs
+from m2distill_policy.ros.parameters import BY_NAME, KINDS, PARAMETERS, NodeSettings, check, settings_from
+from m2distill_policy.ros.run_task import RunTaskServer
+from m2distill_policy.ros.services import Services
+from m2distill_policy.runtime.engine import EngineError
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.runtime.watcher import FolderWatcher
+
+#: s between two ~/status of a node that is configured and not active.
+_IDLE_STATUS = 1.0
+
+
+class PolicyNode(LifecycleNode):
+    """The node. ``overrides``: parameters by name, beside those of the command line; for tests and compositions."""
+
+    def __init__(self, overrides: dict[str, object] | None = None) -> None:
+        super().__init__(
+            topics.POLICY_NODE,
+            parameter_overrides=[RosParameter(name, value=value) for name, value in (overrides or {}).items()],
+        )
+        self.settings: NodeSettings | None = None
+        self.server: PolicyServer | None = None
+        #: The newest cycle's output, for those who watch what happens.
+        self.last: Output | None = None
+        self._cycle: PolicyCycle[Frame] | None = None
+        self._active = False
+        self._heard = 0.0
+        self._watcher: FolderWatcher | None = None
+        self._inputs: Inputs | None = None
+        self._outputs: Outputs | None = None
+        for parameter in PARAMETERS:
+            self.declare_parameter(
+                parameter.name,
+                parameter.default,
+                ParameterDescriptor(
+                    description=f"{parameter.text}{f' ({parameter.unit})' if parameter.unit else ''}",
+                    additional_constraints=f"{KINDS[parameter.kind]} {parameter.allowed}".strip(),
+                    read_only=parameter.fixed,
+                    # The table checks types itself: it takes 1 for 1.0, and an empty list has no type in ROS 2.
+                    dynamic_typing=True,
+                ),
+            )
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._policy_services = Services(self)
+        self._task_server = RunTaskServer(self)
+        self._wake = self.create_timer(_IDLE_STATUS, self._on_wake, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    @property
+    def active(self) -> bool:
+        """Whether observations are answered."""
+        return self._active
+
+    @property
+    def steadily(self) -> float:
+        """s of a monotonic clock."""
+        return time.monotonic()
+
+    # --- lifecycle ---------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load and verify the bundle; a failure leaves the node unconfigured and says why in the log."""
+        try:
+            self._configure()
+        except M2DistillError as error:
+            self.get_logger().error(f"cannot configure: {error}")
+            self._free()
+            return TransitionCallbackReturn.FAILURE
+        return super().on_configure(state)
+
+    def _configure(self) -> None:
+        settings = settings_from(self._values())
+        # The cores belong to cameras and control; a picture is small work.
+        cv2.setNumThreads(1)
+        server = PolicyServer(
+            open_bundle(settings.bundle),
+            provider=settings.provider,
+            threads=settings.threads,
+            sampling=settings.sampling,  # type: ignore[arg-type]
+            temperature=settings.temperature,
+            seed=settings.seed,
+            limits=settings.arm.safety,
+            watch=WatchLimits.lockstep() if settings.lockstep else settings.arm.watch,
+            enabled=False,
+            resume=settings.resume,  # type: ignore[arg-type]
+            swap_when=settings.swap_when,  # type: ignore[arg-type]
+        )
+        self.settings, self.server = settings, server
+        if settings.watch_folder is not None:
+            self._watcher = FolderWatcher(settings.watch_folder, server.load)
+        if settings.instruction:
+            server.set_instruction(settings.instruction)
+        self._cycle = self._new_cycle()
+        self._outputs = Outputs(self, server.contract, settings)
+        self._inputs = Inputs(
+            self,
+            server.contract,
+            settings,
+            cycle=self._present_cycle,
+            active=lambda: self._active,
+            turn=self._turn,
+            begin_episode=self._begin_episode,
+        )
+        # What is here stays; the collector need not walk it again between two cycles.
+        gc.collect()
+        gc.freeze()
+        self.get_logger().info(
+            f"bundle {server.bundle.identifier} ({', '.join(server.bundle.task_names)}) at "
+            f"{server.contract.rate_hz:g} Hz, {server.engine.active_provider}"
+        )
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Answer observations; let commands out if ``enable`` says so."""
+        assert self.server is not None and self.settings is not None
+        result = super().on_activate(state)
+        if result != TransitionCallbackReturn.SUCCESS:
+            return result
+        self.server.reset("activated")
+        if self.settings.enable:
+            self.server.enable()
+        self._cycle = self._new_cycle()
+        self._heard = self.steadily
+        self._active = True
+        if self._watcher is not None and not self.settings.lockstep:
+            self._watcher.start()
+        self._schedule()
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Ramp to a halt, then stop publishing commands."""
+        self._ramp_out("the node was deactivated")
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the bundle and all that belongs to it."""
+        self._free()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Ramp to a halt where the node is active, then free everything."""
+        self._ramp_out("the node was shut down")
+        self._free()
+        return super().on_shutdown(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """An error that nothing expected: ramp to a halt, and back to unconfigured."""
+        self._ramp_out("the node failed")
+        self._free()
+        return super().on_error(state)
+
+    def _ramp_out(self, reason: str) -> None:
+        """Halt without observations, at the contract's rate; commands still go out."""
+        if not self._active or self._cycle is None or self.server is None or self._outputs is None:
+            return
+        self._active = False
+        if self._watcher is not None:
+            self._watcher.stop()
+        self._cycle.leave(reason)
+        while not self._cycle.left:
+            self._publish(self._cycle.ramp())
+            time.sleep(self.server.contract.period)
+        self.server.disable()
+        self._cycle = self._new_cycle()
+
+    def _free(self) -> None:
+        if self._inputs is not None:
+            self._inputs.close()
+        if self._outputs is not None:
+            self._outputs.close()
+        if self.server is not None:
+            self.server.close()
+        self.settings = self.server = self._cycle = self._watcher = self._inputs = self._outputs = self.last = None
+
+    def _new_cycle(self) -> PolicyCycle[Frame]:
+        assert self.server is not None and self.settings is not None
+        return PolicyCycle(
+            self.server,
+            picture_of,
+            self.settings.cycle,
+            lockstep=self.settings.lockstep,
+            watcher=self._watcher,
+            full_name=self.resolve_topic_name,
+            wall=lambda: int(self.get_clock().now().nanoseconds),
+        )
+
+    # --- cycles ------------------------------------------------------------------------------------------------------
+
+    def _present_cycle(self) -> PolicyCycle[Frame]:
+        assert self._cycle is not None
+        return self._cycle
+
+    def _turn(self, begin: float) -> None:
+        """Something came, or time has passed: run the cycle if it is due."""
+        cycle = self._cycle
+        if not self._active or cycle is None or self._inputs is None or self.settings is None:
+            return
+        self._inputs.drain_joints()
+        if self.settings.lockstep:
+            self._heard = self.steadily
+            cycle.pose_expected = self._inputs.pose_is_published
+            output = cycle.run_lockstep(begin)
+        else:
+            output = cycle.run(begin)
+        if output is not None:
+            self._publish(output)
+        self._schedule()
+
+    def _publish(self, output: Output) -> None:
+        assert self._outputs is not None and self._cycle is not None
+        self._outputs.publish(output)
+        self._cycle.published(output)
+        self._outputs.publish_health(output, int(self.get_clock().now().nanoseconds))
+        self.last = output
+
+    def _schedule(self) -> None:
+        """Wake when the cycle has something to do even if nothing comes."""
+        assert self._cycle is not None and self.settings is not None
+        wait = _IDLE_STATUS if self.settings.lockstep else max(0.0005, self._cycle.wake - self.steadily)
+        self._wake.timer_period_ns = round(wait * 1e9)
+        self._wake.reset()
+
+    def _on_wake(self) -> None:
+        if self._active and self.settings is not None and self.settings.lockstep:
+            self._watch_silence()
+        elif self._active:
+            self._turn(time.perf_counter())
+        elif self._cycle is not None and self._outputs is not None:
+            self._outputs.publish_status_alone(self._cycle.ramp())
+            self._wake.timer_period_ns = round(_IDLE_STATUS * 1e9)
+
+    # --- lockstep ----------------------------------------------------------------------------------------------------
+
+    def _begin_episode(self, episode: Episode) -> None:
+        if not self._active or self._cycle is None:
+            return
+        self._heard = self.steadily
+        self._publish(
+            self._cycle.begin_episode(
+                episode.number,
+                episode.instruction,
+                seed=episode.seed,
+                draw=episode.draw,
+                stamp=nanoseconds_of(episode),
+            )
+        )
+
+    def _watch_silence(self) -> None:
+        assert self._cycle is not None
+        timeout = self._cycle.options.timeout
+        if self.steadily - self._heard > timeout:
+            raise TransportError(
+                f"nothing came on {', '.join(self._cycle.silent)} for {timeout:g} s; does the simulated robot run?"
+            )
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    def _values(self) -> dict[str, object]:
+        found = {}
+        for parameter in PARAMETERS:
+            value = self.get_parameter(parameter.name).value
+            found[parameter.name] = list(value) if parameter.kind in ("floats", "strings") else value
+        return found
+
+    def _on_set_parameters(self, changes: list[RosParameter]) -> SetParametersResult:
+        ours = {change.name: change.value for change in changes if change.name in BY_NAME}
+        try:
+            for name, value in ours.items():
+                check(name, value)
+                if self.server is not None and not BY_NAME[name].live:
+                    raise ConfigError(
+                        f"parameter '{name}' is read when the node is configured; deactivate it, clean it up, set the "
+                        "parameter, then configure it again"
+                    )
+            if "instruction" in ours and self.server is not None:
+                self.server.set_instruction(str(ours["instruction"]))
+        except (ConfigError, UnknownInstructionError, EngineError) as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)

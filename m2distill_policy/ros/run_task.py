@@ -1,0 +1,102 @@
+"""``~/run_task``: do one task until its time is over or it is cancelled, then halt."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from m2distill_msgs.action import RunTask
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import ReentrantCallbackGroup
+
+from m2distill_policy.errors import UnknownInstructionError
+from m2distill_policy.ros.waiting import NextTurn
+from m2distill_policy.runtime.engine import EngineError
+from m2distill_policy.runtime.status import StatusCode
+
+if TYPE_CHECKING:
+    from m2distill_policy.ros.policy_node import PolicyNode
+
+#: Faults that do not pass by themselves: somebody has to enable the policy again.
+_HELD = frozenset({StatusCode.HELD, StatusCode.DEADLINE_MISSED, StatusCode.EMERGENCY_STOP})
+
+
+class RunTaskServer:
+    """The action server; a new goal replaces the one that runs."""
+
+    def __init__(self, node: PolicyNode) -> None:
+        self._node = node
+        self._newest = 0
+        self._server = ActionServer(
+            node,
+            RunTask,
+            "~/run_task",
+            execute_callback=self._execute,
+            goal_callback=self._goal,
+            cancel_callback=lambda handle: CancelResponse.ACCEPT,
+            callback_group=ReentrantCallbackGroup(),
+        )
+
+    def _goal(self, goal: RunTask.Goal) -> GoalResponse:
+        if not (math.isfinite(goal.timeout) and goal.timeout >= 0):
+            self._node.get_logger().error(f"run_task: timeout is {goal.timeout} s; 0 (without end) or more is allowed")
+            return GoalResponse.REJECT
+        return GoalResponse.ACCEPT
+
+    async def _execute(self, handle: ServerGoalHandle) -> RunTask.Result:
+        node, goal = self._node, handle.request
+        self._newest += 1
+        mine = self._newest
+        began = node.steadily
+        result = RunTask.Result()
+        server = node.server
+        if server is None or not node.active:
+            return self._refuse(handle, result, "the node is not active; configure and activate it first")
+        try:
+            server.set_instruction(goal.instruction)
+        except (UnknownInstructionError, EngineError) as error:
+            return self._refuse(handle, result, str(error))
+        if not server.enabled:
+            return self._refuse(handle, result, "the policy is not enabled; call ~/enable first")
+        server.reset("a new task")
+        seen, commands = node.last, 0
+        while True:
+            result.elapsed = node.steadily - began
+            if handle.is_cancel_requested:
+                server.halt("the task was cancelled")
+                result.outcome, result.sentence = RunTask.Result.CANCELLED, "The task was cancelled; the arm halts."
+                handle.canceled()
+                break
+            if mine != self._newest or server.instruction != goal.instruction:
+                result.outcome, result.sentence = RunTask.Result.REPLACED, "Another task or instruction took its place."
+                handle.abort()
+                break
+            if not node.active:
+                result.outcome, result.sentence = RunTask.Result.FAULT, "The node is not active any more."
+                handle.abort()
+                break
+            if goal.timeout and result.elapsed >= goal.timeout:
+                server.halt(f"the task's {goal.timeout:g} s are over")
+                result.outcome, result.sentence = RunTask.Result.OVER, f"{goal.timeout:g} s are over; the arm halts."
+                handle.succeed()
+                break
+            if node.last is not None and node.last is not seen:
+                seen = node.last
+                commands += seen.command
+                status = seen.decision.status
+                if status.code in _HELD:
+                    result.outcome, result.sentence = RunTask.Result.FAULT, status.sentence
+                    handle.abort()
+                    break
+                handle.publish_feedback(
+                    RunTask.Feedback(elapsed=result.elapsed, status=status.code.name, sentence=status.sentence)
+                )
+            await NextTurn()
+        result.commands = commands
+        return result
+
+    def _refuse(self, handle: ServerGoalHandle, result: RunTask.Result, sentence: str) -> RunTask.Result:
+        result.outcome, result.sentence = RunTask.Result.REFUSED, sentence
+        handle.abort()
+        return result

@@ -1,0 +1,104 @@
+"""``~/enable``, ``~/reset``, ``~/load_policy``, ``~/rollback``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from m2distill_msgs.srv import LoadPolicy
+from rclpy.callback_groups import ReentrantCallbackGroup
+from std_srvs.srv import SetBool, Trigger
+
+from m2distill_policy.ros.waiting import NextTurn
+from m2distill_policy.runtime.hotswap import SwapError
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.status import SwapReport, SwapState
+
+if TYPE_CHECKING:
+    from m2distill_policy.ros.policy_node import PolicyNode
+
+#: s that a bundle may take to be verified and made ready.
+_PATIENCE = 120.0
+
+
+class Services:
+    """The node's services; before it is configured each says so."""
+
+    def __init__(self, node: PolicyNode) -> None:
+        self._node = node
+        group = ReentrantCallbackGroup()  # a bundle that is being loaded must not hold up ~/enable
+        node.create_service(SetBool, "~/enable", self._enable, callback_group=group)
+        node.create_service(Trigger, "~/reset", self._reset, callback_group=group)
+        node.create_service(Trigger, "~/rollback", self._rollback, callback_group=group)
+        node.create_service(LoadPolicy, "~/load_policy", self._load, callback_group=group)
+
+    def _server(self, response: Any, *, active: bool = False) -> PolicyServer | None:
+        """The policy server; None, with the answer filled in, where there is none yet."""
+        sentence = ""
+        if self._node.server is None:
+            sentence = "the node is not configured; configure it first"
+        elif active and not self._node.active:
+            sentence = "the node is not active; activate it first"
+        if not sentence:
+            return self._node.server
+        response.success = False
+        self._say(response, sentence)
+        return None
+
+    @staticmethod
+    def _say(response: Any, sentence: str) -> None:
+        if hasattr(response, "sentence"):
+            response.sentence = sentence
+        else:
+            response.message = sentence
+
+    def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        server = self._server(response, active=bool(request.data))
+        if server is None:
+            return response
+        if request.data:
+            server.enable()
+        else:
+            server.disable()
+        response.success = True
+        self._say(response, "commands go out" if request.data else "ramping to a halt; the policy answers in shadow")
+        return response
+
+    def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        server = self._server(response)
+        if server is not None:
+            server.reset("~/reset")
+            response.success = True
+            self._say(response, "the window is empty")
+        return response
+
+    async def _load(self, request: LoadPolicy.Request, response: LoadPolicy.Response) -> LoadPolicy.Response:
+        server = self._server(response)
+        if server is None:
+            return response
+        server.load(request.path)
+        report = await self._fate(server)
+        response.success = report.state in (SwapState.READY, SwapState.SWITCHED)
+        response.sentence, response.bundle = report.sentence, report.bundle
+        return response
+
+    async def _rollback(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        server = self._server(response)
+        if server is None:
+            return response
+        try:
+            server.rollback()
+        except SwapError as error:
+            response.success = False
+            self._say(response, str(error))
+            return response
+        report = await self._fate(server)
+        response.success = report.state in (SwapState.READY, SwapState.SWITCHED)
+        self._say(response, report.sentence)
+        return response
+
+    async def _fate(self, server: PolicyServer) -> SwapReport:
+        """What became of the bundle that is being loaded."""
+        until = self._node.steadily + _PATIENCE
+        while server.swap.state is SwapState.LOADING and self._node.steadily < until:
+            await NextTurn()
+        return server.swap
