@@ -1,0 +1,97 @@
+"""The policy on a robot: ``ros2 launch m2distill_policy policy.launch.py bundle:=/path/to/bundle``.
+
+Configures the node and activates it. Without ``enable:=true`` it answers in shadow: ~/action and ~/status, no command.
+``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
+"""
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, Shutdown
+from launch.event_handlers import OnProcessStart
+from launch.events import matches_action
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import LifecycleNode
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from launch_ros.parameter_descriptions import ParameterValue
+from lifecycle_msgs.msg import Transition
+
+#: Argument -> what it is. Those left empty keep the profile's value, or the node's default.
+PARAMETERS = {
+    "bundle": "folder that 'm2distill export' wrote",
+    "instruction": "what to do, one that the bundle knows",
+    "enable": "true: commands go out as soon as the node is active",
+    "sampling": "sample, low_noise or mode",
+    "watch_folder": "take over bundles that appear in this folder by rename",
+    "swap_when": "idle or now",
+    "provider": "cpu, cuda, tensorrt or auto",
+    "image_transport": "raw or compressed",
+    "use_sim_time": "true: stamps are compared with /clock",
+}
+#: Topic that the node names -> argument that renames it.
+TOPICS = {
+    "/camera/agentview/image_raw": "agentview_image",
+    "/camera/agentview/camera_info": "agentview_info",
+    "/camera/eye_in_hand/image_raw": "eye_in_hand_image",
+    "/camera/eye_in_hand/camera_info": "eye_in_hand_info",
+    "/joint_states": "joint_states",
+    "/end_effector_pose": "end_effector_pose",
+    "/gripper_command": "gripper_command",
+}
+#: Parameters that are text whatever they look like.
+_TEXT = ("bundle", "instruction", "watch_folder")
+
+
+def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
+    def given(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    profile = given("profile")
+    chosen = {
+        name: ParameterValue(given(name), value_type=str if name in _TEXT else None)
+        for name in PARAMETERS
+        if given(name)
+    }
+    remappings = [(topic, given(argument)) for topic, argument in TOPICS.items()]
+    for topic, argument in TOPICS.items():
+        if argument.endswith("_image"):
+            remappings.append((f"{topic}/compressed", f"{given(argument)}/compressed"))
+    node = LifecycleNode(
+        package="m2distill_policy",
+        executable="policy_node",
+        name="m2distill_policy",
+        namespace="",
+        parameters=[*([profile] if profile else []), chosen],
+        remappings=remappings,
+        output="screen",
+        respawn=given("respawn") == "true",
+        respawn_delay=1.0,
+    )
+
+    def ask(transition: int) -> EmitEvent:
+        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
+
+    def when(start: str, goal: str, *entities: LaunchDescriptionEntity) -> RegisterEventHandler:
+        return RegisterEventHandler(
+            OnStateTransition(target_lifecycle_node=node, start_state=start, goal_state=goal, entities=list(entities))
+        )
+
+    return [
+        RegisterEventHandler(OnProcessStart(target_action=node, on_start=[ask(Transition.TRANSITION_CONFIGURE)])),
+        when("configuring", "inactive", ask(Transition.TRANSITION_ACTIVATE)),
+        when("configuring", "unconfigured", Shutdown(reason="the policy cannot be configured; its log says why")),
+        node,
+    ]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The node, its arguments, and the transitions that bring it up."""
+    arguments = [DeclareLaunchArgument(name, default_value="", description=text) for name, text in PARAMETERS.items()]
+    arguments += [
+        DeclareLaunchArgument(argument, default_value=topic, description=f"topic to use for {topic}")
+        for topic, argument in TOPICS.items()
+    ]
+    arguments += [
+        DeclareLaunchArgument("profile", default_value="", description="parameter file of the arm"),
+        DeclareLaunchArgument("respawn", default_value="false", description="true: start the node again when it dies"),
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])
