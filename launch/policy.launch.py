@@ -4,7 +4,6 @@ Configures the node and activates it. Without ``enable:=true`` it answers in sha
 ``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
 """
 
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, Shutdown
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
@@ -14,6 +13,8 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 #: Argument -> what it is. Those left empty keep the profile's value, or the node's default.
 PARAMETERS = {
