@@ -106,6 +106,11 @@ def test_the_table_names_every_parameter() -> None:
     assert rows == [parameter.name for parameter in PARAMETERS]
 
 
+def test_the_guide_has_this_table() -> None:
+    guide = (Path(__file__).resolve().parent.parent / "docs/ros2.md").read_text(encoding="utf-8")
+    assert guide.split("<!-- parameters -->\n")[1].split("\n<!-- /parameters -->")[0] == table()
+
+
 def test_the_table_needs_no_ros_2() -> None:
     code = "import sys, m2distill_policy.ros.parameters; print('rclpy' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -278,3 +278,12 @@ def table() -> str:
         when = "start" if p.fixed else "any time" if p.live else "unconfigured"
         rows.append(f"| `{p.name}` | {KINDS[p.kind]} | {default} | {p.unit} | {p.allowed} | {when} | {p.text} |")
     return "\n".join(rows)
+
+
+def main() -> None:
+    """Print the table."""
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
