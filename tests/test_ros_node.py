@@ -275,3 +275,19 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait(PATIENCE)
+
+
+def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None:
+    first, second = write_toy(tmp_path / "first", seed=0), write_toy(tmp_path / "second", seed=1)
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
+    with policy_node(bundle=str(first), watch_folder=str(watched), **told), robot(CONTRACT) as there:
+        _up(there)
+        assert there.change(Transition.TRANSITION_DEACTIVATE) and there.change(Transition.TRANSITION_ACTIVATE)
+        identifier = open_bundle(second).identifier
+        second.rename(watched / "second")
+        deadline = time.monotonic() + PATIENCE
+        while not any(a.bundle == identifier for a in there.heard["action"]):
+            assert time.monotonic() < deadline, there.heard["status"][-1:]
+            there.drive(observations(CONTRACT, 4, seed=int(time.monotonic() * 1000)))

@@ -125,6 +125,8 @@ class PolicyNode(LifecycleNode):
             turn=self._turn,
             begin_episode=self._begin_episode,
         )
+        if self._watcher is not None and not settings.lockstep:
+            self._watcher.start()  # until cleanup: a watcher that was stopped does not start again
         # What is here stays; the collector need not walk it again between two cycles.
         gc.collect()
         gc.freeze()
@@ -145,8 +147,6 @@ class PolicyNode(LifecycleNode):
         self._cycle = self._new_cycle()
         self._heard = self.steadily
         self._active = True
-        if self._watcher is not None and not self.settings.lockstep:
-            self._watcher.start()
         self._schedule()
         return result
 
@@ -177,8 +177,6 @@ class PolicyNode(LifecycleNode):
         if not self._active or self._cycle is None or self.server is None or self._outputs is None:
             return
         self._active = False
-        if self._watcher is not None:
-            self._watcher.stop()
         self._cycle.leave(reason)
         while not self._cycle.left:
             self._publish(self._cycle.ramp())
@@ -191,6 +189,8 @@ class PolicyNode(LifecycleNode):
             self._inputs.close()
         if self._outputs is not None:
             self._outputs.close()
+        if self._watcher is not None:
+            self._watcher.stop()
         if self.server is not None:
             self.server.close()
         self.settings = self.server = self._cycle = self._watcher = self._inputs = self._outputs = self.last = None
