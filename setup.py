@@ -40,6 +40,7 @@ setup(
         "console_scripts": [
             "m2distill = m2distill_policy.cli:main",
             "policy_node = m2distill_policy.ros.main:main",
+            "sim_robot = m2distill_policy.ros.sim_robot:main",
         ]
     },
     zip_safe=False,

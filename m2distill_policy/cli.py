@@ -41,7 +41,7 @@ _ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig"
 _TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
 _TRAIN_MORE = ("rosbags",)
 _SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
-_SIM_MORE = ("fast_simplification", "easydict", "cloudpickle", "gymnasium", "future")
+_SIM_MORE = ("fast_simplification", "threadpoolctl", "easydict", "cloudpickle", "gymnasium", "future")
 INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_TRAIN_MORE, *_SIM, *_SIM_MORE))
 
 

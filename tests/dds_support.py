@@ -29,7 +29,7 @@ from m2distill_policy.node import topics
 from m2distill_policy.node.messages import optical_frame
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim.world import Task, World
-from m2distill_policy.sim_robot import RobotOptions, SimRobot
+from m2distill_policy.sim_robot.robot import RobotOptions, SimRobot
 from tests.bundles import INSTRUCTIONS, observations
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,8 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.sim_robot import Command, Follow, RobotOptions, Rollout, SimRobot
+from m2distill_policy.sim_robot.link import Command, Follow
+from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, SimRobot
 from tests import toy_suite
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.dds_support import Robot, StillWorld, child, sim_robot

@@ -24,7 +24,7 @@ from m2distill_policy.errors import TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
-from m2distill_policy.sim_robot import RobotOptions, Rollout
+from m2distill_policy.sim_robot.robot import RobotOptions, Rollout
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.dds_support import Robot, StillWorld, child, sim_robot
 

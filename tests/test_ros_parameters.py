@@ -44,6 +44,7 @@ def test_every_parameter_changes_the_settings() -> None:
         "safety.workspace_high": {"safety.workspace_low": [-1.0, -1.0, -1.0]},
         "joints.entries": {"joints.names": ["x"]}, "joints.names": {"joints.entries": ["x"]},
         **{f"joints.{n}": {"joints.entries": ["x"], "joints.names": ["y"]} for n in ("scales", "offsets")},
+        "gripper.interface": {"gripper.joint": "x"},
     }  # fmt: skip
     base: dict[str, Any] = {"joints.entries": ["q"], "joints.names": ["p"], **BUNDLE}
     for parameter in PARAMETERS:
@@ -60,6 +61,10 @@ def test_every_parameter_changes_the_settings() -> None:
             with_it = settings_from({**company, parameter.name: value})
             assert with_it != settings_from(base), parameter.name
             continue
+        if parameter.name.startswith("pose."):
+            frames = {"pose.base_frame": "base", "pose.end_effector_frame": "hand"}
+            assert settings_from({**BUNDLE, **frames, parameter.name: value}) != settings_from({**BUNDLE, **frames})
+            continue
         if parameter.name.startswith("safety.workspace"):
             assert settings_from({**company, parameter.name: value}).arm.safety.needs_pose
             continue
@@ -71,6 +76,16 @@ def test_every_parameter_changes_the_settings() -> None:
     [
         ({"bundel": "x"}, "parameter 'bundel' is not known.*'bundle'"),
         ({"bundle": ""}, "parameter 'bundle' is empty"),
+        ({**BUNDLE, "pose.base_frame": "base"}, "pose.end_effector_frame ''; give both, or neither"),
+        (
+            {**BUNDLE, "lockstep": True, "pose.base_frame": "base", "pose.end_effector_frame": "hand"},
+            "a lockstep takes poses from /end_effector_pose",
+        ),
+        ({**BUNDLE, "gripper.interface": "parallel_gripper_command"}, "'gripper.joint' is empty"),
+        (
+            {**BUNDLE, "gripper.interface": "gripper_command", "gripper.action": ""},
+            "'gripper.action' is empty; gripper_command needs",
+        ),
         ({"bundle": 3}, "parameter 'bundle' is 3; a string is needed"),
         ({"enable": "yes"}, "parameter 'enable' is 'yes'; a bool is needed"),
         ({"sampling": "best"}, "parameter 'sampling' is 'best'; choose one of sample, low_noise, mode"),

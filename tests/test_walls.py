@@ -115,12 +115,17 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.recordings": _names(
         *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags"
     ),
-    "m2distill_policy.sim_robot": _names(*_CORE, "runtime", "node", "sim"),
+    "m2distill_policy.signals": _names(),
+    "m2distill_policy.sim_robot": _names(
+        *_CORE, "signals", "bundle", "runtime", "node", "sim", "evaluation.seeds", "sim_robot"
+    ),
     "m2distill_policy.dds": _names(
         *_CORE, "bundle", "config", "runtime", "node", "sim_robot", "dds", outside="cyclonedds cv2"
     ),
     "m2distill_policy.ros": _names(
-        *_CORE, "bundle", "config", "runtime", "node", "sim_robot", "ros", outside="rclpy cv2"
+        *_CORE,
+        *("signals", "bundle", "config", "runtime", "node", "sim_robot", "ros"),
+        outside="rclpy cv2",
     ),
     "m2distill_policy.sim": _names(
         *_CORE, "config", "demonstrations", "sim", outside="robosuite mujoco libero bddl h5py cv2 yaml"

@@ -97,13 +97,13 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import PolicyNode
-    from m2distill_policy.dds.signals import stop_on_signals
     from m2distill_policy.node.config import ArmConfig
     from m2distill_policy.node.cycle import CycleOptions
     from m2distill_policy.node.topics import parse_remappings
     from m2distill_policy.runtime.server import PolicyServer
     from m2distill_policy.runtime.watchdog import WatchLimits
     from m2distill_policy.runtime.watcher import FolderWatcher
+    from m2distill_policy.signals import stop_on_signals
 
     config = load_config(ArmConfig, args.config, args.overrides)
     options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper, joints=config.joints)

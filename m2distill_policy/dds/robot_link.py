@@ -27,7 +27,7 @@ from m2distill_policy.dds.types import (
 from m2distill_policy.node import topics
 from m2distill_policy.node.messages import action_of, optical_frame, pose_of, twist_of
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim_robot import FOLLOWED, Command, Follow, Heard, Link
+from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Heard, Link
 
 _COMMANDS: dict[Follow, type[PolicyAction] | type[PoseStamped] | type[TwistStamped]] = {
     "action": PolicyAction,
@@ -41,6 +41,7 @@ class DdsLink(Link):
 
     def __init__(self, participant: Participant, contract: Contract, *, follow: Follow, lockstep: bool) -> None:
         self.where = f"in DDS domain {participant.domain}"
+        self.wants_pose = follow == "target_pose"
         self._participant = participant
         self._contract = contract
         self._lockstep = lockstep
@@ -74,11 +75,12 @@ class DdsLink(Link):
         self._anything = participant.waiter(self._heard, matches=[self._status])
         self._nothing = participant.waiter([])
 
-    def wait_for_policy(self, timeout: float, hint: str, stop: Callable[[], bool]) -> None:
+    def wait_for_policy(self, timeout: float, stop: Callable[[], bool]) -> None:
         endpoints: list[Reader[Any] | Writer[Any]] = [*self._views.values(), self._joints, *self._heard, self._episodes]
         if self._pose is not None:
             endpoints.append(self._pose)
-        self._participant.wait_for_peers(endpoints, timeout, hint, stop)
+        lockstep = " --lockstep" if self._lockstep else ""
+        self._participant.wait_for_peers(endpoints, timeout, f"start 'm2distill serve BUNDLE{lockstep}' there", stop)
 
     @property
     def policy_is_there(self) -> bool:

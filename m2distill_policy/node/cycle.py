@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -29,8 +28,9 @@ from m2distill_policy.node import topics
 from m2distill_policy.node.diagnostics import Diagnostics, Health
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.node.joints import JointSource
+from m2distill_policy.node.pose_source import POSE_PERIODS, PoseBuffer, PoseSource
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
-from m2distill_policy.node.synchroniser import JOINTS_KEPT, SynchronisedSet
+from m2distill_policy.node.synchroniser import SynchronisedSet
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
@@ -48,8 +48,6 @@ T = TypeVar("T")
 DIAGNOSTICS_EVERY = 1.0
 #: s that a ramp to a halt may take before the node leaves all the same; the longest that the limits allow takes 5.
 LONGEST_RAMP = 6.0
-#: A pose older than this many periods says nothing of where the arm is now.
-POSE_PERIODS = 4
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,10 @@ class Output:
 
     stamp: ns, of the observation answered, 0 without one; of the episode where one only begins. sent: ns, what
     commands are stamped with. action: whether ``~/action`` is published. twist: (6,) m/s and rad/s; target: (6,) m and
-    rad, contract's frame; gripper: position in m; each None where it is not published. warnings: what does not stop
-    the policy and still needs a look. health: for /diagnostics, None where it is not time yet. begin: s, when the work
-    on this cycle began, by ``time.perf_counter``.
+    rad, contract's frame; gripper: position in m; each None where it is not published. pose: (6,) m and rad, where the
+    end effector was, None where that is not known. warnings: what does not stop the policy and still needs a look.
+    health: for /diagnostics, None where it is not time yet. begin: s, when the work on this cycle began, by
+    ``time.perf_counter``.
     """
 
     decision: Decision
@@ -88,21 +87,13 @@ class Output:
     twist: NDArray[np.float64] | None
     target: NDArray[np.float64] | None
     gripper: float | None
+    pose: NDArray[np.float64] | None
     cycle: int
     episode: int
     gripper_commands: int
     warnings: tuple[str, ...]
     health: Health | None
     begin: float
-
-
-@dataclass(frozen=True)
-class _Pose:
-    """The end effector's pose: its stamp in ns, when it arrived (s, monotonic), and (6,) m and rad, base frame."""
-
-    stamp: int
-    arrived: float
-    value: NDArray[np.float64]
 
 
 class PolicyCycle(Generic[T]):
@@ -117,6 +108,7 @@ class PolicyCycle(Generic[T]):
         full_name: from a topic as :mod:`m2distill_policy.node.topics` names it to its name here, after remapping; for
             sentences. Everything else here is told topics as that module names them.
         wall: the clock of the observations' stamps, ns. steady: a monotonic clock, s.
+        poses: where the end effector is, where something else knows that; None takes what :meth:`add_pose` is told.
     """
 
     def __init__(
@@ -130,6 +122,7 @@ class PolicyCycle(Generic[T]):
         full_name: Callable[[str], str] = topics.resolve,
         wall: Callable[[], int] = time.time_ns,
         steady: Callable[[], float] = time.monotonic,
+        poses: PoseSource | None = None,
     ) -> None:
         self.options = options or CycleOptions()
         #: In lockstep, whether this robot publishes its pose: then a set is answered only with the pose of its stamp.
@@ -147,8 +140,14 @@ class PolicyCycle(Generic[T]):
         self._gripper_commands = 0
         self._troubles: dict[str, str] = {}
         self._reported: set[str] = set()
-        self._poses: deque[_Pose] = deque(maxlen=JOINTS_KEPT)
         self._slop = 0 if lockstep else round(self.options.slop * 1e9)
+        self._heard_poses = PoseBuffer(
+            lambda: f"'{full_name(topics.END_EFFECTOR_POSE)}'",
+            slop=self._slop,
+            longest_silence=None if lockstep else POSE_PERIODS * self._contract.period,
+            steady=steady,
+        )
+        self._poses: PoseSource = self._heard_poses if poses is None else poses
         self._stream: ObservationStream[T] = ObservationStream(
             self._contract, picture, slop=self._slop, joints=self.options.joints, now=steady()
         )
@@ -202,7 +201,7 @@ class PolicyCycle(Generic[T]):
 
     def add_pose(self, stamp: int, pose: NDArray[np.float64]) -> None:
         """The end effector's pose (6,) in the contract's frame."""
-        self._poses.append(_Pose(stamp, self._steady(), pose))
+        self._heard_poses.add(stamp, pose)
 
     def add_camera_info(self, name: str, focal: float, height: int, width: int) -> None:
         """Intrinsics of the view ``name``: vertical focal length and size in pixels; a wrong lens is a warning."""
@@ -228,6 +227,10 @@ class PolicyCycle(Generic[T]):
         if sentence not in self._reported and len(self._reported) < 100:
             self._reported.add(sentence)
             logger.warning("%s", sentence)
+
+    def gripper_missed(self) -> None:
+        """The gripper did not take its command: the next clear wish is told again."""
+        self._gripper.forget()
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -308,7 +311,7 @@ class PolicyCycle(Generic[T]):
         self._pending = None
         if pending is None or pending.stamp <= self._episode_stamp:
             return None
-        if self.pose_expected and self._pose_at(pending.stamp) is None:
+        if self.pose_expected and self._poses.at(pending.stamp) is None:
             # This robot publishes its pose, so it wants a set-point, and that needs the pose of this very stamp.
             self._pending = pending
             return None
@@ -355,7 +358,7 @@ class PolicyCycle(Generic[T]):
     def _answer(self, found: SynchronisedSet[T], begin: float) -> Output:
         observation, troubles = self._stream.observe(found)
         self.trouble("observation", " ".join(troubles) or None)
-        pose = self._pose_at(found.stamp)
+        pose = self._poses.at(found.stamp)
         if self._lockstep:
             decision = self._server.step(observation, observation.stamp, pose=pose)
         else:
@@ -365,14 +368,14 @@ class PolicyCycle(Generic[T]):
     def _output(self, decision: Decision, stamp: int, begin: float, *, answers: bool = True) -> Output:
         """``answers`` is False where an episode only begins."""
         twist = target = position = None
+        pose = self._poses.at(stamp) if answers else None
         if decision.command and answers:
             twist = drive.twist(decision.action, self._server.contract)
-            pose = self._pose_at(stamp)
-            if self._poses and pose is None:
+            if pose is None and self._poses.expected:
                 self.trouble(
                     "pose",
-                    f"No pose on '{self._full_name(topics.END_EFFECTOR_POSE)}' belongs to this cycle, so ~/target_pose "
-                    "is not published; see whether it still comes.",
+                    f"No pose on {self._poses.place} belongs to this cycle, so ~/target_pose is not published; see "
+                    "whether it still comes.",
                 )
             else:
                 self.trouble("pose", None)
@@ -394,6 +397,7 @@ class PolicyCycle(Generic[T]):
             twist=twist,
             target=target,
             gripper=position,
+            pose=pose,
             cycle=self._cycle,
             episode=self._episode,
             gripper_commands=self._gripper_commands,
@@ -401,21 +405,6 @@ class PolicyCycle(Generic[T]):
             health=self._health(decision, warnings),
             begin=begin,
         )
-
-    def _pose_at(self, stamp: int) -> NDArray[np.float64] | None:
-        """The end effector's pose nearest to ``stamp`` (ns); the newest one during a ramp without observations.
-
-        None where no pose is near enough, or none has come lately: an arm that was moved by somebody else since must
-        not be sent back to where it was.
-        """
-        if not self._poses:
-            return None
-        if not self._lockstep and self._steady() - self._poses[-1].arrived > POSE_PERIODS * self._contract.period:
-            return None
-        if not stamp:
-            return self._poses[-1].value
-        nearest = min(self._poses, key=lambda pose: abs(pose.stamp - stamp))
-        return nearest.value if abs(nearest.stamp - stamp) <= self._slop else None
 
     def _health(self, decision: Decision, warnings: Sequence[str]) -> Health | None:
         now = self._steady()

@@ -7,7 +7,7 @@ once, here, and each transport brings its classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class Messages:
 
     def twist(self, velocity: NDArray[np.float64], stamp: int, frame: str) -> Any:
         """``~/twist`` for a velocity (6,) in m/s and rad/s."""
-        linear, angular = self._vector(velocity[:3]), self._vector(velocity[3:6])
+        linear, angular = self.vector(velocity[:3]), self.vector(velocity[3:6])
         twist = self._types.Twist(linear=linear, angular=angular)
         return self._types.TwistStamped(header=self.header(stamp, frame), twist=twist)
 
@@ -142,7 +142,8 @@ class Messages:
             p=[*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0],
         )
 
-    def _vector(self, values: NDArray[np.float64]) -> Any:
+    def vector(self, values: Sequence[float] | NDArray[np.float64]) -> Any:
+        """geometry_msgs/Vector3 of three numbers."""
         x, y, z = (float(v) for v in values)
         return self._types.Vector3(x=x, y=y, z=z)
 

@@ -1,6 +1,6 @@
 """What a camera driver sends, as RGB. Encodings are those of ``sensor_msgs/image_encodings.hpp``.
 
-Where ROS 2 is present its own ``cv_bridge`` does this; here is the same for plain DDS and for recordings.
+On ROS 2 its own ``cv_bridge`` converts, after :func:`check_form`; here is the same for plain DDS and for recordings.
 """
 
 from __future__ import annotations
@@ -40,21 +40,29 @@ _CONVERSIONS = {
 }
 
 
-def rgb_of(encoding: str, height: int, width: int, step: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture as uint8 (H, W, 3), RGB, upright; a view of ``data`` where the encoding allows it.
-
-    data: (n,) uint8, ``height`` rows of ``step`` bytes, row 0 on top. Raises :class:`ObservationError` for an encoding
-    that is not in :data:`CHANNELS`, and where size, step and data do not fit together.
-    """
+def check_form(encoding: str, height: int, width: int, step: int, size: int) -> None:
+    """Raise :class:`ObservationError` for an encoding that is not in :data:`CHANNELS`, and where ``height`` rows of
+    ``step`` bytes, ``width`` pixels each, and ``size`` bytes in all do not fit together."""
     channels = CHANNELS.get(encoding)
     if channels is None:
         raise ObservationError(f"image encoding '{encoding}' is not known; allowed are {', '.join(CHANNELS)}")
-    row = width * channels
-    if height == 0 or width == 0 or step < row or data.size < step * height:
+    if height == 0 or width == 0 or step < width * channels or size < step * height:
         raise ObservationError(
             f"image is incomplete: {height} rows of {step} bytes ({width} pixels, {encoding}) were announced and "
-            f"{data.size} bytes came"
+            f"{size} bytes came"
         )
+    if encoding in _CONVERSIONS and (height % 2 or width % 2):
+        raise ObservationError(f"image is {height} x {width} and {encoding} needs even numbers of rows and columns")
+
+
+def rgb_of(encoding: str, height: int, width: int, step: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture as uint8 (H, W, 3), RGB, upright; a view of ``data`` where the encoding allows it.
+
+    data: (n,) uint8, ``height`` rows of ``step`` bytes, row 0 on top. Raises what :func:`check_form` raises.
+    """
+    check_form(encoding, height, width, step, data.size)
+    channels = CHANNELS[encoding]
+    row = width * channels
     pixels = data[: step * height].reshape(height, step)[:, :row].reshape(height, width, channels)
     if encoding == "rgb8":
         return pixels
@@ -64,8 +72,6 @@ def rgb_of(encoding: str, height: int, width: int, step: int, data: NDArray[np.u
         return pixels[:, :, :3]
     if encoding == "mono8":
         return np.repeat(pixels, 3, axis=2)
-    if height % 2 or width % 2:
-        raise ObservationError(f"image is {height} x {width} and {encoding} needs even numbers of rows and columns")
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), _CONVERSIONS[encoding]), dtype=np.uint8)
 
 

@@ -24,6 +24,8 @@ ACTION = "~/action"
 STATUS = "~/status"
 TWIST = "~/twist"
 TARGET_POSE = "~/target_pose"
+#: The mixture for RViz; ROS 2 alone has it.
+MARKERS = "~/markers"
 
 
 def camera_topic(view: str) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 from geometry_msgs.msg import PoseStamped
 from m2distill_msgs.msg import Episode
-from numpy.typing import NDArray
 from rclpy.callback_groups import CallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
@@ -23,21 +21,10 @@ from m2distill_policy.errors import ObservationError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import PolicyCycle
 from m2distill_policy.node.messages import nanoseconds_of, pose_of
-from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
 from m2distill_policy.node.synchroniser import JOINTS_KEPT
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.parameters import NodeSettings
-
-#: A camera's message.
-Frame: TypeAlias = Image | CompressedImage
-
-
-def picture_of(frame: Frame) -> NDArray[np.uint8]:
-    """A camera's message as uint8 (H, W, 3), RGB; raises :class:`ObservationError` where it is no such picture."""
-    data = np.frombuffer(frame.data, dtype=np.uint8)
-    if isinstance(frame, CompressedImage):
-        return rgb_of_compressed(frame.format, data)
-    return rgb_of(frame.encoding, frame.height, frame.width, frame.step, data)
+from m2distill_policy.ros.pictures import Frame
 
 
 class WhenWanted(CallbackGroup):

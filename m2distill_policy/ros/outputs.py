@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from control_msgs.msg import GripperCommand
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
@@ -9,19 +11,33 @@ from m2distill_msgs.msg import PolicyAction, PolicyStatus
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.publisher import Publisher
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from visualization_msgs.msg import MarkerArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output
 from m2distill_policy.ros import qos
+from m2distill_policy.ros.gripper import GripperDriver
+from m2distill_policy.ros.markers import markers
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.ros.parameters import NodeSettings
 
 
 class Outputs:
-    """Publishers of a configured node; the command publishers are managed by its lifecycle."""
+    """Publishers of a configured node; the command publishers are managed by its lifecycle.
 
-    def __init__(self, node: LifecycleNode, contract: Contract, settings: NodeSettings) -> None:
+    gripper_trouble, gripper_lost: see :class:`GripperDriver`.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        contract: Contract,
+        settings: NodeSettings,
+        *,
+        gripper_trouble: Callable[[str | None], None],
+        gripper_lost: Callable[[], None],
+    ) -> None:
         self._node = node
         self._contract = contract
         self._settings = settings
@@ -34,8 +50,19 @@ class Outputs:
         self._action = command(PolicyAction, topics.ACTION)
         self._twist = command(TwistStamped, topics.TWIST)
         self._target = command(PoseStamped, topics.TARGET_POSE)
-        self._gripper = command(GripperCommand, topics.GRIPPER_COMMAND)
-        self._commands = [self._action, self._twist, self._target, self._gripper]
+        self._markers = command(MarkerArray, topics.MARKERS)
+        self._commands = [self._action, self._twist, self._target, self._markers]
+        self._gripper: LifecyclePublisher | None = None
+        self._gripper_driver: GripperDriver | None = None
+        effort = settings.arm.gripper.max_effort
+        if settings.gripper.kind == "topic":
+            self._gripper = command(GripperCommand, topics.GRIPPER_COMMAND)
+            self._commands.append(self._gripper)
+        else:
+            self._gripper_driver = GripperDriver(
+                node, settings.gripper, effort, trouble=gripper_trouble, lost=gripper_lost
+            )
+        self._frame = settings.frames.base if settings.frames is not None else contract.action.frame
         handshake = qos.latched() if settings.lockstep else qos.reliable(10)
         self._status: Publisher = node.create_publisher(
             PolicyStatus, topics.STATUS, handshake, qos_overriding_options=overriding
@@ -46,21 +73,32 @@ class Outputs:
         """End the publishers."""
         for publisher in self._commands:
             self._node.destroy_lifecycle_publisher(publisher)
+        if self._gripper_driver is not None:
+            self._gripper_driver.close()
         self._node.destroy_publisher(self._status)
         self._node.destroy_publisher(self._health)
 
     def publish(self, output: Output) -> None:
         """Everything that a cycle says, ``~/status`` last."""
-        frame, now = self._contract.action.frame, output.sent
+        frame, now = self._frame, output.sent
         if output.twist is not None:
             self._twist.publish(MESSAGES.twist(output.twist, now, frame))
         if output.target is not None:
             self._target.publish(MESSAGES.pose(output.target, now, frame))
-        if output.gripper is not None:
+        if output.gripper is not None and self._gripper is not None:
             self._gripper.publish(MESSAGES.gripper(output.gripper, self._settings.arm.gripper.max_effort))
+        elif output.gripper is not None and self._gripper_driver is not None:
+            self._gripper_driver.command(output.gripper)
         if output.action:
             self._action.publish(MESSAGES.action(output, self._contract))
         self._status.publish(MESSAGES.status(output, self._contract))
+
+    def publish_markers(self, output: Output) -> None:
+        """The mixture for RViz, where somebody looks; after what the arm waits for."""
+        if self._markers.get_subscription_count():
+            found = markers(output, self._contract, self._frame)
+            if found is not None:
+                self._markers.publish(found)
 
     def publish_health(self, output: Output, stamp: int) -> None:
         """/diagnostics, where it is time; stamp: ns."""

@@ -165,6 +165,13 @@ PARAMETERS: tuple[Parameter, ...] = (
         "watch.overruns_in_a_row", "int", _WATCH.overruns_in_a_row or 0, "",
         "late decisions that halt the arm until ~/enable; 0 for any number", low=0,
     ),
+    Parameter(
+        "gripper.interface", "string", "topic", "",
+        "how the gripper is told: control_msgs/GripperCommand on /gripper_command, or an action of its driver",
+        choices=("topic", "gripper_command", "parallel_gripper_command"),
+    ),
+    Parameter("gripper.action", "string", "/gripper_controller/gripper_cmd", "", "name of that action"),
+    Parameter("gripper.joint", "string", "", "", "the gripper's joint, which parallel_gripper_command names"),
     Parameter("gripper.open_position", "float", _GRIPPER.open_position, "m or rad", "open"),
     Parameter("gripper.closed_position", "float", _GRIPPER.closed_position, "m or rad", "closed"),
     Parameter(
@@ -172,6 +179,11 @@ PARAMETERS: tuple[Parameter, ...] = (
         low=0.0, high=0.999,
     ),
     Parameter("gripper.max_effort", "float", _GRIPPER.max_effort, "N", "0 for the gripper's own", low=0.0),
+    Parameter(
+        "pose.base_frame", "string", "", "",
+        "frame of the actions, for the pose by tf2 and the commands' header; empty takes /end_effector_pose",
+    ),
+    Parameter("pose.end_effector_frame", "string", "", "", "frame of the end effector, for the pose by tf2"),
     Parameter("joints.entries", "strings", [], "", "readings of the contract that are other joints on this arm"),
     Parameter("joints.names", "strings", [], "", "for each, the arm's joint"),
     Parameter("joints.scales", "floats", [], "", "for each, its factor; empty for 1"),
@@ -179,6 +191,23 @@ PARAMETERS: tuple[Parameter, ...] = (
 )  # fmt: skip
 
 BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+
+
+@dataclass(frozen=True)
+class GripperInterface:
+    """kind: topic, gripper_command or parallel_gripper_command. action: the action's name. joint: named in its goal."""
+
+    kind: str
+    action: str
+    joint: str
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames in tf2: of the actions, and of the end effector."""
+
+    base: str
+    end_effector: str
 
 
 @dataclass(frozen=True)
@@ -201,6 +230,8 @@ class NodeSettings:
     lockstep: bool
     arm: ArmConfig
     cycle: CycleOptions
+    gripper: GripperInterface
+    frames: Frames | None
 
 
 def check(name: str, value: object) -> Value:
@@ -244,6 +275,8 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
         watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
         arm=arm,
         cycle=CycleOptions(slop=p["slop"], timeout=p["timeout"], gripper=arm.gripper, joints=arm.joints),
+        gripper=_gripper(p),
+        frames=_frames(p),
         **{
             name: p[name]
             for name in (
@@ -253,6 +286,26 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
             )
         },
     )
+
+
+def _gripper(p: Mapping[str, Any]) -> GripperInterface:
+    found = GripperInterface(p["gripper.interface"], p["gripper.action"], p["gripper.joint"])
+    if found.kind == "parallel_gripper_command" and not found.joint:
+        raise ConfigError("parameter 'gripper.joint' is empty; parallel_gripper_command needs the gripper's joint")
+    if found.kind != "topic" and not found.action:
+        raise ConfigError(f"parameter 'gripper.action' is empty; {found.kind} needs the name of the driver's action")
+    return found
+
+
+def _frames(p: Mapping[str, Any]) -> Frames | None:
+    base, end_effector = p["pose.base_frame"], p["pose.end_effector_frame"]
+    if bool(base) != bool(end_effector):
+        raise ConfigError(
+            f"pose.base_frame is '{base}' and pose.end_effector_frame '{end_effector}'; give both, or neither"
+        )
+    if base and p["lockstep"]:
+        raise ConfigError("a lockstep takes poses from /end_effector_pose; leave pose.base_frame empty")
+    return Frames(base, end_effector) if base else None
 
 
 def _joints(p: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -21,11 +21,14 @@ from m2distill_policy.errors import ConfigError, M2DistillError, TransportError,
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output, PolicyCycle
 from m2distill_policy.node.messages import nanoseconds_of
-from m2distill_policy.ros.inputs import Frame, Inputs, picture_of
+from m2distill_policy.node.pose_source import POSE_PERIODS
+from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.outputs import Outputs
 from m2distill_policy.ros.parameters import BY_NAME, KINDS, PARAMETERS, NodeSettings, check, settings_from
+from m2distill_policy.ros.pictures import Frame, picture_of
 from m2distill_policy.ros.run_task import RunTaskServer
 from m2distill_policy.ros.services import Services
+from m2distill_policy.ros.transforms import TransformedPoses
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
@@ -53,6 +56,7 @@ class PolicyNode(LifecycleNode):
         self._watcher: FolderWatcher | None = None
         self._inputs: Inputs | None = None
         self._outputs: Outputs | None = None
+        self._poses: TransformedPoses | None = None
         for parameter in PARAMETERS:
             self.declare_parameter(
                 parameter.name,
@@ -114,8 +118,22 @@ class PolicyNode(LifecycleNode):
             self._watcher = FolderWatcher(settings.watch_folder, server.load)
         if settings.instruction:
             server.set_instruction(settings.instruction)
+        if settings.frames is not None:
+            self._poses = TransformedPoses(
+                self,
+                settings.frames.base,
+                settings.frames.end_effector,
+                slop=round(settings.cycle.slop * 1e9),
+                longest_silence=POSE_PERIODS * server.contract.period,
+            )
         self._cycle = self._new_cycle()
-        self._outputs = Outputs(self, server.contract, settings)
+        self._outputs = Outputs(
+            self,
+            server.contract,
+            settings,
+            gripper_trouble=lambda sentence: self._present_cycle().trouble("gripper", sentence),
+            gripper_lost=lambda: self._present_cycle().gripper_missed(),
+        )
         self._inputs = Inputs(
             self,
             server.contract,
@@ -189,11 +207,15 @@ class PolicyNode(LifecycleNode):
             self._inputs.close()
         if self._outputs is not None:
             self._outputs.close()
+        if self._poses is not None:
+            self._poses.close()
         if self._watcher is not None:
             self._watcher.stop()
         if self.server is not None:
             self.server.close()
-        self.settings = self.server = self._cycle = self._watcher = self._inputs = self._outputs = self.last = None
+        self.settings = self.server = self._cycle = self._watcher = None
+        self._inputs = self._outputs = None
+        self.last = self._poses = None
 
     def _new_cycle(self) -> PolicyCycle[Frame]:
         assert self.server is not None and self.settings is not None
@@ -205,6 +227,7 @@ class PolicyNode(LifecycleNode):
             watcher=self._watcher,
             full_name=self.resolve_topic_name,
             wall=lambda: int(self.get_clock().now().nanoseconds),
+            poses=self._poses,
         )
 
     # --- cycles ------------------------------------------------------------------------------------------------------
@@ -233,6 +256,7 @@ class PolicyNode(LifecycleNode):
         assert self._outputs is not None and self._cycle is not None
         self._outputs.publish(output)
         self._cycle.published(output)
+        self._outputs.publish_markers(output)
         self._outputs.publish_health(output, int(self.get_clock().now().nanoseconds))
         self.last = output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from m2distill_policy.errors import SimulationError, closest
+from m2distill_policy.sim.algebra import use_one_thread
 from m2distill_policy.sim.world import Task, World
 
 #: Every suite that is known. LIBERO's need its package and its scenes; see :mod:`m2distill_policy.sim.libero`.
@@ -37,6 +38,7 @@ def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> World:
     """
     if not 16 <= size <= 1024:
         raise SimulationError(f"views of {size} x {size} pixels were asked for; allowed are 16 to 1024")
+    use_one_thread()
     if task.suite == "tabletop":
         from m2distill_policy.sim.tabletop.world import TabletopWorld
 

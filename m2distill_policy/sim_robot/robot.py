@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,17 +31,10 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.sim.world import World
+from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Heard, Link
 
 logger = logging.getLogger(__name__)
 
-Follow = Literal["action", "target_pose", "twist"]
-
-#: The topic of the commands that a robot follows.
-FOLLOWED: dict[Follow, str] = {
-    "action": topics.ACTION,
-    "target_pose": topics.TARGET_POSE,
-    "twist": topics.TWIST,
-}
 #: ns between the last stamp of an episode and the first of the next: more than any gap within one.
 _BETWEEN_EPISODES = 1_000_000_000
 #: s without an answer after which a lockstep sends its observation again. Writers and readers learn of each other one
@@ -125,88 +117,6 @@ class RolloutReport:
         return {**plain, "actions": self.actions} if self.actions else plain
 
 
-@dataclass(frozen=True)
-class Heard:
-    """What of a ~/status the robot needs; stamp: ns, of the observation or episode that it answers."""
-
-    stamp: int
-    episode: int
-    code: int
-    sentence: str
-    command: bool
-    gripper_commands: int
-    bundle: str
-    instruction: str
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command to follow. value: (7,) action, (6,) target pose or (6,) twist; stamp: ns; arrived: monotonic s."""
-
-    value: NDArray[np.float64]
-    stamp: int
-    arrived: float
-
-
-class Link(ABC):
-    """The robot's end of a transport: what it publishes, and what it hears, each message handed over once.
-
-    follow: the stream of commands that it listens to.
-    """
-
-    #: For sentences: what stands behind a topic's name, such as "in DDS domain 3".
-    where: str = ""
-
-    @abstractmethod
-    def wait_for_policy(self, timeout: float, hint: str, stop: Callable[[], bool]) -> None:
-        """Sleep until every topic has a peer; :class:`TransportError`, ending in ``hint``, when that takes too long."""
-
-    @property
-    @abstractmethod
-    def policy_is_there(self) -> bool:
-        """Whether somebody publishes ~/status."""
-
-    @abstractmethod
-    def observe(self, observation: Observation, pose: NDArray[np.float64] | None, stamp: int) -> None:
-        """Publish everything the robot sees and feels under one stamp (ns), the joints last."""
-
-    @abstractmethod
-    def instruct(self, instruction: str) -> None:
-        """Publish ~/instruction."""
-
-    @abstractmethod
-    def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
-        """Publish ~/episode."""
-
-    @abstractmethod
-    def statuses(self) -> list[Heard]:
-        """Every ~/status that has come."""
-
-    @abstractmethod
-    def commands(self) -> list[Command]:
-        """Every command that has come and can be followed."""
-
-    @abstractmethod
-    def grips(self) -> list[float]:
-        """Every gripper command that has come: positions in m; none where the action holds the gripper's entry."""
-
-    @abstractmethod
-    def wait(self, timeout: float) -> None:
-        """Sleep until something comes or a peer comes or leaves, ``timeout`` s at most, and never for long."""
-
-    @abstractmethod
-    def sleep(self, timeout: float) -> None:
-        """Sleep ``timeout`` s, or less, whatever comes."""
-
-    @abstractmethod
-    def full_name(self, topic: str) -> str:
-        """The name of a topic of :mod:`m2distill_policy.node.topics` here, after remapping."""
-
-    @abstractmethod
-    def trouble(self, topic: str) -> str:
-        """What was wrong with the newest message on ``topic`` that could not be read, or nothing."""
-
-
 class SimRobot:
     """A world on a link.
 
@@ -252,10 +162,7 @@ class SimRobot:
         Raises:
             TransportError: no policy appeared, or it went silent in lockstep; names the silent topic.
         """
-        lockstep = " --lockstep" if self._lockstep else ""
-        self._link.wait_for_policy(
-            self.options.timeout, f"start 'm2distill serve BUNDLE{lockstep}' there", lambda: self._stop
-        )
+        self._link.wait_for_policy(self.options.timeout, lambda: self._stop)
         if not self._lockstep:
             self._tell_instruction(rollouts[0].state_seed)
         reports = []
@@ -441,7 +348,7 @@ class SimRobot:
         )
 
     def _publish(self, observation: Observation, stamp: int) -> None:
-        pose = self._world.end_effector() if self.options.follow == "target_pose" else None
+        pose = self._world.end_effector() if self._link.wants_pose else None
         self._link.observe(observation, pose, stamp)
         self._asked = observation, stamp
         self._published = time.monotonic()

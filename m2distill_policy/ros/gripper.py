@@ -1,0 +1,80 @@
+"""How the gripper is told: a topic, or the action of its driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from action_msgs.msg import GoalStatus
+from control_msgs.action import GripperCommand as GripperCommandAction
+from control_msgs.action import ParallelGripperCommand
+from control_msgs.msg import GripperCommand
+from rclpy.action import ActionClient
+from rclpy.lifecycle import LifecycleNode
+from rclpy.task import Future
+from sensor_msgs.msg import JointState
+
+from m2distill_policy.ros.parameters import GripperInterface
+
+
+class GripperDriver:
+    """Sends goals to the action server of a gripper's driver; never waits for it.
+
+    Args:
+        max_effort: N, 0 for the gripper's own.
+        trouble: told a sentence when the gripper does not take a command, None when it does again.
+        lost: called when a command was not taken, so that it is told again.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        interface: GripperInterface,
+        max_effort: float,
+        *,
+        trouble: Callable[[str | None], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._interface = interface
+        self._max_effort = max_effort
+        self._trouble, self._lost = trouble, lost
+        self._parallel = interface.kind == "parallel_gripper_command"
+        kind: Any = ParallelGripperCommand if self._parallel else GripperCommandAction
+        self._client = ActionClient(node, kind, interface.action)
+
+    def close(self) -> None:
+        """End the client."""
+        self._client.destroy()
+
+    def command(self, position: float) -> None:
+        """Ask for ``position`` (m or rad); a goal that still runs is replaced by the driver."""
+        if not self._client.server_is_ready():
+            self._failed(f"No gripper driver offers the action '{self._interface.action}'; start it.")
+            return
+        self._client.send_goal_async(self._goal(position)).add_done_callback(self._answered)
+
+    def _goal(self, position: float) -> Any:
+        if not self._parallel:
+            return GripperCommandAction.Goal(command=GripperCommand(position=position, max_effort=self._max_effort))
+        effort = [self._max_effort] if self._max_effort else []
+        command = JointState(name=[self._interface.joint], position=[position], effort=effort)
+        return ParallelGripperCommand.Goal(command=command)
+
+    def _answered(self, future: Future) -> None:
+        handle = future.result()
+        if handle is None or not handle.accepted:
+            self._failed(f"The gripper driver at '{self._interface.action}' refused a command; see its log.")
+            return
+        self._trouble(None)
+        # How it ends is not looked at: a grasp that holds something never reaches its goal, and drivers differ in
+        # whether that is a success.
+        handle.get_result_async().add_done_callback(self._ended)
+
+    def _ended(self, future: Future) -> None:
+        result = future.result()
+        if result is not None and result.status == GoalStatus.STATUS_ABORTED and not result.result.stalled:
+            self._trouble(f"The gripper driver at '{self._interface.action}' gave a command up; see its log.")
+
+    def _failed(self, sentence: str) -> None:
+        self._trouble(sentence)
+        self._lost()

@@ -1,0 +1,31 @@
+"""A camera's message as RGB, by ``cv_bridge``."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from cv_bridge import CvBridge
+from numpy.typing import NDArray
+from sensor_msgs.msg import CompressedImage, Image
+
+from m2distill_policy.node.pictures import CHANNELS, check_form, rgb_of, rgb_of_compressed
+
+#: A camera's message.
+Frame: TypeAlias = Image | CompressedImage
+
+_BRIDGE = CvBridge()
+
+
+def picture_of(frame: Frame) -> NDArray[np.uint8]:
+    """A camera's message as uint8 (H, W, 3), RGB; raises :class:`ObservationError` where it is no such picture."""
+    data = np.frombuffer(frame.data, dtype=np.uint8)
+    if isinstance(frame, CompressedImage):
+        # Not cv_bridge: it takes every decoded picture for one of three colours, also a grey one.
+        return rgb_of_compressed(frame.format, data)
+    check_form(frame.encoding, frame.height, frame.width, frame.step, data.size)
+    if frame.encoding == "rgb8" or frame.step % CHANNELS[frame.encoding]:
+        # Nothing to convert; or rows that end within a pixel, which cv_bridge cannot read.
+        return rgb_of(frame.encoding, frame.height, frame.width, frame.step, data)
+    frame.is_bigendian = 0  # bytes have no order, and cv_bridge would swap them
+    return np.asarray(_BRIDGE.imgmsg_to_cv2(frame, "rgb8"), dtype=np.uint8)

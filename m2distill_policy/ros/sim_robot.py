@@ -1,0 +1,67 @@
+"""``ros2 run m2distill_policy sim_robot``: the simulated robot as a ROS robot."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import M2DistillError
+from m2distill_policy.ros.robot_link import RosLink
+from m2distill_policy.sim_robot.link import Follow
+from m2distill_policy.sim_robot.options import add_options
+from m2distill_policy.sim_robot.session import roll_out
+
+NODE = "sim_robot"
+
+
+@contextmanager
+def link_for(contract: Contract, follow: Follow, lockstep: bool) -> Iterator[RosLink]:
+    """A link on a node of its own, in the context that was initialised."""
+    node = Node(NODE)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        yield RosLink(node, executor, contract, follow=follow, lockstep=lockstep)
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+
+
+def main() -> None:
+    """Run the rollouts; exits 0 when all of them were run, whether or not the task was done."""
+    parser = argparse.ArgumentParser(
+        prog="sim_robot",
+        description="Run a simulated robot on ROS 2: it publishes cameras and joint states and follows the policy's "
+        "commands, and says after each rollout whether the task was done. Topics are renamed by '--ros-args -r'.",
+        epilog="example:\n"
+        "  ros2 run m2distill_policy sim_robot --suite tabletop --task 0 --real-time --rollouts 3\n"
+        "'ros2 launch m2distill_policy sim.launch.py bundle:=...' starts it together with the policy.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser)
+    args = parser.parse_args(remove_ros_args(sys.argv)[1:])
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    # rclpy's own handlers end the context at once, in the middle of a period.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        code = roll_out(args, link_for)
+    except M2DistillError as error:
+        print(f"sim_robot: {error}", file=sys.stderr)
+        code = 2
+    finally:
+        rclpy.try_shutdown()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
