@@ -26,6 +26,7 @@ PARAMETERS = {
     "swap_when": "idle or now",
     "provider": "cpu, cuda, tensorrt or auto",
     "image_transport": "raw or compressed",
+    "lockstep": "true: answer a simulated robot one by one, without a clock",
     "use_sim_time": "true: stamps are compared with /clock",
 }
 #: Topic that the node names -> argument that renames it.
@@ -38,8 +39,16 @@ TOPICS = {
     "/end_effector_pose": "end_effector_pose",
     "/gripper_command": "gripper_command",
 }
-#: Parameters that are text whatever they look like.
-_TEXT = ("bundle", "instruction", "watch_folder")
+#: Those that are true or false; all others are text, whatever they look like.
+_SWITCHES = ("enable", "lockstep", "use_sim_time")
+
+
+def _value(name: str, text: str) -> "ParameterValue | bool":
+    if name not in _SWITCHES:
+        return ParameterValue(text, value_type=str)
+    if text not in ("true", "false"):
+        raise RuntimeError(f"{name} is '{text}'; true or false is needed")
+    return text == "true"
 
 
 def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
@@ -47,11 +56,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
         return LaunchConfiguration(name).perform(context)
 
     profile = given("profile")
-    chosen = {
-        name: ParameterValue(given(name), value_type=str if name in _TEXT else None)
-        for name in PARAMETERS
-        if given(name)
-    }
+    chosen = {name: _value(name, given(name)) for name in PARAMETERS if given(name)}
     remappings = [(topic, given(argument)) for topic, argument in TOPICS.items()]
     for topic, argument in TOPICS.items():
         if argument.endswith("_image"):

@@ -1,0 +1,81 @@
+"""The simulated robot and the policy: ``ros2 launch m2distill_policy sim.launch.py bundle:=/path/to/bundle``.
+
+What drives the robot here is policy.launch.py, as on a real one: to go from here to an arm, launch that with the arm's
+cameras and profile. Ends when the rollouts are over. ``--show-args`` lists the arguments.
+"""
+
+from pathlib import Path
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    RegisterEventHandler,
+    Shutdown,
+)
+from launch.event_handlers import OnProcessExit
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+
+#: Argument of the robot -> its default and what it is.
+ROBOT = {
+    "suite": ("tabletop", "suite of the task"),
+    "task": ("0", "number of the task in its suite"),
+    "instruction": ("", "what the policy is told; empty tells it the task's own instruction"),
+    "drive": ("osc", "osc: follow set-points as in training; velocity: follow ~/twist"),
+    "set_point": ("action", "where the drive osc takes its set-points from: action or target_pose"),
+    "rollouts": ("1", "number of rollouts"),
+    "first": ("0", "number of the first rollout"),
+    "seed": ("0", "initial states are those of 'm2distill evaluate --seed'"),
+    "size": ("", "pixels of a view's side; empty takes the bundle's"),
+    "visuals": ("fast", "profile of the pictures: fast or stock"),
+    "out": ("", "write the results to this JSON file"),
+}
+#: Argument of the policy -> its default here and what it is; passed on to policy.launch.py.
+POLICY = {
+    "sampling": ("low_noise", "sample, low_noise or mode"),
+    "watch_folder": ("", "take over bundles that appear in this folder by rename"),
+    "swap_when": ("idle", "idle or now"),
+    "profile": ("", "parameter file"),
+}
+
+
+def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
+    def given(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    lockstep = given("lockstep") == "true"
+    arguments = ["--bundle", given("bundle"), "--lockstep" if lockstep else "--real-time"]
+    for name in ROBOT:
+        if given(name):
+            arguments += [f"--{name.replace('_', '-')}", given(name)]
+    robot = Node(package="m2distill_policy", executable="sim_robot", arguments=arguments, output="screen")
+    policy = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(str(Path(__file__).with_name("policy.launch.py"))),
+        launch_arguments=[
+            ("bundle", given("bundle")),
+            ("enable", "true"),
+            ("lockstep", str(lockstep).lower()),
+            # The robot tells it what to do.
+            ("instruction", ""),
+            *((name, given(name)) for name in POLICY),
+        ],
+    )
+    over = RegisterEventHandler(OnProcessExit(target_action=robot, on_exit=[Shutdown(reason="the rollouts are over")]))
+    return [over, policy, robot]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Both nodes and their arguments."""
+    arguments = [
+        DeclareLaunchArgument("bundle", description="folder that 'm2distill export' wrote"),
+        DeclareLaunchArgument(
+            "lockstep", default_value="true", description="true: wait for every answer, reproducible; false: real time"
+        ),
+    ]
+    for name, (default, text) in {**ROBOT, **POLICY}.items():
+        arguments.append(DeclareLaunchArgument(name, default_value=default, description=text))
+    return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])
