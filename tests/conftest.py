@@ -3,8 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 # CUDA builds of torch bring triton, and both triton and Mesa's software renderer carry an LLVM of their own. Loaded
 # after Mesa, triton takes some of Mesa's symbols and the process dies; loaded before it, both work.
 with contextlib.suppress(ImportError):
     import triton  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+
+if TYPE_CHECKING:
+    from tests.sides import Side
+
+
+@pytest.fixture(params=["dds", "ros"])
+def side(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Side]:
+    """Each way to the policy in turn, in a domain of its own; ROS 2 where one is sourced."""
+    from m2distill_policy.dds.domain import reserve_domain
+
+    if request.param == "ros":
+        pytest.importorskip("rclpy", reason="ROS 2 is not sourced")
+        pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
+    with reserve_domain() as domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Iron and later
+        if request.param == "ros":
+            from tests.ros_side import RosSide
+
+            yield RosSide(tmp_path, domain)
+        else:
+            from tests.dds_side import DdsSide
+
+            yield DdsSide(tmp_path, domain)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import contextlib
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,19 +19,18 @@ from m2distill_msgs.srv import LoadPolicy
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
 from rclpy.parameter import Parameter
-from std_msgs.msg import Bool, String
+from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.node import topics
-from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
-from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
-from tests.ros_support import PATIENCE, Robot, policy_node, robot
+from tests.ros_side import RosRobot
+from tests.ros_support import policy_node
+from tests.sides import PATIENCE
 
-ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = toy_contract()
 
 
@@ -49,24 +44,27 @@ def _domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def _up(there: Robot) -> None:
-    assert there.change(Transition.TRANSITION_CONFIGURE)
-    assert there.change(Transition.TRANSITION_ACTIVATE)
+@contextlib.contextmanager
+def robot() -> Iterator[RosRobot]:
+    """A robot that leaves at the end."""
+    with contextlib.closing(RosRobot(CONTRACT)) as made:
+        yield made
+
+
+def _up(there: RosRobot) -> None:
+    assert there.operator.change(Transition.TRANSITION_CONFIGURE)
+    assert there.operator.change(Transition.TRANSITION_ACTIVATE)
     there.meet()
 
 
-def _heard(there: Robot, stamp: int) -> bool:
-    return stamp in there.answers("status") and stamp in there.answers("action")
-
-
-def _drive_until(there: Robot, code: StatusCode) -> None:
+def _drive_until(there: RosRobot, code: StatusCode) -> None:
     deadline = time.monotonic() + PATIENCE
     while not any(s.code == code for s in there.heard["status"][-4:]):
         assert time.monotonic() < deadline, f"no {code.name}; the last status was {there.heard['status'][-1:]}"
         there.drive(observations(CONTRACT, 4, seed=int(time.monotonic() * 1000)))
 
 
-def _change_while_it_drives(there: Robot, transition: int) -> None:
+def _change_while_it_drives(there: RosRobot, transition: int) -> None:
     request = ChangeState.Request()
     request.transition.id = transition
     future = there.node.create_client(ChangeState, topics.resolve("~/change_state")).call_async(request)
@@ -79,11 +77,11 @@ def _change_while_it_drives(there: Robot, transition: int) -> None:
 
 def test_drives_and_halts_when_it_is_deactivated(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
-    with policy_node(bundle=str(bundle), instruction=INSTRUCTIONS[0], enable=True), robot(CONTRACT) as there:
+    with policy_node(bundle=str(bundle), instruction=INSTRUCTIONS[0], enable=True), robot() as there:
         _up(there)
         _drive_until(there, StatusCode.RUNNING)
         stamps = there.drive(observations(CONTRACT, 30, seed=3))
-        there.spin(0.2)
+        there.listen(0.2)
         actions, statuses = there.answers("action"), there.answers("status")
         answered = [stamp for stamp in stamps if stamp in actions and statuses[stamp].code == StatusCode.RUNNING]
         assert len(answered) > 0.8 * len(stamps)
@@ -104,32 +102,32 @@ def test_drives_and_halts_when_it_is_deactivated(tmp_path: Path) -> None:
         there.until(lambda: len(there.heard["status"]) > seen, "a status of the inactive node")
         assert "the node was deactivated" in there.heard["status"][-1].sentence
         # And again: nothing of the halt is left.
-        assert there.change(Transition.TRANSITION_ACTIVATE)
+        assert there.operator.change(Transition.TRANSITION_ACTIVATE)
         del there.heard["status"][:]
         _drive_until(there, StatusCode.RUNNING)
 
 
 def test_sends_no_command_until_it_is_enabled(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
-    with policy_node(bundle=str(bundle), instruction=INSTRUCTIONS[0]), robot(CONTRACT) as there:
-        assert not there.call(SetBool, "enable", SetBool.Request(data=True)).success
+    with policy_node(bundle=str(bundle), instruction=INSTRUCTIONS[0]), robot() as there:
+        assert not there.operator.call(SetBool, "enable", SetBool.Request(data=True)).success
         _up(there)
         _drive_until(there, StatusCode.DISABLED)
         there.drive(observations(CONTRACT, 10))
         assert there.heard["action"] and not any(a.command for a in there.heard["action"])
         assert not there.heard["twist"]
-        assert there.call(SetBool, "enable", SetBool.Request(data=True)).success
+        assert there.operator.call(SetBool, "enable", SetBool.Request(data=True)).success
         _drive_until(there, StatusCode.RUNNING)
         assert there.heard["twist"]
-        there.emergency.publish(Bool(data=True))
+        there.publish(topics.EMERGENCY_STOP, Bool(data=True))
         _drive_until(there, StatusCode.EMERGENCY_STOP)
-        there.emergency.publish(Bool(data=False))
+        there.publish(topics.EMERGENCY_STOP, Bool(data=False))
         _drive_until(there, StatusCode.HELD)
-        assert there.call(SetBool, "enable", SetBool.Request(data=True)).success
+        assert there.operator.call(SetBool, "enable", SetBool.Request(data=True)).success
         _drive_until(there, StatusCode.RUNNING)
-        assert there.call(SetBool, "enable", SetBool.Request(data=False)).success
+        assert there.operator.call(SetBool, "enable", SetBool.Request(data=False)).success
         _drive_until(there, StatusCode.DISABLED)
-        assert there.call(Trigger, "reset", Trigger.Request()).success
+        assert there.operator.call(Trigger, "reset", Trigger.Request()).success
 
 
 def test_bundles_are_swapped_refused_and_rolled_back_while_it_drives(tmp_path: Path) -> None:
@@ -138,7 +136,7 @@ def test_bundles_are_swapped_refused_and_rolled_back_while_it_drives(tmp_path: P
     (broken / "step.onnx").write_bytes((broken / "step.onnx").read_bytes()[:-1] + b"x")
     ids = [open_bundle(path).identifier for path in (first, second)]
     told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
-    with policy_node(bundle=str(first), **told), robot(CONTRACT) as there:
+    with policy_node(bundle=str(first), **told), robot() as there:
         _up(there)
         _drive_until(there, StatusCode.RUNNING)
         client = there.node.create_client(LoadPolicy, topics.resolve("~/load_policy"))
@@ -156,7 +154,7 @@ def test_bundles_are_swapped_refused_and_rolled_back_while_it_drives(tmp_path: P
         assert {a.bundle for a in there.heard["action"]} == set(ids)
         swaps = {s.swap for s in there.heard["status"]}
         assert {SwapState.REFUSED, SwapState.SWITCHED} <= swaps
-        back = there.call(Trigger, "rollback", Trigger.Request())
+        back = there.operator.call(Trigger, "rollback", Trigger.Request())
         assert back.success, back
         there.drive(observations(CONTRACT, 10))
         assert there.heard["action"][-1].bundle == ids[0]
@@ -164,7 +162,7 @@ def test_bundles_are_swapped_refused_and_rolled_back_while_it_drives(tmp_path: P
 
 def test_a_task_runs_until_its_time_is_over_or_it_is_cancelled(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
-    with policy_node(bundle=str(bundle), enable=True), robot(CONTRACT) as there:
+    with policy_node(bundle=str(bundle), enable=True), robot() as there:
         _up(there)
         client = ActionClient(there.node, RunTask, topics.resolve("~/run_task"))
         there.until(client.server_is_ready, "the action server")
@@ -203,17 +201,19 @@ def test_a_task_runs_until_its_time_is_over_or_it_is_cancelled(tmp_path: Path) -
 
 def test_parameters_are_checked_when_they_are_set(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
-    with policy_node(enable=True, safety__halt_time=0.5) as node, robot(CONTRACT) as there:
+    with policy_node(enable=True, safety__halt_time=0.5) as node, robot() as there:
 
         def set_one(name: str, value: object) -> tuple[bool, str]:
             request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
-            result = there.call(SetParameters, "set_parameters", request).results[0]
+            result = there.operator.call(SetParameters, "set_parameters", request).results[0]
             return result.successful, result.reason
 
-        assert not there.change(Transition.TRANSITION_CONFIGURE)  # no bundle
+        assert not there.operator.change(Transition.TRANSITION_CONFIGURE)  # no bundle
         assert set_one("threads", 0) == (False, "parameter 'threads' is 0; allowed is at least 1")
         assert set_one("safety.speed", [0.1] * 6) == (True, "") and set_one("slop", 1) == (True, "")
-        assert set_one("bundle", str(tmp_path / "nothing"))[0] and not there.change(Transition.TRANSITION_CONFIGURE)
+        assert set_one("bundle", str(tmp_path / "nothing"))[0] and not there.operator.change(
+            Transition.TRANSITION_CONFIGURE
+        )
         assert set_one("bundle", str(bundle))[0]
         _up(there)
         assert node.settings is not None and node.settings.arm.safety.speed == (0.1,) * 6
@@ -225,56 +225,12 @@ def test_parameters_are_checked_when_they_are_set(tmp_path: Path) -> None:
         assert set_one("instruction", INSTRUCTIONS[1])[0]
         _drive_until(there, StatusCode.RUNNING)
         assert there.heard["status"][-1].instruction == INSTRUCTIONS[1]
-        there.instruction.publish(String(data=INSTRUCTIONS[0]))
+        there.instruct(INSTRUCTIONS[0])
         there.until(lambda: node.server is not None and node.server.instruction == INSTRUCTIONS[0], "the instruction")
-        assert there.change(Transition.TRANSITION_DEACTIVATE) and there.change(Transition.TRANSITION_CLEANUP)
+        assert there.operator.change(Transition.TRANSITION_DEACTIVATE) and there.operator.change(
+            Transition.TRANSITION_CLEANUP
+        )
         assert node.server is None and set_one("slop", 0.01)[0]
-
-
-def test_lockstep_answers_as_the_runtime_does(tmp_path: Path) -> None:
-    bundle = write_toy(tmp_path / "toy")
-    direct = PolicyServer(open_bundle(bundle), sampling="sample", watch=WatchLimits.lockstep())
-    told: dict[str, object] = {"lockstep": True, "enable": True, "sampling": "sample"}
-    with policy_node(bundle=str(bundle), **told), robot(CONTRACT, lockstep=True) as there:
-        _up(there)
-        stamp = 1_000_000_000
-        for number in (1, 2):
-            begun = there.episode(number, INSTRUCTIONS[number - 1], seed=7, draw=number, stamp=stamp)
-            assert begun.episode == number
-            direct.set_instruction(INSTRUCTIONS[number - 1])
-            direct.reset("a new episode", seed=7, episode=number, still=True)
-            direct.tick_without_observation(stamp / 1e9)
-            for observation in observations(CONTRACT, 15, seed=number, start=stamp / 1e9 + 1.0):
-                at = round(observation.stamp * 1e9)
-                there.say(observation, at)
-                there.until(partial(_heard, there, at), f"the answer to {at}")
-                expected = direct.step(observation, observation.stamp)
-                assert list(there.answers("action")[at].action) == expected.action.tolist()
-            stamp += 10_000_000_000
-
-
-def test_sigterm_ramps_to_a_halt_and_exits_0(tmp_path: Path) -> None:
-    bundle = write_toy(tmp_path / "toy")
-    arguments = [sys.executable, "-m", "m2distill_policy.ros.main", "--ros-args"]
-    for name, value in (("bundle", bundle), ("instruction", INSTRUCTIONS[0]), ("enable", "true")):
-        arguments += ["-p", f"{name}:={value}"]
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
-    )
-    try:
-        with robot(CONTRACT) as there:
-            _up(there)
-            _drive_until(there, StatusCode.RUNNING)
-            process.send_signal(signal.SIGTERM)
-            there.drive(observations(CONTRACT, 10))
-            assert process.wait(PATIENCE) == 0
-            there.spin(0.2)
-            assert there.heard["status"][-1].halted and "shut down" in there.heard["status"][-1].sentence
-            halting = [s.motion for s in there.heard["status"] if s.code == StatusCode.HALT_REQUESTED]
-            assert halting[-1] == 2 and halting[:-1] == [1] * (len(halting) - 1) and len(halting) >= 4
-    finally:
-        process.kill()
-        process.wait(PATIENCE)
 
 
 def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None:
@@ -282,9 +238,11 @@ def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None
     watched = tmp_path / "watched"
     watched.mkdir()
     told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
-    with policy_node(bundle=str(first), watch_folder=str(watched), **told), robot(CONTRACT) as there:
+    with policy_node(bundle=str(first), watch_folder=str(watched), **told), robot() as there:
         _up(there)
-        assert there.change(Transition.TRANSITION_DEACTIVATE) and there.change(Transition.TRANSITION_ACTIVATE)
+        assert there.operator.change(Transition.TRANSITION_DEACTIVATE) and there.operator.change(
+            Transition.TRANSITION_ACTIVATE
+        )
         identifier = open_bundle(second).identifier
         second.rename(watched / "second")
         deadline = time.monotonic() + PATIENCE

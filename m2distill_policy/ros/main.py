@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -12,32 +10,32 @@ from rclpy.signals import SignalHandlerOptions
 
 from m2distill_policy.errors import M2DistillError
 from m2distill_policy.ros.policy_node import PolicyNode
+from m2distill_policy.signals import stop_on_signals
 
 
 def main() -> None:
     """Spin until SIGINT or SIGTERM, then ramp to a halt; exits 0 unless something failed."""
     # rclpy's own handlers end the context at once, and a ramp to a halt could no longer be published.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    stop = False
+    reason = ""
 
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stop
-        stop = True
+    def ask_to_stop(why: str) -> None:
+        nonlocal reason
+        reason = why
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
+    stop_on_signals(ask_to_stop)
     node = PolicyNode()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     code = 0
     try:
-        while not stop:
+        while not reason:
             executor.spin_once(timeout_sec=0.2)
     except M2DistillError as error:
         node.get_logger().fatal(str(error))
         code = 1
     finally:
-        node.trigger_shutdown()
+        node.shut_down(reason or "the node failed")
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()

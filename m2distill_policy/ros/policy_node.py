@@ -53,6 +53,7 @@ class PolicyNode(LifecycleNode):
         self._cycle: PolicyCycle[Frame] | None = None
         self._active = False
         self._heard = 0.0
+        self._shutdown_reason = "the node was shut down"
         self._watcher: FolderWatcher | None = None
         self._inputs: Inputs | None = None
         self._outputs: Outputs | None = None
@@ -180,7 +181,7 @@ class PolicyNode(LifecycleNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Ramp to a halt where the node is active, then free everything."""
-        self._ramp_out("the node was shut down")
+        self._ramp_out(self._shutdown_reason)
         self._free()
         return super().on_shutdown(state)
 
@@ -189,6 +190,11 @@ class PolicyNode(LifecycleNode):
         self._ramp_out("the node failed")
         self._free()
         return super().on_error(state)
+
+    def shut_down(self, reason: str) -> None:
+        """The lifecycle's last transition, from whatever state; ``reason`` is what ~/status says of the halt."""
+        self._shutdown_reason = reason
+        self.trigger_shutdown()
 
     def _ramp_out(self, reason: str) -> None:
         """Halt without observations, at the contract's rate; commands still go out."""

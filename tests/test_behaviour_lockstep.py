@@ -1,10 +1,10 @@
-"""Lockstep over real DDS, in two processes: every observation answered once, and just as in one process."""
+"""Lockstep in two processes, on plain DDS and on ROS 2: every observation answered once, and just as in one process."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.dds.domain import reserve_domain
-from m2distill_policy.dds.participant import Participant
-from m2distill_policy.dds.robot_link import DdsLink
 from m2distill_policy.errors import TransportError
 from m2distill_policy.evaluation.results import Cell
 from m2distill_policy.evaluation.rollouts import RolloutPool
@@ -23,35 +20,36 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.sim_robot.link import Command, Follow
-from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, SimRobot
+from m2distill_policy.sim.world import World
+from m2distill_policy.sim_robot.link import Command, Follow, Link
+from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
 from tests import toy_suite
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
-from tests.dds_support import Robot, StillWorld, child, sim_robot
+from tests.sides import Side
+from tests.still_world import StillWorld
 
 SECOND = 1_000_000_000
 PERIOD = 50_000_000
-
-
-@pytest.fixture
-def domain() -> Iterator[int]:
-    with reserve_domain() as reserved:
-        yield reserved
+CONTRACT = toy_contract()
 
 
 def _server(bundle: Path) -> PolicyServer:
     return PolicyServer(open_bundle(bundle), watch=WatchLimits.lockstep())
 
 
-def test_each_observation_is_answered_once_and_as_in_process(tmp_path: Path, domain: int) -> None:
+def _roll(
+    side: Side, world: World, rollouts: Sequence[Rollout], options: RobotOptions | None = None
+) -> list[RolloutReport]:
+    """Rollouts of a robot in this process."""
+    options = options or RobotOptions()
+    with side.link(world.contract, follow=options.follow, lockstep=True) as link:
+        return SimRobot(link, world, lockstep=True, options=options).run(rollouts)
+
+
+def test_each_observation_is_answered_once_and_as_in_process(side: Side, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     server = _server(bundle)
-    with (
-        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
-        Participant(domain) as participant,
-    ):
-        robot = Robot(participant, toy_contract(), lockstep=True)
-        robot.meet()
+    with side.met(CONTRACT, bundle, lockstep=True) as (policy, robot):
         stamp = SECOND
         windows = []
         for number, (seed, draw, told) in enumerate([(3, 0, 0), (3, 1, 1), (3, 0, 0)], start=1):
@@ -60,7 +58,7 @@ def test_each_observation_is_answered_once_and_as_in_process(tmp_path: Path, dom
             server.set_instruction(INSTRUCTIONS[told])
             server.reset("test", seed=seed, episode=draw, still=True)
             stamp += SECOND
-            for observation in observations(toy_contract(), 12, seed=number % 2):
+            for observation in observations(CONTRACT, 12, seed=number % 2):
                 action, status = robot.ask(observation, stamp)
                 stamp += PERIOD
                 here = server.step(observation, observation.stamp)
@@ -76,80 +74,54 @@ def test_each_observation_is_answered_once_and_as_in_process(tmp_path: Path, dom
         assert windows == [*range(1, 11), 10, 10] * 3
         # The third episode repeats the first: same seed, same pictures, same actions.
         first, third = robot.heard["action"][:12], robot.heard["action"][24:]
-        assert [a.action for a in first] == [a.action for a in third]
+        assert [list(a.action) for a in first] == [list(a.action) for a in third]
         # One twist for each command, and the gripper topic only where it changed.
         assert len(robot.heard["twist"]) == 36
         assert 3 <= len(robot.heard["gripper"]) <= 36
         assert policy.end() == 0
 
 
-def test_a_robot_that_stops_half_way_is_named(tmp_path: Path, domain: int) -> None:
-    bundle = write_toy(tmp_path / "toy")
-    with (
-        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain, "--timeout", 1.5) as policy,
-        Participant(domain) as participant,
-    ):
-        robot = Robot(participant, toy_contract(), lockstep=True)
-        robot.meet()
+def test_a_robot_that_stops_half_way_is_named(side: Side, tmp_path: Path) -> None:
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), lockstep=True, timeout=1.5) as (policy, robot):
         robot.begin(1, 0, 0, INSTRUCTIONS[0], SECOND)
-        robot.say(observations(toy_contract(), 1)[0], 2 * SECOND, without=["joint_states"])
+        robot.say(observations(CONTRACT, 1)[0], 2 * SECOND, without=["joint_states"])
         policy.wait_for("nothing came on")
-        assert policy.wait(10) == 2
+        assert policy.wait(10) in (1, 2)
         assert "nothing came on /joint_states for 1.5 s" in policy.output
         assert "Traceback" not in policy.output
 
 
-def test_without_a_policy_the_robot_names_what_is_silent(domain: int) -> None:
-    with Participant(domain) as participant:
-        robot = sim_robot(participant, StillWorld(toy_contract()), lockstep=True, options=RobotOptions(timeout=0.3))
-        with pytest.raises(TransportError, match=rf"/m2distill_policy/status.* within 0.3 s in DDS domain {domain}"):
-            robot.run([Rollout(0, 0, 0)])
+def test_without_a_policy_the_robot_names_what_is_silent(side: Side) -> None:
+    with pytest.raises(TransportError, match=r"/m2distill_policy/status.* within 0.3 s .*; start"):
+        _roll(side, StillWorld(CONTRACT), [Rollout(0, 0, 0)], RobotOptions(timeout=0.3))
 
 
-def test_a_policy_that_dies_is_named(tmp_path: Path, domain: int) -> None:
-    bundle = write_toy(tmp_path / "toy")
-    world = StillWorld(toy_contract(), horizon=100_000)
-    with (
-        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
-        Participant(domain) as participant,
-    ):
-        robot = sim_robot(
-            participant, world, lockstep=True, options=RobotOptions(timeout=1.5, instruction=INSTRUCTIONS[0])
-        )
+def test_a_policy_that_dies_is_named(side: Side, tmp_path: Path) -> None:
+    world = StillWorld(CONTRACT, horizon=100_000)
+    with side.policy(write_toy(tmp_path / "toy"), lockstep=True) as policy:
         world.before_step[20] = policy.process.kill
-        with pytest.raises(TransportError, match=r"stamped .* came on /m2distill_policy/status within 1.5 s"):
-            robot.run([Rollout(0, 0, 0)])
+        with pytest.raises(TransportError, match=r"stamped .* came on /m2distill_policy/status (within 1.5 s|and the)"):
+            _roll(side, world, [Rollout(0, 0, 0)], RobotOptions(timeout=1.5, instruction=INSTRUCTIONS[0]))
     assert 20 <= world.steps < 100
 
 
-def test_an_instruction_that_the_bundle_does_not_know(tmp_path: Path, domain: int) -> None:
-    bundle = write_toy(tmp_path / "toy")
-    with (
-        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
-        Participant(domain) as participant,
-    ):
-        robot = sim_robot(
-            participant, StillWorld(toy_contract()), lockstep=True, options=RobotOptions(instruction="lift the rad box")
-        )
+def test_an_instruction_that_the_bundle_does_not_know(side: Side, tmp_path: Path) -> None:
+    with side.policy(write_toy(tmp_path / "toy"), lockstep=True) as policy:
         with pytest.raises(TransportError, match="did you mean 'lift the red box'"):
-            robot.run([Rollout(0, 0, 0)])
+            _roll(side, StillWorld(CONTRACT), [Rollout(0, 0, 0)], RobotOptions(instruction="lift the rad box"))
         assert policy.end() == 0
 
 
-def test_a_swap_in_lockstep_takes_effect_at_one_observation(tmp_path: Path, domain: int) -> None:
+def test_a_swap_in_lockstep_takes_effect_at_one_observation(side: Side, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy", seed=0)
     watched = tmp_path / "watched"
     watched.mkdir()
-    with (
-        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain, "--watch", watched, "--swap-when", "now"),
-        Participant(domain) as participant,
-    ):
-        robot = Robot(participant, toy_contract(), lockstep=True)
-        robot.meet()
+    told = {"lockstep": True, "watch_folder": str(watched), "swap_when": "now"}
+    with side.met(CONTRACT, bundle, **told) as (_, robot):
         robot.begin(1, 0, 0, INSTRUCTIONS[0], SECOND)
         first, second = open_bundle(bundle), open_bundle(write_toy(tmp_path / "other", seed=1))
         answered = []
-        for i, observation in enumerate(observations(toy_contract(), 8)):
+        for i, observation in enumerate(observations(CONTRACT, 8)):
             if i == 4:
                 (tmp_path / "other").rename(watched / "other")
             _, status = robot.ask(observation, 2 * SECOND + i * PERIOD)
@@ -159,22 +131,17 @@ def test_a_swap_in_lockstep_takes_effect_at_one_observation(tmp_path: Path, doma
         assert robot.heard["status"][-1].window == 8  # the kept steps were fed to the new network
 
 
-def test_a_swap_that_waits_for_the_arm_takes_effect_as_an_episode_begins(tmp_path: Path, domain: int) -> None:
+def test_a_swap_that_waits_for_the_arm_takes_effect_as_an_episode_begins(side: Side, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy", seed=0)
     watched = tmp_path / "watched"
     watched.mkdir()
-    with (
-        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain, "--watch", watched) as policy,
-        Participant(domain) as participant,
-    ):
-        robot = Robot(participant, toy_contract(), lockstep=True)
-        robot.meet()
+    with side.met(CONTRACT, bundle, lockstep=True, watch_folder=str(watched)) as (policy, robot):
         answered, stamp = [], SECOND
         first, second = open_bundle(bundle), open_bundle(write_toy(tmp_path / "other", seed=1))
         for episode in (1, 2):
             robot.begin(episode, 0, 0, INSTRUCTIONS[0], stamp)
             stamp += SECOND
-            for i, observation in enumerate(observations(toy_contract(), 6)):
+            for i, observation in enumerate(observations(CONTRACT, 6)):
                 if episode == 1 and i == 3:
                     (tmp_path / "other").rename(watched / "other")
                 _, status = robot.ask(observation, stamp)
@@ -185,17 +152,13 @@ def test_a_swap_that_waits_for_the_arm_takes_effect_as_an_episode_begins(tmp_pat
 
 
 @pytest.mark.parametrize("follow", ["action", "target_pose", "twist"])
-def test_every_drive_follows_every_answer(tmp_path: Path, domain: int, follow: Follow) -> None:
-    contract = toy_contract()
-    world = StillWorld(contract, horizon=15)
-    server = _server(write_toy(tmp_path / "toy"))
-    with (
-        child(tmp_path, "serve", tmp_path / "toy", "--lockstep", "--domain", domain),
-        Participant(domain) as participant,
-    ):
-        options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True)
-        robot = sim_robot(participant, world, lockstep=True, options=options)
-        reports = robot.run([Rollout(5, 2, 1), Rollout(6, 2, 2)])
+def test_every_drive_follows_every_answer(side: Side, tmp_path: Path, follow: Follow) -> None:
+    world = StillWorld(CONTRACT, horizon=15)
+    bundle = write_toy(tmp_path / "toy")
+    server = _server(bundle)
+    options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True)
+    with side.policy(bundle, lockstep=True):
+        reports = _roll(side, world, [Rollout(5, 2, 1), Rollout(6, 2, 2)], options)
     for report in reports:
         assert report.steps == 15 and report.held_still == 0 and len(report.bundles) == 1
         server.set_instruction(INSTRUCTIONS[0])
@@ -204,7 +167,7 @@ def test_every_drive_follows_every_answer(tmp_path: Path, domain: int, follow: F
         for followed in report.actions:
             decision = server.step(observation, observation.stamp)
             if follow == "twist":
-                wanted = contract.action.response.twist(decision.action)
+                wanted = CONTRACT.action.response.twist(decision.action)
                 np.testing.assert_allclose(followed[:6], wanted, atol=1e-12)
             else:
                 np.testing.assert_allclose(followed[:6], decision.action[:6], atol=1e-9)
@@ -213,61 +176,58 @@ def test_every_drive_follows_every_answer(tmp_path: Path, domain: int, follow: F
             observation = world.step(np.asarray(followed))
 
 
-class LossyLink(DdsLink):
-    """Loses the first command and, after it, an observation, as the first messages on a topic may be."""
+def _lose_the_first(link: Link, lost: list[str]) -> None:
+    """Lose the first command and, after it, an observation, as the first messages on a topic may be."""
+    commands, observe = link.commands, link.observe
 
-    lost: int = 0
-
-    def commands(self) -> list[Command]:
-        found = super().commands()
-        if found and self.lost == 0:
-            self.lost = 1
+    def lossy_commands() -> list[Command]:
+        found = commands()
+        if found and not lost:
+            lost.append("command")
             return []
         return found
 
-    def observe(self, observation: Observation, pose: NDArray[np.float64] | None, stamp: int) -> None:
-        if self.lost == 1:
-            self.lost = 2
+    def lossy_observe(observation: Observation, pose: NDArray[np.float64] | None, stamp: int) -> None:
+        if lost == ["command"]:
+            lost.append("observation")
             return
-        super().observe(observation, pose, stamp)
+        observe(observation, pose, stamp)
+
+    link.commands, link.observe = lossy_commands, lossy_observe  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("follow", ["action", "twist"])
-def test_a_lost_message_is_asked_for_again_and_changes_nothing(tmp_path: Path, domain: int, follow: Follow) -> None:
-    world = StillWorld(toy_contract(), horizon=12)
+def test_a_lost_message_is_asked_for_again_and_changes_nothing(side: Side, tmp_path: Path, follow: Follow) -> None:
+    world = StillWorld(CONTRACT, horizon=12)
     bundle = write_toy(tmp_path / "toy")
     options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True, timeout=20)
     rollouts = [Rollout(5, 2, 1), Rollout(6, 2, 2)]
-    with (
-        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
-        Participant(domain) as participant,
-    ):
-        link = LossyLink(participant, world.contract, follow=follow, lockstep=True)
-        lossy = SimRobot(link, world, lockstep=True, options=options).run(rollouts)
-        assert link.lost == 2
+    lost: list[str] = []
+    with side.policy(bundle, lockstep=True) as policy:
+        with side.link(CONTRACT, follow=follow, lockstep=True) as link:
+            _lose_the_first(link, lost)
+            lossy = SimRobot(link, world, lockstep=True, options=options).run(rollouts)
+        assert lost == ["command", "observation"]
         assert policy.end() == 0
-    with (
-        child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy,
-        Participant(domain) as participant,
-    ):
-        whole = sim_robot(participant, world, lockstep=True, options=options).run(rollouts)
+    with side.policy(bundle, lockstep=True):
+        whole = _roll(side, world, rollouts, options)
     assert [r.actions for r in lossy] == [r.actions for r in whole] and len(lossy[0].actions) == 12
 
 
-def test_success_is_that_of_an_evaluation(tmp_path: Path, domain: int) -> None:
-    """The same rollouts by the evaluation's workers and over DDS: successes and lengths are the same."""
+def test_success_is_that_of_an_evaluation(side: Side, tmp_path: Path) -> None:
+    """The same rollouts by the evaluation's workers and over the wire: successes and lengths are the same."""
     bundle = write_toy(tmp_path / "toy")
     with RolloutPool(1, suites="tests.toy_suite") as pool:
         inside = pool.evaluate(bundle, [Cell("toy", 1, rollouts=8, seed=4)])
     world = toy_suite.make_world(toy_suite.suite_tasks("toy")[1], size=32)
     rollouts = [Rollout(state_seed("reported", 4, episode), 4, episode) for episode in range(8)]
-    with child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain), Participant(domain) as participant:
-        reports = sim_robot(participant, world, lockstep=True).run(rollouts)
+    with side.policy(bundle, lockstep=True):
+        reports = _roll(side, world, rollouts)
     assert [(r.success, r.steps) for r in reports] == [(r.success, r.steps) for r in inside]
     assert {r.success for r in reports} == {True, False}
 
 
-def test_the_simulated_robot_does_what_an_evaluation_does(tmp_path: Path, domain: int) -> None:
+def test_the_simulated_robot_does_what_an_evaluation_does(side: Side, tmp_path: Path) -> None:
     """Both commands in processes of their own, with robosuite's world, against the same rollouts in this process."""
     pytest.importorskip("robosuite")
     from m2distill_policy.sim.suites import make_world, suite_task
@@ -276,14 +236,14 @@ def test_the_simulated_robot_does_what_an_evaluation_does(tmp_path: Path, domain
     world = make_world(task, size=32)
     bundle = write_toy(
         tmp_path / "toy",
-        contract=dataclasses.replace(world.contract, text=toy_contract().text),
+        contract=dataclasses.replace(world.contract, text=CONTRACT.text),
         instructions=[task.instruction],
     )
     out = tmp_path / "result.json"
-    with child(tmp_path, "serve", bundle, "--lockstep", "--domain", domain) as policy:
+    with side.policy(bundle, lockstep=True) as policy:
         arguments = ("--task", 0, "--bundle", bundle, "--lockstep", "--rollouts", 2, "--seed", 7, "--record-actions")
-        with child(tmp_path, "sim", *arguments, "--domain", domain, "--out", out) as robot:
-            assert robot.wait(60) == 0
+        with side.sim(*arguments, "--out", out) as robot:
+            assert robot.wait(60) == 0, robot.output
         assert policy.end() == 0
     result = json.loads(out.read_text())
     server = _server(bundle)

@@ -1,0 +1,216 @@
+"""ROS 2, see :mod:`tests.sides`. Imported only where a ROS 2 is sourced."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from control_msgs.msg import GripperCommand
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from m2distill_msgs.msg import Episode, PolicyAction, PolicyStatus
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile
+from rclpy.serialization import serialize_message
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, Image, JointState
+from std_msgs.msg import Bool, String
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.node import topics
+from m2distill_policy.ros import qos
+from m2distill_policy.ros.messages import MESSAGES
+from m2distill_policy.ros.robot_link import RosLink
+from m2distill_policy.sim_robot.link import Follow
+from tests.sides import HEARD, PATIENCE, ROOT, Child, Robot, Side, running
+
+_KINDS: dict[str, Any] = {
+    "action": PolicyAction,
+    "status": PolicyStatus,
+    "twist": TwistStamped,
+    "target_pose": PoseStamped,
+    "gripper": GripperCommand,
+    "diagnostics": DiagnosticArray,
+}
+
+
+class Operator:
+    """Somebody with a ROS 2 node, in a context of its own, who calls the policy node's services."""
+
+    def __init__(self, name: str = "operator") -> None:
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.node = Node(name, context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        """Spin until ``condition()``; fails the test, naming ``what``."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {PATIENCE:g} s for {what}"
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def call(self, kind: Any, name: str, request: Any) -> Any:
+        """Call one of the policy node's services and return its response."""
+        client = self.node.create_client(kind, topics.resolve(f"~/{name}"))
+        try:
+            self.until(client.service_is_ready, f"the service {name}")
+            future = client.call_async(request)
+            self.until(future.done, f"an answer of {name}")
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+    def change(self, transition: int) -> bool:
+        """Ask for a transition of the policy node's lifecycle."""
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return bool(self.call(ChangeState, "change_state", request).success)
+
+    def bring_up(self) -> None:
+        """Configure the node and activate it."""
+        assert self.change(Transition.TRANSITION_CONFIGURE), "the node cannot be configured; its log says why"
+        assert self.change(Transition.TRANSITION_ACTIVATE)
+
+    def close(self) -> None:
+        """Leave."""
+        self.executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+class RosRobot(Robot):
+    """A robot on ROS 2, in a context of its own."""
+
+    messages = MESSAGES
+
+    def __init__(self, contract: Contract, *, lockstep: bool = False) -> None:
+        super().__init__(contract)
+        self._lockstep = lockstep
+        self.operator = Operator("robot")
+        self.node, self._executor = self.operator.node, self.operator.executor
+        profile = qos.lockstep() if lockstep else qos.reliable(10)
+        self._publishers: dict[str, Publisher] = {}
+        for view in contract.camera_names:
+            self._publisher(topics.camera_topic(view), Image, profile)
+            self._publisher(topics.camera_info_topic(view), CameraInfo, qos.reliable(1))
+        self._publisher(topics.JOINT_STATES, JointState, profile)
+        if not lockstep:  # a robot whose pose is there wants a set-point for it, and waits
+            self._publisher(topics.END_EFFECTOR_POSE, PoseStamped, profile)
+        self._publisher(topics.EMERGENCY_STOP, Bool, qos.reliable(10))
+        self._publisher(topics.DEAD_MAN, Bool, qos.reliable(10))
+        self._publisher(topics.INSTRUCTION, String, qos.latched())
+        self._publisher(topics.EPISODE, Episode, qos.latched())
+        self._subscriptions: dict[str, Subscription] = {}
+        for name, topic in HEARD.items():
+            wanted = qos.latched() if lockstep and name == "status" else profile if lockstep else qos.reliable(1000)
+            wanted = qos.reliable(1000) if name == "diagnostics" else wanted
+            self._subscriptions[name] = self.node.create_subscription(
+                _KINDS[name], topics.resolve(topic), self.heard[name].append, wanted
+            )
+
+    def _publisher(self, topic: str, kind: type[Any], profile: QoSProfile) -> None:
+        self._publishers[topic] = self.node.create_publisher(kind, topics.resolve(topic), profile)
+
+    def publish(self, topic: str, message: Any) -> None:
+        self._publishers[topic].publish(message)
+
+    def publish_bytes(self, topic: str, data: bytes) -> None:
+        self._publishers[topic].publish(data)
+
+    def serialised(self, message: Any) -> bytes:
+        return bytes(serialize_message(message))
+
+    def image(self, stamp: int, height: int, width: int, encoding: str, step: int, data: bytes) -> Image:
+        image = Image(header=MESSAGES.header(stamp, "camera"), encoding=encoding)
+        image.height, image.width, image.step = height, width, step
+        image.data.frombytes(data)
+        return image
+
+    def string(self, text: str) -> String:
+        return String(data=text)
+
+    def flag(self, value: bool) -> Bool:
+        return Bool(data=value)
+
+    def meet(self) -> None:
+        heard = [p for p in self._publishers.values() if p.topic_name != topics.resolve(topics.EPISODE)]
+        heard += [self._publishers[topics.EPISODE]] if self._lockstep else []
+        self.until(lambda: all(p.get_subscription_count() for p in heard), "the policy's subscriptions")
+        said = [topics.resolve(topic) for topic in HEARD.values()]
+        self.until(lambda: all(self.node.count_publishers(topic) for topic in said), "the policy's publishers")
+        self.listen(0.5)  # the other side learns of ours a moment later
+
+    def listen(self, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        while (left := until - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left)
+        for name, subscription in self._subscriptions.items():
+            with subscription.handle:
+                while (found := subscription.handle.take_message(_KINDS[name], False)) is not None:
+                    self.heard[name].append(found[0])
+
+    def wait(self, timeout: float) -> None:
+        self._executor.spin_once(timeout_sec=timeout)
+
+    def close(self) -> None:
+        self.operator.close()
+
+
+def parameters(settings: dict[str, object]) -> list[str]:
+    """``-p`` options for parameters by name, with two underscores for a dot."""
+    words = []
+    for name, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(str(value) if isinstance(value, Path) else value)
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            text = json.dumps(list(value))
+        elif isinstance(value, str) and value.startswith("["):
+            text = value
+        words += ["-p", f"{name.replace('__', '.')}:={text}"]
+    return words
+
+
+class RosSide(Side):
+    """``ros2 run m2distill_policy policy_node``, configured and activated."""
+
+    name = "ros"
+
+    @contextlib.contextmanager
+    def policy(self, bundle: Path, **settings: object) -> Iterator[Child]:
+        told = {"enable": True, **settings, "bundle": str(bundle)}
+        with self._process("main", "--ros-args", *parameters(told)) as child:
+            with contextlib.closing(Operator()) as operator:
+                operator.bring_up()
+            yield child
+
+    def sim(self, *arguments: object) -> contextlib.AbstractContextManager[Child]:
+        return self._process("sim_robot", *arguments)
+
+    def _process(self, module: str, *arguments: object) -> contextlib.AbstractContextManager[Child]:
+        words = [sys.executable, "-m", f"m2distill_policy.ros.{module}", *arguments]
+        path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+        return running(words, self.folder / f"{module}.log", PYTHONPATH=path)
+
+    def robot(self, contract: Contract, *, lockstep: bool = False) -> RosRobot:
+        return RosRobot(contract, lockstep=lockstep)
+
+    @contextlib.contextmanager
+    def link(self, contract: Contract, *, follow: Follow, lockstep: bool) -> Iterator[RosLink]:
+        operator = Operator("sim_robot")
+        try:
+            yield RosLink(operator.node, operator.executor, contract, follow=follow, lockstep=lockstep)
+        finally:
+            operator.close()

@@ -1,0 +1,297 @@
+"""Two ways to the same policy, plain DDS and ROS 2: what the tests of its behaviour need of each.
+
+A side starts the policy as a process of its own, and gives a robot and a link for a simulated one. Whoever writes a
+test here writes it for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.node import topics
+from m2distill_policy.node.messages import Messages, nanoseconds_of
+from m2distill_policy.observation import Observation
+from m2distill_policy.sim_robot.link import Follow, Link
+
+ROOT = Path(__file__).resolve().parent.parent
+#: s that anything here may take before the test fails; generous, because the machine may be busy.
+PATIENCE = 20.0
+
+#: What a robot hears: a name here -> the topic.
+HEARD = {
+    "action": topics.ACTION,
+    "status": topics.STATUS,
+    "twist": topics.TWIST,
+    "target_pose": topics.TARGET_POSE,
+    "gripper": topics.GRIPPER_COMMAND,
+    "diagnostics": topics.DIAGNOSTICS,
+}
+#: What a robot says beside its views, each view's intrinsics, and its joints.
+SAID = (topics.END_EFFECTOR_POSE, topics.INSTRUCTION, topics.EPISODE, topics.EMERGENCY_STOP, topics.DEAD_MAN)
+
+
+class Child:
+    """A running process. ``output`` is what it has said so far, on both streams."""
+
+    def __init__(self, command: Sequence[object], log: Path, environment: Mapping[str, str]) -> None:
+        self._log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={
+                    "MUJOCO_GL": "osmesa",
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "OPENBLAS_NUM_THREADS": "1",
+                    "PYTHONFAULTHANDLER": "1",
+                    "PYTHONUNBUFFERED": "1",
+                    **environment,
+                },
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text(encoding="utf-8")
+
+    def wait_for(self, text: str) -> None:
+        """Until the child has said ``text``."""
+        wait_until(lambda: text in self.output or self.process.poll() is not None, f"'{text}' from the child")
+        assert text in self.output, self.output
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code. A child that does not end says where it hangs."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """The exit code, once the child has ended."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER: every thread's stack goes to the log
+            self.process.wait(PATIENCE)
+            raise AssertionError(f"the child did not end within {timeout:g} s:\n{self.output}") from None
+
+    def close(self) -> None:
+        """Kill it if it is still there."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[object], log: Path, **environment: str) -> Iterator[Child]:
+    """A child process, killed at the end if it is still there."""
+    child = Child(command, log, environment)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
+    """Until ``condition()``; fails the test, naming ``what``, after ``timeout`` s."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
+        time.sleep(0.01)
+
+
+class Robot(ABC):
+    """Speaks and listens as a robot does. heard: what came, by the names of :data:`HEARD`, oldest first."""
+
+    #: Writes this side's messages.
+    messages: Messages
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+        self.heard: dict[str, list[Any]] = {name: [] for name in HEARD}
+
+    # --- what a side brings ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def publish(self, topic: str, message: Any) -> None:
+        """Publish on ``topic`` as :mod:`m2distill_policy.node.topics` names it."""
+
+    @abstractmethod
+    def publish_bytes(self, topic: str, data: bytes) -> None:
+        """Publish serialised bytes, whatever they are, as a message on ``topic``."""
+
+    @abstractmethod
+    def serialised(self, message: Any) -> bytes:
+        """What goes over the wire for a message."""
+
+    @abstractmethod
+    def image(self, stamp: int, height: int, width: int, encoding: str, step: int, data: bytes) -> Any:
+        """A picture with these very fields."""
+
+    @abstractmethod
+    def string(self, text: str) -> Any:
+        """std_msgs/String."""
+
+    @abstractmethod
+    def flag(self, value: bool) -> Any:
+        """std_msgs/Bool."""
+
+    @abstractmethod
+    def meet(self) -> None:
+        """Until the policy is there on every topic, and active."""
+
+    @abstractmethod
+    def listen(self, timeout: float) -> None:
+        """Take in what comes, for ``timeout`` s."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> None:
+        """Take in what has come; where nothing has, wait for it, ``timeout`` s at most."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave."""
+
+    # --- what all robots do ------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Forget what was heard."""
+        self.listen(0.0)
+        for kept in self.heard.values():
+            kept.clear()
+
+    def instruct(self, instruction: str) -> None:
+        """Tell the policy what to do."""
+        self.publish(topics.INSTRUCTION, self.string(instruction))
+
+    def say(self, observation: Observation, stamp: int, *, without: Sequence[str] = ()) -> None:
+        """Publish all parts of an observation but those in ``without`` under ``stamp`` (ns)."""
+        for name in self.contract.camera_names:
+            if name not in without:
+                pixels = observation.images[name]
+                height, width = pixels.shape[:2]
+                picture = self.image(stamp, height, width, "rgb8", 3 * width, pixels.tobytes())
+                self.publish(topics.camera_topic(name), picture)
+        if "joint_states" not in without:
+            names, values = self.readings(observation)
+            self.publish(topics.JOINT_STATES, self.messages.joints(names, values, stamp, "base"))
+
+    def readings(self, observation: Observation) -> tuple[list[str], list[float]]:
+        """Names and values of an observation's joint state."""
+        names = [entry for group in self.contract.proprioception for entry in group.entries]
+        groups = [observation.proprioception[group.name] for group in self.contract.proprioception]
+        return names, np.concatenate(groups).astype(np.float64).tolist()
+
+    def at(self, pose: NDArray[np.float64], stamp: int) -> None:
+        """Say where the end effector is."""
+        self.publish(topics.END_EFFECTOR_POSE, self.messages.pose(pose, stamp, "base"))
+
+    def drive(
+        self,
+        observations: Sequence[Observation],
+        *,
+        without: Sequence[str] = (),
+        hz: float = 20.0,
+        first: Callable[[], object] = lambda: None,
+        shift: float = 0.0,
+    ) -> list[int]:
+        """In real time: say one observation a period; returns their stamps (ns): the present time plus ``shift`` s.
+
+        first: called before each.
+        """
+        stamps = []
+        due = time.monotonic()
+        for observation in observations:
+            due += 1 / hz
+            first()
+            stamps.append(time.time_ns() + round(shift * 1e9))
+            self.say(observation, stamps[-1], without=without)
+            self.listen(due - time.monotonic())
+        return stamps
+
+    def until(self, condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
+        """Listen until ``condition()`` is true, and return it; fails the test, naming ``what``."""
+        deadline = time.monotonic() + timeout
+        self.listen(0.0)
+        while not (found := condition()):
+            left = deadline - time.monotonic()
+            last = self.heard["status"][-1:] or "nothing"
+            assert left > 0, f"waited {timeout:g} s for {what}; the last status was {last}"
+            self.wait(min(left, 0.1))
+        return found
+
+    def status(self, fits: Callable[[Any], bool], what: str) -> Any:
+        """The first status that fits, waiting for it."""
+        return self.until(lambda: next((s for s in self.heard["status"] if fits(s)), None), what)
+
+    def answers(self, name: str) -> dict[int, Any]:
+        """What was heard under ``name`` by the stamp that it answers (ns)."""
+        return {nanoseconds_of(message): message for message in self.heard[name]}
+
+    def begin(self, number: int, seed: int, draw: int, instruction: str, stamp: int) -> Any:
+        """In lockstep: begin an episode and return the status that answers it."""
+        self.publish(
+            topics.EPISODE,
+            self.messages.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame="base"),
+        )
+        return self.status(lambda s: nanoseconds_of(s) == stamp and s.episode == number, f"an answer to {number}")
+
+    def ask(self, observation: Observation, stamp: int) -> tuple[Any, Any]:
+        """In lockstep: say an observation and return the one action and the one status that answer it."""
+        self.say(observation, stamp)
+        self.until(lambda: stamp in self.answers("status") and stamp in self.answers("action"), f"answer to {stamp}")
+        actions = [a for a in self.heard["action"] if nanoseconds_of(a) == stamp]
+        statuses = [s for s in self.heard["status"] if nanoseconds_of(s) == stamp]
+        assert len(actions) == 1 and len(statuses) == 1
+        return actions[0], statuses[0]
+
+
+class Side(ABC):
+    """One way to the policy; everything of it lives in one domain, which other tests do not meet."""
+
+    name: str
+
+    def __init__(self, folder: Path, domain: int) -> None:
+        self.folder = folder
+        self.domain = domain
+
+    @abstractmethod
+    def policy(self, bundle: Path, **settings: object) -> contextlib.AbstractContextManager[Child]:
+        """The policy as a process of its own, told to drive.
+
+        settings: the node's parameters by name, with two underscores for a dot.
+        """
+
+    @abstractmethod
+    def robot(self, contract: Contract, *, lockstep: bool = False) -> Robot:
+        """A robot; close it at the end."""
+
+    @abstractmethod
+    def sim(self, *arguments: object) -> contextlib.AbstractContextManager[Child]:
+        """The simulated robot as a process of its own, with the options that both have."""
+
+    @abstractmethod
+    def link(self, contract: Contract, *, follow: Follow, lockstep: bool) -> contextlib.AbstractContextManager[Link]:
+        """A simulated robot's link."""
+
+    @contextlib.contextmanager
+    def met(self, contract: Contract, bundle: Path, **settings: object) -> Iterator[tuple[Child, Robot]]:
+        """A policy and a robot that have met."""
+        with (
+            self.policy(bundle, **settings) as child,
+            contextlib.closing(self.robot(contract, lockstep=bool(settings.get("lockstep")))) as robot,
+        ):
+            robot.meet()
+            yield child, robot

@@ -1,0 +1,59 @@
+"""The policy node on plain DDS alone; what it has in common with ROS 2's is tested in test_behaviour_*.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.dds.domain import reserve_domain
+from m2distill_policy.dds.participant import Participant
+from m2distill_policy.dds.policy_node import PolicyNode
+from m2distill_policy.runtime.server import PolicyServer
+from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
+
+CONTRACT = toy_contract()
+
+
+@pytest.fixture
+def domain() -> Iterator[int]:
+    with reserve_domain() as reserved:
+        yield reserved
+
+
+@pytest.mark.parametrize("ramp_fails", [False, True])
+def test_an_error_that_nobody_expects_halts_first_and_is_raised(
+    tmp_path: Path, domain: int, ramp_fails: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")), sampling="mode")
+    server.set_instruction(INSTRUCTIONS[0])
+    for observation in observations(CONTRACT, 3):
+        server.step(observation, observation.stamp)
+    assert server.motion.value == "running"
+    reasons: list[str] = []
+    halt = server.halt
+
+    def remember(reason: str) -> None:
+        reasons.append(reason)
+        halt(reason)
+
+    monkeypatch.setattr(server, "halt", remember)
+
+    def fails(*_: object) -> int:
+        raise RuntimeError("a bug")
+
+    with Participant(domain) as participant:
+        node = PolicyNode(participant, server)
+        monkeypatch.setattr(node, "_take_inputs", fails)
+        if ramp_fails:
+            monkeypatch.setattr(node, "_publish", fails)
+        with pytest.raises(RuntimeError, match="a bug"):
+            node.spin()
+    if ramp_fails:
+        assert "the ramp to a halt failed too" in caplog.text
+    else:
+        assert server.motion.value == "halted" and node.cycles == 5
+    assert reasons == ["the node failed (RuntimeError: a bug)"]
+    server.close()
