@@ -28,6 +28,7 @@ from m2distill_policy.dds.types import (
     Time,
     TwistStamped,
 )
+from m2distill_policy.errors import TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.sim_robot.link import Follow
 from tests.sides import HEARD, PATIENCE, Child, Robot, Side, running
@@ -85,14 +86,18 @@ class DdsRobot(Robot):
     def publish(self, topic: str, message: Any) -> None:
         self.writers[topic].write(message)
 
-    def publish_bytes(self, topic: str, data: bytes) -> None:
+    def publish_bytes(self, topic: str, data: bytes) -> bool:
         kind: Any = self.writers[topic].entity.data_type
 
         class Raw(kind):
             def serialize(self, *_: object, **__: object) -> bytes:
                 return data
 
-        self.writers[topic].write(Raw.__new__(Raw))
+        try:
+            self.writers[topic].write(Raw.__new__(Raw))
+        except TransportError:
+            return False
+        return True
 
     def serialised(self, message: Any) -> bytes:
         return bytes(message.serialize())

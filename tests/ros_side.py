@@ -18,6 +18,7 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from m2distill_msgs.msg import Episode, PolicyAction, PolicyStatus
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -128,8 +129,12 @@ class RosRobot(Robot):
     def publish(self, topic: str, message: Any) -> None:
         self._publishers[topic].publish(message)
 
-    def publish_bytes(self, topic: str, data: bytes) -> None:
-        self._publishers[topic].publish(data)
+    def publish_bytes(self, topic: str, data: bytes) -> bool:
+        try:
+            self._publishers[topic].publish(data)
+        except RCLError:
+            return False
+        return True
 
     def serialised(self, message: Any) -> bytes:
         return bytes(serialize_message(message))

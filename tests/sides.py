@@ -129,8 +129,8 @@ class Robot(ABC):
         """Publish on ``topic`` as :mod:`m2distill_policy.node.topics` names it."""
 
     @abstractmethod
-    def publish_bytes(self, topic: str, data: bytes) -> None:
-        """Publish serialised bytes, whatever they are, as a message on ``topic``."""
+    def publish_bytes(self, topic: str, data: bytes) -> bool:
+        """Publish serialised bytes, whatever they are, as a message on ``topic``; False where they are not taken."""
 
     @abstractmethod
     def serialised(self, message: Any) -> bytes:

@@ -12,6 +12,7 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Bool, String
@@ -48,6 +49,9 @@ class WhenWanted(CallbackGroup):
 class Inputs:
     """Subscriptions of a configured node.
 
+    Messages are taken as bytes and read here: what cannot be read then becomes a sentence. Taken as messages, those
+    that rmw_cyclonedds (2.2) fails to read are handed on half filled, and rclpy reads memory that is not theirs.
+
     Args:
         cycle: what messages go into, asked for at every message, because each activation brings its own.
         active: whether pictures and readings are looked at; the operator's words always are.
@@ -70,6 +74,8 @@ class Inputs:
         self._cycle = cycle
         self._active = active
         self._turn = turn
+        #: When the present message's callback was entered.
+        self._entered = 0.0
         self._subscriptions: list[Subscription] = []
         if settings.lockstep:
             profile = qos.lockstep()
@@ -104,10 +110,12 @@ class Inputs:
 
     def drain_joints(self) -> None:
         """Hand over all joint states that have come."""
-        states: list[JointState] = []
+        taken: list[bytes] = []
         with self._joints.handle:
-            while (found := self._joints.handle.take_message(JointState, False)) is not None:
-                states.append(found[0])
+            while (found := self._joints.handle.take_message(JointState, True)) is not None:
+                taken.append(found[0])
+        read = (self._read(JointState, topics.JOINT_STATES, data) for data in taken)
+        states = [state for state in read if state is not None]
         if states:
             self._add_joints(states)
 
@@ -121,25 +129,40 @@ class Inputs:
         profile: QoSProfile,
         group: CallbackGroup | None = None,
     ) -> Subscription:
+        def on_bytes(data: bytes) -> None:
+            self._entered = time.perf_counter()
+            message = self._read(kind, topic, data)
+            if message is not None:
+                callback(message)
+
         subscription = self._node.create_subscription(
             kind,
             topic,
-            callback,
+            on_bytes,
             profile,
             callback_group=group,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            raw=True,
         )
         self._subscriptions.append(subscription)
         return subscription
 
+    def _read(self, kind: Any, topic: str, data: bytes) -> Any:
+        """The message in ``data``; None, with a sentence in the status, where there is none."""
+        try:
+            return deserialize_message(data, kind)
+        except RuntimeError as error:
+            why = str(error).partition(", at ")[0]
+            self._cycle().arrived(topic, 0, [f"a message on '{topic}' cannot be read ({why}); see who publishes it"])
+            return None
+
     def _view(self, name: str, topic: str) -> Callable[[Frame], None]:
         def callback(frame: Frame) -> None:
-            begin = time.perf_counter()
             if self._active():
                 cycle = self._cycle()
                 cycle.arrived(topic, 1)
                 cycle.add_view(name, nanoseconds_of(frame), frame)
-                self._turn(begin)
+                self._turn(self._entered)
 
         return callback
 
@@ -158,10 +181,9 @@ class Inputs:
         return self._active() and (self._lockstep or self._cycle().lacks_joints)
 
     def _take_joints(self, state: JointState) -> None:
-        begin = time.perf_counter()
         if self._active():
             self._add_joints([state])
-            self._turn(begin)
+            self._turn(self._entered)
 
     def _add_joints(self, states: list[JointState]) -> None:
         cycle = self._cycle()
@@ -170,7 +192,6 @@ class Inputs:
             cycle.add_joints(nanoseconds_of(state), state.name, state.position)
 
     def _pose(self, message: PoseStamped) -> None:
-        begin = time.perf_counter()
         if not self._active():
             return
         cycle = self._cycle()
@@ -181,7 +202,7 @@ class Inputs:
             return
         cycle.arrived(topics.END_EFFECTOR_POSE, 1)
         if self._lockstep:
-            self._turn(begin)
+            self._turn(self._entered)
 
     def _instruction(self, message: String) -> None:
         cycle = self._cycle()
