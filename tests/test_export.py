@@ -11,10 +11,12 @@ import torch
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import ExportError
+from m2distill_policy.runtime.engine import Engine
 from tests.training_fixtures import CONTRACT, NETWORK, task_data
-from training.export import build_graphs, check_parity, export_bundle
+from training.export import build_graphs, check_parity, export_bundle, replay_of
 from training.models.config import NetworkConfig
 from training.models.resnet_t import ResNetT
+from training.quantise import quantise
 
 
 def policy(seed: int = 0, network: NetworkConfig = NETWORK) -> ResNetT:
@@ -77,3 +79,34 @@ def test_paper_profile_has_the_published_size() -> None:
 
     made = ResNetT(NetworkConfig(), libero_contract(128, Text("bert", "0", "pooler", 1.0, 768)))
     assert sum(p.numel() for p in made.parameters()) == pytest.approx(5.38e6, rel=2e-3)
+
+
+def test_int8_is_measured_beside_fp32(tmp_path: Path) -> None:
+    """The graph's convolutions are in 8 bits, its ports are the same, and what that costs is written down."""
+    data = task_data(0)
+    for precision in ("fp32", "int8"):
+        parity = export_bundle(
+            policy(),
+            tmp_path / precision,
+            tasks=[{"name": data.name, "instruction": data.instruction}],
+            embeddings=data.embedding[None],
+            check_on=[data],
+            provenance={},
+            precision=precision,
+        )
+        assert (parity.int8 is not None) == (precision == "int8") and parity.largest < 1e-4
+    fp32, int8 = open_bundle(tmp_path / "fp32"), open_bundle(tmp_path / "int8")
+    assert int8.provenance["precision"] == "int8" and fp32.provenance["precision"] == "fp32"
+    cost = int8.provenance["parity"]["int8"]
+    assert 0 < cost["mean"] <= cost["largest"] < 0.3 and cost["steps"] == int(data.lengths[0])
+    kinds = [node.op_type for node in onnx.load_from_string(int8.graph("step.onnx")).graph.node]
+    assert kinds.count("DequantizeLinear") > kinds.count("Conv") > 0
+    assert Engine(int8).film == Engine(fp32).film
+
+
+def test_a_graph_that_cannot_be_quantised_is_refused() -> None:
+    data = task_data(0)
+    graphs = build_graphs(policy())
+    replay = replay_of(policy(), graphs, data, 3)
+    with pytest.raises(ExportError, match=r"cannot be made int8: .*; export fp32"):
+        quantise({**graphs, "step.onnx": graphs["step.onnx"][:-100]}, [replay])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,8 +19,12 @@ from m2distill_policy.errors import ExportError
 from training.data.task_data import TaskData
 from training.models.mixture import Mixture
 from training.models.resnet_t import Inputs, ResNetT
+from training.quantise import Loss, loss, quantise
+from training.replay import GraphReplay
 
 OPSET = 17
+#: Of the step's convolutions.
+Precision: TypeAlias = Literal["fp32", "int8"]
 #: Largest difference of the mixture's parameters between ONNX Runtime and torch, fp32.
 TOLERANCE = 1e-4
 
@@ -118,12 +121,22 @@ def build_graphs(policy: ResNetT) -> dict[str, bytes]:
     return {"instruction.onnx": instruction, "step.onnx": step}
 
 
+def replay_of(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData, steps: int | None = None) -> GraphReplay:
+    """The first episode of ``data`` through ``graphs``, which are (or stand for) those of ``policy``."""
+    shape = (policy.tokens_per_step, policy.config.embed)
+    return GraphReplay(graphs, data, history=policy.contract.history, token_shape=shape, steps=steps)
+
+
 @dataclass(frozen=True)
 class Parity:
-    """Largest differences seen between ONNX Runtime and torch: of the mixture's parameters, and of how many steps."""
+    """Largest differences seen between ONNX Runtime and torch: of the mixture's parameters, and of how many steps.
+
+    int8: what int8 costs beside the fp32 that was checked; None for a bundle in fp32.
+    """
 
     largest: float
     steps: int
+    int8: Loss | None = None
 
 
 def check_parity(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData) -> Parity:
@@ -134,37 +147,13 @@ def check_parity(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData) -
     contract = policy.contract
     history = contract.history
     policy = policy.eval()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    sessions = {
-        name: onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        for name, graph in graphs.items()
-    }
-    text_token, film = sessions["instruction.onnx"].run(None, {"embedding": data.embedding[None]})
-    past: list[NDArray[np.float32]] = []
-    shape = (policy.tokens_per_step, policy.config.embed)
     count = min(int(data.lengths[0]), history + 5)
     if count < history + 1:
         raise ExportError(
             f"the first episode of '{data.name}' has {count} steps; the parity check needs at least {history + 1}"
         )
     largest = 0.0
-    for t in range(count):
-        # NaN in the empty slots proves that they are never read.
-        tokens = np.full((1, history - 1, *shape), np.nan, dtype=np.float32)
-        kept = past[-(history - 1) :]
-        if kept:
-            tokens[0, -len(kept) :] = np.stack(kept)
-        feed: dict[str, Any] = {
-            "text_token": text_token,
-            "film": film,
-            "past_tokens": tokens,
-            "past_count": np.array([len(kept)], dtype=np.int64),
-        }
-        feed |= {name: frames[t][None] for name, frames in data.images.items()}
-        feed |= {name: values[t][None] for name, values in data.proprioception.items()}
-        *onnx_mixture, onnx_tokens = sessions["step.onnx"].run(None, feed)
-        past.append(onnx_tokens[0])
+    for t, (_, (*onnx_mixture, _)) in enumerate(replay_of(policy, graphs, data, count)):
         first = max(0, t - history + 1)
         with torch.no_grad():
             output = policy(
@@ -197,17 +186,26 @@ def export_bundle(
     embeddings: NDArray[np.float32],
     check_on: Sequence[TaskData],
     provenance: Mapping[str, Any],
+    precision: Precision = "fp32",
     overwrite: bool = False,
 ) -> Parity:
     """Write the bundle of ``policy`` to ``path`` after checking it on each of ``check_on``.
 
     tasks: name and instruction of every task learned, in order; embeddings (tasks, text size), in the same order.
+    precision: ``int8`` is calibrated on ``check_on``, and what it costs there is measured and written down.
     """
     graphs = build_graphs(policy)
     parities = [check_parity(policy, graphs, data) for data in check_on]
     if not parities:
         raise ExportError("a bundle is checked on real frames before it is written; no demonstrations were given")
     parity = max(parities, key=lambda p: p.largest)
+    checked: dict[str, Any] = {"largest_difference": parity.largest, "steps": parity.steps}
+    if precision == "int8":
+        exact = graphs
+        graphs = quantise(exact, [replay_of(policy, exact, data) for data in check_on])
+        losses = [loss(replay_of(policy, exact, d), replay_of(policy, graphs, d)) for d in check_on]
+        parity = replace(parity, int8=max(losses, key=lambda found: found.largest))
+        checked["int8"] = asdict(parity.int8) if parity.int8 is not None else None
     write_bundle(
         path,
         contract=policy.contract,
@@ -219,7 +217,7 @@ def export_bundle(
             "film": policy.film_size,
             "parameters": sum(p.numel() for p in policy.parameters()),
         },
-        provenance={**provenance, "parity": {"largest_difference": parity.largest, "steps": parity.steps}},
+        provenance={**provenance, "precision": precision, "parity": checked},
         instructions=[task["instruction"] for task in tasks],
         embeddings=embeddings,
         graphs=graphs,

@@ -94,7 +94,7 @@ def finish_run(
             if run.config.evaluation.points > 1:
                 _choose_point(run, stage, pool if evaluate and run.config.evaluation.rollouts else None, quiet)
             if not (run.bundle_folder(stage) / "bundle.json").exists():
-                largest = run.export(stage, run.bundle_folder(stage))
+                largest = run.export(stage, run.bundle_folder(stage)).largest
                 say(f"bundle {run.bundle_folder(stage)}: ONNX Runtime and torch differ by at most {largest:.1e}")
             if evaluate and run.config.evaluation.rollouts:
                 _evaluate_stage(run, stage, pool, quiet)

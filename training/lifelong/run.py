@@ -33,7 +33,7 @@ from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.world import Task
 from training.data.task_data import TaskData, load_task
 from training.drift import latent_drift
-from training.export import export_bundle
+from training.export import Parity, Precision, export_bundle
 from training.lifelong.checkpoint import load_tensors, read_json, save_tensors, write_json
 from training.lifelong.er import ExperienceReplay
 from training.lifelong.m2distill import M2Distill
@@ -294,8 +294,19 @@ class LifelongRun:
         path = self.folder / "evaluation" / f"stage_{stage}.json"
         return [cell["rate"] for cell in read_json(path)] if path.exists() else None
 
-    def export(self, stage: int, path: Path, *, policy: ResNetT | None = None, overwrite: bool = False) -> float:
-        """Write the bundle of stage ``stage``; returns the largest difference between ONNX Runtime and torch."""
+    def export(
+        self,
+        stage: int,
+        path: Path,
+        *,
+        policy: ResNetT | None = None,
+        precision: Precision = "fp32",
+        overwrite: bool = False,
+    ) -> Parity:
+        """Write the bundle of stage ``stage``; returns how it was checked.
+
+        What int8 is calibrated on is the stage's own task: earlier ones are not to be had any more.
+        """
         network = (policy or self.policy(stage)).cpu()
         learned = self.tasks[: stage + 1]
         return export_bundle(
@@ -314,8 +325,9 @@ class LifelongRun:
                 "commit": provenance.commit(),
                 "versions": provenance.versions(),
             },
+            precision=precision,
             overwrite=overwrite,
-        ).largest
+        )
 
     def drift(self) -> list[list[dict[str, Any]]]:
         """Drift of each learned task's latents after each stage: row ``stage``, entry ``task``, modality -> figures."""
