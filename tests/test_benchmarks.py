@@ -56,3 +56,26 @@ def test_another_machine_goes_on_with_what_is_finished(tmp_path: Path) -> None:
     kept.write_text(json.dumps({"config": {**config, "episodes": 30}}))
     refused = _tabletop(*folder, "--go-on")
     assert refused.returncode != 0 and "seed_1_er.json was made under another configuration: episodes" in refused.stderr
+
+
+def test_policy_latency_writes_both_precisions(tmp_path: Path) -> None:
+    out = tmp_path / "latency.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.policy_latency", "--steps", "24", "--profile", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())["figures"]
+    for name in ("onnxruntime_fp32_ms", "onnxruntime_int8_ms", "torch_ms"):
+        assert 0 < figures[name]["median"] <= figures[name]["longest"]
+    assert figures["torch_over_onnxruntime_fp32"] > 0
+    assert "Conv" in figures["profile_ms"]["fp32"] and "QLinearConv" in figures["profile_ms"]["int8"]
+
+
+def test_libero_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.policy_latency", "--steps", "24", "--libero", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0 and "give a clone of LIBERO's repository" in done.stderr
+    assert "Traceback" not in done.stderr

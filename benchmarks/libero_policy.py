@@ -1,0 +1,160 @@
+"""LIBERO's own transformer policy, from a copy of its sources, to be timed beside ours.
+
+The wheel of LIBERO lacks a part of its models, so ``folder`` is a clone of
+https://github.com/Lifelong-Robot-Learning/LIBERO; ``robomimic`` and ``einops`` have to be installed (``pip install
+--no-deps robomimic==0.3.0 einops``). Of torchvision it needs a ResNet-18 to take the first half of; where that is not
+installed the same layers are made here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from easydict import EasyDict
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import TrainingError
+from m2distill_policy.observation import Observation
+
+
+def libero_get_action(
+    folder: Path, contract: Contract, text_size: int
+) -> Callable[[Observation, Tensor], NDArray[np.float32]]:
+    """LIBERO's ``get_action`` of an untrained policy in evaluation mode, its configuration that of the paper.
+
+    The result takes an observation of ``contract`` and the task's embedding (text size,). Raises
+    :class:`TrainingError` where ``folder`` or a package is missing.
+    """
+    _stand_in_for_torchvision()
+    # What augmentation needs of robomimic brings torchvision too, and is never called here.
+    sys.modules.setdefault(
+        "robomimic.models.base_nets", _module("robomimic.models.base_nets", CropRandomizer=nn.Module)
+    )
+    if not (folder / "libero" / "lifelong" / "models" / "modules").is_dir():
+        raise TrainingError(f"{folder} holds no libero/lifelong/models/modules; give a clone of LIBERO's repository")
+    for name in [name for name in sys.modules if name.split(".")[0] == "libero"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    for package in ("libero", "libero.lifelong"):  # without their __init__, which imports far more
+        made = _module(package)
+        made.__path__ = [str(folder.joinpath(*package.split(".")))]
+        sys.modules[package] = made
+    try:
+        models = importlib.import_module("libero.lifelong.models.bc_transformer_policy")
+    except ModuleNotFoundError as error:
+        raise TrainingError(
+            f"LIBERO's policy needs the package '{error.name}'; pip install --no-deps robomimic==0.3.0 einops"
+        ) from error
+    shapes = {camera.name: [3, camera.height, camera.width] for camera in contract.cameras}
+    policy = models.BCTransformerPolicy(_configuration(contract, text_size), {"ac_dim": 7, "all_shapes": shapes}).eval()
+
+    def get_action(observation: Observation, embedding: Tensor) -> NDArray[np.float32]:
+        obs = {
+            name: torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
+            for name, frame in observation.images.items()
+        }
+        obs |= {name: torch.from_numpy(values)[None] for name, values in observation.proprioception.items()}
+        found: NDArray[np.float32] = policy.get_action({"obs": obs, "task_emb": embedding[None]})
+        return found
+
+    return get_action
+
+
+def _configuration(contract: Contract, text_size: int) -> Any:
+    """LIBERO's ``configs/policy/bc_transformer_policy.yaml`` with what it refers to."""
+    augmentation = {"network": "IdentityAug", "network_kwargs": {"input_shape": None}}
+    encoder = {"pretrained": False, "freeze": False, "remove_layer_num": 4, "no_stride": False}
+    head = {"hidden_size": 1024, "num_layers": 2, "min_std": 1e-4, "num_modes": 5, "low_eval_noise": False}
+    return EasyDict(
+        device="cpu",
+        train={"use_augmentation": False},
+        data={
+            "use_joint": True,
+            "use_gripper": True,
+            "use_ee": False,
+            "obs": {"modality": {"rgb": list(contract.camera_names)}},
+        },
+        policy={
+            "extra_num_layers": 0,
+            "extra_hidden_size": 128,
+            "embed_size": 64,
+            "transformer_input_size": None,
+            "transformer_num_layers": 4,
+            "transformer_num_heads": 6,
+            "transformer_head_output_size": 64,
+            "transformer_mlp_hidden_size": 256,
+            "transformer_dropout": 0.1,
+            "transformer_max_seq_len": contract.history,
+            "color_aug": augmentation,
+            "translation_aug": augmentation,
+            "image_encoder": {"network": "ResnetEncoder", "network_kwargs": {**encoder, "language_fusion": "film"}},
+            "language_encoder": {
+                "network": "MLPEncoder",
+                "network_kwargs": {"input_size": text_size, "hidden_size": 128, "output_size": 128, "num_layers": 1},
+            },
+            "temporal_position_encoding": {
+                "network": "SinusoidalPositionEncoding",
+                "network_kwargs": {"input_size": None, "inv_freq_factor": 10, "factor_ratio": None},
+            },
+            "policy_head": {
+                "network": "GMMHead",
+                "network_kwargs": {**head, "activation": "softplus"},
+                "loss_kwargs": {"loss_coef": 1.0},
+            },
+        },
+    )
+
+
+def _module(name: str, **attributes: Any) -> types.ModuleType:
+    made = types.ModuleType(name)
+    made.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    for key, value in attributes.items():
+        setattr(made, key, value)
+    return made
+
+
+def _stand_in_for_torchvision() -> None:
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        return
+    sys.modules["torchvision"] = _module("torchvision", models=types.SimpleNamespace(resnet18=_resnet18))
+
+
+class _BasicBlock(nn.Module):
+    """torchvision's block: two 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            if stride != 1
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        return torch.as_tensor(self.relu(self.bn2(self.conv2(out)) + shortcut))
+
+
+def _resnet18(pretrained: bool = False) -> nn.Module:
+    """torchvision's ResNet-18, in so far as its children are taken: the last four are removed by LIBERO."""
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    layer1 = nn.Sequential(_BasicBlock(64, 64, 1), _BasicBlock(64, 64, 1))
+    layer2 = nn.Sequential(_BasicBlock(64, 128, 2), _BasicBlock(128, 128, 1))
+    return nn.Sequential(*stem, layer1, layer2, *(nn.Identity() for _ in range(4)))
