@@ -30,7 +30,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
-        *shared("config", "*.toml", "*.yaml"),
+        *shared("config", "*.toml"),
+        *shared("config/arms", "*.yaml"),
         *shared("launch", "*.launch.py"),
     ],
     python_requires=">=3.10,<3.13",

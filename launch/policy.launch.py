@@ -4,6 +4,8 @@ Configures the node and activates it. Without ``enable:=true`` it answers in sha
 ``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
 """
 
+from pathlib import Path
+
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, Shutdown
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
@@ -38,7 +40,11 @@ TOPICS = {
     "/joint_states": "joint_states",
     "/end_effector_pose": "end_effector_pose",
     "/gripper_command": "gripper_command",
+    "/m2distill_policy/target_pose": "target_pose",
+    "/m2distill_policy/twist": "twist",
 }
+#: Profiles of arms that come with the package, by name.
+ARMS = Path(__file__).resolve().parent.parent / "config" / "arms"
 #: Those that are true or false; all others are text, whatever they look like.
 _SWITCHES = ("enable", "lockstep", "use_sim_time")
 
@@ -51,11 +57,21 @@ def _value(name: str, text: str) -> "ParameterValue | bool":
     return text == "true"
 
 
+def _profile(given: str) -> str:
+    """A file as it is given, or one of ours by name."""
+    if not given or "/" in given or given.endswith((".yaml", ".yml")):
+        return given
+    ours = sorted(path.stem for path in ARMS.glob("*.yaml"))
+    if given not in ours:
+        raise RuntimeError(f"profile '{given}' is not known; give a parameter file, or one of {', '.join(ours)}")
+    return str(ARMS / f"{given}.yaml")
+
+
 def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
     def given(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
-    profile = given("profile")
+    profile = _profile(given("profile"))
     chosen = {name: _value(name, given(name)) for name in PARAMETERS if given(name)}
     remappings = [(topic, given(argument)) for topic, argument in TOPICS.items()]
     for topic, argument in TOPICS.items():
@@ -97,7 +113,9 @@ def generate_launch_description() -> LaunchDescription:
         for topic, argument in TOPICS.items()
     ]
     arguments += [
-        DeclareLaunchArgument("profile", default_value="", description="parameter file of the arm"),
+        DeclareLaunchArgument(
+            "profile", default_value="", description="arm: one of config/arms by name, or a parameter file"
+        ),
         DeclareLaunchArgument("respawn", default_value="false", description="true: start the node again when it dies"),
     ]
     return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])

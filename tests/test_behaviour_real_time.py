@@ -212,3 +212,16 @@ def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
         assert 1.9 < time.monotonic() - begin < 6
         assert report.steps == 40 and report.held_still < 40 and report.bundles == [open_bundle(bundle).identifier]
         assert policy.end() == 0
+
+
+def test_one_ctrl_c_that_arrives_twice_does_not_cut_the_ramp_short(side: Side, tmp_path: Path) -> None:
+    """From the terminal, and once more from the launcher that got it as well."""
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        policy.process.send_signal(signal.SIGINT)
+        robot.listen(0.1)
+        policy.process.send_signal(signal.SIGINT)
+        robot.drive(observations(CONTRACT, 12))
+        assert policy.wait(10) == 0
+        robot.listen(0.1)
+        assert robot.heard["status"][-1].halted and "SIGINT" in robot.heard["status"][-1].sentence

@@ -157,4 +157,5 @@ def run(args: argparse.Namespace) -> int:
         if watcher is not None:
             watcher.stop()
         server.close()
+        gc.unfreeze()  # some libraries complain at the end about what the collector never got
     return 0

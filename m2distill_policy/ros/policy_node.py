@@ -222,6 +222,7 @@ class PolicyNode(LifecycleNode):
         self.settings = self.server = self._cycle = self._watcher = None
         self._inputs = self._outputs = None
         self.last = self._poses = None
+        gc.unfreeze()  # what was kept from the collector is to go, and some libraries complain at the end if it stays
 
     def _new_cycle(self) -> PolicyCycle[Frame]:
         assert self.server is not None and self.settings is not None

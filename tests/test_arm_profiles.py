@@ -1,0 +1,49 @@
+"""The profiles of arms: every parameter is one that the node has, and all of them together make sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from m2distill_policy.contract import libero_contract
+from m2distill_policy.node.joints import JointMap
+from m2distill_policy.ros.parameters import settings_from
+
+PROFILES = sorted((Path(__file__).resolve().parent.parent / "config" / "arms").glob("*.yaml"))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_is_one_for_an_arm(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "run on hardware" in text.splitlines()[0], "the first line says whether it has run on hardware"
+    settings = settings_from({"bundle": "/b", **_flat(yaml.safe_load(text)["/**"]["ros__parameters"])})
+    safety = settings.arm.safety
+    assert settings.frames is not None and safety.needs_pose and safety.speed is not None
+    assert not settings.enable and settings.sampling == "low_noise" and settings.swap_when == "idle"
+    assert settings.arm.watch.dead_man is not None, "somebody holds a switch"
+    contract = libero_contract(64)
+    joints = JointMap(contract, settings.arm.joints)
+    for closed in (False, True):
+        names = {source.name for source in settings.arm.joints}
+        gripper = settings.arm.gripper
+        position = gripper.closed_position if closed else gripper.open_position
+        arm = dict.fromkeys(names, 0.1)
+        arm |= {name: position for name in names if "finger" in name or name == "drive_joint"}
+        readings, absent = joints.readings(list(arm), list(arm.values()))
+        assert not absent
+        np.testing.assert_allclose(readings["gripper_states"], [0.0, 0.0] if closed else [0.04, -0.04], atol=1e-6)
+
+
+def test_there_are_profiles_for_set_points_and_for_velocities() -> None:
+    assert {path.stem for path in PROFILES} >= {"fr3_cartesian_impedance", "fr3_moveit_servo", "xarm7_moveit_servo"}
