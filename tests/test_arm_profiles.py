@@ -47,3 +47,14 @@ def test_a_profile_is_one_for_an_arm(path: Path) -> None:
 
 def test_there_are_profiles_for_set_points_and_for_velocities() -> None:
     assert {path.stem for path in PROFILES} >= {"fr3_cartesian_impedance", "fr3_moveit_servo", "xarm7_moveit_servo"}
+
+
+def test_a_robot_with_ros_has_the_pins_of_one_without() -> None:
+    folder = Path(__file__).resolve().parent.parent / "requirements"
+
+    def pins(name: str) -> set[str]:
+        return {line for line in (folder / name).read_text().splitlines() if "==" in line}
+
+    ours = pins("robot-ros.txt")
+    assert ours < pins("robot.txt") | pins("robot-common.txt")
+    assert not any(line.startswith(("numpy", "opencv")) for line in ours)
