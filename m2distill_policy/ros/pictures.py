@@ -15,6 +15,8 @@ from m2distill_policy.node.pictures import CHANNELS, check_form, rgb_of, rgb_of_
 Frame: TypeAlias = Image | CompressedImage
 
 _BRIDGE = CvBridge()
+#: Newer names of encodings -> those that cv_bridge knows.
+_OLDER = {"uyvy": "yuv422", "yuyv": "yuv422_yuy2"}
 
 
 def picture_of(frame: Frame) -> NDArray[np.uint8]:
@@ -27,5 +29,6 @@ def picture_of(frame: Frame) -> NDArray[np.uint8]:
     if frame.encoding == "rgb8" or frame.step % CHANNELS[frame.encoding]:
         # Nothing to convert; or rows that end within a pixel, which cv_bridge cannot read.
         return rgb_of(frame.encoding, frame.height, frame.width, frame.step, data)
+    frame.encoding = _OLDER.get(frame.encoding, frame.encoding)
     frame.is_bigendian = 0  # bytes have no order, and cv_bridge would swap them
     return np.asarray(_BRIDGE.imgmsg_to_cv2(frame, "rgb8"), dtype=np.uint8)

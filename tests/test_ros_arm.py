@@ -1,0 +1,162 @@
+"""What an arm on ROS 2 brings beside topics: a gripper's action, transforms, RViz; and pictures by cv_bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not sourced")
+pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
+
+from control_msgs.action import GripperCommand, ParallelGripperCommand
+from geometry_msgs.msg import TransformStamped
+from lifecycle_msgs.msg import Transition
+from rclpy.action import ActionServer, GoalResponse
+from rclpy.action.server import ServerGoalHandle
+from sensor_msgs.msg import Image
+from tf2_ros import TransformBroadcaster
+from visualization_msgs.msg import Marker, MarkerArray
+
+from m2distill_policy.dds.domain import reserve_domain
+from m2distill_policy.errors import ObservationError
+from m2distill_policy.node import topics
+from m2distill_policy.node.pictures import CHANNELS, rgb_of
+from m2distill_policy.ros.messages import MESSAGES
+from m2distill_policy.ros.pictures import picture_of
+from m2distill_policy.runtime.status import StatusCode
+from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
+from tests.ros_side import RosRobot
+from tests.ros_support import policy_node
+from tests.sides import PATIENCE
+from tests.test_behaviour_real_time import drive_until
+
+CONTRACT = toy_contract()
+
+
+@pytest.fixture(autouse=True)
+def _domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with reserve_domain() as domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        yield
+
+
+@contextlib.contextmanager
+def driven(tmp_path: Path, **parameters: object) -> Iterator[RosRobot]:
+    """A robot whose policy node, in this process, is active and enabled."""
+    told = {"bundle": str(write_toy(tmp_path / "toy")), "instruction": INSTRUCTIONS[0], "enable": True, **parameters}
+    with policy_node(**told), contextlib.closing(RosRobot(CONTRACT)) as robot:
+        assert robot.operator.change(Transition.TRANSITION_CONFIGURE)
+        yield robot
+
+
+@pytest.mark.parametrize("kind", ["gripper_command", "parallel_gripper_command"])
+def test_the_gripper_is_told_by_its_drivers_action(tmp_path: Path, kind: str) -> None:
+    """Refused once, the command is told again; without a driver the status says so."""
+    told = {"gripper__interface": kind, "gripper__action": "/hand/command", "gripper__joint": "knuckle"}
+    with driven(tmp_path, gripper__max_effort=5.0, **told) as robot:
+        assert robot.operator.change(Transition.TRANSITION_ACTIVATE)
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        robot.drive(observations(CONTRACT, 20))
+        assert any("No gripper driver offers the action '/hand/command'" in s.warning for s in robot.heard["status"])
+        goals: list[Any] = []
+
+        def take(goal: Any) -> GoalResponse:
+            goals.append(goal)
+            return GoalResponse.REJECT if len(goals) == 1 else GoalResponse.ACCEPT
+
+        def execute(handle: ServerGoalHandle) -> Any:
+            handle.succeed()
+            return (GripperCommand if kind == "gripper_command" else ParallelGripperCommand).Result()
+
+        action = GripperCommand if kind == "gripper_command" else ParallelGripperCommand
+        server = ActionServer(robot.node, action, "/hand/command", execute_callback=execute, goal_callback=take)
+        deadline = time.monotonic() + PATIENCE
+        seed = 0
+        while len(goals) < 3:
+            assert time.monotonic() < deadline, f"{len(goals)} goals"
+            seed += 1
+            robot.drive(observations(CONTRACT, 8, seed=seed))
+        assert any("refused a command" in s.warning for s in robot.heard["status"])
+        robot.forget()
+        robot.drive(observations(CONTRACT, 8, seed=99))
+        assert not any("gripper" in s.warning for s in robot.heard["status"])
+        for goal in goals:
+            if kind == "gripper_command":
+                assert goal.command.position in (0.0, 0.08) and goal.command.max_effort == 5.0
+            else:
+                assert list(goal.command.name) == ["knuckle"] and list(goal.command.effort) == [5.0]
+                assert goal.command.position[0] in (0.0, 0.08)
+        assert not robot.heard["gripper"], "one way to tell it, not two"
+        server.destroy()
+
+
+def test_poses_come_from_transforms_and_the_mixture_is_drawn_there(tmp_path: Path) -> None:
+    with driven(tmp_path, pose__base_frame="arm_base", pose__end_effector_frame="hand") as robot:
+        markers: list[MarkerArray] = []
+        robot.node.create_subscription(MarkerArray, topics.resolve(topics.MARKERS), markers.append, 10)
+        broadcaster = TransformBroadcaster(robot.node)
+
+        def say_where() -> None:
+            where = TransformStamped(header=MESSAGES.header(time.time_ns(), "arm_base"), child_frame_id="hand")
+            where.transform.translation = MESSAGES.vector([0.4, 0.1, 0.3])
+            where.transform.rotation.w = 1.0
+            broadcaster.sendTransform(where)
+
+        assert robot.operator.change(Transition.TRANSITION_ACTIVATE)
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        robot.drive(observations(CONTRACT, 6))
+        assert not robot.heard["target_pose"]
+        wanted = "No pose on /tf from 'arm_base' to 'hand'"
+        assert any(wanted in s.warning for s in robot.heard["status"])
+        robot.drive(observations(CONTRACT, 20, seed=1), first=say_where)
+        targets = robot.heard["target_pose"]
+        assert len(targets) >= 8 and targets[-1].header.frame_id == "arm_base"
+        place = targets[-1].pose.position
+        scale = CONTRACT.action.translation_scale
+        np.testing.assert_allclose([place.x, place.y, place.z], [0.4, 0.1, 0.3], atol=scale + 1e-6)
+        assert robot.heard["twist"][-1].header.frame_id == "arm_base"
+        assert markers, "somebody looks at the markers"
+        arrows = markers[-1].markers
+        assert len(arrows) == 3 and all(arrow.type == Marker.ARROW for arrow in arrows)
+        assert arrows[0].header.frame_id == "arm_base"
+        begin = arrows[0].points[0]
+        np.testing.assert_allclose([begin.x, begin.y, begin.z], [0.4, 0.1, 0.3], atol=1e-9)
+        # And an arm that says nothing any more is not where it was.
+        robot.drive(observations(CONTRACT, 8, seed=2))
+        robot.forget()
+        robot.drive(observations(CONTRACT, 6, seed=3))
+        assert not robot.heard["target_pose"]
+
+
+def _image(encoding: str, height: int, width: int, step: int, data: bytes) -> Image:
+    image = Image(encoding=encoding, height=height, width=width, step=step)
+    image.data.frombytes(data)
+    return image
+
+
+@pytest.mark.parametrize("encoding", CHANNELS)
+@pytest.mark.parametrize("padding", [0, 3, 12])
+def test_cv_bridge_reads_pictures_as_recordings_are_read(encoding: str, padding: int) -> None:
+    """Or what a policy learns from recordings would not be what it sees live."""
+    rng = np.random.default_rng(0)
+    height, width = 6, 8
+    step = width * CHANNELS[encoding] + padding
+    data = rng.integers(0, 256, height * step, dtype=np.uint8)
+    live = picture_of(_image(encoding, height, width, step, data.tobytes()))
+    np.testing.assert_array_equal(live, rgb_of(encoding, height, width, step, data))
+
+
+def test_pictures_that_are_none_are_refused_before_cv_bridge_sees_them() -> None:
+    for encoding, size, sentence in (
+        ("rgb8", 5, "image is incomplete"),
+        ("16UC1", 96, "encoding '16UC1' is not known"),
+    ):
+        with pytest.raises(ObservationError, match=sentence):
+            picture_of(_image(encoding, 4, 4, 12, bytes(size)))
