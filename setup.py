@@ -42,6 +42,7 @@ setup(
             "m2distill = m2distill_policy.cli:main",
             "policy_node = m2distill_policy.ros.main:main",
             "sim_robot = m2distill_policy.ros.sim_robot:main",
+            "viewpoint_check = m2distill_policy.ros.viewpoint_check:main",
         ]
     },
     zip_safe=False,

@@ -46,8 +46,8 @@ _NO_WORDS = ("memory.instructions=false",)
 #: half of the steps widened 0.54, 0.77 and 0.88; with 0.8 of them and a weight of 4 for 2, 0.28, 0.50 and 0.38. A lower
 #: rate (4e-4) holds as well, and does not learn: after 1,200 steps it took the second box 16 times of 20.
 _WORDS_ALONE = (*_NO_DEMOS, *_WORDS, "memory.instruction_batch=4", "memory.widen=0.8", "distill.policy.weight=4.0")
-#: Latents are held where an old question is asked, and not where the new task is learned: held there as well, the second
-#: task of seed 2 was done 10 times of 20 and the wrong box taken in the others; let go, 18 times.
+#: Latents are held where an old question is asked, and not where the new task is learned: held there as well, the
+#: second task of seed 2 was done 10 times of 20 and the wrong box taken in the others; let go, 18 times.
 _FREE = ("distill.new_latents=0.0",)
 _ZERO = tuple(f"distill.{term}.on=false" for term in ("image", "text", "extra", "policy"))
 

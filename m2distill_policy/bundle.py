@@ -6,6 +6,7 @@
     instruction.onnx    text embedding -> conditioning
     step.onnx           one control step
     instructions.npz    the known instructions and their embeddings
+    views.npz           a training picture of each view, to set cameras up by; may be absent
 
 The hashes protect against damage and half-copied folders, not against somebody who rewrites the manifest as well:
 a bundle is as trustworthy as whoever may write to the folder it lies in. Nothing in it is ever unpickled.
@@ -38,6 +39,7 @@ from m2distill_policy.errors import BundleError, ContractError, UnknownInstructi
 BUNDLE_VERSION = 1
 MANIFEST = "bundle.json"
 INSTRUCTIONS = "instructions.npz"
+VIEWS = "views.npz"
 INSTRUCTION_GRAPH = "instruction.onnx"
 STEP_GRAPH = "step.onnx"
 #: Whole numbers that ``network`` must hold: modes of the mixture, tokens a step, width of a token.
@@ -60,6 +62,7 @@ class Bundle:
     tasks: ``{"name": ..., "instruction": ...}`` for every task learned, in order.
     network: sizes (``modes``, ``tokens``, ``embed``, ...); provenance: where it came from.
     instructions: the n known instructions; embeddings: (n, text size) float32, read-only.
+    views: a training picture of each view, uint8 (H, W, 3) RGB; empty in a bundle without.
     """
 
     path: Path
@@ -71,6 +74,13 @@ class Bundle:
     instructions: tuple[str, ...]
     embeddings: NDArray[np.float32] = field(repr=False, compare=False)
     graphs: Mapping[str, bytes] = field(repr=False, compare=False)
+    views: Mapping[str, NDArray[np.uint8]] = field(repr=False, compare=False)
+
+    def view(self, name: str) -> NDArray[np.uint8]:
+        """The training picture (H, W, 3) uint8 RGB of view ``name``; :class:`BundleError` where there is none."""
+        if name not in self.views:
+            raise BundleError(f"bundle '{self.path}' holds no training picture of '{name}'; export it anew")
+        return self.views[name]
 
     def graph(self, name: str) -> bytes:
         """The verified bytes of ``step.onnx`` or ``instruction.onnx``; raises :class:`BundleError` for another name."""
@@ -111,12 +121,14 @@ def write_bundle(
     instructions: Sequence[str],
     embeddings: NDArray[np.float32],
     graphs: Mapping[str, bytes],
+    views: Mapping[str, NDArray[np.uint8]] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a bundle to ``path``: under a hidden name beside it first, flushed to disk, then renamed into place.
 
     tasks: name and instruction of each task in the order learned; instructions: n texts; embeddings: (n, text size);
-    graphs: file name -> bytes, with at least ``instruction.onnx`` and ``step.onnx``.
+    graphs: file name -> bytes, with at least ``instruction.onnx`` and ``step.onnx``. views: a training picture of every
+    view, of the contract's shapes.
 
     Raises :class:`BundleError` when an argument is not what :func:`open_bundle` would accept, or when ``path`` exists
     and ``overwrite`` is not set.
@@ -130,6 +142,10 @@ def write_bundle(
     packed = io.BytesIO()
     np.savez(packed, instructions=np.array(list(instructions), dtype=np.str_), embeddings=rows)
     files = {**dict(graphs), INSTRUCTIONS: packed.getvalue()}
+    if views:
+        pictures = io.BytesIO()
+        np.savez_compressed(pictures, **{name: np.asarray(view) for name, view in views.items()})
+        files[VIEWS] = pictures.getvalue()
     manifest: dict[str, Any] = {
         "format_version": BUNDLE_VERSION,
         "contract": contract.to_dict(),
@@ -320,7 +336,23 @@ def _parse(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
         instructions=instructions,
         embeddings=embeddings,
         graphs={name: content for name, content in files.items() if name.endswith(".onnx")},
+        views=_load_views(path / VIEWS, files[VIEWS], contract) if VIEWS in files else {},
     )
+
+
+def _load_views(where: Path, data: bytes, contract: Contract) -> dict[str, NDArray[np.uint8]]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, not an archive")
+            found = {name: archive[name] for name in archive.files}
+    except _DAMAGED as error:
+        raise BundleError(f"'{where}' cannot be read ({error}); {_COPY_AGAIN}") from error
+    wanted = {camera.name: camera.shape for camera in contract.cameras}
+    got = {name: view.shape for name, view in found.items()}
+    if got != wanted or any(view.dtype != np.uint8 for view in found.values()):
+        raise BundleError(f"'{where}' holds views {got}; the contract wants uint8 {wanted}; {_COPY_AGAIN}")
+    return found
 
 
 def _load_instructions(where: Path, data: bytes, size: int) -> tuple[tuple[str, ...], NDArray[np.float32]]:

@@ -28,6 +28,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "evaluate": ("robot", "sim"),
     "serve": ("robot",),
     "sim": ("robot", "sim"),
+    "viewpoint": ("robot",),
     "demo": ("robot", "train", "sim"),
     "report": ("robot", "train", "sim"),
     "doctor": ("robot",),

@@ -7,7 +7,7 @@ the valid past tokens. Different seeds give different weights and so different a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +164,7 @@ def write_toy(
     instructions: Sequence[str] = INSTRUCTIONS,
     overwrite: bool = False,
     bias_nan: bool = False,
+    views: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> Path:
     """Write a toy bundle; ``graph_contract`` lets the graphs obey another contract than the manifest."""
     contract = contract or toy_contract()
@@ -181,6 +182,7 @@ def write_toy(
         instructions=instructions,
         embeddings=toy_embeddings(instructions),
         graphs=toy_graphs(graph_contract or contract, seed, bias_nan=bias_nan),
+        views=views,
         overwrite=overwrite,
     )
     return path

@@ -221,6 +221,7 @@ def export_bundle(
         instructions=[task["instruction"] for task in tasks],
         embeddings=embeddings,
         graphs=graphs,
+        views={name: frames[0] for name, frames in check_on[-1].images.items()},
         overwrite=overwrite,
     )
     return parity

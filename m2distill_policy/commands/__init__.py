@@ -16,6 +16,7 @@ SUMMARIES: dict[str, str] = {
     "evaluate": "roll a bundle out in a world and count successes",
     "serve": "drive a robot with a bundle over DDS",
     "sim": "run a simulated robot that takes what a real one takes",
+    "viewpoint": "say how a camera must be turned to see what it saw in training",
     "demo": "the whole road, from demonstrations to a served policy, with a report",
     "report": "make report.html from runs and evaluations",
     "doctor": "say what this machine can do, and how to get what is missing",

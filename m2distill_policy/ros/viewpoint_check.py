@@ -1,0 +1,100 @@
+"""``ros2 run m2distill_policy viewpoint_check``: the live pictures over the training ones, as topics and in the log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from sensor_msgs.msg import CompressedImage, Image
+
+from m2distill_policy.bundle import Bundle, open_bundle
+from m2distill_policy.contract import Camera
+from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError
+from m2distill_policy.node import topics
+from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
+from m2distill_policy.ros import qos
+from m2distill_policy.ros.pictures import Frame, picture_of
+from m2distill_policy.runtime.preprocess import preprocess
+
+#: s between two looks at one view.
+_EVERY = 0.5
+
+
+class ViewpointCheck(Node):
+    """Publishes ``~/<view>/overlay`` and says in the log, whenever it changes, how each camera must be turned.
+
+    Parameters: ``bundle``, and ``image_transport`` (raw or compressed), as the policy node has them.
+    """
+
+    def __init__(self, overrides: dict[str, object] | None = None) -> None:
+        super().__init__(
+            "viewpoint_check",
+            parameter_overrides=[rclpy.Parameter(name, value=value) for name, value in (overrides or {}).items()],
+        )
+        path = str(self.declare_parameter("bundle", "").value)
+        transport = str(self.declare_parameter("image_transport", "raw").value)
+        if not path:
+            raise ConfigError("parameter 'bundle' is empty; name the folder that 'm2distill export' wrote")
+        if transport not in ("raw", "compressed"):
+            raise ConfigError(f"parameter 'image_transport' is '{transport}'; choose one of raw, compressed")
+        bundle = open_bundle(Path(path).expanduser())
+        #: View -> what was said of it last.
+        self.said: dict[str, str] = {}
+        for camera in bundle.contract.cameras:
+            topic = topics.camera_topic(camera.name) + ("/compressed" if transport == "compressed" else "")
+            kind = CompressedImage if transport == "compressed" else Image
+            self.create_subscription(kind, topic, self._look(bundle, camera), qos.sensor(1))
+
+    def _look(self, bundle: Bundle, camera: Camera) -> Callable[[Frame], None]:
+        reference = bundle.view(camera.name)
+        short = camera.name.removesuffix("_rgb")
+        out = self.create_publisher(Image, f"~/{short}/overlay", qos.reliable(1))
+        last = 0.0
+
+        def callback(frame: Frame) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < _EVERY:
+                return
+            last = now
+            try:
+                live = preprocess(picture_of(frame), camera)
+            except ObservationError as error:
+                self._say(camera, str(error))
+                return
+            self._say(camera, sentence(camera, misalignment(reference, live)))
+            shown = np.ascontiguousarray(overlay(reference, live))
+            image = Image(header=frame.header, encoding="rgb8")
+            image.height, image.width, image.step = shown.shape[0], shown.shape[1], 3 * shown.shape[1]
+            image.data.frombytes(shown.data.cast("B"))
+            out.publish(image)
+
+        return callback
+
+    def _say(self, camera: Camera, text: str) -> None:
+        if self.said.get(camera.name) != text:
+            self.said[camera.name] = text
+            self.get_logger().info(text)
+
+
+def main() -> None:
+    """Look until Ctrl-C."""
+    rclpy.init()
+    try:
+        rclpy.spin(ViewpointCheck())
+    except M2DistillError as error:
+        sys.exit(f"viewpoint_check: {error}")
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    main()
