@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not sourced")
 pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
 
+import rclpy
 from control_msgs.action import GripperCommand, ParallelGripperCommand
 from geometry_msgs.msg import TransformStamped
 from lifecycle_msgs.msg import Transition
 from rclpy.action import ActionServer, GoalResponse
 from rclpy.action.server import ServerGoalHandle
+from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image
 from tf2_ros import TransformBroadcaster
 from visualization_msgs.msg import Marker, MarkerArray
@@ -29,6 +32,7 @@ from m2distill_policy.node import topics
 from m2distill_policy.node.pictures import CHANNELS, rgb_of
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.ros.pictures import picture_of
+from m2distill_policy.ros.viewpoint_check import ViewpointCheck
 from m2distill_policy.runtime.status import StatusCode
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.ros_side import RosRobot
@@ -160,3 +164,38 @@ def test_pictures_that_are_none_are_refused_before_cv_bridge_sees_them() -> None
     ):
         with pytest.raises(ObservationError, match=sentence):
             picture_of(_image(encoding, 4, 4, 12, bytes(size)))
+
+
+def test_the_viewpoint_check_says_how_to_turn_a_camera(tmp_path: Path) -> None:
+    contract = toy_contract(96)
+    rng = np.random.default_rng(0)
+    views = {
+        name: np.asarray(cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (96, 96), interpolation=3))
+        for name in contract.camera_names
+    }
+    bundle = write_toy(tmp_path / "toy", contract=contract, views=views)
+    first, second = contract.camera_names
+    rclpy.init()
+    node = ViewpointCheck({"bundle": str(bundle)})
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    shown: list[Image] = []
+    try:
+        with contextlib.closing(RosRobot(contract)) as robot:
+            robot.node.create_subscription(Image, "/viewpoint_check/agentview/overlay", shown.append, 1)
+            turned = {first: np.roll(views[first], 8, axis=1), second: views[second]}
+            deadline = time.monotonic() + PATIENCE
+            while not (shown and len(node.said) == 2):
+                assert time.monotonic() < deadline, node.said
+                robot.say(observations(contract, 1)[0], time.time_ns(), without=(first, second))
+                for name, picture in turned.items():
+                    message = robot.image(time.time_ns(), 96, 96, "rgb8", 288, picture.tobytes())
+                    robot.publish(topics.camera_topic(name), message)
+                executor.spin_once(timeout_sec=0.05)
+                robot.listen(0.05)
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown()
+    assert "turn it right by" in node.said[first] and "fits the training picture" in node.said[second]
+    assert shown[0].height == shown[0].width == 480 and shown[0].encoding == "rgb8"
