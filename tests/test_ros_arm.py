@@ -170,7 +170,9 @@ def test_the_viewpoint_check_says_how_to_turn_a_camera(tmp_path: Path) -> None:
     contract = toy_contract(96)
     rng = np.random.default_rng(0)
     views = {
-        name: np.asarray(cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (96, 96), interpolation=3))
+        name: np.asarray(
+            cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (96, 96), interpolation=3), dtype=np.uint8
+        )
         for name in contract.camera_names
     }
     bundle = write_toy(tmp_path / "toy", contract=contract, views=views)
