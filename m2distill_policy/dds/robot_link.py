@@ -108,19 +108,7 @@ class DdsLink(Link):
         self._episodes.write(MESSAGES.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame=frame))
 
     def statuses(self) -> list[Heard]:
-        return [
-            Heard(
-                stamp=status.header.stamp.nanoseconds,
-                episode=status.episode,
-                code=status.code,
-                sentence=status.sentence,
-                command=status.command,
-                gripper_commands=status.gripper_commands,
-                bundle=status.bundle,
-                instruction=status.instruction,
-            )
-            for status in self._status.take()
-        ]
+        return [Heard.of(status) for status in self._status.take()]
 
     def commands(self) -> list[Command]:
         now = time.monotonic()

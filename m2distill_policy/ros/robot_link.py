@@ -147,19 +147,7 @@ class RosLink(Link):
         self._episodes.publish(MESSAGES.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame=frame))
 
     def statuses(self) -> list[Heard]:
-        return [
-            Heard(
-                stamp=nanoseconds_of(status),
-                episode=status.episode,
-                code=status.code,
-                sentence=status.sentence,
-                command=status.command,
-                gripper_commands=status.gripper_commands,
-                bundle=status.bundle,
-                instruction=status.instruction,
-            )
-            for status, _ in self._status.take()
-        ]
+        return [Heard.of(status) for status, _ in self._status.take()]
 
     def commands(self) -> list[Command]:
         found = []

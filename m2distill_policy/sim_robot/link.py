@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.node import topics
+from m2distill_policy.node.messages import nanoseconds_of
 from m2distill_policy.observation import Observation
 
 Follow = Literal["action", "target_pose", "twist"]
@@ -35,6 +36,20 @@ class Heard:
     gripper_commands: int
     bundle: str
     instruction: str
+
+    @staticmethod
+    def of(status: Any) -> Heard:
+        """Of a PolicyStatus, whichever library's."""
+        return Heard(
+            stamp=nanoseconds_of(status),
+            episode=status.episode,
+            code=status.code,
+            sentence=status.sentence,
+            command=status.command,
+            gripper_commands=status.gripper_commands,
+            bundle=status.bundle,
+            instruction=status.instruction,
+        )
 
 
 @dataclass(frozen=True)
