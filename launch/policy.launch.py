@@ -1,20 +1,16 @@
 """The policy on a robot: ``ros2 launch m2distill_policy policy.launch.py bundle:=/path/to/bundle``.
 
-Configures the node and activates it. Without ``enable:=true`` it answers in shadow: ~/action and ~/status, no command.
+The node configures and activates itself. Without ``enable:=true`` it answers in shadow: ~/action and ~/status, no
+command.
 ``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
 """
 
 from pathlib import Path
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler, Shutdown
-from launch.event_handlers import OnProcessStart
-from launch.events import matches_action
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
-from launch_ros.event_handlers import OnStateTransition
-from launch_ros.events.lifecycle import ChangeState
+from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-from lifecycle_msgs.msg import Transition
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
@@ -77,36 +73,27 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
     for topic, argument in TOPICS.items():
         if argument.endswith("_image"):
             remappings.append((f"{topic}/compressed", f"{given(argument)}/compressed"))
-    node = LifecycleNode(
-        package="m2distill_policy",
-        executable="policy_node",
-        name="m2distill_policy",
-        namespace="",
-        parameters=[*([profile] if profile else []), chosen],
-        remappings=remappings,
-        output="screen",
-        respawn=given("respawn") == "true",
-        respawn_delay=1.0,
-    )
-
-    def ask(transition: int) -> EmitEvent:
-        return EmitEvent(event=ChangeState(lifecycle_node_matcher=matches_action(node), transition_id=transition))
-
-    def when(start: str, goal: str, *entities: LaunchDescriptionEntity) -> RegisterEventHandler:
-        return RegisterEventHandler(
-            OnStateTransition(target_lifecycle_node=node, start_state=start, goal_state=goal, entities=list(entities))
-        )
-
+    respawn = given("respawn") == "true"
     return [
-        RegisterEventHandler(OnProcessStart(target_action=node, on_start=[ask(Transition.TRANSITION_CONFIGURE)])),
-        when("configuring", "inactive", ask(Transition.TRANSITION_ACTIVATE)),
-        when("configuring", "unconfigured", Shutdown(reason="the policy cannot be configured; its log says why")),
-        node,
+        Node(
+            package="m2distill_policy",
+            executable="policy_node",
+            name="m2distill_policy",
+            namespace="",
+            # It brings itself up: a transition asked for from here would, after a kill -9, be sent to the dead node,
+            # whose services are still found for a while, and waited for in vain.
+            parameters=[*([profile] if profile else []), {"autostart": True, **chosen}],
+            remappings=remappings,
+            output="screen",
+            respawn=respawn,
+            respawn_delay=1.0,
+            on_exit=None if respawn else Shutdown(reason="the policy has ended; its log says why"),
+        )
     ]
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The node, its arguments, and the transitions that bring it up."""
+    """The node and its arguments."""
     arguments = [DeclareLaunchArgument(name, default_value="", description=text) for name, text in PARAMETERS.items()]
     arguments += [
         DeclareLaunchArgument(argument, default_value=topic, description=f"topic to use for {topic}")

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("test_ros_node.py", "test_ros_arm.py", *sorted(p.name for p in ROOT.glob("tests/test_behaviour_*.py")))
+TESTS = (
+    "test_ros_node.py",
+    "test_ros_arm.py",
+    "test_ros_launch.py",
+    *sorted(p.name for p in ROOT.glob("tests/test_behaviour_*.py")),
+)
 
 
 def _found() -> Path:
@@ -34,16 +39,17 @@ def _sourced(distribution: Path, more: str, command: str) -> list[str]:
 
 
 def test_with_the_ros_2_that_lies_here(tmp_path: Path) -> None:
-    """Builds m2distill_msgs beside it, then runs the tests that need ROS 2, with both."""
+    """Builds ros2_ws beside it, then runs the tests that need ROS 2, with both."""
     distribution = _found()
     apart = ("PYTHONPATH", "AMENT_PREFIX_PATH")
     environment = {name: value for name, value in os.environ.items() if name not in apart}
     colcon = subprocess.run(_sourced(distribution, "", "command -v colcon"), env=environment, check=False)
     if colcon.returncode != 0:
-        pytest.skip(f"{distribution} is there, but not colcon, which builds m2distill_msgs: install it")
+        pytest.skip(f"{distribution} is there, but not colcon, which builds ros2_ws: install it")
     build = (
-        f"cd {tmp_path} && colcon --log-base log build --base-paths {ROOT}/ros2_ws/src "
-        f"--packages-select m2distill_msgs --cmake-args -DBUILD_TESTING=OFF -DPython3_EXECUTABLE={sys.executable}"
+        f"cd {tmp_path} && colcon --log-base log build --base-paths {ROOT} {ROOT}/ros2_ws/src "
+        f"--packages-select m2distill_msgs m2distill_policy "
+        f"--cmake-args -DBUILD_TESTING=OFF -DPython3_EXECUTABLE={sys.executable}"
     )
     built = subprocess.run(
         _sourced(distribution, "", build), env=environment, capture_output=True, text=True, timeout=900, check=False

@@ -29,6 +29,8 @@ def main() -> None:
     executor.add_node(node)
     code = 0
     try:
+        if node.get_parameter("autostart").value and not node.bring_up():
+            reason, code = "the node could not be brought up", 1
         while not reason:
             executor.spin_once(timeout_sec=0.2)
     except M2DistillError as error:

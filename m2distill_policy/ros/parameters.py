@@ -106,6 +106,11 @@ def _axes(name: str, unit: str) -> Parameter:
 
 #: A number of 0 switches an optional limit off, as an empty list does: ROS 2 has no null.
 PARAMETERS: tuple[Parameter, ...] = (
+    Parameter(
+        "autostart", "bool", False, "",
+        "configure and activate when the process starts, and end it where that fails; the launch files ask for it",
+        fixed=True,
+    ),
     Parameter("bundle", "string", "", "", "folder that 'm2distill export' wrote; needed to configure"),
     Parameter("instruction", "string", "", "", "what to do, told on activation and whenever it is set", live=True),
     Parameter("enable", "bool", False, "", "whether activation lets commands out; if not, ~/enable does"),
@@ -214,6 +219,7 @@ class Frames:
 class NodeSettings:
     """The parameters, checked as a whole; see :data:`PARAMETERS` for each."""
 
+    autostart: bool
     bundle: Path
     instruction: str
     enable: bool
@@ -282,7 +288,7 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
             for name in (
                 *("instruction", "enable", "resume", "swap_when", "sampling", "temperature", "seed", "provider"),
                 *("threads", "image_transport", "reliable_input"),
-                "lockstep",
+                *("lockstep", "autostart"),
             )
         },
     )

@@ -191,6 +191,11 @@ class PolicyNode(LifecycleNode):
         self._free()
         return super().on_error(state)
 
+    def bring_up(self) -> bool:
+        """Configure and activate; whether that went well."""
+        done = TransitionCallbackReturn.SUCCESS
+        return bool(self.trigger_configure() == done and self.trigger_activate() == done)
+
     def shut_down(self, reason: str) -> None:
         """The lifecycle's last transition, from whatever state; ``reason`` is what ~/status says of the halt."""
         self._shutdown_reason = reason

@@ -1,0 +1,142 @@
+"""The launch files by ``ros2 launch``, as people start them: up, killed and up again, refused, and out by Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not sourced")
+pytest.importorskip("ros2launch", reason="ros2 launch is not installed")
+pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
+
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.dds.domain import reserve_domain
+from m2distill_policy.evaluation.seeds import state_seed
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import WatchLimits
+from tests.bundles import INSTRUCTIONS, toy_contract, write_toy
+from tests.ros_side import RosRobot
+from tests.sides import Child, running
+from tests.test_behaviour_real_time import drive_until
+
+try:
+    get_package_prefix("m2distill_policy")
+except PackageNotFoundError:
+    pytest.skip("ros2_ws is not built and sourced", allow_module_level=True)
+
+CONTRACT = toy_contract()
+
+
+@pytest.fixture(autouse=True)
+def _domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with reserve_domain() as domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        yield
+
+
+@contextlib.contextmanager
+def launched(folder: Path, file: str, **arguments: object) -> Iterator[Child]:
+    """``ros2 launch``; what it started is ended with it."""
+    words = [f"{name}:={value}" for name, value in arguments.items()]
+    environment = {"ROS_LOG_DIR": str(folder / "log"), "ROS_HOME": str(folder)}
+    with running(["ros2", "launch", "m2distill_policy", file, *words], folder / "launch.log", **environment) as child:
+        try:
+            yield child
+        finally:
+            if child.process.poll() is None:
+                child.process.send_signal(signal.SIGINT)
+                with contextlib.suppress(AssertionError):
+                    child.wait(15)
+
+
+def _node_of(child: Child) -> int:
+    """The process of the policy node that was started last."""
+    lines = [line for line in child.output.splitlines() if "[policy_node-1]: process started with pid" in line]
+    return int(lines[-1].rsplit("[", 1)[1].rstrip("]"))
+
+
+def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "enable": "true", "respawn": "true"}
+    with launched(tmp_path, "policy.launch.py", **told) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
+        launch.wait_for("process started with pid")
+        robot.meet()
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        first = _node_of(launch)
+        os.kill(first, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while _node_of(launch) == first:
+            assert time.monotonic() < deadline, launch.output
+            robot.listen(0.2)
+        robot.forget()
+        drive_until(robot, StatusCode.RUNNING, "answer of the node that was started again")
+        assert robot.heard["status"][-1].cycle < 1000
+        second = _node_of(launch)
+        launch.process.send_signal(signal.SIGINT)
+        assert launch.wait(20) == 0, launch.output
+        with pytest.raises(ProcessLookupError):
+            os.kill(second, 0)
+        assert "process has finished cleanly" in launch.output
+
+
+def test_without_enable_it_answers_in_shadow(tmp_path: Path) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "profile": _profile(tmp_path)}
+    with launched(tmp_path, "policy.launch.py", **told), contextlib.closing(RosRobot(CONTRACT)) as robot:
+        robot.meet()
+        drive_until(robot, StatusCode.DISABLED, "answer in shadow")
+        assert not robot.heard["twist"]
+
+
+def _profile(folder: Path) -> Path:
+    file = folder / "arm.yaml"
+    file.write_text('/**:\n  ros__parameters:\n    safety:\n      halt_time: 0.5\n    sampling: "mode"\n')
+    return file
+
+
+def test_a_bundle_that_cannot_be_opened_ends_the_launch(tmp_path: Path) -> None:
+    with launched(tmp_path, "policy.launch.py", bundle=tmp_path / "nothing") as launch:
+        launch.wait_for("was required: shutting down")
+        assert "there is no bundle at" in launch.output
+        launch.wait(20)
+
+
+def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
+    """One launch file brings both, ends by itself, and what was done is what the runtime does in one process."""
+    pytest.importorskip("robosuite")
+    from m2distill_policy.sim.suites import make_world, suite_task
+
+    task = suite_task("tabletop", 1)
+    world = make_world(task, size=32)
+    contract = dataclasses.replace(world.contract, text=CONTRACT.text)
+    bundle = write_toy(tmp_path / "toy", contract=contract, instructions=[task.instruction])
+    out = tmp_path / "result.json"
+    told = {"bundle": bundle, "task": 1, "rollouts": 2, "seed": 7, "out": out}
+    with launched(tmp_path, "sim.launch.py", **told) as launch:
+        assert launch.wait(120) == 0, launch.output
+        assert "the rollouts are over" in launch.output or "was required" in launch.output
+        assert "0 of 2 rollouts done" in launch.output
+    result = json.loads(out.read_text())
+    server = PolicyServer(open_bundle(bundle), watch=WatchLimits.lockstep())
+    for episode, rollout in enumerate(result["rollouts"]):
+        server.set_instruction(task.instruction)
+        server.reset("test", seed=7, episode=episode, still=True)
+        observation = world.reset(state_seed("reported", 7, episode))
+        steps = 0
+        while steps < task.horizon and not world.success():
+            observation = world.step(server.step(observation, observation.stamp).action)
+            steps += 1
+        assert (rollout["steps"], rollout["success"]) == (steps, world.success())
+    world.close()
