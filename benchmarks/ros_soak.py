@@ -63,11 +63,11 @@ class Robot:
         rng = np.random.default_rng(0)
         self._pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8).tobytes() for _ in range(8)]
         self._height, self._width = height, width
-        self._views = {
+        self.views = {
             name: self.node.create_publisher(Image, topics.camera_topic(name), qos.reliable(2))
             for name in contract.camera_names
         }
-        self._joints = self.node.create_publisher(JointState, topics.JOINT_STATES, qos.reliable(10))
+        self.joints = self.node.create_publisher(JointState, topics.JOINT_STATES, qos.reliable(10))
         self._names = [entry for group in contract.proprioception for entry in group.entries]
         self.sent: dict[int, float] = {}
         self.answers: dict[int, tuple[float, str]] = {}
@@ -124,17 +124,25 @@ class Robot:
         future = self._load.call_async(LoadPolicy.Request(path=str(bundle)))
         future.add_done_callback(lambda done: self.swaps.append(done.result()))
 
+    def picture(self, name: str, i: int, stamp: int) -> Image:
+        """The view ``name``'s picture of observation ``i``, stamped ``stamp`` ns."""
+        image = Image(header=MESSAGES.header(stamp, optical_frame(name)), encoding="rgb8")
+        image.height, image.width, image.step = self._height, self._width, 3 * self._width
+        image.data.frombytes(self._pictures[i % len(self._pictures)])
+        return image
+
+    def joint_state(self, i: int, stamp: int) -> JointState:
+        """Joints move a little, so that pictures that repeat after a while are not taken for a frozen camera."""
+        positions = [float(0.01 * np.sin(i / 10))] * len(self._names)
+        state: JointState = MESSAGES.joints(list(self._names), positions, stamp, "base")
+        return state
+
     def publish(self, i: int) -> int:
         """One observation, stamped with the present time, which is returned (ns)."""
         stamp = time.time_ns()
-        for name, publisher in self._views.items():
-            image = Image(header=MESSAGES.header(stamp, optical_frame(name)), encoding="rgb8")
-            image.height, image.width, image.step = self._height, self._width, 3 * self._width
-            image.data.frombytes(self._pictures[i % len(self._pictures)])
-            publisher.publish(image)
-        # Joints move a little, so that pictures that repeat after a while are not taken for a frozen camera.
-        positions = [float(0.01 * np.sin(i / 10))] * len(self._names)
-        self._joints.publish(MESSAGES.joints(self._names, positions, stamp, "base"))
+        for name, publisher in self.views.items():
+            publisher.publish(self.picture(name, i, stamp))
+        self.joints.publish(self.joint_state(i, stamp))
         self.sent[stamp] = time.monotonic()
         return stamp
 
