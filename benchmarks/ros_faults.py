@@ -102,7 +102,9 @@ def _frozen(robot: Robot, i: int) -> None:
     stamp = time.time_ns()
     for name, publisher in robot.views.items():
         publisher.publish(robot.picture(name, 0, stamp))
-    robot.joints.publish(robot.joint_state(5 * i, stamp))
+    state = robot.joint_state(i, stamp)
+    state.position = [0.01 * (i % 50)] * len(state.position)
+    robot.joints.publish(state)
 
 
 def _half(image: Any, joints: Any, i: int) -> tuple[Any, Any]:
