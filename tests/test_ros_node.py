@@ -19,12 +19,14 @@ from m2distill_msgs.srv import LoadPolicy
 from rcl_interfaces.srv import SetParameters
 from rclpy.action import ActionClient
 from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.node import topics
+from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.ros_side import RosRobot
@@ -249,3 +251,36 @@ def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None
         while not any(a.bundle == identifier for a in there.heard["action"]):
             assert time.monotonic() < deadline, there.heard["status"][-1:]
             there.drive(observations(CONTRACT, 4, seed=int(time.monotonic() * 1000)))
+
+
+def test_a_clock_that_is_set_back_halts_the_arm_and_is_then_followed(tmp_path: Path) -> None:
+    """Stamps are compared with /clock where sim time is used; silence is measured in steady time all the same."""
+    bundle = write_toy(tmp_path / "toy")
+    told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "use_sim_time": True}
+    with policy_node(bundle=str(bundle), **told), robot() as there:
+        clock = there.node.create_publisher(Clock, "/clock", 10)
+        seed = 0
+
+        def drive(at: float, steps: int) -> float:
+            nonlocal seed
+            seed += 1
+            for observation in observations(CONTRACT, steps, seed=seed):
+                stamp = round(at * 1e9)
+                clock.publish(Clock(clock=MESSAGES.header(stamp, "").stamp))
+                there.listen(0.01)  # the clock is there before what is stamped with it
+                there.say(observation, stamp)
+                there.listen(0.04)
+                at += 0.05
+            return at
+
+        drive(100.0, 2)
+        _up(there)
+        at = drive(101.0, 30)
+        assert any(s.code == StatusCode.RUNNING for s in there.heard["status"][-10:])
+        there.forget()
+        at = drive(at - 60.0, 2)
+        codes = {StatusCode(s.code) for s in there.heard["status"] if s.motion}
+        assert codes & {StatusCode.OUT_OF_ORDER, StatusCode.FUTURE_STAMP}, there.heard["status"]
+        there.forget()
+        drive(at, 40)
+        assert any(s.code == StatusCode.RUNNING for s in there.heard["status"][-10:]), there.heard["status"][-2:]
