@@ -41,9 +41,9 @@ _KEEP = ("memory.episodes=5",)
 _WORDS = ("memory.instructions=true",)
 _NO_DEMOS = ("memory.episodes=0",)
 _NO_WORDS = ("memory.instructions=false",)
-#: Without demonstrations their windows are spent on words, most of them on widened observations, and the policy is held
-#: harder than beside demonstrations (0.5). How hard was tried on seed 2, successes after three tasks: at 4 it was 20, 12
-#: and 12 (after five tasks 20, 7, 13, 10 and 8: what is held this hard learns no more), at 1 it was 20, 18 and 19.
+#: Without demonstrations their windows are spent on words, most of them on widened observations, and the policy is
+#: held harder than beside demonstrations (0.5). How hard was tried on seed 2, successes after three tasks: at 4 it was
+#: 20, 12 and 12 (after five 20, 7, 13, 10 and 8: what is held this hard learns no more), at 1 it was 20, 18 and 19.
 _WORDS_ALONE = (*_NO_DEMOS, *_WORDS, "memory.instruction_batch=4", "memory.widen=0.8", "distill.policy.weight=1.0")
 #: Latents are held where an old question is asked, and not where the new task is learned: held there as well, the
 #: second task of seed 2 was done 10 times of 20 and the wrong box taken in the others; let go, 18 times.
