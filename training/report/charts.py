@@ -94,3 +94,31 @@ def loss_chart(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     return _svg(figure)
+
+
+def curves_chart(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Success against a disturbance's level: a panel a kind, a line a bundle.
+
+    found: bundle -> kind -> level -> share.
+    """
+    kinds = list(dict.fromkeys(kind for curves in found.values() for kind in curves))
+    columns = min(3, max(1, len(kinds)))
+    rows = -(-len(kinds) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.1 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    for panel, kind in zip(panels.flat, kinds, strict=False):
+        for name, curves in found.items():
+            levels = sorted(curves.get(kind, {}), key=float)
+            panel.plot([float(v) for v in levels], [curves[kind][v] for v in levels], marker="o", ms=3, label=name)
+        panel.set_title(kind, fontsize=9)
+        panel.set_ylim(-0.03, 1.03)
+        for side in ("top", "right"):
+            panel.spines[side].set_visible(False)
+    for panel in panels.flat[len(kinds) :]:
+        panel.set_visible(False)
+    panels[0, 0].legend(fontsize=7, frameon=False)
+    figure.supxlabel("level", fontsize=9)
+    figure.supylabel("success", fontsize=9)
+    figure.tight_layout()
+    return _svg(figure)
