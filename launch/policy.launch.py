@@ -103,6 +103,11 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(
             "profile", default_value="", description="arm: one of config/arms by name, or a parameter file"
         ),
-        DeclareLaunchArgument("respawn", default_value="false", description="true: start the node again when it dies"),
+        DeclareLaunchArgument(
+            "respawn",
+            default_value="false",
+            choices=["false", "true"],
+            description="true: start the node again when it dies",
+        ),
     ]
     return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])

@@ -73,7 +73,10 @@ def generate_launch_description() -> LaunchDescription:
     arguments = [
         DeclareLaunchArgument("bundle", description="folder that 'm2distill export' wrote"),
         DeclareLaunchArgument(
-            "lockstep", default_value="true", description="true: wait for every answer, reproducible; false: real time"
+            "lockstep",
+            default_value="true",
+            choices=["true", "false"],
+            description="true: wait for every answer, reproducible; false: real time",
         ),
     ]
     for name, (default, text) in {**ROBOT, **POLICY}.items():

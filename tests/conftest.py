@@ -18,22 +18,26 @@ if TYPE_CHECKING:
     from tests.sides import Side
 
 
-@pytest.fixture(params=["dds", "ros"])
-def side(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Side]:
-    """Each way to the policy in turn, in a domain of its own; ROS 2 where one is sourced."""
+@pytest.fixture
+def own_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A domain of this test's own, met from this machine only: what has just gone is still found for a while."""
     from m2distill_policy.dds.domain import reserve_domain
 
-    if request.param == "ros":
-        pytest.importorskip("rclpy", reason="ROS 2 is not sourced")
-        pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
     with reserve_domain() as domain:
         monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
         monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Iron and later
-        if request.param == "ros":
-            from tests.ros_side import RosSide
+        yield domain
 
-            yield RosSide(tmp_path, domain)
-        else:
-            from tests.dds_side import DdsSide
 
-            yield DdsSide(tmp_path, domain)
+@pytest.fixture(params=["dds", "ros"])
+def side(request: pytest.FixtureRequest, tmp_path: Path, own_domain: int) -> Side:
+    """Each way to the policy in turn, in a domain of its own; ROS 2 where one is sourced."""
+    if request.param == "ros":
+        pytest.importorskip("rclpy", reason="ROS 2 is not sourced")
+        pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
+        from tests.ros_side import RosSide
+
+        return RosSide(tmp_path, own_domain)
+    from tests.dds_side import DdsSide
+
+    return DdsSide(tmp_path, own_domain)

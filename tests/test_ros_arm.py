@@ -26,7 +26,6 @@ from sensor_msgs.msg import Image
 from tf2_ros import TransformBroadcaster
 from visualization_msgs.msg import Marker, MarkerArray
 
-from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.node import topics
 from m2distill_policy.node.pictures import CHANNELS, rgb_of
@@ -41,14 +40,7 @@ from tests.sides import PATIENCE
 from tests.test_behaviour_real_time import drive_until
 
 CONTRACT = toy_contract()
-
-
-@pytest.fixture(autouse=True)
-def _domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with reserve_domain() as domain:
-        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        yield
+pytestmark = pytest.mark.usefixtures("own_domain")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
@@ -36,14 +35,7 @@ except PackageNotFoundError:
     pytest.skip("ros2_ws is not built and sourced", allow_module_level=True)
 
 CONTRACT = toy_contract()
-
-
-@pytest.fixture(autouse=True)
-def _domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with reserve_domain() as domain:
-        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        yield
+pytestmark = pytest.mark.usefixtures("own_domain")
 
 
 @contextlib.contextmanager

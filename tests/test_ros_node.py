@@ -24,7 +24,6 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.node import topics
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.runtime.status import StatusCode, SwapState
@@ -34,16 +33,7 @@ from tests.ros_support import policy_node
 from tests.sides import PATIENCE
 
 CONTRACT = toy_contract()
-
-
-@pytest.fixture(autouse=True)
-def _domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A domain of each test's own, met from this machine only: services of a node that has just gone are still found
-    for a while."""
-    with reserve_domain() as domain:
-        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Iron and later
-        yield
+pytestmark = pytest.mark.usefixtures("own_domain")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from std_msgs.msg import String
 from tf2_ros import TransformBroadcaster
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.errors import ObservationError, TransportError
+from m2distill_policy.errors import TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.node.messages import action_of, nanoseconds_of, optical_frame, pose_of, twist_of
 from m2distill_policy.observation import Observation
@@ -164,10 +164,7 @@ class RosLink(Link):
             return twist_of(message)
         if isinstance(message, PolicyAction):
             return action_of(message, self._contract.action.size)
-        try:
-            return pose_of(message)
-        except ObservationError:
-            return None
+        return pose_of(message)
 
     def grips(self) -> list[float]:
         return [] if self._gripper is None else [grip.position for grip, _ in self._gripper.take()]

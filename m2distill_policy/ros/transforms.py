@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
-from tf2_ros import Buffer, ExtrapolationException, TransformException, TransformListener
+from tf2_ros import Buffer, TransformException, TransformListener
 
+from m2distill_policy.errors import ObservationError
 from m2distill_policy.node.messages import nanoseconds_of
 from m2distill_policy.node.pose import pose_from
 from m2distill_policy.node.pose_source import PoseSource
@@ -52,10 +53,11 @@ class TransformedPoses(PoseSource):
                 found = self._buffer.lookup_transform(self._base, self._end_effector, Time(nanoseconds=stamp))
             elif stamp and stamp - newest_stamp > self._slop:
                 return None
-        except (ExtrapolationException, TransformException):
+            translation, q = found.transform.translation, found.transform.rotation
+            return pose_from((translation.x, translation.y, translation.z), (q.x, q.y, q.z, q.w))
+        except (TransformException, ObservationError):
+            # Whoever asked says that there is no pose; what is no pose must not end a cycle.
             return None
-        translation, q = found.transform.translation, found.transform.rotation
-        return pose_from((translation.x, translation.y, translation.z), (q.x, q.y, q.z, q.w))
 
     def clear(self) -> None:
         self._buffer.clear()
