@@ -76,6 +76,8 @@ def test_each_observation_is_answered_once_and_as_in_process(side: Side, tmp_pat
         first, third = robot.heard["action"][:12], robot.heard["action"][24:]
         assert [list(a.action) for a in first] == [list(a.action) for a in third]
         # One twist for each command, and the gripper topic only where it changed.
+        robot.until(lambda: len(robot.heard["twist"]) >= 36, "a twist for each command")
+        robot.listen(0.2)
         assert len(robot.heard["twist"]) == 36
         assert 3 <= len(robot.heard["gripper"]) <= 36
         assert policy.end() == 0

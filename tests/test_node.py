@@ -238,9 +238,14 @@ def test_a_slow_camera_halts_also_after_an_instruction(bundle: Bundle) -> None:
             hand.cycle.instruct(INSTRUCTIONS[1])
 
     outputs = hand.drive(slow[:40], again)
-    assert [o.decision.status.code for o in outputs[25:30]] == [StatusCode.HALT_REQUESTED] * 5
-    assert outputs[35].decision.status.code is StatusCode.HALT_REQUESTED
+    assert [o.decision.status.code for o in outputs[25:]] == [StatusCode.HALT_REQUESTED] * 15
     assert "sends 12.5 pictures a second and the policy needs 20" in outputs[35].decision.status.sentence
+    # Told while a picture waits for its cycle.
+    hand.now = slow[40].stamp + 0.01
+    hand.send(slow[40])
+    hand.cycle.instruct(INSTRUCTIONS[0])
+    output = hand.cycle.run(0.0)
+    assert output is not None and output.decision.status.code is StatusCode.HALT_REQUESTED
 
 
 def test_lockstep_begins_an_episode_and_waits_for_its_pose(bundle: Bundle) -> None:

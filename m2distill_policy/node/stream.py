@@ -47,7 +47,8 @@ class ObservationStream(Generic[T]):
         self._joints = JointMap(contract, joints)
         self._sets: Synchroniser[T] = Synchroniser(contract.camera_names, slop)
         self._pacer = Pacer(contract.period, now)
-        self._intervals: dict[str, float] = {}
+        #: Seconds between the frames of each view's camera, where that is known.
+        self.intervals: dict[str, float] = {}
         self._pending: SynchronisedSet[T] | None = None
         self._pending_since = 0.0
 
@@ -62,9 +63,9 @@ class ObservationStream(Generic[T]):
         self._sets.add_view(name, stamp, frame)
         interval = self._sets.interval(name)
         if interval is not None:
-            self._intervals[name] = interval
-            if len(self._intervals) == len(self._contract.camera_names):
-                self._pacer.cameras(max(self._intervals.values()))
+            self.intervals[name] = interval
+            if len(self.intervals) == len(self._contract.camera_names):
+                self._pacer.cameras(max(self.intervals.values()))
         return interval
 
     def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
