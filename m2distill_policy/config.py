@@ -69,6 +69,14 @@ def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequenc
         raise ConfigError(f"{source}{error}") from error
 
 
+def override(config: T, overrides: Sequence[str]) -> T:
+    """``config`` with some settings changed, written as for :func:`load_config`."""
+    data = to_dict(config)
+    for change in overrides:
+        _apply_override(type(config), data, change)
+    return from_dict(type(config), data)
+
+
 def read_file(path: Path | str) -> dict[str, Any]:
     """Read a TOML, YAML or JSON file into a dictionary; raises :class:`ConfigError` when that cannot be done."""
     path = Path(path)

@@ -24,6 +24,7 @@ from m2distill_policy.errors import M2DistillError, TransportError
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.sim.suites import suite_task
+from training.gate import publish
 from training.launch import Job, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
 from training.report.page import build_page, text_table
@@ -125,8 +126,7 @@ class Demo:
         watched.mkdir()
 
         def offer() -> None:
-            shutil.copytree(last, watched / ".incoming")
-            (watched / ".incoming").rename(watched / last.name)
+            publish(last, watched, last.name)
 
         result = self._served(
             first,

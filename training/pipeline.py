@@ -32,7 +32,7 @@ def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> Lifelon
 
     Every task's file is opened here, so that one that is missing or does not fit is known before hours of training.
     """
-    tasks = _tasks(config, demonstrations)
+    tasks = tasks_of(config, demonstrations)
     files = [DemonstrationFile(demonstration_path(demonstrations, task.name)) for task in tasks]
     first = files[0]
     size = first.contract.cameras[0].height
@@ -48,7 +48,7 @@ def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> Lifelon
     return LifelongRun.create(folder, config, contract, tasks, embeddings, demonstrations)
 
 
-def _tasks(config: RunConfig, demonstrations: Path) -> tuple[Task, ...]:
+def tasks_of(config: RunConfig, demonstrations: Path) -> tuple[Task, ...]:
     """The run's tasks: of its suite, or one for every file in the folder, in order of name."""
     if config.suite != FILES:
         return tuple(suite_task(config.suite, index) for index in config.tasks)

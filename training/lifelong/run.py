@@ -3,7 +3,8 @@
 run.json                  configuration, contract, tasks, data hashes, seed, versions, commit
 metrics.jsonl             training terms as they come; tensorboard/ holds the same
 memory/                   exemplars kept of old tasks
-stages/stage_<k>/         partial.json while it trains; point_<i>.safetensors; stage.json once it is trained
+stages/stage_<k>/         partial.json while it trains; point_<i>.safetensors; stage.json once it is trained;
+                          episode and probes.safetensors: what checks its bundles and its drift
 bundles/stage_<k>/        what a robot loads
 evaluation/               one JSON line a rollout
 results.json              success matrix, metrics, bytes kept, drift
@@ -34,6 +35,7 @@ from m2distill_policy.sim.world import Task
 from training.data.task_data import TaskData, load_task
 from training.drift import latent_drift
 from training.export import Parity, Precision, export_bundle
+from training.lifelong import samples
 from training.lifelong.checkpoint import load_tensors, read_json, save_tensors, write_json
 from training.lifelong.er import ExperienceReplay
 from training.lifelong.m2distill import M2Distill
@@ -118,6 +120,12 @@ class LifelongRun:
         """Where stage ``stage``'s bundle lies once it is trained."""
         return self.folder / "bundles" / f"stage_{stage}"
 
+    @property
+    def extends(self) -> list[dict[str, Any]]:
+        """The runs that this one goes on from, oldest first: name, number of stages, configuration."""
+        found: list[dict[str, Any]] = self.record.get("extends", [])
+        return found
+
     def trained(self, stage: int) -> bool:
         """Whether stage ``stage`` has been trained."""
         return (self.stage_folder(stage) / "stage.json").exists()
@@ -156,6 +164,18 @@ class LifelongRun:
                 "file or start a new run"
             )
         return data
+
+    def episode(self, stage: int) -> TaskData:
+        """A demonstration of stage ``stage``'s task, on which its bundle is checked."""
+        folder, task = self.stage_folder(stage), self.tasks[stage]
+        if samples.have(folder):
+            return samples.episode(folder, task.name, task.instruction)
+        return self.data(stage).subset([0])
+
+    def put_aside(self, stage: int, data: TaskData) -> None:
+        """Keep what the run folder needs of a stage's demonstrations once they are gone."""
+        rng = np.random.default_rng([self.config.seed, stage, 2**31 + 1])
+        samples.put_aside(self.stage_folder(stage), data, rng, self.contract.history)
 
     def memory(self, stages: int) -> Memory:
         """What is kept after the first ``stages`` stages."""
@@ -237,6 +257,7 @@ class LifelongRun:
         # Exemplars are drawn by the seed alone, before the record that makes the stage count.
         memory.add(data, np.random.default_rng([self.config.seed, stage, 2**31]))
         memory.save(self.folder / "memory")
+        self.put_aside(stage, data)
         write_json(
             folder / "points.json",
             {
@@ -314,7 +335,7 @@ class LifelongRun:
             path,
             tasks=[{"name": t.name, "instruction": t.instruction} for t in learned],
             embeddings=np.stack([self.embedding(s) for s in range(stage + 1)]),
-            check_on=[self.data(stage).subset([0])],
+            check_on=[self.episode(stage)],
             provenance={
                 "run": self.folder.name,
                 "stage": stage,
@@ -334,8 +355,9 @@ class LifelongRun:
         probes = {}
         for stage in range(len(self.tasks)):
             if self.trained(stage):
-                rng = np.random.default_rng([self.config.seed, stage, 2**31 + 1])
-                probes[stage] = (self.policy(stage), self.data(stage).windows(rng, 8, self.contract.history))
+                if not samples.have(self.stage_folder(stage)):  # a run made before they were kept
+                    self.put_aside(stage, self.data(stage))
+                probes[stage] = (self.policy(stage), samples.probes(self.stage_folder(stage)))
         table = []
         for stage in probes:
             now = self.policy(stage)
@@ -386,6 +408,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     memory = target.memory(0)
     memory.add(data, np.random.default_rng([target.config.seed, 0, 2**31]))
     memory.save(target.folder / "memory")
+    target.put_aside(0, data)
     if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
         # The same weights on the same states: evaluated once is enough.
         (target.folder / "evaluation").mkdir(exist_ok=True)

@@ -1,0 +1,127 @@
+"""New tasks for a finished run: a new run that begins where the old one ended, without its demonstrations.
+
+The old run stays as it is. The new one holds its checkpoints, memory, bundles and evaluation, and goes on as if it had
+been given all tasks at once: with the same settings and files it ends with the very same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from m2distill_policy import provenance
+from m2distill_policy.config import to_dict
+from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
+from m2distill_policy.errors import TrainingError
+from training.data.task_data import check_file
+from training.lifelong.checkpoint import write_json
+from training.lifelong.run import LifelongRun
+from training.pipeline import tasks_of
+from training.run_config import FILES, RunConfig, first_difference
+from training.text import embed
+
+#: Settings that the old stages fixed: what the network is, what it is shown, and what was kept for it.
+FIXED = ("suite", "image_size", "text_encoder", "seed", "network", "memory.episodes")
+
+
+def extend_run(
+    source: LifelongRun, folder: Path, config: RunConfig, new: Sequence[int], demonstrations: Path
+) -> LifelongRun:
+    """Make the run in ``folder`` that goes on where ``source`` ended.
+
+    config: of the new stages; its ``tasks`` are the source's. new: tasks to add, indices into the suite, or of the
+    files in ``demonstrations`` where the suite is one's own files.
+
+    Raises :class:`TrainingError` or :class:`DemonstrationError` before anything is written.
+    """
+    if folder.exists():
+        raise TrainingError(f"{folder} is there already; go on with it by --resume or choose another folder")
+    _require_fit(source, config)
+    old = len(source.tasks)
+    files = config.suite == FILES
+    added = tasks_of(dataclasses.replace(config, tasks=tuple(new)), demonstrations)
+    known = {task.name for task in source.tasks} | {task.instruction.casefold() for task in source.tasks}
+    for task in added:
+        if task.name in known or task.instruction.casefold() in known:
+            raise TrainingError(
+                f"{source.folder} has learned '{task.instruction}' ({task.name}) already; name tasks that are new"
+            )
+        file = DemonstrationFile(demonstration_path(demonstrations, task.name))
+        check_file(file, task.instruction, source.contract, config.episodes)
+    if files:  # their numbers are of another folder; here they only have to differ
+        added = tuple(dataclasses.replace(task, index=old + i) for i, task in enumerate(added))
+    text, embeddings = embed([task.instruction for task in added], config.text_encoder)
+    if text != source.contract.text:
+        raise TrainingError(
+            f"{source.folder} reads instructions by {source.contract.text} and this machine by {text}; install the "
+            "same encoder"
+        )
+    tasks = (*source.tasks, *added)
+    config = dataclasses.replace(config, tasks=tuple(task.index for task in tasks))
+    record: dict[str, Any] = {
+        **source.record,
+        **provenance.describe(),
+        "config": to_dict(config),
+        "tasks": [dataclasses.asdict(task) for task in tasks],
+        "embeddings": [*source.record["embeddings"], *embeddings.tolist()],
+        "demonstrations": str(demonstrations.resolve()),
+        "extends": [
+            *source.extends,
+            {"run": source.folder.name, "stages": old, "config": source.record["config"]},
+        ],
+    }
+    _copy(source, folder, record, evaluation=_same_evaluation(source.config, config))
+    return LifelongRun.open(folder)
+
+
+def _require_fit(source: LifelongRun, config: RunConfig) -> None:
+    """:class:`TrainingError` unless ``source`` is finished and ``config`` leaves alone what its stages fixed."""
+    missing = [stage for stage in range(len(source.tasks)) if not source.trained(stage)]
+    if missing:
+        raise TrainingError(
+            f"{source.folder} has not learned '{source.tasks[missing[0]].instruction}' yet; finish it with "
+            f"'m2distill train --resume --out {source.folder}'"
+        )
+    made, wanted = to_dict(source.config), to_dict(config)
+    for name in FIXED:
+        section, _, key = name.partition(".")
+        ours, theirs = ({section: {key: c[section][key]} if key else c[section]} for c in (made, wanted))
+        difference = first_difference(ours, theirs)
+        if difference is not None:
+            raise TrainingError(
+                f"{source.folder} cannot be extended under another setting: {difference}; leave it as it is, or begin "
+                "a new run"
+            )
+    if config.memory.episodes and not source.memory(1).exemplars:
+        raise TrainingError(
+            f"{source.folder} was trained by strategy={source.config.strategy} and kept no demonstrations; set "
+            "memory.episodes=0 and hold the old tasks by their words: strategy=m2distill memory.instructions=true"
+        )
+
+
+def _same_evaluation(made: RunConfig, wanted: RunConfig) -> bool:
+    """Whether what was evaluated is what would be now."""
+    return first_difference(to_dict(made.evaluation), to_dict(wanted.evaluation), "evaluation.") is None
+
+
+def _copy(source: LifelongRun, folder: Path, record: dict[str, Any], *, evaluation: bool) -> None:
+    """The source's folder under another name, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    left_out = {"results.json", "gate.json", "run.json", "report.html", "tensorboard"}
+    left_out |= set() if evaluation else {"evaluation"}
+    shutil.copytree(
+        source.folder,
+        temporary,
+        ignore=lambda at, names: [
+            name
+            for name in names
+            if (Path(at) == source.folder and name in left_out) or name.startswith("partial") or name == "told.jsonl"
+        ],
+    )
+    write_json(temporary / "run.json", record)
+    temporary.rename(folder)
