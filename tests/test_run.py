@@ -20,6 +20,7 @@ from m2distill_policy.config import load_config
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError
 from training.launch import Job, progress, run_jobs
+from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun, share_first_stage
 from training.pipeline import create_run, finish_run, label
 from training.report.page import distinct_labels
@@ -117,6 +118,29 @@ def test_first_stage_is_shared_only_with_a_run_that_begins_alike(
     assert target.memory(1).exemplars[0].content_hash() == source.memory(1).exemplars[0].content_hash()
     other = load_config(RunConfig, "config/tiny.toml", [*SMALL, "seed=1"])
     assert not share_first_stage(source, create_run(tmp_path / "other", other, demonstrations))
+
+
+def test_what_a_strategy_keeps_is_in_the_run_also_where_its_first_stage_was_shared(
+    tmp_path: Path, whole: Path, demonstrations: Path
+) -> None:
+    ewc = load_config(RunConfig, "config/tiny.toml", [*SMALL, "strategy=ewc", "ewc.batches=3", "evaluation.rollouts=0"])
+    shared = create_run(tmp_path / "shared", ewc, demonstrations)
+    assert share_first_stage(LifelongRun.open(whole), shared)
+    alone = create_run(tmp_path / "alone", ewc, demonstrations)
+    assert finish_run(alone, quiet=True) is None
+    finish_run(LifelongRun.open(shared.folder), quiet=True)
+    for run in (shared, alone):
+        fisher = sum(p.numel() * 4 for p in run.new_policy().parameters())
+        assert read_json(run.stage_folder(1) / "stage.json")["bytes_kept"] == fisher
+    a, b = alone.policy(1).state_dict(), shared.policy(1).state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    held = next((alone.folder / "memory").glob("ewc_0.safetensors"))
+    data = bytearray(held.read_bytes())
+    data[-1] ^= 1
+    held.write_bytes(bytes(data))
+    (alone.stage_folder(1) / "stage.json").unlink()
+    with pytest.raises(TrainingError, match=r"ewc_0\.safetensors has sha256 .* it is damaged"):
+        finish_run(LifelongRun.open(alone.folder), quiet=True)
 
 
 def test_changed_demonstrations_are_noticed(tmp_path: Path, demonstrations: Path) -> None:

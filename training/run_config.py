@@ -9,11 +9,12 @@ from typing import Any, Literal
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.evaluation.seeds import RUN_SEEDS
 from training.data.augment import AugmentConfig
+from training.lifelong.ewc import EwcConfig
 from training.lifelong.m2distill import DistillConfig
 from training.lifelong.memory import MemoryConfig
 from training.models.config import NetworkConfig
 
-STRATEGIES = ("sequential", "er", "m2distill")
+STRATEGIES = ("sequential", "er", "ewc", "m2distill")
 #: In place of a suite's name: one's own demonstration files.
 FILES = "files"
 #: Settings that change how long a result takes, not what it is.
@@ -118,13 +119,14 @@ class RunConfig:
     episodes: int = 40
     image_size: int = 128
     text_encoder: str = "auto"
-    strategy: Literal["sequential", "er", "m2distill"] = "m2distill"
+    strategy: Literal["sequential", "er", "ewc", "m2distill"] = "m2distill"
     seed: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    ewc: EwcConfig = field(default_factory=EwcConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from m2distill_policy.errors import ConfigError
 from training.lifelong.memory import Memory
-from training.lifelong.strategy import Composed, Strategy, Targets, imitation
+from training.lifelong.strategy import Composed, Imitate, Strategy, Targets, imitation
 from training.losses.terms import latent_distance, policy_divergence
 from training.models.resnet_t import Inputs, Output, ResNetT
 
@@ -128,6 +128,6 @@ class M2Distill(Strategy):
         terms["total"] = total
         return terms
 
-    def end_stage(self, policy: ResNetT) -> None:
+    def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
         """Let the teacher go; the next stage makes its own."""
         self.teacher = None

@@ -38,10 +38,18 @@ from training.export import Parity, Precision, export_bundle
 from training.lifelong import samples
 from training.lifelong.checkpoint import load_tensors, read_json, save_tensors, write_json
 from training.lifelong.er import ExperienceReplay
+from training.lifelong.ewc import Ewc
 from training.lifelong.m2distill import M2Distill
 from training.lifelong.memory import Memory
 from training.lifelong.sequential import Sequential
-from training.lifelong.stage import append_json_line, drop_partial, pick_device, pick_precision, train_stage
+from training.lifelong.stage import (
+    append_json_line,
+    drop_partial,
+    end_stage,
+    pick_device,
+    pick_precision,
+    train_stage,
+)
 from training.lifelong.strategy import Strategy
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
@@ -49,6 +57,7 @@ from training.run_config import RunConfig
 STRATEGY_CLASSES: dict[str, type[Strategy]] = {
     "sequential": Sequential,
     "er": ExperienceReplay,
+    "ewc": Ewc,
     "m2distill": M2Distill,
 }
 
@@ -62,6 +71,8 @@ def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
         return Sequential(memory, history, config.optim.apart)
     if config.strategy == "er":
         return ExperienceReplay(memory, history, config.optim.apart)
+    if config.strategy == "ewc":
+        return Ewc(memory, history, config.ewc, config.optim.apart)
     return M2Distill(memory, history, config.distill, config.optim.apart)
 
 
@@ -223,6 +234,7 @@ class LifelongRun:
             policy.fit_normalisation({name: torch.from_numpy(v) for name, v in data.proprioception.items()})
         memory = self.memory(stage)
         strategy = make_strategy(self.config, memory, self.contract.history)
+        strategy.restore(self._kept(stage - 1))
         points: dict[int, str] = {}
 
         def snapshot(point: int) -> None:
@@ -254,19 +266,36 @@ class LifelongRun:
         for path in folder.glob("point_*.safetensors"):
             point = int(path.stem.split("_")[1])
             points.setdefault(point, _sha256(path))
-        # Exemplars are drawn by the seed alone, before the record that makes the stage count.
-        memory.add(data, np.random.default_rng([self.config.seed, stage, 2**31]))
-        memory.save(self.folder / "memory")
-        self.put_aside(stage, data)
+        kept = self.keep(stage, data, strategy)
         write_json(
             folder / "points.json",
             {
                 "points": {str(p): {"file": f"point_{p}.safetensors", "sha256": d} for p, d in sorted(points.items())},
                 "made_by": made_by,
+                "kept": kept,
             },
         )
         self.choose(stage, self.config.evaluation.points)
         drop_partial(folder)
+
+    def keep(self, stage: int, data: TaskData, strategy: Strategy) -> str | None:
+        """Write down what stays of a stage that ``strategy`` has learned from ``data``: before the record that makes it
+        count. Returns the sha256 of what the strategy keeps beside the memory, None where that is nothing."""
+        # Exemplars are drawn by the seed alone.
+        strategy.memory.add(data, np.random.default_rng([self.config.seed, stage, 2**31]))
+        strategy.memory.save(self.folder / "memory")
+        self.put_aside(stage, data)
+        return save_tensors(self._kept_path(stage), strategy.kept) if strategy.kept else None
+
+    def _kept_path(self, stage: int) -> Path:
+        return self.folder / "memory" / f"{self.config.strategy}_{stage}.safetensors"
+
+    def _kept(self, stage: int) -> dict[str, torch.Tensor]:
+        """What the strategy kept beside the memory when ``stage`` had ended."""
+        if stage < 0:
+            return {}
+        digest = read_json(self.stage_folder(stage) / "points.json").get("kept")
+        return load_tensors(self._kept_path(stage), digest) if digest else {}
 
     def choose(self, stage: int, point: int) -> None:
         """Make one evaluation point the stage's policy: what the next stage starts from and what is exported."""
@@ -278,7 +307,8 @@ class LifelongRun:
         )
 
     def _bytes(self, stage: int) -> int:
-        return self.memory(stage + 1).bytes
+        beside = self._kept(stage).values()
+        return self.memory(stage + 1).bytes + sum(values.nbytes for values in beside)
 
     def point_policy(self, stage: int, point: int) -> ResNetT:
         """The network as it was at an evaluation point of a stage."""
@@ -403,12 +433,12 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         return False
     folder = target.stage_folder(0)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*source.stage_folder(0).glob("point_*.safetensors"), source.stage_folder(0) / "points.json"]:
+    for path in source.stage_folder(0).glob("point_*.safetensors"):
         shutil.copy2(path, folder / path.name)
-    memory = target.memory(0)
-    memory.add(data, np.random.default_rng([target.config.seed, 0, 2**31]))
-    memory.save(target.folder / "memory")
-    target.put_aside(0, data)
+    record = read_json(source.stage_folder(0) / "points.json")
+    strategy = make_strategy(target.config, target.memory(0), target.contract.history)
+    end_stage(source.policy(0), strategy, data, target.config, 0)
+    write_json(folder / "points.json", {**record, "kept": target.keep(0, data, strategy)})
     if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
         # The same weights on the same states: evaluated once is enough.
         (target.folder / "evaluation").mkdir(exist_ok=True)

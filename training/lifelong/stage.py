@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from m2distill_policy.errors import TrainingError
 from training.data.augment import augment
@@ -27,7 +28,7 @@ from training.lifelong.checkpoint import (
     save_tensors,
     write_json,
 )
-from training.lifelong.strategy import Strategy, Targets
+from training.lifelong.strategy import Composed, Strategy, Targets, imitation
 from training.models.resnet_t import Inputs, ResNetT
 from training.run_config import RunConfig
 
@@ -127,7 +128,48 @@ def train_stage(
         if step + 1 < steps and time.monotonic() - saved_at >= config.optim.checkpoint_seconds:
             _save_partial(policy, optimiser, folder, stage, step + 1)
             saved_at = time.monotonic()
-    strategy.end_stage(policy)
+    end_stage(policy, strategy, data, config, stage)
+
+
+def end_stage(policy: ResNetT, strategy: Strategy, data: TaskData, config: RunConfig, stage: int) -> None:
+    """Let ``strategy`` take what it keeps of the stage that ``policy`` has just learned from ``data``."""
+    steps = config.optim.stage_steps(data.steps, policy.contract.history)
+    device = next(policy.parameters()).device
+    precision = pick_precision(config.optim.precision, device)
+
+    def imitate(number: int) -> Tensor:
+        composed, inputs, targets, _ = _draw(policy, strategy, data, config, stage, steps + number, device)
+        with _autocast(device, precision):
+            return imitation(composed, policy(inputs), targets)
+
+    strategy.end_stage(policy, imitate)
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype=precision or torch.bfloat16, enabled=precision is not None)
+
+
+def _draw(
+    policy: ResNetT,
+    strategy: Strategy,
+    data: TaskData,
+    config: RunConfig,
+    stage: int,
+    step: int,
+    device: torch.device,
+) -> tuple[Composed, Inputs, Targets, torch.Generator]:
+    """The batch of one step, ready for the network; also seeds what the network draws in it."""
+    rng = np.random.default_rng([config.seed, stage, step])
+    seed = int(rng.integers(2**62))
+    torch.manual_seed(seed)
+    generator = torch.Generator(device=device).manual_seed(seed + 1)
+    composed = strategy.compose(data.windows(rng, config.optim.batch, policy.contract.history, config.optim.apart), rng)
+    inputs = to_inputs(composed.batch, device)
+    inputs.images = augment(inputs.images, config.augment, rng)
+    targets = Targets(
+        torch.from_numpy(composed.batch.actions).to(device), torch.from_numpy(composed.batch.valid).to(device)
+    )
+    return composed, inputs, targets, generator
 
 
 def _step(
@@ -141,20 +183,11 @@ def _step(
     device: torch.device,
     precision: torch.dtype | None,
 ) -> dict[str, float]:
-    rng = np.random.default_rng([config.seed, stage, step])
-    seed = int(rng.integers(2**62))
-    torch.manual_seed(seed)
-    generator = torch.Generator(device=device).manual_seed(seed + 1)
     policy.train()
     if stage > 0 and config.network.batch_norm == "frozen_after_first":
         policy.freeze_batch_norm()
-    composed = strategy.compose(data.windows(rng, config.optim.batch, policy.contract.history, config.optim.apart), rng)
-    inputs = to_inputs(composed.batch, device)
-    inputs.images = augment(inputs.images, config.augment, rng)
-    targets = Targets(
-        torch.from_numpy(composed.batch.actions).to(device), torch.from_numpy(composed.batch.valid).to(device)
-    )
-    with torch.autocast(device.type, dtype=precision or torch.bfloat16, enabled=precision is not None):
+    composed, inputs, targets, generator = _draw(policy, strategy, data, config, stage, step, device)
+    with _autocast(device, precision):
         output = policy(inputs)
         terms = strategy.loss(composed, inputs, output, targets, generator)
     optimiser.zero_grad(set_to_none=True)

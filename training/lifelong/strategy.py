@@ -1,14 +1,16 @@
 """A strategy: what a stage's batch is made of and what its loss is.
 
 The hooks are a closed list, called in this order by :mod:`training.lifelong.stage`:
-``begin_stage`` once, then for every step ``compose`` and ``loss``, then ``end_stage`` once.
+``begin_stage`` once, then for every step ``compose`` and ``loss``, then ``end_stage`` once. What a strategy keeps from
+stage to stage beside the memory is in ``kept``, which the run folder holds and ``restore`` takes back.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -44,6 +46,11 @@ class Targets:
 
     actions: Tensor
     valid: Tensor
+
+
+#: Number -> the behaviour cloning loss, with gradients, of a batch of the stage's data beyond those it was trained on;
+#: the same number gives the same batch.
+Imitate: TypeAlias = Callable[[int], Tensor]
 
 
 class Strategy(ABC):
@@ -84,8 +91,16 @@ class Strategy(ABC):
     ) -> dict[str, Tensor]:
         """Named terms, among them ``total``, which is what gradients flow from."""
 
-    def end_stage(self, policy: ResNetT) -> None:  # noqa: B027 - see begin_stage
-        """Called after the last step of a stage."""
+    def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:  # noqa: B027 - see begin_stage
+        """Called after the last step of a stage; leaves the policy's weights and statistics as they are."""
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What is kept from stage to stage beside the memory: nothing, for most."""
+        return {}
+
+    def restore(self, kept: dict[str, Tensor]) -> None:  # noqa: B027 - see begin_stage
+        """Take back what :attr:`kept` was when the stage before had ended; called before ``begin_stage``."""
 
 
 def imitation(composed: Composed, output: Output, targets: Targets) -> Tensor:

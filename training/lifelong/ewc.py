@@ -1,0 +1,93 @@
+"""Elastic weight consolidation (Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796), as LIBERO runs it.
+
+After a stage every weight is held where it is, by the square of its gradient there; older stages' holds fade by a
+factor. What is kept of old tasks is therefore one number a weight, and no data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from m2distill_policy.errors import ConfigError
+from training.lifelong.memory import Memory
+from training.lifelong.sequential import Sequential
+from training.lifelong.strategy import Composed, Imitate, Targets
+from training.models.resnet_t import Inputs, Output, ResNetT
+
+
+@dataclass(frozen=True)
+class EwcConfig:
+    """weight: of the penalty, LIBERO's ``e_lambda``; fade: what older stages' holds are multiplied by, its ``gamma``.
+
+    batches: how many batches of a stage's demonstrations its Fisher information is estimated on; LIBERO's are one pass
+    over the data. As there, a gradient is squared a batch and not a demonstration.
+    """
+
+    weight: float = 50_000.0
+    fade: float = 0.9
+    batches: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "fade"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"ewc.{name} is {getattr(self, name)}; it cannot be negative")
+        if self.batches < 1:
+            raise ConfigError(f"ewc.batches is {self.batches}; at least 1 is needed")
+
+
+class Ewc(Sequential):
+    """Behaviour cloning on the new task, and a spring on every weight."""
+
+    name = "ewc"
+
+    def __init__(self, memory: Memory, history: int, config: EwcConfig, apart: float = 0.0) -> None:
+        super().__init__(memory, history, apart)
+        self.config = config
+        self._fisher: dict[str, Tensor] = {}
+        #: Each parameter, where it was, and how hard it is held there.
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """How hard each weight is held."""
+        return self._fisher
+
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        self._fisher = kept
+
+    def begin_stage(self, policy: ResNetT, stage: int) -> None:
+        """Hold the weights where they are: those of the evaluation point that the stage begins with."""
+        self._held = [
+            (p, p.detach().clone(), self._fisher[name].to(p.device))
+            for name, p in policy.named_parameters()
+            if name in self._fisher
+        ]
+
+    def loss(
+        self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        terms = super().loss(composed, inputs, output, targets, generator)
+        if not self._held:
+            return terms
+        penalty = torch.stack([(fisher * (p - then).square()).sum() for p, then, fisher in self._held]).sum()
+        return {**terms, "penalty": penalty.detach(), "total": terms["bc"] + self.config.weight * penalty}
+
+    def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
+        """Estimate the stage's Fisher information in training mode, with the batch norms' statistics left alone."""
+        policy.train()
+        policy.freeze_batch_norm()
+        named = dict(policy.named_parameters())
+        fisher = {name: torch.zeros_like(p) for name, p in named.items()}
+        for number in range(self.config.batches):
+            policy.zero_grad(set_to_none=True)
+            imitate(number).backward()
+            for name, p in named.items():
+                if p.grad is not None:
+                    fisher[name] += p.grad.square() / self.config.batches
+        policy.zero_grad(set_to_none=True)
+        older = self._fisher
+        self._fisher = {n: f + self.config.fade * older[n].to(f.device) if older else f for n, f in fisher.items()}
+        self._held = []
