@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from tests.training_fixtures import CONTRACT, NETWORK
-from training.losses.terms import behaviour_cloning, latent_distance, masked_mean, policy_divergence
+from training.losses.terms import (
+    behaviour_cloning,
+    latent_distance,
+    masked_mean,
+    policy_divergence,
+    subspace_distance,
+)
 from training.models.mixture import Mixture
 from training.models.resnet_t import Inputs, Output, ResNetT
 
@@ -132,6 +138,44 @@ def test_floor_bounds_the_divergence_and_is_reported() -> None:
     assert float(wild.floored) == 0.0
     assert float(tame.value) < 10
     assert float(tame.floored) == 1.0
+
+
+def test_a_subspace_lets_go_of_what_the_teacher_hardly_uses() -> None:
+    generator = torch.Generator().manual_seed(1)
+    valid = torch.ones(4, 10, dtype=torch.bool)
+    valid[0, 3:] = False
+    used = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
+    scale = torch.tensor([9.0, 5.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    teacher = (torch.randn(4, 10, 2, 8, generator=generator) * scale) @ used.T
+    beside = teacher + used[:, 5]
+    along = teacher + 0.5 * used[:, 0]
+    assert float(subspace_distance(teacher, beside, valid, 3)) == pytest.approx(0.0, abs=1e-8)
+    assert float(subspace_distance(teacher, along, valid, 3)) == pytest.approx(2 * 0.25, rel=1e-4)
+    for student in (beside, along):
+        whole = float(subspace_distance(teacher, student, valid, 8))
+        assert whole == pytest.approx(float(latent_distance(teacher, student, valid)), rel=1e-5)
+    student = beside.clone().requires_grad_(True)
+    subspace_distance(teacher, student, valid, 2).backward()
+    assert student.grad is not None and not student.grad[0, 3:].any()
+
+
+def test_only_the_likeliest_samples_are_compared() -> None:
+    """Of all samples the likeliest one of a Gaussian is nearest to its mean; all of them together are the whole KL."""
+    logits, scales = torch.zeros(1, 1, 1), torch.full((1, 1, 1, 2), 0.3)
+    teacher = Mixture(logits, torch.zeros(1, 1, 1, 2), scales)
+    student = Mixture(logits, torch.full((1, 1, 1, 2), 0.3), scales)
+    valid = torch.ones(1, 1, dtype=torch.bool)
+
+    def found(confident: int) -> float:
+        generator = torch.Generator().manual_seed(0)
+        return float(policy_divergence(teacher, student, valid, 4000, 0.0, generator, confident).value)
+
+    assert found(4000) == pytest.approx(found(0))
+    assert found(0) == pytest.approx(1.0, abs=0.1)  # |0.3, 0.3|^2 / (2 * 0.3^2)
+    assert found(1) == pytest.approx(1.0, abs=0.1)
+    actions = teacher.sample(4000, torch.Generator().manual_seed(0))
+    nearest = actions[teacher.log_prob(actions)[:, 0, 0].argmax()]
+    assert found(1) == pytest.approx(float(teacher.log_prob(nearest) - student.log_prob(nearest)), rel=1e-4)
 
 
 def test_steps_that_are_not_valid_do_not_count() -> None:

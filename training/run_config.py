@@ -146,6 +146,11 @@ class RunConfig:
             raise ConfigError(
                 "strategy er replays demonstrations and memory.episodes is 0; keep some, or use strategy=sequential"
             )
+        if self.distill.rank > self.network.embed:
+            raise ConfigError(
+                f"distill.rank is {self.distill.rank} and a token has network.embed = {self.network.embed} entries; "
+                "ask for fewer directions, or 0 for all"
+            )
         if self.memory.widen and not self.optim.apart:
             raise ConfigError(
                 f"memory.widen is {self.memory.widen} and optim.apart is 0: windows are not widened; set optim.apart "

@@ -16,7 +16,7 @@ from torch import Tensor
 from m2distill_policy.errors import ConfigError
 from training.lifelong.memory import Memory
 from training.lifelong.strategy import Composed, Imitate, Strategy, Targets, imitation
-from training.losses.terms import latent_distance, policy_divergence
+from training.losses.terms import latent_distance, policy_divergence, subspace_distance
 from training.models.resnet_t import Inputs, Output, ResNetT
 
 #: The paper's terms, each a section of :class:`DistillConfig`.
@@ -49,6 +49,8 @@ class DistillConfig:
     samples: N of the Monte Carlo estimate. floor: least standard deviation within the KL term alone.
     new_policy, new_latents: factors on the terms where they are taken on the new task's windows under the new
     instruction: there the previous policy knows features worth keeping but no action worth repeating.
+    rank: hold latents only within so many directions, those that the previous policy uses most; 0 holds all.
+    confident: of the ``samples`` compare only so many, those that the previous policy thinks likeliest; 0 compares all.
     """
 
     image: TermConfig = field(default_factory=lambda: TermConfig(0.1))
@@ -59,11 +61,17 @@ class DistillConfig:
     floor: float = 0.03
     new_policy: float = 0.1
     new_latents: float = 1.0
+    rank: int = 0
+    confident: int = 0
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ConfigError(f"distill.samples is {self.samples}; at least 1 is needed")
-        for name in ("floor", "new_policy", "new_latents"):
+        if not 0 <= self.confident <= self.samples:
+            raise ConfigError(
+                f"distill.confident is {self.confident}; allowed are 0 (all) to distill.samples = {self.samples}"
+            )
+        for name in ("floor", "new_policy", "new_latents", "rank"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"distill.{name} is {getattr(self, name)}; it cannot be negative")
 
@@ -110,7 +118,12 @@ class M2Distill(Strategy):
             valid = targets.valid[rows]
             for name, part in tokens.items():
                 if weights[name] and latent_factor:
-                    distance = latent_distance(held.tokens[rows, :, part], output.tokens[rows, :, part], valid)
+                    then, now = held.tokens[rows, :, part], output.tokens[rows, :, part]
+                    distance = (
+                        subspace_distance(then, now, valid, config.rank)
+                        if config.rank
+                        else latent_distance(then, now, valid)
+                    )
                     terms[f"{name}/{place}"] = distance.detach()
                     total = total + weights[name] * latent_factor * distance
             if weights["policy"] and policy_factor:
@@ -121,6 +134,7 @@ class M2Distill(Strategy):
                     config.samples,
                     config.floor,
                     generator,
+                    config.confident,
                 )
                 terms[f"policy/{place}"] = divergence.value.detach()
                 terms[f"floored/{place}"] = divergence.floored

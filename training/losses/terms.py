@@ -31,6 +31,21 @@ def latent_distance(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
     return masked_mean((teacher.detach() - student).square().sum(dim=(-2, -1)), valid)
 
 
+def subspace_distance(teacher: Tensor, student: Tensor, valid: Tensor, rank: int) -> Tensor:
+    """:func:`latent_distance` within the ``rank`` directions of E that carry most of the teacher's tokens, for each of
+    the T tokens by itself: what the teacher hardly uses may move.
+
+    After SPREAD (Roy et al. 2026, https://arxiv.org/abs/2603.08763), which aligns dominant subspaces by singular value
+    decomposition; here the directions are the teacher's right singular vectors over the batch's valid steps.
+    """
+    teacher = teacher.detach().float()
+    weight = valid.to(teacher.dtype)[..., None, None]
+    moment = torch.einsum("blte,bltf->tef", teacher * weight, teacher)
+    directions = torch.linalg.eigh(moment).eigenvectors[..., -rank:]  # eigenvalues ascend
+    difference = torch.einsum("blte,ter->bltr", teacher - student.float(), directions)
+    return masked_mean(difference.square().sum(dim=(-2, -1)), valid)
+
+
 class PolicyDivergence(NamedTuple):
     """value: KL(teacher || student) in nats; floored: share of the student's deviations raised to the floor."""
 
@@ -45,8 +60,12 @@ def policy_divergence(
     samples: int,
     floor: float,
     generator: torch.Generator | None = None,
+    confident: int = 0,
 ) -> PolicyDivergence:
     """Monte Carlo KL(teacher || student): mean of log pi_t(a) - log pi_s(a) over ``samples`` actions a ~ pi_t.
+
+    ``confident``: of each step's samples take only so many, those that the teacher thinks likeliest, as SPREAD does
+    (https://arxiv.org/abs/2603.08763); 0 takes all. What remains is no estimate of the whole divergence any more.
 
     ``floor`` raises the standard deviations of both mixtures for this term alone: with a floor of 1e-4 in the
     network, one sample ten deviations off would outweigh the rest of the batch.
@@ -55,4 +74,8 @@ def policy_divergence(
     share = (student.scales < floor).float().mean().detach()
     student = student.floored(floor)
     actions = teacher.sample(samples, generator)
-    return PolicyDivergence(masked_mean(teacher.log_prob(actions) - student.log_prob(actions), valid), share)
+    then, now = teacher.log_prob(actions), student.log_prob(actions)
+    if confident:
+        then, likeliest = then.topk(confident, dim=0)
+        now = now.gather(0, likeliest)
+    return PolicyDivergence(masked_mean(then - now, valid), share)
