@@ -36,8 +36,13 @@ def toy_embeddings(instructions: Sequence[str]) -> NDArray[np.float32]:
     )
 
 
-def toy_graphs(contract: Contract, seed: int = 0, *, bias_nan: bool = False) -> dict[str, bytes]:
-    """``instruction.onnx`` and ``step.onnx`` with weights drawn from ``seed``."""
+def toy_graphs(
+    contract: Contract, seed: int = 0, *, bias_nan: bool = False, fails_above: float | None = None
+) -> dict[str, bytes]:
+    """``instruction.onnx`` and ``step.onnx`` with weights drawn from ``seed``.
+
+    fails_above: ONNX Runtime itself fails on a step whose first reading is above, as it does when a GPU is lost.
+    """
     rng = np.random.default_rng(seed)
     tokens = 1 + len(contract.proprioception) + len(contract.cameras)
     past = contract.history - 1
@@ -141,6 +146,20 @@ def toy_graphs(contract: Contract, seed: int = 0, *, bias_nan: bool = False) -> 
         helper.make_node("Add", ["scales_soft", "floor"], ["scales_flat"]),
         helper.make_node("Reshape", ["scales_flat", "shape"], ["scales"]),
     ]
+    if fails_above is not None:
+        # An index of 0 into a table of one entry, or of 1.
+        weights += [
+            constant("table", np.zeros((1, MODES), dtype=np.float32)), constant("index_0", np.array(0, dtype=np.int64)),
+            constant("limit", np.array(fails_above, dtype=np.float32)),
+        ]  # fmt: skip
+        nodes[[n.output[0] for n in nodes].index("logits")].output[0] = "logits_sound"
+        nodes += [
+            helper.make_node("Gather", [contract.proprioception[0].name, "index_0"], ["first_reading"], axis=1),
+            helper.make_node("Greater", ["first_reading", "limit"], ["too_far"]),
+            helper.make_node("Cast", ["too_far"], ["entry"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "entry"], ["nothing"], axis=0),
+            helper.make_node("Add", ["logits_sound", "nothing"], ["logits"]),
+        ]
     outputs = [
         port("logits", f32, MODES), port("means", f32, MODES, ACTIONS), port("scales", f32, MODES, ACTIONS),
         port("tokens", f32, tokens, EMBED),
@@ -164,6 +183,7 @@ def write_toy(
     instructions: Sequence[str] = INSTRUCTIONS,
     overwrite: bool = False,
     bias_nan: bool = False,
+    fails_above: float | None = None,
     views: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> Path:
     """Write a toy bundle; ``graph_contract`` lets the graphs obey another contract than the manifest."""
@@ -181,7 +201,7 @@ def write_toy(
         provenance={"run": "toy", "seed": seed},
         instructions=instructions,
         embeddings=toy_embeddings(instructions),
-        graphs=toy_graphs(graph_contract or contract, seed, bias_nan=bias_nan),
+        graphs=toy_graphs(graph_contract or contract, seed, bias_nan=bias_nan, fails_above=fails_above),
         views=views,
         overwrite=overwrite,
     )

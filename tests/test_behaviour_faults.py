@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -194,4 +195,44 @@ def test_the_bundle_of_a_running_policy_is_deleted(side: Side, tmp_path: Path) -
         robot.forget()
         robot.drive(observations(CONTRACT, 20, seed=1))
         assert sum(s.code == StatusCode.RUNNING for s in robot.heard["status"]) >= 10
+        assert policy.end() == 0
+
+
+def test_the_engine_fails_while_the_arm_moves(side: Side, tmp_path: Path) -> None:
+    """As when a GPU is lost: ONNX Runtime fails on every step from one moment on, until the robot is elsewhere."""
+    sound = observations(CONTRACT, 60, seed=1)
+    joints = CONTRACT.proprioception[0].name
+    for observation in sound:
+        observation.proprioception[joints][0] = 0.0
+    lost = [dataclasses.replace(o, proprioception={k: v.copy() for k, v in o.proprioception.items()}) for o in sound]
+    for observation in lost:
+        observation.proprioception[joints][0] = 2.0
+    bundle = write_toy(tmp_path / "toy", fails_above=1.5)
+    with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        robot.forget()
+        robot.drive(lost[:24])
+        found = [s for s in robot.heard["status"] if s.code == StatusCode.ENGINE_FAILED]
+        assert found and "ONNX Runtime (CPUExecutionProvider) failed on bundle" in found[0].sentence
+        robot.until(lambda: robot.heard["status"][-1].halted, "standstill")
+        robot.forget()
+        robot.drive(sound[:20])
+        assert any(s.code == StatusCode.RUNNING for s in robot.heard["status"])
+        assert policy.end() == 0
+        assert "Traceback" not in policy.output
+
+
+def test_the_disk_is_full(side: Side, tmp_path: Path) -> None:
+    """Nothing that is written to a file arrives any more, the log among it: the arm is driven, told, and halted."""
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        resource.prlimit(policy.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        before = len(policy.output)
+        robot.instruct("lift the rad box")
+        robot.forget()
+        drive_until(robot, StatusCode.UNKNOWN_INSTRUCTION, "refusal, which is logged as well")
+        robot.instruct(INSTRUCTIONS[1])
+        robot.forget()
+        drive_until(robot, StatusCode.RUNNING, "answer")
+        assert len(policy.output) == before, "something was written: this proves nothing"
         assert policy.end() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
@@ -141,10 +142,9 @@ def run(args: argparse.Namespace) -> int:
             gc.collect()
             gc.freeze()
             pace = "in lockstep" if args.lockstep else f"at {server.contract.rate_hz:g} Hz"
-            print(
+            _say(
                 f"serving bundle {server.bundle.identifier} ({', '.join(server.bundle.task_names)}) {pace} "
-                f"in DDS domain {domain}",
-                flush=True,
+                f"in DDS domain {domain}"
             )
             if args.lockstep:
                 node.spin_lockstep()
@@ -152,10 +152,15 @@ def run(args: argparse.Namespace) -> int:
                 if watcher is not None:
                     watcher.start()
                 node.spin()
-            print(f"halted after {node.cycles} cycles", flush=True)
+            _say(f"halted after {node.cycles} cycles")
     finally:
         if watcher is not None:
             watcher.stop()
         server.close()
         gc.unfreeze()  # some libraries complain at the end about what the collector never got
     return 0
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk behind standard output is no reason to let go of an arm
+        print(text, flush=True)
