@@ -23,7 +23,7 @@ from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun, share_first_stage
 from training.pipeline import create_run, finish_run, label
-from training.report.page import distinct_labels
+from training.report.page import distinct_labels, text_table
 from training.run_config import RunConfig
 
 SMALL = [
@@ -141,6 +141,23 @@ def test_what_a_strategy_keeps_is_in_the_run_also_where_its_first_stage_was_shar
     (alone.stage_folder(1) / "stage.json").unlink()
     with pytest.raises(TrainingError, match=r"ewc_0\.safetensors has sha256 .* it is damaged"):
         finish_run(LifelongRun.open(alone.folder), quiet=True)
+
+
+def test_all_tasks_at_once(tmp_path: Path, whole: Path, demonstrations: Path) -> None:
+    joint = load_config(RunConfig, "config/tiny.toml", [*SMALL, "strategy=multitask", "optim.steps=4"])
+    run = create_run(tmp_path / "joint", joint, demonstrations)
+    assert not share_first_stage(LifelongRun.open(whole), run)
+    results = finish_run(run, quiet=True)
+    assert results is not None and [len(row) for row in results["success"]] == [2]
+    assert results["metrics"]["mean_final"] == sum(results["success"][0]) / 2
+    assert results["metrics"]["nbt"] is None and results["bytes_kept"] == 0
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == rows[-1]["steps"] == 2 * 4
+    bundle = open_bundle(run.bundle_folder(0))
+    assert bundle.instructions == ("lift the red box", "lift the green box")
+    assert "multitask" in text_table([results]) and "--" in text_table([results])
+    assert run.export(0, tmp_path / "again").largest <= 1e-4
+    m2distill("report", str(whole), str(run.folder), "--out", str(tmp_path / "report.html"))
 
 
 def test_changed_demonstrations_are_noticed(tmp_path: Path, demonstrations: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from m2distill_policy.errors import ConfigError, TrainingError
 from tests.training_fixtures import CONTRACT, NETWORK, task_data
 from training.data.augment import AugmentConfig, augment
+from training.data.joint_data import JointData
 from training.data.task_data import TaskData, WindowBatch
 from training.data.widen import widen
 from training.lifelong.memory import Memory, MemoryConfig
@@ -228,3 +229,17 @@ def test_task_data_survives_disk_and_names_a_broken_file(tmp_path) -> None:  # t
     (tmp_path / "x.safetensors").write_bytes(b"broken")
     with pytest.raises(TrainingError, match=r"x\.safetensors cannot be read"):
         TaskData.load(tmp_path / "x.safetensors", "a", "b")
+
+
+def test_windows_of_several_tasks_are_each_of_one_of_them() -> None:
+    parts = (task_data(0, (30, 10)), task_data(1, (80,)))
+    joint = JointData(parts)
+    assert (joint.tasks, joint.steps) == (2, 120)
+    batch = joint.windows(np.random.default_rng(0), 600, 5)
+    of_first = (batch.embedding == parts[0].embedding).all(axis=1)
+    of_second = (batch.embedding == parts[1].embedding).all(axis=1)
+    assert (of_first ^ of_second).all() and 0.28 < of_first.mean() < 0.39
+    known = {part: {tuple(row) for row in data.actions} for part, data in enumerate(parts)}
+    for part, rows in enumerate((of_first, of_second)):
+        assert all(tuple(action) in known[part] for action in batch.actions[rows].reshape(-1, 7))
+    assert joint.proprioception["joint_states"].shape == (120, 7)

@@ -79,6 +79,11 @@ def extend_run(
 
 def _require_fit(source: LifelongRun, config: RunConfig) -> None:
     """:class:`TrainingError` unless ``source`` is finished and ``config`` leaves alone what its stages fixed."""
+    if source.joint or config.strategy == "multitask":
+        raise TrainingError(
+            f"{source.folder} cannot be extended from or by strategy=multitask, which learns all tasks at once; begin "
+            "a new run with all of them"
+        )
     missing = [stage for stage in range(len(source.tasks)) if not source.trained(stage)]
     if missing:
         raise TrainingError(

@@ -35,7 +35,7 @@ class Gate:
 def gate(run: LifelongRun, margin: float) -> Gate | None:
     """The gate of an extended run whose last stage was evaluated, kept in ``gate.json``; None where there was nothing
     to compare: a suite without worlds, or no evaluation."""
-    old, last = run.extends[-1]["stages"], len(run.tasks) - 1
+    old, last = run.extends[-1]["stages"], run.stages - 1
     before, after = run.success(old - 1), run.success(last)
     if before is None or after is None:
         return None

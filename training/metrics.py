@@ -8,7 +8,7 @@ c_{k,k,e} of stage k in order of e. Everything is a share in [0, 1].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from m2distill_policy.errors import M2DistillError
 
@@ -69,3 +69,9 @@ def lifelong_metrics(final: Sequence[Sequence[float]], curves: Sequence[Sequence
         auc=sum(area) / count,
         mean_final=sum(final[-1][:count]) / count,
     )
+
+
+def joint_metrics(final: Sequence[float]) -> dict[str, float | None]:
+    """The metrics of tasks learned at once, by name: their mean success; nothing was transferred or forgotten."""
+    names = [field.name for field in fields(LifelongMetrics)]
+    return {**dict.fromkeys(names, None), "mean_final": sum(final) / len(final)}

@@ -22,7 +22,7 @@ from training.data.task_data import check_file
 from training.lifelong.checkpoint import read_json, write_json
 from training.lifelong.m2distill import TERMS
 from training.lifelong.run import LifelongRun
-from training.metrics import earliest_best, hold_from, lifelong_metrics
+from training.metrics import earliest_best, hold_from, joint_metrics, lifelong_metrics
 from training.run_config import FILES, RunConfig
 from training.text import embed
 
@@ -100,7 +100,7 @@ def finish_run(
                 _evaluate_stage(run, stage, pool, quiet)
 
         run.train_stages(after_stage, say, quiet=quiet, stages=stages)
-        if stages is not None and stages < len(run.tasks):
+        if stages is not None and stages < run.stages:
             return None
         if not (evaluate and run.config.evaluation.rollouts):
             return None
@@ -161,8 +161,11 @@ def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet:
     rates = []
     for point in range(1, run.config.evaluation.points + 1):
         bundle = _point_bundle(run, stage, point)
-        cell = _cell(run, stage, run.config.evaluation.rollouts, run.config.evaluation.choose_on)
-        found = _rollouts(run, pool, bundle, [cell], f"stage_{stage}_selection_{point}.jsonl", quiet)
+        cells = [
+            _cell(run, task, run.config.evaluation.rollouts, run.config.evaluation.choose_on)
+            for task in _new(run, stage)
+        ]
+        found = _rollouts(run, pool, bundle, cells, f"stage_{stage}_selection_{point}.jsonl", quiet)
         rates.append(_rate(found))
     best = earliest_best(rates)
     run.choose(stage, best + 1)
@@ -170,7 +173,7 @@ def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet:
 
 
 def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
-    cells = [_cell(run, task, run.config.evaluation.rollouts) for task in range(stage + 1)]
+    cells = [_cell(run, task, run.config.evaluation.rollouts) for task in range(run.learned(stage))]
     path = run.folder / "evaluation" / f"stage_{stage}.json"
     if path.exists():
         return
@@ -180,7 +183,9 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
         curve = []
         for point in range(1, run.config.evaluation.points + 1):
             bundle = _point_bundle(run, stage, point)
-            rows = _rollouts(run, pool, bundle, cells[-1:], f"stage_{stage}_point_{point}.jsonl", quiet)
+            rows = _rollouts(
+                run, pool, bundle, cells[-len(_new(run, stage)) :], f"stage_{stage}_point_{point}.jsonl", quiet
+            )
             curve.append(_rate(rows))
         write_json(run.folder / "evaluation" / f"stage_{stage}_curve.json", curve)
 
@@ -194,14 +199,19 @@ def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[dic
         for other in range(count)
         if other != task
     ]
-    found = _rollouts(run, pool, run.bundle_folder(count - 1), cells, "told.jsonl", quiet)
+    found = _rollouts(run, pool, run.bundle_folder(run.stages - 1), cells, "told.jsonl", quiet)
     return [_summary(s) for s in summarise(found)]
 
 
+def _new(run: LifelongRun, stage: int) -> range:
+    """The tasks that a stage learned."""
+    return range(0 if run.joint else stage, run.learned(stage))
+
+
 def _rate(results: list[RolloutResult]) -> float:
-    (summary,) = summarise(results)
-    assert summary.rate is not None  # _rollouts has seen to it
-    return summary.rate
+    """Mean success over the tasks in ``results``."""
+    rates = [summary.rate for summary in summarise(results)]
+    return float(np.mean([rate for rate in rates if rate is not None]))  # _rollouts has seen to it that each has one
 
 
 def _summary(summary: Any) -> dict[str, Any]:
@@ -210,9 +220,11 @@ def _summary(summary: Any) -> dict[str, Any]:
 
 def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """The results of a finished run: what is in ``results.json``."""
-    count = len(run.tasks)
+    count = run.stages
     rows = [read_json(run.folder / "evaluation" / f"stage_{stage}.json") for stage in range(count)]
     success = [[cell["rate"] for cell in row] for row in rows]
+    if run.joint:
+        return {**_about(run, rows, told), "success_curves": [], "metrics": joint_metrics(success[0])}
     curves: list[list[float]] = []
     for stage in range(count):
         path = run.folder / "evaluation" / f"stage_{stage}_curve.json"
@@ -223,6 +235,11 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
         else:
             curves.append([success[stage][stage]])
     metrics = lifelong_metrics(success, curves)
+    return {**_about(run, rows, told), "success_curves": curves, "metrics": dataclasses.asdict(metrics)}
+
+
+def _about(run: LifelongRun, rows: list[Any], told: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """What results say beside the metrics. rows: the cells evaluated after each stage."""
     return {
         "label": label(run.config),
         "run": run.folder.name,
@@ -231,26 +248,24 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
         "tasks": [dataclasses.asdict(task) for task in run.tasks],
         "rollouts": run.config.evaluation.rollouts,
         "sampling": run.config.evaluation.sampling,
-        "success": success,
-        "success_curves": curves,
+        "success": [[cell["rate"] for cell in row] for row in rows],
         "wrong_object": [[cell["wrong_rate"] for cell in row] for row in rows],
         "errors": sum(cell["errors"] for row in rows for cell in row),
         "cells": rows,
         "told": told,
         "told_success": float(np.mean([t["rate"] for t in told])) if told else None,
-        "metrics": dataclasses.asdict(metrics),
-        "bytes_kept": read_json(run.stage_folder(count - 1) / "stage.json")["bytes_kept"],
+        "bytes_kept": read_json(run.stage_folder(run.stages - 1) / "stage.json")["bytes_kept"],
         "drift": run.drift(),
         "config": run.record["config"],
-        "trained": [run.made_by(stage) for stage in range(count)],
+        "trained": [run.made_by(stage) for stage in range(run.stages)],
         **provenance.describe(),
     }
 
 
 def label(config: RunConfig) -> str:
     """A short name for tables: the strategy and what it keeps."""
-    if config.strategy == "sequential":
-        return "sequential"
+    if config.strategy in ("sequential", "ewc", "multitask"):
+        return config.strategy
     kept = []
     if config.memory.episodes:
         kept.append(f"{config.memory.episodes} demos")

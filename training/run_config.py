@@ -14,7 +14,7 @@ from training.lifelong.m2distill import DistillConfig
 from training.lifelong.memory import MemoryConfig
 from training.models.config import NetworkConfig
 
-STRATEGIES = ("sequential", "er", "ewc", "m2distill")
+STRATEGIES = ("sequential", "er", "ewc", "m2distill", "multitask")
 #: In place of a suite's name: one's own demonstration files.
 FILES = "files"
 #: Settings that change how long a result takes, not what it is.
@@ -71,9 +71,10 @@ class OptimConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it cannot be negative")
 
-    def stage_steps(self, demonstrated: int, history: int) -> int:
-        """Steps of a stage whose demonstrations have ``demonstrated`` steps, read in windows of ``history``."""
-        return max(1, round(self.epochs * demonstrated / (self.batch * history))) if self.epochs else self.steps
+    def stage_steps(self, demonstrated: int, history: int, tasks: int = 1) -> int:
+        """Steps of a stage whose demonstrations, of so many tasks, have ``demonstrated`` steps, read in windows of
+        ``history``."""
+        return max(1, round(self.epochs * demonstrated / (self.batch * history))) if self.epochs else tasks * self.steps
 
     def stage_lr(self, stage: int) -> float:
         """Highest learning rate of stage ``stage``."""
@@ -119,7 +120,7 @@ class RunConfig:
     episodes: int = 40
     image_size: int = 128
     text_encoder: str = "auto"
-    strategy: Literal["sequential", "er", "ewc", "m2distill"] = "m2distill"
+    strategy: Literal["sequential", "er", "ewc", "m2distill", "multitask"] = "m2distill"
     seed: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from training.lifelong.run import LifelongRun
 
     lifelong = LifelongRun.open(args.run_folder)
-    trained = [stage for stage in range(len(lifelong.tasks)) if lifelong.trained(stage)]
+    trained = [stage for stage in range(lifelong.stages) if lifelong.trained(stage)]
     if not trained:
         raise ExportError(f"{args.run_folder} has no trained stage yet; train it with 'm2distill train --resume'")
     stage = trained[-1] if args.stage is None else args.stage

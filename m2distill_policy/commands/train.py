@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if results is not None:
         print(text_table([results]))
     print(f"bundles: {lifelong.folder / 'bundles'}")
-    if lifelong.extends and lifelong.trained(len(lifelong.tasks) - 1):
+    if lifelong.extends and lifelong.trained(lifelong.stages - 1):
         _let_through(lifelong, args)
     return 0
 
@@ -116,7 +116,7 @@ def _let_through(run: LifelongRun, args: argparse.Namespace) -> None:
     """Compare old tasks before and after, and publish; :class:`TrainingError` where they fell too far."""
     from training.gate import gate, publish, require_passed
 
-    stage = len(run.tasks) - 1
+    stage = run.stages - 1
     bundle = run.bundle_folder(stage)
     found = gate(run, args.margin)
     if found is None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,41 @@ class WindowBatch:
         return len(self.actions)
 
 
+def concatenate(parts: list[WindowBatch]) -> WindowBatch:
+    """Batches one after another."""
+    return WindowBatch(
+        images={n: np.concatenate([p.images[n] for p in parts]) for n in parts[0].images},
+        proprioception={n: np.concatenate([p.proprioception[n] for p in parts]) for n in parts[0].proprioception},
+        actions=np.concatenate([p.actions for p in parts]),
+        valid=np.concatenate([p.valid for p in parts]),
+        embedding=np.concatenate([p.embedding for p in parts]),
+        apart=np.concatenate([p.apart for p in parts]),
+    )
+
+
+class Demonstrated(Protocol):
+    """What a stage learns from: one task's demonstrations, or several tasks' at once."""
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks they are of."""
+
+    @property
+    def steps(self) -> int:
+        """How many demonstrated steps there are."""
+
+    @property
+    def proprioception(self) -> dict[str, NDArray[np.float32]]:
+        """Readings, group -> (steps, n)."""
+
+    def windows(self, rng: np.random.Generator, count: int, length: int, apart: float = 0.0) -> WindowBatch:
+        """Draw windows, see :meth:`TaskData.windows`."""
+
+
 @dataclass(frozen=True)
 class TaskData:
     """All steps of all episodes of one task, one after another.
@@ -54,6 +89,11 @@ class TaskData:
     def __post_init__(self) -> None:
         if len(self.lengths) == 0:
             raise TrainingError(f"task '{self.name}' has no episodes; collect demonstrations with 'm2distill demos'")
+
+    @property
+    def tasks(self) -> int:
+        """One."""
+        return 1
 
     @property
     def episodes(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from m2distill_policy.errors import ConfigError
-from training.data.task_data import TaskData, WindowBatch
+from training.data.task_data import TaskData, WindowBatch, concatenate
 from training.data.widen import widen
 
 
@@ -97,15 +97,3 @@ class Memory:
             path = folder / f"exemplars_{index}.safetensors"
             if not path.exists():
                 data.save(path)
-
-
-def concatenate(parts: list[WindowBatch]) -> WindowBatch:
-    """Batches one after another."""
-    return WindowBatch(
-        images={n: np.concatenate([p.images[n] for p in parts]) for n in parts[0].images},
-        proprioception={n: np.concatenate([p.proprioception[n] for p in parts]) for n in parts[0].proprioception},
-        actions=np.concatenate([p.actions for p in parts]),
-        valid=np.concatenate([p.valid for p in parts]),
-        embedding=np.concatenate([p.embedding for p in parts]),
-        apart=np.concatenate([p.apart for p in parts]),
-    )

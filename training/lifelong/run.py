@@ -32,7 +32,8 @@ from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.world import Task
-from training.data.task_data import TaskData, load_task
+from training.data.joint_data import JointData
+from training.data.task_data import Demonstrated, TaskData, load_task
 from training.drift import latent_drift
 from training.export import Parity, Precision, export_bundle
 from training.lifelong import samples
@@ -41,6 +42,7 @@ from training.lifelong.er import ExperienceReplay
 from training.lifelong.ewc import Ewc
 from training.lifelong.m2distill import M2Distill
 from training.lifelong.memory import Memory
+from training.lifelong.multitask import Multitask
 from training.lifelong.sequential import Sequential
 from training.lifelong.stage import (
     append_json_line,
@@ -59,6 +61,7 @@ STRATEGY_CLASSES: dict[str, type[Strategy]] = {
     "er": ExperienceReplay,
     "ewc": Ewc,
     "m2distill": M2Distill,
+    "multitask": Multitask,
 }
 
 #: Every so many steps a row goes to metrics.jsonl and TensorBoard.
@@ -67,13 +70,11 @@ LOG_EVERY = 10
 
 def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
     """The strategy that the configuration names."""
-    if config.strategy == "sequential":
-        return Sequential(memory, history, config.optim.apart)
-    if config.strategy == "er":
-        return ExperienceReplay(memory, history, config.optim.apart)
     if config.strategy == "ewc":
         return Ewc(memory, history, config.ewc, config.optim.apart)
-    return M2Distill(memory, history, config.distill, config.optim.apart)
+    if config.strategy == "m2distill":
+        return M2Distill(memory, history, config.distill, config.optim.apart)
+    return STRATEGY_CLASSES[config.strategy](memory, history, config.optim.apart)
 
 
 class LifelongRun:
@@ -137,6 +138,20 @@ class LifelongRun:
         found: list[dict[str, Any]] = self.record.get("extends", [])
         return found
 
+    @property
+    def joint(self) -> bool:
+        """Whether the strategy learns all tasks at once."""
+        return STRATEGY_CLASSES[self.config.strategy].joint
+
+    @property
+    def stages(self) -> int:
+        """How many stages the run has: one a task, or one for all of them."""
+        return 1 if self.joint else len(self.tasks)
+
+    def learned(self, stage: int) -> int:
+        """How many of the tasks, from the first on, have been learned when stage ``stage`` has ended."""
+        return len(self.tasks) if self.joint else stage + 1
+
     def trained(self, stage: int) -> bool:
         """Whether stage ``stage`` has been trained."""
         return (self.stage_folder(stage) / "stage.json").exists()
@@ -155,19 +170,19 @@ class LifelongRun:
         policy.load_state_dict(load_tensors(self.stage_folder(stage) / record["policy"], record["sha256"]))
         return policy
 
-    def embedding(self, stage: int) -> NDArray[np.float32]:
-        """Text embedding of stage ``stage``'s instruction."""
-        return np.asarray(self.record["embeddings"][stage], dtype=np.float32)
+    def embedding(self, index: int) -> NDArray[np.float32]:
+        """Text embedding of task ``index``'s instruction."""
+        return np.asarray(self.record["embeddings"][index], dtype=np.float32)
 
-    def data(self, stage: int) -> TaskData:
-        """The demonstrations of stage ``stage``; refuses files that changed since the run first read them."""
-        task = self.tasks[stage]
+    def data(self, index: int) -> TaskData:
+        """The demonstrations of task ``index``; refuses files that changed since the run first read them."""
+        task = self.tasks[index]
         path = demonstration_path(Path(self.record["demonstrations"]), task.name)
-        data = load_task(path, task.instruction, self.embedding(stage), self.contract, self.config.episodes)
+        data = load_task(path, task.instruction, self.embedding(index), self.contract, self.config.episodes)
         digest = data.content_hash()
-        known = self.record["data"].get(str(stage))
+        known = self.record["data"].get(str(index))
         if known is None:
-            self.record["data"][str(stage)] = digest
+            self.record["data"][str(index)] = digest
             write_json(self.folder / "run.json", self.record)
         elif known != digest:
             raise TrainingError(
@@ -177,11 +192,11 @@ class LifelongRun:
         return data
 
     def episode(self, stage: int) -> TaskData:
-        """A demonstration of stage ``stage``'s task, on which its bundle is checked."""
-        folder, task = self.stage_folder(stage), self.tasks[stage]
+        """A demonstration of the last task that stage ``stage`` learned, on which its bundle is checked."""
+        folder, last = self.stage_folder(stage), self.learned(stage) - 1
         if samples.have(folder):
-            return samples.episode(folder, task.name, task.instruction)
-        return self.data(stage).subset([0])
+            return samples.episode(folder, self.tasks[last].name, self.tasks[last].instruction)
+        return self.data(last).subset([0])
 
     def put_aside(self, stage: int, data: TaskData) -> None:
         """Keep what the run folder needs of a stage's demonstrations once they are gone."""
@@ -217,16 +232,20 @@ class LifelongRun:
 
         stages: stop after so many.
         """
-        for stage, task in enumerate(self.tasks[:stages]):
+        for stage in range(self.stages)[:stages]:
             if not self.trained(stage):
-                say(f"{self.config.strategy}: stage {stage + 1} of {len(self.tasks)}, {task.instruction}")
+                what = (
+                    ", ".join(task.instruction for task in self.tasks) if self.joint else self.tasks[stage].instruction
+                )
+                say(f"{self.config.strategy}: stage {stage + 1} of {self.stages}, {what}")
                 self._train(stage, quiet)
             after_stage(stage)
 
     def _train(self, stage: int, quiet: bool) -> None:
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        data = self.data(stage)
+        parts = tuple(self.data(index) for index in range(len(self.tasks))) if self.joint else (self.data(stage),)
+        data: Demonstrated = JointData(parts) if self.joint else parts[0]
         policy = self.policy(stage - 1) if stage else self.new_policy()
         made_by = provenance.describe()
         made_by["precision"] = str(pick_precision(self.config.optim.precision, pick_device()) or torch.float32)
@@ -243,8 +262,8 @@ class LifelongRun:
         with (
             SummaryWriter(str(self.folder / "tensorboard"), purge_step=_done(folder)) as writer,
             ProgressBar(
-                total=self.config.optim.stage_steps(data.steps, self.contract.history),
-                desc=f"{self.config.strategy} {self.tasks[stage].name}",
+                total=self.config.optim.stage_steps(data.steps, self.contract.history, data.tasks),
+                desc=f"{self.config.strategy} {data.name}",
                 unit="step",
                 disable=quiet,
             ) as bar,
@@ -266,7 +285,7 @@ class LifelongRun:
         for path in folder.glob("point_*.safetensors"):
             point = int(path.stem.split("_")[1])
             points.setdefault(point, _sha256(path))
-        kept = self.keep(stage, data, strategy)
+        kept = self.keep(stage, parts[-1], strategy)
         write_json(
             folder / "points.json",
             {
@@ -279,8 +298,8 @@ class LifelongRun:
         drop_partial(folder)
 
     def keep(self, stage: int, data: TaskData, strategy: Strategy) -> str | None:
-        """Write down what stays of a stage that ``strategy`` has learned from ``data``: before the record that makes it
-        count. Returns the sha256 of what the strategy keeps beside the memory, None where that is nothing."""
+        """Write down what stays of a stage whose last task has been learned from ``data``: before the record that makes
+        it count. Returns the sha256 of what the strategy keeps beside the memory, None where that is nothing."""
         # Exemplars are drawn by the seed alone.
         strategy.memory.add(data, np.random.default_rng([self.config.seed, stage, 2**31]))
         strategy.memory.save(self.folder / "memory")
@@ -359,12 +378,12 @@ class LifelongRun:
         What int8 is calibrated on is the stage's own task: earlier ones are not to be had any more.
         """
         network = (policy or self.policy(stage)).cpu()
-        learned = self.tasks[: stage + 1]
+        learned = self.learned(stage)
         return export_bundle(
             network,
             path,
-            tasks=[{"name": t.name, "instruction": t.instruction} for t in learned],
-            embeddings=np.stack([self.embedding(s) for s in range(stage + 1)]),
+            tasks=[{"name": t.name, "instruction": t.instruction} for t in self.tasks[:learned]],
+            embeddings=np.stack([self.embedding(index) for index in range(learned)]),
             check_on=[self.episode(stage)],
             provenance={
                 "run": self.folder.name,
@@ -383,7 +402,7 @@ class LifelongRun:
     def drift(self) -> list[list[dict[str, Any]]]:
         """Drift of each learned task's latents after each stage: row ``stage``, entry ``task``, modality -> figures."""
         probes = {}
-        for stage in range(len(self.tasks)):
+        for stage in range(0 if self.joint else self.stages):
             if self.trained(stage):
                 if not samples.have(self.stage_folder(stage)):  # a run made before they were kept
                     self.put_aside(stage, self.data(stage))
@@ -426,7 +445,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
             "contract": run.contract.to_dict(),
         }
 
-    if target.trained(0) or not source.trained(0) or key(source) != key(target):
+    if target.joint or source.joint or target.trained(0) or not source.trained(0) or key(source) != key(target):
         return False
     data = target.data(0)
     if source.record["data"].get("0") != target.record["data"]["0"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from m2distill_policy.errors import TrainingError
 from training.data.augment import augment
-from training.data.task_data import TaskData, WindowBatch
+from training.data.task_data import Demonstrated, WindowBatch
 from training.lifelong.checkpoint import (
     load_tensors,
     optimiser_tensors,
@@ -80,7 +80,7 @@ def to_inputs(batch: WindowBatch, device: torch.device) -> Inputs:
 def train_stage(
     policy: ResNetT,
     strategy: Strategy,
-    data: TaskData,
+    data: Demonstrated,
     config: RunConfig,
     stage: int,
     folder: Path,
@@ -107,7 +107,7 @@ def train_stage(
         weight_decay=config.optim.weight_decay,
         betas=(0.9, 0.999),
     )
-    steps = config.optim.stage_steps(data.steps, policy.contract.history)
+    steps = config.optim.stage_steps(data.steps, policy.contract.history, data.tasks)
     if steps < config.evaluation.points:
         raise TrainingError(
             f"evaluation.points is {config.evaluation.points} and task '{data.name}' is learned in {steps} steps (its "
@@ -131,9 +131,9 @@ def train_stage(
     end_stage(policy, strategy, data, config, stage)
 
 
-def end_stage(policy: ResNetT, strategy: Strategy, data: TaskData, config: RunConfig, stage: int) -> None:
+def end_stage(policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
     """Let ``strategy`` take what it keeps of the stage that ``policy`` has just learned from ``data``."""
-    steps = config.optim.stage_steps(data.steps, policy.contract.history)
+    steps = config.optim.stage_steps(data.steps, policy.contract.history, data.tasks)
     device = next(policy.parameters()).device
     precision = pick_precision(config.optim.precision, device)
 
@@ -152,7 +152,7 @@ def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.auto
 def _draw(
     policy: ResNetT,
     strategy: Strategy,
-    data: TaskData,
+    data: Demonstrated,
     config: RunConfig,
     stage: int,
     step: int,
@@ -175,7 +175,7 @@ def _draw(
 def _step(
     policy: ResNetT,
     strategy: Strategy,
-    data: TaskData,
+    data: Demonstrated,
     config: RunConfig,
     stage: int,
     step: int,

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.task_data import WindowBatch
-from training.lifelong.memory import Memory, concatenate
+from training.data.task_data import WindowBatch, concatenate
+from training.lifelong.memory import Memory
 from training.losses.terms import behaviour_cloning
 from training.models.resnet_t import Inputs, Output, ResNetT
 
@@ -60,6 +60,8 @@ class Strategy(ABC):
     #: Whether the strategy draws from kept demonstrations and asks old instructions.
     uses_exemplars: ClassVar[bool] = False
     uses_instructions: ClassVar[bool] = False
+    #: Whether all tasks are learned at once, in one stage.
+    joint: ClassVar[bool] = False
 
     def __init__(self, memory: Memory, history: int, apart: float = 0.0) -> None:
         self.memory, self.history, self.apart = memory, history, apart

@@ -58,7 +58,7 @@ def metrics_table(results: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{label}</th>" for _, label in METRICS)
     rows = []
     for result in results:
-        cells = "".join(f"<td>{result['metrics'][key]:.2f}</td>" for key, _ in METRICS)
+        cells = "".join(f"<td>{_share(result['metrics'][key])}</td>" for key, _ in METRICS)
         wrong = [value for value in result["wrong_object"][-1] if value is not None]
         rows.append(
             f"<tr><td>{html.escape(result['label'])}</td>{cells}<td>{sum(wrong) / max(1, len(wrong)):.2f}</td>"
@@ -118,6 +118,10 @@ def build_page(
     return "".join(parts) + "</html>"
 
 
+def _share(value: float | None) -> str:
+    return "--" if value is None else f"{value:.2f}"
+
+
 def _names(result: Mapping[str, Any]) -> list[str]:
     return [task["instruction"] for task in result["tasks"]]
 
@@ -140,8 +144,9 @@ def text_table(results: Sequence[Mapping[str, Any]]) -> str:
         m = r["metrics"]
         wrong = [v for v in r["wrong_object"][-1] if v is not None]
         lines.append(
-            f"{r['label']:<28}{m['mean_final']:>7.2f}{m['fwt']:>7.2f}{m['nbt']:>7.2f}{m['auc']:>7.2f}"
-            f"{sum(wrong) / max(1, len(wrong)):>7.2f}{r['bytes_kept'] / 2**20:>10.2f}"
+            f"{r['label']:<28}"
+            + "".join(f"{_share(m[name]):>7}" for name in ("mean_final", "fwt", "nbt", "auc"))
+            + f"{sum(wrong) / max(1, len(wrong)):>7.2f}{r['bytes_kept'] / 2**20:>10.2f}"
         )
     for r in results:
         lines.append(f"\nsuccess of {r['label']} (rows: after task, columns: task)")
