@@ -55,11 +55,11 @@ class Child:
                 cwd=ROOT,
                 env={
                     "MUJOCO_GL": "osmesa",
+                    "PYTHONUNBUFFERED": "1",
                     **os.environ,
                     "OMP_NUM_THREADS": "1",
                     "OPENBLAS_NUM_THREADS": "1",
                     "PYTHONFAULTHANDLER": "1",
-                    "PYTHONUNBUFFERED": "1",
                     **environment,
                 },
             )

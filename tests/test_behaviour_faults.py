@@ -222,8 +222,9 @@ def test_the_engine_fails_while_the_arm_moves(side: Side, tmp_path: Path) -> Non
         assert "Traceback" not in policy.output
 
 
-def test_the_disk_is_full(side: Side, tmp_path: Path) -> None:
+def test_the_disk_is_full(side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is written to a file arrives any more, the log among it: the arm is driven, told, and halted."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "")  # as users run it: what could not be written waits in a buffer
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         resource.prlimit(policy.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))

@@ -157,6 +157,8 @@ def test_a_subspace_lets_go_of_what_the_teacher_hardly_uses() -> None:
     student = beside.clone().requires_grad_(True)
     subspace_distance(teacher, student, valid, 2).backward()
     assert student.grad is not None and not student.grad[0, 3:].any()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert float(subspace_distance(teacher, along, valid, 3)) == pytest.approx(2 * 0.25, rel=1e-4)
 
 
 def test_only_the_likeliest_samples_are_compared() -> None:

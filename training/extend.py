@@ -17,23 +17,30 @@ from m2distill_policy.config import to_dict
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
 from training.data.task_data import check_file
+from training.gate import LetThrough
+from training.lifelong import samples
 from training.lifelong.checkpoint import write_json
-from training.lifelong.run import LifelongRun
+from training.lifelong.run import STRATEGY_CLASSES, LifelongRun
 from training.pipeline import tasks_of
 from training.run_config import FILES, RunConfig, first_difference
 from training.text import embed
 
-#: Settings that the old stages fixed: what the network is, what it is shown, and what was kept for it.
-FIXED = ("suite", "image_size", "text_encoder", "seed", "network", "memory.episodes")
+#: Settings that the old stages fixed: what the network is, what it is shown, and among what a stage's end is chosen.
+FIXED = ("suite", "image_size", "text_encoder", "seed", "network", "evaluation.points")
 
 
 def extend_run(
-    source: LifelongRun, folder: Path, config: RunConfig, new: Sequence[int], demonstrations: Path
+    source: LifelongRun,
+    folder: Path,
+    config: RunConfig,
+    new: Sequence[int],
+    demonstrations: Path,
+    let_through: LetThrough | None = None,
 ) -> LifelongRun:
     """Make the run in ``folder`` that goes on where ``source`` ended.
 
     config: of the new stages; its ``tasks`` are the source's. new: tasks to add, indices into the suite, or of the
-    files in ``demonstrations`` where the suite is one's own files.
+    files in ``demonstrations`` where the suite is one's own files. let_through: when its bundle may go to the robot.
 
     Raises :class:`TrainingError` or :class:`DemonstrationError` before anything is written.
     """
@@ -41,7 +48,6 @@ def extend_run(
         raise TrainingError(f"{folder} is there already; go on with it by --resume or choose another folder")
     _require_fit(source, config)
     old = len(source.tasks)
-    files = config.suite == FILES
     added = tasks_of(dataclasses.replace(config, tasks=tuple(new)), demonstrations)
     known = {task.name for task in source.tasks} | {task.instruction.casefold() for task in source.tasks}
     for task in added:
@@ -51,8 +57,9 @@ def extend_run(
             )
         file = DemonstrationFile(demonstration_path(demonstrations, task.name))
         check_file(file, task.instruction, source.contract, config.episodes)
-    if files:  # their numbers are of another folder; here they only have to differ
-        added = tuple(dataclasses.replace(task, index=old + i) for i, task in enumerate(added))
+    if config.suite == FILES:  # their numbers are of another folder; here they only have to differ
+        free = 1 + max(task.index for task in source.tasks)
+        added = tuple(dataclasses.replace(task, index=free + i) for i, task in enumerate(added))
     text, embeddings = embed([task.instruction for task in added], config.text_encoder)
     if text != source.contract.text:
         raise TrainingError(
@@ -70,10 +77,20 @@ def extend_run(
         "demonstrations": str(demonstrations.resolve()),
         "extends": [
             *source.extends,
-            {"run": source.folder.name, "stages": old, "config": source.record["config"]},
+            {
+                "run": source.folder.name,
+                "stages": old,
+                "config": source.record["config"],
+                "let_through": (let_through or LetThrough()).to_dict(),
+            },
         ],
     }
-    _copy(source, folder, record, evaluation=_same_evaluation(source.config, config))
+    # A run made before samples were put aside needs its demonstrations this once.
+    bare = {stage: source.data(stage) for stage in range(old) if not samples.have(source.stage_folder(stage))}
+    temporary = _copy(source, folder, record, evaluation=_same_evaluation(source.config, config))
+    for stage, data in bare.items():
+        LifelongRun.open(temporary).put_aside(stage, data)
+    temporary.rename(folder)
     return LifelongRun.open(folder)
 
 
@@ -100,10 +117,21 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
                 f"{source.folder} cannot be extended under another setting: {difference}; leave it as it is, or begin "
                 "a new run"
             )
-    if config.memory.episodes and not source.memory(1).exemplars:
+    replays = STRATEGY_CLASSES[config.strategy].uses_exemplars and config.memory.episodes
+    if replays and not source.memory(1).exemplars:
         raise TrainingError(
             f"{source.folder} was trained by strategy={source.config.strategy} and kept no demonstrations; set "
             "memory.episodes=0 and hold the old tasks by their words: strategy=m2distill memory.instructions=true"
+        )
+    if replays and config.memory.episodes != source.config.memory.episodes:
+        raise TrainingError(
+            f"{source.folder} kept memory.episodes={source.config.memory.episodes} demonstrations of each task and "
+            f"{config.memory.episodes} were asked for; leave it as it is, or 0 for none"
+        )
+    if config.strategy == "ewc" and not source.kept(len(source.tasks) - 1):
+        raise TrainingError(
+            f"{source.folder} was trained by strategy={source.config.strategy}, which did not measure what "
+            "strategy=ewc holds; extend it by strategy=m2distill"
         )
 
 
@@ -112,8 +140,9 @@ def _same_evaluation(made: RunConfig, wanted: RunConfig) -> bool:
     return first_difference(to_dict(made.evaluation), to_dict(wanted.evaluation), "evaluation.") is None
 
 
-def _copy(source: LifelongRun, folder: Path, record: dict[str, Any], *, evaluation: bool) -> None:
-    """The source's folder under another name, whole or not at all."""
+def _copy(source: LifelongRun, folder: Path, record: dict[str, Any], *, evaluation: bool) -> Path:
+    """The source's folder under a temporary name beside ``folder``, which :meth:`Path.rename` then makes it: whole or
+    not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -129,4 +158,4 @@ def _copy(source: LifelongRun, folder: Path, record: dict[str, Any], *, evaluati
         ],
     )
     write_json(temporary / "run.json", record)
-    temporary.rename(folder)
+    return temporary

@@ -7,14 +7,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.errors import TrainingError
+from m2distill_policy.errors import ConfigError, TrainingError
 from training.lifelong.checkpoint import write_json
 from training.lifelong.run import LifelongRun
 
 
 @dataclass(frozen=True)
+class LetThrough:
+    """margin: share by which success on an old task may fall. publish: the folder for a bundle that is let through."""
+
+    margin: float = 0.2
+    publish: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin <= 1:
+            raise ConfigError(f"the margin is {self.margin}; it is a share of rollouts, 0 to 1")
+
+    def to_dict(self) -> dict[str, float | str | None]:
+        """As it stands in a run's record."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Gate:
-    """Success on each old task (a share) before the new ones were learned and after; margin: how far it may fall."""
+    """Success on each old task (a share) before, which is the better of when it was learned and just before the new
+    ones were, and after. margin: how far it may fall."""
 
     tasks: tuple[str, ...]
     before: tuple[float, ...]
@@ -35,30 +52,33 @@ class Gate:
 def gate(run: LifelongRun, margin: float) -> Gate | None:
     """The gate of an extended run whose last stage was evaluated, kept in ``gate.json``; None where there was nothing
     to compare: a suite without worlds, or no evaluation."""
-    old, last = run.extends[-1]["stages"], run.stages - 1
-    before, after = run.success(old - 1), run.success(last)
-    if before is None or after is None:
+    old = run.extends[-1]["stages"]
+    rows = [run.success(stage) for stage in range(run.stages)]
+    if any(row is None for row in rows):
         return None
-    kept = [b for b in before if b is not None]
-    now = [a for a in after[:old] if a is not None]
-    if len(kept) != old or len(now) != old:
-        raise TrainingError(f"{run.folder} has tasks whose rollouts all ended in errors; go on with --resume")
+    rates = [[rate or 0.0 for rate in row or ()] for row in rows]
     found = Gate(
-        tuple(task.instruction for task in run.tasks[:old]), tuple(kept), tuple(now), margin,
+        tuple(task.instruction for task in run.tasks[:old]),
+        # Of several extensions each may cost a little; together they may not cost more.
+        tuple(max(rates[task][task], rates[old - 1][task]) for task in range(old)),
+        tuple(rates[-1][:old]),
+        margin,
         run.config.evaluation.rollouts,
-    )  # fmt: skip
+    )
     write_json(run.folder / "gate.json", {**asdict(found), "fallen": found.fallen})
     return found
 
 
-def require_passed(found: Gate, bundle: Path) -> None:
-    """:class:`TrainingError` that names the old tasks which fell by more than the margin."""
+def verdict(found: Gate, bundle: Path) -> str:
+    """The gate in a sentence: what was kept, or what fell and what to do about it."""
     if found.fallen:
-        raise TrainingError(
-            f"success fell by more than {found.margin:g} over {found.rollouts} rollouts on {', '.join(found.fallen)}; "
-            f"{bundle} is kept and not published: hold the old tasks harder (distill.policy.weight), keep "
-            "demonstrations of them (memory.episodes), or allow more by --margin"
+        return (
+            f"not let through: success fell by more than {found.margin:g} over {found.rollouts} rollouts on "
+            f"{', '.join(found.fallen)}; {bundle} is kept and not published. Hold the old tasks harder "
+            "(distill.policy.weight), keep demonstrations of them (memory.episodes), or allow more by --margin"
         )
+    rates = ", ".join(f"{b:.2f} -> {a:.2f}" for b, a in zip(found.before, found.after, strict=True))
+    return f"old tasks before and after, over {found.rollouts} rollouts: {rates}"
 
 
 def publish(bundle: Path, folder: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
 from training.lifelong.checkpoint import read_json
-from training.run_config import RunConfig, first_difference
+from training.run_config import JOINT, RunConfig, first_difference
 
 
 @dataclass(frozen=True)
@@ -121,19 +121,20 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
 
 
 def progress(folder: Path) -> tuple[float, str]:
-    """How far a run is, as a share of its tasks, and in words. Cheap: reads the last logged row alone."""
+    """How far a run is, as a share of its stages, and in words. Cheap: reads the last logged row alone."""
     if not (folder / "run.json").exists():
         return 0.0, "starting"
-    tasks = read_json(folder / "run.json")["tasks"]
+    record = read_json(folder / "run.json")
+    count = 1 if record["config"]["strategy"] in JOINT else len(record["tasks"])
     row = _last_row(folder / "metrics.jsonl")
-    stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(len(tasks)))
+    stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(count))
     done = float(stages) if row is None else max(stages, row["stage"] + row["step"] / row["steps"])
-    words = f"task {min(stages + 1, len(tasks))}/{len(tasks)}"
+    words = f"stage {min(stages + 1, count)}/{count}"
     if row is not None:
         words += f", loss {row['bc']:.2f}"
         if row["stage"] < stages:
             words += ", evaluating"
-    return done / len(tasks), words
+    return done / count, words
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:

@@ -178,7 +178,6 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
     if path.exists():
         return
     found = _rollouts(run, pool, run.bundle_folder(stage), cells, f"stage_{stage}.jsonl", quiet)
-    write_json(path, [_summary(s) for s in summarise(found)])
     if run.config.evaluation.points > 1:
         curve = []
         for point in range(1, run.config.evaluation.points + 1):
@@ -188,6 +187,8 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
             )
             curve.append(_rate(rows))
         write_json(run.folder / "evaluation" / f"stage_{stage}_curve.json", curve)
+    # Last: where this is there, nothing of the stage is evaluated any more.
+    write_json(path, [_summary(s) for s in summarise(found)])
 
 
 def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from training.lifelong.memory import MemoryConfig
 from training.models.config import NetworkConfig
 
 STRATEGIES = ("sequential", "er", "ewc", "m2distill", "multitask")
+#: Those that learn all tasks at once, in one stage.
+JOINT = ("multitask",)
 #: In place of a suite's name: one's own demonstration files.
 FILES = "files"
 #: Settings that change how long a result takes, not what it is.

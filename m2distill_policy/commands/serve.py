@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import os
+import sys
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
@@ -162,5 +163,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk behind standard output is no reason to let go of an arm
+    try:
         print(text, flush=True)
+    except OSError:
+        # A full disk behind standard output is no reason to let go of an arm. What is still in the buffer must not
+        # raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

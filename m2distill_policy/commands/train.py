@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from m2distill_policy.commands import SUMMARIES
 
 if TYPE_CHECKING:
+    from training.gate import LetThrough
     from training.lifelong.run import LifelongRun
 
 
@@ -48,8 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     extend.add_argument(
         "--margin",
         type=float,
-        default=0.2,
-        help="share by which success on an old task may fall before the new bundle is refused (default: %(default)s)",
+        help="share by which success on an old task may fall before the new bundle is refused (default: 0.2)",
     )
     extend.add_argument(
         "--publish", type=Path, metavar="DIR", help="copy a bundle that is not refused into a folder robots watch"
@@ -68,8 +68,10 @@ def run(args: argparse.Namespace) -> int:
     from training.report.page import text_table
     from training.run_config import RunConfig
 
-    if not args.extend and (args.tasks or (args.publish and not args.resume)):
-        raise ConfigError("--tasks and --publish belong to --extend RUN; a new run's tasks are a setting: tasks=[0,1]")
+    if not args.extend and (args.tasks or (not args.resume and (args.publish or args.margin is not None))):
+        raise ConfigError(
+            "--tasks, --margin and --publish belong to --extend RUN; a new run's tasks are a setting: tasks=[0,1]"
+        )
     if args.resume:
         if args.config or args.overrides or args.data or args.extend:
             raise ConfigError(
@@ -77,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
                 "key=value out"
             )
         lifelong = LifelongRun.open(args.out)
+        if not lifelong.extends and (args.publish or args.margin is not None):
+            raise ConfigError(f"{args.out} extends no other run: there is nothing to compare its bundle with")
     elif args.data is None:
         raise ConfigError("--data is missing; name the folder that 'm2distill demos' wrote")
     elif args.extend:
@@ -92,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         print(text_table([results]))
     print(f"bundles: {lifelong.folder / 'bundles'}")
     if lifelong.extends and lifelong.trained(lifelong.stages - 1):
-        _let_through(lifelong, args)
+        return _let_through(lifelong, args)
     return 0
 
 
@@ -100,6 +104,7 @@ def _extended(args: argparse.Namespace) -> LifelongRun:
     from m2distill_policy.config import override
     from m2distill_policy.errors import ConfigError
     from training.extend import extend_run
+    from training.gate import LetThrough
     from training.lifelong.run import LifelongRun
 
     if args.config or args.first_stage_from:
@@ -109,21 +114,40 @@ def _extended(args: argparse.Namespace) -> LifelongRun:
     except ValueError:
         raise ConfigError(f"--tasks is '{args.tasks or ''}'; name the tasks to add, such as --tasks 3,4") from None
     source = LifelongRun.open(args.extend)
-    return extend_run(source, args.out, override(source.config, args.overrides), new, args.data)
+    config = override(source.config, args.overrides)
+    told = _told(LetThrough(), args)
+    if told.publish and not config.evaluation.rollouts and config.suite != "files":
+        raise ConfigError("--publish needs rollouts of the old tasks, and evaluation.rollouts is 0; ask for some")
+    return extend_run(source, args.out, config, new, args.data, told)
 
 
-def _let_through(run: LifelongRun, args: argparse.Namespace) -> None:
-    """Compare old tasks before and after, and publish; :class:`TrainingError` where they fell too far."""
-    from training.gate import gate, publish, require_passed
+def _told(before: LetThrough, args: argparse.Namespace) -> LetThrough:
+    """What the options say, and where they say nothing what was said before."""
+    from training.gate import LetThrough
 
+    return LetThrough(
+        before.margin if args.margin is None else args.margin,
+        before.publish if args.publish is None else str(args.publish.resolve()),
+    )
+
+
+def _let_through(run: LifelongRun, args: argparse.Namespace) -> int:
+    """Compare old tasks before and after, and publish; 1 where they fell too far or it is not known."""
+    from training.gate import LetThrough, gate, publish, verdict
+
+    told = _told(LetThrough(**run.extends[-1]["let_through"]), args)
     stage = run.stages - 1
     bundle = run.bundle_folder(stage)
-    found = gate(run, args.margin)
-    if found is None:
-        print("old tasks were not rolled out, so nothing is known of them: try the bundle before you rely on it")
+    found = gate(run, told.margin)
+    if found is not None:
+        print(verdict(found, bundle))
+        if found.fallen:
+            return 1
     else:
-        require_passed(found, bundle)
-        kept = ", ".join(f"{b:.2f} -> {a:.2f}" for b, a in zip(found.before, found.after, strict=True))
-        print(f"old tasks before and after, over {found.rollouts} rollouts: {kept}")
-    if args.publish:
-        print(f"published: {publish(bundle, args.publish, f'{run.folder.name}_stage_{stage}')}")
+        print("the old tasks were not rolled out, so nothing is known of them: try the bundle before you rely on it")
+        if told.publish and run.config.suite != "files":
+            print("not published; evaluate with --resume, without --no-evaluation")
+            return 1
+    if told.publish:
+        print(f"published: {publish(bundle, Path(told.publish), f'{run.folder.name}_stage_{stage}')}")
+    return 0

@@ -185,6 +185,7 @@ class PolicyCycle(Generic[T]):
     def add_view(self, name: str, stamp: int, frame: T) -> None:
         """A frame of the view ``name``, stamped ``stamp`` ns."""
         self._stream.add_view(name, stamp, frame)
+        self._halt_where_a_camera_is_slow()
 
     def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
         """A joint state; one whose names and positions do not match is said in the status and left out."""
@@ -356,14 +357,14 @@ class PolicyCycle(Generic[T]):
         if self._lockstep:
             decision = self._server.step(observation, observation.stamp, pose=pose)
         else:
+            # Again, because an instruction, which ends a halt, does not make the camera faster.
             self._halt_where_a_camera_is_slow()
             decision = self._server.step(observation, self._wall() / 1e9, steady=self._steady(), pose=pose)
         return self._output(decision, found.stamp, begin)
 
     def _halt_where_a_camera_is_slow(self) -> None:
-        # Before every answer: an instruction, which ends a halt, does not make the camera faster.
         for name, interval in self._stream.intervals.items():
-            if interval > SLOWEST_CAMERA * self._contract.period:
+            if interval > SLOWEST_CAMERA * self._contract.period and not self._lockstep:
                 self._server.halt(
                     f"camera '{name}' sends {1 / interval:.1f} pictures a second and the policy needs "
                     f"{self._contract.rate_hz:g}; choose a faster camera mode and give the instruction again"

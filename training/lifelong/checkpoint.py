@@ -44,6 +44,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     return digest
 
 
+def digest_of(path: Path) -> str:
+    """sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """Read what :func:`save_tensors` wrote, after verifying it."""
     try:

@@ -13,4 +13,3 @@ class Multitask(Sequential):
     """Behaviour cloning on the demonstrations of all tasks."""
 
     name = "multitask"
-    joint = True

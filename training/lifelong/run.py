@@ -13,7 +13,6 @@ results.json              success matrix, metrics, bytes kept, drift
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from training.data.task_data import Demonstrated, TaskData, load_task
 from training.drift import latent_drift
 from training.export import Parity, Precision, export_bundle
 from training.lifelong import samples
-from training.lifelong.checkpoint import load_tensors, read_json, save_tensors, write_json
+from training.lifelong.checkpoint import digest_of, load_tensors, read_json, save_tensors, write_json
 from training.lifelong.er import ExperienceReplay
 from training.lifelong.ewc import Ewc
 from training.lifelong.m2distill import M2Distill
@@ -54,7 +53,7 @@ from training.lifelong.stage import (
 )
 from training.lifelong.strategy import Strategy
 from training.models.resnet_t import ResNetT
-from training.run_config import RunConfig
+from training.run_config import JOINT, RunConfig
 
 STRATEGY_CLASSES: dict[str, type[Strategy]] = {
     "sequential": Sequential,
@@ -141,7 +140,7 @@ class LifelongRun:
     @property
     def joint(self) -> bool:
         """Whether the strategy learns all tasks at once."""
-        return STRATEGY_CLASSES[self.config.strategy].joint
+        return self.config.strategy in JOINT
 
     @property
     def stages(self) -> int:
@@ -253,7 +252,8 @@ class LifelongRun:
             policy.fit_normalisation({name: torch.from_numpy(v) for name, v in data.proprioception.items()})
         memory = self.memory(stage)
         strategy = make_strategy(self.config, memory, self.contract.history)
-        strategy.restore(self._kept(stage - 1))
+        if stage:
+            strategy.restore(self.kept(stage - 1))
         points: dict[int, str] = {}
 
         def snapshot(point: int) -> None:
@@ -284,7 +284,7 @@ class LifelongRun:
         # A stage resumed after a snapshot has the earlier snapshots on disk, not in this process.
         for path in folder.glob("point_*.safetensors"):
             point = int(path.stem.split("_")[1])
-            points.setdefault(point, _sha256(path))
+            points.setdefault(point, digest_of(path))
         kept = self.keep(stage, parts[-1], strategy)
         write_json(
             folder / "points.json",
@@ -297,24 +297,26 @@ class LifelongRun:
         self.choose(stage, self.config.evaluation.points)
         drop_partial(folder)
 
-    def keep(self, stage: int, data: TaskData, strategy: Strategy) -> str | None:
+    def keep(self, stage: int, data: TaskData, strategy: Strategy) -> dict[str, str] | None:
         """Write down what stays of a stage whose last task has been learned from ``data``: before the record that makes
-        it count. Returns the sha256 of what the strategy keeps beside the memory, None where that is nothing."""
+        it count. Returns where the strategy's own lies beside the memory, for that record; None where it has none."""
         # Exemplars are drawn by the seed alone.
         strategy.memory.add(data, np.random.default_rng([self.config.seed, stage, 2**31]))
         strategy.memory.save(self.folder / "memory")
         self.put_aside(stage, data)
-        return save_tensors(self._kept_path(stage), strategy.kept) if strategy.kept else None
+        if not strategy.kept:
+            return None
+        name = f"{strategy.name}_{stage}.safetensors"
+        digest = save_tensors(self.folder / "memory" / name, strategy.kept)
+        return {"strategy": strategy.name, "file": name, "sha256": digest}
 
-    def _kept_path(self, stage: int) -> Path:
-        return self.folder / "memory" / f"{self.config.strategy}_{stage}.safetensors"
-
-    def _kept(self, stage: int) -> dict[str, torch.Tensor]:
-        """What the strategy kept beside the memory when ``stage`` had ended."""
-        if stage < 0:
+    def kept(self, stage: int) -> dict[str, torch.Tensor]:
+        """What the run's strategy kept beside the memory when ``stage`` had ended; what another one kept is nothing to
+        it."""
+        record = read_json(self.stage_folder(stage) / "points.json").get("kept")
+        if record is None or record["strategy"] != self.config.strategy:
             return {}
-        digest = read_json(self.stage_folder(stage) / "points.json").get("kept")
-        return load_tensors(self._kept_path(stage), digest) if digest else {}
+        return load_tensors(self.folder / "memory" / record["file"], record["sha256"])
 
     def choose(self, stage: int, point: int) -> None:
         """Make one evaluation point the stage's policy: what the next stage starts from and what is exported."""
@@ -326,7 +328,7 @@ class LifelongRun:
         )
 
     def _bytes(self, stage: int) -> int:
-        beside = self._kept(stage).values()
+        beside = self.kept(stage).values()
         return self.memory(stage + 1).bytes + sum(values.nbytes for values in beside)
 
     def point_policy(self, stage: int, point: int) -> ResNetT:
@@ -424,10 +426,6 @@ def _done(stage_folder: Path) -> int:
     return int(read_json(partial)["step"]) if partial.exists() else 0
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     """Copy a trained first stage into a run that would train the very same one; False where it would not.
 
@@ -436,7 +434,8 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     """
 
     def key(run: LifelongRun) -> dict[str, Any]:
-        kept = to_dict(run.config)
+        # An extended run's first stage was trained as the run said that it began from.
+        kept = run.extends[0]["config"] if run.extends else to_dict(run.config)
         return {
             **{k: kept[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
             "task": kept["tasks"][0],
@@ -456,7 +455,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         shutil.copy2(path, folder / path.name)
     record = read_json(source.stage_folder(0) / "points.json")
     strategy = make_strategy(target.config, target.memory(0), target.contract.history)
-    end_stage(source.policy(0), strategy, data, target.config, 0)
+    end_stage(source.point_policy(0, source.config.evaluation.points), strategy, data, target.config, 0)
     write_json(folder / "points.json", {**record, "kept": target.keep(0, data, strategy)})
     if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
         # The same weights on the same states: evaluated once is enough.

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from m2distill_policy.errors import TrainingError
 from training.data.task_data import TaskData, WindowBatch
+from training.lifelong.checkpoint import digest_of, read_json, write_json
 
 #: Windows on which drift is measured.
 PROBES = 8
-_EPISODE, _PROBES = "episode.safetensors", "probes.safetensors"
+_EPISODE, _PROBES, _RECORD = "episode.safetensors", "probes.safetensors", "samples.json"
 
 
 def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: int) -> None:
@@ -31,25 +31,32 @@ def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: i
     temporary = folder / f"{_PROBES}.tmp"
     save_file(tensors, temporary)
     temporary.replace(folder / _PROBES)
+    write_json(folder / _RECORD, {name: digest_of(folder / name) for name in (_EPISODE, _PROBES)})
 
 
 def have(folder: Path) -> bool:
     """Whether a stage's folder holds its samples; runs made before there were any do not."""
-    return (folder / _EPISODE).exists() and (folder / _PROBES).exists()
+    return (folder / _RECORD).exists()
+
+
+def _verified(folder: Path, name: str) -> Path:
+    path, known = folder / name, read_json(folder / _RECORD)[name]
+    if not path.exists() or digest_of(path) != known:
+        raise TrainingError(
+            f"{path} is damaged or missing; restore it, or, where the run's demonstrations are still there, remove "
+            f"{folder / _RECORD} and it is made anew"
+        )
+    return path
 
 
 def episode(folder: Path, name: str, instruction: str) -> TaskData:
     """The demonstration put aside."""
-    return TaskData.load(folder / _EPISODE, name, instruction)
+    return TaskData.load(_verified(folder, _EPISODE), name, instruction)
 
 
 def probes(folder: Path) -> WindowBatch:
-    """The windows put aside; raises :class:`TrainingError` where they cannot be read."""
-    path = folder / _PROBES
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{path} cannot be read ({error}); restore it, or leave drift out of the report") from error
+    """The windows put aside; raises :class:`TrainingError` where they are damaged."""
+    tensors = load_file(_verified(folder, _PROBES))
     part = {
         kind: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}.")}
         for kind in ("images", "proprioception")

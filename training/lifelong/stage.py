@@ -94,9 +94,7 @@ def train_stage(
     """
     device = next(policy.parameters()).device
     precision = pick_precision(config.optim.precision, device)
-    if config.optim.threads:
-        torch.set_num_threads(config.optim.threads)
-    policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _prepare(policy, config)
     readers = {id(parameter) for parameter in policy.text_parameters()}
     optimiser = torch.optim.AdamW(
         [
@@ -133,6 +131,7 @@ def train_stage(
 
 def end_stage(policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
     """Let ``strategy`` take what it keeps of the stage that ``policy`` has just learned from ``data``."""
+    _prepare(policy, config)
     steps = config.optim.stage_steps(data.steps, policy.contract.history, data.tasks)
     device = next(policy.parameters()).device
     precision = pick_precision(config.optim.precision, device)
@@ -143,6 +142,13 @@ def end_stage(policy: ResNetT, strategy: Strategy, data: Demonstrated, config: R
             return imitation(composed, policy(inputs), targets)
 
     strategy.end_stage(policy, imitate)
+
+
+def _prepare(policy: ResNetT, config: RunConfig) -> None:
+    """Threads, on which sums depend, and the memory format that convolutions like."""
+    if config.optim.threads:
+        torch.set_num_threads(config.optim.threads)
+    policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:

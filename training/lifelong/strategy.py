@@ -60,8 +60,6 @@ class Strategy(ABC):
     #: Whether the strategy draws from kept demonstrations and asks old instructions.
     uses_exemplars: ClassVar[bool] = False
     uses_instructions: ClassVar[bool] = False
-    #: Whether all tasks are learned at once, in one stage.
-    joint: ClassVar[bool] = False
 
     def __init__(self, memory: Memory, history: int, apart: float = 0.0) -> None:
         self.memory, self.history, self.apart = memory, history, apart

@@ -38,11 +38,12 @@ def subspace_distance(teacher: Tensor, student: Tensor, valid: Tensor, rank: int
     After SPREAD (Roy et al. 2026, https://arxiv.org/abs/2603.08763), which aligns dominant subspaces by singular value
     decomposition; here the directions are the teacher's right singular vectors over the batch's valid steps.
     """
-    teacher = teacher.detach().float()
-    weight = valid.to(teacher.dtype)[..., None, None]
-    moment = torch.einsum("blte,bltf->tef", teacher * weight, teacher)
-    directions = torch.linalg.eigh(moment).eigenvectors[..., -rank:]  # eigenvalues ascend
-    difference = torch.einsum("blte,ter->bltr", teacher - student.float(), directions)
+    with torch.autocast(teacher.device.type, enabled=False):  # half the digits give no eigenvectors
+        teacher = teacher.detach().float()
+        weight = valid.to(teacher.dtype)[..., None, None]
+        moment = torch.einsum("blte,bltf->tef", teacher * weight, teacher)
+        directions = torch.linalg.eigh(moment).eigenvectors[..., -rank:]  # eigenvalues ascend
+        difference = torch.einsum("blte,ter->bltr", teacher - student.float(), directions)
     return masked_mean(difference.square().sum(dim=(-2, -1)), valid)
 
 
