@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from types import ModuleType
 from m2distill_policy import __version__
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest
+from m2distill_policy.streams import give_up_what_cannot_be_written
 
 #: The roles whose packages a subcommand needs, as ``requirements/`` and ``make venv ROLES=...`` name them.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; run again to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has gone. What is still in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) has gone.
+        give_up_what_cannot_be_written()
         return 141
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+import contextlib
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
@@ -106,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.runtime.watchdog import WatchLimits
     from m2distill_policy.runtime.watcher import FolderWatcher
     from m2distill_policy.signals import stop_on_signals
+    from m2distill_policy.streams import give_up_what_cannot_be_written
 
     config = load_config(ArmConfig, args.config, args.overrides)
     options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper, joints=config.joints)
@@ -159,13 +159,10 @@ def run(args: argparse.Namespace) -> int:
             watcher.stop()
         server.close()
         gc.unfreeze()  # some libraries complain at the end about what the collector never got
+        give_up_what_cannot_be_written()
     return 0
 
 
 def _say(text: str) -> None:
-    try:
+    with contextlib.suppress(OSError):  # a full disk behind standard output is no reason to let go of an arm
         print(text, flush=True)
-    except OSError:
-        # A full disk behind standard output is no reason to let go of an arm. What is still in the buffer must not
-        # raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

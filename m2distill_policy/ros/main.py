@@ -11,6 +11,7 @@ from rclpy.signals import SignalHandlerOptions
 from m2distill_policy.errors import M2DistillError
 from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.signals import stop_on_signals
+from m2distill_policy.streams import give_up_what_cannot_be_written
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+        give_up_what_cannot_be_written()
     sys.exit(code)
 
 
