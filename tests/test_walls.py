@@ -116,6 +116,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags"
     ),
     "m2distill_policy.signals": _names(),
+    "m2distill_policy.streams": _names(),
     "m2distill_policy.sim_robot": _names(
         *_CORE, "signals", "bundle", "runtime", "node", "sim", "evaluation.seeds", "sim_robot"
     ),
@@ -124,7 +125,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     ),
     "m2distill_policy.ros": _names(
         *_CORE,
-        *("signals", "bundle", "config", "runtime", "node", "sim_robot", "ros"),
+        *("signals", "streams", "bundle", "config", "runtime", "node", "sim_robot", "ros"),
         outside="rclpy cv2",
     ),
     "m2distill_policy.sim": _names(
