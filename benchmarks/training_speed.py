@@ -20,9 +20,12 @@ from m2distill_policy.contract import Contract, Text, libero_contract
 from training.data.task_data import TaskData
 from training.lifelong.memory import Memory
 from training.lifelong.run import make_strategy
-from training.lifelong.stage import train_stage
+from training.lifelong.stage import end_stage, train_stage
 from training.models.resnet_t import ResNetT
-from training.run_config import STRATEGIES, RunConfig
+from training.run_config import JOINT, STRATEGIES, RunConfig
+
+#: Those with a second stage to time.
+IN_TURN = tuple(name for name in STRATEGIES if name not in JOINT)
 
 
 def noise(contract: Contract, seed: int, steps: int = 600) -> TaskData:
@@ -52,21 +55,30 @@ def main() -> None:
     args = parser.parse_args()
     base = load_config(RunConfig, args.config, args.overrides)
     contract = libero_contract(base.image_size, Text("noise", "0", "none", 1.0, args.text_size))
-    seconds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
+    seconds: dict[str, list[float]] = {name: [] for name in IN_TURN}
     for _ in range(args.rounds):
-        for name in STRATEGIES:
+        for name in IN_TURN:
             config = load_config(
                 RunConfig,
                 args.config,
-                [*args.overrides, f"strategy={name}", f"optim.steps={args.steps + 2}", "optim.checkpoint_seconds=1e9"],
+                [
+                    *args.overrides,
+                    f"strategy={name}",
+                    f"optim.steps={args.steps + 2}",
+                    "optim.checkpoint_seconds=1e9",
+                    "ewc.batches=1",
+                ],
             )
             memory = Memory(config.memory)
             memory.add(noise(contract, 1), np.random.default_rng(0))
             stamps: list[float] = []
+            policy = ResNetT(config.network, contract)
+            strategy = make_strategy(config, memory, contract.history)
+            end_stage(policy, strategy, noise(contract, 1), config, 0)  # what it keeps of the first stage
             with tempfile.TemporaryDirectory() as folder:
                 train_stage(
-                    ResNetT(config.network, contract),
-                    make_strategy(config, memory, contract.history),
+                    policy,
+                    strategy,
                     noise(contract, 0),
                     config,
                     1,

@@ -52,7 +52,7 @@ def test_every_answer_says_who_answered_what(side: Side, tmp_path: Path) -> None
         stamps = robot.drive(observations(CONTRACT, 40, seed=3))
         actions, statuses = robot.answers("action"), robot.answers("status")
         answered = [s for s in stamps if s in actions and statuses[s].code == StatusCode.RUNNING]
-        assert len(answered) > 0.5 * len(stamps)
+        assert len(answered) > 0.8 * len(stamps)
         last = actions[answered[-1]]
         assert last.command and last.modes == 3 and len(last.means) == len(last.scales) == 21 and len(last.sample) == 7
         assert last.bundle == open_bundle(bundle).identifier and last.instruction == INSTRUCTIONS[0]
@@ -93,10 +93,11 @@ def test_hot_swap_by_rename_while_the_robot_runs(side: Side, tmp_path: Path) -> 
         stamps += robot.drive(observations(CONTRACT, 60, seed=2))
         answered = {stamp: action.bundle for stamp, action in robot.answers("action").items()}
         who = [answered[stamp] for stamp in stamps if stamp in answered]
-        assert len(who) > 0.5 * len(stamps)
+        assert len(who) > 0.8 * len(stamps)
         switch = who.index(second.identifier)
         assert who == [first.identifier] * switch + [second.identifier] * (len(who) - switch)
         assert second.identifier not in {answered.get(stamp) for stamp in stamps[:before_it]}
+        assert 0.4 * len(stamps) < switch < len(who) - 5
         windows = {stamp: status.window for stamp, status in robot.answers("status").items()}
         first_of_second = next(stamp for stamp in stamps if answered.get(stamp) == second.identifier)
         before = max(stamp for stamp in stamps if answered.get(stamp) == first.identifier)
@@ -172,7 +173,7 @@ def test_set_points_follow_the_pose_and_stop_with_it(side: Side, tmp_path: Path)
         assert not robot.heard["target_pose"]
         robot.drive(observations(CONTRACT, 12), first=lambda: robot.at(where, time.time_ns()))
         targets = robot.answers("target_pose")
-        assert len(targets) >= 3
+        assert len(targets) >= 6
         point = robot.heard["target_pose"][-1].pose.position
         scale = CONTRACT.action.translation_scale
         assert max(abs(point.x - 0.4), abs(point.y), abs(point.z - 0.3)) <= scale + 1e-9
@@ -194,6 +195,7 @@ def test_commands_are_stamped_when_they_are_sent(side: Side, tmp_path: Path) -> 
         sent = [nanoseconds_of(twist) for twist in robot.heard["twist"]]
         assert sent and not set(sent) & set(stamps)
         said = stamps[0] + 100_000_000  # by the clock
+        assert min(time.time_ns() - stamp for stamp in sent) < 100_000_000
         assert said <= sent[0] and sent[-1] <= time.time_ns() and sent == sorted(sent)
 
 
@@ -225,7 +227,7 @@ def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
         begin = time.monotonic()
         options = RobotOptions(follow="twist", instruction=INSTRUCTIONS[0])
         report = _roll(side, StillWorld(CONTRACT, horizon=40), options)
-        assert 1.9 < time.monotonic() - begin < 20
+        assert 1.9 < time.monotonic() - begin < 6
         assert report.steps == 40 and report.held_still < 40 and report.bundles == [open_bundle(bundle).identifier]
         assert policy.end() == 0
 

@@ -92,9 +92,7 @@ def train_stage(
     folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
     snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done.
     """
-    device = next(policy.parameters()).device
-    precision = pick_precision(config.optim.precision, device)
-    _prepare(policy, config)
+    learner = _Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
     optimiser = torch.optim.AdamW(
         [
@@ -119,7 +117,7 @@ def train_stage(
         rate = learning_rate(step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        terms = _step(policy, strategy, data, config, stage, step, optimiser, device, precision)
+        terms = learner.step(step, optimiser)
         listener(step + 1, steps, {**terms, "lr": rate})
         if step + 1 in points:
             snapshot(points[step + 1])
@@ -131,83 +129,68 @@ def train_stage(
 
 def end_stage(policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
     """Let ``strategy`` take what it keeps of the stage that ``policy`` has just learned from ``data``."""
-    _prepare(policy, config)
     steps = config.optim.stage_steps(data.steps, policy.contract.history, data.tasks)
-    device = next(policy.parameters()).device
-    precision = pick_precision(config.optim.precision, device)
-
-    def imitate(number: int) -> Tensor:
-        composed, inputs, targets, _ = _draw(policy, strategy, data, config, stage, steps + number, device)
-        with _autocast(device, precision):
-            return imitation(composed, policy(inputs), targets)
-
-    strategy.end_stage(policy, imitate)
+    learner = _Learner(policy, strategy, data, config, stage)
+    strategy.end_stage(policy, lambda number: learner.imitate(steps + number))
 
 
-def _prepare(policy: ResNetT, config: RunConfig) -> None:
-    """Threads, on which sums depend, and the memory format that convolutions like."""
-    if config.optim.threads:
-        torch.set_num_threads(config.optim.threads)
-    policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+class _Learner:
+    """What the steps of one stage have in common."""
 
+    def __init__(self, policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
+        self.policy, self.strategy, self.data, self.config, self.stage = policy, strategy, data, config, stage
+        self.device = next(policy.parameters()).device
+        precision = pick_precision(config.optim.precision, self.device)
+        self._precision = precision or torch.bfloat16
+        self._mixed = precision is not None
+        if config.optim.threads:
+            torch.set_num_threads(config.optim.threads)
+        policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-def _autocast(device: torch.device, precision: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type, dtype=precision or torch.bfloat16, enabled=precision is not None)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self._precision, enabled=self._mixed)
 
+    def _draw(self, step: int) -> tuple[Composed, Inputs, Targets, torch.Generator]:
+        """The batch of one step, ready for the network; also seeds what the network draws in it."""
+        config, history = self.config, self.policy.contract.history
+        rng = np.random.default_rng([config.seed, self.stage, step])
+        seed = int(rng.integers(2**62))
+        torch.manual_seed(seed)
+        generator = torch.Generator(device=self.device).manual_seed(seed + 1)
+        windows = self.data.windows(rng, config.optim.batch, history, config.optim.apart)
+        composed = self.strategy.compose(windows, rng)
+        inputs = to_inputs(composed.batch, self.device)
+        inputs.images = augment(inputs.images, config.augment, rng)
+        actions, valid = (torch.from_numpy(a).to(self.device) for a in (composed.batch.actions, composed.batch.valid))
+        return composed, inputs, Targets(actions, valid), generator
 
-def _draw(
-    policy: ResNetT,
-    strategy: Strategy,
-    data: Demonstrated,
-    config: RunConfig,
-    stage: int,
-    step: int,
-    device: torch.device,
-) -> tuple[Composed, Inputs, Targets, torch.Generator]:
-    """The batch of one step, ready for the network; also seeds what the network draws in it."""
-    rng = np.random.default_rng([config.seed, stage, step])
-    seed = int(rng.integers(2**62))
-    torch.manual_seed(seed)
-    generator = torch.Generator(device=device).manual_seed(seed + 1)
-    composed = strategy.compose(data.windows(rng, config.optim.batch, policy.contract.history, config.optim.apart), rng)
-    inputs = to_inputs(composed.batch, device)
-    inputs.images = augment(inputs.images, config.augment, rng)
-    targets = Targets(
-        torch.from_numpy(composed.batch.actions).to(device), torch.from_numpy(composed.batch.valid).to(device)
-    )
-    return composed, inputs, targets, generator
+    def imitate(self, step: int) -> Tensor:
+        """The behaviour cloning loss of one step's batch."""
+        composed, inputs, targets, _ = self._draw(step)
+        with self._autocast():
+            return imitation(composed, self.policy(inputs), targets)
 
-
-def _step(
-    policy: ResNetT,
-    strategy: Strategy,
-    data: Demonstrated,
-    config: RunConfig,
-    stage: int,
-    step: int,
-    optimiser: torch.optim.Optimizer,
-    device: torch.device,
-    precision: torch.dtype | None,
-) -> dict[str, float]:
-    policy.train()
-    if stage > 0 and config.network.batch_norm == "frozen_after_first":
-        policy.freeze_batch_norm()
-    composed, inputs, targets, generator = _draw(policy, strategy, data, config, stage, step, device)
-    with _autocast(device, precision):
-        output = policy(inputs)
-        terms = strategy.loss(composed, inputs, output, targets, generator)
-    optimiser.zero_grad(set_to_none=True)
-    terms["total"].backward()
-    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optim.clip)
-    values = {name: float(value.detach()) for name, value in terms.items()}
-    values["gradient"] = float(norm)
-    if not all(math.isfinite(v) for v in values.values()):
-        raise TrainingError(
-            f"the loss is not finite at stage {stage}, step {step + 1} ({values}); lower optim.lr or raise "
-            "distill.floor, then go on with --resume"
-        )
-    optimiser.step()
-    return values
+    def step(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        """One step of the stage; returns its terms."""
+        self.policy.train()
+        if self.stage > 0 and self.config.network.batch_norm == "frozen_after_first":
+            self.policy.freeze_batch_norm()
+        composed, inputs, targets, generator = self._draw(step)
+        with self._autocast():
+            output = self.policy(inputs)
+            terms = self.strategy.loss(composed, inputs, output, targets, generator)
+        optimiser.zero_grad(set_to_none=True)
+        terms["total"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.optim.clip)
+        values = {name: float(value.detach()) for name, value in terms.items()}
+        values["gradient"] = float(norm)
+        if not all(math.isfinite(v) for v in values.values()):
+            raise TrainingError(
+                f"the loss is not finite at stage {self.stage}, step {step + 1} ({values}); lower optim.lr or raise "
+                "distill.floor, then go on with --resume"
+            )
+        optimiser.step()
+        return values
 
 
 def _save_partial(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Path, stage: int, step: int) -> None:
