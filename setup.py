@@ -30,7 +30,7 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
-        *shared("config", "*.toml"),
+        *shared("config", "*.toml", "*.xml"),
         *shared("config/arms", "*.yaml"),
         *shared("launch", "*.launch.py"),
     ],

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.child import child
 from benchmarks.output import add_out, percentiles, write
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract
@@ -116,22 +117,8 @@ def served(bundle: Path, watched: Path, domain: int, log: Path, more: list[str])
     """``m2distill serve`` in a process of its own, ended by SIGTERM."""
     instruction = open_bundle(bundle).instructions[0]
     arguments = ["serve", bundle, "--instruction", instruction, "--watch", watched, "--swap-when", "now"]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, *map(str, arguments), "--domain", str(domain), *more],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    try:
+    with child([sys.executable, "-c", _MAIN, *arguments, "--domain", domain, *more], log):
         yield
-        process.terminate()
-        if process.wait(20) != 0:
-            raise TransportError(f"'m2distill serve' ended with {process.returncode}: {log.read_text()}")
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
 
 
 def random_bundle(folder: Path, seed: int, config: Path) -> Path:

@@ -8,6 +8,7 @@ fault's end until the arm is driven again. Where ROS 2 and ros2_ws are sourced.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -19,19 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
-from m2distill_msgs.msg import PolicyStatus
 from std_msgs.msg import Bool
 
 from benchmarks.command_latency import random_bundle
 from benchmarks.output import add_out, write
-from benchmarks.ros_soak import Robot, node
+from benchmarks.ros_events import EVENTS
+from benchmarks.ros_robot import Robot, node
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.errors import M2DistillError, TransportError
+from m2distill_policy.errors import M2DistillError
 from m2distill_policy.node import topics
 from m2distill_policy.ros import qos
+from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.status import StatusCode
 
-_DRIVEN, _BROKEN, _PATIENCE = 2.0, 2.0, 15.0
+_DRIVEN, _BROKEN = 2.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,6 @@ class Fault:
     say: Callable[[Robot, int], None]
     code: StatusCode = StatusCode.BAD_OBSERVATION
     silent: bool = False
-
-
-class Watcher:
-    """Every ~/status with when it came (s)."""
-
-    def __init__(self, robot: Robot) -> None:
-        self.heard: list[tuple[float, PolicyStatus]] = []
-        robot.node.create_subscription(PolicyStatus, topics.resolve(topics.STATUS), self._take, qos.reliable(1000))
-
-    def _take(self, status: PolicyStatus) -> None:
-        self.heard.append((time.monotonic(), status))
-
-    def first(self, since: float, fits: Callable[[PolicyStatus], bool]) -> tuple[float, PolicyStatus] | None:
-        """The first since ``since`` that fits."""
-        return next(((at, status) for at, status in self.heard if at >= since and fits(status)), None)
 
 
 def _with(change: Callable[[Any, Any, int], tuple[Any, Any] | None]) -> Callable[[Robot, int], None]:
@@ -103,7 +90,7 @@ def _frozen(robot: Robot, i: int) -> None:
     for name, publisher in robot.views.items():
         publisher.publish(robot.picture(name, 0, stamp))
     state = robot.joint_state(i, stamp)
-    state.position = [0.01 * (i % 50)] * len(state.position)
+    state.position[0] = 0.01 * (i % 50)
     robot.joints.publish(state)
 
 
@@ -148,96 +135,61 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def measure(name: str, robot: Robot, watcher: Watcher, period: float) -> dict[str, Any]:
+def measure(fault: Fault, robot: Robot) -> dict[str, Any]:
     """One fault, from driving to driving again."""
-    fault = FAULTS[name]
-    count = 0
-
-    def drive(seconds: float, say: Callable[[Robot, int], object]) -> None:
-        nonlocal count
-        due = time.monotonic()
-        for _ in range(round(seconds / period)):
-            say(robot, count)
-            count += 1
-            due += period
-            while (left := due - time.monotonic()) > 0:
-                robot.executor.spin_once(timeout_sec=left)
-
-    def drive_until(code: StatusCode) -> float:
-        begin = time.monotonic()
-        while (found := watcher.first(begin, lambda s: s.code == code)) is None:
-            if time.monotonic() - begin > _PATIENCE:
-                raise TransportError(f"after '{name}' the policy is not {code.name}: {watcher.heard[-1:]}")
-            drive(4 * period, lambda r, i: r.publish(i))
-        return found[0] - begin
-
-    drive_until(StatusCode.RUNNING)
-    drive(_DRIVEN, lambda r, i: r.publish(i))
-    begin = time.monotonic() - (period if fault.silent else 0.0)
-    drive(_BROKEN, fault.say)
-    halting = watcher.first(begin, lambda s: s.code == fault.code and s.motion != 0)
-    halted = watcher.first(halting[0], lambda s: s.halted) if halting is not None else None
-    if halting is None or halted is None:
-        raise TransportError(f"'{name}' is not {fault.code.name} and a halt; the last status is {watcher.heard[-1:]}")
-    said = halting[1]
-    back = drive_until(StatusCode.RUNNING)
-    return {
-        "status": said.name,
-        "sentence": f"{said.sentence} {said.warning}".strip(),
-        "ramp_begins_s": round(halting[0] - begin, 3),
-        "stands_still_s": round(halted[0] - begin, 3),
-        "driven_again_s": round(back, 3),
-    }
+    robot.drive_until(StatusCode.RUNNING)
+    robot.drive(_DRIVEN)
+    begin = time.monotonic() - (robot.contract.period if fault.silent else 0.0)
+    robot.drive(_BROKEN, fault.say)
+    found = robot.halted(begin, fault.code)
+    return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
 
 
-def operators(robot: Robot, watcher: Watcher, period: float) -> dict[str, Any]:
-    """The emergency stop, from its message on."""
+def emergency_stop(robot: Robot) -> dict[str, Any]:
+    """From its message on; let go, the arm is driven again only when that is asked for."""
     stop = robot.node.create_publisher(Bool, topics.resolve(topics.EMERGENCY_STOP), qos.reliable(10))
-    for i in range(40):
-        robot.publish(i)
-        robot.executor.spin_once(timeout_sec=period)
+    robot.drive(_DRIVEN)
     begin = time.monotonic()
     stop.publish(Bool(data=True))
-    while (halted := watcher.first(begin, lambda s: s.halted)) is None:
-        robot.publish(0)
-        robot.executor.spin_once(timeout_sec=period)
-        if time.monotonic() - begin > _PATIENCE:
-            raise TransportError("the emergency stop did not halt the arm")
-    return {
-        "status": halted[1].name,
-        "sentence": halted[1].sentence,
-        "stands_still_s": round(halted[0] - begin, 3),
-        "driven_again_s": None,
-    }
+    robot.drive(1.0)
+    found = robot.halted(begin, StatusCode.EMERGENCY_STOP)
+    stop.publish(Bool(data=False))
+    robot.drive(1.0)
+    return {**found, "driven_again_s": None, "let_go": robot.statuses[-1][1].name}
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"), help="of the random network")
-    parser.add_argument("--bundle", type=Path, help="a bundle that knows the instruction 'noise'")
     add_out(parser)
     args = parser.parse_args()
     rclpy.init()
     figures: dict[str, Any] = {}
+
+    def note(name: str, found: dict[str, Any]) -> None:
+        figures[name] = found
+        print(f"{name}: {found}", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = args.bundle or random_bundle(folder, 0, args.config)
+        bundle = random_bundle(folder, 0, args.config)
         contract = open_bundle(bundle).contract
-        with node(bundle, folder / "node.log", []):
-            robot = Robot(contract, 480, 640)
-            watcher = Watcher(robot)
+        with node(bundle, folder / "node.log"), contextlib.closing(Robot(contract)) as robot:
             robot.bring_up()
             for fault in FAULTS:
-                figures[fault] = measure(fault, robot, watcher, contract.period)
-                print(f"{fault}: {figures[fault]}", file=sys.stderr, flush=True)
-            figures["emergency stop"] = operators(robot, watcher, contract.period)
+                note(fault, measure(FAULTS[fault], robot))
+            note("the emergency stop", emergency_stop(robot))
+        for named, happens in EVENTS.items():
+            inside = folder / happens.__name__
+            inside.mkdir()
+            note(named, happens(bundle, inside))
     rclpy.shutdown()
     write(
         "ros_faults",
         {
-            "bundle": open_bundle(bundle).identifier if args.bundle else f"random weights, {args.config}",
-            "halt_time_s": 0.25,
+            "bundle": f"random weights, {args.config}",
+            "halt_time_s": SafetyLimits().halt_time,
             "rate_hz": contract.rate_hz,
             "rmw": rclpy.get_rmw_implementation_identifier(),
             "load_average": round(os.getloadavg()[0], 1),

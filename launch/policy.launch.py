@@ -5,6 +5,7 @@ command.
 ``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
 """
 
+import os
 from pathlib import Path
 
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
@@ -40,7 +41,10 @@ TOPICS = {
     "/m2distill_policy/twist": "twist",
 }
 #: Profiles of arms that come with the package, by name.
-ARMS = Path(__file__).resolve().parent.parent / "config" / "arms"
+CONFIG = Path(__file__).resolve().parent.parent / "config"
+ARMS = CONFIG / "arms"
+#: Room for pictures, unless the user has a configuration of his own; other middlewares do not look at it.
+CYCLONE = {} if "CYCLONEDDS_URI" in os.environ else {"CYCLONEDDS_URI": f"file://{CONFIG / 'cyclonedds.xml'}"}
 #: Those that are true or false; all others are text, whatever they look like.
 _SWITCHES = ("enable", "lockstep", "use_sim_time")
 
@@ -84,6 +88,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
             # whose services are still found for a while, and waited for in vain.
             parameters=[*([profile] if profile else []), {"autostart": True, **chosen}],
             remappings=remappings,
+            additional_env=CYCLONE,
             output="screen",
             respawn=respawn,
             respawn_delay=1.0,

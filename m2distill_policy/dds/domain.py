@@ -47,8 +47,6 @@ LOCALHOST_CONFIGURATION = f"""<CycloneDDS><Domain id="any">
 </Internal>
 </Domain></CycloneDDS>"""
 
-_RECEIVE_LIMIT = Path("/proc/sys/net/core/rmem_max")
-
 #: One configuration a domain and process; kept as long as a participant uses it.
 _domains: weakref.WeakValueDictionary[int, Domain] = weakref.WeakValueDictionary()
 
@@ -76,25 +74,6 @@ def configure(domain: int) -> Domain | None:
         configured = Domain(domain, LOCALHOST_CONFIGURATION)
         _domains[domain] = configured
     return configured
-
-
-def receive_buffer_trouble(picture_bytes: int) -> str | None:
-    """A sentence if this machine's receive buffers are too small for best-effort pictures of ``picture_bytes``.
-
-    A datagram that finds the buffer full is lost, and with it the picture. Measured with Linux's default of 208 KiB:
-    pictures of 128 x 128 all arrive, of 320 x 240 most, of 640 x 480 hardly any.
-    """
-    try:
-        largest = int(_RECEIVE_LIMIT.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # not Linux, or hidden in a container
-        return None
-    wanted = 2 * picture_bytes
-    if largest >= wanted:
-        return None
-    return (
-        f"receive buffers of this machine are limited to {largest} bytes and pictures of {picture_bytes} bytes will be "
-        f"lost; raise the limit (sudo sysctl -w net.core.rmem_max={max(wanted, 4 << 20)}) or use --reliable-input"
-    )
 
 
 @contextlib.contextmanager

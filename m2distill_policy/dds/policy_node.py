@@ -10,7 +10,6 @@ import logging
 import time
 from typing import Any
 
-from m2distill_policy.dds.domain import receive_buffer_trouble
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
 from m2distill_policy.dds.messages import MESSAGES
@@ -30,6 +29,7 @@ from m2distill_policy.errors import ObservationError, TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
 from m2distill_policy.node.messages import pose_of
+from m2distill_policy.node.receive_buffer import ReceiveBuffer
 from m2distill_policy.node.synchroniser import JOINTS_KEPT
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watcher import FolderWatcher
@@ -65,8 +65,12 @@ class PolicyNode:
         )
         self._stop = False
         self._stop_reason = ""
-        self._largest_picture = 0
-        self._watches_buffer = not (reliable_input or lockstep)
+        #: Lost pictures are asked for again otherwise.
+        self._buffer = (
+            None
+            if reliable_input or lockstep
+            else ReceiveBuffer(len(self._contract.cameras), lambda why: self._cycle.trouble("receive buffer", why))
+        )
 
         inputs = Profile.LOCKSTEP if lockstep else Profile.RELIABLE if reliable_input else Profile.SENSOR
         outputs = Profile.LOCKSTEP if lockstep else Profile.RELIABLE
@@ -226,8 +230,8 @@ class PolicyNode:
             arrived += len(images)
             for image in images:
                 self._cycle.add_view(name, image.header.stamp.nanoseconds, image)
-            if images:
-                self._watch_buffer(images[-1].step * images[-1].height)
+            if images and self._buffer is not None:
+                self._buffer.expect(images[-1].step * images[-1].height)
         joints = self._take(self._joints, topics.JOINT_STATES)
         arrived += len(joints)
         for state in joints:
@@ -241,7 +245,8 @@ class PolicyNode:
             for info in self._take(info_reader, topics.camera_info_topic(name)):
                 self._cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)
                 # From here too: of pictures that are too large, none at all may arrive.
-                self._watch_buffer(info.height * info.width * 3)
+                if self._buffer is not None:
+                    self._buffer.expect(info.height * info.width * 3)
         return arrived
 
     def _take(self, reader: Reader[Any], topic: str) -> list[Any]:
@@ -249,12 +254,6 @@ class PolicyNode:
         self._cycle.arrived(topic, len(messages), reader.broken)
         reader.broken.clear()
         return messages
-
-    def _watch_buffer(self, picture_bytes: int) -> None:
-        """Say once if pictures of this size are too large for the machine's buffers; some may arrive all the same."""
-        if self._watches_buffer and picture_bytes > self._largest_picture:
-            self._largest_picture = picture_bytes
-            self._cycle.trouble("receive buffer", receive_buffer_trouble(picture_bytes))
 
     # --- out ---------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from geometry_msgs.msg import PoseStamped
 from m2distill_msgs.msg import Episode
+from rclpy import get_rmw_implementation_identifier
 from rclpy.callback_groups import CallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
@@ -22,6 +23,7 @@ from m2distill_policy.errors import ObservationError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import PolicyCycle
 from m2distill_policy.node.messages import nanoseconds_of, pose_of
+from m2distill_policy.node.receive_buffer import ReceiveBuffer
 from m2distill_policy.node.synchroniser import JOINTS_KEPT
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.parameters import NodeSettings
@@ -77,6 +79,13 @@ class Inputs:
         #: When the present message's callback was entered.
         self._entered = 0.0
         self._subscriptions: list[Subscription] = []
+        # Other middlewares bring pictures through shared memory, and reliable ones ask again for what was lost.
+        watched = "cyclone" in get_rmw_implementation_identifier() and not settings.reliable_input
+        self._buffer = (
+            ReceiveBuffer(len(contract.cameras), lambda why: cycle().trouble("receive buffer", why))
+            if watched and not settings.lockstep and settings.image_transport == "raw"
+            else None
+        )
         if settings.lockstep:
             profile = qos.lockstep()
         else:
@@ -161,6 +170,8 @@ class Inputs:
             if self._active():
                 cycle = self._cycle()
                 cycle.arrived(topic, 1)
+                if self._buffer is not None:
+                    self._buffer.expect(len(frame.data))
                 cycle.add_view(name, nanoseconds_of(frame), frame)
                 self._turn(self._entered)
 
@@ -174,6 +185,9 @@ class Inputs:
                 cycle = self._cycle()
                 cycle.arrived(topic, 1)
                 cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)
+                # From here too: of pictures that are too large, none at all may arrive.
+                if self._buffer is not None:
+                    self._buffer.expect(info.height * info.width * 3)
 
         return callback
 
