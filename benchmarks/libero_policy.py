@@ -31,10 +31,29 @@ from m2distill_policy.observation import Observation
 def libero_get_action(
     folder: Path, contract: Contract, text_size: int
 ) -> Callable[[Observation, Tensor], NDArray[np.float32]]:
-    """LIBERO's ``get_action`` of an untrained policy in evaluation mode, its configuration that of the paper.
+    """LIBERO's ``get_action`` of an untrained policy in evaluation mode.
 
-    The result takes an observation of ``contract`` and the task's embedding (text size,). Raises
-    :class:`TrainingError` where ``folder`` or a package is missing.
+    The result takes an observation of ``contract`` and the task's embedding (text size,). Raises as
+    :func:`libero_policy` does.
+    """
+    policy = libero_policy(folder, contract, text_size).eval()
+
+    def get_action(observation: Observation, embedding: Tensor) -> NDArray[np.float32]:
+        obs = {
+            name: torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
+            for name, frame in observation.images.items()
+        }
+        obs |= {name: torch.from_numpy(values)[None] for name, values in observation.proprioception.items()}
+        found: NDArray[np.float32] = policy.get_action({"obs": obs, "task_emb": embedding[None]})
+        return found
+
+    return get_action
+
+
+def libero_policy(folder: Path, contract: Contract, text_size: int) -> Any:
+    """LIBERO's ``BCTransformerPolicy`` of the paper's configuration, untrained; a module.
+
+    Raises :class:`TrainingError` where ``folder`` or a package is missing.
     """
     _stand_in_for_torchvision()
     # What augmentation needs of robomimic brings torchvision too, and is never called here.
@@ -57,18 +76,7 @@ def libero_get_action(
             f"LIBERO's policy needs the package '{error.name}'; pip install --no-deps robomimic==0.3.0 einops"
         ) from error
     shapes = {camera.name: [3, camera.height, camera.width] for camera in contract.cameras}
-    policy = models.BCTransformerPolicy(_configuration(contract, text_size), {"ac_dim": 7, "all_shapes": shapes}).eval()
-
-    def get_action(observation: Observation, embedding: Tensor) -> NDArray[np.float32]:
-        obs = {
-            name: torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
-            for name, frame in observation.images.items()
-        }
-        obs |= {name: torch.from_numpy(values)[None] for name, values in observation.proprioception.items()}
-        found: NDArray[np.float32] = policy.get_action({"obs": obs, "task_emb": embedding[None]})
-        return found
-
-    return get_action
+    return models.BCTransformerPolicy(_configuration(contract, text_size), {"ac_dim": 7, "all_shapes": shapes})
 
 
 def _configuration(contract: Contract, text_size: int) -> Any:

@@ -19,6 +19,7 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.config import load_config
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError
+from training.extend import extend_run
 from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun, share_first_stage
@@ -158,6 +159,22 @@ def test_all_tasks_at_once(tmp_path: Path, whole: Path, demonstrations: Path) ->
     assert "multitask" in text_table([results]) and "--" in text_table([results])
     assert run.export(0, tmp_path / "again").largest <= 1e-4
     m2distill("report", str(whole), str(run.folder), "--out", str(tmp_path / "report.html"))
+
+
+def test_each_task_of_packnet_is_answered_by_its_own_network(tmp_path: Path, whole: Path, demonstrations: Path) -> None:
+    packed = load_config(RunConfig, "config/tiny.toml", [*SMALL, "strategy=packnet", "optim.steps=4"])
+    run = create_run(tmp_path / "run", packed, demonstrations)
+    assert not share_first_stage(LifelongRun.open(whole), run), "its first stage prunes"
+    results = finish_run(run, quiet=True)
+    assert results is not None and results["metrics"]["nbt"] == 0 and results["bytes_kept"] > 0
+    assert "packnet" in text_table([results])
+    bundles = [open_bundle(run.bundle_folder(stage)) for stage in (0, 1)]
+    assert [bundle.instructions for bundle in bundles] == [("lift the red box",), ("lift the green box",)]
+    rows = [json.loads(line) for line in (run.folder / "evaluation" / "stage_1.jsonl").read_text().splitlines()]
+    assert {(row["told"], row["bundle"]) for row in rows} == {(b.instructions[0], b.identifier) for b in bundles}
+    assert all(figures["l2"] == 0 for figures in results["drift"][1][0].values())
+    with pytest.raises(TrainingError, match="cannot be extended from or by strategy=packnet"):
+        extend_run(run, tmp_path / "more", packed, [2], demonstrations)
 
 
 def test_changed_demonstrations_are_noticed(tmp_path: Path, demonstrations: Path) -> None:

@@ -49,7 +49,7 @@ def train(run: RunConfig, folder: Path, stage: int, kill_at: int | None = None) 
     return policy
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "er", "ewc", "m2distill"])
+@pytest.mark.parametrize("strategy", ["sequential", "er", "ewc", "packnet", "m2distill"])
 @pytest.mark.parametrize("kill_at", [1, 7])
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path, strategy: str, kill_at: int) -> None:
     run = config(strategy=strategy)

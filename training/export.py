@@ -23,7 +23,7 @@ from training.quantise import Loss, loss, quantise
 from training.replay import GraphReplay
 
 OPSET = 17
-#: Of the step's convolutions.
+#: Of the step's convolutions and the head's trunk.
 Precision: TypeAlias = Literal["fp32", "int8"]
 #: Largest difference of the mixture's parameters between ONNX Runtime and torch, fp32.
 TOLERANCE = 1e-4
@@ -71,8 +71,7 @@ class StepGraph(nn.Module):
         # A slot that was never filled may hold anything, and 0 x NaN is NaN: blank it before it meets a weight.
         window = torch.where(valid.reshape(window.shape[0], contract.history, self.tokens, 1), window, 0.0)
         mask = self.causal & valid[:, None, None, :]
-        features = policy.decode(window, positions, mask)[:, -1]
-        mixture = policy.head(features)
+        mixture = policy.head(policy.decode_newest(window, positions, mask))
         return mixture.logits, mixture.means, mixture.scales, tokens
 
 

@@ -101,6 +101,12 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
             f"{source.folder} cannot be extended from or by strategy=multitask, which learns all tasks at once; begin "
             "a new run with all of them"
         )
+    for strategy in (source.config.strategy, config.strategy):
+        if STRATEGY_CLASSES[strategy].own_network:
+            raise TrainingError(
+                f"{source.folder} cannot be extended from or by strategy={strategy}, which has a network for each "
+                "task and none for all; begin a new run"
+            )
     missing = [stage for stage in range(len(source.tasks)) if not source.trained(stage)]
     if missing:
         raise TrainingError(

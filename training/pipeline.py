@@ -172,12 +172,26 @@ def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet:
     write_json(record, {"rates": rates, "chosen": best + 1})
 
 
+def _answered(
+    run: LifelongRun, pool: RolloutPool, cells: dict[int, list[Cell]], log: str, quiet: bool
+) -> list[RolloutResult]:
+    """The rollouts of ``cells``, by the stage whose bundle answers them."""
+    return [
+        result
+        for stage, asked in cells.items()
+        for result in _rollouts(run, pool, run.bundle_folder(stage), asked, log, quiet)
+    ]
+
+
 def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
     cells = [_cell(run, task, run.config.evaluation.rollouts) for task in range(run.learned(stage))]
+    answered: dict[int, list[Cell]] = {}
+    for task, cell in enumerate(cells):
+        answered.setdefault(run.answering(stage, task), []).append(cell)
     path = run.folder / "evaluation" / f"stage_{stage}.json"
     if path.exists():
         return
-    found = _rollouts(run, pool, run.bundle_folder(stage), cells, f"stage_{stage}.jsonl", quiet)
+    found = _answered(run, pool, answered, f"stage_{stage}.jsonl", quiet)
     if run.config.evaluation.points > 1:
         curve = []
         for point in range(1, run.config.evaluation.points + 1):
@@ -194,13 +208,13 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
 def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[dict[str, Any]]:
     """Every task's world, told each other task's instruction: the world's own task should not be done."""
     count = len(run.tasks)
-    cells = [
-        _cell(run, task, run.config.evaluation.told, told=run.tasks[other].instruction)
-        for task in range(count)
-        for other in range(count)
-        if other != task
-    ]
-    found = _rollouts(run, pool, run.bundle_folder(run.stages - 1), cells, "told.jsonl", quiet)
+    cells: dict[int, list[Cell]] = {}
+    for task in range(count):
+        for other in range(count):
+            if other != task:
+                cell = _cell(run, task, run.config.evaluation.told, told=run.tasks[other].instruction)
+                cells.setdefault(run.answering(run.stages - 1, other), []).append(cell)
+    found = _answered(run, pool, cells, "told.jsonl", quiet)
     return [_summary(s) for s in summarise(found)]
 
 
@@ -265,7 +279,7 @@ def _about(run: LifelongRun, rows: list[Any], told: list[dict[str, Any]] | None)
 
 def label(config: RunConfig) -> str:
     """A short name for tables: the strategy and what it keeps."""
-    if config.strategy in ("sequential", "ewc", "multitask"):
+    if config.strategy in ("sequential", "ewc", "packnet", "multitask"):
         return config.strategy
     kept = []
     if config.memory.episodes:

@@ -12,9 +12,10 @@ from training.data.augment import AugmentConfig
 from training.lifelong.ewc import EwcConfig
 from training.lifelong.m2distill import DistillConfig
 from training.lifelong.memory import MemoryConfig
+from training.lifelong.packnet import PackNetConfig
 from training.models.config import NetworkConfig
 
-STRATEGIES = ("sequential", "er", "ewc", "m2distill", "multitask")
+STRATEGIES = ("sequential", "er", "ewc", "packnet", "m2distill", "multitask")
 #: Those that learn all tasks at once, in one stage.
 JOINT = ("multitask",)
 #: In place of a suite's name: one's own demonstration files.
@@ -122,7 +123,7 @@ class RunConfig:
     episodes: int = 40
     image_size: int = 128
     text_encoder: str = "auto"
-    strategy: Literal["sequential", "er", "ewc", "m2distill", "multitask"] = "m2distill"
+    strategy: Literal["sequential", "er", "ewc", "packnet", "m2distill", "multitask"] = "m2distill"
     seed: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -130,6 +131,7 @@ class RunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     ewc: EwcConfig = field(default_factory=EwcConfig)
+    packnet: PackNetConfig = field(default_factory=PackNetConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -148,6 +150,11 @@ class RunConfig:
         if self.strategy == "er" and not self.memory.episodes:
             raise ConfigError(
                 "strategy er replays demonstrations and memory.episodes is 0; keep some, or use strategy=sequential"
+            )
+        if self.strategy == "packnet" and self.evaluation.points > 1:
+            raise ConfigError(
+                f"evaluation.points is {self.evaluation.points} and packnet prunes within a stage: what is there "
+                "before is no policy yet; set evaluation.points=1"
             )
         if self.distill.rank > self.network.embed:
             raise ConfigError(

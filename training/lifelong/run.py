@@ -42,6 +42,7 @@ from training.lifelong.ewc import Ewc
 from training.lifelong.m2distill import M2Distill
 from training.lifelong.memory import Memory
 from training.lifelong.multitask import Multitask
+from training.lifelong.packnet import PackNet
 from training.lifelong.sequential import Sequential
 from training.lifelong.stage import (
     append_json_line,
@@ -59,6 +60,7 @@ STRATEGY_CLASSES: dict[str, type[Strategy]] = {
     "sequential": Sequential,
     "er": ExperienceReplay,
     "ewc": Ewc,
+    "packnet": PackNet,
     "m2distill": M2Distill,
     "multitask": Multitask,
 }
@@ -71,6 +73,8 @@ def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
     """The strategy that the configuration names."""
     if config.strategy == "ewc":
         return Ewc(memory, history, config.ewc, config.optim.apart)
+    if config.strategy == "packnet":
+        return PackNet(memory, history, config.packnet, config.optim.apart)
     if config.strategy == "m2distill":
         return M2Distill(memory, history, config.distill, config.optim.apart)
     return STRATEGY_CLASSES[config.strategy](memory, history, config.optim.apart)
@@ -150,6 +154,10 @@ class LifelongRun:
     def learned(self, stage: int) -> int:
         """How many of the tasks, from the first on, have been learned when stage ``stage`` has ended."""
         return len(self.tasks) if self.joint else stage + 1
+
+    def answering(self, stage: int, task: int) -> int:
+        """The stage whose network answers ``task`` once stage ``stage`` has ended: that one, for most strategies."""
+        return task if STRATEGY_CLASSES[self.config.strategy].own_network else stage
 
     def trained(self, stage: int) -> bool:
         """Whether stage ``stage`` has been trained."""
@@ -380,12 +388,12 @@ class LifelongRun:
         What int8 is calibrated on is the stage's own task: earlier ones are not to be had any more.
         """
         network = (policy or self.policy(stage)).cpu()
-        learned = self.learned(stage)
+        known = [task for task in range(self.learned(stage)) if self.answering(stage, task) == stage]
         return export_bundle(
             network,
             path,
-            tasks=[{"name": t.name, "instruction": t.instruction} for t in self.tasks[:learned]],
-            embeddings=np.stack([self.embedding(index) for index in range(learned)]),
+            tasks=[{"name": self.tasks[i].name, "instruction": self.tasks[i].instruction} for i in known],
+            embeddings=np.stack([self.embedding(index) for index in known]),
             check_on=[self.episode(stage)],
             provenance={
                 "run": self.folder.name,
@@ -411,10 +419,10 @@ class LifelongRun:
                 probes[stage] = (self.policy(stage), samples.probes(self.stage_folder(stage)))
         table = []
         for stage in probes:
-            now = self.policy(stage)
             row = []
             for task in range(stage + 1):
                 then, probe = probes[task]
+                now = probes[self.answering(stage, task)][0]
                 row.append({name: dataclasses.asdict(d) for name, d in latent_drift(then, now, probe).items()})
             table.append(row)
         return table
@@ -444,7 +452,15 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
             "contract": run.contract.to_dict(),
         }
 
-    if target.joint or source.joint or target.trained(0) or not source.trained(0) or key(source) != key(target):
+    alone = {run.config.strategy for run in (source, target) if STRATEGY_CLASSES[run.config.strategy].own_network}
+    if (
+        alone
+        or target.joint
+        or source.joint
+        or target.trained(0)
+        or not source.trained(0)
+        or key(source) != key(target)
+    ):
         return False
     data = target.data(0)
     if source.record["data"].get("0") != target.record["data"]["0"]:

@@ -117,7 +117,7 @@ def train_stage(
         rate = learning_rate(step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        terms = learner.step(step, optimiser)
+        terms = learner.step(step, steps, optimiser)
         listener(step + 1, steps, {**terms, "lr": rate})
         if step + 1 in points:
             snapshot(points[step + 1])
@@ -170,11 +170,12 @@ class _Learner:
         with self._autocast():
             return imitation(composed, self.policy(inputs), targets)
 
-    def step(self, step: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """One step of the stage; returns its terms."""
+    def step(self, step: int, steps: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+        """One of the stage's steps; returns its terms."""
         self.policy.train()
         if self.stage > 0 and self.config.network.batch_norm == "frozen_after_first":
             self.policy.freeze_batch_norm()
+        self.strategy.before_step(self.policy, step, steps)
         composed, inputs, targets, generator = self._draw(step)
         with self._autocast():
             output = self.policy(inputs)
@@ -190,6 +191,7 @@ class _Learner:
                 "distill.floor, then go on with --resume"
             )
         optimiser.step()
+        self.strategy.after_step(self.policy)
         return values
 
 

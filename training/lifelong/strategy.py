@@ -1,7 +1,8 @@
 """A strategy: what a stage's batch is made of and what its loss is.
 
 The hooks are a closed list, called in this order by :mod:`training.lifelong.stage`:
-``begin_stage`` once, then for every step ``compose`` and ``loss``, then ``end_stage`` once. What a strategy keeps from
+``begin_stage`` once, then for every step ``before_step``, ``compose``, ``loss`` and ``after_step``, then ``end_stage``
+once. What a strategy keeps from
 stage to stage beside the memory is in ``kept``, which the run folder holds and ``restore`` takes back.
 """
 
@@ -60,12 +61,20 @@ class Strategy(ABC):
     #: Whether the strategy draws from kept demonstrations and asks old instructions.
     uses_exemplars: ClassVar[bool] = False
     uses_instructions: ClassVar[bool] = False
+    #: Whether a task is answered by a network of its own, for ever: the one that its stage ended with.
+    own_network: ClassVar[bool] = False
 
     def __init__(self, memory: Memory, history: int, apart: float = 0.0) -> None:
         self.memory, self.history, self.apart = memory, history, apart
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:  # noqa: B027 - a hook with nothing to do is a choice
         """Called before the first step of stage ``stage`` (0 is the first task)."""
+
+    def before_step(self, policy: ResNetT, step: int, steps: int) -> None:  # noqa: B027 - see begin_stage
+        """Called before step ``step`` (from 0) of the stage's ``steps``, in training mode."""
+
+    def after_step(self, policy: ResNetT) -> None:  # noqa: B027 - see begin_stage
+        """Called when the optimiser has moved the weights."""
 
     def compose(self, new: WindowBatch, rng: np.random.Generator) -> Composed:
         """Add old windows and old questions to the new ones, as the memory and the strategy allow."""

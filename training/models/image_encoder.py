@@ -121,9 +121,7 @@ class ImageEncoder(nn.Module):
         return h
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        terms: list[tuple[Tensor, Tensor]] = []
-        for part in torch.split(film, [2 * c for c in self.block_channels], dim=-1):
-            shift, scale = torch.chunk(part[:, :, None, None], 2, dim=1)
-            terms.append((shift, scale))
+        parts = torch.split(film[:, :, None, None], [c for c in self.block_channels for _ in range(2)], dim=1)
+        terms = list(zip(parts[::2], parts[1::2], strict=True))  # each block's shift and scale
         token: Tensor = self.projection(self.softmax(self._trunk(x, terms)))
         return token

@@ -118,6 +118,11 @@ class ResNetT(nn.Module):
         """Features (B, L, E): the text token of each step after the transformer."""
         return self.transformer(tokens + positions.unsqueeze(-2), mask)[:, :, 0]
 
+    def decode_newest(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """What :meth:`decode` has for the last step, (B, E)."""
+        newest: Tensor = self.transformer.newest(tokens + positions.unsqueeze(-2), mask)
+        return newest
+
     def forward(self, inputs: Inputs) -> Output:
         batch, length = inputs.images[self.contract.camera_names[0]].shape[:2]
         text_token, film = self.condition(inputs.embedding)

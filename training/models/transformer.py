@@ -30,8 +30,11 @@ def step_mask(steps: int, tokens: int) -> Tensor:
     return time[:, None] == time[None, :]
 
 
+_ALL = slice(None)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention with heads of a size of their own: (B, S, E) -> (B, S, E)."""
+    """Multi-head self-attention with heads of a size of their own: (B, S, E) -> (B, Q, E), for the rows ``queries``."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -40,13 +43,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.heads * config.head_size, config.embed)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, queries: slice) -> Tensor:
         batch, length, _ = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
-        scores = (qkv[0] @ qkv[1].transpose(-2, -1)) * self.head_size**-0.5
+        scores = (qkv[0][:, :, queries] @ qkv[1].transpose(-2, -1)) * self.head_size**-0.5
         # A large negative number, not -inf: a query whose every key is masked (an empty slot) must not become NaN.
-        weights = torch.softmax(scores.masked_fill(~mask, -1e9), dim=-1)
-        mixed = (weights @ qkv[2]).transpose(1, 2).reshape(batch, length, self.heads * self.head_size)
+        weights = torch.softmax(scores.masked_fill(~mask[..., queries, :], -1e9), dim=-1)
+        mixed = (weights @ qkv[2]).transpose(1, 2).reshape(batch, -1, self.heads * self.head_size)
         return self.dropout(self.out(mixed))
 
 
@@ -81,8 +84,8 @@ class TransformerLayer(nn.Module):
         )
         self.drop_path = StochasticDepth(config.drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask)
+    def forward(self, x: Tensor, mask: Tensor, queries: slice = _ALL) -> Tensor:
+        x = x[:, queries] + self.attention(self.norm1(x), mask, queries)
         out: Tensor = x + self.drop_path(self.feed_forward(self.norm2(x)))
         return out
 
@@ -99,3 +102,11 @@ class TemporalTransformer(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         return x.reshape(tokens.shape)
+
+    def newest(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The first token of the last step alone (B, E): the last layer answers no other."""
+        x = tokens.flatten(1, 2)
+        first = x.shape[1] - tokens.shape[2]
+        for i, layer in enumerate(self.layers):
+            x = layer(x, mask, slice(first, first + 1) if i + 1 == len(self.layers) else _ALL)
+        return x[:, 0]

@@ -1,0 +1,116 @@
+"""PackNet (Mallya & Lazebnik 2018, https://arxiv.org/abs/1711.05769): each task has weights of its own in one network.
+
+A stage trains all weights that are free, sets the smallest of them to zero, layer by layer, and trains what is left for
+the rest of its steps; from then on those weights stay as they are. So a task is answered for ever by the network as its
+own stage left it, where every weight that is still free is zero. Biases, norms and their statistics are learned with
+the first task and then fixed, as in the paper; LIBERO's version leaves them as they were drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from m2distill_policy.errors import ConfigError
+from training.lifelong.memory import Memory
+from training.lifelong.sequential import Sequential
+from training.lifelong.strategy import Imitate
+from training.models.resnet_t import ResNetT
+
+
+@dataclass(frozen=True)
+class PackNetConfig:
+    """prune: share of a layer's free weights that a stage gives back, LIBERO's ``prune_perc``; retrain: share of a
+    stage's steps that come after the pruning. LIBERO adds as many epochs again: half, here, of the same budget."""
+
+    prune: float = 0.75
+    retrain: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("prune", "retrain"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"packnet.{name} is {getattr(self, name)}; it is a share, between 0 and 1")
+
+
+class PackNet(Sequential):
+    """Behaviour cloning with the weights that no earlier task owns."""
+
+    name = "packnet"
+    own_network = True
+
+    def __init__(self, memory: Memory, history: int, config: PackNetConfig, apart: float = 0.0) -> None:
+        super().__init__(memory, history, apart)
+        self.config = config
+        #: Parameter -> uint8 of its shape, of every matrix and kernel: 0 free, else the stage it belongs to, from 1.
+        self._owner: dict[str, Tensor] = {}
+        self._stage = 0
+        #: Each parameter, where it was as the stage began, and which of its entries stay there.
+        self._fixed: list[tuple[Tensor, Tensor, Tensor]] = []
+        #: Each parameter and which of its entries are zero until the stage ends; empty before the pruning.
+        self._pruned: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Whose each weight is."""
+        return self._owner
+
+    def restore(self, kept: dict[str, Tensor]) -> None:
+        self._owner = kept
+
+    def begin_stage(self, policy: ResNetT, stage: int) -> None:
+        """Fix what belongs to earlier stages."""
+        self._stage = stage
+        self._pruned = []
+        if not self._owner:
+            self._owner = {n: torch.zeros_like(p, dtype=torch.uint8) for n, p in _weights(policy).items()}
+        self._owner = {name: owner.to(policy.positions.device) for name, owner in self._owner.items()}
+        self._fixed = []
+        for name, parameter in policy.named_parameters() if stage else ():
+            owned = self._owner[name] > 0 if name in self._owner else torch.ones_like(parameter, dtype=torch.bool)
+            self._fixed.append((parameter, parameter.detach().clone(), owned))
+
+    def before_step(self, policy: ResNetT, step: int, steps: int) -> None:
+        """Keep norms' statistics after the first stage, and prune when it is time."""
+        if self._stage:
+            policy.freeze_batch_norm()
+        prune_at = min(steps - 1, round(steps * (1 - self.config.retrain)))
+        if step == prune_at:
+            for name, weight in _weights(policy).items():
+                prune(weight, self._owner[name] == 0, self.config.prune)
+        if step >= prune_at and not self._pruned:  # also when the stage is gone on with behind the pruning
+            self._pruned = [(w, (self._owner[n] == 0) & (w == 0)) for n, w in _weights(policy).items()]
+
+    @torch.no_grad()
+    def after_step(self, policy: ResNetT) -> None:
+        """Put back what the optimiser's weight decay and momentum have moved."""
+        for parameter, then, owned in self._fixed:
+            torch.where(owned, then, parameter, out=parameter.data)
+        for weight, zero in self._pruned:
+            weight.masked_fill_(zero, 0.0)
+
+    def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
+        """What is not zero belongs to this stage from now on."""
+        for name, weight in _weights(policy).items():
+            owner = self._owner[name]
+            self._owner[name] = torch.where((owner == 0) & (weight.detach() != 0), self._stage + 1, owner)
+        self._fixed, self._pruned = [], []
+
+
+def _weights(policy: ResNetT) -> dict[str, Tensor]:
+    """What is pruned: kernels of convolutions and matrices of linear layers."""
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.dim() > 1}
+
+
+@torch.no_grad()
+def prune(weight: Tensor, free: Tensor, share: float) -> None:
+    """Set to zero that ``share`` of the ``free`` entries of ``weight`` which is smallest, in place."""
+    sizes = weight[free].abs()
+    count = round(share * sizes.numel())
+    if count:
+        # By rank and not by value, so that equal ones do not all go.
+        order = sizes.argsort(stable=True)
+        left = weight[free]
+        left[order[:count]] = 0.0
+        weight[free] = left
