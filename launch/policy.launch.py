@@ -40,11 +40,11 @@ TOPICS = {
     "/m2distill_policy/target_pose": "target_pose",
     "/m2distill_policy/twist": "twist",
 }
-#: Profiles of arms that come with the package, by name.
 CONFIG = Path(__file__).resolve().parent.parent / "config"
+#: Profiles of arms that come with the package, by name.
 ARMS = CONFIG / "arms"
 #: Room for pictures, unless the user has a configuration of his own; other middlewares do not look at it.
-CYCLONE = {} if "CYCLONEDDS_URI" in os.environ else {"CYCLONEDDS_URI": f"file://{CONFIG / 'cyclonedds.xml'}"}
+CYCLONE = {} if "CYCLONEDDS_URI" in os.environ else {"CYCLONEDDS_URI": (CONFIG / "cyclonedds.xml").as_uri()}
 #: Those that are true or false; all others are text, whatever they look like.
 _SWITCHES = ("enable", "lockstep", "use_sim_time")
 

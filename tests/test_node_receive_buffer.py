@@ -24,6 +24,9 @@ def test_small_buffers_are_told_once_a_size() -> None:
         buffer.expect(held // 2 + 1)
         assert told[1] is not None and f"holds {held} bytes" in told[1]
         assert "net.core.rmem_max" in told[1] and "reliable_input" in told[1]
+        single: list[str | None] = []
+        ReceiveBuffer(1, single.append).expect(held // 2 + 1)
+        assert single[0] is not None, "of one camera too, two may come at once"
     assert (largest_receive_buffer() or 0) == before, "the socket itself was left alone"
 
 

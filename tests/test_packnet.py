@@ -51,7 +51,7 @@ def test_a_task_is_answered_by_what_its_own_stage_left(tmp_path: Path) -> None:
         assert not first[name][values == 0].any(), "what is free is zero"
 
     second = _strategy()
-    second.restore(owner)
+    second.kept = owner
     _learn(policy, second, 1, tmp_path / "second")
     now = {name: values.clone() for name, values in policy.state_dict().items()}
     moved = 0
@@ -71,6 +71,13 @@ def test_a_task_is_answered_by_what_its_own_stage_left(tmp_path: Path) -> None:
         with torch.no_grad():
             answers.append(policy.eval()(inputs).mixture.means)
     assert torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
+
+
+def test_a_stage_that_ends_unpruned_leaves_nothing_free() -> None:
+    policy, strategy = start(RUN), _strategy()
+    strategy.end_stage(policy, lambda number: torch.zeros(()))
+    assert set(strategy.kept) == {name for name, p in policy.named_parameters() if p.dim() > 1}
+    assert all(torch.equal(values == 1, policy.state_dict()[name] != 0) for name, values in strategy.kept.items())
 
 
 @pytest.mark.parametrize("setting", [{"prune": 0.0}, {"prune": 1.0}, {"retrain": 1.5}])

@@ -184,13 +184,13 @@ def _answered(
 
 
 def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
+    path = run.folder / "evaluation" / f"stage_{stage}.json"
+    if path.exists():
+        return
     cells = [_cell(run, task, run.config.evaluation.rollouts) for task in range(run.learned(stage))]
     answered: dict[int, list[Cell]] = {}
     for task, cell in enumerate(cells):
         answered.setdefault(run.answering(stage, task), []).append(cell)
-    path = run.folder / "evaluation" / f"stage_{stage}.json"
-    if path.exists():
-        return
     found = _answered(run, pool, answered, f"stage_{stage}.jsonl", quiet)
     if run.config.evaluation.points > 1:
         curve = []

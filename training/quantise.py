@@ -1,4 +1,4 @@
-"""int8 for the image encoders and the head's trunk: nine tenths of a step's time on a CPU are theirs in fp32.
+"""int8 for the image encoders and the head's trunk: five sixths of a step's time on a CPU are theirs in fp32.
 
 Weights a channel, activations a tensor, by ONNX Runtime's static quantisation, calibrated on real frames. Transformer
 and the head's last layers stay fp32: they are small, and what they compute is the action itself.

@@ -39,31 +39,22 @@ class EwcConfig:
 
 
 class Ewc(Sequential):
-    """Behaviour cloning on the new task, and a spring on every weight."""
+    """Behaviour cloning on the new task, and a spring on every weight; kept: how hard each is held."""
 
     name = "ewc"
 
     def __init__(self, memory: Memory, history: int, config: EwcConfig, apart: float = 0.0) -> None:
         super().__init__(memory, history, apart)
         self.config = config
-        self._fisher: dict[str, Tensor] = {}
         #: Each parameter, where it was, and how hard it is held there.
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    @property
-    def kept(self) -> dict[str, Tensor]:
-        """How hard each weight is held."""
-        return self._fisher
-
-    def restore(self, kept: dict[str, Tensor]) -> None:
-        self._fisher = kept
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
         """Hold the weights where they are: those of the evaluation point that the stage begins with."""
         self._held = [
-            (p, p.detach().clone(), self._fisher[name].to(p.device))
+            (p, p.detach().clone(), self.kept[name].to(p.device))
             for name, p in policy.named_parameters()
-            if name in self._fisher
+            if name in self.kept
         ]
 
     def loss(
@@ -88,6 +79,6 @@ class Ewc(Sequential):
                 if p.grad is not None:
                     fisher[name] += p.grad.square() / self.config.batches
         policy.zero_grad(set_to_none=True)
-        older = self._fisher
-        self._fisher = {n: f + self.config.fade * older[n].to(f.device) if older else f for n, f in fisher.items()}
+        older = self.kept
+        self.kept = {n: f + self.config.fade * older[n].to(f.device) if older else f for n, f in fisher.items()}
         self._held = []

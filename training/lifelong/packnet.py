@@ -35,7 +35,11 @@ class PackNetConfig:
 
 
 class PackNet(Sequential):
-    """Behaviour cloning with the weights that no earlier task owns."""
+    """Behaviour cloning with the weights that no earlier task owns.
+
+    kept: whose each entry is of every matrix and kernel, parameter -> uint8 of its shape: 0 free, else the stage it
+    belongs to, from 1.
+    """
 
     name = "packnet"
     own_network = True
@@ -43,32 +47,20 @@ class PackNet(Sequential):
     def __init__(self, memory: Memory, history: int, config: PackNetConfig, apart: float = 0.0) -> None:
         super().__init__(memory, history, apart)
         self.config = config
-        #: Parameter -> uint8 of its shape, of every matrix and kernel: 0 free, else the stage it belongs to, from 1.
-        self._owner: dict[str, Tensor] = {}
         self._stage = 0
         #: Each parameter, where it was as the stage began, and which of its entries stay there.
         self._fixed: list[tuple[Tensor, Tensor, Tensor]] = []
         #: Each parameter and which of its entries are zero until the stage ends; empty before the pruning.
         self._pruned: list[tuple[Tensor, Tensor]] = []
 
-    @property
-    def kept(self) -> dict[str, Tensor]:
-        """Whose each weight is."""
-        return self._owner
-
-    def restore(self, kept: dict[str, Tensor]) -> None:
-        self._owner = kept
-
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
         """Fix what belongs to earlier stages."""
         self._stage = stage
         self._pruned = []
-        if not self._owner:
-            self._owner = {n: torch.zeros_like(p, dtype=torch.uint8) for n, p in _weights(policy).items()}
-        self._owner = {name: owner.to(policy.positions.device) for name, owner in self._owner.items()}
+        self.kept = self._owners(policy)
         self._fixed = []
         for name, parameter in policy.named_parameters() if stage else ():
-            owned = self._owner[name] > 0 if name in self._owner else torch.ones_like(parameter, dtype=torch.bool)
+            owned = self.kept[name] > 0 if name in self.kept else torch.ones_like(parameter, dtype=torch.bool)
             self._fixed.append((parameter, parameter.detach().clone(), owned))
 
     def before_step(self, policy: ResNetT, step: int, steps: int) -> None:
@@ -78,9 +70,9 @@ class PackNet(Sequential):
         prune_at = min(steps - 1, round(steps * (1 - self.config.retrain)))
         if step == prune_at:
             for name, weight in _weights(policy).items():
-                prune(weight, self._owner[name] == 0, self.config.prune)
+                prune(weight, self.kept[name] == 0, self.config.prune)
         if step >= prune_at and not self._pruned:  # also when the stage is gone on with behind the pruning
-            self._pruned = [(w, (self._owner[n] == 0) & (w == 0)) for n, w in _weights(policy).items()]
+            self._pruned = [(w, (self.kept[n] == 0) & (w == 0)) for n, w in _weights(policy).items()]
 
     @torch.no_grad()
     def after_step(self, policy: ResNetT) -> None:
@@ -92,10 +84,20 @@ class PackNet(Sequential):
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
         """What is not zero belongs to this stage from now on."""
+        self.kept = self._owners(policy)
         for name, weight in _weights(policy).items():
-            owner = self._owner[name]
-            self._owner[name] = torch.where((owner == 0) & (weight.detach() != 0), self._stage + 1, owner)
+            owner = self.kept[name]
+            self.kept[name] = torch.where((owner == 0) & (weight.detach() != 0), self._stage + 1, owner)
         self._fixed, self._pruned = [], []
+
+    def _owners(self, policy: ResNetT) -> dict[str, Tensor]:
+        """What is kept, where the policy is; all is free where nothing is kept yet."""
+        return {
+            name: self.kept[name].to(weight.device)
+            if name in self.kept
+            else torch.zeros_like(weight, dtype=torch.uint8)
+            for name, weight in _weights(policy).items()
+        }
 
 
 def _weights(policy: ResNetT) -> dict[str, Tensor]:

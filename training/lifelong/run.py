@@ -261,7 +261,7 @@ class LifelongRun:
         memory = self.memory(stage)
         strategy = make_strategy(self.config, memory, self.contract.history)
         if stage:
-            strategy.restore(self.kept(stage - 1))
+            strategy.kept = self.kept(stage - 1)
         points: dict[int, str] = {}
 
         def snapshot(point: int) -> None:

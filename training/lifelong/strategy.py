@@ -2,8 +2,8 @@
 
 The hooks are a closed list, called in this order by :mod:`training.lifelong.stage`:
 ``begin_stage`` once, then for every step ``before_step``, ``compose``, ``loss`` and ``after_step``, then ``end_stage``
-once. What a strategy keeps from
-stage to stage beside the memory is in ``kept``, which the run folder holds and ``restore`` takes back.
+once. What a strategy keeps from stage to stage beside the memory is in ``kept``, which the run folder holds and gives
+back before ``begin_stage``.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Strategy(ABC):
 
     def __init__(self, memory: Memory, history: int, apart: float = 0.0) -> None:
         self.memory, self.history, self.apart = memory, history, apart
+        #: What is kept from stage to stage beside the memory: nothing, for most.
+        self.kept: dict[str, Tensor] = {}
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:  # noqa: B027 - a hook with nothing to do is a choice
         """Called before the first step of stage ``stage`` (0 is the first task)."""
@@ -102,14 +104,6 @@ class Strategy(ABC):
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:  # noqa: B027 - see begin_stage
         """Called after the last step of a stage; leaves the policy's weights and statistics as they are."""
-
-    @property
-    def kept(self) -> dict[str, Tensor]:
-        """What is kept from stage to stage beside the memory: nothing, for most."""
-        return {}
-
-    def restore(self, kept: dict[str, Tensor]) -> None:  # noqa: B027 - see begin_stage
-        """Take back what :attr:`kept` was when the stage before had ended; called before ``begin_stage``."""
 
 
 def imitation(composed: Composed, output: Output, targets: Targets) -> Tensor:
