@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from m2distill_policy.errors import M2DistillError, TrainingError
 from m2distill_policy.evaluation.results import wilson
 from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
-from training.run_config import RunConfig, first_difference
+from training.lifelong.m2distill import TERMS
+from training.run_config import JOINT, RunConfig, first_difference
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ _ASKED = ("distill.new_latents=0.0", "memory.widen=0.8")
 _HELD_BESIDE_DEMOS = (*_ASKED, "distill.policy.weight=0.25")
 _HELD_BY_WORDS = (*_ASKED, "distill.policy.weight=1.0")
 _WORDS_ALONE = (*_NO_DEMOS, *_WORDS, "memory.instruction_batch=4")
-_ZERO = tuple(f"distill.{term}.on=false" for term in ("image", "text", "extra", "policy"))
+_ZERO = tuple(f"distill.{term}.on=false" for term in TERMS)
+_LIBERO_S_MEMORY = ("memory.episodes=0", "memory.windows=1000")
 
 #: Beside the configuration file: all five tasks, 20 rollouts a cell, and every wrong instruction told three times. A
 #: stage is so many passes over its demonstrations, about 1,200 steps for a box and 2,000 for the longer ones of can and
@@ -76,8 +79,20 @@ ARMS: tuple[Arm, ...] = (
         ("strategy=m2distill", *_WORDS_ALONE, *_HELD_BY_WORDS),
     ),
     Arm("er", "experience replay, the same 5 demonstrations", ("strategy=er", *_KEEP)),
+    Arm("er_libero", "experience replay by LIBERO's rule: the first 1000 windows", ("strategy=er", *_LIBERO_S_MEMORY)),
+    Arm("ewc", "ewc, LIBERO's weight and fading", ("strategy=ewc",)),
+    Arm("packnet", "packnet, a network of its own for every task", ("strategy=packnet",)),
+    Arm("multitask", "all tasks at once: the upper bound", ("strategy=multitask",)),
     Arm("m2distill_new", "m2distill on the new task's batch alone", ("strategy=m2distill", *_NO_DEMOS, *_NO_WORDS)),
     Arm("m2distill_zero", "m2distill with the four weights at zero", ("strategy=m2distill", *_KEEP, *_WORDS, *_ZERO)),
+    *(
+        Arm(
+            f"m2distill_no_{term}",
+            f"m2distill, 5 demonstrations, without {term}",
+            ("strategy=m2distill", *_KEEP, *_WORDS, *_HELD_BESIDE_DEMOS, f"distill.{term}.on=false"),
+        )
+        for term in TERMS
+    ),
 )
 
 
@@ -87,9 +102,10 @@ def jobs_of(seed: int, args: argparse.Namespace) -> list[Job]:
     common = ["--config", str(args.config), "--data", str(args.folder / "demonstrations")]
     jobs = []
     for arm in ARMS:
-        shared = [] if arm is ARMS[0] else ["--first-stage-from", str(root / ARMS[0].name)]
         settings = (*SETTINGS, *args.overrides, *arm.overrides, f"seed={seed}")
         config = load_config(RunConfig, args.config, settings)
+        alone = arm is ARMS[0] or config.strategy in ("packnet", *JOINT)
+        shared = [] if alone else ["--first-stage-from", str(root / ARMS[0].name)]
         jobs.append(Job(f"seed {seed} {arm.name}", root / arm.name, (*common, *shared, *settings), config))
     return jobs
 
@@ -119,9 +135,13 @@ def results_of(job: Job, args: argparse.Namespace) -> dict[str, Any] | None:
     return found
 
 
-def mean_interval(values: list[float]) -> dict[str, float]:
-    """Mean over seeds, with the least and the greatest: three seeds do not carry an interval."""
-    return {"mean": float(np.mean(values)), "least": float(np.min(values)), "greatest": float(np.max(values))}
+def mean_interval(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Mean over seeds, with the least and the greatest: three seeds do not carry an interval. None for a metric that a
+    strategy does not have."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return {"mean": float(np.mean(known)), "least": min(known), "greatest": max(known)}
 
 
 def summarise(args: argparse.Namespace) -> dict[str, Any]:
@@ -160,7 +180,7 @@ def summarise(args: argparse.Namespace) -> dict[str, Any]:
             "errors": sum(r["errors"] for r in found),
             "first_task_alone": mean_interval([r["success"][0][0] for r in found]),
             "drift_of_first_task": [
-                {m: d["relative"] for m, d in r["drift"][-1][0].items()} for r in found
+                {m: d["relative"] for m, d in r["drift"][-1][0].items()} for r in found if r["drift"]
             ],
             "trained_on": [
                 [{"commit": t["commit"], "machine": t["machine"]["processor"], "time": t["time"]} for t in r["trained"]]
@@ -172,12 +192,12 @@ def summarise(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures for a terminal."""
-    lines = [f"{'':<46}{'success':>9}{'NBT':>7}{'AUC':>7}{'FWT':>7}{'wrong':>7}{'told':>7}{'MiB':>7}  seeds"]
+    lines = [f"{'':<52}{'success':>9}{'NBT':>7}{'AUC':>7}{'FWT':>7}{'wrong':>7}{'told':>7}{'MiB':>7}  seeds"]
     for row in figures["arms"].values():
-        told = f"{row['told_another_task']['mean']:.2f}" if row["told_another_task"] else "--"
+        shown = ("mean_final", "nbt", "auc", "fwt", "wrong_object_final", "told_another_task")
+        words = [f"{row[name]['mean']:.2f}" if row[name] else "--" for name in shown]
         lines.append(
-            f"{row['words']:<46}{row['mean_final']['mean']:>9.2f}{row['nbt']['mean']:>7.2f}{row['auc']['mean']:>7.2f}"
-            f"{row['fwt']['mean']:>7.2f}{row['wrong_object_final']['mean']:>7.2f}{told:>7}"
+            f"{row['words']:<52}{words[0]:>9}{''.join(f'{word:>7}' for word in words[1:])}"
             f"{row['bytes_kept'] / 2**20:>7.1f}  {row['seeds']}"
         )
     lines += [f"not run: {name}" for name in figures["not_run"]]

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.tabletop import ARMS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -22,8 +24,8 @@ def test_tabletop_plans_every_arm_and_seed(tmp_path: Path) -> None:
     done = _tabletop("--plan", "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) == 3 * 6 and all(row[3] == "0" and row[-1] == "starting" for row in rows)
-    assert [row[1] for row in rows[::6]] == ["0", "1", "2"]
+    assert len(rows) == 3 * len(ARMS) and all(row[3] == "0" and row[-1] == "starting" for row in rows)
+    assert [row[1] for row in rows[:: len(ARMS)]] == ["0", "1", "2"]
     assert not list(tmp_path.iterdir()), "a plan does nothing"
 
 
@@ -37,7 +39,7 @@ def test_results_of_another_configuration_are_not_summed_up(tmp_path: Path) -> N
 
 def test_another_machine_goes_on_with_what_is_finished(tmp_path: Path) -> None:
     """Results beside the table count when asked for, and only under the same configuration."""
-    from benchmarks.tabletop import ARMS, SETTINGS
+    from benchmarks.tabletop import SETTINGS
     from m2distill_policy.config import load_config, to_dict
     from training.run_config import RunConfig
 

@@ -160,7 +160,7 @@ def test_ones_own_files_are_added_by_their_number(tmp_path: Path, demonstrations
     [
         ([], [1], r"has learned 'lift the green box' \(lift_the_green_box\) already; name tasks that are new"),
         (["network.embed=32"], [2], r"under another setting: network.embed is 16 there and 32 here; leave it as it is"),
-        (["memory.episodes=2"], [2], r"kept memory.episodes=1 demonstrations of each task and 2 were asked for"),
+        (["memory.episodes=2"], [2], r"kept memory.episodes=1 of each task's demonstrations and 2 were asked for"),
         (["evaluation.points=2"], [2], r"points is 1 there and 2 here"),
         (["strategy=ewc"], [2], r"strategy=m2distill, which did not measure what strategy=ewc holds"),
         (["strategy=multitask"], [2], r"cannot be extended from or by strategy=multitask"),

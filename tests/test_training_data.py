@@ -160,6 +160,21 @@ def test_memory_keeps_what_it_says_and_counts_its_bytes() -> None:
     assert all(f.tobytes() in frames for f in asked.images["agentview_rgb"])
 
 
+def test_memory_by_libero_s_rule_keeps_the_first_windows() -> None:
+    data = task_data(0, (30, 25, 40))
+    memory = Memory(MemoryConfig(windows=50, replay_batch=4))
+    memory.add(data, np.random.default_rng(0))
+    kept = memory.exemplars[0]
+    assert kept.lengths.tolist() == [30, 20] and kept.steps == 50
+    assert np.array_equal(kept.actions, data.actions[:50])
+    assert kept.bytes == memory.bytes < data.bytes
+    replay = memory.replay(np.random.default_rng(1), 10)
+    assert replay is not None and len(replay) == 4 and replay.valid.all()
+    all_of_it = Memory(MemoryConfig(windows=1000))
+    all_of_it.add(data, np.random.default_rng(0))
+    assert all_of_it.exemplars[0].content_hash() == data.content_hash()
+
+
 def test_memory_of_text_alone_keeps_no_demonstration() -> None:
     memory = Memory(MemoryConfig(episodes=0, instructions=True))
     data = task_data(0)
@@ -219,6 +234,10 @@ def test_widening_that_would_do_nothing_is_refused() -> None:
 def test_memory_that_asks_for_too_much_is_refused() -> None:
     with pytest.raises(ConfigError, match="has 3 episodes"):
         Memory(MemoryConfig(episodes=9)).add(task_data(0), np.random.default_rng(0))
+    with pytest.raises(ConfigError, match=r"two rules for what is kept"):
+        MemoryConfig(episodes=1, windows=1000)
+    with pytest.raises(ConfigError, match=r"memory\.windows keeps demonstrations but memory\.replay_batch is 0"):
+        MemoryConfig(windows=1000, replay_batch=0)
 
 
 def test_task_data_survives_disk_and_names_a_broken_file(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -123,17 +123,20 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
                 f"{source.folder} cannot be extended under another setting: {difference}; leave it as it is, or begin "
                 "a new run"
             )
-    replays = STRATEGY_CLASSES[config.strategy].uses_exemplars and config.memory.episodes
+    replays = STRATEGY_CLASSES[config.strategy].uses_exemplars and config.memory.demonstrations
     if replays and not source.memory(1).exemplars:
         raise TrainingError(
             f"{source.folder} was trained by strategy={source.config.strategy} and kept no demonstrations; set "
-            "memory.episodes=0 and hold the old tasks by their words: strategy=m2distill memory.instructions=true"
+            "memory.episodes=0 memory.windows=0 and hold the old tasks by their words: strategy=m2distill "
+            "memory.instructions=true"
         )
-    if replays and config.memory.episodes != source.config.memory.episodes:
-        raise TrainingError(
-            f"{source.folder} kept memory.episodes={source.config.memory.episodes} demonstrations of each task and "
-            f"{config.memory.episodes} were asked for; leave it as it is, or 0 for none"
-        )
+    for rule in ("episodes", "windows") if replays else ():
+        kept, asked = getattr(source.config.memory, rule), getattr(config.memory, rule)
+        if kept != asked:
+            raise TrainingError(
+                f"{source.folder} kept memory.{rule}={kept} of each task's demonstrations and {asked} were asked for; "
+                "leave it as it is, or 0 for none"
+            )
     if config.strategy == "ewc" and not source.kept(len(source.tasks) - 1):
         raise TrainingError(
             f"{source.folder} was trained by strategy={source.config.strategy}, which did not measure what "

@@ -284,6 +284,8 @@ def label(config: RunConfig) -> str:
     kept = []
     if config.memory.episodes:
         kept.append(f"{config.memory.episodes} demos")
+    if config.memory.windows:
+        kept.append(f"first {config.memory.windows} windows")
     if config.strategy == "m2distill" and config.memory.instructions:
         kept.append("words")
     words = f"{config.strategy} ({' + '.join(kept) or 'nothing kept'})"

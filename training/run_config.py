@@ -147,9 +147,10 @@ class RunConfig:
             raise ConfigError(
                 f"memory.episodes is {self.memory.episodes} of only episodes = {self.episodes}; keep fewer, learn more"
             )
-        if self.strategy == "er" and not self.memory.episodes:
+        if self.strategy == "er" and not self.memory.demonstrations:
             raise ConfigError(
-                "strategy er replays demonstrations and memory.episodes is 0; keep some, or use strategy=sequential"
+                "strategy er replays demonstrations and memory.episodes is 0; keep some (or memory.windows=1000, "
+                "LIBERO's rule), or use strategy=sequential"
             )
         if self.strategy == "packnet" and self.evaluation.points > 1:
             raise ConfigError(

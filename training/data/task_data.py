@@ -158,6 +158,21 @@ class TaskData:
             embedding=self.embedding,
         )
 
+    def first_steps(self, count: int) -> TaskData:
+        """The same task with its first ``count`` steps alone: whole episodes, the last of them cut short."""
+        ends = np.minimum(np.cumsum(self.lengths), count)
+        lengths = np.diff(ends, prepend=0)
+        kept = int(ends[-1])
+        return TaskData(
+            name=self.name,
+            instruction=self.instruction,
+            images={name: frames[:kept].copy() for name, frames in self.images.items()},
+            proprioception={name: values[:kept].copy() for name, values in self.proprioception.items()},
+            actions=self.actions[:kept].copy(),
+            lengths=lengths[lengths > 0],
+            embedding=self.embedding,
+        )
+
     def content_hash(self) -> str:
         """sha256 over every array, the instruction and the episodes' lengths."""
         digest = hashlib.sha256(self.instruction.encode())

@@ -14,7 +14,10 @@ from training.data.widen import widen
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """episodes: demonstrations kept of each old task; replay_batch: windows of them in every batch.
+    """episodes: demonstrations kept of each old task, drawn by the seed; replay_batch: windows of them in every batch.
+
+    windows: in their place, LIBERO's own rule: the first so many windows of a task's file (there 1000), which are its
+    first demonstrations up to so many steps in all.
 
     instructions: keep the old tasks' words and ask them of new observations; instruction_batch: so many windows.
     widen: share of the unrelated steps among those observations that are made unlike any demonstration before they
@@ -22,6 +25,7 @@ class MemoryConfig:
     """
 
     episodes: int = 0
+    windows: int = 0
     replay_batch: int = 16
     instructions: bool = False
     instruction_batch: int = 16
@@ -29,15 +33,26 @@ class MemoryConfig:
     widen_noise: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "replay_batch", "instruction_batch", "widen_noise"):
+        for name in ("episodes", "windows", "replay_batch", "instruction_batch", "widen_noise"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"memory.{name} is {getattr(self, name)}; it cannot be negative")
         if not 0 <= self.widen <= 1:
             raise ConfigError(f"memory.widen is {self.widen}; it is a share, 0 to 1")
-        if self.episodes and not self.replay_batch:
-            raise ConfigError("memory.episodes keeps demonstrations but memory.replay_batch is 0; set both or neither")
+        if self.episodes and self.windows:
+            raise ConfigError(
+                f"memory.episodes is {self.episodes} and memory.windows {self.windows}: two rules for what is kept; "
+                "set one of them to 0"
+            )
+        if self.demonstrations and not self.replay_batch:
+            kept = "episodes" if self.episodes else "windows"
+            raise ConfigError(f"memory.{kept} keeps demonstrations but memory.replay_batch is 0; set both or neither")
         if self.instructions and not self.instruction_batch:
             raise ConfigError("memory.instructions is on but memory.instruction_batch is 0; set both or neither")
+
+    @property
+    def demonstrations(self) -> bool:
+        """Whether demonstrations are kept, by either rule."""
+        return bool(self.episodes or self.windows)
 
 
 @dataclass
@@ -55,7 +70,7 @@ class Memory:
         return words + sum(data.bytes for data in self.exemplars)
 
     def add(self, data: TaskData, rng: np.random.Generator) -> None:
-        """Keep of ``data`` what the configuration says; episodes are drawn without replacement."""
+        """Keep of ``data`` what the configuration says; ``memory.episodes`` are drawn without replacement."""
         self.embeddings.append(data.embedding)
         if self.config.episodes:
             if data.episodes < self.config.episodes:
@@ -64,6 +79,8 @@ class Memory:
                 )
             chosen = np.sort(rng.choice(data.episodes, self.config.episodes, replace=False))
             self.exemplars.append(data.subset([int(e) for e in chosen]))
+        elif self.config.windows:
+            self.exemplars.append(data.first_steps(self.config.windows))
 
     def replay(self, rng: np.random.Generator, length: int, apart: float = 0.0) -> WindowBatch | None:
         """Windows of old tasks, each old task equally likely; None where nothing is kept. ``apart``: see TaskData."""

@@ -215,13 +215,13 @@ class LifelongRun:
         memory = Memory(self.config.memory)
         uses = STRATEGY_CLASSES[self.config.strategy]
         if not uses.uses_exemplars:
-            memory = Memory(dataclasses.replace(self.config.memory, episodes=0))
+            memory = Memory(dataclasses.replace(self.config.memory, episodes=0, windows=0))
         if not uses.uses_instructions:
             memory = Memory(dataclasses.replace(memory.config, instructions=False))
         for stage in range(stages):
             path = self.folder / "memory" / f"exemplars_{stage}.safetensors"
             memory.embeddings.append(self.embedding(stage))
-            if memory.config.episodes:
+            if memory.config.demonstrations:
                 memory.exemplars.append(TaskData.load(path, self.tasks[stage].name, self.tasks[stage].instruction))
         return memory
 
