@@ -50,16 +50,20 @@ def libero_get_action(
     return get_action
 
 
-def libero_policy(folder: Path, contract: Contract, text_size: int) -> Any:
+def libero_policy(folder: Path, contract: Contract, text_size: int, *, augment: bool = False) -> Any:
     """LIBERO's ``BCTransformerPolicy`` of the paper's configuration, untrained; a module.
 
+    augment: with its augmentation, in training mode; needs torchvision itself.
     Raises :class:`TrainingError` where ``folder`` or a package is missing.
     """
-    _stand_in_for_torchvision()
-    # What augmentation needs of robomimic brings torchvision too, and is never called here.
-    sys.modules.setdefault(
-        "robomimic.models.base_nets", _module("robomimic.models.base_nets", CropRandomizer=nn.Module)
-    )
+    if augment and importlib.util.find_spec("torchvision") is None:
+        raise TrainingError("LIBERO's augmentation needs the package 'torchvision'; install it")
+    if not augment:
+        _stand_in_for_torchvision()
+        # What augmentation needs of robomimic brings torchvision too, and is never called here.
+        sys.modules.setdefault(
+            "robomimic.models.base_nets", _module("robomimic.models.base_nets", CropRandomizer=nn.Module)
+        )
     if not (folder / "libero" / "lifelong" / "models" / "modules").is_dir():
         raise TrainingError(f"{folder} holds no libero/lifelong/models/modules; give a clone of LIBERO's repository")
     for name in [name for name in sys.modules if name.split(".")[0] == "libero"]:
@@ -76,17 +80,20 @@ def libero_policy(folder: Path, contract: Contract, text_size: int) -> Any:
             f"LIBERO's policy needs the package '{error.name}'; pip install --no-deps robomimic==0.3.0 einops"
         ) from error
     shapes = {camera.name: [3, camera.height, camera.width] for camera in contract.cameras}
-    return models.BCTransformerPolicy(_configuration(contract, text_size), {"ac_dim": 7, "all_shapes": shapes})
+    return models.BCTransformerPolicy(_configuration(contract, text_size, augment), {"ac_dim": 7, "all_shapes": shapes})
 
 
-def _configuration(contract: Contract, text_size: int) -> Any:
+def _configuration(contract: Contract, text_size: int, augment: bool) -> Any:
     """LIBERO's ``configs/policy/bc_transformer_policy.yaml`` with what it refers to."""
-    augmentation = {"network": "IdentityAug", "network_kwargs": {"input_shape": None}}
+    none = {"network": "IdentityAug", "network_kwargs": {"input_shape": None}}
+    ranges = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.3, "epsilon": 0.1}
+    jitter = {"network": "BatchWiseImgColorJitterAug", "network_kwargs": {"input_shape": None, **ranges}}
+    shift = {"network": "TranslationAug", "network_kwargs": {"input_shape": None, "translation": 8}}
     encoder = {"pretrained": False, "freeze": False, "remove_layer_num": 4, "no_stride": False}
     head = {"hidden_size": 1024, "num_layers": 2, "min_std": 1e-4, "num_modes": 5, "low_eval_noise": False}
     return EasyDict(
         device="cpu",
-        train={"use_augmentation": False},
+        train={"use_augmentation": augment},
         data={
             "use_joint": True,
             "use_gripper": True,
@@ -104,8 +111,8 @@ def _configuration(contract: Contract, text_size: int) -> Any:
             "transformer_mlp_hidden_size": 256,
             "transformer_dropout": 0.1,
             "transformer_max_seq_len": contract.history,
-            "color_aug": augmentation,
-            "translation_aug": augmentation,
+            "color_aug": jitter if augment else none,
+            "translation_aug": shift if augment else none,
             "image_encoder": {"network": "ResnetEncoder", "network_kwargs": {**encoder, "language_fusion": "film"}},
             "language_encoder": {
                 "network": "MLPEncoder",

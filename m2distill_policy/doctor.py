@@ -148,9 +148,14 @@ def check_disk(folder: Path | None = None) -> Finding:
     return Finding("disk", "missing", f"{free:.1f} GiB free here", f"free at least {DISK_NEEDED:.0f} GiB")
 
 
+def missing_modules(role: str) -> list[str]:
+    """What this machine lacks of a role. Modules are looked for, not imported: torch takes seconds."""
+    return [module for module in ROLE_MODULES[role] if importlib.util.find_spec(module) is None]
+
+
 def check_role(role: str) -> Finding:
-    """Whether the packages of one of ``requirements/`` are there. They are found, not imported: torch takes seconds."""
-    absent = [module for module in ROLE_MODULES[role] if importlib.util.find_spec(module) is None]
+    """Whether the packages of one of ``requirements/`` are there."""
+    absent = missing_modules(role)
     if not absent:
         return Finding(f"packages: {role}", "ok", f"all of requirements/{role}.txt")
     cure = f"pip install -r requirements/{role}.txt"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from m2distill_policy.doctor import missing_modules
 
 # CUDA builds of torch bring triton, and both triton and Mesa's software renderer carry an LLVM of their own. Loaded
 # after Mesa, triton takes some of Mesa's symbols and the process dies; loaded before it, both work.
@@ -16,6 +20,54 @@ with contextlib.suppress(ImportError):
 
 if TYPE_CHECKING:
     from tests.sides import Side
+
+
+def _promised_roles() -> list[str]:
+    """What ``make`` says that this environment was made for: there a missing module is an error."""
+    record = Path(sys.prefix) / ".roles"
+    return record.read_text(encoding="utf-8").split() if record.is_file() else []
+
+
+#: Module -> role, of what this machine is not for: a robot's has no torch and no simulator.
+OTHER_ROLES = {
+    module: role for role in ("train", "sim") if role not in _promised_roles() for module in missing_modules(role)
+}
+
+
+def _of_another_role(module: str | None) -> str | None:
+    """Why a test that fails for want of ``module`` is left out; None where it should be here."""
+    root = (module or "").split(".")[0]
+    return f"{root} is not installed: for machines of role '{OTHER_ROLES[root]}'" if root in OTHER_ROLES else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A file whose imports are another role's is skipped, and said so."""
+    report = yield
+    found = (
+        re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", str(report.longrepr)) if report.failed else None
+    )
+    reason = _of_another_role(found[1]) if found else None
+    if reason:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: {reason}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that imports another role's module on its way is skipped, and said so."""
+    report = yield
+    error = call.excinfo.value if call.excinfo is not None else None
+    reason = _of_another_role(error.name) if isinstance(error, ModuleNotFoundError) else None
+    if reason:
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {reason}")
+    return report
 
 
 @pytest.fixture

@@ -1,0 +1,169 @@
+"""Our training loop beside LIBERO's: ``python -m benchmarks.libero_training --libero FOLDER --data FILE``.
+
+The same network, batch, pictures and cores, in turn, a round each: LIBERO's policy with its augmentation and its
+optimiser, fed by robomimic's ``SequenceDataset`` through a ``DataLoader`` of four workers, as ``libero/lifelong`` does;
+then a stage of ours, sequential fine-tuning, which is what LIBERO's loop learns by. A sample is one window of ten steps
+and two views. See :mod:`benchmarks.libero_policy` for what FOLDER is; this one needs ``robomimic==0.2.0``, which is
+LIBERO's, and torchvision (an old one imports without its compiled part, which is not used).
+
+FILE: demonstrations of one task in LIBERO's layout, such as ``m2distill demos --tasks 0 --episodes 20 --size 128``
+writes. Ours are compressed and LIBERO's are not, so LIBERO's loop reads an uncompressed copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+
+from benchmarks.libero_policy import libero_policy
+from benchmarks.output import add_out, write
+from m2distill_policy.config import load_config, to_dict
+from m2distill_policy.contract import Contract, Text, libero_contract
+from m2distill_policy.demonstrations import DemonstrationFile
+from m2distill_policy.errors import M2DistillError, TrainingError
+from training.data.task_data import TaskData, load_task
+from training.lifelong.memory import Memory
+from training.lifelong.run import make_strategy
+from training.lifelong.stage import pick_device, pick_precision, train_stage
+from training.models.resnet_t import ResNetT
+from training.run_config import RunConfig
+
+#: LIBERO's ``train.num_workers``.
+LOADERS = 4
+
+
+class Theirs:
+    """LIBERO's loop: ``Sequential.observe`` over the batches of its ``DataLoader``."""
+
+    def __init__(self, folder: Path, contract: Contract, text_size: int, file: Path, config: RunConfig) -> None:
+        self.policy = libero_policy(folder, contract, text_size, augment=True).train()
+        try:
+            datasets = importlib.import_module("libero.lifelong.datasets")
+        except ModuleNotFoundError as error:
+            raise TrainingError(f"LIBERO's loop needs the package '{error.name}'; install it") from error
+        if not hasattr(np, "bool"):
+            np.bool = bool  # type: ignore[attr-defined]  # robomimic 0.2.0 is older than NumPy 1.24, which dropped it
+        self._map = importlib.import_module("robomimic.utils.tensor_utils").map_tensor
+        modality = {"rgb": list(contract.camera_names), "low_dim": list(contract.proprioception_names), "depth": []}
+        sequences, _ = datasets.get_dataset(str(file), modality, seq_len=contract.history)
+        self.dataset = datasets.SequenceVLDataset(sequences, torch.randn(text_size))
+        self.config = config.optim
+        self.optimiser = torch.optim.AdamW(
+            self.policy.parameters(), lr=self.config.lr, betas=(0.9, 0.999), weight_decay=self.config.weight_decay
+        )
+
+    def round(self, steps: int) -> Iterator[float]:
+        """The time after each of ``steps`` steps; the loader begins anew and prepares no batch too many."""
+        sampler = RandomSampler(self.dataset, replacement=True, num_samples=steps * self.config.batch)
+        loader = DataLoader(self.dataset, batch_size=self.config.batch, num_workers=LOADERS, sampler=sampler)
+        for data in loader:
+            self.observe(data)
+            yield time.perf_counter()
+
+    def observe(self, data: Any) -> float:
+        """As ``libero.lifelong.algos.base.Sequential.observe``."""
+        data = self._map(data, lambda x: x.to(self.policy.device))
+        self.optimiser.zero_grad()
+        loss = self.policy.compute_loss(data)
+        (1.0 * loss).backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip)
+        self.optimiser.step()
+        return float(loss.item())
+
+
+class Ours:
+    """A stage of sequential fine-tuning."""
+
+    def __init__(self, contract: Contract, data: TaskData, config: RunConfig) -> None:
+        self.data, self.config = data, config
+        self.policy = ResNetT(config.network, contract).to(pick_device())
+        self.strategy = make_strategy(config, Memory(config.memory), contract.history)
+
+    def round(self, steps: int) -> Iterator[float]:
+        """The time after each of ``steps`` steps."""
+        stamps: list[float] = []
+        with tempfile.TemporaryDirectory() as folder:
+            train_stage(
+                self.policy, self.strategy, self.data, self.config, 0, Path(folder),
+                lambda step, steps, terms: stamps.append(time.perf_counter()), lambda point: None,
+            )  # fmt: skip
+        assert len(stamps) == steps
+        yield from stamps
+
+
+def uncompressed(source: Path, target: Path) -> None:
+    """A copy as LIBERO publishes them: contiguous arrays."""
+
+    def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        made = new.create_dataset(name, data=item[()]) if isinstance(item, h5py.Dataset) else new.require_group(name)
+        for key, value in item.attrs.items():
+            made.attrs[key] = value
+
+    with h5py.File(source, "r") as old, h5py.File(target, "w") as new:
+        old.visititems(copy)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--libero", type=Path, metavar="FOLDER", required=True)
+    parser.add_argument("--data", type=Path, metavar="FILE", required=True)
+    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
+    parser.add_argument("--text-size", type=int, default=768)
+    parser.add_argument("--steps", type=int, default=8, help="of a round, each side")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of ours")
+    add_out(parser)
+    args = parser.parse_args()
+    settings = [*args.overrides, "strategy=sequential", f"optim.steps={args.steps}", "evaluation.points=1"]
+    config = load_config(RunConfig, args.config, [*settings, "optim.checkpoint_seconds=1e9"])
+    contract = libero_contract(config.image_size, Text("noise", "0", "none", 1.0, args.text_size))
+    embedding = np.random.default_rng(0).normal(size=args.text_size).astype(np.float32)
+    begin = time.perf_counter()
+    data = load_task(args.data, DemonstrationFile(args.data).instruction, embedding, contract)
+    loaded = time.perf_counter() - begin
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / args.data.name
+        uncompressed(args.data, copy)
+        sides: dict[str, Theirs | Ours] = {
+            "libero": Theirs(args.libero, contract, args.text_size, copy, config),
+            "ours": Ours(contract, data, config),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(args.rounds + 1):
+            for name, side in sides.items():
+                torch.set_num_threads(threads)
+                begin = time.perf_counter()
+                stamps = list(side.round(args.steps))
+                if number:  # the first round warms up
+                    seconds[name].append(stamps[-1] - begin)
+                print(f"round {number} {name}: {(stamps[-1] - begin) / args.steps:.2f} s a step", file=sys.stderr)
+    rates = {name: [config.optim.batch * args.steps / value for value in values] for name, values in seconds.items()}
+    figures = {
+        "samples_a_second": {name: [round(rate, 2) for rate in values] for name, values in rates.items()},
+        "median": {name: round(float(np.median(values)), 2) for name, values in rates.items()},
+        "ours_over_libero": round(float(np.median(rates["ours"]) / np.median(rates["libero"])), 2),
+        "ours_over_libero_by_round": [round(o / t, 2) for o, t in zip(rates["ours"], rates["libero"], strict=True)],
+        "loading_our_data_once_s": round(loaded, 2),
+    }
+    about = {"torch_threads": threads, "precision": str(pick_precision(config.optim.precision, pick_device()))}
+    write("libero_training", {**to_dict(config), **about, "loader_workers": LOADERS}, figures, args.out)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except M2DistillError as error:
+        sys.exit(f"benchmarks.libero_training: {error}")
