@@ -40,6 +40,15 @@ def _of_another_role(module: str | None) -> str | None:
     return f"{root} is not installed: for machines of role '{OTHER_ROLES[root]}'" if root in OTHER_ROLES else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is marked as another role's."""
+    for item in items:
+        for marker in item.iter_markers("role"):
+            if marker.args[0] in OTHER_ROLES.values():
+                lacking = ", ".join(module for module, role in OTHER_ROLES.items() if role == marker.args[0])
+                item.add_marker(pytest.mark.skip(reason=f"for machines of role '{marker.args[0]}' (no {lacking})"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,

@@ -15,6 +15,8 @@ from m2distill_policy import cli, doctor
 from m2distill_policy.doctor import Finding
 
 
+@pytest.mark.role("train")
+@pytest.mark.role("sim")
 def test_the_whole_report_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     # The tests' own environment has every role, so nothing may be missing.
     assert cli.main(["doctor", "--json"]) == 0

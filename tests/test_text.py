@@ -18,6 +18,8 @@ from m2distill_policy.errors import ConfigError
 from training import text
 from training.text import embed, minilm_folder, open_encoder
 
+pytestmark = pytest.mark.role("train")
+
 INSTRUCTIONS = ["lift the red box", "lift the blue box", "pick up the can and place it in the bin"]
 
 
@@ -29,8 +31,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT with random weights, saved as any model is: what is tested is the way, not the meaning."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     folder = tmp_path_factory.mktemp("tiny_bert")
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -106,8 +109,9 @@ def test_a_file_in_the_caches_place_only_costs_time(
 
 
 def test_a_local_folder_is_pooled_as_bert_and_named_by_its_hash(tiny_bert: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     spec, rows = embed(["lift the red box"], tiny_bert, tmp_path)
     assert (spec.encoder, spec.pooling, spec.scaling, spec.size) == ("local", "pooler", 1.0, 16)
     model = transformers.BertModel.from_pretrained(tiny_bert).eval()
@@ -120,11 +124,13 @@ def test_a_local_folder_is_pooled_as_bert_and_named_by_its_hash(tiny_bert: Path,
 
 
 def test_another_weight_is_another_encoder(tiny_bert: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     other = tmp_path / "other"
     shutil.copytree(tiny_bert, other)
     model = transformers.BertModel.from_pretrained(tiny_bert)
+    assert model.pooler is not None
     with torch.no_grad():
         model.pooler.dense.bias.add_(1.0)
     model.save_pretrained(other)
