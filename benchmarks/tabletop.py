@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,12 @@ from benchmarks.output import write
 from m2distill_policy.config import from_dict, load_config, to_dict
 from m2distill_policy.errors import M2DistillError, TrainingError
 from m2distill_policy.evaluation.results import wilson
-from training.launch import Job, progress, run_jobs
+from training.launch import Job, progress
 from training.lifelong.checkpoint import read_json, write_json
 from training.lifelong.m2distill import TERMS
-from training.run_config import JOINT, RunConfig, first_difference
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One row of the table: a name for folders, words for readers, and what differs from the configuration."""
-
-    name: str
-    words: str
-    overrides: tuple[str, ...]
-
+from training.run_config import RunConfig, first_difference
+from training.studies import arms
+from training.studies.arms import Arm
 
 _KEEP = ("memory.episodes=5",)
 _WORDS = ("memory.instructions=true",)
@@ -98,16 +89,8 @@ ARMS: tuple[Arm, ...] = (
 
 def jobs_of(seed: int, args: argparse.Namespace) -> list[Job]:
     """The runs of one seed, the shared first stage's owner first."""
-    root = args.folder / f"seed_{seed}"
-    common = ["--config", str(args.config), "--data", str(args.folder / "demonstrations")]
-    jobs = []
-    for arm in ARMS:
-        settings = (*SETTINGS, *args.overrides, *arm.overrides, f"seed={seed}")
-        config = load_config(RunConfig, args.config, settings)
-        alone = arm is ARMS[0] or config.strategy in ("packnet", *JOINT)
-        shared = [] if alone else ["--first-stage-from", str(root / ARMS[0].name)]
-        jobs.append(Job(f"seed {seed} {arm.name}", root / arm.name, (*common, *shared, *settings), config))
-    return jobs
+    overrides = (*SETTINGS, *args.overrides)
+    return arms.jobs_of(seed, ARMS, arms.Setting(args.config, args.folder / "demonstrations", args.folder, overrides))
 
 
 def kept_results(job: Job, args: argparse.Namespace) -> Path:
@@ -250,11 +233,7 @@ def run(args: argparse.Namespace, config: RunConfig) -> None:
         check=True,
     )  # fmt: skip
     for seed, jobs in left.items():
-        first = jobs_of(seed, args)[0]
-        if jobs and not (first.folder / "evaluation" / "stage_0.json").exists():
-            print(f"seed {seed}: the first task, shared by all arms", file=sys.stderr)
-            subprocess.run([*(word for word in first.command() if word != "--quiet"), "--stages", "1"], check=True)
-        run_jobs(jobs, args.at_once)
+        arms.run_seed(jobs_of(seed, args)[0], jobs, args.at_once)
         write("tabletop", to_dict(config), summarise(args), args.out)
 
 

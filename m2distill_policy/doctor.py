@@ -26,7 +26,18 @@ State = Literal["ok", "missing", "optional"]
 #: Modules that stand for a role, one for each thing that can be missing on its own.
 ROLE_MODULES: dict[str, tuple[str, ...]] = {
     "robot": ("numpy", "yaml", "cv2", "cyclonedds", "onnxruntime", "ruckig"),
-    "train": ("torch", "onnx", "safetensors", "h5py", "transformers", "tqdm", "tensorboard", "matplotlib", "rosbags"),
+    "train": (
+        "torch",
+        "onnx",
+        "safetensors",
+        "h5py",
+        "transformers",
+        "tqdm",
+        "tensorboard",
+        "matplotlib",
+        "rosbags",
+        "optuna",
+    ),
     "sim": ("mujoco", "robosuite", "libero", "bddl", "numba", "scipy", "fast_simplification", "gymnasium"),
 }
 

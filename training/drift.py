@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from training.data.task_data import WindowBatch
 from training.lifelong.stage import to_inputs
@@ -14,11 +15,17 @@ from training.models.resnet_t import ResNetT
 
 @dataclass(frozen=True)
 class Drift:
-    """l2: mean distance between then and now; relative: the same over the mean norm then; cosine: mean similarity."""
+    """l2: mean distance between then and now; relative: the same over the mean norm then; cosine: mean similarity.
+
+    cka: linear centred kernel alignment (Kornblith et al. 2019, https://arxiv.org/abs/1905.00414) over all steps: 1
+    where now is then turned, stretched alike or moved, which a next layer can undo; None where then is the same token
+    for every step.
+    """
 
     l2: float
     relative: float
     cosine: float
+    cka: float | None
 
 
 def modalities(policy: ResNetT) -> dict[str, slice]:
@@ -40,5 +47,15 @@ def latent_drift(then: ResNetT, now: ResNetT, probe: WindowBatch) -> dict[str, D
         norm = masked_mean(a.norm(dim=-1), valid).clamp_min(1e-8)
         distance = masked_mean((a - b).norm(dim=-1), valid)
         cosine = masked_mean(torch.cosine_similarity(a, b, dim=-1), valid)
-        result[name] = Drift(float(distance), float(distance / norm), float(cosine))
+        result[name] = Drift(float(distance), float(distance / norm), float(cosine), linear_cka(a[valid], b[valid]))
     return result
+
+
+def linear_cka(a: Tensor, b: Tensor) -> float | None:
+    """Linear CKA of two sets of features (N, p) and (N, q) of the same N examples, 0 to 1; None where one of them does
+    not vary."""
+    a, b = ((x - x.mean(0)).double() for x in (a, b))
+    scale = (a.T @ a).norm() * (b.T @ b).norm()
+    if not scale > 1e-12 * len(a):
+        return None
+    return float((b.T @ a).norm().square() / scale)

@@ -18,6 +18,7 @@ from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.sim.response import fit_velocity_response
 from m2distill_policy.sim.suites import suite_task
 from m2distill_policy.sim.world import Task
+from training import distributed
 from training.data.task_data import check_file
 from training.lifelong.checkpoint import read_json, write_json
 from training.lifelong.m2distill import TERMS
@@ -88,7 +89,7 @@ def finish_run(
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    with RolloutPool(run.config.evaluation.workers) as pool:
+    with RolloutPool(run.config.evaluation.workers) as pool:  # its processes start when they are first needed
 
         def after_stage(stage: int) -> None:
             if run.config.evaluation.points > 1:
@@ -99,7 +100,10 @@ def finish_run(
             if evaluate and run.config.evaluation.rollouts:
                 _evaluate_stage(run, stage, pool, quiet)
 
-        run.train_stages(after_stage, say, quiet=quiet, stages=stages)
+        first = distributed.is_first()
+        run.train_stages(after_stage, say if first else lambda text: None, quiet=quiet, stages=stages)
+        if not first:
+            return None
         if stages is not None and stages < run.stages:
             return None
         if not (evaluate and run.config.evaluation.rollouts):

@@ -12,6 +12,8 @@ SUMMARIES: dict[str, str] = {
     "demos": "collect demonstrations of a suite's tasks with scripted experts",
     "import-bag": "make demonstrations of a robot's recordings (rosbag2)",
     "train": "learn tasks one after another from demonstrations",
+    "ablate": "train with each term of the distillation left out, on several seeds, into one table",
+    "sweep": "search the settings of training, every trial a run",
     "export": "export a stage of a run as a bundle that a robot loads",
     "evaluate": "roll a bundle out in a world and count successes",
     "serve": "drive a robot with a bundle over DDS",

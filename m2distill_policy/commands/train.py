@@ -61,11 +61,33 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Create or open the run, go through its stages, and see whether an extended one may go to the robot."""
+    from training import distributed
+    from training.lifelong.run import LifelongRun
+    from training.pipeline import finish_run
+    from training.report.page import text_table
+
+    with distributed.joined():
+        # The first of several processes makes the folder, the others find it made.
+        lifelong = _made(args) if distributed.is_first() else None
+        distributed.wait()
+        lifelong = lifelong or LifelongRun.open(args.out)
+        results = finish_run(lifelong, evaluate=not args.no_evaluation, stages=args.stages, quiet=args.quiet)
+        if not distributed.is_first():
+            return 0
+    if results is not None:
+        print(text_table([results]))
+    print(f"bundles: {lifelong.folder / 'bundles'}")
+    if lifelong.extends and lifelong.trained(lifelong.stages - 1):
+        return _let_through(lifelong, args)
+    return 0
+
+
+def _made(args: argparse.Namespace) -> LifelongRun:
+    """The run that was asked for: a new one, or the one to go on with."""
     from m2distill_policy.config import load_config
     from m2distill_policy.errors import ConfigError
     from training.lifelong.run import LifelongRun, share_first_stage
-    from training.pipeline import create_run, finish_run
-    from training.report.page import text_table
+    from training.pipeline import create_run
     from training.run_config import RunConfig
 
     if not args.extend and (args.tasks or (not args.resume and (args.publish or args.margin is not None))):
@@ -91,13 +113,7 @@ def run(args: argparse.Namespace) -> int:
         lifelong = create_run(args.out, load_config(RunConfig, args.config, args.overrides), args.data)
         if source is not None and not share_first_stage(source, lifelong):
             print(f"{args.first_stage_from} began otherwise: the first stage is trained here", file=sys.stderr)
-    results = finish_run(lifelong, evaluate=not args.no_evaluation, stages=args.stages, quiet=args.quiet)
-    if results is not None:
-        print(text_table([results]))
-    print(f"bundles: {lifelong.folder / 'bundles'}")
-    if lifelong.extends and lifelong.trained(lifelong.stages - 1):
-        return _let_through(lifelong, args)
-    return 0
+    return lifelong
 
 
 def _extended(args: argparse.Namespace) -> LifelongRun:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from m2distill_policy.errors import ConfigError
@@ -61,24 +62,32 @@ def _turn_hue(frames: Tensor, turn: Tensor) -> Tensor:
     return torch.stack(channels, dim=2)
 
 
-def augment(views: dict[str, Tensor], config: AugmentConfig, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Jitter and shift views of (B, L, 3, H, W) in [0, 1]; new tensors, the input stays as it was."""
-    batch = next(iter(views.values())).shape[0]
+def augment(
+    views: dict[str, Tensor],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    of: tuple[int, NDArray[np.int64]] | None = None,
+) -> dict[str, Tensor]:
+    """Jitter and shift views of (B, L, 3, H, W) in [0, 1]; new tensors, the input stays as it was.
+
+    of: (count, rows) where the views are these rows of a batch of ``count``: they get what they would get there.
+    """
+    batch, rows = of or (next(iter(views.values())).shape[0], slice(None))
     device = next(iter(views.values())).device
 
     def draw(amount: float, centre: float) -> Tensor:
         values = rng.uniform(centre - amount, centre + amount, size=batch)
-        return torch.as_tensor(values, dtype=torch.float32, device=device)
+        return torch.as_tensor(values[rows], dtype=torch.float32, device=device)
 
     factors = {name: draw(getattr(config, name), 1.0).clamp_min(0) for name in ("brightness", "contrast", "saturation")}
     turn = draw(config.hue, 0.0)
-    skip = torch.as_tensor(rng.random(batch) < config.skip, device=device)
+    skip = torch.as_tensor((rng.random(batch) < config.skip)[rows], device=device)
     for factor in factors.values():
         factor[skip] = 1.0
     turn[skip] = 0.0
     order = rng.permutation(4)
     half = config.shift // 2
-    offsets = rng.integers(0, 2 * half + 1, size=(batch, 2)) if half else None
+    offsets = rng.integers(0, 2 * half + 1, size=(batch, 2))[rows] if half else None
     result = {}
     for name, frames in views.items():
         for step in order:

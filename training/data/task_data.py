@@ -34,6 +34,17 @@ class WindowBatch:
     def __len__(self) -> int:
         return len(self.actions)
 
+    def take(self, rows: NDArray[np.int64]) -> WindowBatch:
+        """These rows, in this order."""
+        return WindowBatch(
+            images={name: frames[rows] for name, frames in self.images.items()},
+            proprioception={name: values[rows] for name, values in self.proprioception.items()},
+            actions=self.actions[rows],
+            valid=self.valid[rows],
+            embedding=self.embedding[rows],
+            apart=self.apart[rows],
+        )
+
 
 def concatenate(parts: list[WindowBatch]) -> WindowBatch:
     """Batches one after another."""

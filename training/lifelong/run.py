@@ -31,6 +31,8 @@ from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.world import Task
+from training import distributed
+from training.allocator import keep_freed_memory
 from training.data.joint_data import JointData
 from training.data.task_data import Demonstrated, TaskData, load_task
 from training.drift import latent_drift
@@ -190,7 +192,8 @@ class LifelongRun:
         known = self.record["data"].get(str(index))
         if known is None:
             self.record["data"][str(index)] = digest
-            write_json(self.folder / "run.json", self.record)
+            if distributed.is_first():
+                write_json(self.folder / "run.json", self.record)
         elif known != digest:
             raise TrainingError(
                 f"{path} has changed since this run first read it ({known[:12]} then, {digest[:12]} now); restore the "
@@ -245,12 +248,16 @@ class LifelongRun:
                     ", ".join(task.instruction for task in self.tasks) if self.joint else self.tasks[stage].instruction
                 )
                 say(f"{self.config.strategy}: stage {stage + 1} of {self.stages}, {what}")
+                distributed.wait()  # none looks whether the stage is trained once the first process has written it
                 self._train(stage, quiet)
-            after_stage(stage)
+            if distributed.is_first():
+                after_stage(stage)
+            distributed.wait()
 
     def _train(self, stage: int, quiet: bool) -> None:
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
+        keep_freed_memory()
         parts = tuple(self.data(index) for index in range(len(self.tasks))) if self.joint else (self.data(stage),)
         data: Demonstrated = JointData(parts) if self.joint else parts[0]
         policy = self.policy(stage - 1) if stage else self.new_policy()
@@ -263,6 +270,10 @@ class LifelongRun:
         if stage:
             strategy.kept = self.kept(stage - 1)
         points: dict[int, str] = {}
+
+        if not distributed.is_first():
+            train_stage(policy, strategy, data, self.config, stage, folder, lambda *_: None, lambda _: None)
+            return
 
         def snapshot(point: int) -> None:
             points[point] = save_tensors(folder / f"point_{point}.safetensors", policy.state_dict())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from m2distill_policy.errors import TrainingError
+from training import distributed
 from training.data.augment import augment
 from training.data.task_data import Demonstrated, WindowBatch
 from training.lifelong.checkpoint import (
@@ -112,6 +113,8 @@ def train_stage(
     points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
     strategy.begin_stage(policy, stage)
     done = _resume(policy, optimiser, folder, stage)
+    distributed.wait()  # before the first process saves again
+    learner.join()
     saved_at = time.monotonic()
     for step in range(done, steps):
         rate = learning_rate(step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup)
@@ -121,7 +124,8 @@ def train_stage(
         listener(step + 1, steps, {**terms, "lr": rate})
         if step + 1 in points:
             snapshot(points[step + 1])
-        if step + 1 < steps and time.monotonic() - saved_at >= config.optim.checkpoint_seconds:
+        due = time.monotonic() - saved_at >= config.optim.checkpoint_seconds
+        if distributed.is_first() and step + 1 < steps and due:
             _save_partial(policy, optimiser, folder, stage, step + 1)
             saved_at = time.monotonic()
     end_stage(policy, strategy, data, config, stage)
@@ -146,6 +150,11 @@ class _Learner:
         if config.optim.threads:
             torch.set_num_threads(config.optim.threads)
         policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network: torch.nn.Module = policy
+
+    def join(self) -> None:
+        """Learn together with the other processes, where there are some; each of them has to call this."""
+        self._network = distributed.together(self.policy)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self._precision, enabled=self._mixed)
@@ -159,8 +168,13 @@ class _Learner:
         generator = torch.Generator(device=self.device).manual_seed(seed + 1)
         windows = self.data.windows(rng, config.optim.batch, history, config.optim.apart)
         composed = self.strategy.compose(windows, rng)
+        rows = distributed.shared_rows((composed.new, composed.memory, composed.old_instructions))
+        of = None
+        if rows is not None:
+            of, composed = (len(composed.batch), rows), composed.take(rows)
+            torch.manual_seed(seed + 2 + distributed.rank())  # each its own dropout
         inputs = to_inputs(composed.batch, self.device)
-        inputs.images = augment(inputs.images, config.augment, rng)
+        inputs.images = augment(inputs.images, config.augment, rng, of)
         actions, valid = (torch.from_numpy(a).to(self.device) for a in (composed.batch.actions, composed.batch.valid))
         return composed, inputs, Targets(actions, valid), generator
 
@@ -176,14 +190,16 @@ class _Learner:
         if self.stage > 0 and self.config.network.batch_norm == "frozen_after_first":
             self.policy.freeze_batch_norm()
         self.strategy.before_step(self.policy, step, steps)
-        composed, inputs, targets, generator = self._draw(step)
-        with self._autocast():
-            output = self.policy(inputs)
-            terms = self.strategy.loss(composed, inputs, output, targets, generator)
-        optimiser.zero_grad(set_to_none=True)
-        terms["total"].backward()
+        with distributed.sharing():
+            composed, inputs, targets, generator = self._draw(step)
+            with self._autocast():
+                output = self._network(inputs)
+                terms = self.strategy.loss(composed, inputs, output, targets, generator)
+            optimiser.zero_grad(set_to_none=True)
+            terms["total"].backward()
+            means = distributed.average(torch.stack([value.detach().float() for value in terms.values()]))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.optim.clip)
-        values = {name: float(value.detach()) for name, value in terms.items()}
+        values = dict(zip(terms, means.tolist(), strict=True))
         values["gradient"] = float(norm)
         if not all(math.isfinite(v) for v in values.values()):
             raise TrainingError(

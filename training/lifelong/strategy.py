@@ -15,6 +15,7 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.data.task_data import WindowBatch, concatenate
@@ -34,6 +35,11 @@ class Composed:
     new: slice
     memory: slice
     old_instructions: slice
+
+    def take(self, rows: NDArray[np.int64]) -> Composed:
+        """These rows, which ascend; each stays in its place."""
+        ends = [int(np.searchsorted(rows, place.stop)) for place in (self.new, self.memory, self.old_instructions)]
+        return Composed(self.batch.take(rows), slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2]))
 
     @property
     def demonstrated(self) -> slice:

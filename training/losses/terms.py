@@ -12,13 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from training import distributed
 from training.models.mixture import Mixture
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of values (..., B, L) over the steps that valid (B, L) marks; 0 if it marks none."""
+    """Mean of values (..., B, L) over the steps that valid (B, L) marks; 0 if it marks none.
+
+    Where several processes share the batch, each divides by the mean of their counts: the mean of what they return is
+    the mean over the whole batch.
+    """
     weight = valid.to(values.dtype).expand_as(values)
-    return (values * weight).sum() / weight.sum().clamp_min(1.0)
+    return (values * weight).sum() / distributed.average(weight.sum()).clamp_min(1.0)
 
 
 def behaviour_cloning(mixture: Mixture, actions: Tensor, valid: Tensor) -> Tensor:

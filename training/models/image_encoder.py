@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training import distributed
 from training.models.config import NetworkConfig
 
 
@@ -23,12 +24,28 @@ def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
     if norm.training:
-        result: Tensor = norm(convolution(x))
-        return result
+        y: Tensor = convolution(x)
+        return _normed_together(norm, y) if distributed.is_sharing() else norm(y)
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     weight = convolution.weight * factor[:, None, None, None]
     shift = norm.bias - norm.running_mean * factor
     return F.conv2d(x, weight, shift, convolution.stride, convolution.padding)
+
+
+def _normed_together(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
+    """A training batch norm over the rows of all processes; torch's own (SyncBatchNorm) needs GPUs."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+    mean, square = distributed.average_with_gradient(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))]))
+    variance = (square - mean.square()).clamp_min(0)
+    with torch.no_grad():
+        count = y.numel() // y.shape[1] * distributed.world()
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+    factor = norm.weight * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias - mean * factor
+    return torch.addcmul(shift[:, None, None], y, factor[:, None, None])
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,128 @@
+"""A run that is killed at random moments ends as one that was left alone: ``python -m benchmarks.kill_resume``.
+
+A small run over three tasks, with a checkpoint after every step and rollouts after every stage, is made once as it is
+and once killed with SIGKILL, with everything it started, at moments drawn from the seed. Compared are the weights of
+every stage, what every rollout did, the metrics and the drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.output import add_out, write
+from m2distill_policy.errors import M2DistillError, TrainingError
+from training.lifelong.checkpoint import read_json
+from training.lifelong.run import LifelongRun
+
+SETTINGS = (
+    "tasks=[0,1,2]", "episodes=8", "image_size=64", "optim.steps=80", "optim.checkpoint_seconds=0",
+    "evaluation.rollouts=4", "evaluation.points=2", "evaluation.workers=1", "evaluation.told=1",
+)  # fmt: skip
+
+
+def train(folder: Path, data: Path) -> subprocess.Popen[bytes]:
+    """Begin the run, or go on with it, in a process group of its own."""
+    words = ["--resume"] if (folder / "run.json").exists() else ["--config", "config/tiny.toml", "--data", str(data)]
+    new = [] if "--resume" in words else list(SETTINGS)
+    with folder.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "m2distill_policy", "train", "--out", str(folder), "--quiet", *words, *new],
+            stdout=log, stderr=log, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+def where(folder: Path) -> str:
+    """What the run was at when it was killed."""
+    if not (folder / "run.json").exists():
+        return "beginning"
+    if any(folder.rglob("*.tmp")):
+        return "saving"
+    stages = sorted((folder / "stages").glob("stage_*"))
+    if not stages or not (stages[-1] / "points.json").exists():
+        return "training"
+    return "evaluation" if not (folder / "results.json").exists() else "over"
+
+
+def same_end(a: Path, b: Path) -> dict[str, bool]:
+    """What is alike in two finished runs."""
+    ours, theirs = LifelongRun.open(a), LifelongRun.open(b)
+    weights = True
+    for stage in range(ours.stages):
+        x, y = ours.policy(stage).state_dict(), theirs.policy(stage).state_dict()
+        weights = weights and all(torch.equal(x[name], y[name]) for name in x)
+    x, y = (read_json(folder / "results.json") for folder in (a, b))
+
+    def rollouts(folder: Path) -> list[tuple[Any, ...]]:
+        rows = {}
+        for path in sorted((folder / "evaluation").glob("*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                key = (path.name, row["task_index"], row["told"], row["episode"])
+                rows[key] = (row["success"], row["steps"], row["error"])
+        return sorted((*key, *value) for key, value in rows.items())
+
+    return {
+        "weights_of_every_stage": weights,
+        "every_rollout": rollouts(a) == rollouts(b),
+        **{name: x[name] == y[name] for name in ("success", "metrics", "drift", "told_success", "bytes_kept")},
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_kill_resume"))
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    add_out(parser)
+    args = parser.parse_args()
+    if args.folder.exists():
+        raise TrainingError(f"{args.folder} is there already, and a run is killed once; remove it or give --folder")
+    data, alone, killed = (args.folder / name for name in ("demonstrations", "alone", "killed"))
+    demos = ["demos", "--tasks", "0,1,2", "--episodes", "8", "--size", "64", "--out", str(data)]
+    subprocess.run([sys.executable, "-m", "m2distill_policy", *demos], check=True)
+    begin = time.monotonic()
+    if train(alone, data).wait() != 0:
+        raise TrainingError(f"the run that was left alone failed; see {alone.with_suffix('.log')}")
+    whole = time.monotonic() - begin
+    rng = np.random.default_rng(args.seed)
+    moments: list[dict[str, Any]] = []
+    while len(moments) < args.kills:
+        process = train(killed, data)
+        # Late enough for something to have been done since it began; so that all the kills fit into the run.
+        patience = float(rng.uniform(0.15, 2.2) * whole / args.kills + rng.uniform(2.0, 8.0))
+        try:
+            code = process.wait(patience)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            moments.append({"after_s": round(patience, 2), "at": where(killed)})
+            print(json.dumps(moments[-1]), file=sys.stderr, flush=True)
+            continue
+        log = killed.with_suffix(".log")
+        raise TrainingError(f"the run ended with code {code} after {len(moments)} kills, before the last; see {log}")
+    if train(killed, data).wait() != 0:
+        raise TrainingError(f"the run could not be gone on with; see {killed.with_suffix('.log')}")
+    same = same_end(alone, killed)
+    figures = {"whole_s": round(whole, 1), "kills": moments, "same": same}
+    write("kill_resume", {"settings": list(SETTINGS), "seed": args.seed, "kills": args.kills}, figures, args.out)
+    if not all(same.values()):
+        sys.exit("benchmarks.kill_resume: the two runs did not end alike")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except M2DistillError as error:
+        sys.exit(f"benchmarks.kill_resume: {error}")

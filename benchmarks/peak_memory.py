@@ -1,0 +1,93 @@
+"""The most memory that a run of ten tasks takes: ``python -m benchmarks.peak_memory --config config/paper.toml``.
+
+Ten files of as many demonstrations of as many steps as LIBERO's have, of pictures without meaning: memory depends on
+their size alone. Every stage is two steps long; the demonstrations, the memory of old tasks, the previous policy and a
+whole batch are held as in a long one. The peak is the operating system's, of the process that trains and exports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.output import add_out, write
+from m2distill_policy.config import load_config, to_dict
+from m2distill_policy.contract import libero_contract
+from m2distill_policy.demonstrations import DemonstrationWriter, Episode, Recording, demonstration_path
+from m2distill_policy.errors import M2DistillError, TrainingError
+from training.run_config import RunConfig
+
+
+def demonstrate(folder: Path, task: int, episodes: int, steps: int, size: int) -> None:
+    """One task's file; its frames are of one colour each, so that the disk holds it."""
+    contract = libero_contract(size)
+    writer = DemonstrationWriter(
+        demonstration_path(folder, f"task_{task}"), instruction=f"do the thing number {task}", contract=contract
+    )
+    rng = np.random.default_rng(task)
+    for number in range(episodes):
+        colours = rng.integers(0, 256, (steps, 1, 1, 3), dtype=np.uint8)
+        frames = np.broadcast_to(colours, (steps, size, size, 3))
+        readings = {
+            g.name: rng.uniform(g.low, g.high, (steps, g.size)).astype(np.float32) for g in contract.proprioception
+        }
+        actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
+        episode = Episode(
+            {c.name: frames for c in contract.cameras}, readings, actions, ee=np.zeros((steps, 6), np.float32)
+        )
+        writer.add(Recording(episode), number)
+    writer.finish(list(range(episodes)), episodes)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
+    parser.add_argument("--tasks", type=int, default=10)
+    parser.add_argument("--length", type=int, default=150, help="steps of a demonstration")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_out(parser)
+    args = parser.parse_args()
+    settings = [
+        "suite=files", f"tasks={list(range(args.tasks))}", "text_encoder=minilm", "evaluation.rollouts=0",
+        "evaluation.points=1", "optim.steps=2", "memory.episodes=5", "memory.instructions=true", *args.overrides,
+    ]  # fmt: skip
+    config = load_config(RunConfig, args.config, settings)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for task in range(args.tasks):
+            print(f"demonstrations of task {task + 1} of {args.tasks}", file=sys.stderr, flush=True)
+            demonstrate(folder / "data", task, config.episodes, args.length, config.image_size)
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "m2distill_policy", "train", "--config", str(args.config),
+                "--data", str(folder / "data"), "--out", str(folder / "run"), *settings,
+            ],
+            stdout=sys.stderr,
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise TrainingError(f"the run ended with code {os.waitstatus_to_exitcode(status)}; its words are above")
+        figures = {
+            "peak_gib": round(usage.ru_maxrss / 2**20, 2),
+            "demonstrations_of_a_task_gib": round(
+                config.episodes * args.length * 2 * 3 * config.image_size**2 / 2**30, 2
+            ),
+            "minutes": round((time.monotonic() - begin) / 60, 1),
+        }
+    write("peak_memory", to_dict(config), figures, args.out)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except M2DistillError as error:
+        sys.exit(f"benchmarks.peak_memory: {error}")

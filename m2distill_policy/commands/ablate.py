@@ -1,0 +1,49 @@
+"""``m2distill ablate``: what each of the four terms does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from m2distill_policy.commands import SUMMARIES
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser(
+        "ablate",
+        help=SUMMARIES["ablate"],
+        description=(
+            "Train m2distill whole, without each of its terms and without all, on several seeds, and print one table "
+            "with intervals. Killed at any moment, the same command goes on where it was."
+        ),
+        epilog="example: m2distill ablate --config config/tiny.toml --data demos --out runs/ablation --seeds 0,1,2",
+    )
+    parser.add_argument("--config", type=Path, help="TOML or YAML file (config/tiny.toml, config/paper.toml)")
+    parser.add_argument("--data", type=Path, required=True, help="folder of <task>_demo.hdf5 files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and ablation.json")
+    parser.add_argument("--seeds", default="0,1,2", help="of the runs (default: 0,1,2)")
+    parser.add_argument("--at-once", type=int, default=2, help="runs in parallel, one thread each (default: 2)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    parser.set_defaults(run=run)
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The seeds that an option names; :class:`ConfigError` for anything else."""
+    from m2distill_policy.errors import ConfigError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds is '{text}'; give whole numbers, such as --seeds 0,1,2") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is left, print the table."""
+    from training.studies.ablation import ablate, table
+    from training.studies.arms import Setting
+
+    setting = Setting(args.config, args.data, args.out, tuple(args.overrides))
+    print(table(ablate(setting, seeds_of(args.seeds), args.at_once)))
+    print(f"written: {args.out / 'ablation.json'}")
+    return 0

@@ -1,0 +1,137 @@
+"""Ablations and sweeps: what is run, what is gone on with, and what the tables say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from m2distill_policy.cli import main
+from m2distill_policy.config import load_config, to_dict
+from m2distill_policy.errors import ConfigError, TrainingError
+from tests.test_run import SMALL, m2distill
+from training.studies.ablation import ARMS, ablate, interval, table
+from training.studies.arms import Setting, jobs_of
+from training.studies.sweep import Axis, SweepConfig, sweep
+from training.studies.sweep import table as sweep_table
+
+TINY = Path("config/tiny.toml")
+SEARCH = SweepConfig(
+    "auc", {"distill.policy.weight": Axis(0.1, 1.0, log=True), "distill.samples": Axis(choices=(1, 2))}
+)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demonstrations")
+    m2distill("demos", "--tasks", "0,1", "--episodes", "2", "--size", "32", "--workers", "1", "--out", str(folder))
+    return folder
+
+
+def _finished(setting: Setting, seeds: tuple[int, ...], auc: dict[str, float]) -> None:
+    """Folders of runs that are over, with an AUC that differs by 0.02 from seed to seed."""
+    for i, seed in enumerate(seeds):
+        for arm, job in zip(ARMS, jobs_of(seed, ARMS, setting), strict=True):
+            job.folder.mkdir(parents=True)
+            (job.folder / "run.json").write_text(json.dumps({"config": to_dict(job.config)}))
+            metrics = {"mean_final": 0.5, "nbt": 0.1, "auc": auc[arm.name] + 0.02 * i, "fwt": 0.9}
+            (job.folder / "results.json").write_text(json.dumps({"metrics": metrics}))
+
+
+def test_an_interval_is_students() -> None:
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    mean, low, high = interval([0.7])
+    assert mean == 0.7 and math.isnan(low) and math.isnan(high), "one seed carries no interval"
+
+
+def test_an_ablation_sums_up_every_arm_beside_the_whole(tmp_path: Path) -> None:
+    setting = Setting(TINY, tmp_path / "data", tmp_path / "runs")
+    auc = {arm.name: 0.9 - 0.1 * i for i, arm in enumerate(ARMS)}
+    _finished(setting, (0, 1, 2), auc)
+    found = ablate(setting, (0, 1, 2), at_once=1)
+    assert list(found["arms"]) == ["whole", "no_image", "no_text", "no_extra", "no_policy", "none"]
+    whole, without = found["arms"]["whole"], found["arms"]["no_image"]
+    assert whole["mean_and_interval"]["auc"][0] == pytest.approx(0.92)
+    # Seed by seed the difference is the same, so its interval is a point, whatever the seeds do to both.
+    assert without["beside_whole"]["auc"] == pytest.approx((-0.1, -0.1, -0.1))
+    assert json.loads((setting.folder / "ablation.json").read_text())["arms"].keys() == found["arms"].keys()
+    lines = table(found).splitlines()
+    assert lines[1].split() == ["the", "four", "terms", "0.50", "0.10", "0.92", "0.90"]
+    assert lines[2].endswith("-0.10 (-0.10 to -0.10)") and lines[-1] == "seeds 0, 1, 2"
+
+
+def test_an_ablation_of_nothing_is_refused(tmp_path: Path) -> None:
+    for overrides, sentence in (
+        (("distill.text.weight=0",), "distill.text is off or weighs nothing"),
+        (("evaluation.rollouts=0",), "told by its rollouts"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            ablate(Setting(TINY, tmp_path, tmp_path / "runs", overrides), (0,), 1)
+    with pytest.raises(ConfigError, match="name one twice"):
+        ablate(Setting(TINY, tmp_path, tmp_path / "runs"), (0, 0), 1)
+    setting = Setting(TINY, tmp_path, tmp_path / "runs")
+    _finished(setting, (0,), dict.fromkeys((arm.name for arm in ARMS), 0.5))
+    with pytest.raises(TrainingError, match="another configuration: episodes"):
+        ablate(Setting(TINY, tmp_path, tmp_path / "runs", ("episodes=7",)), (0,), 1)
+    assert not (setting.folder / "ablation.json").exists()
+
+
+def test_axes_and_spaces_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    for axis, sentence in (
+        ({}, "either choices, or low and high"),
+        ({"low": 1.0, "high": 2.0, "choices": (1, 2)}, "either choices, or low and high"),
+        ({"low": 2.0, "high": 1.0}, "goes from low to high"),
+        ({"low": 0.0, "high": 1.0, "log": True}, "begins above 0"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            Axis(**axis)
+    with pytest.raises(ConfigError, match="space is empty"):
+        SweepConfig()
+    assert load_config(SweepConfig, "config/sweeps/distill.toml").space["distill.samples"].choices == (1, 4, 16)
+
+
+@pytest.mark.slow
+def test_a_sweep_tries_settings_goes_on_and_ranks_them(tmp_path: Path, demonstrations: Path) -> None:
+    setting = Setting(TINY, demonstrations, tmp_path / "sweep", tuple(SMALL))
+    said: list[str] = []
+    found = sweep(SEARCH, setting, (3,), trials=2, at_once=1, say=said.append)
+    assert [trial["number"] for trial in sorted(found["trials"], key=lambda t: t["number"])] == [0, 1]
+    values = [trial["value"] for trial in found["trials"]]
+    assert values == sorted(values, reverse=True) and found["best"] == found["trials"][0]["settings"]
+    for trial in found["trials"]:
+        run = json.loads((setting.folder / "seed_3" / f"trial_{trial['number']}" / "run.json").read_text())["config"]
+        assert run["distill"]["policy"]["weight"] == trial["settings"]["distill.policy.weight"]
+        assert run["distill"]["samples"] == trial["settings"]["distill.samples"] and run["seed"] == 3
+    shared = [setting.folder / "seed_3" / f"trial_{n}" / "stages" / "stage_0" / "stage.json" for n in (0, 1)]
+    assert len({json.loads(path.read_text())["sha256"] for path in shared}) == 1, "the first stage is learned once"
+    assert "auc" in sweep_table(found).splitlines()[0]
+
+    done = len(said)
+    again = sweep(SEARCH, setting, (3,), trials=2, at_once=1, say=said.append)
+    assert len(said) == done and again["trials"] == found["trials"], "what is finished is not run again"
+    # Cut off between drawing a trial and the end of its run: it is gone on with under the settings it had.
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    storage = JournalStorage(JournalFileBackend(str(setting.folder / "study.journal")))
+    cut = optuna.load_study(study_name="sweep", storage=storage).ask()
+    drawn = {name: axis.draw(cut, name) for name, axis in SEARCH.space.items()}
+    more = sweep(SEARCH, setting, (3,), trials=3, at_once=1, say=said.append)
+    assert said[done] == "trial 2: going on with it"
+    assert next(t["settings"] for t in more["trials"] if t["number"] == 2) == drawn
+    with pytest.raises(ConfigError, match="holds a search with other seeds"):
+        sweep(SEARCH, setting, (4,), trials=3, at_once=1)
+
+
+def test_what_was_asked_wrongly_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["ablate", *words, "--seeds", "one"]) == 2
+    assert "give whole numbers, such as --seeds 0,1,2" in capsys.readouterr().err
+    (tmp_path / "bad.toml").write_text('[space]\n"distill.policy.weight" = { low = 1.0 }\n')
+    assert main(["sweep", str(tmp_path / "bad.toml"), *words]) == 2
+    assert "goes from low to high" in capsys.readouterr().err
+    (tmp_path / "unknown.toml").write_text('[space]\n"distill.polcy.weight" = { low = 1.0, high = 2.0 }\n')
+    assert main(["sweep", str(tmp_path / "unknown.toml"), *words]) == 2
+    assert "polcy" in capsys.readouterr().err
