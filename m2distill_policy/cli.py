@@ -42,7 +42,7 @@ WITH_NODEPS = ("train", "sim")
 #: Top-level modules that ``requirements/`` brings: the absence of one is a role that is not installed, not a bug.
 _ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig")
 _TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
-_TRAIN_MORE = ("rosbags", "optuna")
+_TRAIN_MORE = ("rosbags", "optuna", "sklearn")
 _SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
 _SIM_MORE = ("fast_simplification", "threadpoolctl", "easydict", "cloudpickle", "gymnasium", "future")
 INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_TRAIN_MORE, *_SIM, *_SIM_MORE))

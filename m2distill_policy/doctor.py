@@ -37,6 +37,7 @@ ROLE_MODULES: dict[str, tuple[str, ...]] = {
         "matplotlib",
         "rosbags",
         "optuna",
+        "sklearn",
     ),
     "sim": ("mujoco", "robosuite", "libero", "bddl", "numba", "scipy", "fast_simplification", "gymnasium"),
 }

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from training.extend import extend_run
 from training.gate import Gate, LetThrough, gate, publish, verdict
 from training.lifelong.run import LifelongRun
 from training.pipeline import create_run, finish_run, sum_up
+from training.report.latents import flatten, latents
 from training.run_config import RunConfig
 
 TINY = "config/tiny.toml"
@@ -89,6 +91,23 @@ def test_a_run_folder_alone_is_enough(tmp_path: Path, first: Path) -> None:
     for stage in range(2):
         assert run.export(stage, tmp_path / f"bundle_{stage}").largest <= 1e-4
     assert sum_up(run)["drift"] == json.loads((first / "results.json").read_text())["drift"]
+
+
+def test_the_report_shows_where_latents_went(tmp_path: Path, first: Path) -> None:
+    run = LifelongRun.open(first)
+    found = latents(run)
+    assert list(found) == ["joint_states", "gripper_states", "agentview_rgb", "eye_in_hand_rgb"]
+    for moved in found.values():
+        (then, now), (last_then, last_now) = moved
+        assert then.shape == now.shape and then.shape[1] == 16
+        assert np.abs(then - now).max() > 0, "the first task's latents moved in the second stage"
+        assert np.array_equal(last_then, last_now), "the last task's are as they were learned"
+    flat = flatten(found["agentview_rgb"])
+    assert all(a.shape == (len(part), 2) for pair, of in zip(flat, found["agentview_rgb"], strict=True)
+               for a, part in zip(pair, of, strict=True))  # fmt: skip
+    page = tmp_path / "report.html"
+    assert main(["report", str(first), "--latents", "--out", str(page)]) == 0
+    assert page.read_text().count("<svg") >= 4 + 4 and "t-SNE" in page.read_text()
 
 
 def test_the_gate_names_what_fell_and_publishes_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
@@ -14,10 +15,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "report",
         help=SUMMARIES["report"],
         description="Compare finished runs: success matrices, wrong-object rates, FWT, NBT, AUC, latent drift.",
-        epilog="example: m2distill report runs/sequential runs/m2distill --out report.html",
+        epilog="example: m2distill report runs/sequential runs/m2distill --latents --out report.html",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument("--latents", action="store_true", help="also show how the tasks' latents moved (t-SNE)")
     parser.set_defaults(run=run)
 
 
@@ -29,8 +31,17 @@ def run(args: argparse.Namespace) -> int:
 
     results = distinct_labels([read_json(folder / "results.json") for folder in args.runs])
     losses = {r["label"]: loss_rows(folder) for r, folder in zip(results, args.runs, strict=True)}
+    charts: list[str] = []
+    if args.latents:
+        from training.lifelong.run import LifelongRun
+        from training.report.latents import latent_charts
+
+        for result, folder in zip(results, args.runs, strict=True):
+            print(f"latents of {folder}", file=sys.stderr, flush=True)
+            charts += latent_charts(LifelongRun.open(folder), result["label"])
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(build_page(results, title="Lifelong imitation learning", losses=losses), encoding="utf-8")
+    page = build_page(results, title="Lifelong imitation learning", losses=losses, latents=charts)
+    args.out.write_text(page, encoding="utf-8")
     print(text_table(results))
     print(f"page: {args.out}")
     return 0

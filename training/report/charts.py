@@ -13,6 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 
 def _svg(figure: Figure) -> str:
@@ -121,4 +122,20 @@ def curves_chart(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     figure.supxlabel("level", fontsize=9)
     figure.supylabel("success", fontsize=9)
     figure.tight_layout()
+    return _svg(figure)
+
+
+def scatter_chart(
+    moved: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], names: Sequence[str], title: str
+) -> str:
+    """Points (N, 2) of each task, then (rings) and now (crosses), a colour a task."""
+    figure, axis = plt.subplots(figsize=(3.4, 3.4))
+    for (then, now), name in zip(moved, names, strict=True):
+        ring = axis.scatter(then[:, 0], then[:, 1], s=12, marker="o", facecolors="none", linewidths=0.7, label=name)
+        ring.set_edgecolor(colour := f"C{len(axis.collections) // 2}")
+        axis.scatter(now[:, 0], now[:, 1], s=9, marker="x", linewidths=0.7, color=colour)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_title(title, fontsize=9)
+    axis.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.02))
     return _svg(figure)

@@ -79,8 +79,9 @@ def build_page(
     pictures: Sequence[tuple[Path, str]] = (),
     served: Mapping[str, Any] | None = None,
     losses: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    latents: Sequence[str] = (),
 ) -> str:
-    """The page's HTML. ``results`` are the contents of the runs' ``results.json``."""
+    """The page's HTML. ``results`` are the contents of the runs' ``results.json``; ``latents`` are charts."""
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",
@@ -102,6 +103,9 @@ def build_page(
         parts += ["<h2>Drift of the first task's latents</h2><div class=row>"]
         parts += [drift_chart(r["drift"], r["label"]) for r in results]
         parts += ["</div>"]
+        if latents:
+            parts += ["<h2>Latents of every task: rings as they were learned, crosses at the end (t-SNE)</h2>"]
+            parts += ["<div class=row>", *latents, "</div>"]
         if losses:
             parts += ["<h2>Training</h2><div class=row>"]
             parts += [loss_chart(rows, label) for label, rows in losses.items()]
