@@ -1,10 +1,11 @@
 """Our training loop beside LIBERO's: ``python -m benchmarks.libero_training --libero FOLDER --data FILE``.
 
-The same network, batch, pictures and cores, in turn, a round each: LIBERO's policy with its augmentation and its
-optimiser, fed by robomimic's ``SequenceDataset`` through a ``DataLoader`` of four workers, as ``libero/lifelong`` does;
-then a stage of ours, sequential fine-tuning, which is what LIBERO's loop learns by. A sample is one window of ten steps
-and two views. See :mod:`benchmarks.libero_policy` for what FOLDER is; this one needs ``robomimic==0.2.0``, which is
-LIBERO's, and torchvision (an old one imports without its compiled part, which is not used).
+The same network, batch, pictures and cores, in turn, a round each, either in a process of its own. LIBERO's: its policy
+with its augmentation and its optimiser, fed by robomimic's ``SequenceDataset`` through a ``DataLoader`` of four workers,
+as ``libero/lifelong`` does. Ours: a stage of sequential fine-tuning, which is what LIBERO's loop learns by. A sample is
+one window of ten steps and two views. See :mod:`benchmarks.libero_policy` for what FOLDER is; this one needs
+``robomimic==0.2.0``, which is LIBERO's, and torchvision (an old one imports without its compiled part, which is not
+used).
 
 FILE: demonstrations of one task in LIBERO's layout, such as ``m2distill demos --tasks 0 --episodes 20 --size 128``
 writes. Ours are compressed and LIBERO's are not, so LIBERO's loop reads an uncompressed copy.
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +65,12 @@ class Theirs:
             self.policy.parameters(), lr=self.config.lr, betas=(0.9, 0.999), weight_decay=self.config.weight_decay
         )
 
-    def round(self, steps: int) -> Iterator[float]:
-        """The time after each of ``steps`` steps; the loader begins anew and prepares no batch too many."""
+    def round(self, steps: int) -> None:
+        """Take ``steps`` steps; the loader begins anew and prepares no batch too many."""
         sampler = RandomSampler(self.dataset, replacement=True, num_samples=steps * self.config.batch)
         loader = DataLoader(self.dataset, batch_size=self.config.batch, num_workers=LOADERS, sampler=sampler)
         for data in loader:
             self.observe(data)
-            yield time.perf_counter()
 
     def observe(self, data: Any) -> float:
         """As ``libero.lifelong.algos.base.Sequential.observe``."""
@@ -90,16 +91,28 @@ class Ours:
         self.policy = ResNetT(config.network, contract).to(pick_device())
         self.strategy = make_strategy(config, Memory(config.memory), contract.history)
 
-    def round(self, steps: int) -> Iterator[float]:
-        """The time after each of ``steps`` steps."""
-        stamps: list[float] = []
+    def round(self, steps: int) -> None:
+        """Take ``steps`` steps, which the configuration names too."""
+        assert steps == self.config.optim.steps
         with tempfile.TemporaryDirectory() as folder:
             train_stage(
-                self.policy, self.strategy, self.data, self.config, 0, Path(folder),
-                lambda step, steps, terms: stamps.append(time.perf_counter()), lambda point: None,
-            )  # fmt: skip
-        assert len(stamps) == steps
-        yield from stamps
+                self.policy, self.strategy, self.data, self.config, 0, Path(folder), lambda *_: None, lambda _: None
+            )
+
+
+def serve(name: str, pipe: Connection, folder: Path, file: Path, text_size: int, config: RunConfig) -> None:
+    """A process that is one of the sides: for every number of steps it is sent, the seconds they took."""
+    contract = libero_contract(config.image_size, Text("noise", "0", "none", 1.0, text_size))
+    if name == "libero":
+        side: Theirs | Ours = Theirs(folder, contract, text_size, file, config)
+    else:
+        embedding = np.random.default_rng(0).normal(size=text_size).astype(np.float32)
+        side = Ours(contract, load_task(file, DemonstrationFile(file).instruction, embedding, contract), config)
+    pipe.send(0.0)
+    while steps := pipe.recv():
+        begin = time.perf_counter()
+        side.round(steps)
+        pipe.send(time.perf_counter() - begin)
 
 
 def uncompressed(source: Path, target: Path) -> None:
@@ -126,39 +139,46 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of ours")
     add_out(parser)
     args = parser.parse_args()
+    if not args.data.is_file():
+        raise TrainingError(f"{args.data} is no file; give one task's demonstrations (m2distill demos)")
     settings = [*args.overrides, "strategy=sequential", f"optim.steps={args.steps}", "evaluation.points=1"]
     config = load_config(RunConfig, args.config, [*settings, "optim.checkpoint_seconds=1e9"])
-    contract = libero_contract(config.image_size, Text("noise", "0", "none", 1.0, args.text_size))
-    embedding = np.random.default_rng(0).normal(size=args.text_size).astype(np.float32)
-    begin = time.perf_counter()
-    data = load_task(args.data, DemonstrationFile(args.data).instruction, embedding, contract)
-    loaded = time.perf_counter() - begin
-    threads = torch.get_num_threads()
+    seconds: dict[str, list[float]] = {"libero": [], "ours": []}
+    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / args.data.name
         uncompressed(args.data, copy)
-        sides: dict[str, Theirs | Ours] = {
-            "libero": Theirs(args.libero, contract, args.text_size, copy, config),
-            "ours": Ours(contract, data, config),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        pipes, processes = {}, []
+        for name, file in zip(seconds, (copy, args.data), strict=True):
+            pipes[name], end = spawn.Pipe()
+            processes.append(spawn.Process(target=serve, args=(name, end, args.libero, file, args.text_size, config)))
+            processes[-1].start()
+            end.close()
+            try:
+                pipes[name].recv()
+            except EOFError:
+                raise TrainingError(f"the process of '{name}' ended; its words are above") from None
         for number in range(args.rounds + 1):
-            for name, side in sides.items():
-                torch.set_num_threads(threads)
-                begin = time.perf_counter()
-                stamps = list(side.round(args.steps))
+            for name, pipe in pipes.items():
+                pipe.send(args.steps)
+                took = pipe.recv()
                 if number:  # the first round warms up
-                    seconds[name].append(stamps[-1] - begin)
-                print(f"round {number} {name}: {(stamps[-1] - begin) / args.steps:.2f} s a step", file=sys.stderr)
+                    seconds[name].append(took)
+                print(f"round {number} {name}: {took / args.steps:.2f} s a step", file=sys.stderr, flush=True)
+        for pipe, process in zip(pipes.values(), processes, strict=True):
+            pipe.send(0)
+            process.join()
     rates = {name: [config.optim.batch * args.steps / value for value in values] for name, values in seconds.items()}
     figures = {
         "samples_a_second": {name: [round(rate, 2) for rate in values] for name, values in rates.items()},
         "median": {name: round(float(np.median(values)), 2) for name, values in rates.items()},
         "ours_over_libero": round(float(np.median(rates["ours"]) / np.median(rates["libero"])), 2),
         "ours_over_libero_by_round": [round(o / t, 2) for o, t in zip(rates["ours"], rates["libero"], strict=True)],
-        "loading_our_data_once_s": round(loaded, 2),
     }
-    about = {"torch_threads": threads, "precision": str(pick_precision(config.optim.precision, pick_device()))}
+    about = {
+        "torch_threads": torch.get_num_threads(),
+        "precision": str(pick_precision(config.optim.precision, pick_device())),
+    }
     write("libero_training", {**to_dict(config), **about, "loader_workers": LOADERS}, figures, args.out)
 
 

@@ -32,7 +32,6 @@ from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.world import Task
 from training import distributed
-from training.allocator import keep_freed_memory
 from training.data.joint_data import JointData
 from training.data.task_data import Demonstrated, TaskData, load_task
 from training.drift import latent_drift
@@ -257,7 +256,6 @@ class LifelongRun:
     def _train(self, stage: int, quiet: bool) -> None:
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        keep_freed_memory()
         parts = tuple(self.data(index) for index in range(len(self.tasks))) if self.joint else (self.data(stage),)
         data: Demonstrated = JointData(parts) if self.joint else parts[0]
         policy = self.policy(stage - 1) if stage else self.new_policy()

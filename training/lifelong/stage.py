@@ -19,6 +19,7 @@ from torch import Tensor
 
 from m2distill_policy.errors import TrainingError
 from training import distributed
+from training.allocator import keep_freed_memory
 from training.data.augment import augment
 from training.data.task_data import Demonstrated, WindowBatch
 from training.lifelong.checkpoint import (
@@ -93,6 +94,7 @@ def train_stage(
     folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
     snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done.
     """
+    keep_freed_memory()
     learner = _Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
     optimiser = torch.optim.AdamW(
