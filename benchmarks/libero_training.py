@@ -1,9 +1,9 @@
 """Our training loop beside LIBERO's: ``python -m benchmarks.libero_training --libero FOLDER --data FILE``.
 
-The same network, batch, pictures and cores, in turn, a round each, either in a process of its own. LIBERO's: its policy
-with its augmentation and its optimiser, fed by robomimic's ``SequenceDataset`` through a ``DataLoader`` of four workers,
-as ``libero/lifelong`` does. Ours: a stage of sequential fine-tuning, which is what LIBERO's loop learns by. A sample is
-one window of ten steps and two views. See :mod:`benchmarks.libero_policy` for what FOLDER is; this one needs
+The same network, batch, pictures and cores, in turn, a round each, either in a process of its own. LIBERO's: its
+policy with its augmentation and its optimiser, fed by robomimic's ``SequenceDataset`` through a ``DataLoader`` of four
+workers, as ``libero/lifelong`` does. Ours: a stage of sequential fine-tuning, which is what LIBERO's loop learns by. A
+sample is one window of ten steps and two views. See :mod:`benchmarks.libero_policy` for what FOLDER is; this one needs
 ``robomimic==0.2.0``, which is LIBERO's, and torchvision (an old one imports without its compiled part, which is not
 used).
 
