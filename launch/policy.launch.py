@@ -45,6 +45,8 @@ CONFIG = Path(__file__).resolve().parent.parent / "config"
 ARMS = CONFIG / "arms"
 #: Room for pictures, unless the user has a configuration of his own; other middlewares do not look at it.
 CYCLONE = {} if "CYCLONEDDS_URI" in os.environ else {"CYCLONEDDS_URI": (CONFIG / "cyclonedds.xml").as_uri()}
+#: The node ends, with a halt, when the launcher does, however that ends.
+ENVIRONMENT = {"M2DISTILL_END_WITH_PARENT": "1", **CYCLONE}
 #: Those that are true or false; all others are text, whatever they look like.
 _SWITCHES = ("enable", "lockstep", "use_sim_time")
 
@@ -88,7 +90,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
             # whose services are still found for a while, and waited for in vain.
             parameters=[*([profile] if profile else []), {"autostart": True, **chosen}],
             remappings=remappings,
-            additional_env=CYCLONE,
+            additional_env=ENVIRONMENT,
             output="screen",
             respawn=respawn,
             respawn_delay=1.0,

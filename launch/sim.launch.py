@@ -52,7 +52,13 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
     for name in ROBOT:
         if given(name):
             arguments += [f"--{name.replace('_', '-')}", given(name)]
-    robot = Node(package="m2distill_policy", executable="sim_robot", arguments=arguments, output="screen")
+    robot = Node(
+        package="m2distill_policy",
+        executable="sim_robot",
+        arguments=arguments,
+        output="screen",
+        additional_env={"M2DISTILL_END_WITH_PARENT": "1"},  # as the policy does, see policy.launch.py
+    )
     policy = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(Path(__file__).with_name("policy.launch.py"))),
         launch_arguments=[

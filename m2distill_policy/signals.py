@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -11,8 +14,32 @@ from collections.abc import Callable
 _SAME = 1.0
 
 
+#: Set by the launch files for the nodes that they start.
+WITH_PARENT = "M2DISTILL_END_WITH_PARENT"
+#: Linux: the signal that a process gets when its parent ends (prctl(2)).
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_launcher() -> None:
+    """Be sent SIGTERM when the process that started this one ends, where a launch file asks for it.
+
+    ``ros2 launch`` that is killed or gets SIGTERM leaves its nodes behind, and one of them would go on driving an arm.
+    Nothing happens where the system has no such signal.
+    """
+    if not os.environ.get(WITH_PARENT):
+        return
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended in the meantime
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def stop_on_signals(stop: Callable[[str], None]) -> None:
-    """Call ``stop`` with a reason at SIGTERM and at the first SIGINT; a SIGINT after that interrupts as usual."""
+    """Call ``stop`` with a reason at SIGTERM and at the first SIGINT; a SIGINT after that interrupts as usual.
+
+    Started by a launch file, also when the launcher has ended.
+    """
     first: float | None = None
 
     def terminate(number: int, frame: object) -> None:
@@ -26,3 +53,4 @@ def stop_on_signals(stop: Callable[[str], None]) -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, terminate)
+    _end_with_launcher()

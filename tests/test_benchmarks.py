@@ -88,3 +88,19 @@ def test_every_benchmark_is_described() -> None:
     parts = ("output", "child", "libero_policy", "ros_robot", "ros_events")  # of the others
     for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
         assert path.stem in parts or f"benchmarks.{path.stem}`" in text or path.stem == "tabletop", path.name
+
+
+def test_a_roofline_counts_operations_and_shares_out_the_time(tmp_path: Path) -> None:
+    out = tmp_path / "roofline.json"
+    words = ["--config", "config/tiny.toml", "--text-size", "384", "--steps", "1", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.roofline", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text())["figures"]
+    # 4 windows of 10 steps and 2 views: the stem alone is 2 x 3 x 25 x 24 x 16 x 16 operations a picture.
+    assert figures["gflop_a_step"] > 80 * 2 * 3 * 25 * 24 * 16 * 16 / 1e9
+    assert figures["gflop_s"] > 0 and figures["matrix_product_gflop_s"] > 0 and figures["copy_gb_s"] > 0
+    assert abs(sum(figures["share_of_time"].values()) - 1) < 0.01
+    assert figures["share_of_time"]["convolution, backward"] > figures["share_of_time"]["batch norm"]

@@ -83,6 +83,33 @@ def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) ->
         assert "process has finished cleanly" in launch.output
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_node_ends_with_its_launcher(tmp_path: Path, number: signal.Signals) -> None:
+    """``ros2 launch`` passes neither on: without its launcher the node would go on driving."""
+    told = {"bundle": write_toy(tmp_path / "toy"), "instruction": INSTRUCTIONS[0], "enable": "true"}
+    with launched(tmp_path, "policy.launch.py", **told) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
+        launch.wait_for("process started with pid")
+        robot.meet()
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        node = _node_of(launch)
+        launch.process.send_signal(number)
+        deadline = time.monotonic() + 20
+        while _runs(node):
+            assert time.monotonic() < deadline, "the node goes on without its launcher"
+            robot.listen(0.05)
+        robot.listen(0.5)
+        last = robot.heard["status"][-1]
+        assert last.code == StatusCode.HALT_REQUESTED and last.halted, last
+
+
+def _runs(process: int) -> bool:
+    """Whether it is there, and no zombie."""
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+
+
 def test_without_enable_it_answers_in_shadow(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "profile": _profile(tmp_path)}

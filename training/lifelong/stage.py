@@ -95,7 +95,7 @@ def train_stage(
     snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done.
     """
     keep_freed_memory()
-    learner = _Learner(policy, strategy, data, config, stage)
+    learner = Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
     optimiser = torch.optim.AdamW(
         [
@@ -136,11 +136,11 @@ def train_stage(
 def end_stage(policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
     """Let ``strategy`` take what it keeps of the stage that ``policy`` has just learned from ``data``."""
     steps = config.optim.stage_steps(data.steps, policy.contract.history, data.tasks)
-    learner = _Learner(policy, strategy, data, config, stage)
+    learner = Learner(policy, strategy, data, config, stage)
     strategy.end_stage(policy, lambda number: learner.imitate(steps + number))
 
 
-class _Learner:
+class Learner:
     """What the steps of one stage have in common."""
 
     def __init__(self, policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:

@@ -1,0 +1,115 @@
+"""What a training step computes, what the hardware gives, and where the rest goes: ``python -m benchmarks.roofline``.
+
+Operations are counted by torch's ``FlopCounterMode`` (a multiplication and an addition are two), the hardware's rate is
+that of one large matrix product in the step's precision, its bandwidth that of a copy; where the time goes is the
+profiler's, on a step of its own. Frames are noise: a convolution costs the same whatever it sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.output import add_out, write
+from benchmarks.training_speed import noise
+from m2distill_policy.config import load_config, to_dict
+from m2distill_policy.contract import Text, libero_contract
+from training.allocator import keep_freed_memory
+from training.lifelong.memory import Memory
+from training.lifelong.run import make_strategy
+from training.lifelong.stage import Learner, pick_device, pick_precision
+from training.models.resnet_t import ResNetT
+from training.run_config import RunConfig
+
+#: Groups of operators by a part of their names, first match first.
+GROUPS = (
+    ("convolution, backward", ("convolution_backward",)),
+    ("convolution", ("convolution",)),
+    ("batch norm", ("batch_norm",)),
+    ("matrix products", ("mm", "linear")),
+    ("rectifier, pooling, softmax", ("threshold", "clamp_min", "relu", "max_pool", "softmax")),
+)
+
+
+def group(operator: str) -> str:
+    """The group that an operator is counted in."""
+    return next((name for name, parts in GROUPS if any(part in operator for part in parts)), "all else")
+
+
+def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """GFLOP/s of a product of two matrices of 2048 and GB/s of a copy (what is read and what is written)."""
+    a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
+    source = torch.randn(2**26, device=device)
+    target = torch.empty_like(source)
+
+    def best(work: object, times: int) -> float:
+        assert callable(work)
+        found = float("inf")
+        for _ in range(times):
+            begin = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            found = min(found, time.perf_counter() - begin)
+        return found
+
+    return {
+        "matrix_product_gflop_s": round(2 * 2048**3 / best(lambda: a @ b, 8) / 1e9, 1),
+        "copy_gb_s": round(2 * 4 * 2**26 / best(lambda: target.copy_(source), 8) / 1e9, 1),
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
+    parser.add_argument("--text-size", type=int, default=768)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_out(parser)
+    args = parser.parse_args()
+    config = load_config(RunConfig, args.config, ["strategy=sequential", *args.overrides])
+    contract = libero_contract(config.image_size, Text("noise", "0", "none", 1.0, args.text_size))
+    device = pick_device()
+    dtype = pick_precision(config.optim.precision, device) or torch.float32
+    rates = hardware(device, dtype)
+    keep_freed_memory()
+    torch.manual_seed(config.seed)
+    policy = ResNetT(config.network, contract).to(device)
+    learner = Learner(
+        policy, make_strategy(config, Memory(config.memory), contract.history), noise(contract, 0), config, 0
+    )
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=config.optim.lr)
+    with FlopCounterMode(display=False) as counted:
+        learner.step(0, 100, optimiser)
+    seconds = []
+    for step in range(1, 1 + args.steps):
+        begin = time.perf_counter()
+        learner.step(step, 100, optimiser)
+        seconds.append(time.perf_counter() - begin)
+    shares: dict[str, float] = {}
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        learner.step(1 + args.steps, 100, optimiser)
+    for event in profiled.key_averages():
+        shares[group(event.key)] = shares.get(group(event.key), 0.0) + event.self_cpu_time_total
+    total, best = sum(shares.values()), min(seconds)
+    flop = counted.get_total_flops()
+    figures = {
+        "gflop_a_step": round(flop / 1e9, 1),
+        "step_s": [round(value, 3) for value in seconds],
+        "gflop_s": round(flop / best / 1e9, 1),
+        **rates,
+        "share_of_the_matrix_product": round(flop / best / 1e9 / rates["matrix_product_gflop_s"], 3),
+        "share_of_time": {name: round(value / total, 3) for name, value in sorted(shares.items(), key=lambda i: -i[1])},
+    }
+    about = {"torch_threads": torch.get_num_threads(), "precision": str(dtype)}
+    write("roofline", {**to_dict(config), **about}, figures, args.out)
+
+
+if __name__ == "__main__":
+    main()
