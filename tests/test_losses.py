@@ -14,6 +14,7 @@ from training.losses.terms import (
     latent_distance,
     masked_mean,
     policy_divergence,
+    reverse_divergence,
     subspace_distance,
 )
 from training.models.mixture import Mixture
@@ -126,6 +127,23 @@ def test_kl_in_seven_dimensions_agrees_with_the_closed_form_of_single_gaussians(
         p, q, torch.ones(1, 1, dtype=torch.bool), 100_000, 0.0, torch.Generator().manual_seed(0)
     )
     assert float(estimate.value) == pytest.approx(exact, rel=0.02)
+
+
+def test_the_reverse_divergence_and_its_gradient_agree_with_the_closed_form() -> None:
+    """Of single Gaussians: KL(s || t) and its slopes in the student's mean and deviation."""
+    torch.manual_seed(0)
+    then = Mixture(torch.zeros(1, 1, 1), torch.tensor([[[[0.2, -0.1]]]]), torch.tensor([[[[0.5, 0.8]]]]))
+    mean = torch.tensor([[[[-0.1, 0.3]]]], requires_grad=True)
+    scale = torch.tensor([[[[0.3, 0.6]]]], requires_grad=True)
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    now = Mixture(torch.zeros(1, 1, 1), mean, scale)
+    found = reverse_divergence(then, now, valid, 200_000, 0.0, torch.Generator().manual_seed(0)).value
+    exact = (then.scales / scale).log() + (scale**2 + (mean - then.means) ** 2) / (2 * then.scales**2) - 0.5
+    assert found.item() == pytest.approx(exact.sum().item(), rel=0.02)
+    slopes = torch.autograd.grad(found, (mean, scale))
+    wanted = torch.autograd.grad(exact.sum(), (mean, scale))
+    for slope, truth in zip(slopes, wanted, strict=True):
+        torch.testing.assert_close(slope, truth, rtol=0.05, atol=0.02)
 
 
 def test_floor_bounds_the_divergence_and_is_reported() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from m2distill_policy.errors import ConfigError
 from training.lifelong.memory import Memory
 from training.lifelong.strategy import Composed, Imitate, Strategy, Targets, imitation
-from training.losses.terms import latent_distance, policy_divergence, subspace_distance
+from training.losses.terms import latent_distance, policy_divergence, reverse_divergence, subspace_distance
 from training.models.resnet_t import Inputs, Output, ResNetT
 
 #: The paper's terms, each a section of :class:`DistillConfig`.
@@ -51,6 +52,10 @@ class DistillConfig:
     instruction: there the previous policy knows features worth keeping but no action worth repeating.
     rank: hold latents only within so many directions, those that the previous policy uses most; 0 holds all.
     confident: of the ``samples`` compare only so many, those that the previous policy thinks likeliest; 0 compares all.
+    direction: of the divergence. ``forward`` is the paper's, KL(previous || present); ``reverse`` the other, whose
+    samples are the present policy's.
+
+    A distance is summed over a token's entries; a mean over them would be the same at a weight so many times smaller.
     """
 
     image: TermConfig = field(default_factory=lambda: TermConfig(0.1))
@@ -63,8 +68,14 @@ class DistillConfig:
     new_latents: float = 1.0
     rank: int = 0
     confident: int = 0
+    direction: Literal["forward", "reverse"] = "forward"
 
     def __post_init__(self) -> None:
+        if self.direction == "reverse" and self.confident:
+            raise ConfigError(
+                f"distill.confident is {self.confident} and distill.direction reverse, whose samples are the present "
+                "policy's; set distill.confident=0"
+            )
         if self.samples < 1:
             raise ConfigError(f"distill.samples is {self.samples}; at least 1 is needed")
         if not 0 <= self.confident <= self.samples:
@@ -127,15 +138,13 @@ class M2Distill(Strategy):
                     terms[f"{name}/{place}"] = distance.detach()
                     total = total + weights[name] * latent_factor * distance
             if weights["policy"] and policy_factor:
-                divergence = policy_divergence(
-                    held.mixture.select(rows),
-                    output.mixture.select(rows),
-                    valid,
-                    config.samples,
-                    config.floor,
-                    generator,
-                    config.confident,
-                )
+                mixtures = held.mixture.select(rows), output.mixture.select(rows)
+                if config.direction == "forward":
+                    divergence = policy_divergence(
+                        *mixtures, valid, config.samples, config.floor, generator, config.confident
+                    )
+                else:
+                    divergence = reverse_divergence(*mixtures, valid, config.samples, config.floor, generator)
                 terms[f"policy/{place}"] = divergence.value.detach()
                 terms[f"floored/{place}"] = divergence.floored
                 total = total + weights["policy"] * policy_factor * divergence.value

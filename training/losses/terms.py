@@ -53,7 +53,7 @@ def subspace_distance(teacher: Tensor, student: Tensor, valid: Tensor, rank: int
 
 
 class PolicyDivergence(NamedTuple):
-    """value: KL(teacher || student) in nats; floored: share of the student's deviations raised to the floor."""
+    """value: the divergence in nats; floored: share of the student's deviations raised to the floor."""
 
     value: Tensor
     floored: Tensor
@@ -85,3 +85,32 @@ def policy_divergence(
         then, likeliest = then.topk(confident, dim=0)
         now = now.gather(0, likeliest)
     return PolicyDivergence(masked_mean(then - now, valid), share)
+
+
+def reverse_divergence(
+    teacher: Mixture,
+    student: Mixture,
+    valid: Tensor,
+    samples: int,
+    floor: float,
+    generator: torch.Generator | None = None,
+) -> PolicyDivergence:
+    """Monte Carlo KL(student || teacher): mean of log pi_s(a) - log pi_t(a) over ``samples`` actions a ~ pi_s, floored
+    as :func:`policy_divergence` is.
+
+    The student stays where the teacher would act and need not cover all of it. Actions of a mixture cannot be moved
+    along with its parameters, so the gradient is the score function's, E_s[(log pi_s - log pi_t) grad log pi_s]
+    (Williams 1992), of which the samples' mean difference is taken away: that changes its spread and not its mean.
+    """
+    teacher = teacher.detach().floored(floor)
+    share = (student.scales < floor).float().mean().detach()
+    student = student.floored(floor)
+    actions = student.detach().sample(samples, generator)
+    now = student.log_prob(actions)
+    difference = (now - teacher.log_prob(actions)).detach()
+    if samples > 1:  # each sample beside the mean of the others
+        others = (difference.sum(0, keepdim=True) - difference) / (samples - 1)
+    else:
+        others = torch.zeros_like(difference)
+    score = (difference - others) * now
+    return PolicyDivergence(masked_mean(difference + score - score.detach(), valid), share)
