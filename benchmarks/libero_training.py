@@ -68,7 +68,13 @@ class Theirs:
     def round(self, steps: int) -> None:
         """Take ``steps`` steps; the loader begins anew and prepares no batch too many."""
         sampler = RandomSampler(self.dataset, replacement=True, num_samples=steps * self.config.batch)
-        loader = DataLoader(self.dataset, batch_size=self.config.batch, num_workers=LOADERS, sampler=sampler)
+        loader = DataLoader(
+            self.dataset,
+            batch_size=self.config.batch,
+            num_workers=LOADERS,
+            sampler=sampler,
+            multiprocessing_context="fork",  # as it is where LIBERO is started; a process that was spawned spawns
+        )
         for data in loader:
             self.observe(data)
 
@@ -109,10 +115,19 @@ def serve(name: str, pipe: Connection, folder: Path, file: Path, text_size: int,
         embedding = np.random.default_rng(0).normal(size=text_size).astype(np.float32)
         side = Ours(contract, load_task(file, DemonstrationFile(file).instruction, embedding, contract), config)
     pipe.send(0.0)
-    while steps := pipe.recv():
+    while True:
+        steps = pipe.recv()
         begin = time.perf_counter()
         side.round(steps)
         pipe.send(time.perf_counter() - begin)
+
+
+def answer(name: str, pipe: Connection) -> float:
+    """What a side's process says; :class:`TrainingError` where it has ended."""
+    try:
+        return float(pipe.recv())
+    except EOFError:
+        raise TrainingError(f"the process of '{name}' ended; its words are above") from None
 
 
 def uncompressed(source: Path, target: Path) -> None:
@@ -148,26 +163,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / args.data.name
         uncompressed(args.data, copy)
-        pipes, processes = {}, []
-        for name, file in zip(seconds, (copy, args.data), strict=True):
-            pipes[name], end = spawn.Pipe()
-            processes.append(spawn.Process(target=serve, args=(name, end, args.libero, file, args.text_size, config)))
-            processes[-1].start()
-            end.close()
-            try:
-                pipes[name].recv()
-            except EOFError:
-                raise TrainingError(f"the process of '{name}' ended; its words are above") from None
-        for number in range(args.rounds + 1):
-            for name, pipe in pipes.items():
-                pipe.send(args.steps)
-                took = pipe.recv()
-                if number:  # the first round warms up
-                    seconds[name].append(took)
-                print(f"round {number} {name}: {took / args.steps:.2f} s a step", file=sys.stderr, flush=True)
-        for pipe, process in zip(pipes.values(), processes, strict=True):
-            pipe.send(0)
-            process.join()
+        pipes: dict[str, Connection] = {}
+        processes = []
+        try:
+            for name, file in zip(seconds, (copy, args.data), strict=True):
+                pipes[name], end = spawn.Pipe()
+                words = (name, end, args.libero, file, args.text_size, config)
+                processes.append(spawn.Process(target=serve, args=words))
+                processes[-1].start()
+                end.close()
+                answer(name, pipes[name])
+            for number in range(args.rounds + 1):
+                for name, pipe in pipes.items():
+                    pipe.send(args.steps)
+                    took = answer(name, pipe)
+                    if number:  # the first round warms up
+                        seconds[name].append(took)
+                    print(f"round {number} {name}: {took / args.steps:.2f} s a step", file=sys.stderr, flush=True)
+        finally:
+            for process in processes:
+                process.terminate()
+                process.join()
     rates = {name: [config.optim.batch * args.steps / value for value in values] for name, values in seconds.items()}
     figures = {
         "samples_a_second": {name: [round(rate, 2) for rate in values] for name, values in rates.items()},
