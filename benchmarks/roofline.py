@@ -1,7 +1,8 @@
 """What a training step computes, what the hardware gives, and where the rest goes: ``python -m benchmarks.roofline``.
 
-Operations are counted by torch's ``FlopCounterMode`` (a multiplication and an addition are two), the hardware's rate is
-that of one large matrix product in the step's precision, its bandwidth that of a copy; where the time goes is the
+Operations are counted by torch's ``FlopCounterMode`` (a multiplication and an addition are two). What the hardware gives is
+one large matrix product, and one convolution of layer 1 forward and backward by weights and by pictures, in the step's
+precision; its bandwidth is that of a copy. Where the time goes is the
 profiler's, on a step of its own. Frames are noise: a convolution costs the same whatever it sees.
 """
 
@@ -42,7 +43,8 @@ def group(operator: str) -> str:
 
 
 def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """GFLOP/s of a product of two matrices of 2048 and GB/s of a copy (what is read and what is written)."""
+    """GFLOP/s of a product of two matrices of 2048, and of 3 x 3 convolutions of 64 channels on 64 maps of 32 x 32; GB/s
+    of a copy (what is read and what is written)."""
     a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
@@ -58,7 +60,19 @@ def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
             found = min(found, time.perf_counter() - begin)
         return found
 
+    x, w, g = (
+        torch.randn(shape, device=device).to(dtype).to(memory_format=torch.channels_last)
+        for shape in ((64, 64, 32, 32), (64, 64, 3, 3), (64, 64, 32, 32))
+    )
+    flop = 2 * 9 * 64 * 64 * 32 * 32 * 64
+
+    def backward(*wanted: bool) -> None:
+        torch.ops.aten.convolution_backward(g, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted)
+
     return {
+        "convolution_gflop_s": round(flop / best(lambda: torch.conv2d(x, w, padding=1), 8) / 1e9, 1),
+        "convolution_by_pictures_gflop_s": round(flop / best(lambda: backward(True, False, False), 8) / 1e9, 1),
+        "convolution_by_weights_gflop_s": round(flop / best(lambda: backward(False, True, False), 8) / 1e9, 1),
         "matrix_product_gflop_s": round(2 * 2048**3 / best(lambda: a @ b, 8) / 1e9, 1),
         "copy_gb_s": round(2 * 4 * 2**26 / best(lambda: target.copy_(source), 8) / 1e9, 1),
     }
