@@ -1,9 +1,9 @@
 """What a training step computes, what the hardware gives, and where the rest goes: ``python -m benchmarks.roofline``.
 
-Operations are counted by torch's ``FlopCounterMode`` (a multiplication and an addition are two). What the hardware gives is
-one large matrix product, and one convolution of layer 1 forward and backward by weights and by pictures, in the step's
-precision; its bandwidth is that of a copy. Where the time goes is the
-profiler's, on a step of its own. Frames are noise: a convolution costs the same whatever it sees.
+Operations are counted by torch's ``FlopCounterMode`` (a multiplication and an addition are two). What the hardware gives
+is one large matrix product, and one convolution of layer 1 forward and backward by weights and by pictures, in the step's
+precision; its bandwidth is that of a copy. Where the time goes is the profiler's, on a step of its own. Frames are noise:
+a convolution costs the same whatever it sees.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def group(operator: str) -> str:
 
 
 def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """GFLOP/s of a product of two matrices of 2048, and of 3 x 3 convolutions of 64 channels on 64 maps of 32 x 32; GB/s
-    of a copy (what is read and what is written)."""
+    """GFLOP/s of a product of two matrices of 2048, and of 3 x 3 convolutions of 64 channels on 64 maps of 32 x 32.
+
+    GB/s of a copy, of what is read and what is written.
+    """
     a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
