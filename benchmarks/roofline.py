@@ -1,9 +1,9 @@
 """What a training step computes, what the hardware gives, and where the rest goes: ``python -m benchmarks.roofline``.
 
 Operations are counted by torch's ``FlopCounterMode`` (a multiplication and an addition are two). What the hardware
-gives is one large matrix product, and one convolution of layer 1 forward and backward by weights and by pictures, in the
-step's precision; its bandwidth is that of a copy. Where the time goes is the profiler's, on a step of its own. Frames
-are noise: a convolution costs the same whatever it sees.
+gives is one large matrix product, and one convolution of layer 1 forward and backward by weights and by pictures, in
+the step's precision; its bandwidth is that of a copy. Where the time goes is the profiler's, on a step of its own.
+Frames are noise: a convolution costs the same whatever it sees.
 """
 
 from __future__ import annotations
