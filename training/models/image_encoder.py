@@ -35,7 +35,8 @@ def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
 def _normed_together(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
     """A training batch norm over the rows of all processes; torch's own (SyncBatchNorm) needs GPUs."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-    mean, square = distributed.average_with_gradient(torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))]))
+    wide = y.float()
+    mean, square = distributed.average_with_gradient(torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))]))
     variance = (square - mean.square()).clamp_min(0)
     with torch.no_grad():
         count = y.numel() // y.shape[1] * distributed.world()
@@ -45,7 +46,7 @@ def _normed_together(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
             norm.num_batches_tracked.add_(1)
     factor = norm.weight * torch.rsqrt(variance + norm.eps)
     shift = norm.bias - mean * factor
-    return torch.addcmul(shift[:, None, None], y, factor[:, None, None])
+    return torch.addcmul(shift[:, None, None], wide, factor[:, None, None]).to(y.dtype)
 
 
 class ResidualBlock(nn.Module):

@@ -69,11 +69,11 @@ def ablate(setting: Setting, seeds: Sequence[int], at_once: int) -> dict[str, An
     return found
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean, and the ends of its Student interval over seeds; without ends (NaN) for a single seed."""
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None, float | None]:
+    """Mean, and the ends of its Student interval over seeds; None for both where there is a single seed."""
     mean = float(np.mean(values))
     if len(values) < 2:
-        return mean, math.nan, math.nan
+        return mean, None, None
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
     return mean, mean - half, mean + half
@@ -88,7 +88,7 @@ def table(found: dict[str, Any]) -> str:
         line = f"{arm['words']:<18}" + "".join(f"{arm['mean_and_interval'][m][0]:>9.2f}" for m in METRICS)
         if name != "whole":
             mean, low, high = arm["beside_whole"]["auc"]
-            line += f"   {mean:+.2f}" + ("" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
+            line += f"   {mean:+.2f}" + ("" if low is None else f" ({low:+.2f} to {high:+.2f})")
         lines.append(line)
     seeds = ", ".join(map(str, found["seeds"]))
     return "\n".join([*lines, f"seeds {seeds}" + ("" if len(found["seeds"]) > 1 else "; one seed carries no interval")])
