@@ -137,6 +137,23 @@ def test_jitter_matches_the_formulas_by_hand() -> None:
     torch.testing.assert_close(out, (frames * factor).clamp(0, 1).float(), atol=1e-6, rtol=0)
 
 
+def test_views_are_changed_alike_or_each_by_itself() -> None:
+    frames = torch.rand(2, 3, 3, 16, 16)
+    views = {"a": frames, "b": frames.clone()}
+    alike = augment(views, AugmentConfig(), np.random.default_rng(0))
+    assert torch.equal(alike["a"], alike["b"])
+    apart = augment(views, AugmentConfig(together=False, skip=0.0), np.random.default_rng(0))
+    assert not torch.equal(apart["a"], apart["b"])
+
+
+def test_rows_of_a_batch_are_changed_as_they_would_be_in_it() -> None:
+    views = {"a": torch.rand(6, 3, 3, 16, 16), "b": torch.rand(6, 3, 3, 16, 16)}
+    whole = augment(views, AugmentConfig(), np.random.default_rng(1))
+    rows = np.array([1, 3, 5])
+    part = augment({n: v[rows] for n, v in views.items()}, AugmentConfig(), np.random.default_rng(1), (6, rows))
+    assert all(torch.equal(part[name], whole[name][rows]) for name in views)
+
+
 def test_augmentation_ranges_are_checked() -> None:
     with pytest.raises(ConfigError, match="hue"):
         AugmentConfig(hue=0.9)

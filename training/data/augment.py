@@ -1,4 +1,4 @@
-"""Augmentation of a batch: colour jitter a window, one shift a window, the same for all its frames and views.
+"""Augmentation of a batch: colour jitter a window, one shift a window, the same for all its frames, and views if asked.
 
 As LIBERO's (``data_augmentation.py``: BatchWiseImgColorJitterAug, then TranslationAug), without torchvision: the
 jitter follows torchvision's ``ColorJitter`` formulas (blend with black, with the mean grey, with grey; hue turned in
@@ -21,7 +21,10 @@ from m2distill_policy.errors import ConfigError
 @dataclass(frozen=True)
 class AugmentConfig:
     """brightness, contrast, saturation: factors drawn from [1 - x, 1 + x]; hue: turns drawn from [-x, x], at most 0.5;
-    skip: share of windows left in their colours; shift: pixels of translation in all (half to each side)."""
+    skip: share of windows left in their colours; shift: pixels of translation in all (half to each side).
+
+    together: all views of a window are changed alike, as in LIBERO; False changes each by itself.
+    """
 
     brightness: float = 0.3
     contrast: float = 0.3
@@ -29,6 +32,7 @@ class AugmentConfig:
     hue: float = 0.3
     skip: float = 0.1
     shift: int = 8
+    together: bool = True
 
     def __post_init__(self) -> None:
         for name, top in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5), ("skip", 1.0)):
@@ -72,6 +76,8 @@ def augment(
 
     of: (count, rows) where the views are these rows of a batch of ``count``: they get what they would get there.
     """
+    if not config.together and len(views) > 1:
+        return {name: augment({name: frames}, config, rng, of)[name] for name, frames in views.items()}
     batch, rows = of or (next(iter(views.values())).shape[0], slice(None))
     device = next(iter(views.values())).device
 

@@ -21,7 +21,8 @@ class NetworkConfig:
     stage's statistics ever after, which closes a path of forgetting that no loss on tokens sees.
     normalise: bring every reading to mean 0 and deviation 1 over the first task's demonstrations before its linear
     layer. LIBERO feeds them raw: fingers move by 0.02 m, and the network has to learn that this is much.
-    drop_path: stochastic depth on the feed-forward branch (LIBERO applies it to that branch alone).
+    drop_path: stochastic depth on the feed-forward branch, where LIBERO applies it alone; drop_path_both: on the
+    attention's too.
     """
 
     stem_kernel: int = 7
@@ -38,6 +39,7 @@ class NetworkConfig:
     mlp: int = 256
     dropout: float = 0.1
     drop_path: float = 0.1
+    drop_path_both: bool = False
     head_hidden: int = 1024
     modes: int = 5
     min_std: float = 1e-4

@@ -83,9 +83,10 @@ class TransformerLayer(nn.Module):
             nn.Dropout(config.dropout),
         )
         self.drop_path = StochasticDepth(config.drop_path)
+        self.drop_attention = StochasticDepth(config.drop_path if config.drop_path_both else 0.0)
 
     def forward(self, x: Tensor, mask: Tensor, queries: slice = _ALL) -> Tensor:
-        x = x[:, queries] + self.attention(self.norm1(x), mask, queries)
+        x = x[:, queries] + self.drop_attention(self.attention(self.norm1(x), mask, queries))
         out: Tensor = x + self.drop_path(self.feed_forward(self.norm2(x)))
         return out
 
