@@ -96,6 +96,22 @@ def test_batch_norm_statistics_stay_when_frozen(tmp_path: Path) -> None:
         assert any(not torch.equal(after[k], v) for k, v in before.items()) is moved
 
 
+@pytest.mark.parametrize("batch_norm", ["train", "frozen_after_first"])
+def test_what_is_recomputed_changes_no_weight(
+    tmp_path: Path, batch_norm: Literal["train", "frozen_after_first"]
+) -> None:
+    """Statistics of the batch norms included: they follow a batch once, however often it is computed."""
+    plain = config(network=dataclasses.replace(config().network, batch_norm=batch_norm))
+    frugal = dataclasses.replace(plain, optim=dataclasses.replace(plain.optim, recompute=True))
+    for stage in (0, 1):
+        weights = []
+        for name, run in (("plain", plain), ("frugal", frugal)):
+            folder = tmp_path / f"{name}_{stage}"
+            folder.mkdir()
+            weights.append(train(run, folder, stage).state_dict())
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_text_layers_learn_at_their_own_rate(tmp_path: Path) -> None:
     run = config(strategy="sequential", optim=dataclasses.replace(config().optim, text_lr_factor=1e-6))
     before = start(run)

@@ -21,7 +21,7 @@ JOINT = ("multitask",)
 #: In place of a suite's name: one's own demonstration files.
 FILES = "files"
 #: Settings that change how long a result takes, not what it is.
-_NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds")
+_NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds", "optim.recompute")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class OptimConfig:
     rate whatever the gradient, and hundreds of entries of order 1 add up: at 1e-3 one step moves a FiLM term by 0.3,
     scales walk to +-16, the spatial softmax saturates, and a second task is not learned any more.
     clip: largest gradient norm. precision: ``auto`` is bf16 where the hardware computes in it, else fp32.
+    recompute: keep the inputs of the encoders' stem and blocks alone for the backward pass and compute the rest again:
+    a fraction of the memory, the same weights, about a quarter more time.
     threads: of torch on the CPU; 0 leaves torch's own choice. Part of the configuration, because sums depend on it.
     checkpoint_seconds: how much work a kill may cost at most.
     """
@@ -54,6 +56,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     clip: float = 100.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    recompute: bool = False
     threads: int = 0
     checkpoint_seconds: float = 60.0
 

@@ -456,7 +456,9 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         return {
             **{k: kept[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
             "task": kept["tasks"][0],
-            "optim": {k: v for k, v in kept["optim"].items() if k not in ("later_lr", "checkpoint_seconds")},
+            "optim": {
+                k: v for k, v in kept["optim"].items() if k not in ("later_lr", "checkpoint_seconds", "recompute")
+            },
             **{k: kept["evaluation"][k] for k in ("points", "choose_on")},
             "contract": run.contract.to_dict(),
         }

@@ -94,7 +94,8 @@ def train_stage(
     folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
     snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done.
     """
-    keep_freed_memory()
+    if not config.optim.recompute:  # what is kept is in pieces: memory is bought with time here, not the other way
+        keep_freed_memory()
     learner = Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
     optimiser = torch.optim.AdamW(
@@ -152,6 +153,7 @@ class Learner:
         if config.optim.threads:
             torch.set_num_threads(config.optim.threads)
         policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        policy.recompute(config.optim.recompute)
         self._network: torch.nn.Module = policy
 
     def join(self) -> None:

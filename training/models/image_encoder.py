@@ -7,12 +7,38 @@ spatial softmax as in Finn et al. 2016 (https://arxiv.org/abs/1509.06113).
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training import distributed
 from training.models.config import NetworkConfig
+
+#: Whether a part of an encoder is computed for the second time, on the way back.
+_recomputing = False
+
+
+@contextlib.contextmanager
+def _second_time() -> Iterator[None]:
+    global _recomputing
+    _recomputing = True
+    try:
+        yield
+    finally:
+        _recomputing = False
+
+
+def _recomputed(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``part(*inputs)``, of which the inputs alone are kept for the backward pass; the rest is computed again there."""
+    result: Tensor = checkpoint(
+        part, *inputs, use_reentrant=False, preserve_rng_state=False,
+        context_fn=lambda: (contextlib.nullcontext(), _second_time()),
+    )  # fmt: skip
+    return result
 
 
 def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
@@ -25,7 +51,13 @@ def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     assert norm.running_mean is not None and norm.running_var is not None
     if norm.training:
         y: Tensor = convolution(x)
-        return _normed_together(norm, y) if distributed.is_sharing() else norm(y)
+        if distributed.is_sharing():
+            return _normed_together(norm, y)
+        if _recomputing:  # the running statistics have followed this batch already: copies follow it again
+            running = norm.running_mean.clone(), norm.running_var.clone()
+            return F.batch_norm(y, *running, norm.weight, norm.bias, True, norm.momentum or 0.0, norm.eps)
+        result: Tensor = norm(y)
+        return result
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     weight = convolution.weight * factor[:, None, None, None]
     shift = norm.bias - norm.running_mean * factor
@@ -40,10 +72,11 @@ def _normed_together(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
     variance = (square - mean.square()).clamp_min(0)
     with torch.no_grad():
         count = y.numel() // y.shape[1] * distributed.world()
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
+        if not _recomputing:  # see normed
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
     factor = norm.weight * torch.rsqrt(variance + norm.eps)
     shift = norm.bias - mean * factor
     return torch.addcmul(shift[:, None, None], wide, factor[:, None, None]).to(y.dtype)
@@ -114,6 +147,8 @@ class ImageEncoder(nn.Module):
         self.block_channels = (first, first, second, second)
         self.film = nn.ModuleList([nn.Linear(text_size, 2 * c) for c in self.block_channels])
         was_training = self.training
+        #: Keep the inputs of the stem and the blocks alone for the backward pass (``optim.recompute``).
+        self.recompute = False
         self.eval()  # the probe must not touch the batch norm's statistics
         with torch.no_grad():
             probe = self._trunk(torch.zeros(1, 3, height, width), [(torch.zeros(1), torch.zeros(1))] * 4)
@@ -132,10 +167,15 @@ class ImageEncoder(nn.Module):
         """FiLM terms (B, film_size) from text embeddings (B, text size): each block's shifts, then its scales."""
         return torch.cat([layer(embedding) for layer in self.film], dim=-1)
 
+    def _stem(self, x: Tensor) -> Tensor:
+        h: Tensor = self.stem[2:](normed(self.stem[0], self.stem[1], x))
+        return h
+
     def _trunk(self, x: Tensor, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
-        h = self.stem[2:](normed(self.stem[0], self.stem[1], x))
+        again = self.recompute and torch.is_grad_enabled()
+        h = _recomputed(self._stem, x) if again else self._stem(x)
         for block, (shift, scale) in zip(self.blocks, terms, strict=True):
-            h = torch.addcmul(shift, 1 + scale, block(h))
+            h = torch.addcmul(shift, 1 + scale, _recomputed(block, h) if again else block(h))
         return h
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:

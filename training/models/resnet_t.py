@@ -96,6 +96,11 @@ class ResNetT(nn.Module):
     def _views(self) -> list[ImageEncoder]:
         return [view for view in self.views if isinstance(view, ImageEncoder)]
 
+    def recompute(self, on: bool) -> None:
+        """Whether the encoders keep little for the backward pass and compute the rest again."""
+        for view in self._views():
+            view.recompute = on
+
     def text_parameters(self) -> list[nn.Parameter]:
         """The parameters that read the text embedding: FiLM's and the text token's."""
         return [*self.text.parameters(), *(p for view in self._views() for p in view.film.parameters())]
