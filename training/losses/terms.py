@@ -59,6 +59,12 @@ class PolicyDivergence(NamedTuple):
     floored: Tensor
 
 
+def _floored(teacher: Mixture, student: Mixture, floor: float) -> tuple[Mixture, Mixture, Tensor]:
+    """Both with no deviation below ``floor``, the teacher without gradient, and the share of the student's raised."""
+    share = (student.scales < floor).float().mean().detach()
+    return teacher.detach().floored(floor), student.floored(floor), share
+
+
 def policy_divergence(
     teacher: Mixture,
     student: Mixture,
@@ -76,9 +82,7 @@ def policy_divergence(
     ``floor`` raises the standard deviations of both mixtures for this term alone: with a floor of 1e-4 in the
     network, one sample ten deviations off would outweigh the rest of the batch.
     """
-    teacher = teacher.detach().floored(floor)
-    share = (student.scales < floor).float().mean().detach()
-    student = student.floored(floor)
+    teacher, student, share = _floored(teacher, student, floor)
     actions = teacher.sample(samples, generator)
     then, now = teacher.log_prob(actions), student.log_prob(actions)
     if confident:
@@ -102,9 +106,7 @@ def reverse_divergence(
     along with its parameters, so the gradient is the score function's, E_s[(log pi_s - log pi_t) grad log pi_s]
     (Williams 1992), of which the samples' mean difference is taken away: that changes its spread and not its mean.
     """
-    teacher = teacher.detach().floored(floor)
-    share = (student.scales < floor).float().mean().detach()
-    student = student.floored(floor)
+    teacher, student, share = _floored(teacher, student, floor)
     actions = student.detach().sample(samples, generator)
     now = student.log_prob(actions)
     difference = (now - teacher.log_prob(actions)).detach()
