@@ -40,7 +40,11 @@ def _train(out: Path, demonstrations: Path, *overrides: str, processes: int = 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("network.batch_norm=train", "strategy=er")], ids=["m2distill", "er"])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("network.batch_norm=train", "strategy=er", "optim.recompute=true")],
+    ids=["m2distill", "er recomputed"],
+)
 def test_two_processes_end_as_one(tmp_path: Path, demonstrations: Path, more: tuple[str, ...]) -> None:
     for processes in (1, 2):
         done = _train(tmp_path / str(processes), demonstrations, *more, processes=processes)
