@@ -18,6 +18,7 @@ from training.lifelong.m2distill import DistillConfig, M2Distill
 from training.lifelong.memory import Memory
 from training.lifelong.run import make_strategy
 from training.lifelong.stage import learning_rate, to_inputs, train_stage
+from training.models.image_encoder import ImageEncoder
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 
@@ -110,6 +111,38 @@ def test_what_is_recomputed_changes_no_weight(
             folder.mkdir()
             weights.append(train(run, folder, stage).state_dict())
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_feature_maps_are_kept_while_they_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is estimated is what autograd keeps, and half of what is free decides."""
+    from training.lifelong import stage
+
+    run = config(strategy="sequential")
+    policy = start(run)
+    pixels = policy.contract.cameras[0].height ** 2
+    size = policy.feature_bytes()
+    assert 4 * 2 * 3 * pixels < size < 4 * 2 * 200 * pixels  # more than the pictures, and no weights
+    needed = run.optim.batch * policy.contract.history * size
+    for free, again in ((2 * needed + 2, False), (2 * needed - 2, True), (None, False)):
+        monkeypatch.setattr(stage, "free_bytes", lambda device, free=free: free)
+        policy = train(run, tmp_path, stage=0)
+        assert all(view.recompute is again for view in policy.views if isinstance(view, ImageEncoder))
+
+
+def test_free_memory_counts_a_container(tmp_path: Path) -> None:
+    from training.allocator import free_bytes
+
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  4000 kB\n")
+    cpu, group = torch.device("cpu"), tmp_path / "sys/fs/cgroup"
+    assert free_bytes(cpu, tmp_path) == 4000 * 1024
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("1000\n")
+    for limit, free in (("max\n", 4000 * 1024), ("31000\n", 30000)):
+        free_bytes.cache_clear()
+        (group / "memory.max").write_text(limit)
+        assert free_bytes(cpu, tmp_path) == free
+    assert free_bytes(cpu, tmp_path / "nowhere") is None
 
 
 def test_text_layers_learn_at_their_own_rate(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process.
+"""Memory of a training process: how much is free, and keeping what is freed.
 
 A training step frees and takes gigabytes of feature maps. By default the C library gives each back to the operating
 system, which hands it out again page by page, zeroed: about a tenth of a step on a CPU went there.
@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+from pathlib import Path
+
+import torch
 
 #: glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -21,3 +24,23 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@functools.cache
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Memory that ``device`` can give, a container's limit included; None where the system does not say.
+
+    As it was at the first call: later, what this process has freed and keeps would count as taken.
+
+    root: where ``proc`` and ``sys`` are found.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    group = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError, ValueError):  # 'max' is no number: no limit
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(free) if free else None

@@ -38,8 +38,9 @@ class OptimConfig:
     rate whatever the gradient, and hundreds of entries of order 1 add up: at 1e-3 one step moves a FiLM term by 0.3,
     scales walk to +-16, the spatial softmax saturates, and a second task is not learned any more.
     clip: largest gradient norm. precision: ``auto`` is bf16 where the hardware computes in it, else fp32.
-    recompute: keep the inputs of the encoders' stem and blocks alone for the backward pass and compute the rest again:
-    a fraction of the memory, the same weights, about a quarter more time.
+    recompute: true keeps the inputs of the encoders' stem and blocks alone for the backward pass and computes the
+    rest again: a fraction of the memory, the same weights, about a third more time. ``auto`` does so where a batch's
+    feature maps would take more than half of the memory that is free.
     threads: of torch on the CPU; 0 leaves torch's own choice. Part of the configuration, because sums depend on it.
     checkpoint_seconds: how much work a kill may cost at most.
     """
@@ -56,7 +57,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     clip: float = 100.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    recompute: bool = False
+    recompute: bool | Literal["auto"] = "auto"
     threads: int = 0
     checkpoint_seconds: float = 60.0
 

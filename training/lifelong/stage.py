@@ -19,7 +19,7 @@ from torch import Tensor
 
 from m2distill_policy.errors import TrainingError
 from training import distributed
-from training.allocator import keep_freed_memory
+from training.allocator import free_bytes, keep_freed_memory
 from training.data.augment import augment
 from training.data.task_data import Demonstrated, WindowBatch
 from training.lifelong.checkpoint import (
@@ -36,6 +36,10 @@ from training.run_config import RunConfig
 
 #: Called after every step with (step, steps, terms).
 Listener = Callable[[int, int, dict[str, float]], None]
+
+#: Of the memory that is free, what a batch's feature maps may take before they are computed again instead of kept: the
+#: other half is for gradients of maps, and for whoever else is on the machine.
+_FEATURE_SHARE = 0.5
 
 
 def pick_device() -> torch.device:
@@ -94,8 +98,6 @@ def train_stage(
     folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
     snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done.
     """
-    if not config.optim.recompute:  # what is kept is in pieces: memory is bought with time here, not the other way
-        keep_freed_memory()
     learner = Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
     optimiser = torch.optim.AdamW(
@@ -153,7 +155,7 @@ class Learner:
         if config.optim.threads:
             torch.set_num_threads(config.optim.threads)
         policy.views.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        policy.recompute(config.optim.recompute)
+        self._recompute: bool | None = None
         self._network: torch.nn.Module = policy
 
     def join(self) -> None:
@@ -182,9 +184,24 @@ class Learner:
         actions, valid = (torch.from_numpy(a).to(self.device) for a in (composed.batch.actions, composed.batch.valid))
         return composed, inputs, Targets(actions, valid), generator
 
+    def _choose_memory(self, inputs: Inputs) -> None:
+        """Before the first batch: whether its feature maps are kept or computed again."""
+        if self._recompute is not None:
+            return
+        wanted = self.config.optim.recompute
+        if wanted == "auto":
+            batch, length = next(iter(inputs.images.values())).shape[:2]
+            free = free_bytes(self.device)
+            wanted = free is not None and batch * length * self.policy.feature_bytes() > _FEATURE_SHARE * free
+        self._recompute = wanted
+        self.policy.recompute(wanted)
+        if not wanted:  # what is kept else is in pieces: memory is bought with time there, not the other way
+            keep_freed_memory()
+
     def imitate(self, step: int) -> Tensor:
         """The behaviour cloning loss of one step's batch."""
         composed, inputs, targets, _ = self._draw(step)
+        self._choose_memory(inputs)
         with self._autocast():
             return imitation(composed, self.policy(inputs), targets)
 
@@ -196,6 +213,7 @@ class Learner:
         self.strategy.before_step(self.policy, step, steps)
         with distributed.sharing():
             composed, inputs, targets, generator = self._draw(step)
+            self._choose_memory(inputs)
             with self._autocast():
                 output = self._network(inputs)
                 terms = self.strategy.loss(composed, inputs, output, targets, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,6 +101,25 @@ class ResNetT(nn.Module):
         """Whether the encoders keep little for the backward pass and compute the rest again."""
         for view in self._views():
             view.recompute = on
+
+    def feature_bytes(self) -> int:
+        """What the encoders keep of a step's views for its backward pass, where nothing is computed again."""
+        size = 0
+        for view, camera in zip(self._views(), self.contract.cameras, strict=True):
+            probe = copy.deepcopy(view).train()  # a batch norm that learns keeps more, and changes
+            probe.recompute = False
+            kept: dict[int, int] = {}
+
+            def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+                if tensor.dim() == 4 and tensor.shape[0] == 2:  # maps of the two pictures, not weights
+                    kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+                return tensor
+
+            pictures = next(view.parameters()).new_zeros(2, 3, camera.height, camera.width)
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                probe(pictures, pictures.new_zeros(2, view.film_size))
+            size += sum(kept.values()) // 2
+        return size
 
     def text_parameters(self) -> list[nn.Parameter]:
         """The parameters that read the text embedding: FiLM's and the text token's."""
