@@ -296,7 +296,7 @@ def check_ros(root: Path = Path("/opt/ros")) -> Finding:
 
 def check_libero_scenes() -> Finding:
     """LIBERO's meshes and textures, which its package does not carry. The suite ``tabletop`` needs none of them."""
-    from m2distill_policy.sim.libero_files import assets_folder
+    from m2distill_policy.sim.libero.files import assets_folder
 
     try:
         return Finding("LIBERO scenes", "ok", str(assets_folder()))

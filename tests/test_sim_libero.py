@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("robosuite", reason="the simulator is not installed (requirements/sim.txt)")
 
 from m2distill_policy.errors import SimulationError
-from m2distill_policy.sim import libero_files
+from m2distill_policy.sim.libero import files as libero_files
 from m2distill_policy.sim.suites import suite_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def test_scenes_are_found_by_one_rule(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_missing_looks_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    from m2distill_policy.sim.libero import without_missing_looks
+    from m2distill_policy.sim.libero.world import without_missing_looks
 
     xml = """<mujoco><asset><mesh name="seen" file="/absent/seen.msh"/>
     <mesh name="solid" file="/absent/solid.msh"/></asset>

@@ -6,6 +6,7 @@ robosuite builds the models; here they are stepped. Its environments update ever
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ _GRIPPER_SPEED = 0.01
 _DRIVE_LEAD = (0.02, 0.15)
 
 
-class ArmWorld:
+class ArmWorld(abc.ABC):
     """Physics, controller and views of a scene with one Panda. A suite's world derives from it.
 
     The physics model may belong to somebody else (LIBERO's environment); ``data`` is then shared with it.
@@ -67,6 +68,7 @@ class ArmWorld:
         self._qpos = np.array([model.joint(n).qposadr[0] for n in ARM_JOINTS])
         self._dofs = np.array([model.joint(n).dofadr[0] for n in ARM_JOINTS])
         self._fingers = np.array([model.joint(n).qposadr[0] for n in FINGER_JOINTS])
+        self._finger_dofs = np.array([model.joint(n).dofadr[0] for n in FINGER_JOINTS])
         actuators = {int(model.actuator_trnid[i, 0]): i for i in range(model.nu)}
         self._arm_actuators = np.array([actuators[model.joint(n).id] for n in ARM_JOINTS])
         self._left_actuator, self._right_actuator = (actuators[model.joint(n).id] for n in FINGER_JOINTS)
@@ -78,6 +80,8 @@ class ArmWorld:
         self._site = model.site(GRIP_SITE).id
         self._base = model.body(BASE_BODY).id
         self._posture = np.zeros(7)
+        #: Joint angles (7,) rad that a fresh episode begins near; a suite's world sets them.
+        self.home = np.zeros(7)
         self._gripper = (0.0, 0.0)
         self._goal_rotation = np.eye(3)
         self._drive: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
@@ -94,6 +98,26 @@ class ArmWorld:
         self._site_position, self._site_rotation = data.site_xpos[self._site], data.site_xmat[self._site]
         self._jacobian = np.zeros((2, 3, model.nv))
         self._mass = np.zeros((model.nv, model.nv))
+
+    @property
+    def arm_positions(self) -> NDArray[np.int64]:
+        """Where the arm's joints are in ``qpos`` (7,)."""
+        return self._qpos
+
+    @property
+    def arm_dofs(self) -> NDArray[np.int64]:
+        """Where the arm's joints are in ``qvel`` (7,)."""
+        return self._dofs
+
+    @property
+    def finger_positions(self) -> NDArray[np.int64]:
+        """Where the fingers' joints are in ``qpos`` (2,)."""
+        return self._fingers
+
+    @property
+    def grip_site(self) -> int:
+        """The site between the fingertips."""
+        return int(self._site)
 
     @property
     def drawn_model(self) -> Any:
@@ -246,6 +270,15 @@ class ArmWorld:
         self._mujoco.mj_kinematics(self.model, self.data)
         return self._site_pose()
 
+    def gripper_width(self) -> float:
+        """Distance between the fingers in m, 0..0.08."""
+        left, right = self.data.qpos[self._fingers]
+        return float(left - right)
+
+    def fingers_still(self) -> bool:
+        """Whether the fingers have stopped moving: slower than 1 cm/s each."""
+        return bool(np.all(np.abs(self.data.qvel[self._finger_dofs]) < 0.01))
+
     def _site_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return self.data.site_xpos[self._site].copy(), self.data.site_xmat[self._site].reshape(3, 3).copy()
 
@@ -266,7 +299,32 @@ class ArmWorld:
         """Free the renderer."""
         self._renderer.close()
 
-    # ---- resetting --------------------------------------------------------------------------------------------
+    # ---- resetting and judging --------------------------------------------------------------------------------
+
+    def reset(self, seed: int) -> Observation:
+        """Draw an initial state from ``seed`` alone and return the first observation (stamp 0.0)."""
+        self.reset_state(seed)
+        return self.observe()
+
+    @abc.abstractmethod
+    def reset_state(self, seed: int) -> None:
+        """:meth:`reset` without drawing the views."""
+
+    @abc.abstractmethod
+    def reset_to(self, state: NDArray[np.float64]) -> Observation:
+        """Return to a flattened MuJoCo state."""
+
+    @abc.abstractmethod
+    def success(self) -> bool:
+        """Whether this world's task is done now."""
+
+    @abc.abstractmethod
+    def achieved(self) -> tuple[str, ...]:
+        """Names of the suite's tasks whose goal has been reached since reset."""
+
+    @abc.abstractmethod
+    def lifted(self) -> tuple[str, ...]:
+        """Names of the objects that were raised by 4 cm or more since reset."""
 
     def _restore(
         self, state: NDArray[np.floating[Any]], posture: NDArray[np.float64], gripper: NDArray[np.float64]

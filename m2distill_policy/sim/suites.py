@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.sim.algebra import use_one_thread
-from m2distill_policy.sim.world import Task, World
+from m2distill_policy.sim.world import Task
+
+if TYPE_CHECKING:
+    from m2distill_policy.sim.arm import ArmWorld
+    from m2distill_policy.sim.experts.episode import Expert
 
 #: Every suite that is known. LIBERO's need its package and its scenes; see :mod:`m2distill_policy.sim.libero`.
 SUITES = ("tabletop", "libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -17,7 +23,7 @@ def suite_tasks(name: str) -> tuple[Task, ...]:
 
         return TASKS
     if name in SUITES:
-        from m2distill_policy.sim.libero import libero_tasks
+        from m2distill_policy.sim.libero.files import libero_tasks
 
         return libero_tasks(name)
     raise SimulationError(f"suite '{name}' is not known; allowed are {', '.join(SUITES)}{closest(name, SUITES)}")
@@ -31,7 +37,7 @@ def suite_task(name: str, index: int) -> Task:
     return tasks[index]
 
 
-def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> World:
+def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> ArmWorld:
     """A world of ``task``, its views ``size`` x ``size`` pixels, drawn with profile ``visuals`` (``fast``, ``stock``).
 
     Building one takes about a second (LIBERO: several); close it when done. One process holds one world at a time.
@@ -44,10 +50,30 @@ def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> World:
 
         return TabletopWorld(task, size=size, visuals=visuals)
     if task.suite in SUITES:
-        from m2distill_policy.sim.libero import LiberoWorld
+        from m2distill_policy.sim.libero.world import LiberoWorld
 
         return LiberoWorld(task, size=size, visuals=visuals)
     raise SimulationError(
         f"suite '{task.suite}' of task '{task.name}' is not known; "
         f"allowed are {', '.join(SUITES)}{closest(task.suite, SUITES)}"
     )
+
+
+def make_expert(world: ArmWorld, seed: int) -> Expert:
+    """The scripted expert of ``world.task``, from the state that ``world`` was just reset to; ``seed``: its manner.
+
+    :class:`SimulationError` for a task that no expert knows.
+    """
+    from m2distill_policy.sim.tabletop.world import TabletopWorld
+
+    if isinstance(world, TabletopWorld):
+        from m2distill_policy.sim.tabletop.expert import TabletopExpert
+
+        return TabletopExpert(world)
+    from m2distill_policy.sim.libero.world import LiberoWorld
+
+    if isinstance(world, LiberoWorld):
+        from m2distill_policy.sim.libero.expert import LiberoExpert
+
+        return LiberoExpert(world, seed)
+    raise SimulationError(f"no expert knows worlds of suite '{world.task.suite}'")

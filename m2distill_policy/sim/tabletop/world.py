@@ -58,17 +58,11 @@ class TabletopWorld(ArmWorld):
                 self._geom_object[geom] = names.index(bodies[body])
             self._geom_finger[geom] = "finger" in model.body(body).name
         self._names = names
-        self._finger_dofs = np.array([model.joint(n).dofadr[0] for n in arm.FINGER_JOINTS])
-        self._home = self._solve_home()
+        self.home = self._solve_home()
         self._achieved: list[str] = []
         self._lifted: list[str] = []
 
     # ---- resetting --------------------------------------------------------------------------------------------
-
-    def reset(self, seed: int) -> Observation:
-        """Draw a fresh initial state from ``seed`` alone and return the first observation (stamp 0.0)."""
-        self.reset_state(seed)
-        return self.observe()
 
     def reset_state(self, seed: int) -> None:
         """:meth:`reset` without drawing the views."""
@@ -77,7 +71,7 @@ class TabletopWorld(ArmWorld):
         layout = scene.draw_layout(seed)
         state = np.zeros(1 + self.model.nq + self.model.nv)
         qpos = state[1 : 1 + self.model.nq]
-        qpos[self._qpos] = self._home + layout.joint_noise
+        qpos[self._qpos] = self.home + layout.joint_noise
         qpos[self._fingers] = _OPEN_FINGERS
         for thing in scene.THINGS:
             x, y, yaw = layout.places[thing.name]
@@ -105,7 +99,7 @@ class TabletopWorld(ArmWorld):
             # A state says where the fingers are, not where they were told to go; take them as having arrived.
             fingers = values[1:][self._fingers]
             setpoint = np.clip((fingers - self._finger_bias) / self._finger_weight, -1.0, 1.0)
-        self._restore(values, self._home, setpoint)
+        self._restore(values, self.home, setpoint)
         self._achieved.clear()
         self._lifted.clear()
 
@@ -166,17 +160,6 @@ class TabletopWorld(ArmWorld):
         for name in goals.reached_tasks(positions, self.held()):
             if name not in self._achieved:
                 self._achieved.append(name)
-
-    # ---- for experts ------------------------------------------------------------------------------------------
-
-    def gripper_width(self) -> float:
-        """Distance between the fingers in m, 0..0.08."""
-        left, right = self.data.qpos[self._fingers]
-        return float(left - right)
-
-    def fingers_still(self) -> bool:
-        """Whether the fingers have stopped moving: slower than 1 cm/s each."""
-        return bool(np.all(np.abs(self.data.qvel[self._finger_dofs]) < 0.01))
 
 
 def make(task: Task, *, size: int, visuals: str, **_: Any) -> TabletopWorld:

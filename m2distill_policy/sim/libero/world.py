@@ -15,6 +15,7 @@ import tempfile
 import types
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,15 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim import libero_files
+from m2distill_policy.sim.libero import files as libero_files
 from m2distill_policy.sim.arm import CAMERAS, ArmWorld
 from m2distill_policy.sim.gl import choose_gl
-from m2distill_policy.sim.libero_files import libero_tasks
+from m2distill_policy.sim.libero.files import libero_tasks
 from m2distill_policy.sim.rendering import Renderer
+from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM
 from m2distill_policy.sim.visuals import is_visual_only, visual_model, visual_profile
 from m2distill_policy.sim.world import Task
 
-__all__ = ["LiberoWorld", "libero_tasks"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ _SETTLE_STEPS = 5
 #: An object counts as lifted this far (m) above where it was after settling.
 _LIFT_HEIGHT = 0.04
 _PLACEMENT_ATTEMPTS = 50
+#: Standard deviation (rad) of the arm's initial joint angles: robosuite's own.
+_JOINT_NOISE = 0.02
 
 
 def _import_libero() -> Any:
@@ -79,10 +82,20 @@ def _import_libero() -> Any:
     return sys.modules["libero.libero.envs.bddl_base_domain"].TASK_MAPPING
 
 
+@dataclass(frozen=True)
+class Slide:
+    """A drawer: its body, the unit vector (3,) along which it opens, and how far it is open (m)."""
+
+    body: int
+    outwards: NDArray[np.float64]
+    open: float
+
+
 class LiberoWorld(ArmWorld):
     """One task of a LIBERO suite. See :class:`m2distill_policy.sim.world.World`.
 
-    ``reset(seed)`` takes LIBERO's initial state ``seed`` modulo their count (50), and lets it settle as LIBERO does.
+    ``reset(seed)`` takes LIBERO's initial state ``seed`` modulo their count (50), and lets it settle as LIBERO does. Seeds
+    of demonstrations draw a fresh one instead, so that no demonstration begins where a policy is measured.
     """
 
     def __init__(self, task: Task, *, size: int = 128, visuals: str = "fast") -> None:
@@ -107,7 +120,7 @@ class LiberoWorld(ArmWorld):
         fov = {name: float(model.cam_fovy[model.camera(camera).id]) for name, camera in CAMERAS.items()}
         contract = libero_contract(size, fov_agentview=fov["agentview_rgb"], fov_hand=fov["eye_in_hand_rgb"])
         super().__init__(task, contract, model, data, renderer, xml)
-        self._home = np.array(env.robots[0].init_qpos, dtype=np.float64)
+        self.home = np.array(env.robots[0].init_qpos, dtype=np.float64)
         self._goals = self._known_goals()
         self._heights: dict[str, float] = {}
         self._achieved: list[str] = []
@@ -128,16 +141,67 @@ class LiberoWorld(ArmWorld):
         # libero_spatial says the same goal of ten scenes: one that equals this task's own is not another task's.
         return {self.task.name: own} | {name: goal for name, goal in goals.items() if goal != own}
 
-    def reset(self, seed: int) -> Observation:
-        """LIBERO's initial state number ``seed`` modulo their count, settled. Stamp 0.0."""
+    def reset_state(self, seed: int) -> None:
+        """LIBERO's initial state number ``seed`` modulo their count, or from :data:`DEMONSTRATIONS_FROM` on one drawn
+        as LIBERO draws them; settled. Stamp 0.0, nothing drawn."""
         if seed < 0:
             raise SimulationError(f"a seed is a whole number from 0 on; got {seed}")
-        self._begin(self._initial_states[seed % len(self._initial_states)])
+        fresh = seed >= DEMONSTRATIONS_FROM
+        self._begin(self._draw_state(seed) if fresh else self._initial_states[seed % len(self._initial_states)])
         for _ in range(_SETTLE_STEPS):
             self.advance(np.zeros(7))
         self._steps = 0
         self._start_judging()
-        return self.observe()
+
+    def _draw_state(self, seed: int) -> NDArray[np.float64]:
+        """A flattened state with every object where LIBERO's samplers put it; fixtures stay where they are."""
+        from robosuite.utils.errors import RandomizationError
+
+        rng = np.random.default_rng([79, seed])
+        for _ in range(_PLACEMENT_ATTEMPTS):
+            self._mujoco.mj_resetData(self.model, self.data)
+            try:
+                with _own_random_numbers(int(rng.integers(2**32))), self._fixtures_at_origin() as fixtures:
+                    placed = self._sample_placements(fixtures)
+            except RandomizationError:
+                continue
+            for thing, (position, quaternion, model) in placed.items():
+                if thing not in fixtures:
+                    self._env.sim.data.set_joint_qpos(model.joints[-1], np.concatenate([position, quaternion]))
+            self.data.qpos[self._qpos] = self.home + rng.normal(0.0, _JOINT_NOISE, 7)
+            return self.state()
+        raise SimulationError(
+            f"LIBERO found no room for the objects of '{self.task.name}' in {_PLACEMENT_ATTEMPTS} attempts"
+        )
+
+    @contextlib.contextmanager
+    def _fixtures_at_origin(self) -> Iterator[dict[str, tuple[Any, Any]]]:
+        """The poses of the fixtures, which stand at the origin meanwhile: LIBERO's samplers add their poses to what they
+        read from the simulation."""
+        model, bodies = (
+            self.model,
+            {n: self._env.obj_body_id[n] for n in self._env.fixtures_dict if n in self._env.obj_body_id},
+        )
+        poses = {n: (model.body_pos[b].copy(), model.body_quat[b].copy()) for n, b in bodies.items()}
+        try:
+            for body in bodies.values():
+                model.body_pos[body], model.body_quat[body] = 0.0, (1.0, 0.0, 0.0, 0.0)
+            yield poses
+        finally:
+            for name, body in bodies.items():
+                model.body_pos[body], model.body_quat[body] = poses[name]
+
+    def _sample_placements(self, fixtures: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any, Any]]:
+        """What LIBERO's ``_reset_internal`` draws: name -> position, quaternion, model; and drawers that begin open."""
+        env = self._env
+        for sampler in env.object_property_initializers:
+            env.object_states_dict[sampler.name].set_joint(sampler.sample())
+        self._mujoco.mj_forward(self.model, self.data)
+        placed = env.placement_initializer.sample()
+        placed |= {name: (*pose, placed[name][2]) for name, pose in fixtures.items() if name in placed}
+        placed = env.conditional_placement_initializer.sample(env.sim, placed)
+        found: dict[str, tuple[Any, Any, Any]] = env.conditional_placement_on_objects_initializer.sample(placed)
+        return found
 
     def reset_to(self, state: NDArray[np.float64]) -> Observation:
         """Return to a flattened MuJoCo state, without settling."""
@@ -146,7 +210,7 @@ class LiberoWorld(ArmWorld):
 
     def _begin(self, state: NDArray[np.float64]) -> None:
         # robosuite's gripper starts in the middle of its range.
-        self._restore(state, self._home, np.zeros(2))
+        self._restore(state, self.home, np.zeros(2))
         self._env._post_process()
         self._start_judging()
 
@@ -172,6 +236,52 @@ class LiberoWorld(ArmWorld):
     def lifted(self) -> tuple[str, ...]:
         """Names of the objects that were raised by 4 cm or more since reset."""
         return tuple(self._lifted)
+
+    # ---- for experts ------------------------------------------------------------------------------------------
+
+    @property
+    def goal(self) -> list[list[str]]:
+        """The parts of this task's goal, all of which have to hold: predicate, what, and where."""
+        goal: list[list[str]] = self._goals[self.task.name]
+        return goal
+
+    def holds(self, part: list[str]) -> bool:
+        """Whether one part of the goal holds now."""
+        return bool(self._env._eval_predicate(part))
+
+    def object_body(self, name: str) -> int:
+        """The body of an object or fixture."""
+        return int(self._env.obj_body_id[name])
+
+    def place_position(self, place: str) -> NDArray[np.float64]:
+        """Where a place is (3,) m: an object's origin, or a region's middle."""
+        if place in self._env.obj_body_id:
+            return np.array(self.data.xpos[self._env.obj_body_id[place]])
+        return np.array(self.data.site(place).xpos)
+
+    def is_ground(self, place: str) -> bool:
+        """Whether a place is a marked area of the table or floor itself."""
+        state = self._env.object_states_dict.get(place)
+        return getattr(state, "object_state_type", "") == "site" and state.parent_name not in self._env.obj_body_id
+
+    def slide_of(self, place: str) -> Slide | None:
+        """What a region slides with: a drawer; None for one that stays where it is."""
+        joints = getattr(self._env.object_sites_dict.get(place), "joints", None) or []
+        for joint in map(self.model.joint, joints):
+            if joint.type[0] == self._mujoco.mjtJoint.mjJNT_SLIDE:
+                low, high = joint.range
+                sign = -1.0 if -low > high else 1.0
+                axis = self.data.xaxis[joint.id]
+                return Slide(int(joint.bodyid[0]), sign * axis, sign * float(self.data.qpos[joint.qposadr[0]]))
+        return None
+
+    def hinge_of(self, name: str) -> tuple[int, NDArray[np.float64], float]:
+        """The body of a fixture's knob, where its axis is (3,) m, and in which sense it turns on (1 or -1)."""
+        for joint in map(self.model.joint, self._env.get_object(name).joints):
+            if joint.type[0] == self._mujoco.mjtJoint.mjJNT_HINGE:
+                low, high = joint.range
+                return int(joint.bodyid[0]), np.array(self.data.xanchor[joint.id]), -1.0 if -low > high else 1.0
+        raise SimulationError(f"'{name}' of task '{self.task.name}' has nothing that turns")
 
     def _after_step(self) -> None:
         self._mujoco.mj_kinematics(self.model, self.data)
@@ -201,9 +311,8 @@ def _build(problems: Any, task: Task) -> Any:
 
     bddl = str(libero_files.bddl_file(task.suite, task.name))
     problem = sys.modules["libero.libero.envs.bddl_utils"].get_problem_info(bddl)["problem_name"]
-    with _own_random_numbers():
-        for attempt in range(_PLACEMENT_ATTEMPTS):
-            np.random.seed(attempt)  # noqa: NPY002 - LIBERO places objects with numpy's global generator
+    for attempt in range(_PLACEMENT_ATTEMPTS):
+        with _own_random_numbers(attempt):
             try:
                 return _tolerant(problems[problem])(
                     bddl_file_name=bddl,
@@ -258,9 +367,10 @@ def without_missing_looks(xml: str) -> str:
 
 
 @contextlib.contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """Leave numpy's global generator as it was found."""
+def _own_random_numbers(seed: int) -> Iterator[None]:
+    """Have numpy's global generator, with which LIBERO places objects, begin at ``seed``; leave it as it was found."""
     before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
     try:
         yield
     finally:

@@ -63,7 +63,7 @@ def assets_folder() -> Path:
         raise SimulationError(
             f"M2DISTILL_LIBERO_ASSETS is {named}, which has no folder 'scenes'; name LIBERO's folder 'assets'"
         )
-    beside = Path(__file__).resolve().parents[2].parent / "shared" / "libero_assets"
+    beside = Path(__file__).resolve().parents[3].parent / "shared" / "libero_assets"
     for folder in (beside, package_folder() / "assets"):
         if (folder / "scenes").is_dir():
             return folder

@@ -1,0 +1,148 @@
+"""The scripted expert of LIBERO's suites: it reads the goal of a task and takes the skills that reach it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.errors import SimulationError
+from m2distill_policy.sim.experts.motion import Target
+from m2distill_policy.sim.libero.grasps import Grasp, GraspPlanner, grasps_from_above, pointing_down
+from m2distill_policy.sim.libero.shapes import Shapes
+from m2distill_policy.sim.libero.skills import Hand, Manner
+from m2distill_policy.sim.libero.world import LiberoWorld, Slide
+from m2distill_policy.sim.osc import rotation_from_vector
+
+#: A thing that moved this far (m) is looked at anew: the way to take hold of it may be another.
+_MOVED = 0.02
+#: A drawer is pulled until it has come out this far (m); LIBERO calls it open from 0.14 on.
+_OPEN = 0.15
+#: Fingers closer together than this (m) have closed around the ridge of a knob.
+_ON_KNOB = 0.035
+#: How far (rad) the hand is tilted from pointing down to take a drawer's handle.
+_HANDLE_TILT = np.deg2rad(80.0)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A grasp in its body's frame; the hand's rotation and where the body was (3,) when it was chosen."""
+
+    grasp: Grasp
+    rotation: NDArray[np.float64]
+    at: NDArray[np.float64]
+
+
+class LiberoExpert:
+    """See :class:`m2distill_policy.sim.experts.episode.Expert`. ``seed`` draws the manner of the demonstrator."""
+
+    def __init__(self, world: LiberoWorld, seed: int) -> None:
+        self._world = world
+        self._rng = np.random.default_rng([80, seed])
+        self._shapes = Shapes(world.model, world.data)
+        self._planner = GraspPlanner(world, self._shapes)
+        self._hand = Hand(world, self._shapes, Manner.drawn(self._rng))
+        #: The way chosen to take hold of a body.
+        self._chosen: dict[int, _Chosen] = {}
+
+    def target(self) -> Target:
+        """Where the hand should go now: the first part of the goal that does not hold yet, by its skill."""
+        goal = self._world.goal
+        for part in goal:
+            if not self._world.holds(part):
+                return self._skill(part)
+        return self._skill(goal[-1])
+
+    def _skill(self, part: list[str]) -> Target:
+        predicate, name = part[0], part[1]
+        if predicate in ("in", "on"):
+            return self._place(name, part[2])
+        if predicate == "open":
+            return self._open(name)
+        if predicate == "turnon":
+            return self._turn_on(name)
+        raise SimulationError(
+            f"no skill reaches '{' '.join(part)}', which '{self._world.task.name}' asks for; known are in, on, open and "
+            "turnon"
+        )
+
+    def _place(self, name: str, place: str) -> Target:
+        """Take ``name`` and put it on or into ``place``; a drawer is opened first."""
+        world = self._world
+        body = world.object_body(name)
+        geoms = self._shapes.of(body)
+        held = self._hand.holds(geoms)
+        drawer = world.slide_of(place)
+        if drawer is not None and not held:
+            handle = self._handle(drawer)
+            if drawer.open < _OPEN - 0.005:
+                return self._open(place)
+            grip, rotation = world.grip_pose()
+            if rotation[2, 2] > -0.9 and float(np.linalg.norm(grip - handle.position)) < 0.12:
+                return self._hand.retreat(handle)
+        goal = world.place_position(place)[:2]
+        position = world.data.xpos[body]
+        if world.is_ground(place):
+            return self._hand.push(geoms, position, goal)
+        if held:
+            return self._hand.put(geoms, position, goal, self._upright(body))
+        carry = np.array([*(goal - position[:2]), 0.05])
+        return self._hand.fetch(self._grasp(body, geoms, carry), geoms)
+
+    def _grasp(self, body: int, geoms: NDArray[np.int64], carry: NDArray[np.float64]) -> Grasp:
+        """The way to take hold of a body: chosen once, moving with it, and anew where it was displaced."""
+        position = self._world.data.xpos[body].copy()
+        rotation = self._world.data.xmat[body].reshape(3, 3).copy()
+        chosen = self._chosen.get(body)
+        moved = chosen is not None and float(np.linalg.norm(position - chosen.at)) > _MOVED
+        if chosen is not None and (not moved or any(self._shapes.touched_by_fingers(geoms))):
+            return chosen.grasp.seen_from(position, rotation)
+        try:
+            grasp = self._planner.best(grasps_from_above(self._shapes.points(geoms)), geoms, carry, self._rng)
+        except SimulationError:
+            if chosen is None:
+                raise
+            return chosen.grasp.seen_from(position, rotation)  # it lies badly now; the old way is worth a try
+        self._chosen[body] = _Chosen(grasp.relative_to(position, rotation), grasp.rotation, position)
+        return grasp
+
+    def _upright(self, body: int) -> NDArray[np.float64]:
+        """The hand's rotation as it took hold of a body, which is as it stood then."""
+        if body in self._chosen:
+            return self._chosen[body].rotation
+        _, rotation = self._world.grip_pose()
+        return pointing_down(rotation[:, 0])
+
+    def _handle(self, drawer: Slide) -> Grasp:
+        """A drawer's handle from the front, one finger above the bar and one below."""
+        shapes, out = self._shapes, drawer.outwards
+        geoms = shapes.of(drawer.body)
+        points = [shapes.points(np.array([geom])) for geom in geoms]
+        bar = max(points, key=lambda corners: float((corners @ out).max()))
+        middle = (bar.max(axis=0) + bar.min(axis=0)) / 2
+        # Down, turned about the horizontal so that the hand looks at the drawer's front.
+        side = np.cross(np.array([0.0, 0.0, -1.0]), -out)
+        rotation = rotation_from_vector(_HANDLE_TILT * side) @ pointing_down(out)
+        return Grasp(middle, rotation)
+
+    def _open(self, name: str) -> Target:
+        world = self._world
+        drawer = world.slide_of(name)
+        if drawer is None:
+            raise SimulationError(f"'{name}' is no drawer; '{world.task.name}' asks to open it")
+        grasp = self._handle(drawer)
+        geoms = self._shapes.of(drawer.body)
+        if self._hand.holds(geoms):
+            return self._hand.pull(drawer.outwards, grasp.rotation)
+        return self._hand.fetch(grasp, geoms)
+
+    def _turn_on(self, name: str) -> Target:
+        """Take the ridge of the knob and turn it."""
+        world = self._world
+        body, pivot, sense = world.hinge_of(name)
+        geoms = self._shapes.of(body)
+        grasp = self._grasp(body, geoms, np.zeros(3))
+        if self._hand.holds(geoms, still=False) and world.gripper_width() < _ON_KNOB:
+            return self._hand.turn(pivot, 0.4 * sense, grasp.rotation)
+        return self._hand.fetch(grasp, geoms)

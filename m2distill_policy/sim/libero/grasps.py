@@ -1,0 +1,256 @@
+"""Ways to take hold of a thing: found from its shape, tried in the scene by inverse kinematics and collision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.errors import SimulationError
+from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.experts.motion import DOWN
+from m2distill_policy.sim.libero.shapes import Shapes
+from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
+
+#: Between the fingers there is room for this much (m), and how far under a thing's top the grip site may be before
+#: the hand's underside touches it.
+OPENING = 0.072
+PALM = 0.024
+#: The fingertips reach this far (m) beyond the grip site.
+TIP = 0.0125
+#: Where (m before the grasp) the way in is tried.
+_STRAIGHT = (0.15, 0.08, 0.0)
+_DIRECTIONS = 24
+#: What meeting anything costs, beside how deep: walls are thin.
+_MEETING = 1.0
+#: How far (m) each finger is out at two moments of closing.
+_CLOSING = (0.024, 0.010)
+#: How far (m) along the fingers a hand may be beside where it should be.
+_SLACK = 0.006
+#: How near (rad) to a joint's limit begins to cost, and how small a singular value of the Jacobian: 0.22 with the arm
+#: bent, 0 with it straight, where the controller no longer moves the hand as it is told.
+_MARGIN, _OBEYS = 0.3, 0.13
+#: How far (rad) a hand leans in a narrow place.
+_LEAN = 0.5
+#: What leaning costs: the thing is carried askew.
+_LEAN_COST = 0.4
+#: How much a demonstrator's liking may weigh.
+_WHIM = 0.15
+#: A grasp that costs more than this is only taken where leaning ones are worse.
+_AWKWARD = 0.8
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """Where the grip site should be when the fingers close: position (3,) m and rotation (3, 3), world frame.
+
+    The fingers move along the rotation's first column; the hand comes in along the third.
+    """
+
+    position: NDArray[np.float64]
+    rotation: NDArray[np.float64]
+
+    @property
+    def approach(self) -> NDArray[np.float64]:
+        """Unit vector (3,) along which the hand comes in."""
+        return np.asarray(self.rotation[:, 2])
+
+    def relative_to(self, position: NDArray[np.float64], rotation: NDArray[np.float64]) -> Grasp:
+        """The same grasp in the frame of a body at ``position``, ``rotation``."""
+        return Grasp(rotation.T @ (self.position - position), rotation.T @ self.rotation)
+
+    def seen_from(self, position: NDArray[np.float64], rotation: NDArray[np.float64]) -> Grasp:
+        """A grasp that is relative to a body at ``position``, ``rotation``, in the world frame."""
+        return Grasp(position + rotation @ self.position, rotation @ self.rotation)
+
+
+def turned(yaw: float) -> NDArray[np.float64]:
+    """Rotation of a hand that points straight down, turned by ``yaw`` (rad) about the vertical."""
+    return rotation_from_vector(np.array([0.0, 0.0, yaw])) @ DOWN
+
+
+def pointing_down(along: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation of a hand that points straight down, its fingers along the horizontal part of ``along`` (3,)."""
+    flat = np.array([along[0], along[1], 0.0])
+    first, third = flat / max(1e-6, float(np.linalg.norm(flat))), np.array([0.0, 0.0, -1.0])
+    return np.stack([first, np.cross(third, first), third], axis=1)
+
+
+def grasps_from_above(points: NDArray[np.float64]) -> list[Grasp]:
+    """Grasps with the hand pointing down of a thing with corners ``points`` (n, 3): across it, or at its rim.
+
+    Across: the fingers on both sides at the depth that the palm allows. A thing too wide for that is taken by the
+    edge of its top, from every direction.
+    """
+    top, bottom = points[:, 2].max(), points[:, 2].min()
+    height = max(top - PALM, bottom + min(TIP, 0.5 * (top - bottom)))
+    slab = points[np.abs(points[:, 2] - height) < max(0.012, 0.2 * (top - bottom))]
+    if len(slab) < 3:
+        slab = points
+    found = []
+    for yaw in np.linspace(-np.pi / 2, np.pi / 2, _DIRECTIONS, endpoint=False):
+        rotation = turned(yaw)
+        along, across = slab @ rotation[:, 0], slab @ rotation[:, 1]
+        if along.max() - along.min() > OPENING:
+            continue
+        middle = rotation[:, 0] * (along.max() + along.min()) / 2 + rotation[:, 1] * (across.max() + across.min()) / 2
+        found.append(Grasp(np.array([middle[0], middle[1], height]), rotation))
+    return found or _grasps_of_rim(points)
+
+
+def _grasps_of_rim(points: NDArray[np.float64]) -> list[Grasp]:
+    """From every direction; with the rim in the middle between the fingers, or nearer to the outer or the inner one."""
+    top = points[:, 2].max()
+    rim = points[points[:, 2] > top - 0.012]
+    middle = (rim[:, :2].max(axis=0) + rim[:, :2].min(axis=0)) / 2
+    found = []
+    for angle in np.linspace(0.0, 2 * np.pi, _DIRECTIONS, endpoint=False):
+        out = np.array([np.cos(angle), np.sin(angle)])
+        reach = float(((rim[:, :2] - middle) @ out).max())
+        yaw = angle % np.pi - np.pi / 2  # fingers along ``out``, either way round
+        for beyond in (-0.026, -0.004, 0.012):
+            found.append(Grasp(np.array([*(middle + out * (reach + beyond)), top - 0.012]), turned(yaw)))
+    return found
+
+
+def leaning(grasps: Iterable[Grasp]) -> list[Grasp]:
+    """The same grasps with the hand leaning to either side of the plane of its fingers, for narrow places."""
+    return [
+        Grasp(grasp.position, rotation_from_vector(lean * grasp.rotation[:, 0]) @ grasp.rotation)
+        for grasp in grasps
+        for lean in (-_LEAN, _LEAN)
+    ]
+
+
+class GraspPlanner:
+    """Tries grasps in a copy of a scene."""
+
+    def __init__(self, world: ArmWorld, shapes: Shapes) -> None:
+        import mujoco
+
+        self._mujoco, self._world, self._shapes = mujoco, world, shapes
+        self._data = mujoco.MjData(world.model)
+        joints = [world.model.joint(f"robot0_joint{i}").id for i in range(1, 8)]
+        self._range = world.model.jnt_range[joints]
+
+    def best(
+        self,
+        grasps: list[Grasp],
+        geoms: NDArray[np.int64],
+        carry: NDArray[np.float64],
+        rng: np.random.Generator,
+    ) -> Grasp:
+        """The grasp of ``geoms`` that the arm reaches, that meets nothing else, turns least, and can carry by ``carry``.
+
+        ``carry`` is (3,) m. ``rng`` may prefer a neighbour. Raises :class:`SimulationError` where none can be reached.
+        """
+        cost, grasp = self._cheapest(grasps, geoms, carry, rng, np.inf)
+        if cost > _AWKWARD:
+            lean = self._cheapest(leaning(grasps), geoms, carry, rng, cost - _LEAN_COST)
+            grasp = lean[1] or grasp
+        if grasp is None:
+            raise SimulationError(f"the expert of '{self._world.task.name}' found no way to take hold of it")
+        return grasp
+
+    def _cheapest(
+        self,
+        grasps: list[Grasp],
+        geoms: NDArray[np.int64],
+        carry: NDArray[np.float64],
+        rng: np.random.Generator,
+        limit: float,
+    ) -> tuple[float, Grasp | None]:
+        """The cheapest grasp below ``limit``, tried from the one that the hand turns least for."""
+        _, rotation = self._world.grip_pose()
+        turns = [0.3 * float(np.linalg.norm(vector_from_rotation(g.rotation @ rotation.T))) for g in grasps]
+        first = np.array(turns) + _WHIM * rng.random(len(grasps))
+        best: Grasp | None = None
+        for index in map(int, np.argsort(first)):
+            if first[index] >= limit:
+                break
+            cost = self.cost(grasps[index], geoms, carry, float(first[index]), limit)
+            if cost < limit:
+                limit, best = cost, grasps[index]
+        return limit, best
+
+    def cost(
+        self, grasp: Grasp, geoms: NDArray[np.int64], carry: NDArray[np.float64], cost: float = 0.0, limit: float = np.inf
+    ) -> float:
+        """``cost``, and what the hand would meet or overstretch; inf where it cannot be reached or is over ``limit``."""
+        world = self._world
+        joints = world.home
+        for back in _STRAIGHT:
+            solved = self._solve(grasp.position - back * grasp.approach, grasp.rotation, joints)
+            if solved is None:
+                return np.inf
+            joints = solved
+            cost += self._meeting(joints)
+            if cost > limit:
+                return np.inf
+        cost += self._strain(joints)
+        for half in _CLOSING:  # nothing else may get between the fingers
+            cost += self._meeting(joints, half, geoms)
+        if cost > limit:
+            return np.inf
+        if np.any(carry):
+            carried = self._solve(grasp.position + carry, grasp.rotation, joints)
+            cost += np.inf if carried is None else self._strain(carried)
+        for aside in (-_SLACK, _SLACK):  # a hand is never quite where it should be
+            near = self._solve(grasp.position + aside * grasp.rotation[:, 0], grasp.rotation, joints)
+            cost += np.inf if near is None else 0.5 * self._meeting(near)
+        return cost
+
+    def _strain(self, joints: NDArray[np.float64]) -> float:
+        """What it costs to be near a joint's limit, or with the arm so stretched that it obeys badly."""
+        margin = float(np.minimum(joints - self._range[:, 0], self._range[:, 1] - joints).min())
+        world, data = self._world, self._data
+        data.qpos[world.arm_positions] = joints
+        self._mujoco.mj_kinematics(world.model, data)
+        self._mujoco.mj_comPos(world.model, data)
+        jacobian = np.zeros((6, world.model.nv))
+        self._mujoco.mj_jacSite(world.model, data, jacobian[:3], jacobian[3:], world.grip_site)
+        obeys = float(np.linalg.svd(jacobian[:, world.arm_dofs], compute_uv=False)[-1])
+        return 4.0 * max(0.0, _MARGIN - margin) + 15.0 * max(0.0, _OBEYS - obeys)
+
+    def _solve(
+        self, position: NDArray[np.float64], rotation: NDArray[np.float64], start: NDArray[np.float64]
+    ) -> NDArray[np.float64] | None:
+        """Joint angles (7,) rad with the grip site there, by damped least squares; None where there are none."""
+        mujoco, world, data = self._mujoco, self._world, self._data
+        data.qpos[:] = world.data.qpos
+        joints, jacobian = start.copy(), np.zeros((6, world.model.nv))
+        for _ in range(80):
+            data.qpos[world.arm_positions] = joints
+            mujoco.mj_kinematics(world.model, data)
+            mujoco.mj_comPos(world.model, data)
+            here = data.site_xmat[world.grip_site].reshape(3, 3)
+            error = np.concatenate(
+                [position - data.site_xpos[world.grip_site], vector_from_rotation(rotation @ here.T)]
+            )
+            if float(np.linalg.norm(error)) < 1e-3:
+                return joints
+            error *= min(1.0, 0.3 / float(np.linalg.norm(error)))
+            mujoco.mj_jacSite(world.model, data, jacobian[:3], jacobian[3:], world.grip_site)
+            j = jacobian[:, world.arm_dofs]
+            step = j.T @ np.linalg.solve(j @ j.T + 1e-3 * np.eye(6), error)
+            joints = np.clip(joints + step, self._range[:, 0], self._range[:, 1])
+        return None
+
+    def _meeting(
+        self, joints: NDArray[np.float64], half: float = 0.04, without: NDArray[np.int64] | None = None
+    ) -> float:
+        """What it costs to be where the robot, each finger ``half`` (m) out, meets things other than ``without``."""
+        world, data = self._world, self._data
+        data.qpos[:] = world.data.qpos
+        data.qpos[world.arm_positions] = joints
+        data.qpos[world.finger_positions] = (half, -half)
+        self._mujoco.mj_fwdPosition(world.model, data)
+        pairs, depth = data.contact.geom[: data.ncon], -data.contact.dist[: data.ncon]
+        robot = self._shapes.robot
+        met = robot[pairs[:, 0]] != robot[pairs[:, 1]]
+        if without is not None:
+            met &= ~np.isin(pairs, without).any(axis=1)
+        total = float(np.maximum(depth[met] - 0.0015, 0.0).sum())
+        return _MEETING + 40.0 * total if total > 0 else 0.0

@@ -1,0 +1,149 @@
+"""What takes up room in a scene, and where: read from the collision geoms, as the simulation has them now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.errors import SimulationError
+
+_ROBOT = ("robot0_", "gripper0_", "mount0_")
+#: The bodies of each finger of robosuite's PandaGripper.
+_FINGERS = (
+    ("gripper0_leftfinger", "gripper0_finger_joint1_tip"),
+    ("gripper0_rightfinger", "gripper0_finger_joint2_tip"),
+)
+
+#: Points along an edge of a shape.
+_ALONG_EDGE = 7
+
+
+class Shapes:
+    """The solid parts of one model. Positions are in m, world frame, as of the data's last kinematics."""
+
+    def __init__(self, model: Any, data: Any) -> None:
+        import mujoco
+
+        self.model, self.data = model, data
+        solid = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
+        names = [model.body(int(body)).name for body in model.geom_bodyid]
+        self.robot = np.array([name.startswith(_ROBOT) for name in names])
+        self.fingers = tuple(np.array([name in finger for name in names]) for finger in _FINGERS)
+        bounded = model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
+        #: Geoms that something can stand on or bump into; the robot's own are none.
+        self.things = np.flatnonzero(solid & bounded & ~self.robot)
+        self._parents = model.body_parentid
+        self._points: dict[int, NDArray[np.float64]] = {}
+
+    def of(self, body: int) -> NDArray[np.int64]:
+        """The solid geoms of ``body`` and of everything that hangs on it."""
+        inside = np.zeros(self.model.nbody, dtype=bool)
+        for index in range(self.model.nbody):  # parents come before children
+            inside[index] = index == body or (index > 0 and inside[self._parents[index]])
+        found = self.things[inside[self.model.geom_bodyid[self.things]]]
+        if len(found) == 0:
+            raise SimulationError(f"body '{self.model.body(body).name}' has nothing solid to take hold of")
+        return found
+
+    def boxes(self, geoms: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest corners (n, 3) of the axis-aligned boxes around ``geoms``."""
+        model, data = self.model, self.data
+        rotation = data.geom_xmat[geoms].reshape(-1, 3, 3)
+        center = data.geom_xpos[geoms] + np.einsum("nij,nj->ni", rotation, model.geom_aabb[geoms, :3])
+        half = np.einsum("nij,nj->ni", np.abs(rotation), model.geom_aabb[geoms, 3:])
+        return center - half, center + half
+
+    def points(self, geoms: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Points (n, 3) on the edges of the shapes themselves, a mesh's or a box's."""
+        parts = []
+        for geom in map(int, geoms):
+            rotation = self.data.geom_xmat[geom].reshape(3, 3)
+            parts.append(self.data.geom_xpos[geom] + self._local_points(geom) @ rotation.T)
+        return np.concatenate(parts)
+
+    def _local_points(self, geom: int) -> NDArray[np.float64]:
+        import mujoco
+
+        if geom in self._points:
+            return self._points[geom]
+        model = self.model
+        if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
+            mesh = int(model.geom_dataid[geom])
+            start, count = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
+            corners = np.array(model.mesh_vert[start : start + count], dtype=np.float64)
+            start, count = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
+            faces = model.mesh_face[start : start + count]
+            edges = np.unique(np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])), axis=0)
+        else:
+            signs = np.array(np.meshgrid(*[(-1.0, 1.0)] * 3)).reshape(3, -1).T
+            corners = model.geom_aabb[geom, :3] + signs * model.geom_aabb[geom, 3:]
+            edges = np.array([(a, b) for a in range(8) for b in range(a) if np.sum(signs[a] != signs[b]) == 1])
+        # Along the edges too: a tall box has no corner at the height where it is taken.
+        share = np.linspace(0.0, 1.0, _ALONG_EDGE)[:, None, None]
+        points = ((1 - share) * corners[edges[:, 0]] + share * corners[edges[:, 1]]).reshape(-1, 3)
+        self._points[geom] = points
+        return points
+
+    def top_over(
+        self, start: NDArray[np.float64], end: NDArray[np.float64], radius: float, without: NDArray[np.int64]
+    ) -> float:
+        """Height of the highest thing within ``radius`` of the straight way from ``start`` to ``end``, seen from above.
+
+        ``without``: geoms that do not count. -inf where there is nothing.
+        """
+        geoms = np.setdiff1d(self.things, without)
+        low, high = self.boxes(geoms)
+        way = np.linspace(start[:2], end[:2], 2 + int(np.linalg.norm(end[:2] - start[:2]) / 0.02))
+        nearest = np.clip(way[:, None], low[:, :2], high[:, :2])
+        distance = np.linalg.norm(nearest - way[:, None], axis=-1).min(axis=0)
+        near = distance < radius
+        return float(high[near, 2].max()) if near.any() else -np.inf
+
+    def way_from_under(self, geoms: NDArray[np.int64], margin: float) -> NDArray[np.float64] | None:
+        """Unit vector (2,) away from what hangs over ``geoms``, less than 0.2 m above; None where nothing does.
+
+        ``margin`` (m) is kept beside it.
+        """
+        points = self.points(geoms)
+        top = points[points[:, 2] > points[:, 2].max() - 0.01]
+        top = top[:: max(1, len(top) // 24)]
+        others = np.setdiff1d(self.things, geoms)
+        rotation = self.data.geom_xmat[others].reshape(-1, 3, 3)
+        center = self.data.geom_xpos[others] + np.einsum("nij,nj->ni", rotation, self.model.geom_aabb[others, :3])
+        half = self.model.geom_aabb[others, 3:] + margin
+        # A ray straight up from each point, against each oriented box (the slab method).
+        start = np.einsum("nij,npi->npj", rotation, top[None] - center[:, None])
+        up = np.einsum("nij,i->nj", rotation, np.array([0.0, 0.0, 1.0]))[:, None]
+        up = np.where(np.abs(up) < 1e-9, 1e-9, up)
+        ends = np.stack([(-half[:, None] - start) / up, (half[:, None] - start) / up])
+        enters, leaves = ends.min(axis=0).max(axis=-1), ends.max(axis=0).min(axis=-1)
+        over = np.any((enters < leaves) & (leaves > 0.0) & (enters > -0.004) & (enters < 0.2), axis=1)
+        if not over.any():
+            return None
+        away = top[:, :2].mean(axis=0) - center[over, :2].mean(axis=0)
+        return np.asarray(away / max(1e-6, float(np.linalg.norm(away))))
+
+    def support_of(self, geoms: NDArray[np.int64]) -> float:
+        """Height of the highest thing right under ``geoms``; their own lowest point where there is none."""
+        low, high = self.boxes(geoms)
+        others_low, others_high = self.boxes(np.setdiff1d(self.things, geoms))
+        bottom = float(low[:, 2].min())
+        under = others_high[:, 2] < bottom + 0.01
+        under &= np.all(
+            (others_low[:, :2] < high[:, :2].max(axis=0)) & (others_high[:, :2] > low[:, :2].min(axis=0)), axis=1
+        )
+        return float(others_high[under, 2].max()) if under.any() else bottom
+
+    def touched_by_fingers(self, geoms: NDArray[np.int64]) -> tuple[bool, bool]:
+        """Whether each of the two fingers touches one of ``geoms``."""
+        data = self.data
+        pairs = data.contact.geom[: data.ncon]
+        mine = np.zeros(self.model.ngeom, dtype=bool)
+        mine[geoms] = True
+        touched = [
+            bool(np.any((finger[pairs[:, 0]] & mine[pairs[:, 1]]) | (finger[pairs[:, 1]] & mine[pairs[:, 0]])))
+            for finger in self.fingers
+        ]
+        return touched[0], touched[1]

@@ -1,0 +1,186 @@
+"""What a hand can do, each a function of where things are: fetch, carry and put down, pull, push, turn.
+
+None remembers what it did before, but for how long it has been closing its fingers: so what an expert does can be read
+from the views and joints, and a thing that was dropped is taken up again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.experts.motion import DOWN, Target
+from m2distill_policy.sim.libero.grasps import PALM, TIP, Grasp
+from m2distill_policy.sim.libero.shapes import Shapes
+from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
+
+#: How steeply the hand comes in as its distance from the axis of the grasp shrinks.
+_FUNNEL = 5.0
+#: Distance (m) from the axis of a grasp that is no distance.
+_STRAIGHT_ENOUGH = 0.003
+#: Distances (m) and angles (rad) at which the fingers may close, and stay closed.
+_NEAR, _NEAR_ANGLE = 0.008, 0.12
+_STILL_NEAR, _STILL_NEAR_ANGLE = 0.045, 0.35
+#: Fingers closer together than this (m) are closing.
+_CLOSING = 0.070
+#: Steps (1 / 20 s) after which fingers that have not got hold of anything are opened again.
+_PATIENCE = 25
+#: Half the hand's width (m) along the fingers' axis, and what the hand keeps clear of things that it passes over.
+_HAND = 0.105
+_CLEARANCE = 0.03
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How one demonstrator moves: top speed (action units), height over a grasp at which the hand comes in (m), what is
+    carried higher than need be (m)."""
+
+    speed: float = 0.9
+    hover: float = 0.10
+    lift: float = 0.0
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Manner:
+        """A manner at random."""
+        return cls(float(rng.uniform(0.75, 0.95)), float(rng.uniform(0.08, 0.12)), float(rng.uniform(0.0, 0.03)))
+
+
+class Hand:
+    """The skills, for one world and one manner."""
+
+    def __init__(self, world: ArmWorld, shapes: Shapes, manner: Manner) -> None:
+        self._world, self._shapes, self._manner = world, shapes, manner
+        #: Steps for which the fingers have been closing.
+        self._closing = 0
+
+    def holds(self, geoms: NDArray[np.int64], *, still: bool = True) -> bool:
+        """Whether both fingers are against one of ``geoms``, and at rest where ``still``."""
+        held = all(self._shapes.touched_by_fingers(geoms)) and (self._world.fingers_still() or not still)
+        if held:
+            self._closing = 0
+        return held
+
+    def fetch(self, grasp: Grasp, geoms: NDArray[np.int64]) -> Target:
+        """Come in along the grasp's approach, and close around ``geoms``."""
+        grip, rotation = self._world.grip_pose()
+        angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
+        away = grip - grasp.position
+        closing = self._world.gripper_width() < _CLOSING and any(self._shapes.touched_by_fingers(geoms))
+        near, near_angle = (_STILL_NEAR, _STILL_NEAR_ANGLE) if closing else (_NEAR, _NEAR_ANGLE)
+        if self._gave_up(float(np.linalg.norm(away))):
+            return Target(grip - 0.04 * grasp.approach, grasp.rotation, -1.0, speed=0.6)
+        if float(np.linalg.norm(away)) < near and angle < near_angle:
+            self._closing += 1
+            # Once a finger is against it, the thing may yield; the hand stays where it is.
+            return Target(grip if closing else grasp.position, grasp.rotation, 1.0, speed=0.5)
+        aside = float(np.linalg.norm(away - grasp.approach * (away @ grasp.approach)))
+        narrow = _FUNNEL * max(0.0, aside - _STRAIGHT_ENOUGH) + 0.3 * max(0.0, angle - 0.1)
+        if self._world.gripper_width() < 0.06:  # still opening
+            narrow = max(narrow, 0.05)
+        goal = grasp.position - grasp.approach * min(self._manner.hover, narrow)
+        return self._move(goal, grasp.rotation, -1.0, without=geoms if aside < 0.12 else geoms[:0])
+
+    def _gave_up(self, away: float) -> bool:
+        """Whether fingers that closed around nothing are on their way back, to try again."""
+        if self._closing > _PATIENCE and away < 0.06:
+            return True
+        if self._closing > _PATIENCE or away > 0.06:
+            self._closing = 0
+        return False
+
+    def retreat(self, grasp: Grasp) -> Target:
+        """Let go and leave a grasp by the way that the hand came in."""
+        grip, _ = self._world.grip_pose()
+        away = grip - grasp.position
+        aside = away - grasp.approach * (away @ grasp.approach)
+        return Target(grip - 0.06 * grasp.approach - aside, grasp.rotation, -1.0, self._manner.speed)
+
+    def put(
+        self,
+        geoms: NDArray[np.int64],
+        body: NDArray[np.float64],
+        goal: NDArray[np.float64],
+        rotation: NDArray[np.float64],
+    ) -> Target:
+        """Carry what is held, whose body is at ``body`` (3,), over ``goal`` (2,), lower it and let go.
+
+        rotation: of the hand, as it took hold, so that the thing stays upright.
+        """
+        grip, _ = self._world.grip_pose()
+        shapes = self._shapes
+        low, _ = shapes.boxes(geoms)
+        hang = float(grip[2] - low[:, 2].min())
+        to_go = goal - body[:2]
+        distance = float(np.linalg.norm(to_go))
+        end = np.array([*(grip[:2] + to_go), grip[2]])
+        surface = shapes.top_over(np.array([*goal, 0.0]), np.array([*goal, 0.0]), 0.015, geoms)
+        across = rotation[:, 0] * (_HAND - 0.02)
+        around = max(shapes.top_over(end - across, end + across, 0.03, geoms), surface)
+        lowest = max(surface + hang - 0.003, around - PALM + 0.008)
+        if distance < 0.012 and grip[2] < lowest + 0.006:
+            return Target(np.array([*end[:2], lowest]), rotation, -1.0, speed=0.4)
+        if distance < 0.03:
+            height = lowest + _FUNNEL * max(0.0, distance - 0.006)
+            return Target(np.array([*end[:2], height - 0.004]), rotation, 1.0, speed=0.6)
+        away = shapes.way_from_under(geoms, 0.01)
+        if away is not None:  # out from under that first, just off the ground
+            height = shapes.support_of(geoms) + hang + 0.012
+            return Target(np.array([*(grip[:2] + 0.04 * away), height]), rotation, 1.0, speed=0.6)
+        over = shapes.top_over(grip, end, 0.07, geoms)
+        safe = max(over + hang + _CLEARANCE, over - PALM + _CLEARANCE, lowest + 0.03) + self._manner.lift
+        return self._across(end[:2], safe, rotation, 1.0)
+
+    def pull(self, direction: NDArray[np.float64], rotation: NDArray[np.float64]) -> Target:
+        """Draw what is held along ``direction`` (3,)."""
+        grip, _ = self._world.grip_pose()
+        return Target(grip + 0.05 * direction, rotation, 1.0, speed=self._manner.speed)
+
+    def turn(self, pivot: NDArray[np.float64], angle: float, rotation: NDArray[np.float64]) -> Target:
+        """Turn what is held by ``angle`` (rad) about the vertical through ``pivot`` (3,)."""
+        grip, _ = self._world.grip_pose()
+        swing = rotation_from_vector(np.array([0.0, 0.0, angle]))
+        goal = pivot + swing @ (grip - pivot)
+        return Target(goal, swing @ rotation, 1.0, speed=self._manner.speed, turn=0.9)
+
+    def push(self, geoms: NDArray[np.int64], body: NDArray[np.float64], goal: NDArray[np.float64]) -> Target:
+        """Draw a dish at ``body`` (3,) to ``goal`` (2,), with closed fingers from inside its rim."""
+        grip, _ = self._world.grip_pose()
+        low, _ = self._shapes.boxes(geoms)
+        to_go = goal - body[:2]
+        ahead = to_go / max(1e-6, float(np.linalg.norm(to_go)))
+        start = body[:2] + 0.02 * ahead
+        height = float(low[:, 2].min()) + 0.008 + TIP
+        inside = float(np.linalg.norm(grip[:2] - body[:2])) < 0.05 and grip[2] < height + 0.012
+        if inside:
+            return Target(np.array([*(grip[:2] + 0.03 * ahead), height - 0.004]), DOWN, 1.0, speed=0.6)
+        aside = float(np.linalg.norm(grip[:2] - start))
+        above = height + min(self._manner.hover, _FUNNEL * max(0.0, aside - 0.008))
+        return self._move(np.array([*start, above]), DOWN, 1.0, without=geoms)
+
+    def _move(
+        self, goal: NDArray[np.float64], rotation: NDArray[np.float64], gripper: float, without: NDArray[np.int64]
+    ) -> Target:
+        """An empty hand on its way: over what stands between, then to ``goal``."""
+        grip, _ = self._world.grip_pose()
+        distance = float(np.linalg.norm(goal[:2] - grip[:2]))
+        over = self._shapes.top_over(grip, goal, 0.08, without)
+        safe = max(over + TIP + _CLEARANCE, goal[2])
+        free = bool(gripper < 0 and grip[2] > over + 0.06)
+        if distance < 0.08 or grip[2] > safe - 0.01:
+            # Down only as fast as the distance shrinks.
+            height = max(goal[2], min(safe, goal[2] + 1.2 * max(0.0, distance - 0.02))) if distance > 0.02 else goal[2]
+            target = np.array([goal[0], goal[1], height])
+            return Target(target, rotation, gripper, self._manner.speed, 0.8, free)
+        return self._across(goal[:2], safe, rotation, gripper, free)
+
+    def _across(
+        self, goal: NDArray[np.float64], safe: float, rotation: NDArray[np.float64], gripper: float, free: bool = False
+    ) -> Target:
+        """Up, and across as far as the height allows."""
+        grip, _ = self._world.grip_pose()
+        share = float(np.clip(1.0 - (safe - grip[2]) / 0.04, 0.0, 1.0))
+        spot = grip[:2] + share * (goal - grip[:2])
+        return Target(np.array([*spot, safe + 0.005]), rotation, gripper, self._manner.speed, 0.8, free)
