@@ -18,8 +18,11 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 from m2distill_policy.demonstrations import DemonstrationFile, Episode, demonstration_path
 from m2distill_policy.errors import DemonstrationError, SimulationError
 from m2distill_policy.sim.collect import Collection, collect, parse_tasks, record
-from m2distill_policy.sim.experts import Noise, expert_action, run_expert
+from m2distill_policy.sim.experts.episode import run_expert
+from m2distill_policy.sim.experts.motion import towards
+from m2distill_policy.sim.experts.noise import Noise
 from m2distill_policy.sim.response import fit_velocity_response
+from m2distill_policy.sim.tabletop.expert import TabletopExpert
 from m2distill_policy.sim.tabletop.tasks import TASKS
 from m2distill_policy.sim.tabletop.world import TabletopWorld
 
@@ -112,7 +115,7 @@ def test_velocities_reproduce_the_demonstrations() -> None:
             world.reset_state(seed)
             steps = 0
             while not world.success() and steps < world.task.horizon:
-                action = expert_action(world)
+                action = towards(TabletopExpert(world).target(), *world.grip_pose(), world.contract.action)
                 world.step_twist(response.twist(action), float(action[6]))
                 steps += 1
             assert world.success() and steps < 1.3 * len(run.actions)
@@ -133,8 +136,8 @@ def test_a_workers_error_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_questions_that_make_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(SimulationError, match="know the suite 'tabletop' alone"):
-        Collection(tmp_path, (0,), suite="libero_object")
+    with pytest.raises(SimulationError, match=r"know the suites tabletop, .*did you mean 'libero_goal'"):
+        Collection(tmp_path, (0,), suite="libero_gaol")
     with pytest.raises(SimulationError, match="at least one task"):
         Collection(tmp_path, ())
     with pytest.raises(SimulationError, match="did you mean 'stock'"):

@@ -10,10 +10,13 @@ import pytest
 pytest.importorskip("robosuite", reason="the simulator is not installed (requirements/sim.txt)")
 
 from m2distill_policy.errors import SimulationError
-from m2distill_policy.sim.experts import Noise, expert_action, run_expert
+from m2distill_policy.sim.experts.episode import run_expert
+from m2distill_policy.sim.experts.motion import towards
+from m2distill_policy.sim.experts.noise import Noise
 from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM, demonstration_seed
 from m2distill_policy.sim.suites import make_world, suite_task, suite_tasks
 from m2distill_policy.sim.tabletop import scene
+from m2distill_policy.sim.tabletop.expert import TabletopExpert
 from m2distill_policy.sim.tabletop.tasks import TASKS
 from m2distill_policy.sim.tabletop.world import TabletopWorld
 
@@ -143,7 +146,7 @@ def test_another_tasks_goal_is_not_this_ones(world: TabletopWorld) -> None:
     world.reset_state(21)
     for _ in range(green.horizon):
         world.task = green
-        action = expert_action(world)
+        action = towards(TabletopExpert(world).target(), *world.grip_pose(), world.contract.action)
         world.task = TASKS[0]
         world.advance(action)
     assert not world.success()

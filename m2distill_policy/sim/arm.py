@@ -6,7 +6,6 @@ robosuite builds the models; here they are stepped. Its environments update ever
 
 from __future__ import annotations
 
-import abc
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ _GRIPPER_SPEED = 0.01
 _DRIVE_LEAD = (0.02, 0.15)
 
 
-class ArmWorld(abc.ABC):
+class ArmWorld:
     """Physics, controller and views of a scene with one Panda. A suite's world derives from it.
 
     The physics model may belong to somebody else (LIBERO's environment); ``data`` is then shared with it.
@@ -306,25 +305,29 @@ class ArmWorld(abc.ABC):
         self.reset_state(seed)
         return self.observe()
 
-    @abc.abstractmethod
+    def serve(self, task: Task) -> bool:
+        """Go on as the world of another task of the suite; False where that has a scene of its own."""
+        return task == self.task
+
     def reset_state(self, seed: int) -> None:
         """:meth:`reset` without drawing the views."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def reset_to(self, state: NDArray[np.float64]) -> Observation:
         """Return to a flattened MuJoCo state."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def success(self) -> bool:
         """Whether this world's task is done now."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def achieved(self) -> tuple[str, ...]:
         """Names of the suite's tasks whose goal has been reached since reset."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def lifted(self) -> tuple[str, ...]:
         """Names of the objects that were raised by 4 cm or more since reset."""
+        raise NotImplementedError
 
     def _restore(
         self, state: NDArray[np.floating[Any]], posture: NDArray[np.float64], gripper: NDArray[np.float64]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.demonstrations import (
     DemonstrationFile,
     DemonstrationWriter,
@@ -21,21 +20,21 @@ from m2distill_policy.demonstrations import (
     Recording,
     demonstration_path,
 )
-from m2distill_policy.errors import DemonstrationError, M2DistillError, SimulationError
+from m2distill_policy.errors import DemonstrationError, M2DistillError, SimulationError, closest
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim.disturbances import Disturbance, DisturbedWorld
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
-from m2distill_policy.sim.suites import suite_task
+from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, make_world, suite_contract, suite_task
 from m2distill_policy.sim.visuals import VISUALS_VERSION, visual_profile
 from m2distill_policy.sim.world import Task
 
 if TYPE_CHECKING:
-    from m2distill_policy.sim.tabletop.world import TabletopWorld
+    from m2distill_policy.sim.arm import ArmWorld
 
-#: Raised whenever experts, their noise or what is stored of an episode change: a collection of another version is not
-#: taken for this one. 2: pushes, and the executed actions beside the clean ones.
-EXPERTS_VERSION = 2
+#: Raised whenever a suite's experts, their noise or what is stored of an episode change: a collection of another
+#: version is not taken for this one. tabletop 2: pushes, and the executed actions beside the clean ones.
+_EXPERTS_VERSION = {"tabletop": 2}
 #: Seconds within which some attempt must end; one takes about one second.
 _PATIENCE = 300.0
 #: Give up when fewer than one attempt in this many succeeds.
@@ -64,8 +63,11 @@ class Collection:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.suite != "tabletop":
-            raise SimulationError(f"scripted experts know the suite 'tabletop' alone; got '{self.suite}'")
+        if self.suite not in SUITES_WITH_EXPERTS:
+            raise SimulationError(
+                f"scripted experts know the suites {', '.join(SUITES_WITH_EXPERTS)}; got '{self.suite}'"
+                f"{closest(self.suite, SUITES_WITH_EXPERTS)}"
+            )
         if self.episodes < 1 or self.workers < 1 or not self.tasks:
             raise SimulationError(
                 f"at least one task, one episode and one worker are needed; got {len(self.tasks)}, {self.episodes} "
@@ -82,13 +84,6 @@ class Collection:
             raise SimulationError(f"a disturbance is named twice in {', '.join(self.randomise)}")
         if len(set(self.tasks)) != len(self.tasks):
             raise SimulationError(f"a task is named twice in {self.tasks}")
-
-
-def collection_contract(size: int) -> Contract:
-    """The contract under which the suite ``tabletop`` is recorded at ``size`` pixels."""
-    from m2distill_policy.sim.tabletop import scene
-
-    return libero_contract(size, fov_agentview=scene.AGENTVIEW_FOV, fov_hand=scene.HAND_FOV)
 
 
 def collect(collection: Collection, progress: Callable[[int, int, str], None] | None = None) -> list[DemonstrationFile]:
@@ -141,7 +136,7 @@ class _Plan:
             return None
         file = DemonstrationFile(self.path)
         if len(file) != self.collection.episodes or (file.contract, file.settings) != (
-            collection_contract(self.collection.size),
+            suite_contract(self.collection.suite, self.collection.size),
             _settings(self.collection, self.task),
         ):
             raise DemonstrationError(
@@ -201,7 +196,7 @@ def _settings(collection: Collection, task: Task) -> dict[str, Any]:
         "size": collection.size,
         "visuals": collection.visuals,
         "visuals_version": VISUALS_VERSION,
-        "experts_version": EXPERTS_VERSION,
+        "experts_version": _EXPERTS_VERSION.get(task.suite, 1),
         "noise": collection.noise,
         **({"randomise": list(collection.randomise)} if collection.randomise else {}),
     }
@@ -212,7 +207,7 @@ def _writer(collection: Collection, task: Task) -> DemonstrationWriter:
     return DemonstrationWriter(
         demonstration_path(collection.folder, task.name),
         instruction=task.instruction,
-        contract=collection_contract(collection.size),
+        contract=suite_contract(collection.suite, collection.size),
         suite=task.suite,
         env_args=_settings(collection, task),
     )
@@ -269,7 +264,7 @@ def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], Non
 # ---- in a worker ----------------------------------------------------------------------------------------------
 
 _collection: Collection | None = None
-_world: TabletopWorld | None = None
+_world: ArmWorld | None = None
 
 
 def _start_worker(collection: Collection) -> None:
@@ -283,12 +278,13 @@ def _attempt(task_index: int, seed: int) -> bool:
     global _world
     assert _collection is not None, "the pool's initializer ran"
     collection, task = _collection, suite_task(_collection.suite, task_index)
+    if _world is not None and _world.task != task and not _world.serve(task):
+        _world.close()
+        _world = None
     if _world is None:
-        from m2distill_policy.sim.tabletop.world import TabletopWorld
-
-        _world = TabletopWorld(task, size=collection.size, visuals=collection.visuals)
-    _world.task = task
+        _world = make_world(task, size=collection.size, visuals=collection.visuals)
     writer = _writer(collection, task)
+    writer.contract.require_same(_world.contract, "the collection", f"the world of '{task.name}'")
     recording = record(_world, seed, noise=collection.noise, randomise=collection.randomise)
     if recording is None:
         writer.add_failure(seed)
@@ -297,14 +293,15 @@ def _attempt(task_index: int, seed: int) -> bool:
     return True
 
 
-def record(world: TabletopWorld, seed: int, *, noise: float = 1.0, randomise: Sequence[str] = ()) -> Recording | None:
+def record(world: ArmWorld, seed: int, *, noise: float = 1.0, randomise: Sequence[str] = ()) -> Recording | None:
     """One episode of ``world.task`` by its expert, or None where it failed.
 
     It is simulated first and drawn afterwards, so failures cost no drawing. ``noise`` scales the disturbance of the
     executed action; the action stored is the expert's own. ``randomise``: kinds of disturbance, each at a level from 0
     to 1 that ``seed`` draws.
     """
-    from m2distill_policy.sim.experts import Noise, run_expert
+    from m2distill_policy.sim.experts.episode import run_expert
+    from m2distill_policy.sim.experts.noise import Noise
 
     rng = np.random.default_rng([78, seed])
     wrong = DisturbedWorld(world, [Disturbance(kind, float(rng.random())) for kind in randomise])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.sim.algebra import use_one_thread
 from m2distill_policy.sim.world import Task
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
 
 #: Every suite that is known. LIBERO's need its package and its scenes; see :mod:`m2distill_policy.sim.libero`.
 SUITES = ("tabletop", "libero_spatial", "libero_object", "libero_goal", "libero_10")
+#: The suites whose tasks a scripted expert can demonstrate.
+SUITES_WITH_EXPERTS = ("tabletop", "libero_spatial", "libero_object", "libero_goal")
+
+
+def suite_contract(name: str, size: int) -> Contract:
+    """The contract of every world of suite ``name`` with views of ``size`` x ``size`` pixels; no world is made."""
+    if name == "tabletop":
+        from m2distill_policy.sim.tabletop import scene
+
+        return libero_contract(size, fov_agentview=scene.AGENTVIEW_FOV, fov_hand=scene.HAND_FOV)
+    return libero_contract(size)
 
 
 def suite_tasks(name: str) -> tuple[Task, ...]:

@@ -9,17 +9,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim.arm import ArmWorld
 from m2distill_policy.sim.experts.motion import Target, towards
 from m2distill_policy.sim.experts.noise import Noise, NoiseSource
 from m2distill_policy.sim.osc import vector_from_rotation
 
 
+class ExpertLostError(SimulationError):
+    """The expert sees no way to go on from here; the attempt has failed."""
+
+
 class Expert(Protocol):
     """Does the task of one world, from the scene as it truly is, which a policy never sees."""
 
     def target(self) -> Target:
-        """Where the hand should go now."""
+        """Where the hand should go now. Raises :class:`ExpertLostError`."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,6 @@ class Run:
     success: bool
 
 
-def expert_action(world: ArmWorld, expert: Expert) -> tuple[NDArray[np.float64], bool]:
-    """What ``expert`` does now, (7,) in [-1, 1], and whether its hand may be pushed aside here."""
-    target = expert.target()
-    return towards(target, *world.grip_pose(), world.contract.action), target.free
-
-
 def run_expert(
     world: ArmWorld,
     seed: int,
@@ -52,7 +51,9 @@ def run_expert(
     noise: Noise | None = None,
     told: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
 ) -> Run:
-    """One episode of ``world.task`` from ``seed``, ended by success or the task's horizon. Nothing is drawn.
+    """One episode of ``world.task`` from ``seed``, ended by success, an expert at a loss, or the task's horizon.
+
+    Nothing is drawn.
 
     told: what reaches the arm of an action (7,), where that is not the action itself.
     """
@@ -64,10 +65,14 @@ def run_expert(
     states, actions, executed, poses, readings, robot = [], [], [], [], [], []
     success = False
     for _ in range(world.task.horizon):
-        action, free = expert_action(world, expert)
-        reading = world.proprioception()
+        try:
+            target = expert.target()
+        except ExpertLostError:
+            break
         position, rotation = world.grip_pose()
-        done = source.disturb(action, free) if source is not None else action
+        action = towards(target, position, rotation, world.contract.action)
+        reading = world.proprioception()
+        done = source.disturb(action, target.free, 1.0 - target.care) if source is not None else action
         done = told(done) if told is not None else done
         states.append(world.state())
         poses.append(world.end_effector())
@@ -84,7 +89,7 @@ def run_expert(
         np.array(actions),
         np.array(executed),
         np.array(poses),
-        {name: np.stack([reading[name] for reading in readings]) for name in readings[0]},
+        {name: np.stack([reading[name] for reading in readings]) for name in (readings[0] if readings else {})},
         np.array(robot),
         success,
     )

@@ -23,7 +23,8 @@ class Target:
     """Where the hand should be: grip site (3,) m and rotation (3, 3), world frame; gripper -1 open to 1 closed.
 
     speed, turn: largest sizes of the action's translation and rotation.
-    free: the open hand meets nothing here, so that it may be pushed aside for practice.
+    free: the open hand meets nothing here, so that it may be pushed aside for practice. care: share of the disturbance
+    that is taken off, 0 to 1, where the hand has to be exact.
     """
 
     position: NDArray[np.float64]
@@ -32,6 +33,7 @@ class Target:
     speed: float = 0.95
     turn: float = 0.5
     free: bool = False
+    care: float = 0.0
 
 
 def towards(

@@ -50,8 +50,8 @@ class NoiseSource:
         self._chance = noise.first_push
         self._push, self._push_steps = np.zeros(3), 0
 
-    def disturb(self, action: NDArray[np.float64], free: bool) -> NDArray[np.float64]:
-        """The next executed action (7,) in [-1, 1]; ``free``: the hand may be pushed here."""
+    def disturb(self, action: NDArray[np.float64], free: bool, share: float = 1.0) -> NDArray[np.float64]:
+        """The next executed action (7,) in [-1, 1]; ``free``: the hand may be pushed here; ``share`` of the noise."""
         fresh = self._rng.normal(size=6) * self._scale
         kept = self._noise.correlation
         self._value = kept * self._value + np.sqrt(1.0 - kept**2) * fresh
@@ -66,5 +66,5 @@ class NoiseSource:
             self._push_steps -= 1
             if free:
                 executed[:3] = self._push
-        executed[:6] = np.clip(executed[:6] + self._value, -1.0, 1.0)
+        executed[:6] = np.clip(executed[:6] + share * self._value, -1.0, 1.0)
         return executed

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import SimulationError
+from m2distill_policy.sim.experts.episode import ExpertLostError
 from m2distill_policy.sim.experts.motion import Target
 from m2distill_policy.sim.libero.grasps import Grasp, GraspPlanner, grasps_from_above, pointing_down
 from m2distill_policy.sim.libero.shapes import Shapes
@@ -21,6 +22,8 @@ _MOVED = 0.02
 _OPEN = 0.15
 #: Fingers closer together than this (m) have closed around the ridge of a knob.
 _ON_KNOB = 0.035
+#: A hand that is no further (m) from where it took hold of the knob still has it.
+_AT_KNOB = 0.02
 #: How far (rad) the hand is tilted from pointing down to take a drawer's handle.
 _HANDLE_TILT = np.deg2rad(80.0)
 
@@ -43,7 +46,8 @@ class LiberoExpert:
         self._shapes = Shapes(world.model, world.data)
         self._planner = GraspPlanner(world, self._shapes)
         self._hand = Hand(world, self._shapes, Manner.drawn(self._rng))
-        #: The way chosen to take hold of a body.
+        #: Ways to take hold that led nowhere, and the way chosen for each body.
+        self._vain: list[Grasp] = []
         self._chosen: dict[int, _Chosen] = {}
 
     def target(self) -> Target:
@@ -63,8 +67,8 @@ class LiberoExpert:
         if predicate == "turnon":
             return self._turn_on(name)
         raise SimulationError(
-            f"no skill reaches '{' '.join(part)}', which '{self._world.task.name}' asks for; known are in, on, open and "
-            "turnon"
+            f"no skill reaches '{' '.join(part)}', which '{self._world.task.name}' asks for; "
+            "known are in, on, open and turnon"
         )
 
     def _place(self, name: str, place: str) -> Target:
@@ -90,17 +94,22 @@ class LiberoExpert:
         carry = np.array([*(goal - position[:2]), 0.05])
         return self._hand.fetch(self._grasp(body, geoms, carry), geoms)
 
-    def _grasp(self, body: int, geoms: NDArray[np.int64], carry: NDArray[np.float64]) -> Grasp:
+    def _grasp(self, body: int, geoms: NDArray[np.int64], carry: NDArray[np.float64], *, lean: bool = True) -> Grasp:
         """The way to take hold of a body: chosen once, moving with it, and anew where it was displaced."""
         position = self._world.data.xpos[body].copy()
         rotation = self._world.data.xmat[body].reshape(3, 3).copy()
         chosen = self._chosen.get(body)
         moved = chosen is not None and float(np.linalg.norm(position - chosen.at)) > _MOVED
-        if chosen is not None and (not moved or any(self._shapes.touched_by_fingers(geoms))):
+        stuck = self._hand.is_stuck()
+        if chosen is not None and not stuck and (not moved or any(self._shapes.touched_by_fingers(geoms))):
             return chosen.grasp.seen_from(position, rotation)
+        ways = grasps_from_above(self._shapes.points(geoms))
+        if chosen is not None and stuck:
+            self._vain.append(chosen.grasp)
+        ways = [way for way in ways if not any(way.relative_to(position, rotation).is_like(old) for old in self._vain)]
         try:
-            grasp = self._planner.best(grasps_from_above(self._shapes.points(geoms)), geoms, carry, self._rng)
-        except SimulationError:
+            grasp = self._planner.best(ways, geoms, carry, self._rng, lean=lean)
+        except ExpertLostError:
             if chosen is None:
                 raise
             return chosen.grasp.seen_from(position, rotation)  # it lies badly now; the old way is worth a try
@@ -142,7 +151,8 @@ class LiberoExpert:
         world = self._world
         body, pivot, sense = world.hinge_of(name)
         geoms = self._shapes.of(body)
-        grasp = self._grasp(body, geoms, np.zeros(3))
-        if self._hand.holds(geoms, still=False) and world.gripper_width() < _ON_KNOB:
+        grasp = self._grasp(body, geoms, np.zeros(3), lean=False)
+        grip, _ = world.grip_pose()
+        if world.gripper_width() < _ON_KNOB and float(np.linalg.norm(grip - grasp.position)) < _AT_KNOB:
             return self._hand.turn(pivot, 0.4 * sense, grasp.rotation)
         return self._hand.fetch(grasp, geoms)

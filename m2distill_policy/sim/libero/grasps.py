@@ -8,20 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.experts.episode import ExpertLostError
 from m2distill_policy.sim.experts.motion import DOWN
 from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 
-#: Between the fingers there is room for this much (m), and how far under a thing's top the grip site may be before
-#: the hand's underside touches it.
+#: Between the fingers there is room for this much (m); how far under a thing's top it is taken; and how far over the
+#: grip site the hand's underside is.
 OPENING = 0.072
-PALM = 0.024
+PALM = 0.020
+UNDERSIDE = 0.024
 #: The fingertips reach this far (m) beyond the grip site.
 TIP = 0.0125
 #: Where (m before the grasp) the way in is tried.
-_STRAIGHT = (0.15, 0.08, 0.0)
+_STRAIGHT = (0.16, 0.12, 0.08, 0.04, 0.0)
 _DIRECTIONS = 24
 #: What meeting anything costs, beside how deep: walls are thin.
 _MEETING = 1.0
@@ -60,6 +61,11 @@ class Grasp:
     def relative_to(self, position: NDArray[np.float64], rotation: NDArray[np.float64]) -> Grasp:
         """The same grasp in the frame of a body at ``position``, ``rotation``."""
         return Grasp(rotation.T @ (self.position - position), rotation.T @ self.rotation)
+
+    def is_like(self, other: Grasp) -> bool:
+        """Whether ``other``, in the same frame, is within 2 cm and 20 degrees of this one."""
+        turn = float(np.linalg.norm(vector_from_rotation(self.rotation @ other.rotation.T)))
+        return float(np.linalg.norm(self.position - other.position)) < 0.02 and turn < 0.35
 
     def seen_from(self, position: NDArray[np.float64], rotation: NDArray[np.float64]) -> Grasp:
         """A grasp that is relative to a body at ``position``, ``rotation``, in the world frame."""
@@ -141,17 +147,20 @@ class GraspPlanner:
         geoms: NDArray[np.int64],
         carry: NDArray[np.float64],
         rng: np.random.Generator,
+        *,
+        lean: bool = True,
     ) -> Grasp:
-        """The grasp of ``geoms`` that the arm reaches, that meets nothing else, turns least, and can carry by ``carry``.
+        """The grasp of ``geoms`` that the arm reaches, that meets nothing else, turns least, and bears carrying.
 
-        ``carry`` is (3,) m. ``rng`` may prefer a neighbour. Raises :class:`SimulationError` where none can be reached.
+        carry: how far (3,) m. rng: may prefer a neighbour. lean: whether leaning hands are tried too. Raises
+        :class:`ExpertLostError` where none can be reached.
         """
         cost, grasp = self._cheapest(grasps, geoms, carry, rng, np.inf)
-        if cost > _AWKWARD:
-            lean = self._cheapest(leaning(grasps), geoms, carry, rng, cost - _LEAN_COST)
-            grasp = lean[1] or grasp
+        if lean and cost > _AWKWARD:
+            _, leant = self._cheapest(leaning(grasps), geoms, carry, rng, cost - _LEAN_COST)
+            grasp = leant or grasp
         if grasp is None:
-            raise SimulationError(f"the expert of '{self._world.task.name}' found no way to take hold of it")
+            raise ExpertLostError(f"the expert of '{self._world.task.name}' found no way to take hold of it")
         return grasp
 
     def _cheapest(
@@ -176,9 +185,14 @@ class GraspPlanner:
         return limit, best
 
     def cost(
-        self, grasp: Grasp, geoms: NDArray[np.int64], carry: NDArray[np.float64], cost: float = 0.0, limit: float = np.inf
+        self,
+        grasp: Grasp,
+        geoms: NDArray[np.int64],
+        carry: NDArray[np.float64],
+        cost: float = 0.0,
+        limit: float = np.inf,
     ) -> float:
-        """``cost``, and what the hand would meet or overstretch; inf where it cannot be reached or is over ``limit``."""
+        """``cost``, and what the hand would meet or overstretch; inf where it is out of reach or over ``limit``."""
         world = self._world
         joints = world.home
         for back in _STRAIGHT:

@@ -1,7 +1,7 @@
 """What a hand can do, each a function of where things are: fetch, carry and put down, pull, push, turn.
 
-None remembers what it did before, but for how long it has been closing its fingers: so what an expert does can be read
-from the views and joints, and a thing that was dropped is taken up again.
+None remembers what it did before, but for how long it has been getting nowhere: so what an expert does can be read from
+the views and joints, and a thing that was dropped is taken up again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.sim.arm import ArmWorld
 from m2distill_policy.sim.experts.motion import DOWN, Target
-from m2distill_policy.sim.libero.grasps import PALM, TIP, Grasp
+from m2distill_policy.sim.libero.grasps import TIP, UNDERSIDE, Grasp
 from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 
@@ -55,10 +55,26 @@ class Hand:
         self._world, self._shapes, self._manner = world, shapes, manner
         #: Steps for which the fingers have been closing.
         self._closing = 0
+        #: Where the hand was when it last got ahead, and for how many steps it has been no further from there.
+        self._here, self._waiting = np.full(3, np.inf), 0
 
-    def holds(self, geoms: NDArray[np.int64], *, still: bool = True) -> bool:
-        """Whether both fingers are against one of ``geoms``, and at rest where ``still``."""
-        held = all(self._shapes.touched_by_fingers(geoms)) and (self._world.fingers_still() or not still)
+    def is_stuck(self) -> bool:
+        """Whether the hand has been on its way for a while without getting anywhere; then it may begin anew.
+
+        To be asked once a step.
+        """
+        grip, _ = self._world.grip_pose()
+        if self._closing > 0 or float(np.linalg.norm(grip - self._here)) > 0.012:
+            self._here, self._waiting = grip, 0
+        self._waiting += 1
+        if self._waiting <= _PATIENCE:
+            return False
+        self._waiting = 0
+        return True
+
+    def holds(self, geoms: NDArray[np.int64]) -> bool:
+        """Whether both fingers are at rest against one of ``geoms``."""
+        held = all(self._shapes.touched_by_fingers(geoms)) and self._world.fingers_still()
         if held:
             self._closing = 0
         return held
@@ -68,14 +84,14 @@ class Hand:
         grip, rotation = self._world.grip_pose()
         angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
         away = grip - grasp.position
-        closing = self._world.gripper_width() < _CLOSING and any(self._shapes.touched_by_fingers(geoms))
+        closing = self._world.gripper_width() < _CLOSING
         near, near_angle = (_STILL_NEAR, _STILL_NEAR_ANGLE) if closing else (_NEAR, _NEAR_ANGLE)
         if self._gave_up(float(np.linalg.norm(away))):
-            return Target(grip - 0.04 * grasp.approach, grasp.rotation, -1.0, speed=0.6)
+            return Target(grip - 0.04 * grasp.approach, grasp.rotation, -1.0, speed=0.6, care=0.7)
         if float(np.linalg.norm(away)) < near and angle < near_angle:
             self._closing += 1
             # Once a finger is against it, the thing may yield; the hand stays where it is.
-            return Target(grip if closing else grasp.position, grasp.rotation, 1.0, speed=0.5)
+            return Target(grip if closing else grasp.position, grasp.rotation, 1.0, speed=0.5, care=0.9)
         aside = float(np.linalg.norm(away - grasp.approach * (away @ grasp.approach)))
         narrow = _FUNNEL * max(0.0, aside - _STRAIGHT_ENOUGH) + 0.3 * max(0.0, angle - 0.1)
         if self._world.gripper_width() < 0.06:  # still opening
@@ -96,7 +112,7 @@ class Hand:
         grip, _ = self._world.grip_pose()
         away = grip - grasp.position
         aside = away - grasp.approach * (away @ grasp.approach)
-        return Target(grip - 0.06 * grasp.approach - aside, grasp.rotation, -1.0, self._manner.speed)
+        return Target(grip - 0.06 * grasp.approach - aside, grasp.rotation, -1.0, self._manner.speed, care=0.5)
 
     def put(
         self,
@@ -119,31 +135,31 @@ class Hand:
         surface = shapes.top_over(np.array([*goal, 0.0]), np.array([*goal, 0.0]), 0.015, geoms)
         across = rotation[:, 0] * (_HAND - 0.02)
         around = max(shapes.top_over(end - across, end + across, 0.03, geoms), surface)
-        lowest = max(surface + hang - 0.003, around - PALM + 0.008)
+        lowest = max(surface + hang - 0.003, around - UNDERSIDE + 0.008)
         if distance < 0.012 and grip[2] < lowest + 0.006:
-            return Target(np.array([*end[:2], lowest]), rotation, -1.0, speed=0.4)
+            return Target(np.array([*end[:2], lowest]), rotation, -1.0, speed=0.4, care=0.8)
         if distance < 0.03:
             height = lowest + _FUNNEL * max(0.0, distance - 0.006)
-            return Target(np.array([*end[:2], height - 0.004]), rotation, 1.0, speed=0.6)
+            return Target(np.array([*end[:2], height - 0.004]), rotation, 1.0, speed=0.6, care=0.8)
         away = shapes.way_from_under(geoms, 0.01)
         if away is not None:  # out from under that first, just off the ground
             height = shapes.support_of(geoms) + hang + 0.012
-            return Target(np.array([*(grip[:2] + 0.04 * away), height]), rotation, 1.0, speed=0.6)
+            return Target(np.array([*(grip[:2] + 0.04 * away), height]), rotation, 1.0, speed=0.6, care=0.8)
         over = shapes.top_over(grip, end, 0.07, geoms)
-        safe = max(over + hang + _CLEARANCE, over - PALM + _CLEARANCE, lowest + 0.03) + self._manner.lift
+        safe = max(over + hang + _CLEARANCE, over - UNDERSIDE + _CLEARANCE, lowest + 0.03) + self._manner.lift
         return self._across(end[:2], safe, rotation, 1.0)
 
     def pull(self, direction: NDArray[np.float64], rotation: NDArray[np.float64]) -> Target:
         """Draw what is held along ``direction`` (3,)."""
         grip, _ = self._world.grip_pose()
-        return Target(grip + 0.05 * direction, rotation, 1.0, speed=self._manner.speed)
+        return Target(grip + 0.05 * direction, rotation, 1.0, speed=self._manner.speed, care=0.7)
 
     def turn(self, pivot: NDArray[np.float64], angle: float, rotation: NDArray[np.float64]) -> Target:
         """Turn what is held by ``angle`` (rad) about the vertical through ``pivot`` (3,)."""
         grip, _ = self._world.grip_pose()
         swing = rotation_from_vector(np.array([0.0, 0.0, angle]))
         goal = pivot + swing @ (grip - pivot)
-        return Target(goal, swing @ rotation, 1.0, speed=self._manner.speed, turn=0.9)
+        return Target(goal, swing @ rotation, 1.0, speed=self._manner.speed, turn=0.9, care=0.8)
 
     def push(self, geoms: NDArray[np.int64], body: NDArray[np.float64], goal: NDArray[np.float64]) -> Target:
         """Draw a dish at ``body`` (3,) to ``goal`` (2,), with closed fingers from inside its rim."""
@@ -155,7 +171,8 @@ class Hand:
         height = float(low[:, 2].min()) + 0.008 + TIP
         inside = float(np.linalg.norm(grip[:2] - body[:2])) < 0.05 and grip[2] < height + 0.012
         if inside:
-            return Target(np.array([*(grip[:2] + 0.03 * ahead), height - 0.004]), DOWN, 1.0, speed=0.6)
+            # Pressed down a little, so that the fingers do not climb over the rim.
+            return Target(np.array([*(grip[:2] + 0.03 * ahead), height - 0.015]), DOWN, 1.0, speed=0.6, care=0.8)
         aside = float(np.linalg.norm(grip[:2] - start))
         above = height + min(self._manner.hover, _FUNNEL * max(0.0, aside - 0.008))
         return self._move(np.array([*start, above]), DOWN, 1.0, without=geoms)
@@ -168,12 +185,12 @@ class Hand:
         distance = float(np.linalg.norm(goal[:2] - grip[:2]))
         over = self._shapes.top_over(grip, goal, 0.08, without)
         safe = max(over + TIP + _CLEARANCE, goal[2])
-        free = bool(gripper < 0 and grip[2] > over + 0.06)
+        free = bool(gripper < 0 and grip[2] > over + 0.06 and distance > 0.1)
         if distance < 0.08 or grip[2] > safe - 0.01:
             # Down only as fast as the distance shrinks.
             height = max(goal[2], min(safe, goal[2] + 1.2 * max(0.0, distance - 0.02))) if distance > 0.02 else goal[2]
             target = np.array([goal[0], goal[1], height])
-            return Target(target, rotation, gripper, self._manner.speed, 0.8, free)
+            return Target(target, rotation, gripper, self._manner.speed, 0.8, free, 0.8 if distance < 0.06 else 0.0)
         return self._across(goal[:2], safe, rotation, gripper, free)
 
     def _across(
@@ -183,4 +200,5 @@ class Hand:
         grip, _ = self._world.grip_pose()
         share = float(np.clip(1.0 - (safe - grip[2]) / 0.04, 0.0, 1.0))
         spot = grip[:2] + share * (goal - grip[:2])
-        return Target(np.array([*spot, safe + 0.005]), rotation, gripper, self._manner.speed, 0.8, free)
+        care = 0.5 if gripper > 0 else 0.0
+        return Target(np.array([*spot, safe + 0.005]), rotation, gripper, self._manner.speed, 0.8, free, care)

@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim.libero import files as libero_files
 from m2distill_policy.sim.arm import CAMERAS, ArmWorld
 from m2distill_policy.sim.gl import choose_gl
+from m2distill_policy.sim.libero import files as libero_files
 from m2distill_policy.sim.libero.files import libero_tasks
 from m2distill_policy.sim.rendering import Renderer
-from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM
+from m2distill_policy.sim.seeds import is_demonstration
 from m2distill_policy.sim.visuals import is_visual_only, visual_model, visual_profile
 from m2distill_policy.sim.world import Task
-
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +93,8 @@ class Slide:
 class LiberoWorld(ArmWorld):
     """One task of a LIBERO suite. See :class:`m2distill_policy.sim.world.World`.
 
-    ``reset(seed)`` takes LIBERO's initial state ``seed`` modulo their count (50), and lets it settle as LIBERO does. Seeds
-    of demonstrations draw a fresh one instead, so that no demonstration begins where a policy is measured.
+    ``reset(seed)`` takes LIBERO's initial state ``seed`` modulo their count (50), and lets it settle as LIBERO does.
+    Seeds of demonstrations draw a fresh one instead, so that no demonstration begins where a policy is measured.
     """
 
     def __init__(self, task: Task, *, size: int = 128, visuals: str = "fast") -> None:
@@ -142,12 +141,14 @@ class LiberoWorld(ArmWorld):
         return {self.task.name: own} | {name: goal for name, goal in goals.items() if goal != own}
 
     def reset_state(self, seed: int) -> None:
-        """LIBERO's initial state number ``seed`` modulo their count, or from :data:`DEMONSTRATIONS_FROM` on one drawn
-        as LIBERO draws them; settled. Stamp 0.0, nothing drawn."""
+        """LIBERO's initial state number ``seed`` modulo their count, or for a demonstration's seed one drawn as LIBERO
+        draws them; settled. Stamp 0.0, nothing drawn."""
         if seed < 0:
             raise SimulationError(f"a seed is a whole number from 0 on; got {seed}")
-        fresh = seed >= DEMONSTRATIONS_FROM
-        self._begin(self._draw_state(seed) if fresh else self._initial_states[seed % len(self._initial_states)])
+        if is_demonstration(seed):
+            self._begin(self._draw_state(seed))
+        else:
+            self._begin(self._initial_states[seed % len(self._initial_states)])
         for _ in range(_SETTLE_STEPS):
             self.advance(np.zeros(7))
         self._steps = 0
@@ -176,12 +177,12 @@ class LiberoWorld(ArmWorld):
 
     @contextlib.contextmanager
     def _fixtures_at_origin(self) -> Iterator[dict[str, tuple[Any, Any]]]:
-        """The poses of the fixtures, which stand at the origin meanwhile: LIBERO's samplers add their poses to what they
-        read from the simulation."""
-        model, bodies = (
-            self.model,
-            {n: self._env.obj_body_id[n] for n in self._env.fixtures_dict if n in self._env.obj_body_id},
-        )
+        """The poses of the fixtures, which stand at the origin meanwhile.
+
+        LIBERO's samplers add a fixture's pose to what they read from the simulation.
+        """
+        model, env = self.model, self._env
+        bodies = {n: env.obj_body_id[n] for n in env.fixtures_dict if n in env.obj_body_id}
         poses = {n: (model.body_pos[b].copy(), model.body_quat[b].copy()) for n, b in bodies.items()}
         try:
             for body in bodies.values():
@@ -295,8 +296,27 @@ class LiberoWorld(ArmWorld):
 
     def observe(self) -> Observation:
         """What the views and joints say now; a stove that is on glows."""
-        self._renderer.model.site_rgba[:] = self.model.site_rgba
+        self._mark()
         return super().observe()
+
+    def views(self, state: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.uint8]]:
+        """What the contract's views show in a flattened state; the simulation itself stays where it is."""
+        now = self.data.qpos.copy()
+        self.data.qpos[:] = np.asarray(state, dtype=np.float64)[1 : 1 + self.model.nq]
+        self._env._post_process()
+        self._mark()
+        self.data.qpos[:] = now
+        self._env._post_process()
+        return super().views(state)
+
+    def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """An upright RGB picture (height, width, 3); ``camera`` is a view of the contract or a camera of the scene."""
+        self._mark()
+        return super().render(camera, height, width)
+
+    def _mark(self) -> None:
+        """Draw the markers that LIBERO shows now: a stove's glow."""
+        self._renderer.model.site_rgba[:] = self.model.site_rgba
 
     def close(self) -> None:
         """Free the renderer and LIBERO's environment."""

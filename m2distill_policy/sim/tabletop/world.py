@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +121,13 @@ class TabletopWorld(ArmWorld):
             q = q + j.T @ np.linalg.solve(j @ j.T + 1e-6 * np.eye(6), error)
         raise SimulationError(f"the arm's start pose at {scene.HOME} m cannot be reached")
 
+    def serve(self, task: Task) -> bool:
+        """Every task has the same table."""
+        if task.suite != self.task.suite:
+            return False
+        self.task = task
+        return True
+
     # ---- judging ----------------------------------------------------------------------------------------------
 
     def positions(self) -> dict[str, NDArray[np.float64]]:
@@ -160,8 +166,3 @@ class TabletopWorld(ArmWorld):
         for name in goals.reached_tasks(positions, self.held()):
             if name not in self._achieved:
                 self._achieved.append(name)
-
-
-def make(task: Task, *, size: int, visuals: str, **_: Any) -> TabletopWorld:
-    """The world of ``task``."""
-    return TabletopWorld(task, size=size, visuals=visuals)

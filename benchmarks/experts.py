@@ -1,0 +1,128 @@
+"""How often the scripted experts of LIBERO's suites succeed: ``python -m benchmarks.experts``.
+
+A hundred attempts a task, half from LIBERO's own initial states and half from fresh ones, with the disturbance of a
+collection. Resumable: every attempt is a line of ``--log``. Nothing is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.output import add_out, write
+from m2distill_policy.evaluation.results import wilson
+from m2distill_policy.progress import ProgressBar
+from m2distill_policy.sim.gl import choose_gl
+from m2distill_policy.sim.seeds import demonstration_seed
+from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, make_world, suite_task, suite_tasks
+
+#: Attempts at a task before the next one's world is made.
+_AT_A_TIME = 10
+SUITES = tuple(suite for suite in SUITES_WITH_EXPERTS if suite.startswith("libero"))
+
+
+def attempt_task(suite: str, index: int, numbers: list[int], noise: float) -> Iterator[dict[str, Any]]:
+    """Attempts ``numbers`` at one task; even ones begin in a fresh state, odd ones in LIBERO's."""
+    from m2distill_policy.sim.experts.episode import run_expert
+    from m2distill_policy.sim.experts.noise import Noise
+
+    world = make_world(suite_task(suite, index), size=16)
+    try:
+        for number in numbers:
+            # Collections with seed 0 begin with the same fresh states: 999 is nobody's.
+            fresh = number % 2 == 0
+            seed = demonstration_seed(999, index, number) if fresh else number // 2
+            begin = time.monotonic()
+            run = run_expert(world, seed, noise=Noise().scaled(noise) if noise else None)
+            yield {
+                "suite": suite, "task": index, "number": number, "state": "fresh" if fresh else "libero",
+                "noise": noise, "success": run.success, "steps": len(run.actions),
+                "seconds": round(time.monotonic() - begin, 2),
+            }  # fmt: skip
+    finally:
+        world.close()
+
+
+def _all_of(*args: Any) -> list[dict[str, Any]]:
+    return list(attempt_task(*args))
+
+
+def summarise(rows: list[dict[str, Any]], suites: list[str]) -> dict[str, Any]:
+    """A line a task."""
+    tasks: list[dict[str, Any]] = []
+    for suite in suites:
+        for task in suite_tasks(suite):
+            mine = [row for row in rows if (row["suite"], row["task"]) == (suite, task.index)]
+            if not mine:
+                continue
+            good = [row for row in mine if row["success"]]
+            tasks.append(
+                {
+                    "suite": suite, "task": task.index, "name": task.name,
+                    "attempts": len(mine), "successes": len(good),
+                    "interval_95": wilson(len(good), len(mine)),
+                    **{
+                        f"{state}": [
+                            sum(row["success"] for row in mine if row["state"] == state),
+                            sum(row["state"] == state for row in mine),
+                        ]
+                        for state in ("libero", "fresh")
+                    },
+                    "steps_median": float(np.median([row["steps"] for row in good])) if good else None,
+                    "seconds_median": float(np.median([row["seconds"] for row in mine])),
+                }
+            )  # fmt: skip
+    return {"tasks": tasks, "least": min((t["successes"] / t["attempts"] for t in tasks), default=None)}
+
+
+def main() -> None:
+    """Measure what is left and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES)
+    parser.add_argument("--attempts", type=int, default=100, help="a task, half of them from fresh states")
+    parser.add_argument("--noise", type=float, default=1.0, help="times a collection's disturbance")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--log", type=Path, default=Path("runs/experts.jsonl"))
+    add_out(parser)
+    args = parser.parse_args()
+    choose_gl()
+    args.log.parent.mkdir(parents=True, exist_ok=True)
+    lines = args.log.read_text().splitlines() if args.log.exists() else []
+    rows = [row for row in map(json.loads, lines) if row["noise"] == args.noise]
+    done = {(row["suite"], row["task"], row["number"]) for row in rows}
+    todo = []
+    for start in range(0, args.attempts, _AT_A_TIME):  # every task a little first
+        numbers = range(start, min(start + _AT_A_TIME, args.attempts))
+        for suite in args.suites:
+            for task in suite_tasks(suite):
+                left = [number for number in numbers if (suite, task.index, number) not in done]
+                todo += [(suite, task.index, left, args.noise)] if left else []
+    with (
+        ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool,
+        ProgressBar(total=sum(len(job[2]) for job in todo), unit="attempt") as bar,
+        args.log.open("a") as log,
+    ):
+        for future in as_completed([pool.submit(_all_of, *job) for job in todo]):
+            for row in future.result():
+                rows.append(row)
+                log.write(json.dumps(row, sort_keys=True) + "\n")
+                bar.update(1)
+            log.flush()
+    mine = [row for row in rows if row["suite"] in args.suites and row["number"] < args.attempts]
+    figures = summarise(mine, args.suites)
+    write("experts", {"attempts": args.attempts, "noise": args.noise}, figures, args.out)
+    for task in figures["tasks"]:
+        print(f"{task['suite']:<16}{task['name']:<96}{task['successes']:>4} / {task['attempts']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
