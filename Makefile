@@ -40,7 +40,8 @@ demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve,
 
 .PHONY: test
 test: venv rendering ## Run the tests
-	@$(ONE_THREAD) $(PYTHON_BIN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	@bash scripts/libero_loader.sh "$(VENV)"
+	$(ONE_THREAD) $(PYTHON_BIN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 .PHONY: lint
 lint: venv ## Lint, formatting and types, without the tests

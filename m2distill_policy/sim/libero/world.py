@@ -315,8 +315,8 @@ class LiberoWorld(ArmWorld):
         return super().render(camera, height, width)
 
     def _mark(self) -> None:
-        """Draw the markers that LIBERO shows now: a stove's glow."""
-        self._renderer.model.site_rgba[:] = self.model.site_rgba
+        """Draw the markers that LIBERO shows now: a stove's glow. robosuite hides the hand's by a negative opacity."""
+        self._renderer.model.site_rgba[:] = np.maximum(self.model.site_rgba, 0.0)
 
     def close(self) -> None:
         """Free the renderer and LIBERO's environment."""

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# What LIBERO's own reader of demonstrations needs, in a folder of its own beside the environment: libero_loader.sh VENV
+# Only a test reads it; where it cannot be had, the test says so and is skipped.
+set -euo pipefail
+
+venv=$1
+folder=$venv/libero-loader
+files=(requirements/libero-loader.txt requirements/libero-loader-nodeps.txt)
+stamp=$(cat "${files[@]}" "$0" | sha256sum)
+[[ -f $folder/.stamp && $(<"$folder/.stamp") == "$stamp" ]] && exit 0
+
+rm -rf "${folder:?}"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --target "$folder")
+read -r -a more <<<"${PIP_ARGS:-}"
+echo "Installing LIBERO's reader of demonstrations into $folder" >&2
+if "${pip[@]}" "${more[@]}" --requirement "${files[0]}" && "${pip[@]}" "${more[@]}" --no-deps --requirement "${files[1]}"; then
+    printf '%s\n' "$stamp" >"$folder/.stamp"
+else
+    echo "warning: LIBERO's reader could not be installed; the test with it is skipped" >&2
+    rm -rf "${folder:?}"
+fi
