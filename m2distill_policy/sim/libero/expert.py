@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from m2distill_policy.sim.experts.episode import ExpertLostError
 from m2distill_policy.sim.experts.motion import Target
 from m2distill_policy.sim.libero.grasps import Grasp, GraspPlanner, grasps_from_above, pointing_down
 from m2distill_policy.sim.libero.shapes import Shapes
-from m2distill_policy.sim.libero.skills import Hand, Manner
+from m2distill_policy.sim.libero.skills import Hand, Manner, Patience
 from m2distill_policy.sim.libero.world import LiberoWorld, Slide
 from m2distill_policy.sim.osc import rotation_from_vector
 
@@ -20,6 +20,10 @@ from m2distill_policy.sim.osc import rotation_from_vector
 _MOVED = 0.02
 #: A drawer is pulled until it has come out this far (m); LIBERO calls it open from 0.14 on.
 _OPEN = 0.15
+#: Steps (1 / 20 s) without getting nearer after which another way is tried.
+_PATIENCE = 50
+#: Steps for which an arm that is in its own way goes back towards where it began.
+_RECOVERY = 30
 #: Fingers closer together than this (m) have closed around the ridge of a knob.
 _ON_KNOB = 0.035
 #: A hand that is no further (m) from where it took hold of the knob still has it.
@@ -49,6 +53,9 @@ class LiberoExpert:
         #: Ways to take hold that led nowhere, and the way chosen for each body.
         self._vain: list[Grasp] = []
         self._chosen: dict[int, _Chosen] = {}
+        #: Where the hand began, and for how many steps it goes back there because it got nowhere.
+        self._begin, self._recovering = world.grip_pose()[0], 0
+        self._fetching, self._carrying = Patience(_PATIENCE), Patience(_PATIENCE)
 
     def target(self) -> Target:
         """Where the hand should go now: the first part of the goal that does not hold yet, by its skill."""
@@ -90,21 +97,34 @@ class LiberoExpert:
         if world.is_ground(place):
             return self._hand.push(geoms, position, goal)
         if held:
+            if self._carrying.is_out(float(np.linalg.norm(goal - position[:2]))) and body in self._chosen:
+                # The arm does not get there with the hand as it took hold: upright it gets further.
+                self._chosen[body] = replace(self._chosen[body], rotation=pointing_down(world.grip_pose()[1][:, 0]))
             return self._hand.put(geoms, position, goal, self._upright(body))
         carry = np.array([*(goal - position[:2]), 0.05])
-        return self._hand.fetch(self._grasp(body, geoms, carry), geoms)
+        grasp = self._grasp(body, geoms, carry)
+        if self._recovering > 0:
+            self._recovering -= 1
+            return self._hand.straighten(self._begin)
+        return self._hand.fetch(grasp, geoms)
 
     def _grasp(self, body: int, geoms: NDArray[np.int64], carry: NDArray[np.float64], *, lean: bool = True) -> Grasp:
         """The way to take hold of a body: chosen once, moving with it, and anew where it was displaced."""
         position = self._world.data.xpos[body].copy()
         rotation = self._world.data.xmat[body].reshape(3, 3).copy()
         chosen = self._chosen.get(body)
-        moved = chosen is not None and float(np.linalg.norm(position - chosen.at)) > _MOVED
-        stuck = self._hand.is_stuck()
-        if chosen is not None and not stuck and (not moved or any(self._shapes.touched_by_fingers(geoms))):
-            return chosen.grasp.seen_from(position, rotation)
+        vain = False
+        if chosen is not None:
+            grasp = chosen.grasp.seen_from(position, rotation)
+            missed, late = self._hand.missed(), self._fetching.is_out(self._hand.distance_to(grasp))
+            vain = missed or late
+            if late:
+                self._recovering = _RECOVERY
+            moved = float(np.linalg.norm(position - chosen.at)) > _MOVED
+            if not vain and (not moved or any(self._shapes.touched_by_fingers(geoms))):
+                return grasp
         ways = grasps_from_above(self._shapes.points(geoms))
-        if chosen is not None and stuck:
+        if chosen is not None and vain:
             self._vain.append(chosen.grasp)
         ways = [way for way in ways if not any(way.relative_to(position, rotation).is_like(old) for old in self._vain)]
         try:
@@ -114,6 +134,7 @@ class LiberoExpert:
                 raise
             return chosen.grasp.seen_from(position, rotation)  # it lies badly now; the old way is worth a try
         self._chosen[body] = _Chosen(grasp.relative_to(position, rotation), grasp.rotation, position)
+        self._fetching = Patience(_PATIENCE)
         return grasp
 
     def _upright(self, body: int) -> NDArray[np.float64]:

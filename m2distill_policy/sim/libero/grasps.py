@@ -24,6 +24,8 @@ TIP = 0.0125
 #: Where (m before the grasp) the way in is tried.
 _STRAIGHT = (0.16, 0.12, 0.08, 0.04, 0.0)
 _DIRECTIONS = 24
+#: Of the inverse kinematics: damping, and iterations after which there is no solution.
+_DAMPING, _ITERATIONS = 1e-5, 24
 #: What meeting anything costs, beside how deep: walls are thin.
 _MEETING = 1.0
 #: How far (m) each finger is out at two moments of closing.
@@ -235,7 +237,7 @@ class GraspPlanner:
         mujoco, world, data = self._mujoco, self._world, self._data
         data.qpos[:] = world.data.qpos
         joints, jacobian = start.copy(), np.zeros((6, world.model.nv))
-        for _ in range(80):
+        for _ in range(_ITERATIONS):
             data.qpos[world.arm_positions] = joints
             mujoco.mj_kinematics(world.model, data)
             mujoco.mj_comPos(world.model, data)
@@ -245,10 +247,10 @@ class GraspPlanner:
             )
             if float(np.linalg.norm(error)) < 1e-3:
                 return joints
-            error *= min(1.0, 0.3 / float(np.linalg.norm(error)))
+            error *= min(1.0, 0.5 / float(np.linalg.norm(error)))
             mujoco.mj_jacSite(world.model, data, jacobian[:3], jacobian[3:], world.grip_site)
             j = jacobian[:, world.arm_dofs]
-            step = j.T @ np.linalg.solve(j @ j.T + 1e-3 * np.eye(6), error)
+            step = j.T @ np.linalg.solve(j @ j.T + _DAMPING * np.eye(6), error)
             joints = np.clip(joints + step, self._range[:, 0], self._range[:, 1])
         return None
 

@@ -28,6 +28,8 @@ _STILL_NEAR, _STILL_NEAR_ANGLE = 0.045, 0.35
 _CLOSING = 0.070
 #: Steps (1 / 20 s) after which fingers that have not got hold of anything are opened again.
 _PATIENCE = 25
+#: A hand nearer to the base than this (m, seen from above) is not pushed about: the arm would fold, and stay folded.
+_FOLDED = 0.42
 #: Half the hand's width (m) along the fingers' axis, and what the hand keeps clear of things that it passes over.
 _HAND = 0.105
 _CLEARANCE = 0.03
@@ -48,29 +50,36 @@ class Manner:
         return cls(float(rng.uniform(0.75, 0.95)), float(rng.uniform(0.08, 0.12)), float(rng.uniform(0.0, 0.03)))
 
 
+class Patience:
+    """Notices that a distance has not shrunk for a while."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._best, self._waiting = np.inf, 0
+
+    def is_out(self, distance: float) -> bool:
+        """To be asked once a step. Begins anew when it is out."""
+        if distance < self._best - 0.005:
+            self._best, self._waiting = distance, 0
+        self._waiting += 1
+        if self._waiting > self._steps:
+            self._best, self._waiting = np.inf, 0
+            return True
+        return False
+
+
 class Hand:
     """The skills, for one world and one manner."""
 
     def __init__(self, world: ArmWorld, shapes: Shapes, manner: Manner) -> None:
         self._world, self._shapes, self._manner = world, shapes, manner
-        #: Steps for which the fingers have been closing.
-        self._closing = 0
-        #: Where the hand was when it last got ahead, and for how many steps it has been no further from there.
-        self._here, self._waiting = np.full(3, np.inf), 0
+        #: Steps for which the fingers have been closing, and whether they closed around nothing in the end.
+        self._closing, self._missed = 0, False
 
-    def is_stuck(self) -> bool:
-        """Whether the hand has been on its way for a while without getting anywhere; then it may begin anew.
-
-        To be asked once a step.
-        """
-        grip, _ = self._world.grip_pose()
-        if self._closing > 0 or float(np.linalg.norm(grip - self._here)) > 0.012:
-            self._here, self._waiting = grip, 0
-        self._waiting += 1
-        if self._waiting <= _PATIENCE:
-            return False
-        self._waiting = 0
-        return True
+    def missed(self) -> bool:
+        """Whether the fingers closed around nothing since this was last asked."""
+        missed, self._missed = self._missed, False
+        return missed
 
     def holds(self, geoms: NDArray[np.int64]) -> bool:
         """Whether both fingers are at rest against one of ``geoms``."""
@@ -78,6 +87,12 @@ class Hand:
         if held:
             self._closing = 0
         return held
+
+    def distance_to(self, grasp: Grasp) -> float:
+        """How far the hand is from a grasp: m, and 0.1 m for a radian."""
+        grip, rotation = self._world.grip_pose()
+        angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
+        return float(np.linalg.norm(grip - grasp.position)) + 0.1 * angle
 
     def fetch(self, grasp: Grasp, geoms: NDArray[np.int64]) -> Target:
         """Come in along the grasp's approach, and close around ``geoms``."""
@@ -102,6 +117,7 @@ class Hand:
     def _gave_up(self, away: float) -> bool:
         """Whether fingers that closed around nothing are on their way back, to try again."""
         if self._closing > _PATIENCE and away < 0.06:
+            self._missed = True
             return True
         if self._closing > _PATIENCE or away > 0.06:
             self._closing = 0
@@ -113,6 +129,10 @@ class Hand:
         away = grip - grasp.position
         aside = away - grasp.approach * (away @ grasp.approach)
         return Target(grip - 0.06 * grasp.approach - aside, grasp.rotation, -1.0, self._manner.speed, care=0.5)
+
+    def straighten(self, place: NDArray[np.float64]) -> Target:
+        """Over ``place`` (3,), the hand pointing down again."""
+        return Target(place + np.array([0.0, 0.0, 0.05]), DOWN, -1.0, self._manner.speed, 0.8, care=0.5)
 
     def put(
         self,
@@ -185,7 +205,8 @@ class Hand:
         distance = float(np.linalg.norm(goal[:2] - grip[:2]))
         over = self._shapes.top_over(grip, goal, 0.08, without)
         safe = max(over + TIP + _CLEARANCE, goal[2])
-        free = bool(gripper < 0 and grip[2] > over + 0.06 and distance > 0.1)
+        reach = float(np.linalg.norm(self._world.end_effector()[:2]))
+        free = bool(gripper < 0 and grip[2] > over + 0.06 and distance > 0.1 and reach > _FOLDED)
         if distance < 0.08 or grip[2] > safe - 0.01:
             # Down only as fast as the distance shrinks.
             height = max(goal[2], min(safe, goal[2] + 1.2 * max(0.0, distance - 0.02))) if distance > 0.02 else goal[2]
