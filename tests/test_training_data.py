@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,3 +280,21 @@ def test_windows_of_several_tasks_are_each_of_one_of_them() -> None:
     for part, rows in enumerate((of_first, of_second)):
         assert all(tuple(action) in known[part] for action in batch.actions[rows].reshape(-1, 7))
     assert joint.proprioception["joint_states"].shape == (120, 7)
+
+
+def test_pictures_on_disk_are_the_same_and_leave_nothing(tmp_path: Path) -> None:
+    data = task_data(0)
+    stored = data.on_disk(tmp_path)
+    assert not list(tmp_path.iterdir()), "files without a name: nothing is left behind, however the process ends"
+    assert all(isinstance(frames, np.memmap) for frames in stored.images.values())
+    assert stored.content_hash() == data.content_hash()
+    a, b = (JointData((d,)).windows(np.random.default_rng(3), 5, 4) for d in (data, stored))
+    assert all(np.array_equal(a.images[name], b.images[name]) for name in a.images)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("r+b", 0) as full:
+        monkeypatch.setattr("training.data.task_data.tempfile.TemporaryFile", lambda dir: full)
+        with pytest.raises(TrainingError, match=r"cannot be written to .*No space left.*make room there"):
+            task_data(0).on_disk(tmp_path)

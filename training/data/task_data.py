@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +185,25 @@ class TaskData:
             lengths=lengths[lengths > 0],
             embedding=self.embedding,
         )
+
+    def on_disk(self, folder: Path) -> TaskData:
+        """The same task with its pictures in files of ``folder`` that are read as they are needed.
+
+        The files have no name and go with the process, however it ends. :class:`TrainingError` where there is no room.
+        """
+        images: dict[str, NDArray[np.uint8]] = {}
+        try:
+            for name, frames in self.images.items():
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    file.write(np.ascontiguousarray(frames).data)  # not through the map: a full disk must say so
+                    file.flush()
+                    images[name] = np.memmap(file, dtype=np.uint8, mode="r", shape=frames.shape)
+        except OSError as error:
+            raise TrainingError(
+                f"the pictures of '{self.name}' ({self.bytes / 2**20:.0f} MiB) cannot be written to {folder}: {error}; "
+                "make room there, then go on with --resume"
+            ) from error
+        return dataclasses.replace(self, images=images)
 
     def content_hash(self) -> str:
         """sha256 over every array, the instruction and the episodes' lengths."""

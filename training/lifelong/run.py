@@ -256,7 +256,9 @@ class LifelongRun:
     def _train(self, stage: int, quiet: bool) -> None:
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        parts = tuple(self.data(index) for index in range(len(self.tasks))) if self.joint else (self.data(stage),)
+        # One task fits in memory; all of a suite need not.
+        indices = range(len(self.tasks)) if self.joint else ()
+        parts = tuple(self.data(index).on_disk(self.folder) for index in indices) or (self.data(stage),)
         data: Demonstrated = JointData(parts) if self.joint else parts[0]
         policy = self.policy(stage - 1) if stage else self.new_policy()
         made_by = provenance.describe()
