@@ -18,10 +18,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "Killed at any moment, the same command goes on where it was and ends with the same file; "
             "run again when finished, it changes nothing."
         ),
-        epilog="example: m2distill demos --tasks 0,1,2 --episodes 80 --size 64 --out data/tabletop64 --workers 2",
+        epilog="examples: m2distill demos --tasks 0,1,2 --episodes 80 --size 64 --out data/tabletop64 --workers 2; "
+        "m2distill demos --suite libero_object --episodes 50 --size 128 --out data/libero_object",
     )
     parser.add_argument(
-        "--suite", default="tabletop", help="the suite (default: %(default)s, the one that experts know)"
+        "--suite",
+        default="tabletop",
+        help="tabletop, libero_object, libero_goal or libero_spatial (default: %(default)s)",
     )
     parser.add_argument("--tasks", default="all", help="task indices such as 0,1,2, or all (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=80, help="successes to keep a task (default: %(default)s)")
