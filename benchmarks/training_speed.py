@@ -16,31 +16,16 @@ import torch
 
 from benchmarks.output import add_out, percentiles, write
 from m2distill_policy.config import load_config, to_dict
-from m2distill_policy.contract import Contract, Text, libero_contract
-from training.data.task_data import TaskData
+from m2distill_policy.contract import Text, libero_contract
 from training.lifelong.memory import Memory
 from training.lifelong.run import make_strategy
 from training.lifelong.stage import end_stage, train_stage
 from training.models.resnet_t import ResNetT
 from training.run_config import JOINT, STRATEGIES, RunConfig
+from training.studies.plan import noise
 
 #: Those with a second stage to time.
 IN_TURN = tuple(name for name in STRATEGIES if name not in JOINT)
-
-
-def noise(contract: Contract, seed: int, steps: int = 600) -> TaskData:
-    """Demonstrations of ``steps`` steps in all, made of noise."""
-    rng = np.random.default_rng(seed)
-    assert contract.text is not None
-    return TaskData(
-        name="noise",
-        instruction="noise",
-        images={c.name: rng.integers(0, 256, (steps, *c.shape), dtype=np.uint8) for c in contract.cameras},
-        proprioception={g.name: rng.normal(size=(steps, g.size)).astype(np.float32) for g in contract.proprioception},
-        actions=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
-        lengths=np.full(steps // 60, 60, dtype=np.int64),
-        embedding=rng.normal(size=contract.text.size).astype(np.float32),
-    )
 
 
 def main() -> None:

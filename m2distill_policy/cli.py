@@ -23,6 +23,7 @@ from m2distill_policy.streams import give_up_what_cannot_be_written
 ROLES: dict[str, tuple[str, ...]] = {
     "demos": ("robot", "sim"),
     "import-bag": ("robot", "train"),
+    "plan": ("robot", "train", "sim"),
     "train": ("robot", "train", "sim"),
     "ablate": ("robot", "train", "sim"),
     "sweep": ("robot", "train", "sim"),

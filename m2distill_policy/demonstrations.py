@@ -177,6 +177,11 @@ class DemonstrationFile:
             raise self._wrong(name, key, f"holds {worst:.6g}; allowed are -1 to 1")
         return np.clip(actions, -1.0, 1.0).astype(np.float32)
 
+    def lengths(self) -> list[int]:
+        """Steps of every episode, without reading them."""
+        with self._open() as file:
+            return [int(file[f"data/{name}/actions"].shape[0]) for name in self._names]
+
     def states(self, index: int) -> NDArray[np.float64]:
         """Flattened MuJoCo states (L, S) of episode ``index``."""
         name = self._names[index]

@@ -170,6 +170,21 @@ def test_nan_from_the_policy_is_an_error_not_a_failure(pool: RolloutPool, tmp_pa
         pool.evaluate(sick, CELLS)
 
 
+def test_a_shorter_horizon_is_another_rollout(bundle: Path, pool: RolloutPool, tmp_path: Path) -> None:
+    log = tmp_path / "rollouts.jsonl"
+    whole = pool.evaluate(bundle, CELLS, log=log)
+    short = pool.evaluate(bundle, make_cells("toy", [0, 1], 5, horizon=6), log=log)
+    assert all(r.steps <= 6 and r.horizon == 6 for r in short)
+    for a, b in zip(whole, short, strict=True):
+        assert b.success == (a.success and a.steps <= 6)
+    assert len(log.read_text().splitlines()) == 20, "neither is taken for the other"
+    assert [r.steps for r in pool.evaluate(bundle, make_cells("toy", [0, 1], 5, horizon=999))] == [
+        r.steps for r in whole
+    ]
+    with pytest.raises(ConfigError, match="0 is the task's own"):
+        Cell("toy", 0, horizon=-1)
+
+
 def test_films(bundle: Path, pool: RolloutPool, tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="films need requirements/sim.txt")
     log = tmp_path / "log.jsonl"

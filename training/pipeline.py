@@ -117,6 +117,7 @@ def finish_run(
 def _cell(run: LifelongRun, task: int, rollouts: int, purpose: str = "reported", told: str | None = None) -> Cell:
     return Cell(
         run.config.suite, run.config.tasks[task], told, rollouts, run.config.seed, purpose,  # type: ignore[arg-type]
+        horizon=run.config.evaluation.horizon,
     )  # fmt: skip
 
 

@@ -95,6 +95,7 @@ class EvaluationConfig:
 
     choose_on: the states that choose: ``selection`` ones, which nothing else sees, or the ``reported`` ones, which is
     LIBERO's own rule and flatters.
+    horizon: control steps after which a rollout has failed, where that is sooner than the task says; 0: the task's own.
     told: also tell every world each other task's instruction, at the end of the run, with so many rollouts a pair.
     """
 
@@ -105,10 +106,12 @@ class EvaluationConfig:
     workers: int = 2
     visuals: Literal["fast", "stock"] = "fast"
     told: int = 0
+    horizon: int = 0
 
     def __post_init__(self) -> None:
-        if self.rollouts < 0 or self.told < 0:
-            raise ConfigError("evaluation.rollouts and evaluation.told cannot be negative")
+        for name in ("rollouts", "told", "horizon"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it cannot be negative")
         for name in ("points", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")

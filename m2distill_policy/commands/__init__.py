@@ -11,6 +11,7 @@ from __future__ import annotations
 SUMMARIES: dict[str, str] = {
     "demos": "collect demonstrations of a suite's tasks with scripted experts",
     "import-bag": "make demonstrations of a robot's recordings (rosbag2)",
+    "plan": "say how long a run takes on this machine, before it starts",
     "train": "learn tasks one after another from demonstrations",
     "ablate": "train with each term of the distillation left out, on several seeds, into one table",
     "sweep": "search the settings of training, every trial a run",

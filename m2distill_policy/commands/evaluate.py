@@ -36,6 +36,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="of --sampling sample (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="which initial states and random numbers (default: 0)")
+    parser.add_argument(
+        "--horizon",
+        type=int,
+        default=0,
+        help="control steps after which a rollout has failed (default: the task's own)",
+    )
     parser.add_argument("--visuals", default="fast", choices=("fast", "stock"), help="visual profile (default: fast)")
     parser.add_argument("--tell", metavar="INSTRUCTION", help="tell every world this instead of its own instruction")
     parser.add_argument(
@@ -97,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
     cells = [
         cell
         for wrong in _disturbances(args.perturb, args.levels)
-        for cell in make_cells(args.suite, tasks, args.rollouts, seed=args.seed, told=args.tell, disturbances=wrong)
+        for cell in make_cells(
+            args.suite, tasks, args.rollouts, seed=args.seed, told=args.tell, disturbances=wrong, horizon=args.horizon
+        )
     ]
     with RolloutPool(args.workers) as pool:
         results = pool.evaluate(

@@ -22,7 +22,8 @@ class Cell:
 
     suite, task: the world, by the task's index. told: the instruction given, when it is not the task's own.
     rollouts: how many, numbered from ``first``. seed: run seed. purpose: ``reported`` or ``selection`` states.
-    disturbances: ways in which the world is wrong.
+    disturbances: ways in which the world is wrong. horizon: control steps after which a rollout has failed, where that
+    is sooner than the task says; 0: the task's own.
 
     Rollout ``i`` starts from ``state_seed(purpose, seed, i)`` and draws actions from
     ``numpy.random.default_rng([seed, i])``, whatever else is evaluated and by how many workers.
@@ -36,8 +37,11 @@ class Cell:
     purpose: Purpose = "reported"
     first: int = 0
     disturbances: tuple[Disturbance, ...] = ()
+    horizon: int = 0
 
     def __post_init__(self) -> None:
+        if self.horizon < 0:
+            raise ConfigError(f"a horizon of {self.horizon} control steps was asked for; 0 is the task's own")
         if self.rollouts < 1:
             raise ConfigError(f"a cell has {self.rollouts} rollouts; at least 1 is needed")
         if self.task < 0:
@@ -55,9 +59,12 @@ def make_cells(
     purpose: Purpose = "reported",
     told: str | None = None,
     disturbances: tuple[Disturbance, ...] = (),
+    horizon: int = 0,
 ) -> list[Cell]:
     """One cell a task."""
-    return [Cell(suite, task, told, rollouts, seed, purpose, disturbances=disturbances) for task in tasks]
+    return [
+        Cell(suite, task, told, rollouts, seed, purpose, disturbances=disturbances, horizon=horizon) for task in tasks
+    ]
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class RolloutResult:
     lifted: objects raised; wrong: those among them that the told instruction is not about.
     error: what went wrong, or None; a crash is never a failure. seconds: of wall time. film: path, or None.
     disturbance: in which ways the world was wrong, such as ``camera 0.5``; empty where it was not.
+    horizon: see :class:`Cell`.
     """
 
     suite: str
@@ -94,13 +102,14 @@ class RolloutResult:
     seconds: float
     film: str | None = None
     disturbance: str = ""
+    horizon: int = 0
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What makes two rollouts the same one, for resuming."""
         return (
             self.suite, self.task_index, self.told, self.purpose, self.seed, self.episode,
-            self.bundle, self.sampling, self.temperature, self.visuals, self.disturbance,
+            self.bundle, self.sampling, self.temperature, self.visuals, self.disturbance, self.horizon,
         )  # fmt: skip
 
     def to_json(self) -> str:

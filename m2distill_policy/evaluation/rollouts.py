@@ -173,6 +173,7 @@ class RolloutPool:
                         "seed": cell.seed,
                         "episode": episode,
                         "state_seed": state_seed(cell.purpose, cell.seed, episode),
+                        "horizon": cell.horizon,
                         "disturbances": [[d.kind, d.level] for d in cell.disturbances],
                         "disturbance": ", ".join(str(d) for d in cell.disturbances),
                         "film": str(films.resolve() / f"{name}-{cell.seed}-{episode}.mp4")

@@ -78,7 +78,7 @@ class RolloutWorker:
             server.set_instruction(told)
             server.reset("a new rollout", seed=job["seed"], episode=job["episode"], still=True)
             success = False
-            for _ in range(world.task.horizon):
+            for _ in range(min(job["horizon"] or world.task.horizon, world.task.horizon)):
                 if film:
                     film.add(world.render(world.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
                 decision = server.step(observation, observation.stamp)

@@ -1,0 +1,188 @@
+"""How long a run takes on this machine: counted from its configuration, timed on a few steps of the real thing."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.contract import Contract, Text
+from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
+from m2distill_policy.errors import TrainingError
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.sim.suites import make_world, suite_contract
+from m2distill_policy.sim.world import Task
+from training.data.task_data import TaskData
+from training.export import export_bundle
+from training.lifelong.memory import Memory
+from training.lifelong.run import make_strategy
+from training.lifelong.stage import end_stage, train_stage
+from training.models.resnet_t import ResNetT
+from training.run_config import JOINT, RunConfig
+
+_INSTRUCTION = "noise"
+#: Steps of training and of a world that are timed, after as many that are not.
+_TIMED_TRAINING, _TIMED_WORLD = 4, 20
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run consists of: optimiser steps a stage, rollouts by what they are for, their control steps at most."""
+
+    steps: tuple[int, ...]
+    rollouts: dict[str, int]
+    control_steps: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of an optimiser step in the first stage and in a later one, and of a control step of one worker."""
+
+    first_step: float
+    later_step: float
+    control_step: float
+
+
+def demonstrated_steps(config: RunConfig, tasks: Sequence[Task], data: Path | None, length: int) -> list[int]:
+    """Steps that are demonstrated of each task: of the files in ``data``, or ``length`` an episode without files."""
+    if data is None:
+        return [config.episodes * length for _ in tasks]
+    found = []
+    for task in tasks:
+        file = DemonstrationFile(demonstration_path(data, task.name))
+        if len(file) < config.episodes:
+            raise TrainingError(f"{file.path} holds {len(file)} episodes and {config.episodes} are asked for")
+        found.append(sum(file.lengths()[: config.episodes]))
+    return found
+
+
+def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int], history: int) -> Work:
+    """Count what ``config`` asks for."""
+    joint = config.strategy in JOINT
+    horizons = [min(config.evaluation.horizon or task.horizon, task.horizon) for task in tasks]
+    number, evaluation = len(tasks), config.evaluation
+    # Tasks that each stage learns anew, and those that are measured after it.
+    new = [range(number)] if joint else [range(k, k + 1) for k in range(number)]
+    known = [range(number)] if joint else [range(k + 1) for k in range(number)]
+    steps = tuple(config.optim.stage_steps(sum(demonstrated[i] for i in part), history, len(part)) for part in new)
+    points = evaluation.points if evaluation.points > 1 else 0
+    measured = {
+        "selection": [i for part in new for i in part] * points,
+        "points": [i for part in new for i in part] * points,
+        "reported": [i for part in known for i in part],
+    }
+    rollouts = {name: len(cells) * evaluation.rollouts for name, cells in measured.items()}
+    control = evaluation.rollouts * sum(horizons[i] for cells in measured.values() for i in cells)
+    if evaluation.rollouts:
+        rollouts["told"] = number * (number - 1) * evaluation.told
+        control += evaluation.told * (number - 1) * sum(horizons)
+    return Work(steps, {name: value for name, value in rollouts.items() if value}, control)
+
+
+def noise(contract: Contract, seed: int, steps: int = 600, episode: int = 60) -> TaskData:
+    """Demonstrations of ``steps`` steps in all, made of noise: a convolution costs the same whatever it sees."""
+    rng = np.random.default_rng(seed)
+    assert contract.text is not None
+    return TaskData(
+        name=_INSTRUCTION,
+        instruction=_INSTRUCTION,
+        images={c.name: rng.integers(0, 256, (steps, *c.shape), dtype=np.uint8) for c in contract.cameras},
+        proprioception={g.name: rng.normal(size=(steps, g.size)).astype(np.float32) for g in contract.proprioception},
+        actions=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
+        lengths=np.full(steps // episode, episode, dtype=np.int64),
+        embedding=rng.normal(size=contract.text.size).astype(np.float32),
+    )
+
+
+def measure(config: RunConfig, task: Task, say: Callable[[str], None]) -> Speed:
+    """Time a few steps of everything, with the network, batch and world that ``config`` asks for. Takes a minute."""
+    text = Text(_INSTRUCTION, "0", "none", 1.0, 768 if "bert" in config.text_encoder else 384)
+    contract = dataclasses.replace(suite_contract(config.suite, config.image_size), text=text)
+    say("timing training")
+    first = _step_seconds(config, contract, 0)
+    later = _step_seconds(config, contract, 1) if config.strategy not in JOINT and len(config.tasks) > 1 else first
+    if not config.evaluation.rollouts:
+        return Speed(first, later, 0.0)
+    say("timing a rollout")
+    return Speed(first, later, _control_seconds(config, contract, task))
+
+
+def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
+    """Median seconds of a step of stage 0 or of a later one."""
+    steps = 2 * _TIMED_TRAINING
+    optim = dataclasses.replace(config.optim, steps=steps, epochs=0.0, warmup=0, checkpoint_seconds=1e9)
+    timed = dataclasses.replace(
+        config,
+        optim=optim,
+        evaluation=dataclasses.replace(config.evaluation, points=1),
+        ewc=dataclasses.replace(config.ewc, batches=1),
+    )
+    memory = Memory(timed.memory)
+    policy, strategy = ResNetT(timed.network, contract), make_strategy(timed, memory, contract.history)
+    if stage:
+        memory.add(noise(contract, 1), np.random.default_rng(0))
+        end_stage(policy, strategy, noise(contract, 1), timed, 0)
+    stamps: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        train_stage(
+            policy, strategy, noise(contract, 0), timed, stage, Path(folder),
+            lambda step, steps, terms: stamps.append(time.perf_counter()), lambda point: None,
+        )  # fmt: skip
+    return float(np.median(np.diff(stamps)[-_TIMED_TRAINING:]))
+
+
+def _control_seconds(config: RunConfig, contract: Contract, task: Task) -> float:
+    """Mean seconds of a control step: the world, its views, and the network as it is exported."""
+    world = make_world(task, size=config.image_size, visuals=config.evaluation.visuals)
+    try:
+        data = noise(contract, 0)
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = Path(folder) / "bundle"
+            export_bundle(
+                ResNetT(config.network, contract).eval(),
+                bundle,
+                tasks=[{"name": _INSTRUCTION, "instruction": _INSTRUCTION}],
+                embeddings=data.embedding[None],
+                check_on=[data],
+                provenance={},
+            )
+            server = PolicyServer(open_bundle(bundle), sampling="mode", watch=WatchLimits.lockstep())
+            server.set_instruction(_INSTRUCTION)
+            observation = world.reset(0)
+            begin = 0.0
+            for step in range(2 * _TIMED_WORLD):
+                if step == _TIMED_WORLD:
+                    begin = time.perf_counter()
+                decision = server.step(observation, observation.stamp)
+                observation = world.step(decision.action)
+            return (time.perf_counter() - begin) / _TIMED_WORLD
+    finally:
+        world.close()
+
+
+def table(config: RunConfig, work: Work, speed: Speed, seeds: int) -> str:
+    """Both for a terminal, with the hours."""
+    training = work.steps[0] * speed.first_step + sum(work.steps[1:]) * speed.later_step
+    rollouts = work.control_steps * speed.control_step / config.evaluation.workers
+    lines = [
+        f"{config.strategy}, {len(config.tasks)} tasks of {config.suite}, {len(work.steps)} stages",
+        f"training   {sum(work.steps):>9} steps           {speed.first_step * 1e3:8.0f} ms a step in the first stage, "
+        f"{speed.later_step * 1e3:.0f} later   {training / 3600:8.2f} h",
+    ]
+    if work.control_steps:
+        kinds = ", ".join(f"{value} {name}" for name, value in work.rollouts.items())
+        lines += [
+            f"rollouts   {sum(work.rollouts.values()):>9} ({kinds})",
+            f"           {work.control_steps:>9} control steps at most   {speed.control_step * 1e3:.0f} ms each, "
+            f"{config.evaluation.workers} workers   {rollouts / 3600:.2f} h at most",
+        ]
+    total = training + rollouts
+    lines.append(f"one run: at most {total / 3600:.1f} h; {seeds} seeds: at most {seeds * total / 3600:.1f} h")
+    return "\n".join(lines)
