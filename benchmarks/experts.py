@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import add_out, write
+from m2distill_policy import provenance
 from m2distill_policy.evaluation.results import wilson
 from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.gl import choose_gl
@@ -35,7 +36,7 @@ def attempt_task(suite: str, index: int, numbers: list[int], noise: float) -> It
     from m2distill_policy.sim.experts.episode import run_expert
     from m2distill_policy.sim.experts.noise import Noise
 
-    world = make_world(suite_task(suite, index), size=16)
+    world, commit = make_world(suite_task(suite, index), size=16), provenance.commit()
     try:
         for number in numbers:
             # Collections with seed 0 begin with the same fresh states: 999 is nobody's.
@@ -45,7 +46,7 @@ def attempt_task(suite: str, index: int, numbers: list[int], noise: float) -> It
             run = run_expert(world, seed, noise=Noise().scaled(noise) if noise else None)
             yield {
                 "suite": suite, "task": index, "number": number, "state": "fresh" if fresh else "libero",
-                "noise": noise, "success": run.success, "steps": len(run.actions),
+                "noise": noise, "commit": commit, "success": run.success, "steps": len(run.actions),
                 "seconds": round(time.monotonic() - begin, 2),
             }  # fmt: skip
     finally:
@@ -81,7 +82,12 @@ def summarise(rows: list[dict[str, Any]], suites: list[str]) -> dict[str, Any]:
                     "seconds_median": float(np.median([row["seconds"] for row in mine])),
                 }
             )  # fmt: skip
-    return {"tasks": tasks, "least": min((t["successes"] / t["attempts"] for t in tasks), default=None)}
+    commits = sorted({str(row["commit"]) for row in rows})
+    return {
+        "tasks": tasks,
+        "commits": commits,
+        "least": min((t["successes"] / t["attempts"] for t in tasks), default=None),
+    }
 
 
 def main() -> None:

@@ -269,6 +269,10 @@ class ArmWorld:
         self._mujoco.mj_kinematics(self.model, self.data)
         return self._site_pose()
 
+    def base_position(self) -> NDArray[np.float64]:
+        """Where the robot's base stands (3,) m, world frame."""
+        return np.array(self.data.xpos[self._base])
+
     def gripper_width(self) -> float:
         """Distance between the fingers in m, 0..0.08."""
         left, right = self.data.qpos[self._fingers]

@@ -20,6 +20,8 @@ from m2distill_policy.sim.osc import rotation_from_vector
 _MOVED = 0.02
 #: A drawer is pulled until it has come out this far (m); LIBERO calls it open from 0.14 on.
 _OPEN = 0.15
+#: A hand that is still turned towards a handle (cosine), and further than this (m) from the base, comes back as it is.
+_LIKE_HANDLE, _NEAR_BASE = 0.7, 0.55
 #: Steps (1 / 20 s) without getting nearer after which another way is tried.
 _PATIENCE = 50
 #: Steps for which an arm that is in its own way goes back towards where it began.
@@ -92,6 +94,8 @@ class LiberoExpert:
             grip, rotation = world.grip_pose()
             if rotation[2, 2] > -0.9 and float(np.linalg.norm(grip - handle.position)) < 0.12:
                 return self._hand.retreat(handle)
+            if rotation[:, 2] @ handle.approach > _LIKE_HANDLE and self._hand.reach() > _NEAR_BASE:
+                return self._hand.fold()  # turning down out there would straighten the elbow, and lock it
         goal = world.place_position(place)[:2]
         position = world.data.xpos[body]
         if world.is_ground(place):

@@ -35,6 +35,7 @@ _SLACK = 0.006
 #: How near (rad) to a joint's limit begins to cost, and how small a singular value of the Jacobian: 0.22 with the arm
 #: bent, 0 with it straight, where the controller no longer moves the hand as it is told.
 _MARGIN, _OBEYS = 0.3, 0.13
+_MARGIN_COST, _OBEYS_COST = 4.0, 15.0
 #: How far (rad) a hand leans in a narrow place.
 _LEAN = 0.5
 #: What leaning costs: the thing is carried askew.
@@ -228,7 +229,7 @@ class GraspPlanner:
         jacobian = np.zeros((6, world.model.nv))
         self._mujoco.mj_jacSite(world.model, data, jacobian[:3], jacobian[3:], world.grip_site)
         obeys = float(np.linalg.svd(jacobian[:, world.arm_dofs], compute_uv=False)[-1])
-        return 4.0 * max(0.0, _MARGIN - margin) + 15.0 * max(0.0, _OBEYS - obeys)
+        return _MARGIN_COST * max(0.0, _MARGIN - margin) + _OBEYS_COST * max(0.0, _OBEYS - obeys)
 
     def _solve(
         self, position: NDArray[np.float64], rotation: NDArray[np.float64], start: NDArray[np.float64]

@@ -36,15 +36,19 @@ class Shapes:
         self.things = np.flatnonzero(solid & bounded & ~self.robot)
         self._parents = model.body_parentid
         self._points: dict[int, NDArray[np.float64]] = {}
+        self._geoms: dict[int, NDArray[np.int64]] = {}
 
     def of(self, body: int) -> NDArray[np.int64]:
         """The solid geoms of ``body`` and of everything that hangs on it."""
+        if body in self._geoms:
+            return self._geoms[body]
         inside = np.zeros(self.model.nbody, dtype=bool)
         for index in range(self.model.nbody):  # parents come before children
             inside[index] = index == body or (index > 0 and inside[self._parents[index]])
         found = self.things[inside[self.model.geom_bodyid[self.things]]]
         if len(found) == 0:
             raise SimulationError(f"body '{self.model.body(body).name}' has nothing solid to take hold of")
+        self._geoms[body] = found
         return found
 
     def boxes(self, geoms: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -76,6 +76,17 @@ class Hand:
         #: Steps for which the fingers have been closing, and whether they closed around nothing in the end.
         self._closing, self._missed = 0, False
 
+    def reach(self) -> float:
+        """How far (m) the hand is from the base, seen from above."""
+        return float(np.linalg.norm(self._world.end_effector()[:2]))
+
+    def fold(self) -> Target:
+        """The open hand back towards the base, as it is."""
+        grip, rotation = self._world.grip_pose()
+        back = self._world.base_position()[:2] - grip[:2]
+        step = 0.06 * back / max(1e-6, float(np.linalg.norm(back)))
+        return Target(np.array([*(grip[:2] + step), grip[2]]), rotation, -1.0, self._manner.speed, care=0.5)
+
     def missed(self) -> bool:
         """Whether the fingers closed around nothing since this was last asked."""
         missed, self._missed = self._missed, False
@@ -205,8 +216,7 @@ class Hand:
         distance = float(np.linalg.norm(goal[:2] - grip[:2]))
         over = self._shapes.top_over(grip, goal, 0.08, without)
         safe = max(over + TIP + _CLEARANCE, goal[2])
-        reach = float(np.linalg.norm(self._world.end_effector()[:2]))
-        free = bool(gripper < 0 and grip[2] > over + 0.06 and distance > 0.1 and reach > _FOLDED)
+        free = bool(gripper < 0 and grip[2] > over + 0.06 and distance > 0.1 and self.reach() > _FOLDED)
         if distance < 0.08 or grip[2] > safe - 0.01:
             # Down only as fast as the distance shrinks.
             height = max(goal[2], min(safe, goal[2] + 1.2 * max(0.0, distance - 0.02))) if distance > 0.02 else goal[2]

@@ -1,0 +1,175 @@
+"""Rollouts a minute of LIBERO's own evaluation loop beside ours: ``python -m benchmarks.libero_evaluation BUNDLE``.
+
+Theirs is the loop of ``lifelong/metric.py`` over their ``OffScreenRenderEnv`` in their ``SubprocVectorEnv``, from their
+initial states; ours is :class:`RolloutPool`. The policy is the same bundle in ONNX Runtime for both, so that worlds and
+loops are what is compared. Rollouts end after ``--steps`` or with success; rounds in turn, each side in processes of
+its own. Ours is measured with 1, 2 and 4 workers, and must give the same results with each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.output import add_out, write
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.errors import M2DistillError, SimulationError
+from m2distill_policy.evaluation.results import make_cells
+from m2distill_policy.evaluation.rollouts import RolloutPool
+from m2distill_policy.sim.libero import files
+from m2distill_policy.sim.suites import suite_task
+
+_WORKERS = (1, 2, 4)
+
+
+def theirs(bundle: Path, suite: str, index: int, rollouts: int, steps: int, processes: int) -> dict[str, Any]:
+    """LIBERO's loop. In a process of its own: it imports LIBERO's whole package."""
+    from m2distill_policy.observation import Observation
+    from m2distill_policy.runtime.server import PolicyServer
+    from m2distill_policy.runtime.watchdog import WatchLimits
+
+    task = suite_task(suite, index)
+    folder, assets = files.package_folder(), files.assets_folder()
+    with tempfile.TemporaryDirectory() as config:
+        places = {
+            "bddl_files": folder / "bddl_files", "init_states": folder / "init_files", "benchmark_root": folder,
+            "datasets": folder.parent / "datasets", "assets": assets,
+        }  # fmt: skip
+        Path(config, "config.yaml").write_text("".join(f"{name}: '{place}'\n" for name, place in places.items()))
+        os.environ["LIBERO_CONFIG_PATH"] = config
+        import libero.libero as package
+
+        package._assets_path_cache = str(assets)
+        from libero.libero.envs import OffScreenRenderEnv, SubprocVectorEnv
+
+        size = open_bundle(bundle).contract.cameras[0].height
+        arguments = {
+            "bddl_file_name": str(files.bddl_file(suite, task.name)), "camera_heights": size, "camera_widths": size,
+        }  # fmt: skip
+        states = files.initial_states(task)
+        begin = time.monotonic()
+        env = SubprocVectorEnv([lambda: OffScreenRenderEnv(**arguments) for _ in range(processes)])
+        servers = [
+            PolicyServer(open_bundle(bundle), sampling="mode", watch=WatchLimits.lockstep()) for _ in range(processes)
+        ]
+        successes = taken = 0
+        for start in range(0, rollouts, processes):
+            env.reset()
+            seen = env.set_init_state(states[np.arange(start, start + processes) % len(states)])
+            for _ in range(5):
+                seen, _, _, _ = env.step(np.zeros((processes, 7)))
+            for server in servers:
+                server.set_instruction(task.instruction)
+                server.reset("a new rollout", seed=0, episode=start, still=True)
+            dones = [False] * processes
+            for step in range(steps):
+                actions = []
+                for server, view in zip(servers, seen, strict=True):
+                    observation = Observation(
+                        {
+                            "agentview_rgb": np.ascontiguousarray(view["agentview_image"][::-1]),
+                            "eye_in_hand_rgb": np.ascontiguousarray(view["robot0_eye_in_hand_image"][::-1]),
+                        },
+                        {
+                            "joint_states": view["robot0_joint_pos"].astype(np.float32),
+                            "gripper_states": view["robot0_gripper_qpos"].astype(np.float32),
+                        },
+                        step * 0.05,
+                    )
+                    actions.append(server.step(observation, observation.stamp).action)
+                seen, _, done, _ = env.step(np.array(actions))
+                taken += processes
+                dones = [a or bool(b) for a, b in zip(dones, done, strict=True)]
+                if all(dones):
+                    break
+            successes += sum(dones)
+        seconds = time.monotonic() - begin
+        env.close()
+    return {"seconds": seconds, "successes": successes, "control_steps": taken, "processes": processes}
+
+
+def ours(bundle: Path, suite: str, index: int, rollouts: int, steps: int, workers: int) -> dict[str, Any]:
+    """Our pool, its start and end included."""
+    begin = time.monotonic()
+    with RolloutPool(workers) as pool:
+        results = pool.evaluate(bundle, make_cells(suite, [index], rollouts, horizon=steps), sampling="mode")
+    seconds = time.monotonic() - begin
+    errors = [result.error for result in results if result.error]
+    if errors:
+        raise SimulationError(f"a rollout ended in an error: {errors[0]}")
+    return {
+        "seconds": seconds,
+        "successes": sum(bool(result.success) for result in results),
+        "control_steps": sum(result.steps for result in results),
+        "workers": workers,
+        "each": [[bool(result.success), result.steps] for result in results],
+    }
+
+
+def in_a_process(args: argparse.Namespace, processes: int) -> dict[str, Any]:
+    """:func:`theirs` in a process of its own."""
+    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.libero_evaluation", str(args.bundle)]
+    words += ["--suite", args.suite, "--task", str(args.task), "--rollouts", str(args.rollouts)]
+    words += ["--steps", str(args.steps), "--theirs", str(processes)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False, text=True)
+    if done.returncode:
+        raise SimulationError(f"LIBERO's loop ended with code {done.returncode}; its words are above")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="one that knows the task's instruction")
+    parser.add_argument("--suite", default="libero_object")
+    parser.add_argument("--task", type=int, default=0)
+    parser.add_argument("--rollouts", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 20], help="of LIBERO's loop; its default is 20")
+    parser.add_argument("--theirs", type=int, help=argparse.SUPPRESS)
+    add_out(parser)
+    args = parser.parse_args()
+    asked = (args.bundle, args.suite, args.task, args.rollouts, args.steps)
+    if args.theirs:
+        print(json.dumps(theirs(*asked, args.theirs)))
+        return
+    rounds = []
+    for number in range(args.rounds):
+        print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
+        rounds.append(
+            {
+                "theirs": [in_a_process(args, processes) for processes in args.processes],
+                "ours": [ours(*asked, workers) for workers in _WORKERS],
+            }
+        )
+    each = [result.pop("each") for part in rounds for result in part["ours"]]
+    per_minute = {
+        side: max(60 * args.rollouts / result["seconds"] for part in rounds for result in part[side])
+        for side in ("theirs", "ours")
+    }
+    figures = {
+        "rollouts_a_minute_at_best": per_minute,
+        "ratio": per_minute["ours"] / per_minute["theirs"],
+        "same_with_any_number_of_workers": all(one == each[0] for one in each),
+        "rounds": rounds,
+    }
+    config = {"suite": args.suite, "task": args.task, "rollouts": args.rollouts, "steps": args.steps}
+    write("libero_evaluation", config, figures, args.out)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except M2DistillError as error:
+        sys.exit(f"benchmarks.libero_evaluation: {error}")
