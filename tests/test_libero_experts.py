@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,3 +238,32 @@ def test_an_expert_at_a_loss_has_failed(world: LiberoWorld, monkeypatch: pytest.
     monkeypatch.setattr(LiberoWorld, "holds", lambda world, part: False)
     with pytest.raises(SimulationError, match="no skill reaches 'close cream_cheese_1'"):
         LiberoExpert(world, 0).target()
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+@needs_scenes
+@pytest.mark.parametrize("missing", ["texture_map.png", "alphabet_soup.xml"])
+def test_a_missing_part_of_a_scene_is_named(tmp_path: Path, missing: str) -> None:
+    """Told by the collection that needs it, which keeps what it had."""
+    assets = libero_files.assets_folder()
+    for source in assets.rglob("*"):
+        target = tmp_path / "assets" / source.relative_to(assets)
+        if source.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        elif source.name != missing or "alphabet" not in source.parent.name:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source)
+    words = ["demos", "--suite", "libero_object", "--tasks", "0", "--episodes", "1", "--size", "16", "--workers", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "m2distill_policy", *words, "--out", str(tmp_path / "out")],
+        env={**os.environ, "M2DISTILL_LIBERO_ASSETS": str(tmp_path / "assets")},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("m2distill: LIBERO's scene of 'pick_up_the_alphabet_soup") and missing in last
+    assert "set M2DISTILL_LIBERO_ASSETS to it" in last and "Traceback" not in done.stderr

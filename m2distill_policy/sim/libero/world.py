@@ -347,6 +347,12 @@ def _build(problems: Any, task: Task) -> Any:
                 )
             except RandomizationError:
                 continue
+            except (OSError, ValueError) as error:  # a file of the scene is missing or damaged
+                raise SimulationError(
+                    f"LIBERO's scene of '{task.name}' cannot be built: {error}; get the whole folder "
+                    "'libero/libero/assets' of github.com/Lifelong-Robot-Learning/LIBERO and set "
+                    "M2DISTILL_LIBERO_ASSETS to it"
+                ) from error
     raise SimulationError(f"LIBERO found no room for the objects of '{task.name}' in {_PLACEMENT_ATTEMPTS} attempts")
 
 
