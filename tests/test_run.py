@@ -84,6 +84,19 @@ def test_run_folder_holds_everything(whole: Path) -> None:
     assert results["config"]["optim"]["steps"] == 30
 
 
+def test_a_damaged_memory_is_noticed(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "memory" / "exemplars_0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"exemplars_0\.safetensors is damaged or missing; restore it"):
+        LifelongRun.open(tmp_path / "run").memory(1)
+    path.unlink()
+    with pytest.raises(TrainingError, match="damaged or missing"):
+        LifelongRun.open(tmp_path / "run").memory(1)
+
+
 def test_killed_in_the_second_stage_and_resumed_ends_with_the_same_weights(
     tmp_path: Path, whole: Path, demonstrations: Path
 ) -> None:

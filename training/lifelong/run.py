@@ -224,8 +224,16 @@ class LifelongRun:
             path = self.folder / "memory" / f"exemplars_{stage}.safetensors"
             memory.embeddings.append(self.embedding(stage))
             if memory.config.demonstrations:
+                self._verify_exemplars(stage, path)
                 memory.exemplars.append(TaskData.load(path, self.tasks[stage].name, self.tasks[stage].instruction))
         return memory
+
+    def _verify_exemplars(self, stage: int, path: Path) -> None:
+        """:class:`TrainingError` if what is kept of a stage is not what was; older runs do not say what that is."""
+        points = self.stage_folder(stage) / "points.json"
+        known = read_json(points).get("exemplars") if points.exists() else None
+        if known is not None and (not path.exists() or digest_of(path) != known):
+            raise TrainingError(f"memory file {path} is damaged or missing; restore it, or start the run anew")
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -310,24 +318,27 @@ class LifelongRun:
             {
                 "points": {str(p): {"file": f"point_{p}.safetensors", "sha256": d} for p, d in sorted(points.items())},
                 "made_by": made_by,
-                "kept": kept,
+                **kept,
             },
         )
         self.choose(stage, self.config.evaluation.points)
         drop_partial(folder)
 
-    def keep(self, stage: int, data: TaskData, strategy: Strategy) -> dict[str, str] | None:
+    def keep(self, stage: int, data: TaskData, strategy: Strategy) -> dict[str, Any]:
         """Write down what stays of a stage whose last task has been learned from ``data``: before the record that makes
-        it count. Returns where the strategy's own lies beside the memory, for that record; None where it has none."""
+        it count. Returns what belongs into it: ``exemplars``, the hash of what the memory keeps of the task, and
+        ``kept``, where the strategy's own lies beside the memory; None where there is none."""
         # Exemplars are drawn by the seed alone.
         strategy.memory.add(data, np.random.default_rng([self.config.seed, stage, 2**31]))
         strategy.memory.save(self.folder / "memory")
         self.put_aside(stage, data)
-        if not strategy.kept:
-            return None
-        name = f"{strategy.name}_{stage}.safetensors"
-        digest = save_tensors(self.folder / "memory" / name, strategy.kept)
-        return {"strategy": strategy.name, "file": name, "sha256": digest}
+        exemplars = self.folder / "memory" / f"exemplars_{stage}.safetensors"
+        record: dict[str, Any] = {"exemplars": digest_of(exemplars) if exemplars.exists() else None, "kept": None}
+        if strategy.kept:
+            name = f"{strategy.name}_{stage}.safetensors"
+            digest = save_tensors(self.folder / "memory" / name, strategy.kept)
+            record["kept"] = {"strategy": strategy.name, "file": name, "sha256": digest}
+        return record
 
     def kept(self, stage: int) -> dict[str, torch.Tensor]:
         """What the run's strategy kept beside the memory when ``stage`` had ended; what another one kept is nothing to
@@ -485,7 +496,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     record = read_json(source.stage_folder(0) / "points.json")
     strategy = make_strategy(target.config, target.memory(0), target.contract.history)
     end_stage(source.point_policy(0, source.config.evaluation.points), strategy, data, target.config, 0)
-    write_json(folder / "points.json", {**record, "kept": target.keep(0, data, strategy)})
+    write_json(folder / "points.json", {**record, **target.keep(0, data, strategy)})
     if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
         # The same weights on the same states: evaluated once is enough.
         (target.folder / "evaluation").mkdir(exist_ok=True)
