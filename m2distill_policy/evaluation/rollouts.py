@@ -316,6 +316,7 @@ def _result(job: Message, done: Message) -> RolloutResult:
         seconds=done.get("seconds", 0.0),
         film=job["film"] if done.get("error") is None else None,
         disturbance=job["disturbance"],
+        horizon=job["horizon"],
     )
 
 
