@@ -5,15 +5,15 @@ set -euo pipefail
 
 venv=$1
 folder=$venv/libero-loader
-files=(requirements/libero-loader.txt requirements/libero-loader-nodeps.txt)
-stamp=$(cat "${files[@]}" "$0" | sha256sum)
+file=requirements/libero-loader.txt
+stamp=$(cat "$file" "$0" | sha256sum)
 [[ -f $folder/.stamp && $(<"$folder/.stamp") == "$stamp" ]] && exit 0
 
 rm -rf "${folder:?}"
-pip=("$venv/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --target "$folder")
 read -r -a more <<<"${PIP_ARGS:-}"
 echo "Installing LIBERO's reader of demonstrations into $folder" >&2
-if "${pip[@]}" "${more[@]}" --requirement "${files[0]}" && "${pip[@]}" "${more[@]}" --no-deps --requirement "${files[1]}"; then
+if "$venv/bin/python" -m pip --disable-pip-version-check --no-input install --quiet --no-deps --target "$folder" \
+    "${more[@]}" --requirement "$file" && [[ -d $folder/robomimic && -d $folder/torchvision ]]; then
     printf '%s\n' "$stamp" >"$folder/.stamp"
 else
     echo "warning: LIBERO's reader could not be installed; the test with it is skipped" >&2

@@ -27,17 +27,7 @@ from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.libero.world import LiberoWorld
 from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM, demonstration_seed, is_demonstration
 from m2distill_policy.sim.suites import make_world, suite_task
-
-
-def _scenes_missing() -> str:
-    try:
-        libero_files.assets_folder()
-    except SimulationError as error:
-        return str(error)
-    return ""
-
-
-needs_scenes = pytest.mark.skipif(bool(_scenes_missing()), reason=_scenes_missing() or "LIBERO's scenes are here")
+from tests.libero_scenes import needs_scenes
 
 SCENE = """<mujoco><worldbody>
 <geom name="floor" type="plane" size="2 2 0.1"/>

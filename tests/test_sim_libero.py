@@ -15,6 +15,7 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim.libero import files as libero_files
 from m2distill_policy.sim.suites import suite_tasks
+from tests.libero_scenes import needs_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,14 +23,6 @@ try:
     libero_files.package_folder()
 except SimulationError as _absent:
     pytest.skip(str(_absent), allow_module_level=True)
-
-
-def _scenes_missing() -> str:
-    try:
-        libero_files.assets_folder()
-    except SimulationError as error:
-        return str(error)
-    return ""
 
 
 @pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
@@ -78,7 +71,7 @@ def test_missing_looks_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.libero
 @pytest.mark.slow
-@pytest.mark.skipif(bool(_scenes_missing()), reason=_scenes_missing() or "LIBERO's scenes are here")
+@needs_scenes
 def test_one_task_runs_end_to_end(tmp_path: Path) -> None:
     """In a process of its own, with an empty home folder and nobody to answer a question."""
     code = """

@@ -129,6 +129,24 @@ def test_feature_maps_are_kept_while_they_fit(monkeypatch: pytest.MonkeyPatch, t
         assert all(view.recompute is again for view in policy.views if isinstance(view, ImageEncoder))
 
 
+def test_one_process_that_is_short_of_memory_decides_for_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else one would exchange statistics again on the way back and wait for ever for the others."""
+    from training.lifelong import stage
+
+    asked: list[float] = []
+
+    def average(values: torch.Tensor) -> torch.Tensor:
+        if values.dim():  # the terms
+            return values
+        asked.append(float(values))
+        return (values + 1.0) / 2  # another process is short
+
+    monkeypatch.setattr(stage.distributed, "average", average)
+    monkeypatch.setattr(stage, "free_bytes", lambda device: 2**50)
+    policy = train(config(strategy="sequential"), tmp_path, stage=0)
+    assert asked[0] == 0.0 and all(view.recompute for view in policy.views if isinstance(view, ImageEncoder))
+
+
 def test_free_memory_counts_a_container(tmp_path: Path) -> None:
     from training.allocator import free_bytes
 

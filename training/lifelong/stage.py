@@ -191,8 +191,11 @@ class Learner:
         wanted = self.config.optim.recompute
         if wanted == "auto":
             batch, length = next(iter(inputs.images.values())).shape[:2]
+            needed = batch * length * self.policy.feature_bytes()
             free = free_bytes(self.device)
-            wanted = free is not None and batch * length * self.policy.feature_bytes() > _FEATURE_SHARE * free
+            short = torch.tensor(float(free is not None and needed > _FEATURE_SHARE * free), device=self.device)
+            # One that is short decides for all: batch norms exchange statistics whenever they are computed.
+            wanted = bool(distributed.average(short) > 0)
         self._recompute = wanted
         self.policy.recompute(wanted)
         if not wanted:  # what is kept else is in pieces: memory is bought with time there, not the other way
