@@ -60,6 +60,19 @@ def test_another_machine_goes_on_with_what_is_finished(tmp_path: Path) -> None:
     assert refused.returncode != 0 and "seed_1_er.json was made under another configuration: episodes" in refused.stderr
 
 
+def test_libero_small_plans_every_strategy_and_term(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.libero_small", "--plan", "--suites", "libero_goal", "--seeds", "0",
+         "--folder", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[2] for line in done.stdout.splitlines()]
+    terms = [f"m2distill_no_{term}" for term in ("image", "text", "extra", "policy")]
+    assert names == ["sequential", "er", "ewc", "packnet", "m2distill", *terms]
+    assert not list(tmp_path.iterdir()), "a plan does nothing"
+
+
 def test_policy_latency_writes_both_precisions(tmp_path: Path) -> None:
     out = tmp_path / "latency.json"
     done = subprocess.run(
@@ -85,7 +98,7 @@ def test_libero_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_every_benchmark_is_described() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text()
-    parts = ("output", "child", "libero_policy", "ros_robot", "ros_events")  # of the others
+    parts = ("lifelong", "output", "child", "libero_policy", "ros_robot", "ros_events")  # of the others
     for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
         assert path.stem in parts or f"benchmarks.{path.stem}`" in text or path.stem == "tabletop", path.name
 
