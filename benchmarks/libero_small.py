@@ -1,4 +1,4 @@
-"""Lifelong learning on LIBERO's suites as far as a CPU gets: ``python -m benchmarks.libero_small --suites libero_goal``.
+"""Lifelong learning on LIBERO's suites as far as a CPU gets: ``python -m benchmarks.libero_small``.
 
 The ten tasks of a suite in turn under ``config/libero_small.toml``, strategies side by side, and m2distill without each
 of its four terms. This is not LIBERO's own protocol; ``benchmarks.libero_results`` writes what was run into

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import write
+from m2distill_policy import cluster
 from m2distill_policy.config import from_dict, load_config, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.evaluation.results import wilson
@@ -169,6 +170,7 @@ def add_options(parser: argparse.ArgumentParser, study_arms: Sequence[Arm]) -> N
     parser.add_argument("--plan", action="store_true", help="say what is done and what is left, and stop")
     parser.add_argument("--sum-up", action="store_true", help="write the table of what is done, and stop")
     parser.add_argument("--go-on", action="store_true", help="take runs whose results lie beside the table for done")
+    cluster.add_option(parser, "runs")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
 
 
@@ -217,5 +219,5 @@ def _run(study: Study, place: Place, args: argparse.Namespace) -> None:
     )  # fmt: skip
     for seed, jobs in left.items():
         if jobs:
-            arms.run_seed(jobs_of(study, seed, place)[0], jobs, args.at_once)
+            arms.run_seed(jobs_of(study, seed, place)[0], jobs, args.at_once, cluster.launcher(args.ray))
             _write(study, place, args.seeds)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment for the given roles, or brings it up to date; does nothing when nothing changed.
 #
-#   scripts/venv.sh FOLDER [ROLE...]    roles: robot robot-gpu train sim dev
+#   scripts/venv.sh FOLDER [ROLE...]    roles: robot robot-gpu train sim ray dev
 #
 # Without roles: those it was made with (robot train sim dev for a new one) and those in ALSO.
 #
@@ -30,8 +30,8 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 has_role() { local role; for role in "${roles[@]}"; do [[ $role == "$1" ]] && return 0; done; return 1; }
 for role in "${roles[@]}"; do
     case $role in
-        robot | robot-gpu | train | sim | dev) ;;
-        *) die "role '$role' is not known; allowed are robot, robot-gpu, train, sim, dev" ;;
+        robot | robot-gpu | train | sim | ray | dev) ;;
+        *) die "role '$role' is not known; allowed are robot, robot-gpu, train, sim, ray, dev" ;;
     esac
 done
 if has_role robot && has_role robot-gpu; then
@@ -64,7 +64,7 @@ if [[ -e $folder/bin/python ]] && ! "$folder/bin/python" -c "$fits" 2>/dev/null;
 fi
 stamp=$(
     { printf '%s\n' "${roles[@]}" "$PWD" "${PIP_ARGS:-}"
-      cat "${files[@]}" "${nodeps[@]}" requirements/robot-common.txt setup.py scripts/venv.sh; } | sha256sum
+      cat "${files[@]}" "${nodeps[@]}" requirements/robot-common.txt requirements/ray.txt setup.py scripts/venv.sh; } | sha256sum
 )
 if [[ -x $folder/bin/python && -f $folder/.stamp && $(<"$folder/.stamp") == "$stamp" ]]; then exit 0; fi
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from m2distill_policy.cluster import Launcher
 from m2distill_policy.errors import BundleError, ConfigError, SimulationError, UnknownInstructionError
 from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult, make_cells, summarise, table, wilson
 from m2distill_policy.evaluation.rollouts import RolloutPool
@@ -215,8 +216,8 @@ def test_command(
     from tests import toy_suite
 
     class ToyPool(RolloutPool):
-        def __init__(self, workers: int) -> None:
-            super().__init__(workers, suites=SUITE)
+        def __init__(self, workers: int, launcher: Launcher) -> None:
+            super().__init__(workers, suites=SUITE, launcher=launcher)
 
     monkeypatch.setattr(rollouts, "RolloutPool", ToyPool)
     monkeypatch.setattr(suites, "suite_tasks", toy_suite.suite_tasks)

@@ -19,6 +19,7 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.config import load_config
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError
+from m2distill_policy.lock import only_writer
 from training.extend import extend_run
 from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json
@@ -64,6 +65,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, demonstrations: Path) -> Pat
     folder = tmp_path_factory.mktemp("runs") / "whole"
     m2distill("train", "--config", "config/tiny.toml", "--data", str(demonstrations), "--out", str(folder), *SMALL)
     return folder
+
+
+def test_a_run_that_is_being_trained_is_not_gone_on_with(whole: Path) -> None:
+    with only_writer(whole), pytest.raises(ConfigError, match="being written by process"):
+        finish_run(LifelongRun.open(whole), quiet=True)
 
 
 def test_run_folder_holds_everything(whole: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2distill_policy.cluster import Here, Launcher, Process
 from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
@@ -63,8 +64,10 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
+def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None) -> None:
     """Bring every job to its end, ``at_once`` at a time, with a bar each; what they print goes to ``<run>/log.txt``.
+
+    launcher: where they run (default: this machine); other machines see data and runs under the same paths.
 
     Raises :class:`TrainingError` with the last lines of the first job that fails; the others are stopped and can be
     gone on with.
@@ -72,7 +75,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
     for job in jobs:
         job.require_same()
     waiting = [job for job in jobs if not job.finished]
-    running: dict[subprocess.Popen[bytes], tuple[Job, ProgressBar]] = {}
+    launcher = launcher or Here()
+    running: dict[Process, tuple[Job, ProgressBar]] = {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -80,10 +84,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
             while waiting and len(running) < at_once:
                 job = waiting.pop(0)
                 job.folder.mkdir(parents=True, exist_ok=True)
-                with (job.folder / "log.txt").open("ab") as log:
-                    process = subprocess.Popen(
-                        job.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
-                    )
+                process = launcher.logged(job.command(), environment, job.folder / "log.txt")
                 bar: ProgressBar = ProgressBar(
                     total=1000, desc=job.name, bar_format="{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
                 )
@@ -103,9 +104,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
                 bar.close()
                 del running[process]
                 if process.returncode != 0 or not job.finished:
-                    tail = (job.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
                     raise TrainingError(
-                        f"run '{job.name}' ended with code {process.returncode}; its last words: " + " / ".join(tail)
+                        f"run '{job.name}' ended with code {process.returncode}; its last words: "
+                        + _last_words(process, job)
                     )
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -118,6 +119,14 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10.0)
+
+
+def _last_words(process: Process, job: Job) -> str:
+    lost = getattr(process, "lost", "")  # another machine's reason
+    log = job.folder / "log.txt"
+    if lost or not log.exists():
+        return lost or "none"
+    return " / ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
 
 
 def progress(folder: Path) -> tuple[float, str]:

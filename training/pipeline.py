@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from m2distill_policy.demonstrations import DemonstrationFile, demonstration_pat
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.evaluation.results import Cell, RolloutResult, summarise
 from m2distill_policy.evaluation.rollouts import RolloutPool
+from m2distill_policy.lock import only_writer
 from m2distill_policy.sim.response import fit_velocity_response
 from m2distill_policy.sim.suites import suite_task
 from m2distill_policy.sim.world import Task
@@ -83,9 +85,14 @@ def finish_run(
 ) -> dict[str, Any] | None:
     """Train, export and evaluate what is not done yet; returns the results once every stage is done and evaluated.
 
-    stages: stop after so many (None: all).
+    stages: stop after so many (None: all). Raises :class:`ConfigError` where another process is at it.
     """
+    first = distributed.is_first()
+    with only_writer(run.folder) if first else contextlib.nullcontext():
+        return _finish(run, evaluate, stages, quiet, first)
 
+
+def _finish(run: LifelongRun, evaluate: bool, stages: int | None, quiet: bool, first: bool) -> dict[str, Any] | None:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
@@ -100,7 +107,6 @@ def finish_run(
             if evaluate and run.config.evaluation.rollouts:
                 _evaluate_stage(run, stage, pool, quiet)
 
-        first = distributed.is_first()
         run.train_stages(after_stage, say if first else lambda text: None, quiet=quiet, stages=stages)
         if not first:
             return None

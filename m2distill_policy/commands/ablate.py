@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from m2distill_policy import cluster
 from m2distill_policy.commands import SUMMARIES
 
 
@@ -25,6 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--seeds", default="0,1,2", help="of the runs (default: 0,1,2)")
     parser.add_argument("--at-once", type=int, default=2, help="runs in parallel, one thread each (default: 2)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    cluster.add_option(parser, "runs")
     parser.set_defaults(run=run)
 
 
@@ -44,6 +46,6 @@ def run(args: argparse.Namespace) -> int:
     from training.studies.arms import Setting
 
     setting = Setting(args.config, args.data, args.out, tuple(args.overrides))
-    print(table(ablate(setting, seeds_of(args.seeds), args.at_once)))
+    print(table(ablate(setting, seeds_of(args.seeds), args.at_once, cluster.launcher(args.ray))))
     print(f"written: {args.out / 'ablation.json'}")
     return 0

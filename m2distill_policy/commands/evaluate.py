@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2distill_policy import cluster
+
 if TYPE_CHECKING:
     from m2distill_policy.sim.disturbances import Disturbance
 
@@ -53,6 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--levels", default="0.5,1", help="of --perturb, above 0 and up to 1 (default: %(default)s)")
     parser.add_argument("--film", type=int, default=0, metavar="N", help="film the first N rollouts of each task")
     parser.add_argument("--out", type=Path, required=True, help="folder for rollouts.jsonl, summary.json and films")
+    cluster.add_option(parser, "rollouts")
     parser.set_defaults(run=run)
 
 
@@ -84,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.errors import ConfigError
     from m2distill_policy.evaluation.results import curves, curves_table, make_cells, summarise, table
     from m2distill_policy.evaluation.rollouts import RolloutPool
+    from m2distill_policy.lock import only_writer
     from m2distill_policy.provenance import commit, machine, versions
     from m2distill_policy.sim.suites import suite_tasks
 
@@ -107,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             args.suite, tasks, args.rollouts, seed=args.seed, told=args.tell, disturbances=wrong, horizon=args.horizon
         )
     ]
-    with RolloutPool(args.workers) as pool:
+    with only_writer(args.out), RolloutPool(args.workers, launcher=cluster.launcher(args.ray)) as pool:
         results = pool.evaluate(
             bundle,
             cells,

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from m2distill_policy import cluster
 from m2distill_policy.commands import SUMMARIES
 
 
@@ -32,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--at-once", type=int, default=2, help="runs of a trial in parallel (default: 2)")
     parser.add_argument("--search-seed", type=int, default=0, help="of the search itself (default: 0)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    cluster.add_option(parser, "runs")
     parser.set_defaults(run=run)
 
 
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         args.at_once,
         args.search_seed,
         lambda text: print(text, file=sys.stderr, flush=True),
+        cluster.launcher(args.ray),
     )
     print(table(found))
     print(f"written: {args.out / 'sweep.json'}")

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from m2distill_policy.bundle import Bundle, open_bundle
+from m2distill_policy.cluster import Here, Launcher, Piped
 from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult
 from m2distill_policy.evaluation.seeds import state_seed
@@ -37,7 +38,7 @@ Message = dict[str, Any]
 class _Worker:
     """One process, its inbox of answers (None: it ended), and what it is at."""
 
-    process: subprocess.Popen[bytes]
+    process: Piped
     ready: bool = False
     job: Message | None = None
     since: float = field(default_factory=time.monotonic)
@@ -50,14 +51,18 @@ class RolloutPool:
     Each worker is a fresh interpreter with one thread, started at the first evaluation and kept for the next; one that
     dies is replaced and its rollout counted as an error.
 
-    workers: how many processes. suites: the module that makes worlds (``suite_tasks``, ``make_world``).
+    workers: how many processes. suites: the module that makes worlds (``suite_tasks``, ``make_world``). launcher: where
+    the processes run; other machines read the bundle and write films under the same paths.
     """
 
-    def __init__(self, workers: int = 2, *, suites: str = "m2distill_policy.sim.suites") -> None:
+    def __init__(
+        self, workers: int = 2, *, suites: str = "m2distill_policy.sim.suites", launcher: Launcher | None = None
+    ) -> None:
         if workers < 1:
             raise ConfigError(f"{workers} workers were asked for; at least 1 is needed")
         self.workers = workers
         self.suites = suites
+        self._launcher = launcher or Here()
         self._answers: queue.Queue[tuple[_Worker, Message | None]] = queue.Queue()
         self._workers: list[_Worker] = []
 
@@ -263,13 +268,7 @@ class RolloutPool:
 
     def _start(self) -> _Worker:
         environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", _WORKER, self.suites],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        worker = _Worker(process)
+        worker = _Worker(self._launcher.piped([sys.executable, "-m", _WORKER, self.suites], environment))
         threading.Thread(target=self._listen, args=(worker,), name="rollout-answers", daemon=True).start()
         return worker
 
@@ -281,6 +280,8 @@ class RolloutPool:
 
     def _kill_late(self, timeout: float) -> None:
         for worker in self._workers:
+            if getattr(worker.process, "waiting", False):  # for a core of the cluster
+                worker.since = time.monotonic()
             limit = timeout if worker.ready else _START_TIMEOUT
             if (worker.job is not None or not worker.ready) and time.monotonic() - worker.since > limit:
                 worker.process.kill()  # its reader tells us, and the rollout becomes an error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from m2distill_policy.demonstrations import (
     demonstration_path,
 )
 from m2distill_policy.errors import DemonstrationError, M2DistillError, SimulationError, closest
+from m2distill_policy.lock import only_writer
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim.disturbances import Disturbance, DisturbedWorld
 from m2distill_policy.sim.gl import choose_gl
@@ -91,8 +93,16 @@ def collect(collection: Collection, progress: Callable[[int, int, str], None] | 
 
     ``progress(done, total, note)`` is called as episodes come. The seeds tried are 0, 1, 2.. of each task's own
     sequence, and the first ``episodes`` successes in that order are kept, so workers and interruptions change nothing.
-    Raises :class:`SimulationError` when a worker fails or dies, with what it said.
+    Raises :class:`SimulationError` when a worker fails or dies, with what it said, and :class:`ConfigError` where
+    another process collects into the same folder.
     """
+    names = [suite_task(collection.suite, index).name for index in collection.tasks]
+    finished = all(demonstration_path(collection.folder, name).exists() for name in names)
+    with only_writer(collection.folder) if collection.force or not finished else contextlib.nullcontext():
+        return _collect(collection, progress)
+
+
+def _collect(collection: Collection, progress: Callable[[int, int, str], None] | None) -> list[DemonstrationFile]:
     plans = [_Plan(collection, suite_task(collection.suite, index)) for index in collection.tasks]
     total = collection.episodes * len(plans)
 

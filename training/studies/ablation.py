@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from m2distill_policy import provenance
+from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import to_dict
 from m2distill_policy.errors import ConfigError
 from training.lifelong.checkpoint import write_json
@@ -26,8 +27,10 @@ ARMS: tuple[Arm, ...] = (
 )
 
 
-def ablate(setting: Setting, seeds: Sequence[int], at_once: int) -> dict[str, Any]:
+def ablate(setting: Setting, seeds: Sequence[int], at_once: int, launcher: Launcher | None = None) -> dict[str, Any]:
     """Every arm on every seed; what is finished is not run again. Writes ``<folder>/ablation.json`` and returns it.
+
+    launcher: where the runs are (default: this machine).
 
     Raises :class:`ConfigError` where the configuration has a term switched off already, or no rollouts.
     """
@@ -43,7 +46,7 @@ def ablate(setting: Setting, seeds: Sequence[int], at_once: int) -> dict[str, An
     for job in (job for runs in jobs.values() for job in runs):
         job.require_same()
     for runs in jobs.values():
-        run_seed(runs[0], runs, at_once)
+        run_seed(runs[0], runs, at_once, launcher)
     values = {
         arm.name: {metric: [float(results_of(jobs[s][i])["metrics"][metric]) for s in seeds] for metric in METRICS}
         for i, arm in enumerate(ARMS)

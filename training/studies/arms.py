@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config
 from training.launch import Job, run_jobs
 from training.lifelong.checkpoint import read_json
@@ -53,14 +54,17 @@ def jobs_of(seed: int, arms: Sequence[Arm], setting: Setting) -> list[Job]:
     return jobs
 
 
-def run_seed(first: Job, jobs: Sequence[Job], at_once: int) -> None:
-    """Bring ``jobs`` to their end; ``first``, whose first stage they take, goes through that stage alone before."""
+def run_seed(first: Job, jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None) -> None:
+    """Bring ``jobs`` to their end; ``first``, whose first stage they take, goes through that stage alone before.
+
+    launcher: where the runs go on after it (default: this machine).
+    """
     if any(not job.finished for job in jobs) and not (first.folder / "evaluation" / "stage_0.json").exists():
         first.require_same()
         print(f"{first.name}: the first task, shared by all arms", file=sys.stderr)
         command = [word for word in first.command() if word != "--quiet"]
         subprocess.run([*command, "--stages", "1"], check=True)
-    run_jobs(jobs, at_once)
+    run_jobs(jobs, at_once, launcher)
 
 
 def results_of(job: Job) -> dict[str, Any]:

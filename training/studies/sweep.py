@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 from m2distill_policy import provenance
+from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.errors import ConfigError, TrainingError
 from training.launch import Job, run_jobs
@@ -76,12 +77,13 @@ class SweepConfig:
 
 def sweep(
     config: SweepConfig, setting: Setting, seeds: Sequence[int], trials: int, at_once: int, seed: int = 0,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print, launcher: Launcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Try ``trials`` settings in all, those of earlier calls included. Writes ``<folder>/sweep.json`` and returns it.
 
-    seed: of the search. A trial whose run fails (a loss that is not finite) does not count; two in a row, or the first,
-    end the search. Raises :class:`ConfigError` where the folder holds another search.
+    seed: of the search. launcher: where the runs are (default: this machine). A trial whose run fails (a loss that is
+    not finite) does not count; two in a row, or the first, end the search. Raises :class:`ConfigError` where the folder
+    holds another search.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, axis in config.space.items():  # a setting that does not exist is known before anything is run
@@ -98,14 +100,14 @@ def sweep(
             study.tell(begun.number, state=TrialState.FAIL)
             continue
         say(f"trial {begun.number}: going on with it")
-        _finish(study, begun.number, begun.params, config, setting, seeds, at_once, say)
+        _finish(study, begun.number, begun.params, config, setting, seeds, at_once, say, launcher)
     while len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < trials:
         # The sampler draws from the trials there are and this seed: a search that was cut off goes on as it would have.
         drawn = seed + len(study.get_trials(deepcopy=False))
         study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=min(10, max(3, trials // 3)))
         trial = study.ask()
         chosen = {name: axis.draw(trial, name) for name, axis in config.space.items()}
-        _finish(study, trial.number, chosen, config, setting, seeds, at_once, say)
+        _finish(study, trial.number, chosen, config, setting, seeds, at_once, say, launcher)
     found = _summary(study, config, setting, seeds)
     write_json(setting.folder / "sweep.json", found)
     return found
@@ -113,7 +115,7 @@ def sweep(
 
 def _finish(
     study: optuna.Study, number: int, chosen: dict[str, Any], config: SweepConfig, setting: Setting,
-    seeds: Sequence[int], at_once: int, say: Callable[[str], None],
+    seeds: Sequence[int], at_once: int, say: Callable[[str], None], launcher: Launcher | None,
 ) -> None:  # fmt: skip
     """Run what is left of one trial and tell the study."""
     words = ", ".join(f"{name}={_word(value)}" for name, value in chosen.items())
@@ -121,7 +123,7 @@ def _finish(
     arm = Arm(f"trial_{number}", words, _overrides(chosen))
     jobs = [_job(seed, arm, setting) for seed in seeds]
     try:
-        run_jobs(jobs, at_once)
+        run_jobs(jobs, at_once, launcher)
     except TrainingError as error:
         study.tell(number, state=TrialState.FAIL)
         before = study.get_trials(deepcopy=False)[number - 1].state if number else TrialState.FAIL

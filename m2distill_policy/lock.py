@@ -1,0 +1,40 @@
+"""One writer a folder: a run, a collection or an evaluation that is gone on with twice would spoil itself."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from m2distill_policy.errors import ConfigError
+
+_NAME = ".lock"
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, which is made, for this process; the hold ends with the process, however that ends.
+
+    Raises :class:`ConfigError` where another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / _NAME, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 100, 0).decode(errors="replace").strip() or "an unknown process"
+            raise ConfigError(
+                f"{folder} is being written by {holder}, which may be left over from a call that was killed; wait "
+                "for it or stop it, then go on with the same command"
+            ) from None
+        except OSError as error:  # a file system without locks
+            print(f"{folder} cannot be locked ({error}): do not go on with it twice at once", file=sys.stderr)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
