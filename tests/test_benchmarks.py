@@ -73,6 +73,21 @@ def test_libero_small_plans_every_strategy_and_term(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "a plan does nothing"
 
 
+def test_the_results_page_says_what_was_measured(tmp_path: Path) -> None:
+    from benchmarks.libero_results import fill
+
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert fill(page, ROOT / "benchmarks/results") == page, "python -m benchmarks.libero_results"
+    assert "not run" in fill(page, tmp_path) and "Trained at" not in fill(page, tmp_path)
+    # A run as it is kept beside the table: one kept by the tabletop benchmark has the same form.
+    kept = tmp_path / "libero_small_goal" / "seed_1_m2distill.json"
+    kept.parent.mkdir()
+    run = json.loads((ROOT / "benchmarks/results/tabletop/seed_1_m2distill_demos.json").read_text())
+    kept.write_text(json.dumps(run))
+    row = next(line for line in fill(page, tmp_path).splitlines() if f"{run['metrics']['auc']:.2f}" in line)
+    assert row.startswith("| m2distill, the same 5 demonstrations |") and row.endswith("| 1 |")
+
+
 def test_policy_latency_writes_both_precisions(tmp_path: Path) -> None:
     out = tmp_path / "latency.json"
     done = subprocess.run(

@@ -1,0 +1,195 @@
+"""Fills the tables of docs/results.md and draws docs/results.svg from what :mod:`benchmarks.libero_small` measured:
+``python -m benchmarks.libero_results``.
+
+Every figure is read from ``benchmarks/results``, but for the published ones; a cell that was not run says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from benchmarks.libero_small import ABLATION, STRATEGIES, SUITES, study_of
+from training.lifelong.checkpoint import read_json
+from training.studies.arms import Arm
+
+_Published: TypeAlias = Mapping[str, Mapping[str, tuple[float | None, ...]]]
+
+#: Published: FWT, NBT, AUC. LIBERO's stream of ten tasks, ResNet-T (Liu et al. 2023, https://arxiv.org/abs/2306.03310,
+#: table of the ResNet-T policy); None where a paper gives none.
+_STREAM: _Published = {
+    "sequential": {"object": (0.78, 0.76, 0.26), "goal": (0.77, 0.82, 0.22), "spatial": (0.72, 0.81, 0.20)},
+    "er": {"object": (0.67, 0.43, 0.44), "goal": (0.64, 0.34, 0.49), "spatial": (0.65, 0.27, 0.56)},
+    "ewc": {"object": (0.56, 0.69, 0.16), "goal": (0.32, 0.48, 0.06), "spatial": (0.23, 0.33, 0.06)},
+    "packnet": {"object": (0.60, 0.17, 0.60), "goal": (0.63, 0.06, 0.75), "spatial": (0.55, 0.07, 0.63)},
+}
+#: Six tasks learned jointly, then four in turn: LOTUS (https://arxiv.org/abs/2311.02058) and M2Distill
+#: (https://arxiv.org/abs/2410.00064).
+_SIX_AND_FOUR: _Published = {
+    "LOTUS": {"object": (0.74, 0.11, 0.65), "goal": (0.61, 0.30, 0.56)},
+    "M2Distill": {"object": (None, 0.08, 0.69), "goal": (None, 0.20, 0.57)},
+}
+_NOT_RUN = "not run"
+_COLOURS = {
+    "sequential": "#b0392e", "er": "#c98a1b", "ewc": "#7d5ba6", "packnet": "#5a6b7b", "m2distill": "#1f77a4",
+}  # fmt: skip
+
+
+def short(suite: str) -> str:
+    """``object`` for ``libero_object``."""
+    return suite.removeprefix("libero_")
+
+
+def runs_of(suite: str, arm: Arm, results: Path) -> list[dict[str, Any]]:
+    """The kept results of one arm, in order of seed."""
+    folder = results / study_of(suite).name
+    found = [read_json(path) for path in folder.glob(f"seed_*_{arm.name}.json")]
+    return sorted(found, key=lambda r: int(r["seed"]))
+
+
+def _spread(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Mean over seeds, with the least and the greatest where there are several."""
+    values = [run["metrics"][metric] for run in runs]
+    if any(value is None for value in values):
+        return ""
+    text = f"{np.mean(values):.2f}"
+    return text if len(values) == 1 else f"{text} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _kept(count: int) -> str:
+    return "nothing" if not count else f"{count / 2**20:.1f} MiB" if count >= 2**19 else f"{count / 2**10:.1f} KiB"
+
+
+def strategy_table(suite: str, arms: Sequence[Arm], results: Path) -> list[str]:
+    """Rows of Markdown, an arm each."""
+    rows = [
+        "| | success after 10 tasks | NBT | AUC | FWT | errors | kept of old tasks | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        runs = runs_of(suite, arm, results)
+        if not runs:
+            rows.append(f"| {arm.words} | {_NOT_RUN} | | | | | | |")
+            continue
+        cells = [_spread(runs, metric) for metric in ("mean_final", "nbt", "auc", "fwt")]
+        errors = sum(run["errors"] for run in runs)
+        kept, seeds = _kept(runs[0]["bytes_kept"]), ", ".join(str(run["seed"]) for run in runs)
+        rows.append(f"| {arm.words} | {' | '.join(cells)} | {errors} | {kept} | {seeds} |")
+    return rows
+
+
+def _published(title: str, table: _Published) -> list[str]:
+    rows = [f"| {title} | {' | '.join(short(s).upper() for s in SUITES)} |", "|---|---|---|---|"]
+    for name, suites in table.items():
+        cells = []
+        for suite in SUITES:
+            figures = suites.get(short(suite))
+            cells.append(" / ".join("-" if f is None else f"{f:.2f}" for f in figures) if figures else "-")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def seen_success(run: Mapping[str, Any]) -> list[float]:
+    """Mean success over the tasks learned so far, after every stage."""
+    return [float(np.mean(row[: stage + 1])) for stage, row in enumerate(run["success"])]
+
+
+def first_task_drift(run: Mapping[str, Any], view: str = "agentview_rgb") -> list[float]:
+    """How far the first task's image latents have moved, as a share of their length, after every stage."""
+    return [float(row[0][view]["relative"]) for row in run["drift"]] if run["drift"] else []
+
+
+def commits(results: Path) -> list[str]:
+    """The commits that the runs were trained at."""
+    arms = (*STRATEGIES, *ABLATION)
+    found = {
+        stage["commit"] for suite in SUITES for arm in arms for run in runs_of(suite, arm, results)
+        for stage in run["trained"]
+    }  # fmt: skip
+    return sorted(found)
+
+
+def blocks(results: Path) -> dict[str, list[str]]:
+    """The page's tables by name: lines of Markdown."""
+    terms: list[str] = []
+    asked = [suite for suite in SUITES if any(runs_of(suite, arm, results) for arm in ABLATION)]
+    for suite in asked or SUITES[:1]:
+        title = f"LIBERO-{short(suite).upper()}:"
+        terms += [title, "", *strategy_table(suite, (STRATEGIES[-1], *ABLATION), results), ""]
+    made = commits(results)
+    return {
+        **{short(suite): strategy_table(suite, STRATEGIES, results) for suite in SUITES},
+        "terms": terms[:-1],
+        "published": [
+            *_published("ten tasks in turn, ResNet-T (LIBERO)", _STREAM), "",
+            *_published("six jointly, then four in turn", _SIX_AND_FOUR),
+        ],
+        "commits": [f"Trained at {', '.join(f'`{commit}`' for commit in made)}." if made else "Nothing was run yet."],
+    }  # fmt: skip
+
+
+def fill(page: str, results: Path) -> str:
+    """``page`` with everything between ``<!-- name -->`` and ``<!-- end -->`` written anew."""
+    known = blocks(results)
+
+    def block(match: re.Match[str]) -> str:
+        return "\n".join([f"<!-- {match[1]} -->", *known[match[1]], "<!-- end -->"])
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+
+
+def draw(results: Path, out: Path) -> None:
+    """docs/results.svg: a column a suite, success above and drift below; the mean over seeds."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "m2distill"  # the same picture for the same figures
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    axes = figure.subplots(2, len(SUITES), sharex=True, sharey="row", squeeze=False)
+    for column, suite in enumerate(SUITES):
+        above, below = axes[0][column], axes[1][column]
+        for arm in STRATEGIES:
+            runs = runs_of(suite, arm, results)
+            for axis, curve in ((above, seen_success), (below, first_task_drift)):
+                lines = [curve(run) for run in runs]
+                if lines and lines[0]:
+                    mean = np.mean(np.array(lines), axis=0)
+                    axis.plot(
+                        np.arange(1, len(mean) + 1), mean, color=_COLOURS[arm.name], label=arm.name, linewidth=1.8
+                    )
+        if not above.lines:
+            above.text(0.5, 0.5, _NOT_RUN, transform=above.transAxes, ha="center", color="#888888")
+        above.set_title(f"LIBERO-{short(suite).upper()}", fontsize=10)
+        above.set_ylim(0, 1.02)
+        below.set_xlabel("tasks learned")
+        for axis in (above, below):
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.25)
+    axes[0][0].set_ylabel("success, tasks so far")
+    axes[1][0].set_ylabel("drift of the first\ntask's image latents")
+    handles = {line.get_label(): line for row in axes for axis in row for line in axis.lines}
+    if handles:
+        figure.legend(
+            list(handles.values()), list(map(str, handles)), loc="outside lower center", ncols=5, frameon=False
+        )
+    figure.savefig(out, metadata={"Date": None})
+
+
+def main() -> None:
+    """Write both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    args = parser.parse_args()
+    args.page.write_text(fill(args.page.read_text(encoding="utf-8"), args.results), encoding="utf-8")
+    draw(args.results, args.page.with_suffix(".svg"))
+    print(f"written: {args.page} and {args.page.with_suffix('.svg')}")
+
+
+if __name__ == "__main__":
+    main()
