@@ -96,7 +96,7 @@ def _published(title: str, table: _Published) -> list[str]:
 
 def seen_success(run: Mapping[str, Any]) -> list[float]:
     """Mean success over the tasks learned so far, after every stage."""
-    return [float(np.mean(row[: stage + 1])) for stage, row in enumerate(run["success"])]
+    return [float(np.mean(row)) for row in run["success"]]
 
 
 def first_task_drift(run: Mapping[str, Any], view: str = "agentview_rgb") -> list[float]:

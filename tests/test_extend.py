@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -146,6 +147,7 @@ def test_several_extensions_together_may_not_cost_more_than_one(tmp_path: Path, 
     run.record["extends"].append({"stages": 2})
     run.record["tasks"] = run.record["tasks"] * 2
     run.tasks = (*run.tasks, run.tasks[0])
+    run.config = dataclasses.replace(run.config, tasks=(0, 1, 2))
     (run.folder / "evaluation" / "stage_2.json").write_text(json.dumps([{"rate": r} for r in (0.6, 0.9, 1.0)]))
     found = gate(run, 0.2)
     assert found is not None and found.before == (1.0, 0.9) and found.after == (0.6, 0.9)

@@ -39,6 +39,23 @@ def test_backward_transfer_can_be_negative_forgetting() -> None:
     assert lifelong_metrics([[0.5], [0.7, 1.0]], [[0.5], [1.0]]).nbt == pytest.approx(-0.1)
 
 
+def test_tasks_learned_together_weigh_as_many_as_they_are() -> None:
+    """Two tasks at once, then a third: what LIBERO's formulas give a task at a time, with each task's own stage."""
+    pair, later, third = (0.9, 0.7), (0.5, 0.6), 0.8
+    curve = [0.4, 0.8]  # mean over the pair
+    grouped = lifelong_metrics(
+        [[sum(pair) / 2], [sum(later) / 2, third]], [curve, [0.2, third]], [2, 1]
+    )  # fmt: skip
+    forgotten = [pair[0] - later[0], pair[1] - later[1], 0.0]
+    assert grouped.nbt == pytest.approx(sum(forgotten) / 3)
+    assert grouped.nbt_k_minus_1 == pytest.approx(sum(forgotten) / 2)
+    assert grouped.fwt == pytest.approx((2 * 0.6 + 0.5) / 3)
+    assert grouped.mean_final == pytest.approx((sum(later) + third) / 3)
+    assert grouped.auc == pytest.approx(((0.6 + later[0]) / 2 + (0.6 + later[1]) / 2 + 0.5) / 3)
+    with pytest.raises(M2DistillError, match="one number of tasks a stage; got 1 for 2"):
+        lifelong_metrics([[1.0], [1.0, 1.0]], [[1.0], [1.0]], [2])
+
+
 def test_earliest_of_the_best_is_chosen_and_held() -> None:
     assert earliest_best([0.2, 0.9, 0.9, 0.1]) == 1
     assert hold_from([0.2, 0.8, 0.9, 0.1], 1) == [0.2, 0.8, 0.8, 0.8]

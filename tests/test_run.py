@@ -21,6 +21,7 @@ from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError
 from m2distill_policy.lock import only_writer
 from training.extend import extend_run
+from training.gate import gate
 from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun, share_first_stage
@@ -337,3 +338,52 @@ def test_mistakes_are_one_sentence(tmp_path: Path, arguments: list[str], sentenc
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_several_tasks_learned_together_before_the_others_come_one_at_a_time(
+    tmp_path: Path, demonstrations: Path
+) -> None:
+    """The protocol of M2Distill's published rows, in small: two tasks jointly, a third, and a fourth by extension."""
+    m2distill("demos", "--tasks", "2,3", "--episodes", "2", "--size", "32", "--workers", "1", "--out",
+              str(demonstrations))  # fmt: skip
+    settings = [*SMALL, "tasks=[0,1,2]", "jointly=2", "later_episodes=1", "optim.steps=6", "evaluation.points=2"]
+    run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", settings), demonstrations)
+    results = finish_run(run, quiet=True)
+    assert results is not None and run.stages == 2
+    assert [len(row) for row in results["success"]] == [2, 3] and len(results["success_curves"]) == 2
+    assert [len(row) for row in results["drift"]] == [1, 2]
+    assert [open_bundle(run.bundle_folder(stage)).task_names for stage in (0, 1)] == [
+        tuple(task.name for task in run.tasks[:2]), tuple(task.name for task in run.tasks)
+    ]  # fmt: skip
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {(row["stage"], row["steps"]) for row in rows} == {(0, 12), (1, 6)}, "two tasks, twice the steps"
+    assert [run.data(task).episodes for task in range(3)] == [2, 2, 1]
+    assert len(run.memory(1).exemplars) == 2 and len(run.memory(2).exemplars) == 3
+    assert progress(run.folder) == (1.0, progress(run.folder)[1])
+    # Another strategy with the same first stage takes it, both tasks of it.
+    other = [*settings, "strategy=er"]
+    shared = create_run(tmp_path / "er", load_config(RunConfig, "config/tiny.toml", other), demonstrations)
+    assert share_first_stage(LifelongRun.open(run.folder), shared)
+    assert len(shared.memory(1).exemplars) == 2
+    assert all(torch.equal(a, b) for a, b in zip(
+        run.policy(0).state_dict().values(), shared.policy(0).state_dict().values(), strict=True
+    ))  # fmt: skip
+    more = extend_run(run, tmp_path / "more", run.config, [3], demonstrations)
+    results = finish_run(more, quiet=True)
+    assert results is not None and [len(row) for row in results["success"]] == [2, 3, 4]
+    found = gate(more, 0.2)
+    assert found is not None and found.tasks == tuple(task.instruction for task in run.tasks)
+    (run.folder / "memory" / "exemplars_1.safetensors").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"exemplars_1.safetensors is damaged"):
+        run.memory(1)
+
+
+def test_how_many_tasks_come_first_is_checked() -> None:
+    for overrides, sentence in (
+        (["jointly=0"], "jointly is 0; allowed are 1 to 2"),
+        (["jointly=3"], "jointly is 3; allowed are 1 to 2"),
+        (["later_episodes=-1"], "later_episodes is -1"),
+        (["episodes=9", "memory.episodes=5", "later_episodes=3"], "memory.episodes is 5 of only later_episodes = 3"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            load_config(RunConfig, "config/tiny.toml", [*SMALL, *overrides])

@@ -114,17 +114,23 @@ def test_what_is_recomputed_changes_no_weight(
 
 
 def test_feature_maps_are_kept_while_they_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is estimated is what autograd keeps, and half of what is free decides."""
+    """What is estimated is what autograd keeps, and half of what is free decides, or the most that a CPU is given."""
     from training.lifelong import stage
 
-    run = config(strategy="sequential")
+    run = config(strategy="sequential", optim=dataclasses.replace(config().optim, precision="fp32"))
     policy = start(run)
     pixels = policy.contract.cameras[0].height ** 2
     size = policy.feature_bytes()
     assert 4 * 2 * 3 * pixels < size < 4 * 2 * 200 * pixels  # more than the pictures, and no weights
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert policy.feature_bytes() < 0.8 * size, "in bf16 the maps take less"
     needed = run.optim.batch * policy.contract.history * size
-    for free, again in ((2 * needed + 2, False), (2 * needed - 2, True), (None, False)):
+    most = stage._FEATURE_MOST
+    for free, ceiling, again in (
+        (2 * needed + 2, most, False), (2 * needed - 2, most, True), (None, most, False), (None, needed - 1, True)
+    ):  # fmt: skip
         monkeypatch.setattr(stage, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(stage, "_FEATURE_MOST", ceiling)
         policy = train(run, tmp_path, stage=0)
         assert all(view.recompute is again for view in policy.views if isinstance(view, ImageEncoder))
 

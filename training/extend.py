@@ -26,7 +26,7 @@ from training.run_config import FILES, RunConfig, first_difference
 from training.text import embed
 
 #: Settings that the old stages fixed: what the network is, what it is shown, and among what a stage's end is chosen.
-FIXED = ("suite", "image_size", "text_encoder", "seed", "network", "evaluation.points")
+FIXED = ("suite", "jointly", "image_size", "text_encoder", "seed", "network", "evaluation.points")
 
 
 def extend_run(
@@ -47,8 +47,7 @@ def extend_run(
     if folder.exists():
         raise TrainingError(f"{folder} is there already; go on with it by --resume or choose another folder")
     _require_fit(source, config)
-    old = len(source.tasks)
-    added = tasks_of(dataclasses.replace(config, tasks=tuple(new)), demonstrations)
+    added = tasks_of(dataclasses.replace(config, tasks=tuple(new), jointly=1), demonstrations)
     known = {task.name for task in source.tasks} | {task.instruction.casefold() for task in source.tasks}
     for task in added:
         if task.name in known or task.instruction.casefold() in known:
@@ -56,7 +55,7 @@ def extend_run(
                 f"{source.folder} has learned '{task.instruction}' ({task.name}) already; name tasks that are new"
             )
         file = DemonstrationFile(demonstration_path(demonstrations, task.name))
-        check_file(file, task.instruction, source.contract, config.episodes)
+        check_file(file, task.instruction, source.contract, config.later_episodes or config.episodes)
     if config.suite == FILES:  # their numbers are of another folder; here they only have to differ
         free = 1 + max(task.index for task in source.tasks)
         added = tuple(dataclasses.replace(task, index=free + i) for i, task in enumerate(added))
@@ -79,14 +78,18 @@ def extend_run(
             *source.extends,
             {
                 "run": source.folder.name,
-                "stages": old,
+                "stages": source.stages,
                 "config": source.record["config"],
                 "let_through": (let_through or LetThrough()).to_dict(),
             },
         ],
     }
     # A run made before samples were put aside needs its demonstrations this once.
-    bare = {stage: source.data(stage) for stage in range(old) if not samples.have(source.stage_folder(stage))}
+    bare = {
+        stage: source.data(source.learned(stage) - 1)
+        for stage in range(source.stages)
+        if not samples.have(source.stage_folder(stage))
+    }
     temporary = _copy(source, folder, record, evaluation=_same_evaluation(source.config, config))
     for stage, data in bare.items():
         LifelongRun.open(temporary).put_aside(stage, data)
@@ -96,10 +99,11 @@ def extend_run(
 
 def _require_fit(source: LifelongRun, config: RunConfig) -> None:
     """:class:`TrainingError` unless ``source`` is finished and ``config`` leaves alone what its stages fixed."""
-    if source.joint or config.strategy == "multitask":
+    if "multitask" in (source.config.strategy, config.strategy):
         raise TrainingError(
             f"{source.folder} cannot be extended from or by strategy=multitask, which learns all tasks at once; begin "
-            "a new run with all of them"
+            "a new run with all of them, or one that learns the old ones jointly (jointly=...) and goes on by another "
+            "strategy"
         )
     for strategy in (source.config.strategy, config.strategy):
         if STRATEGY_CLASSES[strategy].own_network:
@@ -107,7 +111,7 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
                 f"{source.folder} cannot be extended from or by strategy={strategy}, which has a network for each "
                 "task and none for all; begin a new run"
             )
-    missing = [stage for stage in range(len(source.tasks)) if not source.trained(stage)]
+    missing = [source.learned(stage) - 1 for stage in range(source.stages) if not source.trained(stage)]
     if missing:
         raise TrainingError(
             f"{source.folder} has not learned '{source.tasks[missing[0]].instruction}' yet; finish it with "
@@ -137,7 +141,7 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
                 f"{source.folder} kept memory.{rule}={kept} of each task's demonstrations and {asked} were asked for; "
                 "leave it as it is, or 0 for none"
             )
-    if config.strategy == "ewc" and not source.kept(len(source.tasks) - 1):
+    if config.strategy == "ewc" and not source.kept(source.stages - 1):
         raise TrainingError(
             f"{source.folder} was trained by strategy={source.config.strategy}, which did not measure what "
             "strategy=ewc holds; extend it by strategy=m2distill"

@@ -52,7 +52,8 @@ class Gate:
 def gate(run: LifelongRun, margin: float) -> Gate | None:
     """The gate of an extended run whose last stage was evaluated, kept in ``gate.json``; None where there was nothing
     to compare: a suite without worlds, or no evaluation."""
-    old = run.extends[-1]["stages"]
+    stages = run.extends[-1]["stages"]
+    old = run.learned(stages - 1)
     rows = [run.success(stage) for stage in range(run.stages)]
     if any(row is None for row in rows):
         return None
@@ -60,7 +61,7 @@ def gate(run: LifelongRun, margin: float) -> Gate | None:
     found = Gate(
         tuple(task.instruction for task in run.tasks[:old]),
         # Of several extensions each may cost a little; together they may not cost more.
-        tuple(max(rates[task][task], rates[old - 1][task]) for task in range(old)),
+        tuple(max(rates[run.config.stage_of(task)][task], rates[stages - 1][task]) for task in range(old)),
         tuple(rates[-1][:old]),
         margin,
         run.config.evaluation.rollouts,

@@ -18,7 +18,7 @@ from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
 from training.lifelong.checkpoint import read_json
-from training.run_config import JOINT, RunConfig, first_difference
+from training.run_config import RunConfig, first_difference
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def progress(folder: Path) -> tuple[float, str]:
     if not (folder / "run.json").exists():
         return 0.0, "starting"
     record = read_json(folder / "run.json")
-    count = 1 if record["config"]["strategy"] in JOINT else len(record["tasks"])
+    count = from_dict(RunConfig, record["config"]).stages
     row = _last_row(folder / "metrics.jsonl")
     stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(count))
     done = float(stages) if row is None else max(stages, row["stage"] + row["step"] / row["steps"])

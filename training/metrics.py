@@ -39,11 +39,16 @@ def hold_from(curve: Sequence[float], best: int) -> list[float]:
     return [*curve[:best], *[curve[best]] * (len(curve) - best)]
 
 
-def lifelong_metrics(final: Sequence[Sequence[float]], curves: Sequence[Sequence[float]]) -> LifelongMetrics:
+def lifelong_metrics(
+    final: Sequence[Sequence[float]], curves: Sequence[Sequence[float]], tasks: Sequence[int] | None = None
+) -> LifelongMetrics:
     """Metrics of a finished run of K stages.
 
     final: K rows; row i has at least i + 1 entries, the success on tasks 0..i after stage i.
     curves: K rows, each at least one entry, ending with c_{k,k}.
+    tasks: how many tasks each stage learned, where that is not one: what stands for a stage in ``final`` and ``curves``
+    is then the mean over its tasks, and every metric the mean over all tasks (``nbt_k_minus_1``: all but the last
+    stage's).
     """
     count = len(final)
     if count == 0 or len(curves) != count:
@@ -61,13 +66,20 @@ def lifelong_metrics(final: Sequence[Sequence[float]], curves: Sequence[Sequence
         later = [final[t][k] for t in range(k + 1, count)]
         forgotten.append(sum(final[k][k] - c for c in later) / len(later) if later else 0.0)
         area.append((fwt_each[k] + sum(later)) / (len(later) + 1))
+    weights = [1] * count if tasks is None else list(tasks)
+    if len(weights) != count:
+        raise M2DistillError(f"metrics need one number of tasks a stage; got {len(weights)} for {count} stages")
+
+    def mean(values: Sequence[float], of: int = count) -> float:
+        return sum(w * v for w, v in zip(weights[:of], values, strict=False)) / sum(weights[:of])
+
     return LifelongMetrics(
-        fwt=sum(fwt_each) / count,
-        fwt_final=sum(final[k][k] for k in range(count)) / count,
-        nbt=sum(forgotten) / count,
-        nbt_k_minus_1=sum(forgotten) / (count - 1) if count > 1 else 0.0,
-        auc=sum(area) / count,
-        mean_final=sum(final[-1][:count]) / count,
+        fwt=mean(fwt_each),
+        fwt_final=mean([final[k][k] for k in range(count)]),
+        nbt=mean(forgotten),
+        nbt_k_minus_1=mean(forgotten, count - 1) if count > 1 else 0.0,
+        auc=mean(area),
+        mean_final=mean(final[-1]),
     )
 
 

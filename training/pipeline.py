@@ -44,8 +44,8 @@ def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> Lifelon
             f"{first.path} holds views of {size} pixels and image_size is {config.image_size}; collect again with "
             f"'m2distill demos --size {config.image_size}' or set image_size={size}"
         )
-    for task, file in zip(tasks, files, strict=True):
-        check_file(file, task.instruction, first.contract, config.episodes)
+    for index, (task, file) in enumerate(zip(tasks, files, strict=True)):
+        check_file(file, task.instruction, first.contract, config.episodes_of(index))
     text, embeddings = embed([task.instruction for task in tasks], config.text_encoder)
     contract = dataclasses.replace(first.contract, text=text, action=_fitted_action(first, config.episodes))
     return LifelongRun.create(folder, config, contract, tasks, embeddings, demonstrations)
@@ -174,7 +174,7 @@ def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet:
         bundle = _point_bundle(run, stage, point)
         cells = [
             _cell(run, task, run.config.evaluation.rollouts, run.config.evaluation.choose_on)
-            for task in _new(run, stage)
+            for task in run.config.new_tasks(stage)
         ]
         found = _rollouts(run, pool, bundle, cells, f"stage_{stage}_selection_{point}.jsonl", quiet)
         rates.append(_rate(found))
@@ -207,9 +207,8 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
         curve = []
         for point in range(1, run.config.evaluation.points + 1):
             bundle = _point_bundle(run, stage, point)
-            rows = _rollouts(
-                run, pool, bundle, cells[-len(_new(run, stage)) :], f"stage_{stage}_point_{point}.jsonl", quiet
-            )
+            new = [cells[i] for i in run.config.new_tasks(stage)]
+            rows = _rollouts(run, pool, bundle, new, f"stage_{stage}_point_{point}.jsonl", quiet)
             curve.append(_rate(rows))
         write_json(run.folder / "evaluation" / f"stage_{stage}_curve.json", curve)
     # Last: where this is there, nothing of the stage is evaluated any more.
@@ -229,11 +228,6 @@ def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[dic
     return [_summary(s) for s in summarise(found)]
 
 
-def _new(run: LifelongRun, stage: int) -> range:
-    """The tasks that a stage learned."""
-    return range(0 if run.joint else stage, run.learned(stage))
-
-
 def _rate(results: list[RolloutResult]) -> float:
     """Mean success over the tasks in ``results``."""
     rates = [summary.rate for summary in summarise(results)]
@@ -251,6 +245,9 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
     success = [[cell["rate"] for cell in row] for row in rows]
     if run.joint:
         return {**_about(run, rows, told), "success_curves": [], "metrics": joint_metrics(success[0])}
+    # Tasks that were learned together count as their mean, with the weight of all of them.
+    parts = [run.config.new_tasks(stage) for stage in range(count)]
+    final = [[float(np.mean([row[i] for i in part])) for part in parts[: k + 1]] for k, row in enumerate(success)]
     curves: list[list[float]] = []
     for stage in range(count):
         path = run.folder / "evaluation" / f"stage_{stage}_curve.json"
@@ -259,8 +256,8 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
             curve = read_json(path)
             curves.append(hold_from(curve, chosen - 1))
         else:
-            curves.append([success[stage][stage]])
-    metrics = lifelong_metrics(success, curves)
+            curves.append([final[stage][stage]])
+    metrics = lifelong_metrics(final, curves, [len(part) for part in parts])
     return {**_about(run, rows, told), "success_curves": curves, "metrics": dataclasses.asdict(metrics)}
 
 

@@ -40,7 +40,7 @@ class OptimConfig:
     clip: largest gradient norm. precision: ``auto`` is bf16 where the hardware computes in it, else fp32.
     recompute: true keeps the inputs of the encoders' stem and blocks alone for the backward pass and computes the
     rest again: a fraction of the memory, the same weights, about a third more time. ``auto`` does so where a batch's
-    feature maps would take more than half of the memory that is free.
+    feature maps would take more than half of the memory that is free, on a CPU also above 4.5 GiB.
     threads: of torch on the CPU; 0 leaves torch's own choice. Part of the configuration, because sums depend on it.
     checkpoint_seconds: how much work a kill may cost at most.
     """
@@ -123,11 +123,16 @@ class RunConfig:
 
     suite: of simulated worlds, or ``files``: demonstrations of one's own, in order of file name, learned without
     rollouts. episodes: how many of each task's file are learned from, the first ones.
+    jointly: how many of the tasks, from the first on, are learned together in the first stage, as a policy is trained
+    before it meets its first new task; LOTUS (https://arxiv.org/abs/2311.02058) and M2Distill's own evaluation have 6
+    of 10. later_episodes: ``episodes`` of the tasks after those; 0: as many.
     """
 
     suite: str = "tabletop"
     tasks: tuple[int, ...] = (0, 1, 2)
+    jointly: int = 1
     episodes: int = 40
+    later_episodes: int = 0
     image_size: int = 128
     text_encoder: str = "auto"
     strategy: Literal["sequential", "er", "ewc", "packnet", "m2distill", "multitask"] = "m2distill"
@@ -150,10 +155,16 @@ class RunConfig:
             raise ConfigError(f"episodes is {self.episodes}; at least 1 demonstration a task is needed")
         if not 0 <= self.seed < RUN_SEEDS:
             raise ConfigError(f"seed is {self.seed}; 0 to {RUN_SEEDS - 1} are allowed")
-        if self.memory.episodes > self.episodes:
-            raise ConfigError(
-                f"memory.episodes is {self.memory.episodes} of only episodes = {self.episodes}; keep fewer, learn more"
-            )
+        if self.later_episodes < 0:
+            raise ConfigError(f"later_episodes is {self.later_episodes}; it cannot be negative (0: as episodes)")
+        for name in ("episodes", "later_episodes"):
+            if self.memory.episodes > (getattr(self, name) or self.episodes):
+                raise ConfigError(
+                    f"memory.episodes is {self.memory.episodes} of only {name} = {getattr(self, name)}; keep fewer, "
+                    "learn more"
+                )
+        if not 1 <= self.jointly <= len(self.tasks):
+            raise ConfigError(f"jointly is {self.jointly}; allowed are 1 to {len(self.tasks)}, the number of tasks")
         if self.strategy == "er" and not self.memory.demonstrations:
             raise ConfigError(
                 "strategy er replays demonstrations and memory.episodes is 0; keep some (or memory.windows=1000, "
@@ -182,6 +193,32 @@ class RunConfig:
             raise ConfigError(
                 f"suite={FILES} has no world to roll a policy out in; set evaluation.rollouts=0 evaluation.told=0"
             )
+
+    @property
+    def first_tasks(self) -> int:
+        """How many tasks the first stage learns."""
+        return len(self.tasks) if self.strategy in JOINT else self.jointly
+
+    @property
+    def stages(self) -> int:
+        """How many stages there are: one for the first tasks, and one a task after them."""
+        return 1 + len(self.tasks) - self.first_tasks
+
+    def learned(self, stage: int) -> int:
+        """How many of the tasks, from the first on, have been learned when stage ``stage`` has ended."""
+        return self.first_tasks + stage
+
+    def new_tasks(self, stage: int) -> range:
+        """Positions in ``tasks`` of those that stage ``stage`` learns."""
+        return range(self.learned(stage) - 1 if stage else 0, self.learned(stage))
+
+    def stage_of(self, task: int) -> int:
+        """The stage that learns the task at this position."""
+        return max(0, task + 1 - self.first_tasks)
+
+    def episodes_of(self, task: int) -> int:
+        """How many demonstrations the task at this position is learned from."""
+        return self.later_episodes or self.episodes if self.stage_of(task) else self.episodes
 
 
 def first_difference(made: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> str | None:

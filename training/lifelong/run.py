@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,21 +144,21 @@ class LifelongRun:
 
     @property
     def joint(self) -> bool:
-        """Whether the strategy learns all tasks at once."""
-        return self.config.strategy in JOINT
+        """Whether all tasks are learned at once: there is no old task."""
+        return self.config.strategy in JOINT or self.config.jointly == len(self.tasks) > 1
 
     @property
     def stages(self) -> int:
         """How many stages the run has: one a task, or one for all of them."""
-        return 1 if self.joint else len(self.tasks)
+        return self.config.stages
 
     def learned(self, stage: int) -> int:
         """How many of the tasks, from the first on, have been learned when stage ``stage`` has ended."""
-        return len(self.tasks) if self.joint else stage + 1
+        return self.config.learned(stage)
 
     def answering(self, stage: int, task: int) -> int:
         """The stage whose network answers ``task`` once stage ``stage`` has ended: that one, for most strategies."""
-        return task if STRATEGY_CLASSES[self.config.strategy].own_network else stage
+        return self.config.stage_of(task) if STRATEGY_CLASSES[self.config.strategy].own_network else stage
 
     def trained(self, stage: int) -> bool:
         """Whether stage ``stage`` has been trained."""
@@ -186,7 +186,7 @@ class LifelongRun:
         """The demonstrations of task ``index``; refuses files that changed since the run first read them."""
         task = self.tasks[index]
         path = demonstration_path(Path(self.record["demonstrations"]), task.name)
-        data = load_task(path, task.instruction, self.embedding(index), self.contract, self.config.episodes)
+        data = load_task(path, task.instruction, self.embedding(index), self.contract, self.config.episodes_of(index))
         digest = data.content_hash()
         known = self.record["data"].get(str(index))
         if known is None:
@@ -220,18 +220,20 @@ class LifelongRun:
             memory = Memory(dataclasses.replace(self.config.memory, episodes=0, windows=0))
         if not uses.uses_instructions:
             memory = Memory(dataclasses.replace(memory.config, instructions=False))
-        for stage in range(stages):
-            path = self.folder / "memory" / f"exemplars_{stage}.safetensors"
-            memory.embeddings.append(self.embedding(stage))
+        for task in range(self.learned(stages - 1) if stages else 0):
+            path = self.folder / "memory" / f"exemplars_{task}.safetensors"
+            memory.embeddings.append(self.embedding(task))
             if memory.config.demonstrations:
-                self._verify_exemplars(stage, path)
-                memory.exemplars.append(TaskData.load(path, self.tasks[stage].name, self.tasks[stage].instruction))
+                self._verify_exemplars(task, path)
+                memory.exemplars.append(TaskData.load(path, self.tasks[task].name, self.tasks[task].instruction))
         return memory
 
-    def _verify_exemplars(self, stage: int, path: Path) -> None:
-        """:class:`TrainingError` if what is kept of a stage is not what was; older runs do not say what that is."""
-        points = self.stage_folder(stage) / "points.json"
+    def _verify_exemplars(self, task: int, path: Path) -> None:
+        """:class:`TrainingError` if what is kept of a task is not what was; older runs do not say what that is."""
+        points = self.stage_folder(self.config.stage_of(task)) / "points.json"
         known = read_json(points).get("exemplars") if points.exists() else None
+        if isinstance(known, dict):
+            known = known[str(task)]
         if known is not None and (not path.exists() or digest_of(path) != known):
             raise TrainingError(f"memory file {path} is damaged or missing; restore it, or start the run anew")
 
@@ -251,9 +253,7 @@ class LifelongRun:
         """
         for stage in range(self.stages)[:stages]:
             if not self.trained(stage):
-                what = (
-                    ", ".join(task.instruction for task in self.tasks) if self.joint else self.tasks[stage].instruction
-                )
+                what = ", ".join(self.tasks[index].instruction for index in self.config.new_tasks(stage))
                 say(f"{self.config.strategy}: stage {stage + 1} of {self.stages}, {what}")
                 distributed.wait()  # none looks whether the stage is trained once the first process has written it
                 self._train(stage, quiet)
@@ -264,10 +264,8 @@ class LifelongRun:
     def _train(self, stage: int, quiet: bool) -> None:
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
-        # One task fits in memory; all of a suite need not.
-        indices = range(len(self.tasks)) if self.joint else ()
-        parts = tuple(self.data(index).on_disk(self.folder) for index in indices) or (self.data(stage),)
-        data: Demonstrated = JointData(parts) if self.joint else parts[0]
+        parts = self._parts(stage)
+        data: Demonstrated = JointData(parts) if len(parts) > 1 else parts[0]
         policy = self.policy(stage - 1) if stage else self.new_policy()
         made_by = provenance.describe()
         made_by["precision"] = str(pick_precision(self.config.optim.precision, pick_device()) or torch.float32)
@@ -312,7 +310,7 @@ class LifelongRun:
         for path in folder.glob("point_*.safetensors"):
             point = int(path.stem.split("_")[1])
             points.setdefault(point, digest_of(path))
-        kept = self.keep(stage, parts[-1], strategy)
+        kept = self.keep(stage, parts, strategy)
         write_json(
             folder / "points.json",
             {
@@ -324,16 +322,27 @@ class LifelongRun:
         self.choose(stage, self.config.evaluation.points)
         drop_partial(folder)
 
-    def keep(self, stage: int, data: TaskData, strategy: Strategy) -> dict[str, Any]:
-        """Write down what stays of a stage whose last task has been learned from ``data``: before the record that makes
-        it count. Returns what belongs into it: ``exemplars``, the hash of what the memory keeps of the task, and
-        ``kept``, where the strategy's own lies beside the memory; None where there is none."""
-        # Exemplars are drawn by the seed alone.
-        strategy.memory.add(data, np.random.default_rng([self.config.seed, stage, 2**31]))
-        strategy.memory.save(self.folder / "memory")
-        self.put_aside(stage, data)
-        exemplars = self.folder / "memory" / f"exemplars_{stage}.safetensors"
-        record: dict[str, Any] = {"exemplars": digest_of(exemplars) if exemplars.exists() else None, "kept": None}
+    def _parts(self, stage: int) -> tuple[TaskData, ...]:
+        """The demonstrations that a stage learns from, a task each."""
+        new = self.config.new_tasks(stage)
+        # One task fits in memory; all of a suite need not.
+        return tuple(self.data(i).on_disk(self.folder) if len(new) > 1 else self.data(i) for i in new)
+
+    def keep(self, stage: int, parts: Sequence[TaskData], strategy: Strategy) -> dict[str, Any]:
+        """Write down what stays of a stage that has been learned from ``parts``: before the record that makes it count.
+
+        Returns what belongs into it: ``exemplars``, task -> the hash of what the memory keeps of it, and ``kept``,
+        where the strategy's own lies beside the memory; None where there is none.
+        """
+        exemplars = {}
+        for task, data in zip(self.config.new_tasks(stage), parts, strict=True):
+            # Exemplars are drawn by the seed alone.
+            strategy.memory.add(data, np.random.default_rng([self.config.seed, task, 2**31]))
+            strategy.memory.save(self.folder / "memory")
+            path = self.folder / "memory" / f"exemplars_{task}.safetensors"
+            exemplars[str(task)] = digest_of(path) if path.exists() else None
+        self.put_aside(stage, parts[-1])
+        record: dict[str, Any] = {"exemplars": exemplars, "kept": None}
         if strategy.kept:
             name = f"{strategy.name}_{stage}.safetensors"
             digest = save_tensors(self.folder / "memory" / name, strategy.kept)
@@ -432,19 +441,20 @@ class LifelongRun:
         )
 
     def drift(self) -> list[list[dict[str, Any]]]:
-        """Drift of each learned task's latents after each stage: row ``stage``, entry ``task``, modality -> figures."""
+        """Drift of old latents after each stage: row ``stage``, an entry for the last task of each stage up to it,
+        modality -> figures."""
         probes = {}
         for stage in range(0 if self.joint else self.stages):
             if self.trained(stage):
                 if not samples.have(self.stage_folder(stage)):  # a run made before they were kept
-                    self.put_aside(stage, self.data(stage))
+                    self.put_aside(stage, self.data(self.learned(stage) - 1))
                 probes[stage] = (self.policy(stage), samples.probes(self.stage_folder(stage)))
         table = []
         for stage in probes:
             row = []
-            for task in range(stage + 1):
-                then, probe = probes[task]
-                now = probes[self.answering(stage, task)][0]
+            for before in range(stage + 1):
+                then, probe = probes[before]
+                now = probes[self.answering(stage, self.learned(before) - 1)][0]
                 row.append({name: dataclasses.asdict(d) for name, d in latent_drift(then, now, probe).items()})
             table.append(row)
         return table
@@ -468,7 +478,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         kept = run.extends[0]["config"] if run.extends else to_dict(run.config)
         return {
             **{k: kept[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
-            "task": kept["tasks"][0],
+            "tasks": kept["tasks"][: run.config.first_tasks],
             "optim": {
                 k: v for k, v in kept["optim"].items() if k not in ("later_lr", "checkpoint_seconds", "recompute")
             },
@@ -486,9 +496,10 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         or key(source) != key(target)
     ):
         return False
-    data = target.data(0)
-    if source.record["data"].get("0") != target.record["data"]["0"]:
+    parts = target._parts(0)
+    if any(source.record["data"].get(str(i)) != target.record["data"][str(i)] for i in range(len(parts))):
         return False
+    data: Demonstrated = JointData(parts) if len(parts) > 1 else parts[0]
     folder = target.stage_folder(0)
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.stage_folder(0).glob("point_*.safetensors"):
@@ -496,7 +507,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     record = read_json(source.stage_folder(0) / "points.json")
     strategy = make_strategy(target.config, target.memory(0), target.contract.history)
     end_stage(source.point_policy(0, source.config.evaluation.points), strategy, data, target.config, 0)
-    write_json(folder / "points.json", {**record, **target.keep(0, data, strategy)})
+    write_json(folder / "points.json", {**record, **target.keep(0, parts, strategy)})
     if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
         # The same weights on the same states: evaluated once is enough.
         (target.folder / "evaluation").mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ Moved = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def latents(run: LifelongRun) -> dict[str, list[Moved]]:
-    """Tokens of every task's probe windows, modality -> task -> (then, now); without the text.
+    """Tokens of probe windows of every stage's last task, modality -> stage -> (then, now); without the text.
 
     :class:`TrainingError` where the run is not trained to its end, or learned all tasks at once.
     """
@@ -35,13 +35,14 @@ def latents(run: LifelongRun) -> dict[str, list[Moved]]:
             raise TrainingError(f"{run.folder} has trained {stage} of {run.stages} stages; finish it with --resume")
     last = run.stages - 1
     found: dict[str, list[Moved]] = {}
-    for task in range(run.stages):
-        if not samples.have(run.stage_folder(task)):  # a run made before they were kept
-            run.put_aside(task, run.data(task))
-        probe = samples.probes(run.stage_folder(task))
+    for learned in range(run.stages):
+        task = run.learned(learned) - 1
+        if not samples.have(run.stage_folder(learned)):  # a run made before they were kept
+            run.put_aside(learned, run.data(task))
+        probe = samples.probes(run.stage_folder(learned))
         inputs, valid = to_inputs(probe, torch.device("cpu")), torch.from_numpy(probe.valid)
         times = []
-        for stage in (task, run.answering(last, task)):
+        for stage in (learned, run.answering(last, task)):
             policy = run.policy(stage).cpu().eval()
             with torch.no_grad():
                 tokens = policy(inputs).tokens
@@ -65,5 +66,5 @@ def flatten(moved: list[Moved], seed: int = 0) -> list[Moved]:
 
 def latent_charts(run: LifelongRun, label: str) -> list[str]:
     """One chart a modality."""
-    names = [task.instruction for task in run.tasks]
+    names = [run.tasks[run.learned(stage) - 1].instruction for stage in range(run.stages)]
     return [scatter_chart(flatten(moved), names, f"{label}: {name}") for name, moved in latents(run).items()]

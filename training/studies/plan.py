@@ -25,7 +25,7 @@ from training.lifelong.memory import Memory
 from training.lifelong.run import make_strategy
 from training.lifelong.stage import end_stage, train_stage
 from training.models.resnet_t import ResNetT
-from training.run_config import JOINT, RunConfig
+from training.run_config import RunConfig
 
 _INSTRUCTION = "noise"
 #: Steps of training and of a world that are timed, after as many that are not.
@@ -53,24 +53,23 @@ class Speed:
 def demonstrated_steps(config: RunConfig, tasks: Sequence[Task], data: Path | None, length: int) -> list[int]:
     """Steps that are demonstrated of each task: of the files in ``data``, or ``length`` an episode without files."""
     if data is None:
-        return [config.episodes * length for _ in tasks]
+        return [config.episodes_of(i) * length for i in range(len(tasks))]
     found = []
-    for task in tasks:
-        file = DemonstrationFile(demonstration_path(data, task.name))
-        if len(file) < config.episodes:
-            raise TrainingError(f"{file.path} holds {len(file)} episodes and {config.episodes} are asked for")
-        found.append(sum(file.lengths()[: config.episodes]))
+    for i, task in enumerate(tasks):
+        file, wanted = DemonstrationFile(demonstration_path(data, task.name)), config.episodes_of(i)
+        if len(file) < wanted:
+            raise TrainingError(f"{file.path} holds {len(file)} episodes and {wanted} are asked for")
+        found.append(sum(file.lengths()[:wanted]))
     return found
 
 
 def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int], history: int) -> Work:
     """Count what ``config`` asks for."""
-    joint = config.strategy in JOINT
     horizons = [min(config.evaluation.horizon or task.horizon, task.horizon) for task in tasks]
     number, evaluation = len(tasks), config.evaluation
     # Tasks that each stage learns anew, and those that are measured after it.
-    new = [range(number)] if joint else [range(k, k + 1) for k in range(number)]
-    known = [range(number)] if joint else [range(k + 1) for k in range(number)]
+    new = [config.new_tasks(stage) for stage in range(config.stages)]
+    known = [range(config.learned(stage)) for stage in range(config.stages)]
     steps = tuple(config.optim.stage_steps(sum(demonstrated[i] for i in part), history, len(part)) for part in new)
     points = evaluation.points if evaluation.points > 1 else 0
     measured = {
@@ -107,7 +106,7 @@ def measure(config: RunConfig, task: Task, say: Callable[[str], None]) -> Speed:
     contract = dataclasses.replace(suite_contract(config.suite, config.image_size), text=text)
     say("timing training")
     first = _step_seconds(config, contract, 0)
-    later = _step_seconds(config, contract, 1) if config.strategy not in JOINT and len(config.tasks) > 1 else first
+    later = _step_seconds(config, contract, 1) if config.stages > 1 else first
     if not config.evaluation.rollouts:
         return Speed(first, later, 0.0)
     say("timing a rollout")
