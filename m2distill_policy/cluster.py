@@ -101,9 +101,8 @@ class Ray:
     """
 
     def __init__(self, address: str = "auto") -> None:
-        # Ray would send statistics about its use, and write a bar of its own.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it sends statistics about its use
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns that it hides GPUs
         try:
             import ray
         except ImportError:
@@ -179,8 +178,9 @@ class _Host:
 
     def __init__(self, command: list[str], environment: dict[str, str], log: str | None) -> None:
         words = [sys.executable if word == _PYTHON else word for word in command]
-        # Ray sets these for itself; the child is as free as one that was started by hand.
-        inherited = {n: v for n, v in os.environ.items() if n not in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+        # Ray sets these for itself, an empty list of GPUs among them; the child is as free as one started by hand.
+        own = {"OMP_NUM_THREADS": None, "CUDA_VISIBLE_DEVICES": ""}
+        inherited = {n: v for n, v in os.environ.items() if n not in own or own[n] not in (None, v)}
         everything = {**inherited, **environment}
         if log is None:
             self._child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=everything)
