@@ -16,7 +16,7 @@ from types import ModuleType
 
 from m2distill_policy import __version__
 from m2distill_policy.commands import SUMMARIES
-from m2distill_policy.errors import M2DistillError, closest
+from m2distill_policy.errors import M2DistillError, closest, no_room
 from m2distill_policy.streams import give_up_what_cannot_be_written
 
 #: The roles whose packages a subcommand needs, as ``requirements/`` and ``make venv ROLES=...`` name them.
@@ -72,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except M2DistillError as error:
         return _say(error, str(error), debug)
+    except BrokenPipeError:
+        # The reader (head, less) has gone.
+        give_up_what_cannot_be_written()
+        return 141
+    except OSError as error:
+        full = no_room(error)
+        if full is None:
+            raise
+        return _say(error, str(full), debug)
     except ImportError as error:
         sentence = missing_dependency(error, name or "")
         if sentence is None:
@@ -82,10 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print("stopped; run again to resume", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has gone.
-        give_up_what_cannot_be_written()
-        return 141
 
 
 def missing_dependency(error: ImportError, command: str) -> str | None:

@@ -9,6 +9,7 @@ names file, episode and key. LIBERO's published files lack the contract; theirs 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract, libero_contract
-from m2distill_policy.errors import ContractError, DemonstrationError
+from m2distill_policy.errors import ContractError, DemonstrationError, no_room
 
 #: How far an action may lie outside [-1, 1] before a file is refused: rounding, nothing more.
 ACTION_TOLERANCE = 1e-6
@@ -275,6 +276,18 @@ class DemonstrationFile:
         return libero_contract(int(view.shape[1]))
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """One sentence for whatever HDF5 says when it cannot write ``path``; what is half written goes."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # a full disk is either, by where HDF5 meets it
+        full = no_room(error, path)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise full or DemonstrationError(f"{path} cannot be written: {error}") from error
+
+
 class DemonstrationWriter:
     """Collects the episodes of one task; a kill at any moment loses at most the episode being written.
 
@@ -345,10 +358,11 @@ class DemonstrationWriter:
             raise DemonstrationError("a collected episode needs the seed of its initial state; got None")
         self._check(recording)
         temporary = self.parts / f".{number}.hdf5"
-        with h5py.File(temporary, "w") as file:
-            _write_episode(file.create_group("demo"), recording)
-            file.flush()
-        temporary.replace(self.parts / f"{number}.hdf5")
+        with _writing(temporary):
+            with h5py.File(temporary, "w") as file:
+                _write_episode(file.create_group("demo"), recording)
+                file.flush()
+            temporary.replace(self.parts / f"{number}.hdf5")
 
     def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
         """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts go."""
@@ -358,7 +372,7 @@ class DemonstrationWriter:
             )
         temporary = self.path.with_name(f".{self.path.name}")
         total = 0
-        try:
+        with _writing(temporary):
             with h5py.File(temporary, "w") as file:
                 data = file.create_group("data")
                 for index, seed in enumerate(seeds):
@@ -375,8 +389,6 @@ class DemonstrationWriter:
                 data.attrs["m2distill_suite"] = self.suite
                 data.attrs["m2distill_tried"] = tried
             temporary.replace(self.path)
-        except OSError as error:
-            raise DemonstrationError(f"{self.path} cannot be written: {error}") from error
         shutil.rmtree(self.parts)
         return DemonstrationFile(self.path)
 

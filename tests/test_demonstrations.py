@@ -18,7 +18,7 @@ from m2distill_policy.demonstrations import (
     Recording,
     demonstration_path,
 )
-from m2distill_policy.errors import DemonstrationError
+from m2distill_policy.errors import DemonstrationError, StorageError
 
 SIZE = 16
 
@@ -267,3 +267,18 @@ def test_writer_goes_on_and_mixes_nothing(tmp_path: Path) -> None:
         writer(tmp_path, libero_contract(32))
     assert len(second.finish([3], 2)) == 1
     assert not second.parts.exists()
+
+
+def test_a_full_disk_costs_the_episode_being_written_alone(tmp_path: Path) -> None:
+    unfinished = writer(tmp_path)
+    unfinished.add(recording(0))
+    (unfinished.parts / ".1.hdf5").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"no room for .*\.1\.hdf5; what was finished before is kept"):
+        unfinished.add(recording(1))
+    assert [part.name for part in unfinished.parts.glob("*.hdf5")] == ["0.hdf5"]
+    unfinished.add(recording(1))
+    merged = tmp_path / f".{unfinished.path.name}"
+    merged.symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="no room for"):
+        unfinished.finish([0, 1], 2)
+    assert not unfinished.path.exists() and len(writer(tmp_path).finish([0, 1], 2)) == 2

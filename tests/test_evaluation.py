@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from m2distill_policy.cluster import Launcher
-from m2distill_policy.errors import BundleError, ConfigError, SimulationError, UnknownInstructionError
+from m2distill_policy.errors import (
+    BundleError,
+    ConfigError,
+    SimulationError,
+    StorageError,
+    UnknownInstructionError,
+)
 from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult, make_cells, summarise, table, wilson
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.evaluation.seeds import state_seed
@@ -234,3 +240,14 @@ def test_command(
     args = parser.parse_args([*words, "--tasks", "0,x"])
     with pytest.raises(ConfigError, match="--tasks is '0,x'; whole numbers"):
         args.run(args)
+
+
+def test_a_full_disk_costs_the_rollout_being_written_alone(bundle: Path, pool: RolloutPool, tmp_path: Path) -> None:
+    log = tmp_path / "rollouts.jsonl"
+    results = pool.evaluate(bundle, CELLS[:1], log=log)
+    book = RolloutLog(log)
+    log.rename(tmp_path / "whole.jsonl")
+    log.symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"no room for .*rollouts\.jsonl; what was finished before is kept"):
+        book.add(results[0])
+    assert len(book.results) == 5, "what is not written down was not done"

@@ -14,11 +14,13 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from m2distill_policy.bundle import open_bundle
+from m2distill_policy.cli import main
 from m2distill_policy.config import load_config
 from m2distill_policy.demonstrations import demonstration_path
-from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError
+from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError, no_room
 from m2distill_policy.lock import only_writer
 from training.extend import extend_run
 from training.gate import gate
@@ -387,3 +389,25 @@ def test_how_many_tasks_come_first_is_checked() -> None:
     ):
         with pytest.raises(ConfigError, match=sentence):
             load_config(RunConfig, "config/tiny.toml", [*SMALL, *overrides])
+
+
+def test_a_full_disk_is_one_sentence_and_costs_the_checkpoint_being_written_alone(
+    tmp_path: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--config", "config/tiny.toml", "--data", str(demonstrations), "--out", str(tmp_path / "run")]
+    words += [*SMALL, "tasks=[0]", "optim.steps=2", "optim.checkpoint_seconds=1e6", "evaluation.rollouts=0", "--quiet"]
+    (tmp_path / "run/stages/stage_0").mkdir(parents=True)
+    record = tmp_path / "run/stages/stage_0/points.json.tmp"
+    record.symlink_to("/dev/full")
+    assert main(words) == 2
+    assert "the disk has no room for" in (said := capsys.readouterr().err) and "go on by the same" in said
+    assert "Traceback" not in said
+    record.unlink()
+    assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--quiet"]) == 0
+
+
+def test_whatever_a_library_says_of_a_full_disk_is_understood(tmp_path: Path) -> None:
+    said = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "no room for" in str(no_room(said, tmp_path / "x"))
+    assert no_room(RuntimeError("another mistake"), tmp_path / "x") is None
+    assert no_room(PermissionError(13, "Permission denied"), tmp_path / "x") is None

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m2distill_policy.errors import TrainingError
+from m2distill_policy.errors import TrainingError, no_room
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -38,7 +39,10 @@ def read_json(path: Path) -> Any:
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write tensors and return the file's sha256, for the JSON that makes the checkpoint count."""
     temporary = path.with_name(path.name + ".tmp")
-    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
+    try:
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
+    except SafetensorError as error:
+        raise no_room(error, temporary) or error from error
     digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
     temporary.replace(path)
     return digest
