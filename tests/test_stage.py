@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -232,3 +234,28 @@ def test_learning_rate_warms_up_and_ends_at_the_lowest() -> None:
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == pytest.approx(1e-3)
     assert rates[-1] == pytest.approx(1e-5)
+
+
+_FREED = """
+import torch
+from training.allocator import keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+keep_freed_memory()
+before = resident()
+maps = [torch.ones(2**20) for _ in range(100)]  # 4 MiB each
+del maps
+print(resident() - before)
+keep_freed_memory(False)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc")
+def test_freed_memory_is_kept_and_given_back() -> None:
+    """A stage of large batches, which computes maps again, must not stand on what one of small batches has kept."""
+    told = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, text=True, check=True).stdout
+    kept, left = map(float, told.split())
+    assert kept > 300 and left < 100, told

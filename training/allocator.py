@@ -15,15 +15,26 @@ import torch
 
 #: glibc's mallopt parameters (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+#: Their values by default.
+_TRIM_THRESHOLD, _MMAP_MAX = 2**17, 2**16
+_kept = False
 
 
-@functools.cache
-def keep_freed_memory() -> None:
-    """Have malloc take from and return to the heap alone, and keep its top; does nothing where there is no glibc."""
+def keep_freed_memory(keep: bool = True) -> None:
+    """Have malloc take from and return to the heap alone, and keep its top; does nothing where there is no glibc.
+
+    keep: False undoes it, and gives back what is free.
+    """
+    global _kept
+    if keep == _kept:
+        return
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(_M_MMAP_MAX, 0 if keep else _MMAP_MAX)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1 if keep else _TRIM_THRESHOLD)
+        if not keep:
+            library.malloc_trim(0)
+        _kept = keep
 
 
 @functools.cache

@@ -205,8 +205,9 @@ class Learner:
             wanted = bool(distributed.average(short) > 0)
         self._recompute = wanted
         self.policy.recompute(wanted)
-        if not wanted:  # what is kept else is in pieces: memory is bought with time there, not the other way
-            keep_freed_memory()
+        # What is kept is in pieces that not every batch fits into: where memory is short it is bought with time, and
+        # not the other way. An earlier stage, whose batches were smaller, may have kept some.
+        keep_freed_memory(not wanted)
 
     def imitate(self, step: int) -> Tensor:
         """The behaviour cloning loss of one step's batch."""
