@@ -92,7 +92,7 @@ def test_command_line_is_light() -> None:
 #: Rooms are matched by the longest prefix.
 OUTSIDE = {
     *("torch", "rclpy", "robosuite", "mujoco", "onnx", "onnxruntime", "cv2", "cyclonedds", "libero", "bddl", "h5py"),
-    *("yaml", "transformers", "tokenizers", "safetensors", "rosbags"),
+    *("yaml", "transformers", "tokenizers", "safetensors", "rosbags", "ray"),
 }
 
 
@@ -107,6 +107,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.observation": _names("errors", "contract"),
     "m2distill_policy.provenance": _names("errors"),
     "m2distill_policy.progress": _names(),
+    "m2distill_policy.cluster": _names("errors", outside="ray"),
+    "m2distill_policy.lock": _names("errors"),
     "m2distill_policy.config": _names("errors", outside="yaml"),
     "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
     "m2distill_policy.bundle": _names("errors", "contract"),
@@ -129,12 +131,14 @@ ALLOWED: dict[str, frozenset[str]] = {
         outside="rclpy cv2",
     ),
     "m2distill_policy.sim": _names(
-        *_CORE, "config", "demonstrations", "sim", outside="robosuite mujoco libero bddl h5py cv2 yaml"
+        *_CORE, "config", "lock", "demonstrations", "sim", outside="robosuite mujoco libero bddl h5py cv2 yaml"
     ),
-    "m2distill_policy.evaluation": _names(*_CORE, "progress", "bundle", "runtime", "sim", "evaluation", outside="cv2"),
+    "m2distill_policy.evaluation": _names(
+        *_CORE, "cluster", "progress", "bundle", "runtime", "sim", "evaluation", outside="cv2"
+    ),
     "training": _names(
         *_CORE,
-        *("progress", "config", "demonstrations", "bundle", "runtime", "sim", "evaluation"),
+        *("cluster", "lock", "progress", "config", "demonstrations", "bundle", "runtime", "sim", "evaluation"),
         outside="training torch onnx onnxruntime cv2 h5py transformers tokenizers safetensors yaml",
     ),
 }
