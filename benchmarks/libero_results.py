@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.libero_small import ABLATION, STRATEGIES, SUITES, study_of
+from benchmarks.libero_small import ABLATION, STRATEGIES, SUITES, short, study_of
 from training.lifelong.checkpoint import read_json
 from training.studies.arms import Arm
 
@@ -38,11 +38,6 @@ _NOT_RUN = "not run"
 _COLOURS = {
     "sequential": "#b0392e", "er": "#c98a1b", "ewc": "#7d5ba6", "packnet": "#5a6b7b", "m2distill": "#1f77a4",
 }  # fmt: skip
-
-
-def short(suite: str) -> str:
-    """``object`` for ``libero_object``."""
-    return suite.removeprefix("libero_")
 
 
 def runs_of(suite: str, arm: Arm, results: Path) -> list[dict[str, Any]]:

@@ -37,9 +37,14 @@ ABLATION: tuple[Arm, ...] = tuple(
 ARMS = (*STRATEGIES, *ABLATION)
 
 
+def short(suite: str) -> str:
+    """``object`` for ``libero_object``."""
+    return suite.removeprefix("libero_")
+
+
 def study_of(suite: str, config: Path = Path("config/libero_small.toml")) -> Study:
     """The runs of one suite."""
-    return Study(f"libero_small_{suite.removeprefix('libero_')}", config, (f"suite={suite}", *SETTINGS), ARMS)
+    return Study(f"libero_small_{short(suite)}", config, (f"suite={suite}", *SETTINGS), ARMS)
 
 
 def main() -> None:

@@ -35,9 +35,7 @@ from training.studies.arms import Arm
 @dataclass(frozen=True)
 class Study:
     """name: of the result, of its file in ``benchmarks/results`` and of the runs' folder. config: a file; settings:
-    changes to it that every arm has. arms: the first is trained first, the others take its first stage.
-
-    """
+    changes to it that every arm has. arms: the first is trained first, the others take its first stage."""
 
     name: str
     config: Path

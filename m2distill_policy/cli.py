@@ -16,7 +16,8 @@ from types import ModuleType
 
 from m2distill_policy import __version__
 from m2distill_policy.commands import SUMMARIES
-from m2distill_policy.errors import M2DistillError, closest, no_room
+from m2distill_policy.errors import M2DistillError, closest
+from m2distill_policy.storage import no_room
 from m2distill_policy.streams import give_up_what_cannot_be_written
 
 #: The roles whose packages a subcommand needs, as ``requirements/`` and ``make venv ROLES=...`` name them.

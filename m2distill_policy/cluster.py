@@ -116,7 +116,7 @@ class Ray:
                 ray.init(
                     address=None if address == HERE else address,
                     include_dashboard=False if address == HERE else None,
-                    log_to_driver=False,
+                    log_to_driver=True,  # what a worker says on standard error is seen here, as a local one's is
                     logging_level=logging.ERROR,
                 )
             except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
@@ -295,6 +295,11 @@ class _Remote:
 
     def close(self) -> None:
         self._host.close.remote()
+
+
+def why_lost(process: Process) -> str:
+    """Why a process's machine or its host failed, where that is how it ended; empty for any other end."""
+    return process.lost if isinstance(process, _Remote) else ""
 
 
 def _reason(error: Exception) -> str:

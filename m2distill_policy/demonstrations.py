@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract, libero_contract
-from m2distill_policy.errors import ContractError, DemonstrationError, no_room
+from m2distill_policy.errors import ContractError, DemonstrationError, StorageError
+from m2distill_policy.storage import writing
 
 #: How far an action may lie outside [-1, 1] before a file is refused: rounding, nothing more.
 ACTION_TOLERANCE = 1e-6
@@ -280,12 +281,14 @@ class DemonstrationFile:
 def _writing(path: Path) -> Iterator[None]:
     """One sentence for whatever HDF5 says when it cannot write ``path``; what is half written goes."""
     try:
-        yield
-    except (OSError, RuntimeError) as error:  # a full disk is either, by where HDF5 meets it
-        full = no_room(error, path)
+        with writing(path):
+            yield
+    except (OSError, RuntimeError, StorageError) as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        raise full or DemonstrationError(f"{path} cannot be written: {error}") from error
+        if isinstance(error, StorageError):
+            raise
+        raise DemonstrationError(f"{path} cannot be written: {error}") from error
 
 
 class DemonstrationWriter:

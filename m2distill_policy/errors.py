@@ -7,10 +7,7 @@ The command line prints the sentence alone, without a traceback.
 from __future__ import annotations
 
 import difflib
-import errno
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 
 class M2DistillError(Exception):
@@ -34,7 +31,7 @@ class BundleError(M2DistillError):
 
 
 class StorageError(M2DistillError):
-    """A disk has no room for what is to be written."""
+    """A disk has no room for what is to be written, or another process is writing there."""
 
 
 class UnknownInstructionError(M2DistillError):
@@ -69,27 +66,3 @@ def closest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else ""
-
-
-def no_room(error: BaseException, path: Path | None = None) -> StorageError | None:
-    """What to say where ``error`` came of a full disk or a used-up quota; None where it did not.
-
-    path: what was being written. Libraries that write by themselves do not always say why they could not: where the
-    disk under ``path`` has next to nothing left, that is why.
-    """
-    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if not known and not any(words in str(error) for words in ("No space left on device", "os error 28")):
-        if path is None:
-            return None
-        left = os.statvfs(path.parent if path.parent.exists() else Path.cwd())
-        if left.f_bavail * left.f_frsize >= _NOTHING:
-            return None
-    where = path or getattr(error, "filename", None) or "what was to be written"
-    return StorageError(
-        f"the disk has no room for {where}; what was finished before is kept: free some space and go on by the "
-        "same command"
-    )
-
-
-#: bytes: a disk with less cannot take a page of an HDF5 file.
-_NOTHING = 2**16

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from m2distill_policy.errors import ConfigError
+from m2distill_policy.errors import StorageError
 
 _NAME = ".lock"
 
@@ -18,7 +18,7 @@ _NAME = ".lock"
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold ``folder``, which is made, for this process; the hold ends with the process, however that ends.
 
-    Raises :class:`ConfigError` where another process holds it.
+    Raises :class:`StorageError` where another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / _NAME, os.O_CREAT | os.O_RDWR, 0o666)
@@ -27,7 +27,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(handle, 100, 0).decode(errors="replace").strip() or "an unknown process"
-            raise ConfigError(
+            raise StorageError(
                 f"{folder} is being written by {holder}, which may be left over from a call that was killed; wait "
                 "for it or stop it, then go on with the same command"
             ) from None

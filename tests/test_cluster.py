@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from m2distill_policy.cli import main
-from m2distill_policy.cluster import HERE, Piped, Process, Ray
-from m2distill_policy.errors import ConfigError, TrainingError
+from m2distill_policy.cluster import HERE, Here, Piped, Process, Ray, why_lost
+from m2distill_policy.errors import ConfigError, SimulationError, TrainingError
 from m2distill_policy.evaluation.results import RolloutResult, make_cells
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from tests.bundles import write_toy
@@ -97,7 +97,19 @@ def test_more_processes_than_cores_wait_and_a_folder_that_is_not_there_is_named(
         assert process.wait(30.0) != 0
     lost = cluster.logged(sleep, os.environ, tmp_path / "nowhere" / "log.txt")
     assert lost.wait(60.0) != 0
-    assert "must see the work's folders under the same paths" in lost.lost  # type: ignore[attr-defined]
+    assert "must see the work's folders under the same paths" in why_lost(lost)
+
+
+def test_a_worker_that_cannot_begin_there_says_why(cluster: Ray, tmp_path: Path) -> None:
+    class Elsewhere(Here):
+        def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
+            return cluster.piped(["/no/such/python", *command[1:]], environment)
+
+    with (
+        RolloutPool(1, suites=SUITE, launcher=Elsewhere()) as pool,
+        pytest.raises(SimulationError, match=r"before it began \(.*No such file or directory: '/no/such/python'"),
+    ):
+        pool.evaluate(write_toy(tmp_path / "bundle"), CELLS[:1])
 
 
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

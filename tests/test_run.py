@@ -20,8 +20,9 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.cli import main
 from m2distill_policy.config import load_config
 from m2distill_policy.demonstrations import demonstration_path
-from m2distill_policy.errors import ConfigError, DemonstrationError, TrainingError, no_room
+from m2distill_policy.errors import ConfigError, DemonstrationError, StorageError, TrainingError
 from m2distill_policy.lock import only_writer
+from m2distill_policy.storage import no_room
 from training.extend import extend_run
 from training.gate import gate
 from training.launch import Job, progress, run_jobs
@@ -71,7 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, demonstrations: Path) -> Pat
 
 
 def test_a_run_that_is_being_trained_is_not_gone_on_with(whole: Path) -> None:
-    with only_writer(whole), pytest.raises(ConfigError, match="being written by process"):
+    with only_writer(whole), pytest.raises(StorageError, match="being written by process"):
         finish_run(LifelongRun.open(whole), quiet=True)
 
 
@@ -400,7 +401,8 @@ def test_a_full_disk_is_one_sentence_and_costs_the_checkpoint_being_written_alon
     record = tmp_path / "run/stages/stage_0/points.json.tmp"
     record.symlink_to("/dev/full")
     assert main(words) == 2
-    assert "the disk has no room for" in (said := capsys.readouterr().err) and "go on by the same" in said
+    said = capsys.readouterr().err
+    assert f"the disk has no room for {record.with_suffix('')}; " in said and "go on by the same command" in said
     assert "Traceback" not in said
     record.unlink()
     assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--quiet"]) == 0

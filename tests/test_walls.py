@@ -100,7 +100,7 @@ def _names(*own: str, outside: str = "") -> frozenset[str]:
     return frozenset({*(f"m2distill_policy.{name}" for name in own), *outside.split()})
 
 
-_CORE = ("errors", "contract", "observation", "provenance")
+_CORE = ("errors", "storage", "contract", "observation", "provenance")
 ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.errors": _names(),
     "m2distill_policy.contract": _names("errors"),
@@ -109,6 +109,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.progress": _names(),
     "m2distill_policy.cluster": _names("errors", outside="ray"),
     "m2distill_policy.lock": _names("errors"),
+    "m2distill_policy.storage": _names("errors"),
     "m2distill_policy.config": _names("errors", outside="yaml"),
     "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
     "m2distill_policy.bundle": _names("errors", "contract"),

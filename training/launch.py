@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2distill_policy.cluster import Here, Launcher, Process
+from m2distill_policy.cluster import Here, Launcher, Process, why_lost
 from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.progress import ProgressBar
@@ -122,7 +122,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
 
 
 def _last_words(process: Process, job: Job) -> str:
-    lost = getattr(process, "lost", "")  # another machine's reason
+    lost = why_lost(process)
     log = job.folder / "log.txt"
     if lost or not log.exists():
         return lost or "none"

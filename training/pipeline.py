@@ -85,7 +85,7 @@ def finish_run(
 ) -> dict[str, Any] | None:
     """Train, export and evaluate what is not done yet; returns the results once every stage is done and evaluated.
 
-    stages: stop after so many (None: all). Raises :class:`ConfigError` where another process is at it.
+    stages: stop after so many (None: all). Raises :class:`StorageError` where another process is at it.
     """
     first = distributed.is_first()
     with only_writer(run.folder) if first else contextlib.nullcontext():

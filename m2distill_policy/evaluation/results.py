@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2distill_policy.errors import ConfigError, SimulationError, no_room
+from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.seeds import Purpose, state_seed
 from m2distill_policy.sim.disturbances import Disturbance
+from m2distill_policy.storage import writing
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,8 @@ class RolloutLog:
 
     def add(self, result: RolloutResult) -> None:
         """Append one result and hand it to the operating system at once."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(result.to_json() + "\n")
-        except OSError as error:
-            raise no_room(error, self.path) or error from error
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(result.to_json() + "\n")
         self.results.append(result)
 
 

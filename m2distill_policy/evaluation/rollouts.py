@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from m2distill_policy.bundle import Bundle, open_bundle
-from m2distill_policy.cluster import Here, Launcher, Piped
+from m2distill_policy.cluster import Here, Launcher, Piped, why_lost
 from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult
 from m2distill_policy.evaluation.seeds import state_seed
@@ -228,12 +228,16 @@ class RolloutPool:
                     self._workers.remove(worker)
                     if not worker.ready:
                         raise SimulationError(
-                            f"a rollout worker ended with exit code {code} before it began; "
+                            f"a rollout worker ended with exit code {code} before it began{_because(worker)}; "
                             f"see its message above, or run '{sys.executable} -m {_WORKER} {self.suites}'"
                         )
                     if worker.job is not None:
                         late = time.monotonic() - worker.since > timeout
-                        why = f"took over {timeout:g} s and was ended" if late else f"died with exit code {code}"
+                        why = (
+                            f"took over {timeout:g} s and was ended"
+                            if late
+                            else f"died with exit code {code}{_because(worker)}"
+                        )
                         finish(worker, {"error": f"the worker of this rollout {why}"})
                 elif "ready" in message:
                     worker.ready = True
@@ -288,6 +292,12 @@ class RolloutPool:
 
 
 _WORKER = "m2distill_policy.evaluation.worker"
+
+
+def _because(worker: _Worker) -> str:
+    """The reason that a cluster gives for a lost worker, in brackets."""
+    lost = why_lost(worker.process)
+    return f" ({lost})" if lost else ""
 
 
 def _world_key(job: Message) -> tuple[Any, ...]:

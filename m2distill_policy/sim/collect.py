@@ -93,7 +93,7 @@ def collect(collection: Collection, progress: Callable[[int, int, str], None] | 
 
     ``progress(done, total, note)`` is called as episodes come. The seeds tried are 0, 1, 2.. of each task's own
     sequence, and the first ``episodes`` successes in that order are kept, so workers and interruptions change nothing.
-    Raises :class:`SimulationError` when a worker fails or dies, with what it said, and :class:`ConfigError` where
+    Raises :class:`SimulationError` when a worker fails or dies, with what it said, and :class:`StorageError` where
     another process collects into the same folder.
     """
     names = [suite_task(collection.suite, index).name for index in collection.tasks]

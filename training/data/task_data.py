@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.demonstrations import DemonstrationFile, Episode
-from m2distill_policy.errors import DemonstrationError, TrainingError, no_room
+from m2distill_policy.errors import DemonstrationError, TrainingError
+from m2distill_policy.storage import writing
 
 
 @dataclass(frozen=True)
@@ -227,10 +227,8 @@ class TaskData:
         tensors |= {f"proprioception.{k}": v for k, v in self.proprioception.items()}
         tensors |= {"actions": self.actions, "lengths": self.lengths, "embedding": self.embedding}
         temporary = path.with_name(path.name + ".tmp")
-        try:
+        with writing(temporary):
             save_file(tensors, temporary, metadata={"name": self.name, "instruction": self.instruction})
-        except SafetensorError as error:
-            raise no_room(error, temporary) or error from error
         temporary.replace(path)
 
     @staticmethod

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m2distill_policy.errors import TrainingError, no_room
+from m2distill_policy.errors import TrainingError
+from m2distill_policy.storage import writing
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with writing(path), temporary.open("w", encoding="utf-8") as file:
         json.dump(data, file, indent=2, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
@@ -39,10 +39,8 @@ def read_json(path: Path) -> Any:
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write tensors and return the file's sha256, for the JSON that makes the checkpoint count."""
     temporary = path.with_name(path.name + ".tmp")
-    try:
+    with writing(temporary):
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
-    except SafetensorError as error:
-        raise no_room(error, temporary) or error from error
     digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
     temporary.replace(path)
     return digest

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from m2distill_policy.errors import TrainingError
+from m2distill_policy.storage import writing
 from training import distributed
 from training.allocator import free_bytes, keep_freed_memory
 from training.data.augment import augment
@@ -40,8 +41,8 @@ Listener = Callable[[int, int, dict[str, float]], None]
 #: Of the memory that is free, what a batch's feature maps may take before they are computed again instead of kept: the
 #: other half is for gradients of maps, and for whoever else is on the machine.
 _FEATURE_SHARE = 0.5
-#: And in any case on a CPU, bytes: with it a run of the paper's size stays under 8 GiB on every machine, and plain
-#: imitation in batches of 32 windows, in fp32 4.3 GiB of maps, is not slowed down.
+#: And in any case on a CPU, bytes: it is to keep a run of the paper's size under 8 GiB whatever the machine has, while
+#: plain imitation in batches of 32 windows, in fp32 4.3 GiB of maps, is not slowed down.
 _FEATURE_MOST = 4.5 * 2**30
 
 
@@ -276,5 +277,5 @@ def drop_partial(folder: Path) -> None:
 
 def append_json_line(path: Path, row: dict[str, object]) -> None:
     """Append one row to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, sort_keys=True) + "\n")

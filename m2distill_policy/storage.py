@@ -1,0 +1,49 @@
+"""A full disk, in one sentence, whatever the library that meets it says."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from m2distill_policy.errors import StorageError
+
+#: bytes: a disk with less cannot take a page of an HDF5 file.
+_NOTHING = 2**16
+
+
+def no_room(error: BaseException, path: Path | None = None) -> StorageError | None:
+    """What to say where ``error`` came of a full disk or a used-up quota; None where it did not.
+
+    path: what was being written. Libraries that write by themselves do not always say why they could not: where the
+    disk under ``path`` has next to nothing left, that is why.
+    """
+    known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not known and not any(words in str(error) for words in ("No space left on device", "os error 28")):
+        if path is None:
+            return None
+        left = os.statvfs(path.parent if path.parent.exists() else Path.cwd())
+        if left.f_bavail * left.f_frsize >= _NOTHING:
+            return None
+    where = path or getattr(error, "filename", None) or "what was to be written"
+    return StorageError(
+        f"the disk has no room for {where}; what was finished before is kept: free some space and go on by the "
+        "same command"
+    )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """:class:`StorageError` where what is done within fails because the disk has no room for ``path``.
+
+    Every other error is let through as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = no_room(error, path)
+        if full is None:
+            raise
+        raise full from error
