@@ -28,6 +28,8 @@ _ASKED = ("distill.new_latents=0.0", "memory.widen=0.8")
 #: here (3 to 6).
 _HELD_BESIDE_DEMOS = (*_ASKED, "distill.policy.weight=0.25")
 _HELD_BY_WORDS = (*_ASKED, "distill.policy.weight=1.0")
+#: M2Distill beside five kept demonstrations of an old task.
+M2DISTILL = ("strategy=m2distill", *_KEEP, *_WORDS, *_HELD_BESIDE_DEMOS)
 _WORDS_ALONE = (*_NO_DEMOS, *_WORDS, "memory.instruction_batch=4")
 _ZERO = tuple(f"distill.{term}.on=false" for term in TERMS)
 _LIBERO_S_MEMORY = ("memory.episodes=0", "memory.windows=1000")
@@ -47,7 +49,7 @@ ARMS: tuple[Arm, ...] = (
     Arm(
         "m2distill_demos",
         "m2distill, 5 demonstrations an old task",
-        ("strategy=m2distill", *_KEEP, *_WORDS, *_HELD_BESIDE_DEMOS),
+        M2DISTILL,
     ),
     Arm(
         "m2distill_words",
@@ -65,7 +67,7 @@ ARMS: tuple[Arm, ...] = (
         Arm(
             f"m2distill_no_{term}",
             f"m2distill, 5 demonstrations, without {term}",
-            ("strategy=m2distill", *_KEEP, *_WORDS, *_HELD_BESIDE_DEMOS, f"distill.{term}.on=false"),
+            (*M2DISTILL, f"distill.{term}.on=false"),
         )
         for term in TERMS
     ),

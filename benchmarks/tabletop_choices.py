@@ -1,0 +1,63 @@
+"""What the paper leaves open, settled on seeds that no table reports: ``python -m benchmarks.tabletop_choices``.
+
+M2Distill beside five kept demonstrations, on the five tabletop tasks in turn, with other weights of its four terms,
+another estimate of the divergence, other batch statistics. The first arm is what :mod:`benchmarks.tabletop` uses;
+every other says what it changes. ``m2distill sweep`` searches the same space on its own; here it is a few named points
+with all seeds each. How it goes on after a stop: :mod:`benchmarks.lifelong`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import lifelong, tabletop
+from benchmarks.lifelong import Place, Study
+from m2distill_policy.errors import M2DistillError
+from training.lifelong.m2distill import TERMS
+from training.studies.arms import Arm
+
+#: Nothing is told another task's words at the end: a choice is made by success alone.
+SETTINGS = (*tabletop.SETTINGS, "evaluation.told=0")
+
+#: The seeds of :mod:`benchmarks.tabletop`'s table are 0, 1 and 2.
+SEEDS = (3, 4, 5, 6)
+
+
+def weights(image: float, text: float, extra: float, policy: float) -> tuple[str, ...]:
+    """Settings of the four weights."""
+    return tuple(f"distill.{t}.weight={w}" for t, w in zip(TERMS, (image, text, extra, policy), strict=True))
+
+
+def arm(name: str, words: str, *changes: str) -> Arm:
+    """The whole of :mod:`benchmarks.tabletop`'s m2distill beside demonstrations, with some changes."""
+    return Arm(name, words, (*tabletop.M2DISTILL, *weights(0.01, 0.1, 0.1, 0.25), *changes))
+
+
+ARMS: tuple[Arm, ...] = (
+    arm("weights_whole", "weights .01 .1 .1 .25 (image, text, extra, policy)"),
+    arm("weights_third", "weights .003 .03 .03 .08", *weights(0.003, 0.03, 0.03, 0.08)),
+    arm("weights_tenth", "weights .001 .01 .01 .025", *weights(0.001, 0.01, 0.01, 0.025)),
+    arm("latents_tenth", "weights .001 .01 .01 .25", *weights(0.001, 0.01, 0.01, 0.25)),
+)
+
+
+def main() -> None:
+    """Go on where the last call stopped."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_tabletop_choices"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tabletop_choices.json"))
+    lifelong.add_options(parser, ARMS)
+    parser.set_defaults(seeds=list(SEEDS))
+    args = parser.parse_args()
+    study = Study("tabletop_choices", args.config, SETTINGS, ARMS)
+    lifelong.go(study, Place(args.folder, args.out, tuple(args.overrides), args.go_on), args)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except M2DistillError as error:
+        sys.exit(f"benchmarks.tabletop_choices: {error}")
