@@ -12,7 +12,7 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 from m2distill_policy.cli import main
 from m2distill_policy.config import load_config, override
 from m2distill_policy.demonstrations import DemonstrationWriter, Episode, Recording, demonstration_path
-from m2distill_policy.errors import TrainingError
+from m2distill_policy.errors import ConfigError, TrainingError
 from m2distill_policy.sim.suites import suite_tasks
 from tests.training_fixtures import CONTRACT
 from training.run_config import RunConfig
@@ -36,6 +36,10 @@ def test_a_plan_counts_what_a_run_does() -> None:
     joint = override(config, ["strategy=multitask", "evaluation.told=0"])
     assert count(joint, tasks, [4000, 2000, 6000], 10).steps == (600,)
     assert count(joint, tasks, [4000, 2000, 6000], 10).rollouts == {"reported": 15}
+    longer = override(config, ["optim.first_epochs=5", "evaluation.told=0"])
+    assert count(longer, tasks, [4000, 2000, 6000], 10).steps == (500, 100, 300)
+    with pytest.raises(ConfigError, match=r"optim.first_epochs is 5 and optim.epochs 0"):
+        override(config, ["optim.first_epochs=5", "optim.epochs=0"])
     none = count(override(config, ["evaluation.rollouts=0"]), tasks, [400] * 3, 10)
     assert none.rollouts == {} and none.control_steps == 0
 

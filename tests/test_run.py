@@ -261,16 +261,16 @@ def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path
 
 
 def test_epochs_make_a_stage_as_long_as_its_demonstrations(demonstrations: Path, tmp_path: Path) -> None:
-    settings = [*SMALL, "tasks=[0,1]", "evaluation.rollouts=0", "optim.epochs=0.5"]
+    settings = [*SMALL, "tasks=[0,1]", "evaluation.rollouts=0", "optim.epochs=0.5", "optim.first_epochs=0.75"]
     run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", settings), demonstrations)
     finish_run(run, quiet=True)
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    for stage in (0, 1):
-        wanted = round(0.5 * run.data(stage).steps / (2 * run.contract.history))
+    for stage, epochs in enumerate((0.75, 0.5)):
+        wanted = round(epochs * run.data(stage).steps / (2 * run.contract.history))
         assert [(r["step"], r["steps"]) for r in rows if r["stage"] == stage][-1] == (wanted, wanted)
     assert run.data(0).steps != run.data(1).steps
     assert progress(run.folder)[0] == 1.0
-    settings = [*settings, "optim.epochs=0.01", "evaluation.points=3"]
+    settings = [*settings, "optim.first_epochs=0.01", "evaluation.points=3"]
     short = create_run(tmp_path / "short", load_config(RunConfig, "config/tiny.toml", settings), demonstrations)
     with pytest.raises(TrainingError, match=r"evaluation.points is 3 and task '\w+' is learned in 1 steps"):
         finish_run(short, quiet=True)

@@ -30,6 +30,7 @@ class OptimConfig:
 
     epochs: in place of ``steps`` where above 0: a stage is so many passes over its task's demonstrations, as in LIBERO,
     so a task of longer demonstrations is learned for longer.
+    first_epochs: ``epochs`` of the first stage, which begins with a random network; 0: as many.
     later_lr: highest rate of the later stages, or None for ``lr``.
     apart: share of rows that are no windows but as many unrelated steps, each read without history. In a window the way
     that the arm has come gives the target away, and the network goes on as it began instead of looking ("copycat", de
@@ -47,6 +48,7 @@ class OptimConfig:
 
     steps: int = 2500
     epochs: float = 0.0
+    first_epochs: float = 0.0
     batch: int = 32
     apart: float = 0.0
     lr: float = 1e-4
@@ -74,14 +76,24 @@ class OptimConfig:
             raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.lr = {self.lr}")
         if not 0 <= self.apart <= 1:
             raise ConfigError(f"optim.apart is {self.apart}; it is a share, 0 to 1")
-        for name in ("epochs", "warmup", "threads", "checkpoint_seconds"):
+        if self.first_epochs and not self.epochs:
+            raise ConfigError(
+                f"optim.first_epochs is {self.first_epochs:g} and optim.epochs 0: stages are counted in optim.steps; "
+                "set optim.epochs too, or leave out optim.first_epochs"
+            )
+        for name in ("epochs", "first_epochs", "warmup", "threads", "checkpoint_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it cannot be negative")
 
-    def stage_steps(self, demonstrated: int, history: int, tasks: int = 1) -> int:
-        """Steps of a stage whose demonstrations, of so many tasks, have ``demonstrated`` steps, read in windows of
-        ``history``."""
-        return max(1, round(self.epochs * demonstrated / (self.batch * history))) if self.epochs else tasks * self.steps
+    def stage_epochs(self, stage: int) -> float:
+        """How many passes over its demonstrations stage ``stage`` is; 0: it is counted in steps."""
+        return self.first_epochs or self.epochs if stage == 0 else self.epochs
+
+    def stage_steps(self, stage: int, demonstrated: int, history: int, tasks: int = 1) -> int:
+        """Steps of stage ``stage``, whose demonstrations, of so many tasks, have ``demonstrated`` steps, read in
+        windows of ``history``."""
+        epochs = self.stage_epochs(stage)
+        return max(1, round(epochs * demonstrated / (self.batch * history))) if epochs else tasks * self.steps
 
     def stage_lr(self, stage: int) -> float:
         """Highest learning rate of stage ``stage``."""

@@ -287,7 +287,7 @@ class LifelongRun:
         with (
             SummaryWriter(str(self.folder / "tensorboard"), purge_step=_done(folder)) as writer,
             ProgressBar(
-                total=self.config.optim.stage_steps(data.steps, self.contract.history, data.tasks),
+                total=self.config.optim.stage_steps(stage, data.steps, self.contract.history, data.tasks),
                 desc=f"{self.config.strategy} {data.name}",
                 unit="step",
                 disable=quiet,

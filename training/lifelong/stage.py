@@ -113,11 +113,12 @@ def train_stage(
         weight_decay=config.optim.weight_decay,
         betas=(0.9, 0.999),
     )
-    steps = config.optim.stage_steps(data.steps, policy.contract.history, data.tasks)
+    steps = config.optim.stage_steps(stage, data.steps, policy.contract.history, data.tasks)
     if steps < config.evaluation.points:
         raise TrainingError(
             f"evaluation.points is {config.evaluation.points} and task '{data.name}' is learned in {steps} steps (its "
-            f"{data.steps} demonstrated steps {config.optim.epochs:g} times over); ask for fewer points or more epochs"
+            f"{data.steps} demonstrated steps {config.optim.stage_epochs(stage):g} times over); ask for fewer "
+            "points or more epochs"
         )
     points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
     strategy.begin_stage(policy, stage)
@@ -142,7 +143,7 @@ def train_stage(
 
 def end_stage(policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
     """Let ``strategy`` take what it keeps of the stage that ``policy`` has just learned from ``data``."""
-    steps = config.optim.stage_steps(data.steps, policy.contract.history, data.tasks)
+    steps = config.optim.stage_steps(stage, data.steps, policy.contract.history, data.tasks)
     learner = Learner(policy, strategy, data, config, stage)
     strategy.end_stage(policy, lambda number: learner.imitate(steps + number))
 

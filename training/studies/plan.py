@@ -70,7 +70,10 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
     # Tasks that each stage learns anew, and those that are measured after it.
     new = [config.new_tasks(stage) for stage in range(config.stages)]
     known = [range(config.learned(stage)) for stage in range(config.stages)]
-    steps = tuple(config.optim.stage_steps(sum(demonstrated[i] for i in part), history, len(part)) for part in new)
+    steps = tuple(
+        config.optim.stage_steps(stage, sum(demonstrated[i] for i in part), history, len(part))
+        for stage, part in enumerate(new)
+    )
     points = evaluation.points if evaluation.points > 1 else 0
     measured = {
         "selection": [i for part in new for i in part] * points,
@@ -116,7 +119,9 @@ def measure(config: RunConfig, task: Task, say: Callable[[str], None]) -> Speed:
 def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
     """Median seconds of a step of stage 0 or of a later one."""
     steps = 2 * _TIMED_TRAINING
-    optim = dataclasses.replace(config.optim, steps=steps, epochs=0.0, warmup=0, checkpoint_seconds=1e9)
+    optim = dataclasses.replace(
+        config.optim, steps=steps, epochs=0.0, first_epochs=0.0, warmup=0, checkpoint_seconds=1e9
+    )
     timed = dataclasses.replace(
         config,
         optim=optim,
