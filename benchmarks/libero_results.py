@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.libero_small import ABLATION, STRATEGIES, SUITES, short, study_of
+from benchmarks.libero_small import ABLATION, PROTOCOLS, STRATEGIES, SUITES, short, study_of
 from training.lifelong.checkpoint import read_json
 from training.studies.arms import Arm
 
@@ -34,15 +34,17 @@ _SIX_AND_FOUR: _Published = {
     "LOTUS": {"object": (0.74, 0.11, 0.65), "goal": (0.61, 0.30, 0.56)},
     "M2Distill": {"object": (None, 0.08, 0.69), "goal": (None, 0.20, 0.57)},
 }
+#: Strategies of the page's table of that protocol.
+_SIX_FOUR = tuple(arm for arm in STRATEGIES if arm.name in ("sequential", "er", "m2distill"))
 _NOT_RUN = "not run"
 _COLOURS = {
     "sequential": "#b0392e", "er": "#c98a1b", "ewc": "#7d5ba6", "packnet": "#5a6b7b", "m2distill": "#1f77a4",
 }  # fmt: skip
 
 
-def runs_of(suite: str, arm: Arm, results: Path) -> list[dict[str, Any]]:
+def runs_of(suite: str, arm: Arm, results: Path, protocol: str = "in_turn") -> list[dict[str, Any]]:
     """The kept results of one arm, in order of seed."""
-    folder = results / study_of(suite).name
+    folder = results / study_of(suite, protocol).name
     found = [read_json(path) for path in folder.glob(f"seed_*_{arm.name}.json")]
     return sorted(found, key=lambda r: int(r["seed"]))
 
@@ -60,14 +62,14 @@ def _kept(count: int) -> str:
     return "nothing" if not count else f"{count / 2**20:.1f} MiB" if count >= 2**19 else f"{count / 2**10:.1f} KiB"
 
 
-def strategy_table(suite: str, arms: Sequence[Arm], results: Path) -> list[str]:
+def strategy_table(suite: str, arms: Sequence[Arm], results: Path, protocol: str = "in_turn") -> list[str]:
     """Rows of Markdown, an arm each."""
     rows = [
         "| | success after 10 tasks | NBT | AUC | FWT | errors | kept of old tasks | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for arm in arms:
-        runs = runs_of(suite, arm, results)
+        runs = runs_of(suite, arm, results, protocol)
         if not runs:
             rows.append(f"| {arm.words} | {_NOT_RUN} | | | | | | |")
             continue
@@ -103,8 +105,8 @@ def commits(results: Path) -> list[str]:
     """The commits that the runs were trained at."""
     arms = (*STRATEGIES, *ABLATION)
     found = {
-        stage["commit"] for suite in SUITES for arm in arms for run in runs_of(suite, arm, results)
-        for stage in run["trained"]
+        stage["commit"] for protocol in PROTOCOLS for suite in SUITES for arm in arms
+        for run in runs_of(suite, arm, results, protocol) for stage in run["trained"]
     }  # fmt: skip
     return sorted(found)
 
@@ -116,10 +118,15 @@ def blocks(results: Path) -> dict[str, list[str]]:
     for suite in asked or SUITES[:1]:
         title = f"LIBERO-{short(suite).upper()}:"
         terms += [title, "", *strategy_table(suite, (STRATEGIES[-1], *ABLATION), results), ""]
+    joint: list[str] = []
+    for suite in SUITES:
+        table = strategy_table(suite, _SIX_FOUR, results, "six_four")
+        joint += [f"LIBERO-{short(suite).upper()}:", "", *table, ""]
     made = commits(results)
     return {
         **{short(suite): strategy_table(suite, STRATEGIES, results) for suite in SUITES},
         "terms": terms[:-1],
+        "six_four": joint[:-1],
         "published": [
             *_published("ten tasks in turn, ResNet-T (LIBERO)", _STREAM), "",
             *_published("six jointly, then four in turn", _SIX_AND_FOUR),

@@ -46,17 +46,19 @@ class Study:
 @dataclass(frozen=True)
 class Place:
     """Where a study's runs and results lie. folder: of the runs and demonstrations. out: the table's file; results of
-    finished runs lie beside it. go_on: those that lie there already count."""
+    finished runs lie beside it. go_on: those that lie there already count. data: folder of the demonstrations, where
+    several studies share them; None: one in ``folder``."""
 
     folder: Path
     out: Path
     overrides: tuple[str, ...] = ()
     go_on: bool = False
+    data: Path | None = None
 
     @property
     def demonstrations(self) -> Path:
         """Folder of the demonstrations."""
-        return self.folder / "demonstrations"
+        return self.data or self.folder / "demonstrations"
 
     def kept(self, job: Job) -> Path:
         """Where a finished run's results lie beside the table."""
