@@ -226,7 +226,7 @@ def _writer(collection: Collection, task: Task) -> DemonstrationWriter:
 def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], None]) -> None:
     choose_gl()
     # A worker a core: threads inside workers would only fight.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     plans = [plan for plan in plans if not plan.finish_if_enough()]
     pool = ProcessPoolExecutor(

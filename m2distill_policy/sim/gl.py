@@ -24,6 +24,9 @@ def choose_gl() -> str:
     if chosen == "osmesa":
         # PyOpenGL picks its own platform unless told.
         os.environ.setdefault("PYOPENGL_PLATFORM", "osmesa")
+        # Mesa draws in a thread a core by default. A view is so small that its corners are what costs, which are worked
+        # out in one thread anyway; handing the pixels to others takes half as long again where every core is busy.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
     # robosuite asks at every import, in every process, for a file of personal settings that nothing here needs.
     logging.getLogger("robosuite_logs").addFilter(_wanted)
     return chosen
