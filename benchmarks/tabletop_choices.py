@@ -15,7 +15,6 @@ from pathlib import Path
 from benchmarks import lifelong, tabletop
 from benchmarks.lifelong import Place, Study
 from m2distill_policy.errors import M2DistillError
-from training.lifelong.m2distill import TERMS
 from training.studies.arms import Arm
 
 #: Nothing is told another task's words at the end: a choice is made by success alone.
@@ -25,21 +24,16 @@ SETTINGS = (*tabletop.SETTINGS, "evaluation.told=0")
 SEEDS = (3, 4, 5, 6)
 
 
-def weights(image: float, text: float, extra: float, policy: float) -> tuple[str, ...]:
-    """Settings of the four weights."""
-    return tuple(f"distill.{t}.weight={w}" for t, w in zip(TERMS, (image, text, extra, policy), strict=True))
-
-
 def arm(name: str, words: str, *changes: str) -> Arm:
     """The whole of :mod:`benchmarks.tabletop`'s m2distill beside demonstrations, with some changes."""
-    return Arm(name, words, (*tabletop.M2DISTILL, *weights(0.01, 0.1, 0.1, 0.25), *changes))
+    return Arm(name, words, (*tabletop.M2DISTILL, *tabletop.weights(0.01, 0.1, 0.1, 0.25), *changes))
 
 
 ARMS: tuple[Arm, ...] = (
     arm("weights_whole", "weights .01 .1 .1 .25 (image, text, extra, policy)"),
-    arm("weights_third", "weights .003 .03 .03 .08", *weights(0.003, 0.03, 0.03, 0.08)),
-    arm("weights_tenth", "weights .001 .01 .01 .025", *weights(0.001, 0.01, 0.01, 0.025)),
-    arm("latents_tenth", "weights .001 .01 .01 .25", *weights(0.001, 0.01, 0.01, 0.25)),
+    arm("weights_third", "weights .003 .03 .03 .08", *tabletop.weights(0.003, 0.03, 0.03, 0.08)),
+    arm("weights_tenth", "weights .001 .01 .01 .025", *tabletop.weights(0.001, 0.01, 0.01, 0.025)),
+    arm("latents_tenth", "weights .001 .01 .01 .25", *tabletop.weights(0.001, 0.01, 0.01, 0.25)),
 )
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.cli import main
-from m2distill_policy.config import load_config
+from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, StorageError, TrainingError
 from m2distill_policy.lock import only_writer
@@ -30,7 +30,7 @@ from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun, share_first_stage
 from training.pipeline import create_run, finish_run, label
 from training.report.page import distinct_labels, text_table
-from training.run_config import RunConfig
+from training.run_config import RunConfig, first_difference
 
 SMALL = [
     "tasks=[0,1]", "episodes=2", "image_size=32", "network.channels=[8,8]", "network.keypoints=4", "network.embed=16",
@@ -286,8 +286,21 @@ def test_a_run_is_not_taken_for_one_of_another_configuration(whole: Path, tmp_pa
     (older / "run.json").write_text(json.dumps(record))
     Job("older", older, (), same).require_same()
     other = load_config(RunConfig, "config/tiny.toml", [*SMALL, "distill.image.weight=0.5"])
-    with pytest.raises(TrainingError, match=r"distill.image.weight is 0.01 there and 0.5 here"):
+    with pytest.raises(TrainingError, match=r"distill.image.weight is 0.003 there and 0.5 here"):
         run_jobs([Job("other", whole, (), other)], 1)
+
+
+def test_what_only_another_strategy_reads_makes_no_other_run() -> None:
+    def difference(*settings: str) -> str | None:
+        made, wanted = (
+            to_dict(load_config(RunConfig, "config/tiny.toml", s)) for s in (settings, [*settings, "ewc.weight=7.0"])
+        )
+        return first_difference(made, wanted)
+
+    assert difference("strategy=er") is None
+    assert difference("strategy=ewc") == "ewc.weight is 50000.0 there and 7.0 here"
+    er, held = (to_dict(load_config(RunConfig, "config/tiny.toml", [f"strategy={s}"])) for s in ("er", "m2distill"))
+    assert first_difference(er, held) == "strategy is er there and m2distill here"
 
 
 @pytest.mark.parametrize(

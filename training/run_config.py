@@ -22,6 +22,8 @@ JOINT = ("multitask",)
 FILES = "files"
 #: Settings that change how long a result takes, not what it is.
 _NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds", "optim.recompute")
+#: Sections that one strategy reads and no other.
+_OWN_SECTIONS = {"distill": "m2distill", "ewc": "ewc", "packnet": "packnet"}
 
 
 @dataclass(frozen=True)
@@ -234,10 +236,13 @@ class RunConfig:
 
 
 def first_difference(made: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> str | None:
-    """The first setting in which two configurations, as dictionaries, differ in a way that changes results."""
+    """The first setting in which two configurations, as dictionaries, differ in a way that changes results: not in one
+    that only another strategy reads."""
+    strategies = {config["strategy"] for config in (made, wanted) if "strategy" in config}
+    unread = {section for section, owner in _OWN_SECTIONS.items() if strategies and owner not in strategies}
     for key in sorted({*made, *wanted}):
         name = f"{within}{key}"
-        if name in _NO_RESULT:
+        if name in _NO_RESULT or name in unread:
             continue
         ours, theirs = made.get(key), wanted.get(key)
         if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
