@@ -7,15 +7,15 @@ Every figure is read from ``benchmarks/results``, but for the published ones; a 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks import tables
 from benchmarks.libero_small import ABLATION, PROTOCOLS, STRATEGIES, SUITES, short, study_of
-from training.lifelong.checkpoint import read_json
+from benchmarks.tables import METRICS, metric
 from training.studies.arms import Arm
 
 _Published: TypeAlias = Mapping[str, Mapping[str, tuple[float | None, ...]]]
@@ -36,48 +36,18 @@ _SIX_AND_FOUR: _Published = {
 }
 #: Strategies of the page's table of that protocol.
 _SIX_FOUR = tuple(arm for arm in STRATEGIES if arm.name in ("sequential", "er", "m2distill"))
-_NOT_RUN = "not run"
+_COLUMNS = (metric("success after 10 tasks", "mean_final"), *METRICS)
 _COLOURS = {
     "sequential": "#b0392e", "er": "#c98a1b", "ewc": "#7d5ba6", "packnet": "#5a6b7b", "m2distill": "#1f77a4",
 }  # fmt: skip
 
 
-def runs_of(suite: str, arm: Arm, results: Path, protocol: str = "in_turn") -> list[dict[str, Any]]:
-    """The kept results of one arm, in order of seed."""
-    folder = results / study_of(suite, protocol).name
-    found = [read_json(path) for path in folder.glob(f"seed_*_{arm.name}.json")]
-    return sorted(found, key=lambda r: int(r["seed"]))
+def _runs(suite: str, arm: Arm, results: Path, protocol: str = "in_turn") -> list[dict[str, Any]]:
+    return tables.runs_of(results / study_of(suite, protocol).name, arm)
 
 
-def _spread(runs: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Mean over seeds, with the least and the greatest where there are several."""
-    values = [run["metrics"][metric] for run in runs]
-    if any(value is None for value in values):
-        return ""
-    text = f"{np.mean(values):.2f}"
-    return text if len(values) == 1 else f"{text} ({min(values):.2f} to {max(values):.2f})"
-
-
-def _kept(count: int) -> str:
-    return "nothing" if not count else f"{count / 2**20:.1f} MiB" if count >= 2**19 else f"{count / 2**10:.1f} KiB"
-
-
-def strategy_table(suite: str, arms: Sequence[Arm], results: Path, protocol: str = "in_turn") -> list[str]:
-    """Rows of Markdown, an arm each."""
-    rows = [
-        "| | success after 10 tasks | NBT | AUC | FWT | errors | kept of old tasks | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in arms:
-        runs = runs_of(suite, arm, results, protocol)
-        if not runs:
-            rows.append(f"| {arm.words} | {_NOT_RUN} | | | | | | |")
-            continue
-        cells = [_spread(runs, metric) for metric in ("mean_final", "nbt", "auc", "fwt")]
-        errors = sum(run["errors"] for run in runs)
-        kept, seeds = _kept(runs[0]["bytes_kept"]), ", ".join(str(run["seed"]) for run in runs)
-        rows.append(f"| {arm.words} | {' | '.join(cells)} | {errors} | {kept} | {seeds} |")
-    return rows
+def _rows(suite: str, arms: Sequence[Arm], results: Path, protocol: str = "in_turn") -> list[str]:
+    return tables.rows(results / study_of(suite, protocol).name, arms, _COLUMNS)
 
 
 def _published(title: str, table: _Published) -> list[str]:
@@ -106,7 +76,7 @@ def commits(results: Path) -> list[str]:
     arms = (*STRATEGIES, *ABLATION)
     found = {
         stage["commit"] for protocol in PROTOCOLS for suite in SUITES for arm in arms
-        for run in runs_of(suite, arm, results, protocol) for stage in run["trained"]
+        for run in _runs(suite, arm, results, protocol) for stage in run["trained"]
     }  # fmt: skip
     return sorted(found)
 
@@ -114,17 +84,17 @@ def commits(results: Path) -> list[str]:
 def blocks(results: Path) -> dict[str, list[str]]:
     """The page's tables by name: lines of Markdown."""
     terms: list[str] = []
-    asked = [suite for suite in SUITES if any(runs_of(suite, arm, results) for arm in ABLATION)]
+    asked = [suite for suite in SUITES if any(_runs(suite, arm, results) for arm in ABLATION)]
     for suite in asked or SUITES[:1]:
         title = f"LIBERO-{short(suite).upper()}:"
-        terms += [title, "", *strategy_table(suite, (STRATEGIES[-1], *ABLATION), results), ""]
+        terms += [title, "", *_rows(suite, (STRATEGIES[-1], *ABLATION), results), ""]
     joint: list[str] = []
     for suite in SUITES:
-        table = strategy_table(suite, _SIX_FOUR, results, "six_four")
+        table = _rows(suite, _SIX_FOUR, results, "six_four")
         joint += [f"LIBERO-{short(suite).upper()}:", "", *table, ""]
     made = commits(results)
     return {
-        **{short(suite): strategy_table(suite, STRATEGIES, results) for suite in SUITES},
+        **{short(suite): _rows(suite, STRATEGIES, results) for suite in SUITES},
         "terms": terms[:-1],
         "six_four": joint[:-1],
         "published": [
@@ -137,12 +107,7 @@ def blocks(results: Path) -> dict[str, list[str]]:
 
 def fill(page: str, results: Path) -> str:
     """``page`` with everything between ``<!-- name -->`` and ``<!-- end -->`` written anew."""
-    known = blocks(results)
-
-    def block(match: re.Match[str]) -> str:
-        return "\n".join([f"<!-- {match[1]} -->", *known[match[1]], "<!-- end -->"])
-
-    return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+    return tables.fill(page, blocks(results))
 
 
 def draw(results: Path, out: Path) -> None:
@@ -156,7 +121,7 @@ def draw(results: Path, out: Path) -> None:
     for column, suite in enumerate(SUITES):
         above, below = axes[0][column], axes[1][column]
         for arm in STRATEGIES:
-            runs = runs_of(suite, arm, results)
+            runs = _runs(suite, arm, results)
             for axis, curve in ((above, seen_success), (below, first_task_drift)):
                 lines = [curve(run) for run in runs]
                 if lines and lines[0]:
@@ -165,7 +130,7 @@ def draw(results: Path, out: Path) -> None:
                         np.arange(1, len(mean) + 1), mean, color=_COLOURS[arm.name], label=arm.name, linewidth=1.8
                     )
         if not above.lines:
-            above.text(0.5, 0.5, _NOT_RUN, transform=above.transAxes, ha="center", color="#888888")
+            above.text(0.5, 0.5, tables.NOT_RUN, transform=above.transAxes, ha="center", color="#888888")
         above.set_title(f"LIBERO-{short(suite).upper()}", fontsize=10)
         above.set_ylim(0, 1.02)
         below.set_xlabel("tasks learned")

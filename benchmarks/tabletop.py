@@ -61,8 +61,8 @@ ARMS: tuple[Arm, ...] = (
     Arm("er", "experience replay, the same 5 demonstrations", ("strategy=er", *_KEEP)),
     Arm("er_libero", "experience replay by LIBERO's rule: the first 1000 windows", ("strategy=er", *_LIBERO_S_MEMORY)),
     Arm("ewc", "ewc, LIBERO's weight and fading", ("strategy=ewc",)),
-    Arm("packnet", "packnet, a network of its own for every task", ("strategy=packnet",)),
-    Arm("multitask", "all tasks at once: the upper bound", ("strategy=multitask",)),
+    Arm("packnet", "packnet, told which task it is", ("strategy=packnet",)),
+    Arm("multitask", "multitask, all tasks at once", ("strategy=multitask",)),
     Arm("m2distill_new", "m2distill on the new task's batch alone", ("strategy=m2distill", *_NO_DEMOS, *_NO_WORDS)),
     Arm("m2distill_zero", "m2distill with the four weights at zero", ("strategy=m2distill", *_KEEP, *_WORDS, *_ZERO)),
     *(

@@ -73,9 +73,12 @@ def test_libero_small_plans_every_strategy_and_term(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "a plan does nothing"
 
 
-def test_the_results_page_says_what_was_measured(tmp_path: Path) -> None:
+def test_the_pages_of_results_say_what_was_measured(tmp_path: Path) -> None:
+    from benchmarks import tabletop_results
     from benchmarks.libero_results import fill
 
+    tasks = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert tabletop_results.fill(tasks, ROOT / "benchmarks/results") == tasks, "python -m benchmarks.tabletop_results"
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     assert fill(page, ROOT / "benchmarks/results") == page, "python -m benchmarks.libero_results"
     assert "not run" in fill(page, tmp_path) and "Trained at" not in fill(page, tmp_path)
@@ -113,7 +116,7 @@ def test_libero_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_every_benchmark_is_described() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text()
-    parts = ("lifelong", "output", "child", "libero_policy", "ros_robot", "ros_events")  # of the others
+    parts = ("lifelong", "tables", "output", "child", "libero_policy", "ros_robot", "ros_events")  # of the others
     for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
         assert path.stem in parts or f"benchmarks.{path.stem}`" in text or path.stem == "tabletop", path.name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -67,6 +68,37 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
     assert stamps == [demonstration_path(killed, name).stat().st_mtime_ns for name in NAMES[:2]]
     with pytest.raises(DemonstrationError, match="under other settings"):
         collect(Collection(killed, (0,), episodes=6, size=16, seed=1))
+
+
+def _kill_a_child() -> None:
+    children = multiprocessing.active_children()
+    assert children and children[0].pid is not None
+    os.kill(children[0].pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_started_anew(tmp_path: Path) -> None:
+    whole = collect(Collection(tmp_path / "whole", (0,), episodes=4, size=16, workers=1))
+    notes: list[str] = []
+
+    def once(done: int, total: int, note: str) -> None:
+        notes.append(note)
+        if done == 1 and not any("started anew" in said for said in notes):
+            _kill_a_child()
+
+    killed = collect(Collection(tmp_path / "killed", (0,), episodes=4, size=16, workers=1), once)
+    assert [n for n in notes if "died" in n] == [
+        "a collecting process died (out of memory, or killed); started anew, 1 of 3"
+    ]
+    assert [f.sha256() for f in killed] == [f.sha256() for f in whole]
+
+    def always(done: int, total: int, note: str) -> None:
+        if "tried" in note:
+            _kill_a_child()
+
+    with pytest.raises(SimulationError, match=r"died .* 4 times in all; what was collected so far is kept"):
+        collect(Collection(tmp_path / "lost", (0,), episodes=9, size=16, workers=1), always)
+    assert list(tmp_path.glob("lost/*.parts/[0-9]*.hdf5"))
 
 
 def test_episode_is_what_the_world_shows() -> None:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _EXPERTS_VERSION = {"tabletop": 2}
 #: Seconds within which some attempt must end; one takes about one second.
 _PATIENCE = 300.0
+#: How many times the workers are started anew after one of them died, in one collection.
+_RESTARTS = 3
 #: Give up when fewer than one attempt in this many succeeds.
 _HOPELESS = 4
 
@@ -93,8 +95,8 @@ def collect(collection: Collection, progress: Callable[[int, int, str], None] | 
 
     ``progress(done, total, note)`` is called as episodes come. The seeds tried are 0, 1, 2.. of each task's own
     sequence, and the first ``episodes`` successes in that order are kept, so workers and interruptions change nothing.
-    Raises :class:`SimulationError` when a worker fails or dies, with what it said, and :class:`StorageError` where
-    another process collects into the same folder.
+    A worker that dies is started anew, a few times. Raises :class:`SimulationError` when one fails, with what it said,
+    or goes on dying, and :class:`StorageError` where another process collects into the same folder.
     """
     names = [suite_task(collection.suite, index).name for index in collection.tasks]
     finished = all(demonstration_path(collection.folder, name).exists() for name in names)
@@ -223,52 +225,76 @@ def _writer(collection: Collection, task: Task) -> DemonstrationWriter:
     )
 
 
+def _workers(collection: Collection) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        collection.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(collection,)
+    )
+
+
 def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], None]) -> None:
     choose_gl()
     # A worker a core: threads inside workers would only fight.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     plans = [plan for plan in plans if not plan.finish_if_enough()]
-    pool = ProcessPoolExecutor(
-        collection.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(collection,)
-    )
+    pool = _workers(collection)
+    owed: list[tuple[_Plan, int]] = []
     running: dict[Future[bool], tuple[_Plan, int]] = {}
+    deaths = 0
     try:
-        while plans or running:
+        while plans or running or owed:
             for plan in plans:
-                while len(running) < 2 * collection.workers and plan.wanted_more(
-                    sum(p is plan for p, _ in running.values())
+                while len(running) + len(owed) < 2 * collection.workers and plan.wanted_more(
+                    sum(p is plan for p, _ in (*running.values(), *owed))
                 ):
-                    seed = plan.next_seed()
-                    running[pool.submit(_attempt, plan.task.index, seed)] = (plan, seed)
-            if not running:
+                    owed.append((plan, plan.next_seed()))
+            if not running and not owed:
                 raise SimulationError("collection has nothing left to try and is not done; this is a bug")
-            done, _ = wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
+            try:
+                while owed:
+                    future = pool.submit(_attempt, owed[0][0].task.index, owed[0][1])
+                    running[future] = owed.pop(0)
+                done, _ = wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
+                for future in done:
+                    plan, seed = running[future]
+                    plan.results[seed] = _result(future, plan.task, seed)
+                    del running[future]
+                    if plan in plans and plan.file is None and plan.finish_if_enough():
+                        plans.remove(plan)
+                    report(f"{plan.task.name}: {sum(plan.results.values())} of {len(plan.results)} tried")
+            except BrokenProcessPool as error:
+                # One death takes all of a pool's workers with it.
+                deaths += 1
+                died = "a collecting process died (out of memory, or killed)"
+                if deaths > _RESTARTS:
+                    raise SimulationError(
+                        f"{died}, {deaths} times in all; what was collected so far is kept, run again to go on"
+                    ) from error
+                pool.shutdown(wait=True, cancel_futures=True)
+                pool = _workers(collection)
+                owed = [*running.values(), *owed]
+                running.clear()
+                report(f"{died}; started anew, {deaths} of {_RESTARTS}")
+                continue
             if not done:
                 raise SimulationError(
                     f"no worker finished an episode within {_PATIENCE:.0f} s; "
                     "what was collected so far is kept, run again to go on"
                 )
-            for future in done:
-                plan, seed = running.pop(future)
-                try:
-                    plan.results[seed] = future.result()
-                except BrokenProcessPool as error:
-                    raise SimulationError(
-                        "a collecting process died (out of memory, or killed); "
-                        "what was collected so far is kept, run again to go on"
-                    ) from error
-                except M2DistillError:
-                    raise
-                except Exception as error:
-                    raise SimulationError(
-                        f"collecting '{plan.task.name}' from seed {seed} failed: {type(error).__name__}: {error}"
-                    ) from error
-                if plan in plans and plan.file is None and plan.finish_if_enough():
-                    plans.remove(plan)
-                report(f"{plan.task.name}: {sum(plan.results.values())} of {len(plan.results)} tried")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future[bool], task: Task, seed: int) -> bool:
+    """Whether an attempt succeeded; :class:`BrokenProcessPool` where a worker died."""
+    try:
+        return future.result()
+    except (M2DistillError, BrokenProcessPool):
+        raise
+    except Exception as error:
+        raise SimulationError(
+            f"collecting '{task.name}' from seed {seed} failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 # ---- in a worker ----------------------------------------------------------------------------------------------
