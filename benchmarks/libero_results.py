@@ -6,7 +6,6 @@ Every figure is read from ``benchmarks/results``, but for the published ones; a 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -148,14 +147,9 @@ def draw(results: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Write both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
-    args = parser.parse_args()
-    args.page.write_text(fill(args.page.read_text(encoding="utf-8"), args.results), encoding="utf-8")
-    draw(args.results, args.page.with_suffix(".svg"))
-    print(f"written: {args.page} and {args.page.with_suffix('.svg')}")
+    """Write the page and draw its picture."""
+    results, page = tables.main(__doc__, Path("docs/results.md"), fill)
+    draw(results, page.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

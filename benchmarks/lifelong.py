@@ -174,6 +174,21 @@ def add_options(parser: argparse.ArgumentParser, study_arms: Sequence[Arm]) -> N
     parser.add_argument("overrides", nargs="*", metavar="key=value")
 
 
+def main(
+    name: str, doc: str | None, settings: tuple[str, ...], study_arms: tuple[Arm, ...], seeds: Sequence[int] = (0, 1, 2)
+) -> None:
+    """The command of a study of one suite under the profile ``tiny``: go on where the last call stopped."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
+    parser.add_argument("--folder", type=Path, default=Path(f"runs/benchmark_{name}"))
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{name}.json"))
+    add_options(parser, study_arms)
+    parser.set_defaults(seeds=list(seeds))
+    args = parser.parse_args()
+    study = Study(name, args.config, settings, study_arms)
+    go(study, Place(args.folder, args.out, tuple(args.overrides), args.go_on), args)
+
+
 def go(study: Study, place: Place, args: argparse.Namespace) -> None:
     """Go on where the last call stopped: plan, or run what is left and write the table."""
     if args.plan:

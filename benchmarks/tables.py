@@ -5,6 +5,7 @@ A page holds ``<!-- name -->`` ... ``<!-- end -->``; what is between is written 
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,20 @@ def fill(page: str, blocks: Mapping[str, Sequence[str]]) -> str:
         return "\n".join([f"<!-- {match[1]} -->", *blocks[match[1]], "<!-- end -->"])
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+
+
+def main(doc: str | None, page: Path, write: Callable[[str, Path], str]) -> tuple[Path, Path]:
+    """The command that writes a page anew. write: the page's text with its tables, from the folder of results.
+
+    Returns the folder of results and the page.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--page", type=Path, default=page)
+    args = parser.parse_args()
+    args.page.write_text(write(args.page.read_text(encoding="utf-8"), args.results), encoding="utf-8")
+    print(f"written: {args.page}")
+    return args.results, args.page
 
 
 def _spread(values: Sequence[float | None]) -> str:

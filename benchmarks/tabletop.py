@@ -5,12 +5,9 @@ Every object is drawn over its whole region. How it goes on after a stop: :mod:`
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from benchmarks import lifelong
-from benchmarks.lifelong import Place, Study
 from m2distill_policy.errors import M2DistillError
 from training.lifelong.m2distill import TERMS
 from training.studies.arms import Arm
@@ -78,14 +75,7 @@ ARMS: tuple[Arm, ...] = (
 
 def main() -> None:
     """Go on where the last call stopped."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_tabletop"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tabletop.json"))
-    lifelong.add_options(parser, ARMS)
-    args = parser.parse_args()
-    study = Study("tabletop", args.config, SETTINGS, ARMS)
-    lifelong.go(study, Place(args.folder, args.out, tuple(args.overrides), args.go_on), args)
+    lifelong.main("tabletop", __doc__, SETTINGS, ARMS)
 
 
 if __name__ == "__main__":

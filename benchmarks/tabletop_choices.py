@@ -8,12 +8,9 @@ with all seeds each. How it goes on after a stop: :mod:`benchmarks.lifelong`.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from benchmarks import lifelong, tabletop
-from benchmarks.lifelong import Place, Study
 from m2distill_policy.errors import M2DistillError
 from training.studies.arms import Arm
 
@@ -45,15 +42,7 @@ ARMS: tuple[Arm, ...] = (
 
 def main() -> None:
     """Go on where the last call stopped."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_tabletop_choices"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tabletop_choices.json"))
-    lifelong.add_options(parser, ARMS)
-    parser.set_defaults(seeds=list(SEEDS))
-    args = parser.parse_args()
-    study = Study("tabletop_choices", args.config, SETTINGS, ARMS)
-    lifelong.go(study, Place(args.folder, args.out, tuple(args.overrides), args.go_on), args)
+    lifelong.main("tabletop_choices", __doc__, SETTINGS, ARMS, SEEDS)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +38,7 @@ def fill(page: str, results: Path) -> str:
 
 def main() -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
-    args = parser.parse_args()
-    args.page.write_text(fill(args.page.read_text(encoding="utf-8"), args.results), encoding="utf-8")
-    print(f"written: {args.page}")
+    tables.main(__doc__, Path("docs/benchmarks.md"), fill)
 
 
 if __name__ == "__main__":
