@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.child import child
-from benchmarks.output import add_out, percentiles, write
+from benchmarks.output import add_out, command, percentiles, write
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.dds.domain import reserve_domain
@@ -249,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

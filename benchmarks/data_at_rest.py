@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.output import add_out, write
+from benchmarks.output import add_out, command, write
 from m2distill_policy.demonstrations import DemonstrationFile
 
 #: Frames a chunk of the variant with larger chunks.
@@ -106,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

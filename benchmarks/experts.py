@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, write
+from benchmarks.output import add_out, command, write
 from m2distill_policy import provenance
 from m2distill_policy.evaluation.results import wilson
 from m2distill_policy.progress import ProgressBar
@@ -131,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.output import add_out, write
-from m2distill_policy.errors import M2DistillError, TrainingError
+from benchmarks.output import add_out, command, write
+from m2distill_policy.errors import TrainingError
 from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun
 
@@ -132,7 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.kill_resume: {error}")
+    command(main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.libero_policy import libero_policy
-from benchmarks.output import add_out, write
+from benchmarks.output import add_out, command, write
 from benchmarks.training_speed import noise
 from m2distill_policy.config import load_config
 from m2distill_policy.contract import Text, libero_contract
-from m2distill_policy.errors import M2DistillError, TrainingError
+from m2distill_policy.errors import TrainingError
 from training.lifelong.stage import to_inputs
 from training.models.resnet_t import ResNetT
 from training.models.transformer import StochasticDepth
@@ -126,7 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.libero_agreement: {error}")
+    command(main)

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, write
+from benchmarks.output import add_out, command, write
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.errors import M2DistillError, SimulationError
+from m2distill_policy.errors import SimulationError
 from m2distill_policy.evaluation.results import make_cells
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.sim.libero import files
@@ -169,7 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.libero_evaluation: {error}")
+    command(main)

@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks import tables
 from benchmarks.libero_small import ABLATION, PROTOCOLS, STRATEGIES, SUITES, short, study_of
+from benchmarks.output import command
 from benchmarks.tables import METRICS, metric
 from training.studies.arms import Arm
 
@@ -153,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

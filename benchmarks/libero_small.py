@@ -10,12 +10,11 @@ docs/results.md. How it goes on after a stop: :mod:`benchmarks.lifelong`.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from benchmarks import lifelong
 from benchmarks.lifelong import Place, Study
-from m2distill_policy.errors import M2DistillError
+from benchmarks.output import command
 from training.lifelong.m2distill import TERMS
 from training.studies.arms import Arm
 
@@ -73,7 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.libero_small: {error}")
+    command(main)

@@ -29,11 +29,11 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 
 from benchmarks.libero_policy import libero_policy
-from benchmarks.output import add_out, write
+from benchmarks.output import add_out, command, write
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Contract, Text, libero_contract
 from m2distill_policy.demonstrations import DemonstrationFile
-from m2distill_policy.errors import M2DistillError, TrainingError
+from m2distill_policy.errors import TrainingError
 from training.data.task_data import TaskData, load_task
 from training.lifelong.memory import Memory
 from training.lifelong.run import make_strategy
@@ -199,7 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.libero_training: {error}")
+    command(main)

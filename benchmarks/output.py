@@ -1,9 +1,11 @@
-"""How every measurement is written."""
+"""How every measurement begins, ends and is written."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy import provenance
+from m2distill_policy.errors import M2DistillError
+from m2distill_policy.streams import give_up_what_cannot_be_written
+
+
+def command(main: Callable[[], object]) -> None:
+    """Run ``main`` as the command of its module: an error of ours is one sentence, a reader that has gone is none."""
+    try:
+        main()
+        sys.stdout.flush()
+    except M2DistillError as error:
+        sys.exit(f"benchmarks.{Path(sys.argv[0]).stem}: {error}")
+    except BrokenPipeError:  # head, less
+        give_up_what_cannot_be_written()
+        sys.exit(141)
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:

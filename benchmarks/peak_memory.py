@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.output import add_out, write
+from benchmarks.output import add_out, command, write
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.demonstrations import DemonstrationWriter, Episode, Recording, demonstration_path
-from m2distill_policy.errors import M2DistillError, TrainingError
+from m2distill_policy.errors import TrainingError
 from training.run_config import RunConfig
 
 
@@ -87,7 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.peak_memory: {error}")
+    command(main)

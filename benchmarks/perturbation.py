@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.output import write
+from benchmarks.output import command, write
 from m2distill_policy.config import load_config, to_dict
-from m2distill_policy.errors import M2DistillError, TrainingError
+from m2distill_policy.errors import TrainingError
 from m2distill_policy.sim.disturbances import KINDS
 from training.run_config import RunConfig
 
@@ -85,7 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.perturbation: {error}")
+    command(main)

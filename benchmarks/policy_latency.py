@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -22,12 +21,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.output import add_out, percentiles, write
+from benchmarks.output import add_out, command, percentiles, write
 from benchmarks.training_speed import noise
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Contract, Text, libero_contract
-from m2distill_policy.errors import M2DistillError
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from training.data.task_data import TaskData
@@ -165,7 +163,4 @@ def _profile(policy: ResNetT, graphs: dict[str, bytes], data: TaskData, folder: 
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.policy_latency: {error}")
+    command(main)

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.output import add_out, write
+from benchmarks.output import add_out, command, write
 from benchmarks.training_speed import noise
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Text, libero_contract
@@ -128,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -23,11 +23,10 @@ import rclpy
 from std_msgs.msg import Bool
 
 from benchmarks.command_latency import random_bundle
-from benchmarks.output import add_out, write
+from benchmarks.output import add_out, command, write
 from benchmarks.ros_events import EVENTS
 from benchmarks.ros_robot import Robot, node
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.errors import M2DistillError
 from m2distill_policy.node import topics
 from m2distill_policy.ros import qos
 from m2distill_policy.runtime.safety import SafetyLimits
@@ -200,7 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.ros_faults: {error}")
+    command(main)

@@ -13,7 +13,6 @@ import argparse
 import itertools
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,10 +22,10 @@ import numpy as np
 import rclpy
 
 from benchmarks.command_latency import random_bundle
-from benchmarks.output import add_out, percentiles, write
+from benchmarks.output import add_out, command, percentiles, write
 from benchmarks.ros_robot import Robot, node
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.errors import M2DistillError, TransportError
+from m2distill_policy.errors import TransportError
 from m2distill_policy.progress import ProgressBar
 from m2distill_policy.runtime.status import StatusCode
 
@@ -146,7 +145,4 @@ def drive(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.ros_soak: {error}")
+    command(main)

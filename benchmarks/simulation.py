@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, percentiles, write
+from benchmarks.output import add_out, command, percentiles, write
 
 #: A slow descent: the arm moves, nothing is touched.
 _ACTION = np.array([0.05, 0.0, -0.1, 0.0, 0.0, 0.0, -1.0])
 
 
-def main() -> int:
+def main() -> None:
     """Measure and print JSON."""
     parser = argparse.ArgumentParser(description="Rendering and control steps: robosuite, stock and fast visuals.")
     parser.add_argument("--size", type=int, default=128, help="pixels a side of both views (default: %(default)s)")
@@ -36,7 +36,6 @@ def main() -> int:
     figures = measure(args.size, args.rounds, args.steps, with_robosuite=not args.no_robosuite)
     config = {"size": args.size, "rounds": args.rounds, "steps_a_round": args.steps, "views": 2}
     write("simulation", config, figures, args.out)
-    return 0
 
 
 def measure(size: int, rounds: int, steps: int, *, with_robosuite: bool = True) -> dict[str, Any]:
@@ -117,4 +116,4 @@ def _robosuite(size: int) -> Any:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command(main)

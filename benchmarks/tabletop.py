@@ -5,10 +5,8 @@ Every object is drawn over its whole region. How it goes on after a stop: :mod:`
 
 from __future__ import annotations
 
-import sys
-
 from benchmarks import lifelong
-from m2distill_policy.errors import M2DistillError
+from benchmarks.output import command
 from training.lifelong.m2distill import TERMS
 from training.studies.arms import Arm
 
@@ -79,7 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.tabletop: {error}")
+    command(main)

@@ -8,10 +8,8 @@ with all seeds each. How it goes on after a stop: :mod:`benchmarks.lifelong`.
 
 from __future__ import annotations
 
-import sys
-
 from benchmarks import lifelong, tabletop
-from m2distill_policy.errors import M2DistillError
+from benchmarks.output import command
 from training.studies.arms import Arm
 
 #: Nothing is told another task's words at the end: a choice is made by success alone.
@@ -46,7 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except M2DistillError as error:
-        sys.exit(f"benchmarks.tabletop_choices: {error}")
+    command(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import tables, tabletop, tabletop_choices
+from benchmarks.output import command
 from benchmarks.tables import METRICS, Column, Run, metric
 
 _SUCCESS = metric("success after 5 tasks", "mean_final")
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

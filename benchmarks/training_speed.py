@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.output import add_out, percentiles, write
+from benchmarks.output import add_out, command, percentiles, write
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Text, libero_contract
 from training.lifelong.memory import Memory
@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
