@@ -7,7 +7,7 @@ c_{k,k,e} of stage k in order of e. Everything is a share in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from m2distill_policy.errors import M2DistillError
@@ -27,6 +27,16 @@ class LifelongMetrics:
     mean_final: float
 
 
+def until_perfect(rates: Iterable[float]) -> list[float]:
+    """The rates up to the first that is 1: none behind it would be chosen, so none is asked for."""
+    taken = []
+    for rate in rates:
+        taken.append(rate)
+        if rate == 1.0:
+            break
+    return taken
+
+
 def earliest_best(selection: Sequence[float]) -> int:
     """Index of the first of the highest values."""
     if not selection:
@@ -34,9 +44,12 @@ def earliest_best(selection: Sequence[float]) -> int:
     return max(range(len(selection)), key=lambda e: (selection[e], -e))
 
 
-def hold_from(curve: Sequence[float], best: int) -> list[float]:
-    """c_{k,k,e} := c_{k,k} for e >= e*: what is learned after the chosen epoch is thrown away."""
-    return [*curve[:best], *[curve[best]] * (len(curve) - best)]
+def hold_from(curve: Sequence[float], best: int, points: int) -> list[float]:
+    """c_{k,k,e} := c_{k,k} for e >= e*: what is learned after the chosen epoch is thrown away.
+
+    curve: success at the first evaluation points, up to the index ``best`` at least; what is behind it is not asked.
+    """
+    return [*curve[:best], *[curve[best]] * (points - best)]
 
 
 def lifelong_metrics(

@@ -25,7 +25,7 @@ from training.data.task_data import check_file
 from training.lifelong.checkpoint import read_json, write_json
 from training.lifelong.m2distill import TERMS
 from training.lifelong.run import LifelongRun
-from training.metrics import earliest_best, hold_from, joint_metrics, lifelong_metrics
+from training.metrics import earliest_best, hold_from, joint_metrics, lifelong_metrics, until_perfect
 from training.run_config import FILES, RunConfig
 from training.text import embed
 
@@ -169,18 +169,24 @@ def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet:
     if pool is None:
         write_json(record, {"rates": None, "chosen": run.config.evaluation.points})
         return
-    rates = []
-    for point in range(1, run.config.evaluation.points + 1):
-        bundle = _point_bundle(run, stage, point)
-        cells = [
-            _cell(run, task, run.config.evaluation.rollouts, run.config.evaluation.choose_on)
-            for task in run.config.new_tasks(stage)
-        ]
-        found = _rollouts(run, pool, bundle, cells, f"stage_{stage}_selection_{point}.jsonl", quiet)
-        rates.append(_rate(found))
+    cells = [
+        _cell(run, task, run.config.evaluation.rollouts, run.config.evaluation.choose_on)
+        for task in run.config.new_tasks(stage)
+    ]
+
+    def rate(point: int) -> float:
+        bundle, log = _point_bundle(run, stage, point), f"stage_{stage}_selection_{point}.jsonl"
+        return _rate(_rollouts(run, pool, bundle, cells, log, quiet))
+
+    rates = until_perfect(map(rate, range(1, run.config.evaluation.points + 1)))
     best = earliest_best(rates)
     run.choose(stage, best + 1)
     write_json(record, {"rates": rates, "chosen": best + 1})
+
+
+def _chosen(run: LifelongRun, stage: int) -> int:
+    """The evaluation point, from 1, that a stage ended with."""
+    return int(read_json(run.stage_folder(stage) / "selection.json")["chosen"])
 
 
 def _answered(
@@ -204,12 +210,14 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
         answered.setdefault(run.answering(stage, task), []).append(cell)
     found = _answered(run, pool, answered, f"stage_{stage}.jsonl", quiet)
     if run.config.evaluation.points > 1:
+        new = [cells[i] for i in run.config.new_tasks(stage)]
         curve = []
-        for point in range(1, run.config.evaluation.points + 1):
+        for point in range(1, _chosen(run, stage)):
             bundle = _point_bundle(run, stage, point)
-            new = [cells[i] for i in run.config.new_tasks(stage)]
-            rows = _rollouts(run, pool, bundle, new, f"stage_{stage}_point_{point}.jsonl", quiet)
-            curve.append(_rate(rows))
+            curve.append(_rate(_rollouts(run, pool, bundle, new, f"stage_{stage}_point_{point}.jsonl", quiet)))
+        # The chosen point is the stage's bundle, and what is behind it is thrown away.
+        of_new = {cell.task for cell in new}
+        curve.append(_rate([result for result in found if result.task_index in of_new]))
         write_json(run.folder / "evaluation" / f"stage_{stage}_curve.json", curve)
     # Last: where this is there, nothing of the stage is evaluated any more.
     write_json(path, [_summary(s) for s in summarise(found)])
@@ -252,9 +260,7 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
     for stage in range(count):
         path = run.folder / "evaluation" / f"stage_{stage}_curve.json"
         if path.exists():
-            chosen = read_json(run.stage_folder(stage) / "selection.json")["chosen"]
-            curve = read_json(path)
-            curves.append(hold_from(curve, chosen - 1))
+            curves.append(hold_from(read_json(path), _chosen(run, stage) - 1, run.config.evaluation.points))
         else:
             curves.append([final[stage][stage]])
     metrics = lifelong_metrics(final, curves, [len(part) for part in parts])

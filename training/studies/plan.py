@@ -77,7 +77,8 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
     points = evaluation.points if evaluation.points > 1 else 0
     measured = {
         "selection": [i for part in new for i in part] * points,
-        "points": [i for part in new for i in part] * points,
+        # Before the chosen one, which is the last at most.
+        "points": [i for part in new for i in part] * max(0, points - 1),
         "reported": [i for part in known for i in part],
     }
     rollouts = {name: len(cells) * evaluation.rollouts for name, cells in measured.items()}
