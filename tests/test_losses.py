@@ -169,9 +169,11 @@ def test_a_subspace_lets_go_of_what_the_teacher_hardly_uses() -> None:
     along = teacher + 0.5 * used[:, 0]
     assert float(subspace_distance(teacher, beside, valid, 3)) == pytest.approx(0.0, abs=1e-8)
     assert float(subspace_distance(teacher, along, valid, 3)) == pytest.approx(2 * 0.25, rel=1e-4)
-    for student in (beside, along):
-        whole = float(subspace_distance(teacher, student, valid, 8))
-        assert whole == pytest.approx(float(latent_distance(teacher, student, valid)), rel=1e-5)
+    assert float(subspace_distance(teacher, beside, valid, 6)) == pytest.approx(0.0, abs=1e-8), "three are used"
+    full = teacher + torch.randn(4, 10, 2, 8, generator=generator)
+    for change in (used[:, 5], 0.5 * used[:, 0]):
+        whole = float(subspace_distance(full, full + change, valid, 8))
+        assert whole == pytest.approx(float(latent_distance(full, full + change, valid)), rel=1e-5)
     student = beside.clone().requires_grad_(True)
     subspace_distance(teacher, student, valid, 2).backward()
     assert student.grad is not None and not student.grad[0, 3:].any()

@@ -31,8 +31,8 @@ def test_a_plan_counts_what_a_run_does() -> None:
     assert work.rollouts == {"reported": 5 * (1 + 2 + 3), "told": 6}
     assert work.control_steps == (30 + 6) * 90
     chosen = override(config, ["evaluation.points=3", "evaluation.horizon=50", "evaluation.told=0"])
-    assert count(chosen, tasks, [4000] * 3, 10).rollouts == {"selection": 45, "points": 30, "reported": 30}
-    assert count(chosen, tasks, [4000] * 3, 10).control_steps == 105 * 50
+    assert count(chosen, tasks, [4000] * 3, 10).rollouts == {"selection": 45, "points": 45, "reported": 30}
+    assert count(chosen, tasks, [4000] * 3, 10).control_steps == 120 * 50
     joint = override(config, ["strategy=multitask", "evaluation.told=0"])
     assert count(joint, tasks, [4000, 2000, 6000], 10).steps == (600,)
     assert count(joint, tasks, [4000, 2000, 6000], 10).rollouts == {"reported": 15}

@@ -27,7 +27,8 @@ from training.extend import extend_run
 from training.gate import gate
 from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json
-from training.lifelong.run import LifelongRun, share_first_stage
+from training.lifelong.run import LifelongRun, make_strategy, share_first_stage
+from training.lifelong.stage import end_stage
 from training.pipeline import create_run, finish_run, label
 from training.report.page import distinct_labels, text_table
 from training.run_config import RunConfig, first_difference
@@ -158,12 +159,12 @@ def test_what_a_strategy_keeps_is_in_the_run_also_where_its_first_stage_was_shar
         assert read_json(run.stage_folder(1) / "stage.json")["bytes_kept"] == fisher
     a, b = alone.policy(1).state_dict(), shared.policy(1).state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
-    held = next((alone.folder / "memory").glob("ewc_0.safetensors"))
+    held = next((alone.folder / "memory").glob("ewc_0_1.safetensors"))
     data = bytearray(held.read_bytes())
     data[-1] ^= 1
     held.write_bytes(bytes(data))
     (alone.stage_folder(1) / "stage.json").unlink()
-    with pytest.raises(TrainingError, match=r"ewc_0\.safetensors has sha256 .* it is damaged"):
+    with pytest.raises(TrainingError, match=r"ewc_0_1\.safetensors has sha256 .* it is damaged"):
         finish_run(LifelongRun.open(alone.folder), quiet=True)
 
 
@@ -193,8 +194,11 @@ def test_each_task_of_packnet_is_answered_by_its_own_network(tmp_path: Path, who
     assert "packnet" in text_table([results])
     bundles = [open_bundle(run.bundle_folder(stage)) for stage in (0, 1)]
     assert [bundle.instructions for bundle in bundles] == [("lift the red box",), ("lift the green box",)]
-    rows = [json.loads(line) for line in (run.folder / "evaluation" / "stage_1.jsonl").read_text().splitlines()]
-    assert {(row["told"], row["bundle"]) for row in rows} == {(b.instructions[0], b.identifier) for b in bundles}
+    for stage, bundle in enumerate(bundles):
+        lines = (run.folder / "evaluation" / f"stage_{stage}.jsonl").read_text().splitlines()
+        asked = [(row["told"], row["bundle"]) for row in map(json.loads, lines)]
+        assert asked == [(bundle.instructions[0], bundle.identifier)], "what it answered once is not asked again"
+    assert results["cells"][1][0] == results["cells"][0][0]
     assert all(figures["l2"] == 0 for figures in results["drift"][1][0].values())
     with pytest.raises(TrainingError, match="cannot be extended from or by strategy=packnet"):
         extend_run(run, tmp_path / "more", packed, [2], demonstrations)
@@ -236,10 +240,10 @@ def test_ones_own_files_are_learned_without_a_world(tmp_path: Path, demonstratio
 
 
 def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path: Path, demonstrations: Path) -> None:
-    points = [*SMALL, "tasks=[0]", "evaluation.points=2", "optim.steps=4"]
+    points = [*SMALL, "tasks=[0]", "evaluation.points=2", "optim.steps=4", "strategy=ewc", "ewc.batches=2"]
     run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
     results = finish_run(run, quiet=True)
-    assert results is not None and len(results["success_curves"][0]) == 2
+    assert results is not None and len(results["success_curves"][0]) == 3
     chosen = json.loads((run.stage_folder(0) / "selection.json").read_text())
     assert chosen == {"rates": [0.0, 0.0], "chosen": 1}, "of equals the earliest"
     stage = json.loads((run.stage_folder(0) / "stage.json").read_text())
@@ -247,9 +251,18 @@ def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path
     logs = {path.name: path.read_text() for path in (run.folder / "evaluation").glob("*.jsonl")}
     assert {name: '"selection"' in log for name, log in logs.items()} == {
         "stage_0.jsonl": False,
+        "stage_0_point_0.jsonl": False,
         "stage_0_selection_1.jsonl": True,
         "stage_0_selection_2.jsonl": True,
     }, "the chosen point is the stage's end, and what is behind it changes no figure"
+    # EWC holds weights where the next stage finds them, which is not where the last step left them.
+    (held,) = (run.folder / "memory").glob("ewc_*")
+    assert held.name == "ewc_0_1.safetensors"
+    for point in (1, 2):
+        strategy = make_strategy(run.config, run.memory(0), run.contract.history)
+        end_stage(run.point_policy(0, point), strategy, run.data(0), run.config, 0)
+        alike = all(torch.equal(value, strategy.kept[name]) for name, value in run.kept(0).items())
+        assert alike == (point == 1)
     later = create_run(tmp_path / "later", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
     assert finish_run(later, quiet=True, evaluate=False) is None
     results = finish_run(LifelongRun.open(later.folder), quiet=True)
@@ -258,6 +271,7 @@ def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path
     assert json.loads((later.stage_folder(0) / "stage.json").read_text())["point"] == 2
     assert {path.name for path in (later.folder / "evaluation").glob("*.jsonl")} == {
         "stage_0.jsonl",
+        "stage_0_point_0.jsonl",
         "stage_0_point_1.jsonl",
     }
 

@@ -2,7 +2,9 @@
 
 Liu et al. 2023 (https://arxiv.org/abs/2306.03310), section 2. c_{i,j,e} is the success rate on task j after learning
 up to task i, e epochs into it; ``final[i][j]`` is c_{i,j} at the chosen epoch of stage i, and ``curves[k]`` are the
-c_{k,k,e} of stage k in order of e. Everything is a share in [0, 1].
+c_{k,k,e} of stage k in order of e, from e = 0, before the stage's first step. Where a run asks for one evaluation
+point a stage there is no curve: ``curves[k]`` is then c_{k,k} alone, and FWT the mean of those. Everything is a share
+in [0, 1].
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def earliest_best(selection: Sequence[float]) -> int:
 def hold_from(curve: Sequence[float], best: int, points: int) -> list[float]:
     """c_{k,k,e} := c_{k,k} for e >= e*: what is learned after the chosen epoch is thrown away.
 
-    curve: success at the first evaluation points, up to the index ``best`` at least; what is behind it is not asked.
+    curve: success as the stage began and at its first evaluation points, up to the index ``best`` at least; what is
+    behind it is not asked. points: how many entries there are in all.
     """
     return [*curve[:best], *[curve[best]] * (points - best)]
 

@@ -169,35 +169,24 @@ def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet:
     if pool is None:
         write_json(record, {"rates": None, "chosen": run.config.evaluation.points})
         return
-    cells = [
-        _cell(run, task, run.config.evaluation.rollouts, run.config.evaluation.choose_on)
-        for task in run.config.new_tasks(stage)
-    ]
+    asked = run.config.evaluation
+    cells = [_cell(run, task, asked.rollouts, asked.choose_on) for task in run.config.new_tasks(stage)]
+    # Where reported states choose, their rollouts are those of the curve.
+    purpose = "point" if asked.choose_on == "reported" else asked.choose_on
 
     def rate(point: int) -> float:
-        bundle, log = _point_bundle(run, stage, point), f"stage_{stage}_selection_{point}.jsonl"
-        return _rate(_rollouts(run, pool, bundle, cells, log, quiet))
+        log = f"stage_{stage}_{purpose}_{point}.jsonl"
+        return _rate(_rollouts(run, pool, _point_bundle(run, stage, point), cells, log, quiet))
 
-    rates = until_perfect(map(rate, range(1, run.config.evaluation.points + 1)))
+    rates = until_perfect(map(rate, range(1, asked.points + 1)))
     best = earliest_best(rates)
-    run.choose(stage, best + 1)
+    run.end_at(stage, best + 1)
     write_json(record, {"rates": rates, "chosen": best + 1})
 
 
 def _chosen(run: LifelongRun, stage: int) -> int:
     """The evaluation point, from 1, that a stage ended with."""
     return int(read_json(run.stage_folder(stage) / "selection.json")["chosen"])
-
-
-def _answered(
-    run: LifelongRun, pool: RolloutPool, cells: dict[int, list[Cell]], log: str, quiet: bool
-) -> list[RolloutResult]:
-    """The rollouts of ``cells``, by the stage whose bundle answers them."""
-    return [
-        result
-        for stage, asked in cells.items()
-        for result in _rollouts(run, pool, run.bundle_folder(stage), asked, log, quiet)
-    ]
 
 
 def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
@@ -208,11 +197,16 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
     answered: dict[int, list[Cell]] = {}
     for task, cell in enumerate(cells):
         answered.setdefault(run.answering(stage, task), []).append(cell)
-    found = _answered(run, pool, answered, f"stage_{stage}.jsonl", quiet)
+    # What an earlier stage's own bundle answers, it has answered after that stage.
+    found = [
+        result
+        for by, asked in answered.items()
+        for result in _rollouts(run, pool, run.bundle_folder(by), asked, f"stage_{by}.jsonl", quiet)
+    ]
     if run.config.evaluation.points > 1:
         new = [cells[i] for i in run.config.new_tasks(stage)]
         curve = []
-        for point in range(1, _chosen(run, stage)):
+        for point in range(_chosen(run, stage)):  # from 0, as the stage began
             bundle = _point_bundle(run, stage, point)
             curve.append(_rate(_rollouts(run, pool, bundle, new, f"stage_{stage}_point_{point}.jsonl", quiet)))
         # The chosen point is the stage's bundle, and what is behind it is thrown away.
@@ -232,7 +226,11 @@ def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[dic
             if other != task:
                 cell = _cell(run, task, run.config.evaluation.told, told=run.tasks[other].instruction)
                 cells.setdefault(run.answering(run.stages - 1, other), []).append(cell)
-    found = _answered(run, pool, cells, "told.jsonl", quiet)
+    found = [
+        result
+        for by, asked in cells.items()
+        for result in _rollouts(run, pool, run.bundle_folder(by), asked, "told.jsonl", quiet)
+    ]
     return [_summary(s) for s in summarise(found)]
 
 
@@ -260,7 +258,13 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
     for stage in range(count):
         path = run.folder / "evaluation" / f"stage_{stage}_curve.json"
         if path.exists():
-            curves.append(hold_from(read_json(path), _chosen(run, stage) - 1, run.config.evaluation.points))
+            curve, chosen = read_json(path), _chosen(run, stage)
+            if len(curve) != chosen + 1:
+                raise TrainingError(
+                    f"{path} holds {len(curve)} figures and the stage ends at evaluation point {chosen}: an earlier "
+                    f"version made it; remove it and {path.with_name(f'stage_{stage}.json')} and go on with --resume"
+                )
+            curves.append(hold_from(curve, chosen, run.config.evaluation.points + 1))
         else:
             curves.append([final[stage][stage]])
     metrics = lifelong_metrics(final, curves, [len(part) for part in parts])

@@ -30,8 +30,9 @@ _OWN_SECTIONS = {"distill": "m2distill", "ewc": "ewc", "packnet": "packnet"}
 class OptimConfig:
     """steps a stage, batch windows a step; AdamW with a cosine from lr to lr_end after ``warmup`` linear steps.
 
-    epochs: in place of ``steps`` where above 0: a stage is so many passes over its task's demonstrations, as in LIBERO,
-    so a task of longer demonstrations is learned for longer.
+    epochs: in place of ``steps`` where above 0: a stage reads every demonstrated step so many times, so a task of
+    longer demonstrations is learned for longer. LIBERO's epoch has a window begin at every step, and so reads each
+    ``history`` times: one of its epochs is ten of these.
     first_epochs: ``epochs`` of the first stage, which begins with a random network; 0: as many.
     later_lr: highest rate of the later stages, or None for ``lr``.
     apart: share of rows that are no windows but as many unrelated steps, each read without history. In a window the way
@@ -74,8 +75,10 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
         if self.later_lr is not None and self.later_lr <= 0:
             raise ConfigError(f"optim.later_lr is {self.later_lr}; it must be positive, or left out for optim.lr")
-        if not 0 <= self.lr_end <= self.lr:
-            raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.lr = {self.lr}")
+        for name in ("lr", "later_lr"):
+            highest = getattr(self, name)
+            if highest is not None and not 0 <= self.lr_end <= highest:
+                raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.{name} = {highest}")
         if not 0 <= self.apart <= 1:
             raise ConfigError(f"optim.apart is {self.apart}; it is a share, 0 to 1")
         if self.first_epochs and not self.epochs:

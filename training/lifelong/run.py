@@ -310,7 +310,7 @@ class LifelongRun:
         for path in folder.glob("point_*.safetensors"):
             point = int(path.stem.split("_")[1])
             points.setdefault(point, digest_of(path))
-        kept = self.keep(stage, parts, strategy)
+        kept = self.keep(stage, parts, strategy, self.config.evaluation.points)
         write_json(
             folder / "points.json",
             {
@@ -328,8 +328,9 @@ class LifelongRun:
         # One task fits in memory; all of a suite need not.
         return tuple(self.data(i).on_disk(self.folder) if len(new) > 1 else self.data(i) for i in new)
 
-    def keep(self, stage: int, parts: Sequence[TaskData], strategy: Strategy) -> dict[str, Any]:
-        """Write down what stays of a stage that has been learned from ``parts``: before the record that makes it count.
+    def keep(self, stage: int, parts: Sequence[TaskData], strategy: Strategy, point: int) -> dict[str, Any]:
+        """Write down what stays of a stage that has been learned from ``parts`` and ends at evaluation point ``point``:
+        before the record that makes it count.
 
         Returns what belongs into it: ``exemplars``, task -> the hash of what the memory keeps of it, and ``kept``,
         where the strategy's own lies beside the memory; None where there is none.
@@ -338,13 +339,14 @@ class LifelongRun:
         for task, data in zip(self.config.new_tasks(stage), parts, strict=True):
             # Exemplars are drawn by the seed alone.
             strategy.memory.add(data, np.random.default_rng([self.config.seed, task, 2**31]))
-            strategy.memory.save(self.folder / "memory")
             path = self.folder / "memory" / f"exemplars_{task}.safetensors"
+            path.unlink(missing_ok=True)  # of a process that ended before it said what it had written
+            strategy.memory.save(self.folder / "memory")
             exemplars[str(task)] = digest_of(path) if path.exists() else None
         self.put_aside(stage, parts[-1])
         record: dict[str, Any] = {"exemplars": exemplars, "kept": None}
         if strategy.kept:
-            name = f"{strategy.name}_{stage}.safetensors"
+            name = f"{strategy.name}_{stage}_{point}.safetensors"
             digest = save_tensors(self.folder / "memory" / name, strategy.kept)
             record["kept"] = {"strategy": strategy.name, "file": name, "sha256": digest}
         return record
@@ -366,13 +368,36 @@ class LifelongRun:
             {"policy": chosen["file"], "sha256": chosen["sha256"], "point": point, "bytes_kept": self._bytes(stage)},
         )
 
+    def end_at(self, stage: int, point: int) -> None:
+        """:meth:`choose`, and let the strategy take what it keeps beside the memory there instead of at the last point:
+        EWC holds every weight where the next stage finds it."""
+        folder = self.stage_folder(stage)
+        record = read_json(folder / "points.json")
+        if self.kept(stage) and point != self.config.evaluation.points:
+            parts, before = self._parts(stage), record["kept"]["file"]
+            data: Demonstrated = JointData(parts) if len(parts) > 1 else parts[0]
+            strategy = make_strategy(self.config, self.memory(stage), self.contract.history)
+            strategy.kept = self.kept(stage - 1) if stage else {}
+            end_stage(self.point_policy(stage, point), strategy, data, self.config, stage)
+            record |= self.keep(stage, parts, strategy, point)
+            write_json(folder / "points.json", record)
+            if record["kept"]["file"] != before:
+                (self.folder / "memory" / before).unlink(missing_ok=True)
+        self.choose(stage, point)
+
     def _bytes(self, stage: int) -> int:
         beside = self.kept(stage).values()
         return self.memory(stage + 1).bytes + sum(values.nbytes for values in beside)
 
     def point_policy(self, stage: int, point: int) -> ResNetT:
-        """The network as it was at an evaluation point of a stage."""
-        record = read_json(self.stage_folder(stage) / "points.json")["points"][str(point)]
+        """The network as it was at an evaluation point of a stage; 0: as the stage began."""
+        points = self.stage_folder(stage) / "points.json"
+        record = read_json(points)["points"].get(str(point))
+        if record is None:
+            raise TrainingError(
+                f"{points} knows no evaluation point {point}: the stage was trained by an earlier version; begin "
+                "another run"
+            )
         policy = self.new_policy()
         policy.load_state_dict(load_tensors(self.stage_folder(stage) / record["file"], record["sha256"]))
         return policy
@@ -506,8 +531,9 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         shutil.copy2(path, folder / path.name)
     record = read_json(source.stage_folder(0) / "points.json")
     strategy = make_strategy(target.config, target.memory(0), target.contract.history)
-    end_stage(source.point_policy(0, source.config.evaluation.points), strategy, data, target.config, 0)
-    write_json(folder / "points.json", {**record, **target.keep(0, parts, strategy)})
+    point = read_json(source.stage_folder(0) / "stage.json")["point"]
+    end_stage(source.point_policy(0, point), strategy, data, target.config, 0)
+    write_json(folder / "points.json", {**record, **target.keep(0, parts, strategy, point)})
     if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
         # The same weights on the same states: evaluated once is enough.
         (target.folder / "evaluation").mkdir(exist_ok=True)
@@ -515,5 +541,5 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
             shutil.copy2(path, target.folder / "evaluation" / path.name)
         if (source.stage_folder(0) / "selection.json").exists():
             shutil.copy2(source.stage_folder(0) / "selection.json", folder / "selection.json")
-    target.choose(0, read_json(source.stage_folder(0) / "stage.json")["point"])
+    target.choose(0, point)
     return True

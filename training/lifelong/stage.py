@@ -100,7 +100,8 @@ def train_stage(
     """Train ``policy`` in place on ``data``.
 
     folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
-    snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done.
+    snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done;
+    where there are several, also with 0, before the first step.
     """
     learner = Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
@@ -126,6 +127,8 @@ def train_stage(
     distributed.wait()  # before the first process saves again
     learner.join()
     saved_at = time.monotonic()
+    if done == 0 and config.evaluation.points > 1:
+        snapshot(0)
     for step in range(done, steps):
         rate = learning_rate(step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup)
         for group in optimiser.param_groups:
@@ -238,8 +241,8 @@ class Learner:
         values["gradient"] = float(norm)
         if not all(math.isfinite(v) for v in values.values()):
             raise TrainingError(
-                f"the loss is not finite at stage {self.stage}, step {step + 1} ({values}); lower optim.lr or raise "
-                "distill.floor, then go on with --resume"
+                f"the loss is not finite at stage {self.stage}, step {step + 1} ({values}); it would be again: begin "
+                "another run, with a lower optim.lr"
             )
         optimiser.step()
         self.strategy.after_step(self.policy)

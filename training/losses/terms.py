@@ -15,6 +15,9 @@ from torch import Tensor
 from training import distributed
 from training.models.mixture import Mixture
 
+#: Of the largest eigenvalue of a moment: below it a direction is not used, but left over by rounding.
+_UNUSED = 1e-5
+
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of values (..., B, L) over the steps that valid (B, L) marks; 0 if it marks none.
@@ -41,13 +44,16 @@ def subspace_distance(teacher: Tensor, student: Tensor, valid: Tensor, rank: int
     the T tokens by itself: what the teacher hardly uses may move.
 
     After SPREAD (Roy et al. 2026, https://arxiv.org/abs/2603.08763), which aligns dominant subspaces by singular value
-    decomposition; here the directions are the teacher's right singular vectors over the batch's valid steps.
+    decomposition; here the directions are the teacher's right singular vectors over the batch's valid steps, of all
+    processes. Where those steps span fewer than ``rank`` directions (an instruction's token is one), it is those.
     """
     with torch.autocast(teacher.device.type, enabled=False):  # half the digits give no eigenvectors
         teacher = teacher.detach().float()
         weight = valid.to(teacher.dtype)[..., None, None]
         moment = torch.einsum("blte,bltf->tef", teacher * weight, teacher)
-        directions = torch.linalg.eigh(moment).eigenvectors[..., -rank:]  # eigenvalues ascend
+        sizes, directions = torch.linalg.eigh(distributed.average(moment))  # sizes ascend
+        used = sizes[..., -rank:] > _UNUSED * sizes[..., -1:]
+        directions = directions[..., -rank:] * used[..., None, :]
         difference = torch.einsum("blte,ter->bltr", teacher - student.float(), directions)
     return masked_mean(difference.square().sum(dim=(-2, -1)), valid)
 

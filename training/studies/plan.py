@@ -77,8 +77,8 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
     points = evaluation.points if evaluation.points > 1 else 0
     measured = {
         "selection": [i for part in new for i in part] * points,
-        # Before the chosen one, which is the last at most.
-        "points": [i for part in new for i in part] * max(0, points - 1),
+        # As the stage began, and at the points before the chosen one, which is the last at most.
+        "points": [i for part in new for i in part] * points,
         "reported": [i for part in known for i in part],
     }
     rollouts = {name: len(cells) * evaluation.rollouts for name, cells in measured.items()}
@@ -89,8 +89,9 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
     return Work(steps, {name: value for name, value in rollouts.items() if value}, control)
 
 
-def noise(contract: Contract, seed: int, steps: int = 600, episode: int = 60) -> TaskData:
-    """Demonstrations of ``steps`` steps in all, made of noise: a convolution costs the same whatever it sees."""
+def noise(contract: Contract, seed: int, episodes: int = 10, episode: int = 60) -> TaskData:
+    """Demonstrations of ``episode`` steps each, made of noise: a convolution costs the same whatever it sees."""
+    steps = episodes * episode
     rng = np.random.default_rng(seed)
     assert contract.text is not None
     return TaskData(
@@ -99,7 +100,7 @@ def noise(contract: Contract, seed: int, steps: int = 600, episode: int = 60) ->
         images={c.name: rng.integers(0, 256, (steps, *c.shape), dtype=np.uint8) for c in contract.cameras},
         proprioception={g.name: rng.normal(size=(steps, g.size)).astype(np.float32) for g in contract.proprioception},
         actions=rng.uniform(-1, 1, (steps, 7)).astype(np.float32),
-        lengths=np.full(steps // episode, episode, dtype=np.int64),
+        lengths=np.full(episodes, episode, dtype=np.int64),
         embedding=rng.normal(size=contract.text.size).astype(np.float32),
     )
 
@@ -132,7 +133,7 @@ def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
     memory = Memory(timed.memory)
     policy, strategy = ResNetT(timed.network, contract), make_strategy(timed, memory, contract.history)
     if stage:
-        memory.add(noise(contract, 1), np.random.default_rng(0))
+        memory.add(noise(contract, 1, max(1, timed.memory.episodes)), np.random.default_rng(0))
         end_stage(policy, strategy, noise(contract, 1), timed, 0)
     stamps: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
