@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.output import add_out, command, write
 from m2distill_policy.errors import TrainingError
+from training.launch import run_alone
 from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun
 
@@ -112,7 +113,7 @@ def main() -> None:
         raise TrainingError(f"{args.folder} is there already, and a run is killed once; remove it or give --folder")
     data, alone = (args.folder / name for name in ("demonstrations", "alone"))
     demos = ["demos", "--tasks", "0,1,2", "--episodes", "8", "--size", "64", "--out", str(data)]
-    subprocess.run([sys.executable, "-m", "m2distill_policy", *demos], check=True)
+    run_alone([sys.executable, "-m", "m2distill_policy", *demos], "demos")
     begin = time.monotonic()
     if train(alone, data).wait() != 0:
         raise TrainingError(f"the run that was left alone failed; see {alone.with_suffix('.log')}")

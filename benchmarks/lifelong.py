@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from m2distill_policy import cluster
 from m2distill_policy.config import from_dict, load_config, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.evaluation.results import wilson
-from training.launch import Job, progress
+from training.launch import Job, progress, run_alone
 from training.lifelong.checkpoint import read_json, write_json
 from training.run_config import RunConfig, first_difference
 from training.studies import arms
@@ -224,13 +223,13 @@ def _run(study: Study, place: Place, args: argparse.Namespace) -> None:
     if not any(left.values()):
         return
     config = load_config(RunConfig, study.config, [*study.settings, *place.overrides])
-    subprocess.run(
+    run_alone(
         [
             sys.executable, "-m", "m2distill_policy", "demos", "--suite", config.suite,
             "--tasks", ",".join(map(str, config.tasks)), "--episodes", str(config.episodes),
             "--size", str(config.image_size), "--out", str(place.demonstrations),
         ],
-        check=True,
+        "demos",
     )  # fmt: skip
     for seed, jobs in left.items():
         if jobs:

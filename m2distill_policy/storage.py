@@ -1,4 +1,4 @@
-"""A full disk, in one sentence, whatever the library that meets it says."""
+"""Files that are whole or not there, and a full disk, in one sentence, whatever the library that meets it says."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def no_room(error: BaseException, path: Path | None = None) -> StorageError | No
         f"the disk has no room for {where}; what was finished before is kept: free some space and go on by the "
         "same command"
     )
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Give a finished file its name once the disk holds it: no name leads to half a file, not after a power cut."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 @contextlib.contextmanager

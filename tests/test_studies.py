@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ from m2distill_policy.cli import main
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.errors import ConfigError, TrainingError
 from tests.test_run import SMALL, m2distill
+from training.launch import run_alone
 from training.studies.ablation import ARMS, ablate, interval, table
 from training.studies.arms import Setting, jobs_of
 from training.studies.sweep import Axis, SweepConfig, sweep
@@ -119,8 +125,50 @@ def test_a_sweep_tries_settings_goes_on_and_ranks_them(tmp_path: Path, demonstra
     more = sweep(SEARCH, setting, (3,), trials=3, at_once=1, say=said.append)
     assert said[done] == "trial 2: going on with it"
     assert next(t["settings"] for t in more["trials"] if t["number"] == 2) == drawn
-    with pytest.raises(ConfigError, match="holds a search with other seeds"):
+    with pytest.raises(ConfigError, match=r"holds another search: seeds is \[3\] there and \[4\] here"):
         sweep(SEARCH, setting, (4,), trials=3, at_once=1)
+    with pytest.raises(ConfigError, match=r"holds another search: optim.batch is 2 there and 3 here"):
+        sweep(SEARCH, replace(setting, overrides=(*SMALL, "optim.batch=3")), (3,), trials=3, at_once=1)
+    with pytest.raises(ConfigError, match=r"holds another search: data is "):
+        sweep(SEARCH, replace(setting, data=tmp_path), (3,), trials=3, at_once=1)
+    assert sweep(SEARCH, replace(setting, overrides=(*SMALL, "evaluation.workers=2")), (3,), trials=3, at_once=1)
+
+
+def test_settings_that_are_none_together_are_a_trial_that_does_not_count(tmp_path: Path) -> None:
+    """More confident samples than samples: whatever is drawn, every trial is refused before anything runs."""
+    space = {
+        "distill.samples": Axis(low=1, high=2, whole=True),
+        "distill.confident": Axis(low=3, high=4, whole=True),
+    }
+    setting = Setting(TINY, tmp_path, tmp_path / "sweep", (*SMALL, "distill.samples=4"))
+    for number in (0, 1):
+        with pytest.raises(TrainingError, match=rf"trial {number} failed, .* distill.confident is"):
+            sweep(SweepConfig(space=space), setting, (3,), trials=1, at_once=1)
+    for overrides, trials, sentence in (
+        (("evaluation.rollouts=0",), 1, "told by its rollouts"),
+        (("strategy=multitask",), 1, "has no auc"),
+        ((), 0, "0 trials were asked for"),
+    ):
+        other = replace(setting, folder=tmp_path / "other", overrides=(*SMALL, *overrides))
+        with pytest.raises(ConfigError, match=sentence):
+            sweep(SEARCH, other, (3,), trials=trials, at_once=1)
+
+
+def test_a_first_stage_is_stopped_with_who_waits_for_it(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="'first' ended with code 3; see its message above"):
+        run_alone([sys.executable, "-c", "raise SystemExit(3)"], "first")
+    child = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
+    waits = f"from training.launch import run_alone; import sys; run_alone([sys.executable, '-c', {child!r}], 'first')"
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    process = subprocess.Popen([sys.executable, "-c", waits], cwd=tmp_path, env=environment)
+    until = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_what_was_asked_wrongly_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

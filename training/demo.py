@@ -25,7 +25,7 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.sim.suites import suite_task
 from training.gate import publish
-from training.launch import Job, run_jobs
+from training.launch import Job, run_alone, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
 from training.report.page import build_page, text_table
 from training.report.rows import loss_rows
@@ -76,7 +76,7 @@ class Demo:
             job.require_same()
         if not (first.folder / "evaluation" / "stage_0.json").exists():
             command = [word for word in first.command() if word != "--quiet"]
-            self._run([*command, "--stages", "1"], "train")
+            run_alone([*command, "--stages", "1"], "train")
         run_jobs([first, second], at_once=2)
 
     def _job(self, strategy: str, *more: object) -> Job:
@@ -274,15 +274,7 @@ class Demo:
         return [sys.executable, "-m", "m2distill_policy", *arguments]
 
     def _call(self, *arguments: str) -> None:
-        self._run(self._command(*arguments), arguments[0])
+        run_alone(self._command(*arguments), arguments[0])
 
     def _call_module(self, module: str, *arguments: str) -> None:
-        self._run([sys.executable, "-m", module, *arguments], module)
-
-    @staticmethod
-    def _run(command: list[str], name: str) -> None:
-        code = subprocess.run(command, check=False).returncode
-        if code != 0:
-            raise M2DistillError(
-                f"'{name}' ended with code {code}; see its message above, then run the demo again to go on"
-            )
+        run_alone([sys.executable, "-m", module, *arguments], module)

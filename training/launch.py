@@ -64,6 +64,36 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+def run_alone(command: Sequence[str], name: str) -> None:
+    """Run one process to its end, with this one's output; where this one is stopped, it is stopped too.
+
+    Raises :class:`TrainingError` where it ends otherwise than well; it has said why.
+    """
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        process = subprocess.Popen(command)
+        try:
+            code = process.wait()
+        finally:
+            _stop([process])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code != 0:
+        raise TrainingError(f"'{name}' ended with code {code}; see its message above, then run this again to go on")
+
+
+def _stop(processes: Sequence[Process]) -> None:
+    """Ask them to end, and end them."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10.0)
+
+
 def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None) -> None:
     """Bring every job to its end, ``at_once`` at a time, with a bar each; what they print goes to ``<run>/log.txt``.
 
@@ -110,15 +140,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
                     )
     finally:
         signal.signal(signal.SIGTERM, before)
-        for process, (_, bar) in running.items():
-            process.terminate()
+        for _, bar in running.values():
             bar.close()
-        for process in running:
-            try:
-                process.wait(10.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(10.0)
+        _stop(list(running))
 
 
 def _last_words(process: Process, job: Job) -> str:

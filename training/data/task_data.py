@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from m2distill_policy.contract import Contract
 from m2distill_policy.demonstrations import DemonstrationFile, Episode
 from m2distill_policy.errors import DemonstrationError, TrainingError
-from m2distill_policy.storage import writing
+from m2distill_policy.storage import settle, writing
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class TaskData:
         temporary = path.with_name(path.name + ".tmp")
         with writing(temporary):
             save_file(tensors, temporary, metadata={"name": self.name, "instruction": self.instruction})
-        temporary.replace(path)
+        settle(temporary, path)
 
     @staticmethod
     def load(path: Path, name: str, instruction: str) -> TaskData:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2distill_policy.errors import TrainingError
-from m2distill_policy.storage import writing
+from m2distill_policy.storage import settle, writing
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -21,9 +20,7 @@ def write_json(path: Path, data: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with writing(path), temporary.open("w", encoding="utf-8") as file:
         json.dump(data, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    settle(temporary, path)
 
 
 def read_json(path: Path) -> Any:
@@ -42,7 +39,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     with writing(temporary):
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
     digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    temporary.replace(path)
+    settle(temporary, path)
     return digest
 
 

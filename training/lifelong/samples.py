@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from m2distill_policy.errors import TrainingError
+from m2distill_policy.storage import settle, writing
 from training.data.task_data import TaskData, WindowBatch
 from training.lifelong.checkpoint import digest_of, read_json, write_json
 
@@ -29,8 +30,9 @@ def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: i
     tensors |= {f"proprioception.{name}": values for name, values in batch.proprioception.items()}
     tensors |= {name: getattr(batch, name) for name in ("actions", "valid", "embedding", "apart")}
     temporary = folder / f"{_PROBES}.tmp"
-    save_file(tensors, temporary)
-    temporary.replace(folder / _PROBES)
+    with writing(folder / _PROBES):
+        save_file(tensors, temporary)
+    settle(temporary, folder / _PROBES)
     write_json(folder / _RECORD, {name: digest_of(folder / name) for name in (_EPISODE, _PROBES)})
 
 

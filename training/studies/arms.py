@@ -5,7 +5,6 @@ No strategy has an old task to hold on to in the first stage, so every arm of a 
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config
-from training.launch import Job, run_jobs
+from training.launch import Job, run_alone, run_jobs
 from training.lifelong.checkpoint import read_json
 from training.run_config import JOINT, RunConfig
 
@@ -63,7 +62,7 @@ def run_seed(first: Job, jobs: Sequence[Job], at_once: int, launcher: Launcher |
         first.require_same()
         print(f"{first.name}: the first task, shared by all arms", file=sys.stderr)
         command = [word for word in first.command() if word != "--quiet"]
-        subprocess.run([*command, "--stages", "1"], check=True)
+        run_alone([*command, "--stages", "1"], first.name)
     run_jobs(jobs, at_once, launcher)
 
 

@@ -22,7 +22,7 @@ from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.errors import ConfigError, TrainingError
 from training.launch import Job, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
-from training.run_config import RunConfig
+from training.run_config import JOINT, RunConfig, first_difference
 from training.studies.arms import Arm, Setting, jobs_of, results_of
 
 #: What a setting can be.
@@ -53,6 +53,14 @@ class Axis:
         if self.log and self.low <= 0:
             raise ConfigError(f"an axis by order of magnitude begins above 0; got low = {self.low}")
 
+    @property
+    def lowest(self) -> Value:
+        """A value that is allowed: the first of the choices, or the least."""
+        if self.choices:
+            return self.choices[0]
+        assert self.low is not None
+        return round(self.low) if self.whole else self.low
+
     def draw(self, trial: optuna.Trial, name: str) -> Value:
         """A value for ``trial``."""
         if self.choices:
@@ -82,15 +90,23 @@ def sweep(
     """Try ``trials`` settings in all, those of earlier calls included. Writes ``<folder>/sweep.json`` and returns it.
 
     seed: of the search. launcher: where the runs are (default: this machine). A trial whose run fails (a loss that is
-    not finite) does not count; two in a row, or the first, end the search. Raises :class:`ConfigError` where the folder
-    holds another search.
+    not finite), or whose settings are none together, does not count; two in a row, or the first, end the search. Raises
+    :class:`ConfigError` where the folder holds another search.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, axis in config.space.items():  # a setting that does not exist is known before anything is run
-        end = axis.choices[0] if axis.choices else axis.low
-        load_config(RunConfig, setting.config, [*setting.overrides, *_overrides({name: end})])
+        load_config(RunConfig, setting.config, [*setting.overrides, *_overrides({name: axis.lowest})])
+    base = load_config(RunConfig, setting.config, setting.overrides)
+    if trials < 1:
+        raise ConfigError(f"{trials} trials were asked for; at least 1 is needed")
+    if not base.evaluation.rollouts:
+        raise ConfigError("a trial is told by its rollouts, and evaluation.rollouts is 0; ask for some")
+    if base.strategy in JOINT and config.metric != "mean_final":
+        raise ConfigError(
+            f"strategy={base.strategy} learns all tasks at once and has no {config.metric}; its metric is mean_final"
+        )
     setting.folder.mkdir(parents=True, exist_ok=True)
-    _require_same(config, setting, seeds)
+    _require_same(config, setting, base, seeds)
     direction: Literal["minimize", "maximize"] = "minimize" if config.metric in SMALL_IS_GOOD else "maximize"
     storage = JournalStorage(JournalFileBackend(str(setting.folder / "study.journal")))
     study = optuna.create_study(study_name="sweep", storage=storage, direction=direction, load_if_exists=True)
@@ -121,10 +137,10 @@ def _finish(
     words = ", ".join(f"{name}={_word(value)}" for name, value in chosen.items())
     say(f"trial {number}: {words}")
     arm = Arm(f"trial_{number}", words, _overrides(chosen))
-    jobs = [_job(seed, arm, setting) for seed in seeds]
     try:
+        jobs = [_job(seed, arm, setting) for seed in seeds]
         run_jobs(jobs, at_once, launcher)
-    except TrainingError as error:
+    except (ConfigError, TrainingError) as error:
         study.tell(number, state=TrialState.FAIL)
         before = study.get_trials(deepcopy=False)[number - 1].state if number else TrialState.FAIL
         if before == TrialState.FAIL:
@@ -153,20 +169,24 @@ def _overrides(chosen: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{n}={value if isinstance(value, str) else json.dumps(value)}" for n, value in chosen.items())
 
 
-def _require_same(config: SweepConfig, setting: Setting, seeds: Sequence[int]) -> None:
-    """One folder is one search: ranges, metric and seeds do not change within it."""
+def _require_same(config: SweepConfig, setting: Setting, base: RunConfig, seeds: Sequence[int]) -> None:
+    """One folder is one search: ranges, metric, seeds, data and configuration do not change within it."""
     record = setting.folder / "search.json"
-    wanted = {"sweep": to_dict(config), "seeds": list(seeds), "overrides": list(setting.overrides)}
+    wanted = {
+        "sweep": to_dict(config),
+        "seeds": list(seeds),
+        "data": str(setting.data.resolve()),
+        **to_dict(base),
+    }
     if not record.exists():
         write_json(record, wanted)
         return
-    made = read_json(record)
-    for name, value in wanted.items():
-        if made[name] != json.loads(json.dumps(value)):
-            raise ConfigError(
-                f"{setting.folder} holds a search with other {name} ({made[name]}, and {value} was asked for); go on "
-                "with that one as it was, or choose another folder"
-            )
+    difference = first_difference(read_json(record), json.loads(json.dumps(wanted)))
+    if difference is not None:
+        raise ConfigError(
+            f"{setting.folder} holds another search: {difference}; go on with that one as it was, or choose another "
+            "folder"
+        )
 
 
 def _summary(study: optuna.Study, config: SweepConfig, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
