@@ -47,6 +47,8 @@ _TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", 
 _TRAIN_MORE = ("rosbags", "optuna", "sklearn")
 _SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
 _SIM_MORE = ("fast_simplification", "threadpoolctl", "easydict", "cloudpickle", "gymnasium", "future")
+#: What a path that was given can be wrong in, wherever it is first noticed.
+_WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_TRAIN_MORE, *_SIM, *_SIM_MORE))
 
 
@@ -79,9 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         full = no_room(error)
-        if full is None:
+        if full is not None:
+            return _say(error, str(full), debug)
+        if not (isinstance(error, _WRONG_PLACE) and error.filename):
             raise
-        return _say(error, str(full), debug)
+        return _say(error, f"{error.filename}: {error.strerror}; give another path, or mend that one", debug)
     except ImportError as error:
         sentence = missing_dependency(error, name or "")
         if sentence is None:

@@ -87,7 +87,10 @@ class DemonstrationFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise DemonstrationError(f"there is no demonstration file at {self.path}")
+            raise DemonstrationError(
+                f"there is no demonstration file at {self.path}; 'm2distill demos' collects a suite's, 'm2distill "
+                "import-bag' makes one of recordings"
+            )
         with self._open() as file:
             data = file.get("data")
             if not isinstance(data, h5py.Group):
@@ -330,10 +333,14 @@ class DemonstrationWriter:
             temporary = self.parts / f".collection.{os.getpid()}.json"
             temporary.write_text(wanted)
             temporary.replace(marker)
-        elif marker.read_text() != wanted:
+            return
+        begun, now = json.loads(marker.read_text()), json.loads(wanted)
+        if begun != now:
+            pairs = [(begun["env_args"], now["env_args"]), (begun, now)]
+            other = sorted({key for a, b in pairs for key in {*a, *b} - {"env_args"} if a.get(key) != b.get(key)})
             raise DemonstrationError(
-                f"{self.parts} holds an unfinished collection under another contract, instruction or setting; "
-                "delete that folder or choose another output"
+                f"{self.parts} holds an unfinished collection under another setting ({', '.join(other)}); delete that "
+                "folder or choose another output"
             )
 
     def clean(self) -> None:

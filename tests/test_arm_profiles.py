@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 import yaml
 
 from m2distill_policy.contract import libero_contract
+from m2distill_policy.errors import ConfigError
+from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.joints import JointMap
-from m2distill_policy.ros.parameters import settings_from
+from m2distill_policy.ros.parameters import load_arm, settings_from
+from m2distill_policy.runtime.safety import SafetyLimits
 
 PROFILES = sorted((Path(__file__).resolve().parent.parent / "config" / "arms").glob("*.yaml"))
 
@@ -43,6 +47,32 @@ def test_a_profile_is_one_for_an_arm(path: Path) -> None:
         readings, absent = joints.readings(list(arm), list(arm.values()))
         assert not absent
         np.testing.assert_allclose(readings["gripper_states"], [0.0, 0.0] if closed else [0.04, -0.04], atol=1e-6)
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_serves_without_ros_2_as_well(path: Path) -> None:
+    """What import-bag and serve take of it is what the node on ROS 2 takes."""
+    values = {"bundle": "/b", **_flat(yaml.safe_load(path.read_text(encoding="utf-8"))["/**"]["ros__parameters"])}
+    arm, others = load_arm(path)
+    assert arm == settings_from(values).arm
+    assert others == ("gripper.action", "gripper.interface", "pose.base_frame", "pose.end_effector_frame", "resume")
+    slower, _ = load_arm(path, ["safety.halt_time=0.1"])
+    assert slower == replace(arm, safety=replace(arm.safety, halt_time=0.1))
+
+
+def test_a_parameter_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "arm.yaml"
+    for content, sentence in (
+        ("/**:\n  ros__parameters:\n    safety: {halt_tyme: 0.1}\n", "'safety.halt_tyme' is not known.*halt_time"),
+        ("a:\n  ros__parameters: {}\nb:\n  ros__parameters: {}\n", r"parameters of 2 nodes \(a, b\); one is wanted"),
+        ("safety: {halt_tyme: 0.1}\n", "halt_tyme"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=sentence):
+            load_arm(file)
+    file.write_text("safety: {halt_time: 0.1}\n")
+    assert load_arm(file) == (ArmConfig(safety=SafetyLimits(halt_time=0.1)), ())
+    assert load_arm(None) == (ArmConfig(), ())
 
 
 def test_there_are_profiles_for_set_points_and_for_velocities() -> None:

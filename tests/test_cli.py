@@ -130,6 +130,17 @@ def test_stopping_says_how_to_go_on(run_train: Any, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "stopped; run again to resume\n"
 
 
+@pytest.mark.parametrize("words", [("report", "FILE"), ("demos", "--tasks", "0", "--episodes", "1", "--out", "FILE/x")])
+def test_a_path_that_is_none_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert cli.main([word.replace("FILE", str(file)) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert str(file) in said and "Traceback" not in said
+
+
 def test_other_errors_are_bugs_and_keep_their_traceback(run_train: Any) -> None:
     with pytest.raises(ZeroDivisionError):
         run_train(raises(ZeroDivisionError()))

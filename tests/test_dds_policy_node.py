@@ -11,6 +11,7 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.dds.domain import reserve_domain
 from m2distill_policy.dds.participant import Participant
 from m2distill_policy.dds.policy_node import PolicyNode
+from m2distill_policy.errors import ConfigError
 from m2distill_policy.runtime.server import PolicyServer
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 
@@ -21,6 +22,22 @@ CONTRACT = toy_contract()
 def domain() -> Iterator[int]:
     with reserve_domain() as reserved:
         yield reserved
+
+
+def test_a_topic_that_is_renamed_in_vain_is_named(tmp_path: Path, domain: int) -> None:
+    server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")))
+    for source, sentence in (
+        ("/joint_state", r"renames '/joint_state', which is none of .*; did you mean '/joint_states'\?"),
+        ("/m2distill_policy/twist", None),
+    ):
+        with Participant(domain, {source: "/arm/x"}) as participant:
+            PolicyNode(participant, server)
+            if sentence is None:
+                participant.require_remapped()
+            else:
+                with pytest.raises(ConfigError, match=sentence):
+                    participant.require_remapped()
+    server.close()
 
 
 @pytest.mark.parametrize("ramp_fails", [False, True])

@@ -176,6 +176,20 @@ def test_ones_own_files_are_added_by_their_number(tmp_path: Path, demonstrations
     assert open_bundle(run.bundle_folder(2)).task_names == tuple(task.name for task in run.tasks)
 
 
+def test_what_no_world_can_be_asked_about_is_published_by_name_alone(
+    tmp_path: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [*THREE, "tasks=[0]", "suite=files", "evaluation.rollouts=0", "optim.steps=1"]
+    finish_run(create_run(tmp_path / "run", load_config(RunConfig, TINY, own), demonstrations), quiet=True)
+    words = ["train", "--extend", tmp_path / "run", "--tasks", "1", "--data", demonstrations, "--quiet"]
+    words += ["--out", tmp_path / "more", "--publish", tmp_path / "watched"]
+    assert main([str(word) for word in words]) == 2
+    assert "suite=files has no world for them" in capsys.readouterr().err and not (tmp_path / "more").exists()
+    assert main([*(str(word) for word in words), "--untested"]) == 0
+    assert "nothing is known of them" in capsys.readouterr().out
+    assert open_bundle(tmp_path / "watched" / "more_stage_1")
+
+
 @pytest.mark.parametrize(
     ("changes", "tasks", "sentence"),
     [

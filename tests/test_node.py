@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -162,7 +163,8 @@ def test_a_cycle_answers_every_set_once(bundle: Bundle) -> None:
     assert len(told) == 1 and told[0].level == 0 and dict(told[0].values)["status"] == "RUNNING"
 
 
-def test_a_cycle_waits_and_then_halts_without_observations(bundle: Bundle) -> None:
+def test_a_cycle_waits_and_then_halts_without_observations(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     hand = Hand(bundle)
     last = hand.drive(STEPS[:25])[-1]
     said = []
@@ -176,6 +178,8 @@ def test_a_cycle_waits_and_then_halts_without_observations(bundle: Bundle) -> No
     assert missing and missing[-1].decision.status.motion == "halted" and not missing[-1].decision.action[:6].any()
     assert all(np.abs(o.decision.action[:6]).max() <= np.abs(last.decision.action[:6]).max() for o in missing)
     assert all(not o.stamp for o in said)
+    levels = [(r.levelname, r.getMessage().partition(":")[0]) for r in caplog.records]
+    assert levels == [("INFO", "RUNNING"), ("WARNING", "MISSING_OBSERVATION")], "told once each, not every cycle"
 
 
 def test_a_set_point_needs_a_pose_that_belongs_to_the_cycle(bundle: Bundle) -> None:

@@ -346,27 +346,38 @@ def test_the_command_writes_demonstrations_that_training_reads(
     assert "2 demonstrations of 'Lift the red box.', 41 steps at 20 Hz" in capfd.readouterr().out
     assert cli.main([str(word) for word in words]) == 2
     assert "exists; choose another --out or --task" in capfd.readouterr().err
+    words[words.index("Lift the red box.")] = " "
+    assert cli.main([str(word) for word in words]) == 2
+    assert "--instruction is empty" in capfd.readouterr().err
 
 
 def test_an_import_that_was_cut_short_goes_on_under_the_same_settings_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for number in range(2):
+    for number in range(3):
         made = teleoperation(steps=20)
         made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
-        if number == 0:
+        if number != 1:
             made.grip(0, 0.08)
+        if number == 2:
+            _all("joint_states", _no_numbers)(made)
         made.write(tmp_path / f"bag_{number}", StoragePlugin.MCAP)
     (tmp_path / "contract.json").write_text(CONTRACT.to_json())
     words = ["import-bag", tmp_path / "bag_0", tmp_path / "bag_1", "--instruction", "lift", "--out", tmp_path / "data"]
     words += ["--contract", tmp_path / "contract.json"]
     assert cli.main([str(word) for word in words]) == 2
     assert "bag_1 has no topic '/gripper_command'" in capfd.readouterr().err
+    assert not (tmp_path / "data").exists(), "what can be known beforehand leaves nothing behind"
+    words[2] = tmp_path / "bag_2"
+    assert cli.main([str(word) for word in words]) == 2
+    assert "bag_2: the observation stamped" in capfd.readouterr().err
     other = [*words, "--set", "gripper.open_position=0.1"]
     assert cli.main([str(word) for word in other]) == 2
-    assert "unfinished collection under another contract, instruction or setting" in capfd.readouterr().err
+    assert "unfinished collection under another setting (gripper); delete that folder" in capfd.readouterr().err
+    made = teleoperation(steps=20)
+    made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
     made.grip(0, 0.08)
-    made.write(tmp_path / "again" / "bag_1", StoragePlugin.MCAP)
-    words[2] = tmp_path / "again" / "bag_1"
+    made.write(tmp_path / "again" / "bag_2", StoragePlugin.MCAP)
+    words[2] = tmp_path / "again" / "bag_2"
     assert cli.main([str(word) for word in words]) == 0
     assert len(DemonstrationFile(tmp_path / "data" / "lift_demo.hdf5")) == 2

@@ -88,7 +88,9 @@ def test_run_folder_holds_everything(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {0, 1}
     assert any("policy/old_instructions" in row for row in rows)
-    assert list((whole / "tensorboard").iterdir())
+    assert {path.name for path in (whole / "tensorboard").iterdir()} == {"stage_0", "stage_1"}
+    with pytest.raises(TrainingError, match="0 stages were asked for; allowed are 1 to 2"):
+        finish_run(LifelongRun.open(whole), stages=0)
     bundle = open_bundle(whole / "bundles" / "stage_1")
     assert bundle.instructions == ("lift the red box", "lift the green box")
     assert bundle.provenance["parity"]["largest_difference"] <= 1e-4

@@ -14,16 +14,18 @@ from training.lifelong.run import LifelongRun
 
 @dataclass(frozen=True)
 class LetThrough:
-    """margin: share by which success on an old task may fall. publish: the folder for a bundle that is let through."""
+    """margin: share by which success on an old task may fall. publish: the folder for a bundle that is let through.
+    untested: publish also where nothing is known of the old tasks, because no world can be asked."""
 
     margin: float = 0.2
     publish: str | None = None
+    untested: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1:
             raise ConfigError(f"the margin is {self.margin}; it is a share of rollouts, 0 to 1")
 
-    def to_dict(self) -> dict[str, float | str | None]:
+    def to_dict(self) -> dict[str, float | str | bool | None]:
         """As it stands in a run's record."""
         return asdict(self)
 

@@ -87,6 +87,8 @@ def finish_run(
 
     stages: stop after so many (None: all). Raises :class:`StorageError` where another process is at it.
     """
+    if stages is not None and stages < 1:
+        raise TrainingError(f"{stages} stages were asked for; allowed are 1 to {run.stages}, or none for all")
     first = distributed.is_first()
     with only_writer(run.folder) if first else contextlib.nullcontext():
         return _finish(run, evaluate, stages, quiet, first)

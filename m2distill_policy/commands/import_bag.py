@@ -19,9 +19,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="examples:\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract bundles/first --out data\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract contract.json --out data \\\n"
-        "    --told twist --remap '~/twist:=/servo_node/delta_twist_cmds' --config fr3.toml\n\n"
-        "Record with 'ros2 bag record --all', or the cameras, /joint_states, /end_effector_pose, what the arm is told\n"
-        "and /gripper_command.",
+        "    --told twist --remap '~/twist:=/servo_node/delta_twist_cmds' \\\n"
+        "    --config config/arms/fr3_moveit_servo.yaml\n\n"
+        "Record with 'ros2 bag record --all', or the cameras, /joint_states, what the arm is told, /gripper_command\n"
+        "(control_msgs/GripperCommand; whoever tells the gripper by its action says it there too) and, for\n"
+        "set-points, /end_effector_pose (geometry_msgs/PoseStamped in the contract's frame).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bags", metavar="BAG", type=Path, nargs="+", help="folder that 'ros2 bag record' wrote")
@@ -37,7 +39,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="target_pose",
         help="what the arm was told: set-points, which need /end_effector_pose, or velocities (default: %(default)s)",
     )
-    parser.add_argument("--config", type=Path, help="TOML or YAML file with the arm's gripper and joints, as for serve")
+    parser.add_argument(
+        "--config", type=Path, help="the arm's gripper and joints: a file as for serve, or a profile of config/arms"
+    )
     parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="one of them")
     parser.add_argument(
         "--slop", type=float, default=0.02, metavar="S", help="how far pictures and joints of one set may be apart"
@@ -51,19 +55,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Import all or nothing; 0 when the file is there."""
     import re
+    import sys
 
-    from m2distill_policy.config import load_config, to_dict
+    from m2distill_policy.config import to_dict
     from m2distill_policy.demonstrations import DemonstrationWriter, Recording, demonstration_path
     from m2distill_policy.errors import RecordingError
-    from m2distill_policy.node.config import ArmConfig
     from m2distill_policy.node.topics import parse_remappings, resolve
     from m2distill_policy.progress import ProgressBar
     from m2distill_policy.recordings.bag import Bag
     from m2distill_policy.recordings.contract import read_contract
-    from m2distill_policy.recordings.episode import ImportSettings, import_recording
+    from m2distill_policy.recordings.episode import ImportSettings, import_recording, require_topics
+    from m2distill_policy.ros.parameters import load_arm
 
-    arm, remap = load_config(ArmConfig, args.config, args.overrides), parse_remappings(args.remap)
-    contract = read_contract(args.contract)
+    arm, unused = load_arm(args.config, args.overrides)
+    if unused:
+        print(f"not of a recording, left aside: {', '.join(unused)}", file=sys.stderr)
+    remap, contract = parse_remappings(args.remap), read_contract(args.contract)
+    if not args.instruction.strip():
+        raise RecordingError("--instruction is empty; say what is done, as the policy will be told")
     settings = ImportSettings(
         told=args.told,
         slop=args.slop,
@@ -75,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
     path = demonstration_path(args.out, task)
     if path.exists():
         raise RecordingError(f"{path} exists; choose another --out or --task, or remove it")
+    for folder in args.bags:  # one that cannot be read is known before anything is written
+        with Bag(folder) as bag:
+            require_topics(bag, contract, settings)
     writer = DemonstrationWriter(
         path,
         instruction=args.instruction,

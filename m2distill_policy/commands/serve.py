@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
@@ -56,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="auto",
         help="drive on when a fault has passed, or stay halted until the node is started anew (default: %(default)s)",
     )
-    parser.add_argument("--config", type=Path, help="TOML or YAML file with the arm's settings")
+    parser.add_argument("--config", type=Path, help="the arm's settings: TOML, YAML, or a profile of config/arms")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -94,20 +95,21 @@ def run(args: argparse.Namespace) -> int:
     import cv2
 
     from m2distill_policy.bundle import open_bundle
-    from m2distill_policy.config import load_config
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import PolicyNode
-    from m2distill_policy.node.config import ArmConfig
     from m2distill_policy.node.cycle import CycleOptions
     from m2distill_policy.node.topics import parse_remappings
+    from m2distill_policy.ros.parameters import load_arm
     from m2distill_policy.runtime.server import PolicyServer
     from m2distill_policy.runtime.watchdog import WatchLimits
     from m2distill_policy.runtime.watcher import FolderWatcher
     from m2distill_policy.signals import stop_on_signals
     from m2distill_policy.streams import give_up_what_cannot_be_written
 
-    config = load_config(ArmConfig, args.config, args.overrides)
+    config, unused = load_arm(args.config, args.overrides)
+    if unused:
+        print(f"for the node on ROS 2 alone, left aside: {', '.join(unused)}", file=sys.stderr)
     options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper, joints=config.joints)
     domain, remap = domain_id(args.domain), parse_remappings(args.remap)
     # The cores belong to cameras and control; a picture is small work.
@@ -138,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
                 watcher=watcher,
                 reliable_input=args.reliable_input,
             )
+            participant.require_remapped()
             stop_on_signals(node.stop)
             # What is here stays; the collector need not walk it again between two cycles.
             gc.collect()

@@ -54,6 +54,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     extend.add_argument(
         "--publish", type=Path, metavar="DIR", help="copy a bundle that is not refused into a folder robots watch"
     )
+    extend.add_argument(
+        "--untested",
+        action="store_true",
+        help="publish a bundle that no simulated world could be asked about (suite=files)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     parser.set_defaults(run=run)
@@ -132,8 +137,14 @@ def _extended(args: argparse.Namespace) -> LifelongRun:
     source = LifelongRun.open(args.extend)
     config = override(source.config, args.overrides)
     told = _told(LetThrough(), args)
-    if told.publish and not config.evaluation.rollouts and config.suite != "files":
-        raise ConfigError("--publish needs rollouts of the old tasks, and evaluation.rollouts is 0; ask for some")
+    if told.publish and not told.untested:
+        if config.suite == "files":
+            raise ConfigError(
+                "--publish needs rollouts of the old tasks, and suite=files has no world for them: leave it out and "
+                "try the bundle on the robot, or say --untested"
+            )
+        if not config.evaluation.rollouts:
+            raise ConfigError("--publish needs rollouts of the old tasks, and evaluation.rollouts is 0; ask for some")
     return extend_run(source, args.out, config, new, args.data, told)
 
 
@@ -144,6 +155,7 @@ def _told(before: LetThrough, args: argparse.Namespace) -> LetThrough:
     return LetThrough(
         before.margin if args.margin is None else args.margin,
         before.publish if args.publish is None else str(args.publish.resolve()),
+        before.untested or args.untested,
     )
 
 
@@ -161,7 +173,7 @@ def _let_through(run: LifelongRun, args: argparse.Namespace) -> int:
             return 1
     else:
         print("the old tasks were not rolled out, so nothing is known of them: try the bundle before you rely on it")
-        if told.publish and run.config.suite != "files":
+        if told.publish and not told.untested:
             print("not published; evaluate with --resume, without --no-evaluation")
             return 1
     if told.publish:

@@ -22,7 +22,7 @@ from cyclonedds.topic import Topic
 
 from m2distill_policy.dds import domain as domains
 from m2distill_policy.dds.qos import Profile
-from m2distill_policy.errors import TransportError
+from m2distill_policy.errors import ConfigError, TransportError, closest
 from m2distill_policy.node.topics import resolve
 
 M = TypeVar("M", bound=IdlStruct)
@@ -134,6 +134,8 @@ class Participant:
         except DDSException as error:
             raise TransportError(f"cannot join DDS domain {domain}: {error}") from error
         self._topics: dict[str, Topic[Any]] = {}
+        #: Full names, before remapping, of what was asked for.
+        self._asked: set[str] = set()
         self._writers: list[Writer[Any]] = []
         self._readers: list[Reader[Any]] = []
 
@@ -150,14 +152,25 @@ class Participant:
         """The name of ``topic`` (``/x/y`` or ``~/y``) here, after remapping."""
         return resolve(topic, self._remap)
 
+    def require_remapped(self) -> None:
+        """:class:`ConfigError` where a topic was to be renamed that nobody here reads or writes: a slip of the pen."""
+        for name in self._remap:
+            if name not in self._asked:
+                raise ConfigError(
+                    f"--remap renames '{name}', which is none of {', '.join(sorted(self._asked))}"
+                    + closest(name, self._asked)
+                )
+
     def writer(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Writer[M]:
         """A publisher of ``topic`` (``/x/y`` or ``~/y``)."""
+        self._asked.add(resolve(topic))
         writer = Writer(self, self.full_name(topic), kind, profile, depth)
         self._writers.append(writer)
         return writer
 
     def reader(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Reader[M]:
         """A subscription to ``topic`` (``/x/y`` or ``~/y``)."""
+        self._asked.add(resolve(topic))
         reader = Reader(self, self.full_name(topic), kind, profile, depth)
         self._readers.append(reader)
         return reader

@@ -37,7 +37,7 @@ from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.preprocess import field_of_view_trouble
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import Decision, PolicyServer
-from m2distill_policy.runtime.status import SwapState
+from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watcher import FolderWatcher
 
 logger = logging.getLogger(__name__)
@@ -157,6 +157,8 @@ class PolicyCycle(Generic[T]):
         self._leave_at: float | None = None
         self._diagnostics = Diagnostics(steady())
         self._diagnosed = steady()
+        #: The state that was last told to whoever looks at the process and not at ``~/status``.
+        self._said: StatusCode | None = None
 
     @property
     def cycles(self) -> int:
@@ -416,6 +418,12 @@ class PolicyCycle(Generic[T]):
         if now - self._diagnosed < DIAGNOSTICS_EVERY:
             return None
         self._diagnosed = now
+        code = decision.status.code
+        if code not in (self._said, StatusCode.WAITING):  # for the next observation, as between any two
+            self._said = code
+            logger.log(
+                logging.WARNING if code.is_fault else logging.INFO, "%s: %s", code.name, decision.status.sentence
+            )
         return self._diagnostics.health(
             decision.status,
             now,

@@ -100,20 +100,32 @@ def picture_of(message: Message) -> NDArray[np.uint8]:
     return rgb_of(content.encoding, content.height, content.width, content.step, np.asarray(content.data, np.uint8))
 
 
-def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> Imported:
-    """The demonstration in ``bag``. :class:`RecordingError`, naming the recording, for what a policy could not use."""
-    views = {settings.topic(topics.camera_topic(name)): name for name in contract.camera_names}
-    for topic in views:
+def _views(contract: Contract, settings: ImportSettings) -> dict[str, str]:
+    return {settings.topic(topics.camera_topic(name)): name for name in contract.camera_names}
+
+
+def _told(settings: ImportSettings) -> str:
+    return settings.topic(topics.TARGET_POSE if settings.told == "target_pose" else topics.TWIST)
+
+
+def require_topics(bag: Bag, contract: Contract, settings: ImportSettings) -> None:
+    """:class:`RecordingError` where ``bag`` lacks a topic that a demonstration is made of, or has it otherwise."""
+    for topic in _views(contract, settings):
         bag.require(topic, (IMAGE, COMPRESSED))
-    joints, pose = settings.topic(topics.JOINT_STATES), settings.topic(topics.END_EFFECTOR_POSE)
-    told = settings.topic(topics.TARGET_POSE if settings.told == "target_pose" else topics.TWIST)
-    grip = settings.topic(topics.GRIPPER_COMMAND)
-    bag.require(joints, (JOINTS,))
-    bag.require(told, (POSE,) if settings.told == "target_pose" else (TWIST,))
-    bag.require(grip, (GRIPPER,))
+    bag.require(settings.topic(topics.JOINT_STATES), (JOINTS,))
+    bag.require(_told(settings), (POSE,) if settings.told == "target_pose" else (TWIST,))
+    bag.require(settings.topic(topics.GRIPPER_COMMAND), (GRIPPER,))
+    pose = settings.topic(topics.END_EFFECTOR_POSE)
     if settings.told == "target_pose" or pose in bag.topics:
         bag.require(pose, (POSE,))
 
+
+def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> Imported:
+    """The demonstration in ``bag``. :class:`RecordingError`, naming the recording, for what a policy could not use."""
+    require_topics(bag, contract, settings)
+    views, told = _views(contract, settings), _told(settings)
+    joints, pose = settings.topic(topics.JOINT_STATES), settings.topic(topics.END_EFFECTOR_POSE)
+    grip = settings.topic(topics.GRIPPER_COMMAND)
     stream: ObservationStream[Message] = ObservationStream(
         contract, picture_of, slop=round(settings.slop * 1e9), joints=settings.joints
     )

@@ -6,12 +6,12 @@ Imports no ROS, so that the table can be read and checked anywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2distill_policy.config import from_dict
+from m2distill_policy.config import from_dict, load_config, override, read_file
 from m2distill_policy.errors import ConfigError, closest
 from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.cycle import CycleOptions
@@ -94,6 +94,10 @@ class Parameter:
             f"parameter '{self.name}' is {value!r}; {'an' if self.kind == 'int' else 'a'} {KINDS[self.kind]} is needed"
         )
 
+
+#: Groups of parameters that are an arm's settings, but for those that say how a node reaches its gripper.
+_OF_THE_ARM = ("safety", "watch", "gripper", "joints")
+_OF_THE_NODE = ("gripper.interface", "gripper.action", "gripper.joint")
 
 _SAFETY, _WATCH, _GRIPPER = SafetyLimits(), WatchLimits(), GripperProfile()
 
@@ -257,7 +261,27 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
     p.update({name: check(name, value) for name, value in values.items()})
     if not p["bundle"]:
         raise ConfigError("parameter 'bundle' is empty; name the folder that 'm2distill export' wrote")
-    arm = from_dict(
+    arm = _arm(p)
+    return NodeSettings(
+        bundle=Path(p["bundle"]).expanduser(),
+        watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
+        arm=arm,
+        cycle=CycleOptions(slop=p["slop"], timeout=p["timeout"], gripper=arm.gripper, joints=arm.joints),
+        gripper=_gripper(p),
+        frames=_frames(p),
+        **{
+            name: p[name]
+            for name in (
+                *("instruction", "enable", "resume", "swap_when", "sampling", "temperature", "seed", "provider"),
+                *("threads", "image_transport", "reliable_input"),
+                *("lockstep", "autostart"),
+            )
+        },
+    )
+
+
+def _arm(p: Mapping[str, Any]) -> ArmConfig:
+    return from_dict(
         ArmConfig,
         {
             "safety": {
@@ -276,22 +300,37 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
             "joints": _joints(p),
         },
     )
-    return NodeSettings(
-        bundle=Path(p["bundle"]).expanduser(),
-        watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
-        arm=arm,
-        cycle=CycleOptions(slop=p["slop"], timeout=p["timeout"], gripper=arm.gripper, joints=arm.joints),
-        gripper=_gripper(p),
-        frames=_frames(p),
-        **{
-            name: p[name]
-            for name in (
-                *("instruction", "enable", "resume", "swap_when", "sampling", "temperature", "seed", "provider"),
-                *("threads", "image_transport", "reliable_input"),
-                *("lockstep", "autostart"),
-            )
-        },
-    )
+
+
+def load_arm(path: Path | None, overrides: Sequence[str] = ()) -> tuple[ArmConfig, tuple[str, ...]]:
+    """An arm's settings from its own file, or from a ROS 2 parameter file as those in ``config/arms``.
+
+    overrides: ``key=value``, over either. Returns them and, in order, the parameters that are no arm's settings.
+    Raises :class:`ConfigError` for a file that is neither, or a value that does not fit.
+    """
+    content = {} if path is None else read_file(path)
+    nodes = [node for node in content.values() if isinstance(node, Mapping) and "ros__parameters" in node]
+    if not nodes:
+        return load_config(ArmConfig, path, overrides), ()
+    if len(content) > 1:
+        raise ConfigError(f"{path} has parameters of {len(content)} nodes ({', '.join(content)}); one is wanted")
+    values = dict(_flat(nodes[0]["ros__parameters"]))
+    p: dict[str, Any] = {parameter.name: parameter.default for parameter in PARAMETERS}
+    try:
+        p.update({name: check(name, value) for name, value in values.items()})
+        arm = _arm(p)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    others = sorted(name for name in values if name.partition(".")[0] not in _OF_THE_ARM or name in _OF_THE_NODE)
+    return override(arm, overrides), tuple(others)
+
+
+def _flat(parameters: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}", value
 
 
 def _gripper(p: Mapping[str, Any]) -> GripperInterface:

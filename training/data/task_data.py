@@ -286,7 +286,8 @@ def check_file(file: DemonstrationFile, instruction: str, contract: Contract, li
         )
     if limit is not None and len(file) < limit:
         raise DemonstrationError(
-            f"{file.path} holds {len(file)} episodes and {limit} were asked for; collect more or ask for fewer"
+            f"{file.path} holds {len(file)} episodes and {limit} were asked for; collect more, or ask for fewer: "
+            f"episodes={len(file)}"
         )
 
 

@@ -1,7 +1,7 @@
 """A lifelong run: a folder, one stage a task, each trained, exported and evaluated; killed and resumed at any moment.
 
 run.json                  configuration, contract, tasks, data hashes, seed, versions, commit
-metrics.jsonl             training terms as they come; tensorboard/ holds the same
+metrics.jsonl             training terms as they come; tensorboard/ holds the same, a run a stage
 memory/                   exemplars kept of old tasks
 stages/stage_<k>/         partial.json while it trains; point_<i>.safetensors; stage.json once it is trained;
                           episode and probes.safetensors: what checks its bundles and its drift
@@ -285,7 +285,7 @@ class LifelongRun:
             points[point] = save_tensors(folder / f"point_{point}.safetensors", policy.state_dict())
 
         with (
-            SummaryWriter(str(self.folder / "tensorboard"), purge_step=_done(folder)) as writer,
+            SummaryWriter(str(self.folder / "tensorboard" / f"stage_{stage}"), purge_step=_done(folder)) as writer,
             ProgressBar(
                 total=self.config.optim.stage_steps(stage, data.steps, self.contract.history, data.tasks),
                 desc=f"{self.config.strategy} {data.name}",
@@ -303,7 +303,7 @@ class LifelongRun:
                         self.folder / "metrics.jsonl", {"stage": stage, "step": step, "steps": steps, **terms}
                     )
                     for name, value in terms.items():
-                        writer.add_scalar(f"stage_{stage}/{name}", value, step)
+                        writer.add_scalar(name, value, step)
 
             train_stage(policy, strategy, data, self.config, stage, folder, listener, snapshot)
         # A stage resumed after a snapshot has the earlier snapshots on disk, not in this process.

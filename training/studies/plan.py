@@ -58,7 +58,10 @@ def demonstrated_steps(config: RunConfig, tasks: Sequence[Task], data: Path | No
     for i, task in enumerate(tasks):
         file, wanted = DemonstrationFile(demonstration_path(data, task.name)), config.episodes_of(i)
         if len(file) < wanted:
-            raise TrainingError(f"{file.path} holds {len(file)} episodes and {wanted} are asked for")
+            raise TrainingError(
+                f"{file.path} holds {len(file)} episodes and {wanted} are asked for; collect more, or ask for fewer: "
+                f"episodes={len(file)}"
+            )
         found.append(sum(file.lengths()[:wanted]))
     return found
 
