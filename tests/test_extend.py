@@ -20,6 +20,7 @@ from m2distill_policy.runtime.watcher import FolderWatcher
 from tests.test_run import SMALL, m2distill
 from training.extend import extend_run
 from training.gate import Gate, LetThrough, gate, publish, verdict
+from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun
 from training.pipeline import create_run, finish_run, sum_up
 from training.report.latents import flatten, latents
@@ -174,6 +175,30 @@ def test_ones_own_files_are_added_by_their_number(tmp_path: Path, demonstrations
     assert run.config.tasks == (1, 2, 3)
     assert finish_run(run, quiet=True) is None and gate(run, 0.2) is None
     assert open_bundle(run.bundle_folder(2)).task_names == tuple(task.name for task in run.tasks)
+
+
+def test_recordings_are_learned_on_top_of_simulation(
+    tmp_path: Path, first: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The old tasks are still rolled out, and decide; the new one has no world."""
+    data = _part(demonstrations, tmp_path / "recordings", "lift_the_blue_box")
+    words = ["train", "--extend", first, "--files", "--tasks", "0", "--data", data, "--quiet"]
+    words += ["--out", tmp_path / "arm", "--margin", "1", "--publish", tmp_path / "watched", "evaluation.told=1"]
+    assert main([str(word) for word in words]) == 0
+    said = capsys.readouterr().out
+    assert "old tasks before and after" in said and "'lift the blue box' has no world to be tried in" in said
+    run = LifelongRun.open(tmp_path / "arm")
+    assert [task.suite for task in run.tasks] == ["tabletop", "tabletop", "files"]
+    assert run.config.suite == "tabletop" and run.config.tasks == (0, 1, 1000)
+    results = read_json(run.folder / "results.json")
+    assert [None not in row for row in results["success"]] == [True, True, False] and results["success"][2][2] is None
+    assert results["metrics"]["nbt"] is None and results["metrics"]["mean_final"] is not None
+    assert {cell["task"] for cell in results["told"]} == {"lift_the_red_box", "lift_the_green_box"}
+    assert read_json(run.folder / "gate.json")["tasks"] == ["lift the red box", "lift the green box"]
+    assert open_bundle(tmp_path / "watched" / "arm_stage_2").instructions[2] == "lift the blue box"
+    assert main(["report", str(first), str(run.folder), "--out", str(tmp_path / "report.html")]) == 0
+    with pytest.raises(TrainingError, match=r"tasks names 1 and .* holds 1 files"):
+        extend_run(LifelongRun.open(first), tmp_path / "x", run.config, [1], data, files=True)
 
 
 def test_what_no_world_can_be_asked_about_is_published_by_name_alone(

@@ -265,6 +265,11 @@ def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path
         end_stage(run.point_policy(0, point), strategy, run.data(0), run.config, 0)
         alike = all(torch.equal(value, strategy.kept[name]) for name, value in run.kept(0).items())
         assert alike == (point == 1)
+    latest = [*points, "evaluation.ties=latest", "evaluation.rollouts=1"]
+    last = create_run(tmp_path / "last", load_config(RunConfig, "config/tiny.toml", latest), demonstrations)
+    assert finish_run(last, quiet=True) is not None
+    assert read_json(last.stage_folder(0) / "selection.json") == {"rates": [0.0, 0.0], "chosen": 2}
+    assert last.kept(0) and next((last.folder / "memory").glob("ewc_*")).name == "ewc_0_2.safetensors"
     later = create_run(tmp_path / "later", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
     assert finish_run(later, quiet=True, evaluate=False) is None
     results = finish_run(LifelongRun.open(later.folder), quiet=True)

@@ -16,17 +16,21 @@ from m2distill_policy import provenance
 from m2distill_policy.config import to_dict
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
+from m2distill_policy.sim.world import FILES
 from training.data.task_data import check_file
 from training.gate import LetThrough
 from training.lifelong import samples
 from training.lifelong.checkpoint import write_json
 from training.lifelong.run import STRATEGY_CLASSES, LifelongRun
-from training.pipeline import tasks_of
-from training.run_config import FILES, RunConfig, first_difference
+from training.pipeline import own_files, tasks_of
+from training.run_config import RunConfig, first_difference
 from training.text import embed
 
+#: Where the numbers of one's own files begin in a run whose suite has numbers of its own.
+BESIDE_A_SUITE = 1000
+
 #: Settings that the old stages fixed: what the network is, what it is shown, and among what a stage's end is chosen.
-FIXED = ("suite", "jointly", "image_size", "text_encoder", "seed", "network", "evaluation.points")
+FIXED = ("suite", "jointly", "image_size", "text_encoder", "seed", "network", "evaluation.points", "evaluation.ties")
 
 
 def extend_run(
@@ -36,18 +40,23 @@ def extend_run(
     new: Sequence[int],
     demonstrations: Path,
     let_through: LetThrough | None = None,
+    *,
+    files: bool = False,
 ) -> LifelongRun:
     """Make the run in ``folder`` that goes on where ``source`` ended.
 
     config: of the new stages; its ``tasks`` are the source's. new: tasks to add, indices into the suite, or of the
     files in ``demonstrations`` where the suite is one's own files. let_through: when its bundle may go to the robot.
+    files: the new tasks are one's own files although the old ones are a suite's: recordings of an arm on top of
+    simulation. They cannot be rolled out; the old ones still are.
 
     Raises :class:`TrainingError` or :class:`DemonstrationError` before anything is written.
     """
     if folder.exists():
         raise TrainingError(f"{folder} is there already; go on with it by --resume or choose another folder")
     _require_fit(source, config)
-    added = tasks_of(dataclasses.replace(config, tasks=tuple(new), jointly=1), demonstrations)
+    wanted = dataclasses.replace(config, tasks=tuple(new), jointly=1)
+    added = own_files(wanted.tasks, demonstrations) if files else tasks_of(wanted, demonstrations)
     known = {task.name for task in source.tasks} | {task.instruction.casefold() for task in source.tasks}
     for task in added:
         if task.name in known or task.instruction.casefold() in known:
@@ -56,8 +65,8 @@ def extend_run(
             )
         file = DemonstrationFile(demonstration_path(demonstrations, task.name))
         check_file(file, task.instruction, source.contract, config.later_episodes or config.episodes)
-    if config.suite == FILES:  # their numbers are of another folder; here they only have to differ
-        free = 1 + max(task.index for task in source.tasks)
+    if not added[0].has_world:  # their numbers are of another folder; here they only have to differ
+        free = max(1 + max(task.index for task in source.tasks), 0 if config.suite == FILES else BESIDE_A_SUITE)
         added = tuple(dataclasses.replace(task, index=free + i) for i, task in enumerate(added))
     text, embeddings = embed([task.instruction for task in added], config.text_encoder)
     if text != source.contract.text:

@@ -55,16 +55,16 @@ def gate(run: LifelongRun, margin: float) -> Gate | None:
     """The gate of an extended run whose last stage was evaluated, kept in ``gate.json``; None where there was nothing
     to compare: a suite without worlds, or no evaluation."""
     stages = run.extends[-1]["stages"]
-    old = run.learned(stages - 1)
+    old = [task for task in range(run.learned(stages - 1)) if run.tasks[task].has_world]
     rows = [run.success(stage) for stage in range(run.stages)]
-    if any(row is None for row in rows):
+    if not old or any(row is None for row in rows):
         return None
     rates = [[rate or 0.0 for rate in row or ()] for row in rows]
     found = Gate(
-        tuple(task.instruction for task in run.tasks[:old]),
+        tuple(run.tasks[task].instruction for task in old),
         # Of several extensions each may cost a little; together they may not cost more.
-        tuple(max(rates[run.config.stage_of(task)][task], rates[stages - 1][task]) for task in range(old)),
-        tuple(rates[-1][:old]),
+        tuple(max(rates[run.config.stage_of(task)][task], rates[stages - 1][task]) for task in old),
+        tuple(rates[-1][task] for task in old),
         margin,
         run.config.evaluation.rollouts,
     )

@@ -39,7 +39,7 @@ def until_perfect(rates: Iterable[float]) -> list[float]:
     return taken
 
 
-def earliest_best(selection: Sequence[float]) -> int:
+def first_best(selection: Sequence[float]) -> int:
     """Index of the first of the highest values."""
     if not selection:
         raise M2DistillError("no evaluation points to choose among; evaluate at least one checkpoint a stage")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from m2distill_policy import provenance
 from m2distill_policy.contract import Action
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
-from m2distill_policy.evaluation.results import Cell, RolloutResult, summarise
+from m2distill_policy.evaluation.results import Cell, RolloutResult, not_rolled_out, summarise
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.lock import only_writer
 from m2distill_policy.sim.response import fit_velocity_response
 from m2distill_policy.sim.suites import suite_task
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.world import FILES, Task
 from training import distributed
 from training.data.task_data import check_file
 from training.lifelong.checkpoint import read_json, write_json
 from training.lifelong.m2distill import TERMS
 from training.lifelong.run import LifelongRun
-from training.metrics import earliest_best, hold_from, joint_metrics, lifelong_metrics, until_perfect
-from training.run_config import FILES, RunConfig
+from training.metrics import first_best, hold_from, joint_metrics, lifelong_metrics, until_perfect
+from training.run_config import RunConfig
 from training.text import embed
 
 
@@ -55,11 +56,16 @@ def tasks_of(config: RunConfig, demonstrations: Path) -> tuple[Task, ...]:
     """The run's tasks: of its suite, or one for every file in the folder, in order of name."""
     if config.suite != FILES:
         return tuple(suite_task(config.suite, index) for index in config.tasks)
+    return own_files(config.tasks, demonstrations)
+
+
+def own_files(wanted: Sequence[int], demonstrations: Path) -> tuple[Task, ...]:
+    """A task for each file in the folder that ``wanted`` names by its number in order of name."""
     found = sorted(demonstrations.glob("*_demo.hdf5"))
     if not found:
         raise TrainingError(f"{demonstrations} holds no file '<task>_demo.hdf5'; put one a task there")
     tasks = []
-    for index in config.tasks:
+    for index in wanted:
         if not 0 <= index < len(found):
             raise TrainingError(
                 f"tasks names {index} and {demonstrations} holds {len(found)} files; allowed are "
@@ -102,7 +108,8 @@ def _finish(run: LifelongRun, evaluate: bool, stages: int | None, quiet: bool, f
 
         def after_stage(stage: int) -> None:
             if run.config.evaluation.points > 1:
-                _choose_point(run, stage, pool if evaluate and run.config.evaluation.rollouts else None, quiet)
+                asked = evaluate and run.config.evaluation.rollouts and _with_world(run, run.config.new_tasks(stage))
+                _choose_point(run, stage, pool if asked else None, quiet)
             if not (run.bundle_folder(stage) / "bundle.json").exists():
                 largest = run.export(stage, run.bundle_folder(stage)).largest
                 say(f"bundle {run.bundle_folder(stage)}: ONNX Runtime and torch differ by at most {largest:.1e}")
@@ -122,9 +129,14 @@ def _finish(run: LifelongRun, evaluate: bool, stages: int | None, quiet: bool, f
     return results
 
 
+def _with_world(run: LifelongRun, tasks: Sequence[int]) -> list[int]:
+    """Those of ``tasks`` that can be rolled out."""
+    return [task for task in tasks if run.tasks[task].has_world]
+
+
 def _cell(run: LifelongRun, task: int, rollouts: int, purpose: str = "reported", told: str | None = None) -> Cell:
     return Cell(
-        run.config.suite, run.config.tasks[task], told, rollouts, run.config.seed, purpose,  # type: ignore[arg-type]
+        run.tasks[task].suite, run.tasks[task].index, told, rollouts, run.config.seed, purpose,  # type: ignore[arg-type]
         horizon=run.config.evaluation.horizon,
     )  # fmt: skip
 
@@ -161,7 +173,8 @@ def _point_bundle(run: LifelongRun, stage: int, point: int) -> Path:
 
 
 def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet: bool) -> None:
-    """e*: the earliest best of a stage's evaluation points on selection states; the reported states are not touched.
+    """e*: the best of a stage's evaluation points on selection states, of several the earliest or the latest; the
+    reported states are not touched.
 
     Without a pool the last point is chosen, for good: the next stage starts from it.
     """
@@ -180,10 +193,13 @@ def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet:
         log = f"stage_{stage}_{purpose}_{point}.jsonl"
         return _rate(_rollouts(run, pool, _point_bundle(run, stage, point), cells, log, quiet))
 
-    rates = until_perfect(map(rate, range(1, asked.points + 1)))
-    best = earliest_best(rates)
-    run.end_at(stage, best + 1)
-    write_json(record, {"rates": rates, "chosen": best + 1})
+    order = list(range(1, asked.points + 1))
+    if asked.ties == "latest":
+        order.reverse()
+    rates = dict(zip(order, until_perfect(map(rate, order)), strict=False))
+    best = order[first_best(list(rates.values()))]
+    run.end_at(stage, best)
+    write_json(record, {"rates": [rates.get(point) for point in range(1, asked.points + 1)], "chosen": best})
 
 
 def _chosen(run: LifelongRun, stage: int) -> int:
@@ -195,9 +211,11 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
     path = run.folder / "evaluation" / f"stage_{stage}.json"
     if path.exists():
         return
-    cells = [_cell(run, task, run.config.evaluation.rollouts) for task in range(run.learned(stage))]
+    cells = {
+        task: _cell(run, task, run.config.evaluation.rollouts) for task in _with_world(run, range(run.learned(stage)))
+    }
     answered: dict[int, list[Cell]] = {}
-    for task, cell in enumerate(cells):
+    for task, cell in cells.items():
         answered.setdefault(run.answering(stage, task), []).append(cell)
     # What an earlier stage's own bundle answers, it has answered after that stage.
     found = [
@@ -205,8 +223,8 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
         for by, asked in answered.items()
         for result in _rollouts(run, pool, run.bundle_folder(by), asked, f"stage_{by}.jsonl", quiet)
     ]
-    if run.config.evaluation.points > 1:
-        new = [cells[i] for i in run.config.new_tasks(stage)]
+    new = [cells[task] for task in _with_world(run, run.config.new_tasks(stage))]
+    if run.config.evaluation.points > 1 and new:
         curve = []
         for point in range(_chosen(run, stage)):  # from 0, as the stage began
             bundle = _point_bundle(run, stage, point)
@@ -216,15 +234,16 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
         curve.append(_rate([result for result in found if result.task_index in of_new]))
         write_json(run.folder / "evaluation" / f"stage_{stage}_curve.json", curve)
     # Last: where this is there, nothing of the stage is evaluated any more.
-    write_json(path, [_summary(s) for s in summarise(found)])
+    known = {(summary.suite, summary.task_index): summary for summary in summarise(found)}
+    row = [known.get((task.suite, task.index), not_rolled_out(task)) for task in run.tasks[: run.learned(stage)]]
+    write_json(path, [_summary(summary) for summary in row])
 
 
 def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[dict[str, Any]]:
     """Every task's world, told each other task's instruction: the world's own task should not be done."""
-    count = len(run.tasks)
     cells: dict[int, list[Cell]] = {}
-    for task in range(count):
-        for other in range(count):
+    for task in _with_world(run, range(len(run.tasks))):
+        for other in range(len(run.tasks)):
             if other != task:
                 cell = _cell(run, task, run.config.evaluation.told, told=run.tasks[other].instruction)
                 cells.setdefault(run.answering(run.stages - 1, other), []).append(cell)
@@ -251,8 +270,10 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
     count = run.stages
     rows = [read_json(run.folder / "evaluation" / f"stage_{stage}.json") for stage in range(count)]
     success = [[cell["rate"] for cell in row] for row in rows]
-    if run.joint:
-        return {**_about(run, rows, told), "success_curves": [], "metrics": joint_metrics(success[0])}
+    worlds = _with_world(run, range(len(run.tasks)))
+    if run.joint or len(worlds) < len(run.tasks):
+        known = joint_metrics([success[-1][task] for task in worlds])
+        return {**_about(run, rows, told), "success_curves": [], "metrics": known}
     # Tasks that were learned together count as their mean, with the weight of all of them.
     parts = [run.config.new_tasks(stage) for stage in range(count)]
     final = [[float(np.mean([row[i] for i in part])) for part in parts[: k + 1]] for k, row in enumerate(success)]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.evaluation.seeds import RUN_SEEDS
+from m2distill_policy.sim.world import FILES
 from training.data.augment import AugmentConfig
 from training.lifelong.ewc import EwcConfig
 from training.lifelong.m2distill import DistillConfig
@@ -18,8 +19,6 @@ from training.models.config import NetworkConfig
 STRATEGIES = ("sequential", "er", "ewc", "packnet", "m2distill", "multitask")
 #: Those that learn all tasks at once, in one stage.
 JOINT = ("multitask",)
-#: In place of a suite's name: one's own demonstration files.
-FILES = "files"
 #: Settings that change how long a result takes, not what it is.
 _NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds", "optim.recompute")
 #: Sections that one strategy reads and no other.
@@ -112,6 +111,9 @@ class EvaluationConfig:
 
     choose_on: the states that choose: ``selection`` ones, which nothing else sees, or the ``reported`` ones, which is
     LIBERO's own rule and flatters.
+    ties: which of several points that do equally well is taken: the ``earliest``, which is LIBERO's rule, or the
+    ``latest``. With few rollouts a point, equals are the rule, and the earliest of them ends a stage while its rate is
+    still high: the new task is done by then, but what was held of the old ones has not settled again.
     horizon: control steps after which a rollout has failed, where that is sooner than the task says; 0: the task's own.
     told: also tell every world each other task's instruction, at the end of the run, with so many rollouts a pair.
     """
@@ -119,6 +121,7 @@ class EvaluationConfig:
     rollouts: int = 20
     points: int = 1
     choose_on: Literal["selection", "reported"] = "selection"
+    ties: Literal["earliest", "latest"] = "earliest"
     sampling: Literal["sample", "low_noise", "mode"] = "low_noise"
     workers: int = 2
     visuals: Literal["fast", "stock"] = "fast"

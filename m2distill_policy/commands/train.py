@@ -23,7 +23,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=(
             "examples:\n"
             "  m2distill train --config config/tiny.toml --data demos --out runs/first strategy=m2distill tasks=[0,1]\n"
-            "  m2distill train --extend runs/first --tasks 2 --data demos --out runs/second --publish bundles"
+            "  m2distill train --extend runs/first --tasks 2 --data demos --out runs/second --publish bundles\n"
+            "  m2distill train --extend runs/first --files --tasks 0 --data recordings --out runs/arm"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,6 +46,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--tasks",
         metavar="LIST",
         help="tasks to add, such as 3,4: of the suite, or numbers of the files in --data where they are one's own",
+    )
+    extend.add_argument(
+        "--files",
+        action="store_true",
+        help="the new tasks are one's own recordings in --data, the old ones a suite's, which are still rolled out",
     )
     extend.add_argument(
         "--margin",
@@ -95,9 +101,11 @@ def _made(args: argparse.Namespace) -> LifelongRun:
     from training.pipeline import create_run
     from training.run_config import RunConfig
 
-    if not args.extend and (args.tasks or (not args.resume and (args.publish or args.margin is not None))):
+    let_through = args.publish or args.untested or args.margin is not None
+    if not args.extend and (args.tasks or args.files or (let_through and not args.resume)):
         raise ConfigError(
-            "--tasks, --margin and --publish belong to --extend RUN; a new run's tasks are a setting: tasks=[0,1]"
+            "--tasks, --files, --margin, --publish and --untested belong to --extend RUN; a new run's tasks are a "
+            "setting: tasks=[0,1]"
         )
     if args.resume:
         if args.config or args.overrides or args.data or args.extend:
@@ -145,7 +153,7 @@ def _extended(args: argparse.Namespace) -> LifelongRun:
             )
         if not config.evaluation.rollouts:
             raise ConfigError("--publish needs rollouts of the old tasks, and evaluation.rollouts is 0; ask for some")
-    return extend_run(source, args.out, config, new, args.data, told)
+    return extend_run(source, args.out, config, new, args.data, told, files=args.files)
 
 
 def _told(before: LetThrough, args: argparse.Namespace) -> LetThrough:
@@ -169,6 +177,8 @@ def _let_through(run: LifelongRun, args: argparse.Namespace) -> int:
     found = gate(run, told.margin)
     if found is not None:
         print(verdict(found, bundle))
+        if not run.tasks[-1].has_world:
+            print(f"'{run.tasks[-1].instruction}' has no world to be tried in: try it on the robot, slowly")
         if found.fallen:
             return 1
     else:

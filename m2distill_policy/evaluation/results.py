@@ -14,6 +14,7 @@ from typing import Any
 from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.seeds import Purpose, state_seed
 from m2distill_policy.sim.disturbances import Disturbance
+from m2distill_policy.sim.world import Task
 from m2distill_policy.storage import writing
 
 
@@ -212,6 +213,11 @@ def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
             )
         )
     return summaries
+
+
+def not_rolled_out(task: Task) -> CellSummary:
+    """The summary of a task that has no world."""
+    return CellSummary(task.suite, task.index, task.name, task.instruction, 0, 0, 0, None, 0.0, 1.0, None, None)
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.observation import Observation
 
+#: In place of a suite's name: one's own demonstration files.
+FILES = "files"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -31,6 +34,11 @@ class Task:
     horizon: int
     kind: str = ""
     targets: tuple[str, ...] = ()
+
+    @property
+    def has_world(self) -> bool:
+        """Whether a policy can be rolled out in it: one's own recordings come without a simulated world."""
+        return self.suite != FILES
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))  # JSON gives a list

@@ -507,7 +507,7 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
             "optim": {
                 k: v for k, v in kept["optim"].items() if k not in ("later_lr", "checkpoint_seconds", "recompute")
             },
-            **{k: kept["evaluation"][k] for k in ("points", "choose_on")},
+            **{k: kept["evaluation"][k] for k in ("points", "choose_on", "ties")},
             "contract": run.contract.to_dict(),
         }
 
