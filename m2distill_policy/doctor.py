@@ -147,7 +147,7 @@ def check_python() -> Finding:
 
 
 def check_cores() -> Finding:
-    """How many cores this process may use. The demo's time is stated for two."""
+    """How many cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Finding("CPU cores", "ok", f"{cores} ({platform.machine()})")
 
