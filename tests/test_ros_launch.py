@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,3 +160,13 @@ def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
             steps += 1
         assert (rollout["steps"], rollout["success"]) == (steps, world.success())
     world.close()
+
+
+def test_a_robot_without_the_simulator_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise ModuleNotFoundError('none', name='numba')")
+    command = [sys.executable, "-m", "m2distill_policy.ros.sim_robot", "--suite", "tabletop", "--task", "0"]
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    with running(command, tmp_path / "log", PYTHONPATH=path) as child:
+        assert child.wait(60) == 2
+        assert "sim_robot: the package 'numba' is not installed; pip install -r requirements/sim.txt" in child.output
+        assert "Traceback" not in child.output

@@ -14,6 +14,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from m2distill_policy.cli import INSTALLABLE
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import M2DistillError
 from m2distill_policy.ros.robot_link import RosLink
@@ -57,6 +58,15 @@ def main() -> None:
         code = roll_out(args, link_for)
     except M2DistillError as error:
         print(f"sim_robot: {error}", file=sys.stderr)
+        code = 2
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] not in INSTALLABLE:
+            raise
+        print(
+            f"sim_robot: the package '{error.name}' is not installed; pip install -r requirements/sim.txt && pip install "
+            "--no-deps -r requirements/sim-nodeps.txt, in the environment that ros2_ws was built in",
+            file=sys.stderr,
+        )
         code = 2
     finally:
         rclpy.try_shutdown()
