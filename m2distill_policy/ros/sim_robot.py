@@ -63,8 +63,8 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] not in INSTALLABLE:
             raise
         print(
-            f"sim_robot: the package '{error.name}' is not installed; pip install -r requirements/sim.txt && pip install "
-            "--no-deps -r requirements/sim-nodeps.txt, in the environment that ros2_ws was built in",
+            f"sim_robot: the package '{error.name}' is not installed; pip install -r requirements/sim.txt && pip "
+            "install --no-deps -r requirements/sim-nodeps.txt, in the environment that ros2_ws was built in",
             file=sys.stderr,
         )
         code = 2
