@@ -14,7 +14,6 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
-from m2distill_policy.cli import INSTALLABLE
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import M2DistillError
 from m2distill_policy.ros.robot_link import RosLink
@@ -59,8 +58,8 @@ def main() -> None:
     except M2DistillError as error:
         print(f"sim_robot: {error}", file=sys.stderr)
         code = 2
-    except ImportError as error:
-        if error.name is None or error.name.partition(".")[0] not in INSTALLABLE:
+    except ModuleNotFoundError as error:
+        if (error.name or "m2distill_policy").startswith("m2distill_policy"):
             raise
         print(
             f"sim_robot: the package '{error.name}' is not installed; pip install -r requirements/sim.txt && pip "
