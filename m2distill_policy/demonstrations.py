@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.errors import ContractError, DemonstrationError, StorageError
-from m2distill_policy.storage import writing
+from m2distill_policy.storage import write_atomic, writing
 
 #: How far an action may lie outside [-1, 1] before a file is refused: rounding, nothing more.
 ACTION_TOLERANCE = 1e-6
@@ -280,6 +279,16 @@ class DemonstrationFile:
         return libero_contract(int(view.shape[1]))
 
 
+def _differing(begun: str, now: str) -> str:
+    """Which settings of two collections differ, in brackets; empty where one is damaged and does not say."""
+    try:
+        (one, of_one), (other, of_other) = ((made, made.pop("env_args")) for made in map(json.loads, (begun, now)))
+        pairs = ((one, other), (of_one, of_other))
+        return f" ({', '.join(sorted({k for a, b in pairs for k in {*a, *b} if a.get(k) != b.get(k)}))})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """One sentence for whatever HDF5 says when it cannot write ``path``; what is half written goes."""
@@ -330,17 +339,11 @@ class DemonstrationWriter:
             sort_keys=True,
         )
         if not marker.exists():
-            temporary = self.parts / f".collection.{os.getpid()}.json"
-            temporary.write_text(wanted)
-            temporary.replace(marker)
-            return
-        begun, now = json.loads(marker.read_text()), json.loads(wanted)
-        if begun != now:
-            pairs = [(begun["env_args"], now["env_args"]), (begun, now)]
-            other = sorted({key for a, b in pairs for key in {*a, *b} - {"env_args"} if a.get(key) != b.get(key)})
+            write_atomic(marker, wanted.encode())
+        elif marker.read_text() != wanted:
             raise DemonstrationError(
-                f"{self.parts} holds an unfinished collection under another setting ({', '.join(other)}); delete that "
-                "folder or choose another output"
+                f"{self.parts} holds an unfinished collection under another setting"
+                f"{_differing(marker.read_text(), wanted)}; delete that folder or choose another output"
             )
 
     def clean(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def no_room(error: BaseException, path: Path | None = None) -> StorageError | No
         f"the disk has no room for {where}; what was finished before is kept: free some space and go on by the "
         "same command"
     )
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary name beside ``path`` and rename it: readers see the whole file or none."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def settle(temporary: Path, path: Path) -> None:

@@ -210,7 +210,11 @@ def test_what_no_world_can_be_asked_about_is_published_by_name_alone(
     words += ["--out", tmp_path / "more", "--publish", tmp_path / "watched"]
     assert main([str(word) for word in words]) == 2
     assert "suite=files has no world for them" in capsys.readouterr().err and not (tmp_path / "more").exists()
-    assert main([*(str(word) for word in words), "--untested"]) == 0
+    assert main([str(word) for word in words[:-2]]) == 0
+    again = ["train", "--resume", "--out", str(tmp_path / "more"), "--publish", str(tmp_path / "watched"), "--quiet"]
+    assert main(again) == 1 and not (tmp_path / "watched").exists()
+    assert "not published; no world can be asked: say --untested" in capsys.readouterr().out
+    assert main([*again, "--untested"]) == 0
     assert "nothing is known of them" in capsys.readouterr().out
     assert open_bundle(tmp_path / "watched" / "more_stage_1")
 

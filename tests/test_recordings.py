@@ -374,6 +374,12 @@ def test_an_import_that_was_cut_short_goes_on_under_the_same_settings_alone(
     other = [*words, "--set", "gripper.open_position=0.1"]
     assert cli.main([str(word) for word in other]) == 2
     assert "unfinished collection under another setting (gripper); delete that folder" in capfd.readouterr().err
+    marker = tmp_path / "data" / "lift_demo.hdf5.parts" / "collection.json"
+    whole = marker.read_text()
+    marker.write_text(whole[:50])
+    assert cli.main([str(word) for word in words]) == 2
+    assert "unfinished collection under another setting; delete that folder" in capfd.readouterr().err
+    marker.write_text(whole)
     made = teleoperation(steps=20)
     made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
     made.grip(0, 0.08)

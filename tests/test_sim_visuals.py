@@ -11,10 +11,11 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim import visuals
-from m2distill_policy.sim.cache import cache_dir, write_atomic
+from m2distill_policy.sim.cache import cache_dir
 from m2distill_policy.sim.tabletop.scene import build_xml
 from m2distill_policy.sim.tabletop.tasks import TASKS
 from m2distill_policy.sim.tabletop.world import TabletopWorld
+from m2distill_policy.storage import write_atomic
 
 
 def test_what_is_dropped_has_no_mass() -> None:

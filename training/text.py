@@ -19,11 +19,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Text
 from m2distill_policy.errors import ConfigError, closest
+from m2distill_policy.storage import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -329,15 +330,10 @@ def _read_cached(path: Path, encoder: TextEncoder, instruction: str) -> NDArray[
 
 
 def _write_cached(path: Path, instruction: str, row: NDArray[np.float32]) -> None:
-    """Write to a temporary name and rename, so that two processes never read half a file."""
-    temporary: Path | None = None
+    content = io.BytesIO()
+    np.savez(content, embedding=row, instruction=np.array(instruction))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            np.savez(file, embedding=row, instruction=np.array(instruction))
-        temporary.replace(path)
+        write_atomic(path, content.getvalue())
     except OSError as error:  # a cache that cannot be written costs time, not correctness
         logger.warning("embedding is not cached in %s: %s", path.parent, error)
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     extend.add_argument(
         "--untested",
         action="store_true",
-        help="publish a bundle that no simulated world could be asked about (suite=files)",
+        help="publish also a bundle whose old tasks were not rolled out, such as one of recordings alone (suite=files)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
@@ -184,7 +184,9 @@ def _let_through(run: LifelongRun, args: argparse.Namespace) -> int:
     else:
         print("the old tasks were not rolled out, so nothing is known of them: try the bundle before you rely on it")
         if told.publish and not told.untested:
-            print("not published; evaluate with --resume, without --no-evaluation")
+            worlds = any(task.has_world for task in run.tasks)
+            what = "evaluate with --resume, without --no-evaluation" if worlds else "no world can be asked: say --untested"
+            print(f"not published; {what}")
             return 1
     if told.publish:
         print(f"published: {publish(bundle, Path(told.publish), f'{run.folder.name}_stage_{stage}')}")

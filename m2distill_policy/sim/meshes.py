@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.sim.cache import cache_dir, write_atomic
+from m2distill_policy.sim.cache import cache_dir
 from m2distill_policy.sim.gl import choose_gl
+from m2distill_policy.storage import write_atomic
 
 #: Raised when the same request gives another mesh: older cached ones are then not taken.
 _VERSION = 4
