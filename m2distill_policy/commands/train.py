@@ -185,8 +185,8 @@ def _let_through(run: LifelongRun, args: argparse.Namespace) -> int:
         print("the old tasks were not rolled out, so nothing is known of them: try the bundle before you rely on it")
         if told.publish and not told.untested:
             worlds = any(task.has_world for task in run.tasks)
-            what = "evaluate with --resume, without --no-evaluation" if worlds else "no world can be asked: say --untested"
-            print(f"not published; {what}")
+            way = "evaluate with --resume, without --no-evaluation"
+            print(f"not published; {way if worlds else 'no world can be asked: say --untested'}")
             return 1
     if told.publish:
         print(f"published: {publish(bundle, Path(told.publish), f'{run.folder.name}_stage_{stage}')}")
