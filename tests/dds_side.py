@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,10 @@ class DdsRobot(Robot):
 
     def flag(self, value: bool) -> Bool:
         return Bool(value)
+
+    def latched_flag(self, topic: str) -> Callable[[bool], None]:
+        writer = self.participant.writer(topic, Bool, Profile.LATCHED)
+        return lambda value: writer.write(Bool(value))
 
     def meet(self) -> None:
         self.participant.wait_for_peers(

@@ -151,6 +151,10 @@ class RosRobot(Robot):
     def flag(self, value: bool) -> Bool:
         return Bool(data=value)
 
+    def latched_flag(self, topic: str) -> Callable[[bool], None]:
+        publisher = self.node.create_publisher(Bool, topics.resolve(topic), qos.latched())
+        return lambda value: publisher.publish(Bool(data=value))
+
     def meet(self) -> None:
         heard = [p for p in self._publishers.values() if p.topic_name != topics.resolve(topics.EPISODE)]
         heard += [self._publishers[topics.EPISODE]] if self._lockstep else []

@@ -149,6 +149,10 @@ class Robot(ABC):
         """std_msgs/Bool."""
 
     @abstractmethod
+    def latched_flag(self, topic: str) -> Callable[[bool], None]:
+        """Another publisher of std_msgs/Bool on ``topic``, whose last word those hear too who come late."""
+
+    @abstractmethod
     def meet(self) -> None:
         """Until the policy is there on every topic, and active."""
 

@@ -55,7 +55,10 @@ def test_a_profile_serves_without_ros_2_as_well(path: Path) -> None:
     values = {"bundle": "/b", **_flat(yaml.safe_load(path.read_text(encoding="utf-8"))["/**"]["ros__parameters"])}
     arm, others = load_arm(path)
     assert arm == settings_from(values).arm
-    assert others == ("gripper.action", "gripper.interface", "pose.base_frame", "pose.end_effector_frame", "resume")
+    assert list(others) == [
+        "gripper.action", "gripper.interface", "pose.base_frame", "pose.end_effector_frame", "resume"
+    ]  # fmt: skip
+    assert others["resume"] == "enable" and others["pose.base_frame"] == values["pose.base_frame"] != "base"
     slower, _ = load_arm(path, ["safety.halt_time=0.1"])
     assert slower == replace(arm, safety=replace(arm.safety, halt_time=0.1))
 
@@ -71,8 +74,8 @@ def test_a_parameter_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=sentence):
             load_arm(file)
     file.write_text("safety: {halt_time: 0.1}\n")
-    assert load_arm(file) == (ArmConfig(safety=SafetyLimits(halt_time=0.1)), ())
-    assert load_arm(None) == (ArmConfig(), ())
+    assert load_arm(file) == (ArmConfig(safety=SafetyLimits(halt_time=0.1)), {})
+    assert load_arm(None) == (ArmConfig(), {})
 
 
 def test_there_are_profiles_for_set_points_and_for_velocities() -> None:

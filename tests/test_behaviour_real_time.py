@@ -5,6 +5,7 @@ Faults have a file of their own.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -132,7 +133,7 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(side: Side, tmp_path: Path) -> None
 def test_the_operator_has_the_last_word(side: Side, tmp_path: Path) -> None:
     """The arm moves only while the dead-man switch says that it is held, and not after an emergency stop."""
     bundle = write_toy(tmp_path / "toy")
-    with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], watch__dead_man=0.3) as (_, robot):
+    with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], watch__dead_man=0.3) as (policy, robot):
 
         def hold() -> None:
             robot.publish(topics.DEAD_MAN, robot.flag(True))
@@ -153,6 +154,21 @@ def test_the_operator_has_the_last_word(side: Side, tmp_path: Path) -> None:
             fits=lambda status: status.halted and status.instruction == INSTRUCTIONS[1],
         )  # fmt: skip
         assert not any(s.code == StatusCode.RUNNING for s in robot.heard["status"])
+        assert "incompatible" not in policy.output, "a button that is not latched is nothing to warn of"
+
+
+def test_a_button_pressed_before_the_policy_began_is_heard(side: Side, tmp_path: Path) -> None:
+    """And one that is said to be let go only later, by the same publisher, does not set the arm going."""
+    bundle = write_toy(tmp_path / "toy")
+    with contextlib.closing(side.robot(CONTRACT)) as robot:
+        say = robot.latched_flag(topics.EMERGENCY_STOP)
+        say(True)
+        with side.policy(bundle, instruction=INSTRUCTIONS[0]):
+            robot.meet()
+            drive_until(robot, StatusCode.EMERGENCY_STOP, "a button pressed earlier")
+            say(False)
+            drive_until(robot, StatusCode.HELD, "the halt that stays")
+            assert not any(s.code == StatusCode.RUNNING for s in robot.heard["status"])
 
 
 def test_in_shadow_mode_it_answers_and_commands_nothing(side: Side, tmp_path: Path) -> None:

@@ -198,6 +198,40 @@ def test_a_set_point_needs_a_pose_that_belongs_to_the_cycle(bundle: Bundle) -> N
     assert "No pose on '/end_effector_pose' belongs to this cycle" in " ".join(outputs[-1].warnings)
 
 
+def test_set_points_of_a_halt_are_made_of_where_the_arm_is_and_end_with_the_ramp(bundle: Bundle) -> None:
+    hand = Hand(bundle)
+
+    def where(now: float) -> NDArray[np.float64]:
+        return POSE + 0.2 * (now - 100.0) * np.eye(6)[0]
+
+    def with_poses(i: int) -> None:
+        # Poses come up to now; a picture from 0.5 s ago could find the one of its own stamp.
+        for now in np.arange(hand.now - 0.02, hand.now + 1e-6, 0.01):
+            hand.cycle.add_pose(round(now * 1e9), where(now))
+
+    hand.drive(STEPS[:20], with_poses)
+    old = [dataclasses.replace(o, stamp=o.stamp - 0.5 + 0.01 * i) for i, o in enumerate(STEPS[20:40])]
+    stale = []
+    for i, observation in enumerate(old):
+        hand.now = STEPS[20 + i].stamp + 0.01
+        with_poses(i)
+        hand.send(observation)
+        output = hand.cycle.run(0.0)
+        assert output is not None and output.decision.status.code in (
+            StatusCode.OUT_OF_ORDER,
+            StatusCode.STALE_OBSERVATION,
+        )
+        stale.append((where(hand.now), output))
+    ramp, held = stale[:5], stale[5:]
+    for here, output in ramp:
+        assert output.target is not None
+        np.testing.assert_allclose(output.target, drive.set_point(here, output.decision.action, CONTRACT), atol=1e-9)
+    assert ramp[-1][1].target is not None
+    np.testing.assert_allclose(ramp[-1][1].target[:3], ramp[-1][0][:3], atol=1e-9)
+    # The controller holds the last set-point; zeros still go to one that takes velocities.
+    assert all(output.target is None and output.twist is not None and not output.twist.any() for _, output in held)
+
+
 def test_what_cannot_be_used_is_named_and_halts(bundle: Bundle) -> None:
     hand = Hand(bundle)
     hand.drive(STEPS[:3])

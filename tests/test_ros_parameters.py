@@ -92,7 +92,7 @@ def test_every_parameter_changes_the_settings() -> None:
         ({"threads": 0}, "parameter 'threads' is 0; allowed is at least 1"),
         ({"threads": True}, "parameter 'threads' is True; an integer is needed"),
         ({"slop": math.nan}, "parameter 'slop' is nan"),
-        ({"slop": 0.0}, "slop is 0.0 s; a positive number"),
+        ({"slop": 0.0}, "slop' is 0.0; allowed is more than 0"),
         ({"safety.halt_time": 9.0}, "parameter 'safety.halt_time' is 9.0; allowed is 0 to 5"),
         ({"safety.speed": [1.0]}, "safety limit 'speed' has 1 entries"),
         ({"safety.speed": [1.0, "fast"]}, r"parameter 'safety.speed' is .*; a double\[\] is needed"),

@@ -181,7 +181,9 @@ def test_idle_waits_for_an_arm_that_is_not_driven(folder: Path) -> None:
     server.load(folder / "b")
     assert server.wait_for_swap(WAIT).state is SwapState.READY
     assert {d.bundle for d in drive(server, 5, 20)} == {a}
-    server.reset("a new episode")
+    server.reset("the window is emptied, and the arm goes on")
+    assert server.wait_for_swap(WAIT).state is SwapState.READY
+    server.reset("a new episode", still=True)
     assert server.wait_for_swap(WAIT).state is SwapState.SWITCHED
     assert drive(server, 0, 1)[0].bundle == b
     server.load(folder / "a")

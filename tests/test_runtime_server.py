@@ -335,8 +335,60 @@ def test_requested_halt_stays_until_released(bundle: Bundle) -> None:
     assert {d.status.sentence for d in decisions} == {"Halted: the task was cancelled."}
     assert decisions[-1].status.motion == "halted"
     assert server.tick_without_observation(STEPS[12].stamp).status.code is StatusCode.HALT_REQUESTED
+    server.reset("an empty window is no reason to move")
+    server.set_instruction(INSTRUCTIONS[0])  # nor is a publisher that repeats itself
+    assert drive(server, STEPS[13:14])[0].status.code is StatusCode.HALT_REQUESTED
     server.set_instruction(INSTRUCTIONS[1])
-    assert drive(server, STEPS[13:14])[0].status.code is StatusCode.RUNNING
+    assert drive(server, STEPS[14:15])[0].status.code is StatusCode.RUNNING
+    server.halt("the task's time is over")
+    server.release_halt()
+    assert drive(server, STEPS[15:16])[0].status.code is StatusCode.RUNNING
+
+
+def test_a_requested_halt_does_not_replace_one_that_only_enable_ends(bundle: Bundle) -> None:
+    server = make(bundle)
+    drive(server, STEPS[:3])
+    server.emergency_stop(True)
+    server.emergency_stop(False)
+    server.halt("the task was cancelled")
+    server.set_instruction(INSTRUCTIONS[1])
+    server.release_halt()
+    assert {d.status.code for d in drive(server, STEPS[3:10])} == {StatusCode.HELD}
+    server.enable()
+    assert drive(server, STEPS[10:11])[0].status.code is StatusCode.RUNNING
+
+
+def test_an_answer_that_took_too_long_is_not_sent(bundle: Bundle) -> None:
+    """Neither is it what the ramp to a halt begins with."""
+    took = at = 0.0
+
+    def clock() -> float:  # stands still but for one look at it in each decision, the one after the network
+        nonlocal at
+        at += took
+        return at
+
+    server = make(bundle, clock=clock, watch=WatchLimits(stale_after=0.2, overruns_in_a_row=None))
+    last = drive(server, STEPS[:5])[-1]
+    took = 3.0
+    late = drive(server, STEPS[5:6])[0]
+    assert late.status.code is StatusCode.STALE_OBSERVATION and late.sample is None
+    took = 0.0
+    ramp([late, *(server.tick_without_observation(STEPS[5].stamp + 1) for _ in range(4))], last)
+
+
+def test_the_ramp_to_a_halt_ends_at_the_walls(bundle: Bundle) -> None:
+    limits = SafetyLimits(workspace_low=(0.3, -0.2, 0.1), workspace_high=(0.7, 0.2, 0.5), halt_time=1.0)
+    middle = np.array([0.5, 0.0, 0.3, 3.1, 0.0, 0.0])
+    corner = np.array([0.7, 0.2, 0.5, 3.1, 0.0, 0.0])
+    for where, sign in ((corner, 1.0), (np.array([0.3, -0.2, 0.1, 3.1, 0.0, 0.0]), -1.0)):
+        server = make(bundle, limits=limits)
+        last = server.step(STEPS[0], STEPS[0].stamp + DELAY, pose=middle).action
+        server.halt("enough")
+        ramped = server.tick_without_observation(STEPS[1].stamp, newest=where).action
+        outward = last[:3] * sign > 0
+        assert not ramped[:3][outward].any()
+        np.testing.assert_allclose(ramped[:3][~outward], last[:3][~outward] * 0.95)
+        assert ramped[3:6].any(), "turning is not walled"
 
 
 def test_limits_bind_the_command_and_not_the_sample(bundle: Bundle) -> None:

@@ -54,8 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--resume",
         choices=("auto", "enable"),
-        default="auto",
-        help="drive on when a fault has passed, or stay halted until the node is started anew (default: %(default)s)",
+        help="drive on when a fault has passed, or stay halted until the node is started anew (default: what the "
+        "profile given with --config says, else auto)",
     )
     parser.add_argument("--config", type=Path, help="the arm's settings: TOML, YAML, or a profile of config/arms")
     parser.add_argument(
@@ -107,9 +107,11 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.signals import stop_on_signals
     from m2distill_policy.streams import give_up_what_cannot_be_written
 
-    config, unused = load_arm(args.config, args.overrides)
-    if unused:
-        print(f"for the node on ROS 2 alone, left aside: {', '.join(unused)}", file=sys.stderr)
+    config, beside = load_arm(args.config, args.overrides)
+    resume = args.resume or beside.pop("resume", "auto")
+    frame = beside.pop("pose.base_frame", None)
+    if beside:
+        print(f"for the node on ROS 2 alone, left aside: {', '.join(beside)}", file=sys.stderr)
     options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper, joints=config.joints)
     domain, remap = domain_id(args.domain), parse_remappings(args.remap)
     # The cores belong to cameras and control; a picture is small work.
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         limits=config.safety,
         watch=WatchLimits.lockstep() if args.lockstep else config.watch,
         enabled=not args.shadow,
-        resume=args.resume,
+        resume=resume,
         swap_when=args.swap_when,
     )
     if args.instruction is not None:
@@ -139,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
                 options=options,
                 watcher=watcher,
                 reliable_input=args.reliable_input,
+                frame=frame,
             )
             participant.require_remapped()
             stop_on_signals(node.stop)

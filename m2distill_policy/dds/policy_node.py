@@ -45,6 +45,7 @@ class PolicyNode:
         server: answers observations; the node does not close it.
         lockstep, options, watcher: see :class:`PolicyCycle`.
         reliable_input: ask cameras and joints for every message, where the default takes what comes.
+        frame: what the arm calls the frame of the actions, in twists and set-points; None takes the contract's name.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class PolicyNode:
         options: CycleOptions | None = None,
         watcher: FolderWatcher | None = None,
         reliable_input: bool = False,
+        frame: str | None = None,
     ) -> None:
         self._participant = participant
         self._contract = server.contract
+        self._frame = frame or self._contract.action.frame
         self._lockstep = lockstep
         self._cycle: PolicyCycle[Image] = PolicyCycle(
             server, Image.to_rgb, options, lockstep=lockstep, watcher=watcher, full_name=participant.full_name
@@ -85,7 +88,11 @@ class PolicyNode:
         self._joints = participant.reader(topics.JOINT_STATES, JointState, inputs, depth=JOINTS_KEPT)
         self._pose = participant.reader(topics.END_EFFECTOR_POSE, PoseStamped, inputs, depth=JOINTS_KEPT)
         self._instructions = participant.reader(topics.INSTRUCTION, String, Profile.LATCHED)
-        self._emergency = participant.reader(topics.EMERGENCY_STOP, Bool, Profile.RELIABLE)
+        # Twice: a button that was pressed before this node began has said so only where it is latched, and a reader
+        # that asks for what is latched does not hear the others.
+        self._emergency = [
+            participant.reader(topics.EMERGENCY_STOP, Bool, profile) for profile in (Profile.RELIABLE, Profile.LATCHED)
+        ]
         self._dead_man = participant.reader(topics.DEAD_MAN, Bool, Profile.RELIABLE)
         self._episodes = participant.reader(topics.EPISODE, Episode, Profile.HANDSHAKE)
         self._action = participant.writer(topics.ACTION, PolicyAction, outputs)
@@ -215,8 +222,9 @@ class PolicyNode:
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def _take_orders(self) -> None:
-        for pressed in self._take(self._emergency, topics.EMERGENCY_STOP):
-            self._cycle.emergency_stop(pressed.data)
+        for button in self._emergency:
+            for pressed in self._take(button, topics.EMERGENCY_STOP):
+                self._cycle.emergency_stop(pressed.data)
         for held in self._take(self._dead_man, topics.DEAD_MAN):
             self._cycle.dead_man(held.data)
         for message in self._take(self._instructions, topics.INSTRUCTION):
@@ -259,7 +267,7 @@ class PolicyNode:
 
     def _publish(self, output: Output) -> None:
         """Everything that a cycle says, ``~/status`` last."""
-        frame, now = self._contract.action.frame, output.sent
+        frame, now = self._frame, output.sent
         if output.twist is not None:
             self._twist.write(MESSAGES.twist(output.twist, now, frame))
         if output.target is not None:

@@ -155,6 +155,8 @@ class PolicyCycle(Generic[T]):
         self._pending: SynchronisedSet[T] | None = None
         self._answered: Output | None = None
         self._leave_at: float | None = None
+        #: Whether the newest command was still one that moves the arm, or ends the ramp of one.
+        self._moved = False
         self._diagnostics = Diagnostics(steady())
         self._diagnosed = steady()
         #: The state that was last told to whoever looks at the process and not at ``~/status``.
@@ -275,7 +277,9 @@ class PolicyCycle(Generic[T]):
 
     def _without_observation(self, begin: float) -> Output:
         self._diagnostics.missed += self._server.motion is Motion.RUNNING
-        decision = self._server.tick_without_observation(self._wall() / 1e9, steady=self._steady())
+        decision = self._server.tick_without_observation(
+            self._wall() / 1e9, steady=self._steady(), newest=self._poses.at(0)
+        )
         return self._output(decision, 0, begin)
 
     # --- lockstep ----------------------------------------------------------------------------------------------------
@@ -291,6 +295,7 @@ class PolicyCycle(Generic[T]):
         self._gripper_commands = 0
         self._episode, self._episode_stamp = number, stamp
         self._swap_in_lockstep()
+        self._server.release_halt()
         self.instruct(instruction)
         self._server.reset("a new episode", seed=seed, episode=draw, still=True)
         if self._server.swap.state in (SwapState.LOADING, SwapState.READY):
@@ -357,11 +362,13 @@ class PolicyCycle(Generic[T]):
         self.trouble("observation", " ".join(troubles) or None)
         pose = self._poses.at(found.stamp)
         if self._lockstep:
-            decision = self._server.step(observation, observation.stamp, pose=pose)
+            decision = self._server.step(observation, observation.stamp, pose=pose, newest=pose)
         else:
-            # Again, because an instruction, which ends a halt, does not make the camera faster.
+            # Again, because what ends a halt does not make the camera faster.
             self._halt_where_a_camera_is_slow()
-            decision = self._server.step(observation, self._wall() / 1e9, steady=self._steady(), pose=pose)
+            decision = self._server.step(
+                observation, self._wall() / 1e9, steady=self._steady(), pose=pose, newest=self._poses.at(0)
+            )
         return self._output(decision, found.stamp, begin)
 
     def _halt_where_a_camera_is_slow(self) -> None:
@@ -369,7 +376,7 @@ class PolicyCycle(Generic[T]):
             if interval > SLOWEST_CAMERA * self._contract.period and not self._lockstep:
                 self._server.halt(
                     f"camera '{name}' sends {1 / interval:.1f} pictures a second and the policy needs "
-                    f"{self._contract.rate_hz:g}; choose a faster camera mode and give the instruction again"
+                    f"{self._contract.rate_hz:g}; choose a faster camera mode, then enable the policy or start it anew"
                 )
 
     def _output(self, decision: Decision, stamp: int, begin: float, *, answers: bool = True) -> Output:
@@ -378,7 +385,13 @@ class PolicyCycle(Generic[T]):
         pose = self._poses.at(stamp) if answers else None
         if decision.command and answers:
             twist = drive.twist(decision.action, self._server.contract)
-            if pose is None and self._poses.expected:
+            # A set-point that is not the policy's answer to a picture is made of where the arm is now: the stamp may be
+            # what is wrong with the picture.
+            start = pose if self._lockstep or decision.sample is not None else self._poses.at(0)
+            # The controller holds the last one. Made anew while halted, from wherever the arm is, it would give way to
+            # whatever weighs on the arm, a little every cycle.
+            wanted = self._lockstep or self._moved or decision.status.motion != Motion.HALTED.value
+            if start is None and self._poses.expected:
                 self.trouble(
                     "pose",
                     f"No pose on {self._poses.place} belongs to this cycle, so ~/target_pose is not published; see "
@@ -386,10 +399,11 @@ class PolicyCycle(Generic[T]):
                 )
             else:
                 self.trouble("pose", None)
-            if pose is not None:
-                target = drive.set_point(pose, decision.action, self._contract)
+            if start is not None and wanted:
+                target = drive.set_point(start, decision.action, self._contract)
             position = self._gripper.update(drive.gripper(decision.action))
             self._gripper_commands += position is not None
+        self._moved = decision.status.motion != Motion.HALTED.value
         self._cycle += 1
         warnings = list(self._troubles.values())
         if self._watcher is not None and self._watcher.trouble:

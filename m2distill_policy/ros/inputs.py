@@ -10,6 +10,7 @@ from geometry_msgs.msg import PoseStamped
 from m2distill_msgs.msg import Episode
 from rclpy import get_rmw_implementation_identifier
 from rclpy.callback_groups import CallbackGroup
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -101,6 +102,10 @@ class Inputs:
         self._poses = self._subscribe(PoseStamped, topics.END_EFFECTOR_POSE, self._pose, often)
         self._subscribe(String, topics.INSTRUCTION, self._instruction, qos.latched())
         self._subscribe(Bool, topics.EMERGENCY_STOP, self._emergency_stop, qos.reliable(10))
+        # A button that was pressed before this node began has said so only where it is latched. The others offer less
+        # than this one asks for, which is no reason for rclpy's warning.
+        quiet = SubscriptionEventCallbacks(use_default_callbacks=False)
+        self._subscribe(Bool, topics.EMERGENCY_STOP, self._emergency_stop, qos.latched(), events=quiet)
         self._subscribe(Bool, topics.DEAD_MAN, self._dead_man, qos.reliable(10))
         self._lockstep = settings.lockstep
         if settings.lockstep:
@@ -137,6 +142,7 @@ class Inputs:
         callback: Callable[[Any], None],
         profile: QoSProfile,
         group: CallbackGroup | None = None,
+        events: SubscriptionEventCallbacks | None = None,
     ) -> Subscription:
         def on_bytes(data: bytes) -> None:
             self._entered = time.perf_counter()
@@ -150,7 +156,9 @@ class Inputs:
             on_bytes,
             profile,
             callback_group=group,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            # Two subscriptions of one topic cannot both declare the parameters of the override.
+            qos_overriding_options=QoSOverridingOptions.with_default_policies() if events is None else None,
+            event_callbacks=events,
             raw=True,
         )
         self._subscriptions.append(subscription)

@@ -36,7 +36,8 @@ KINDS = {
 class Parameter:
     """One parameter.
 
-    kind: a key of :data:`KINDS`. choices: allowed strings, empty for any. low, high: allowed numbers, both included.
+    kind: a key of :data:`KINDS`. choices: allowed strings, empty for any. low, high: allowed numbers, both included;
+    positive: only those above 0.
     live: whether it may be set while the node is configured; all others are read when it configures. fixed: read when
     the process starts, never set later.
     """
@@ -49,6 +50,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
+    positive: bool = False
     live: bool = False
     fixed: bool = False
 
@@ -57,6 +59,8 @@ class Parameter:
         """What is allowed, for people."""
         if self.choices:
             return ", ".join(self.choices)
+        if self.positive:
+            return "more than 0"
         if self.low > -math.inf and self.high < math.inf:
             return f"{self.low:g} to {self.high:g}"
         return f"at least {self.low:g}" if self.low > -math.inf else ""
@@ -68,7 +72,9 @@ class Parameter:
             raise ConfigError(f"parameter '{self.name}' is '{found}'; choose one of {', '.join(self.choices)}")
         numbers = found if isinstance(found, list) else [found]
         for number in numbers:
-            if isinstance(number, (int, float)) and not (math.isfinite(number) and self.low <= number <= self.high):
+            if not isinstance(number, (int, float)):
+                continue
+            if not (math.isfinite(number) and self.low <= number <= self.high) or (self.positive and number <= 0):
                 raise ConfigError(
                     f"parameter '{self.name}' is {number}; allowed is {self.allowed or 'a finite number'}"
                 )
@@ -102,10 +108,11 @@ _OF_THE_NODE = ("gripper.interface", "gripper.action", "gripper.joint")
 _SAFETY, _WATCH, _GRIPPER = SafetyLimits(), WatchLimits(), GripperProfile()
 
 
-def _axes(name: str, unit: str) -> Parameter:
+def _axes(name: str, unit: str, what: str = "") -> Parameter:
     return Parameter(
-        f"safety.{name}", "floats", [], unit, f"largest {name} of x, y, z, rx, ry, rz; empty for no limit", low=0.0
-    )
+        f"safety.{name}", "floats", [], unit, f"largest {name} of {what}x, y, z, rx, ry, rz; empty for no limit",
+        positive=True,
+    )  # fmt: skip
 
 
 #: A number of 0 switches an optional limit off, as an empty list does: ROS 2 has no null.
@@ -131,22 +138,22 @@ PARAMETERS: tuple[Parameter, ...] = (
         "sampling", "string", "low_noise", "", "how an action is drawn from the mixture",
         choices=("sample", "low_noise", "mode"),
     ),
-    Parameter("temperature", "float", 1.0, "", "of the sampling 'sample'", low=0.0),
+    Parameter("temperature", "float", 1.0, "", "of the sampling 'sample'", positive=True),
     Parameter("seed", "int", 0, "", "of the random numbers; a lockstep's episodes bring theirs", low=0),
     Parameter(
         "provider", "string", "cpu", "", "what runs the network; a fall-back is announced in ~/status",
         choices=("cpu", "cuda", "tensorrt", "auto"),
     ),
     Parameter("threads", "int", 1, "", "of the network on the CPU", low=1),
-    Parameter("slop", "float", 0.02, "s", "how far pictures and joints of one set may be apart", low=0.0),
+    Parameter("slop", "float", 0.02, "s", "how far pictures and joints of one set may be apart", positive=True),
     Parameter(
         "image_transport", "string", "raw", "", "sensor_msgs/Image, or CompressedImage on '<topic>/compressed'",
         choices=("raw", "compressed"),
     ),
     Parameter("reliable_input", "bool", False, "", "ask cameras and joints to send again what was lost"),
     Parameter("lockstep", "bool", False, "", "answer a simulated robot one by one, without a clock", fixed=True),
-    Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", low=0.0),
-    _axes("speed", "m/s, rad/s"),
+    Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", positive=True),
+    _axes("speed", "m/s, rad/s", "the twist in "),
     _axes("acceleration", "m/s2, rad/s2"),
     _axes("jerk", "m/s3, rad/s3"),
     Parameter("safety.workspace_low", "floats", [], "m", "lowest x, y, z of a set-point; empty for no box"),
@@ -163,11 +170,11 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter(
         "watch.frozen_after", "int", _WATCH.frozen_after or 0, "steps",
-        "the very same picture while the arm moves; 0 for any number", low=0,
+        "the very same picture while the arm moves, at least 2; 0 for any number", low=0,
     ),
     Parameter(
         "watch.frozen_motion", "float", _WATCH.frozen_motion, "rad or m", "how much a reading must move for that",
-        low=0.0,
+        positive=True,
     ),
     Parameter("watch.dead_man", "float", 0.0, "s", "longest silence on ~/dead_man; 0 for no switch", low=0.0),
     Parameter(
@@ -302,16 +309,16 @@ def _arm(p: Mapping[str, Any]) -> ArmConfig:
     )
 
 
-def load_arm(path: Path | None, overrides: Sequence[str] = ()) -> tuple[ArmConfig, tuple[str, ...]]:
+def load_arm(path: Path | None, overrides: Sequence[str] = ()) -> tuple[ArmConfig, dict[str, Any]]:
     """An arm's settings from its own file, or from a ROS 2 parameter file as those in ``config/arms``.
 
-    overrides: ``key=value``, over either. Returns them and, in order, the parameters that are no arm's settings.
-    Raises :class:`ConfigError` for a file that is neither, or a value that does not fit.
+    overrides: ``key=value``, over either. Returns them and, in order of name, the parameters that are no arm's
+    settings. Raises :class:`ConfigError` for a file that is neither, or a value that does not fit.
     """
     content = {} if path is None else read_file(path)
     nodes = [node for node in content.values() if isinstance(node, Mapping) and "ros__parameters" in node]
     if not nodes:
-        return load_config(ArmConfig, path, overrides), ()
+        return load_config(ArmConfig, path, overrides), {}
     if len(content) > 1:
         raise ConfigError(f"{path} has parameters of {len(content)} nodes ({', '.join(content)}); one is wanted")
     values = dict(_flat(nodes[0]["ros__parameters"]))
@@ -322,7 +329,7 @@ def load_arm(path: Path | None, overrides: Sequence[str] = ()) -> tuple[ArmConfi
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     others = sorted(name for name in values if name.partition(".")[0] not in _OF_THE_ARM or name in _OF_THE_NODE)
-    return override(arm, overrides), tuple(others)
+    return override(arm, overrides), {name: p[name] for name in others}
 
 
 def _flat(parameters: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:

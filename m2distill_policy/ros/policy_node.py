@@ -161,6 +161,7 @@ class PolicyNode(LifecycleNode):
         if result != TransitionCallbackReturn.SUCCESS:
             return result
         self.server.reset("activated")
+        self.server.release_halt()  # the deactivation's
         if self.settings.enable:
             self.server.enable()
         self._cycle = self._new_cycle()

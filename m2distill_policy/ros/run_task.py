@@ -42,6 +42,9 @@ class RunTaskServer:
         if not (math.isfinite(goal.timeout) and goal.timeout >= 0):
             self._node.get_logger().error(f"run_task: timeout is {goal.timeout} s; 0 (without end) or more is allowed")
             return GoalResponse.REJECT
+        if not goal.instruction:
+            self._node.get_logger().error("run_task: the instruction is empty; say what to do")
+            return GoalResponse.REJECT
         return GoalResponse.ACCEPT
 
     async def _execute(self, handle: ServerGoalHandle) -> RunTask.Result:
@@ -60,6 +63,7 @@ class RunTaskServer:
         if not server.enabled:
             return self._refuse(handle, result, "the policy is not enabled; call ~/enable first")
         server.reset("a new task")
+        server.release_halt()  # the one that ended the task before
         seen, commands = node.last, 0
         while True:
             result.elapsed = node.steadily - began

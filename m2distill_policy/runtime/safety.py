@@ -167,8 +167,11 @@ class Governor:
             slowed[axis] = math.copysign(response.size_for(int(axis), abs(allowed[axis])), allowed[axis])
         return slowed
 
-    def halt(self) -> NDArray[np.float64]:
-        """The next command (7,) of the ramp to a halt; call once a cycle, also when halted."""
+    def halt(self, pose: NDArray[np.floating[Any]] | None = None) -> NDArray[np.float64]:
+        """The next command (7,) of the ramp to a halt; call once a cycle, also when halted.
+
+        pose: (6,) of the end effector now, where it is known: then the ramp ends at the workspace's walls too.
+        """
         if self.motion is Motion.RUNNING:
             self.motion = Motion.HALTING
             self._ramp_from = self._last
@@ -177,7 +180,7 @@ class Governor:
             self._ramp_left -= 1
             command = self._ramp_from.copy()
             command[_MOTION] *= self._ramp_left / self._cycles
-            self._last = command
+            self._last = self._within_walls(command, pose)
             if self._ramp_left == 0:
                 self.motion = Motion.HALTED
         if self._smoother is not None:

@@ -75,7 +75,7 @@ class PolicyServer:
     provider, threads: see :class:`Engine`. sampling, temperature: see :meth:`Mixture.draw`. limits: safety;
     watch: what is too late, early or frozen. enabled: False begins in shadow mode. resume: ``auto`` drives on when a
     fault has passed (with an empty window), ``enable`` waits for :meth:`enable`. swap_when: ``now`` switches between
-    any two cycles, ``idle`` only while the arm is not driven or before an episode's first step.
+    any two cycles, ``idle`` only while the arm is not driven.
 
     Random numbers: episode ``e`` of seed ``s`` draws from ``numpy.random.default_rng([s, e])``; the first episode is
     0, and every :meth:`reset` after at least one answer begins the next.
@@ -176,18 +176,19 @@ class PolicyServer:
     # --- what it is told ---------------------------------------------------------------------------------------------
 
     def set_instruction(self, instruction: str) -> None:
-        """Tell the policy what to do. A new text clears the window; the present one again changes nothing.
+        """Tell the policy what to do. A new text clears the window and ends a requested halt; the present one again
+        changes nothing: a publisher that repeats itself must not set a halted arm going.
 
         An empty text takes the instruction back: the arm halts. Raises :class:`UnknownInstructionError`, listing the
         known ones, for a text that the bundle does not know, and :class:`EngineError` where the network fails: then
         too the arm halts, because going on with the old task is not what was asked for.
         """
         with self._lock:
-            if instruction == self._instruction and self._refused_instruction is None and self._held is None:
+            if instruction and instruction == self._instruction and self._refused_instruction is None:
                 return
             self._clear("a new instruction")
             self._refused_instruction = None
-            self._release_requested_halt()
+            self.release_halt()
             if not instruction:
                 self._instruction = self._active.conditioning = None
                 return
@@ -214,12 +215,11 @@ class PolicyServer:
 
         seed: begin again at episode 0 of this seed; without it the next episode of the present one (the same one
         when it has not been answered yet). episode: this very episode. still: the arm is known to stand still (a
-        world was reset), so the last command is forgotten too.
+        world was reset), so the last command is forgotten too. A halt that was requested, or is held, stays.
         """
         with self._lock:
             self._clear(reason)
             self._watchdog.forget()
-            self._release_requested_halt()
             if still:
                 self._governor.forget()
             if seed is not None:
@@ -244,9 +244,19 @@ class PolicyServer:
             self._enabled = False
 
     def halt(self, reason: str) -> None:
-        """Ramp to a halt and stay there until :meth:`enable`, :meth:`reset` or :meth:`set_instruction`."""
+        """Ramp to a halt and stay there until :meth:`enable`, :meth:`release_halt` or another instruction.
+
+        What holds the arm already, and :meth:`enable` alone may end, is not replaced by this weaker halt.
+        """
         with self._lock:
-            self._held = Fault(StatusCode.HALT_REQUESTED, f"Halted: {reason}.")
+            if self._held is None or self._held.code is StatusCode.HALT_REQUESTED:
+                self._held = Fault(StatusCode.HALT_REQUESTED, f"Halted: {reason}.")
+
+    def release_halt(self) -> None:
+        """End what :meth:`halt` began; what only :meth:`enable` may end goes on."""
+        with self._lock:
+            if self._held is not None and self._held.code is StatusCode.HALT_REQUESTED:
+                self._held = None
 
     def emergency_stop(self, pressed: bool) -> None:
         """The emergency stop is pressed or let go. Pressed: ramp to a halt. Let go: stay halted until :meth:`enable`,
@@ -273,46 +283,50 @@ class PolicyServer:
         *,
         steady: float | None = None,
         pose: NDArray[np.floating[Any]] | None = None,
+        newest: NDArray[np.floating[Any]] | None = None,
     ) -> Decision:
         """Answer one observation.
 
         now: s, in the clock of the observation's stamp. steady: s, a monotonic clock for arrival ages; ``now`` when
-        not given. pose: (6,) of the end effector, where it is known; a workspace needs it. Never raises for what an
+        not given. pose: (6,) of the end effector at the observation's stamp, where it is known; a workspace needs it.
+        newest: (6,) where it is now, for a ramp to a halt within the workspace. Never raises for what an
         observation or the network may do: the status says it and the arm halts.
         """
         with self._lock:
             begin = self._clock()
             self._switch_if_ready()
             steady = now if steady is None else steady
+            stamp = observation.stamp
             fault = self._watchdog.judge(observation, now, steady) or self._forbidden(steady)
             if fault is None and pose is None and self._governor.limits.needs_pose and self._enabled:
                 fault = _NO_POSE
             if fault is not None:
-                return self._halted(fault, observation.stamp, begin)
+                return self._halted(fault, stamp, begin, newest)
             if self._refused_instruction is not None:
-                return self._halted(self._refused_instruction, observation.stamp, begin)
+                return self._halted(self._refused_instruction, stamp, begin, newest)
             conditioning = self._active.conditioning
             if conditioning is None:
-                return self._halted(_UNTOLD, observation.stamp, begin)
+                return self._halted(_UNTOLD, stamp, begin, newest)
             driving = self._enabled and self._held is None
             if driving and self._governor.motion is not Motion.RUNNING and len(self._history):
                 self._clear("resume after a halt")
-            if self._history.gap(observation.stamp):
+            if self._history.gap(stamp):
                 self._clear("a gap between two stamps")
             active = self._active
             try:
                 mixture, tokens = active.engine.step(conditioning, observation, active.window)
                 mixture.check()
                 sample = mixture.draw(self._sampling, self._rng, self._temperature)
+                self._answers += 1
+                # Late is judged first: what is not sent must not be what the ramp begins with.
+                late = self._late(begin) or self._watchdog.stale(stamp, now + self._clock() - begin)
+                if late is not None and driving:
+                    return self._halted(late, stamp, begin, newest)
                 if driving:
                     action = self._governor.admit(sample, pose)
             except (EngineError, PolicyOutputError) as error:
                 code = StatusCode.ENGINE_FAILED if isinstance(error, EngineError) else StatusCode.BAD_OUTPUT
-                return self._halted(Fault(code, f"No action: {error}."), observation.stamp, begin)
-            self._answers += 1
-            fault = self._late(begin)
-            if fault is not None and driving:
-                return self._halted(fault, observation.stamp, begin)
+                return self._halted(Fault(code, f"No action: {error}."), stamp, begin, newest)
             used = active.window.count + 1
             active.window.push(tokens)
             self._history.push(observation)
@@ -323,13 +337,15 @@ class PolicyServer:
             else:
                 fault = self._held or _SHADOW
                 command = self._governor.motion is not Motion.HALTED
-                action = self._governor.halt()
-            return self._decision(action, command, sample, mixture, fault, observation.stamp, used, begin)
+                action = self._governor.halt(newest)
+            return self._decision(action, command, sample, mixture, fault, stamp, used, begin)
 
-    def tick_without_observation(self, now: float, *, steady: float | None = None) -> Decision:
+    def tick_without_observation(
+        self, now: float, *, steady: float | None = None, newest: NDArray[np.floating[Any]] | None = None
+    ) -> Decision:
         """A cycle in which no new observation came: nothing to send at first, a ramp to a halt when it lasts.
 
-        now, steady: as in :meth:`step`.
+        now, steady, newest: as in :meth:`step`.
         """
         with self._lock:
             begin = self._clock()
@@ -343,16 +359,16 @@ class PolicyServer:
                 stopped = _SHADOW
             forbidden = self._forbidden(steady)
             if forbidden is not None:
-                return self._halted(forbidden, None, begin)
+                return self._halted(forbidden, None, begin, newest)
             if self._held is not None:  # why it halts, rather than what has been missing since
-                return self._halted(self._held, None, begin)
+                return self._halted(self._held, None, begin, newest)
             if fault.code is StatusCode.MISSING_OBSERVATION:
-                return self._halted(fault, None, begin)
+                return self._halted(fault, None, begin, newest)
             if stopped is not None:
-                return self._halted(stopped, None, begin)
+                return self._halted(stopped, None, begin, newest)
             if self._governor.motion is Motion.RUNNING:
                 return self._decision(self._governor.last, False, None, None, fault, None, 0, begin)
-            return self._halted(fault, None, begin)
+            return self._halted(fault, None, begin, newest)
 
     def _forbidden(self, steady: float) -> Fault | None:
         """What the operator's switches say against moving."""
@@ -429,11 +445,10 @@ class PolicyServer:
             generation, steps = self._history.snapshot()
             return Seen(self._instruction, generation, steps)
 
-    def _idle(self) -> bool:
-        return not len(self._history) or self._governor.motion is Motion.HALTED
-
     def _switch_if_ready(self, wait: bool = False) -> None:
-        if self._swap.report.state is not SwapState.READY or (self._swap_when == "idle" and not self._idle()):
+        if self._swap.report.state is not SwapState.READY or (
+            self._swap_when == "idle" and self._governor.motion is not Motion.HALTED
+        ):
             return
         candidate = self._swap.take(self._seen().key, wait=wait)
         if candidate is None:
@@ -450,18 +465,16 @@ class PolicyServer:
         self._history.clear(reason)
         self._swap.notice()
 
-    def _release_requested_halt(self) -> None:
-        if self._held is not None and self._held.code is StatusCode.HALT_REQUESTED:
-            self._held = None
-
-    def _halted(self, fault: Fault, stamp: float | None, begin: float) -> Decision:
+    def _halted(
+        self, fault: Fault, stamp: float | None, begin: float, newest: NDArray[np.floating[Any]] | None
+    ) -> Decision:
         driving = self._enabled and self._instruction is not None and self._held is None
         if self._resume == "enable" and driving and fault.code.is_fault:
             self._held = Fault(StatusCode.HELD, f"{fault.sentence} Enable the policy to go on.")
         # The ramp is always sent to its end. Zeros follow it only while the arm is ours: enabled, and told something.
         ours = self._enabled and self._instruction is not None and fault.code is not StatusCode.WAITING
         command = ours or self._governor.motion is not Motion.HALTED
-        return self._decision(self._governor.halt(), command, None, None, fault, stamp, 0, begin)
+        return self._decision(self._governor.halt(newest), command, None, None, fault, stamp, 0, begin)
 
     def _decision(
         self,

@@ -136,12 +136,17 @@ class Watchdog:
                 f"The observation's stamp is {stamp - now:.3f} s in the future; at most {limits.future_tolerance:g} s "
                 "is allowed: compare the clocks of the machines.",
             )
-        if limits.stale_after is not None and now - stamp > limits.stale_after:
-            return Fault(
-                StatusCode.STALE_OBSERVATION,
-                f"The observation is {now - stamp:.3f} s old; at most {limits.stale_after:g} s is allowed.",
-            )
-        return frozen
+        return self.stale(stamp, now) or frozen
+
+    def stale(self, stamp: float, now: float) -> Fault | None:
+        """Whether what bears ``stamp`` is too old to act on at ``now``; asked again once it is answered."""
+        longest = self.limits.stale_after
+        if longest is None or now - stamp <= longest:
+            return None
+        return Fault(
+            StatusCode.STALE_OBSERVATION,
+            f"The observation is {now - stamp:.3f} s old; at most {longest:g} s is allowed.",
+        )
 
     def silence(self, steady: float) -> Fault:
         """What a cycle without an observation means: ``WAITING``, or ``MISSING_OBSERVATION`` when it lasts too long."""
