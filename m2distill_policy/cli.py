@@ -157,4 +157,4 @@ def _say(error: BaseException, sentence: str, debug: bool) -> int:
     if debug:
         traceback.print_exception(type(error), error, error.__traceback__)
     print(f"m2distill: {sentence}", file=sys.stderr)
-    return 2
+    return error.exit_code if isinstance(error, M2DistillError) else M2DistillError.exit_code

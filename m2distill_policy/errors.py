@@ -11,7 +11,9 @@ from collections.abc import Iterable
 
 
 class M2DistillError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base of every error that this project raises on purpose. exit_code: what a command that it ends returns."""
+
+    exit_code = 2
 
 
 class ConfigError(M2DistillError):
@@ -48,6 +50,12 @@ class SimulationError(M2DistillError):
 
 class TrainingError(M2DistillError):
     """A run cannot start, go on or be resumed."""
+
+
+class DivergedError(TrainingError):
+    """A loss is not finite; with these settings it would be again, wherever the run is begun anew."""
+
+    exit_code = 3
 
 
 class ExportError(M2DistillError):

@@ -74,11 +74,11 @@ class _Words(Job):
 
 def test_runs_on_the_cluster_end_or_say_why_not(cluster: Ray, tmp_path: Path) -> None:
     good = "import json, sys; json.dump({}, open(sys.argv[1], 'w'))"
-    first = _Words("first", tmp_path / "a", (good, str(tmp_path / "a" / "results.json")), RunConfig())
-    second = _Words("second", tmp_path / "b", (good, str(tmp_path / "b" / "results.json")), RunConfig())
+    first = _Words("first", tmp_path / "a", (good, str(tmp_path / "a" / "results.json")), RunConfig(), tmp_path)
+    second = _Words("second", tmp_path / "b", (good, str(tmp_path / "b" / "results.json")), RunConfig(), tmp_path)
     run_jobs([first, second], 2, cluster)
     assert first.finished and second.finished
-    bad = _Words("bad", tmp_path / "c", ("import sys; sys.exit('no more data')",), RunConfig())
+    bad = _Words("bad", tmp_path / "c", ("import sys; sys.exit('no more data')",), RunConfig(), tmp_path)
     with pytest.raises(TrainingError, match="run 'bad' ended with code 1; its last words: no more data"):
         run_jobs([bad], 1, cluster)
 

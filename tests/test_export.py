@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.errors import ExportError
+from m2distill_policy.errors import DemonstrationError, ExportError
 from m2distill_policy.runtime.engine import Engine
+from tests.test_demonstrations import recording, writer
 from tests.training_fixtures import CONTRACT, NETWORK, task_data
+from training.data.task_data import check_file
 from training.export import build_graphs, check_parity, export_bundle, replay_of
+from training.lifelong import samples
 from training.models.config import NetworkConfig
 from training.models.resnet_t import ResNetT
 from training.quantise import quantise
@@ -58,6 +61,20 @@ def test_bundle_is_written_and_opens(tmp_path: Path) -> None:
     assert np.array_equal(bundle.embedding(data.instruction), data.embedding)
     assert bundle.provenance["parity"]["largest_difference"] < 1e-4
     onnx.checker.check_model(onnx.load_from_string(bundle.graph("step.onnx")), full_check=True)
+
+
+def test_a_bundle_is_checked_on_a_demonstration_in_which_a_window_slides(tmp_path: Path) -> None:
+    """The first may be a short one; where all are, that is said before anything is learned."""
+    for lengths, taken in (((4, 21, 30), 21), ((4, 10, 7), 10)):
+        samples.put_aside(tmp_path, task_data(0, lengths=lengths), np.random.default_rng(0), CONTRACT.history)
+        assert samples.episode(tmp_path, "a", "b").steps == taken
+    short = writer(tmp_path)
+    short.add(recording(0, length=7))
+    file = short.finish([0], 1)
+    with pytest.raises(
+        DemonstrationError, match=r"longest of .* has 7 steps and the policy remembers 10; .* at least 11"
+    ):
+        check_file(file, file.instruction, file.contract, 1)
 
 
 def test_refused_export_leaves_nothing(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_the_gate_names_what_fell_and_publishes_nothing(
     for stage, rates in ((1, (0.9, 0.8)), (2, (0.65, 0.6))):
         cells = json.loads((rows / f"stage_{stage}.json").read_text())
         for cell, rate in zip(cells, rates, strict=False):
-            cell["rate"] = rate
+            cell |= {"rate": rate, "successes": round(20 * rate), "rollouts": 20}
         (rows / f"stage_{stage}.json").write_text(json.dumps(cells))
     found = gate(run, 0.2)
     assert found is not None and found.fallen == ("'lift the red box' from 0.90 to 0.65",)
@@ -137,6 +137,12 @@ def test_the_gate_names_what_fell_and_publishes_nothing(
     assert main([*again, "--margin", "0.3"]) == 0, "told otherwise, it goes where the run was told to publish"
     assert "0.90 -> 0.65, 0.80 -> 0.60" in capsys.readouterr().out and len(list(watched.iterdir())) == 1
     assert not Gate(("a", "b"), (0.9, 0.8), (0.7, 0.6), 0.2, 20).fallen
+    # One rollout that succeeded and nineteen in which the policy gave up: its rate is 1, and it is nothing to publish.
+    cells[0] |= {"rate": 1.0, "successes": 1, "rollouts": 20, "errors": 19}
+    (rows / "stage_2.json").write_text(json.dumps(cells))
+    found = gate(run, 0.2)
+    assert found is not None and found.fallen == ("'lift the red box' from 0.90 to 0.05",)
+    assert "(19 of them ended in an error and count as failures)" in verdict(found, tmp_path)
 
 
 def test_several_extensions_together_may_not_cost_more_than_one(tmp_path: Path, first: Path) -> None:
@@ -149,7 +155,9 @@ def test_several_extensions_together_may_not_cost_more_than_one(tmp_path: Path, 
     run.record["tasks"] = run.record["tasks"] * 2
     run.tasks = (*run.tasks, run.tasks[0])
     run.config = dataclasses.replace(run.config, tasks=(0, 1, 2))
-    (run.folder / "evaluation" / "stage_2.json").write_text(json.dumps([{"rate": r} for r in (0.6, 0.9, 1.0)]))
+    (run.folder / "evaluation" / "stage_2.json").write_text(
+        json.dumps([{"rate": r, "successes": 10 * r, "rollouts": 10, "errors": 0} for r in (0.6, 0.9, 1.0)])
+    )
     found = gate(run, 0.2)
     assert found is not None and found.before == (1.0, 0.9) and found.after == (0.6, 0.9)
     assert "'lift the red box' from 1.00 to 0.60" in verdict(found, tmp_path)

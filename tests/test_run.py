@@ -20,7 +20,7 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.cli import main
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.demonstrations import demonstration_path
-from m2distill_policy.errors import ConfigError, DemonstrationError, StorageError, TrainingError
+from m2distill_policy.errors import ConfigError, DemonstrationError, DivergedError, StorageError, TrainingError
 from m2distill_policy.lock import only_writer
 from m2distill_policy.storage import no_room
 from training.extend import extend_run
@@ -299,18 +299,29 @@ def test_epochs_make_a_stage_as_long_as_its_demonstrations(demonstrations: Path,
         finish_run(short, quiet=True)
 
 
-def test_a_run_is_not_taken_for_one_of_another_configuration(whole: Path, tmp_path: Path) -> None:
+class _Diverges(Job):
+    """A run whose loss is not finite, as its process says."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", f"import sys; sys.exit({DivergedError.exit_code})"]
+
+
+def test_a_run_is_not_taken_for_one_of_another_configuration(whole: Path, demonstrations: Path, tmp_path: Path) -> None:
     same = load_config(RunConfig, "config/tiny.toml", [*SMALL, "evaluation.workers=2"])
-    Job("same", whole, (), same).require_same()
+    Job("same", whole, (), same, demonstrations).require_same()
+    with pytest.raises(TrainingError, match=rf"of the demonstrations in {demonstrations}, and {tmp_path} was given"):
+        Job("collected anew", whole, (), same, tmp_path).require_same()
     older = tmp_path / "older"
     older.mkdir()
     record = json.loads((whole / "run.json").read_text())
     del record["config"]["optim"]["epochs"]  # a setting that came later, at its default here
     (older / "run.json").write_text(json.dumps(record))
-    Job("older", older, (), same).require_same()
+    Job("older", older, (), same, demonstrations).require_same()
     other = load_config(RunConfig, "config/tiny.toml", [*SMALL, "distill.image.weight=0.5"])
     with pytest.raises(TrainingError, match=r"distill.image.weight is 0.003 there and 0.5 here"):
-        run_jobs([Job("other", whole, (), other)], 1)
+        run_jobs([Job("other", whole, (), other, demonstrations)], 1)
+    with pytest.raises(DivergedError, match="run 'far too fast' ended with code 3"):
+        run_jobs([_Diverges("far too fast", tmp_path / "diverges", (), other, demonstrations)], 1)
 
 
 def test_what_only_another_strategy_reads_makes_no_other_run() -> None:

@@ -40,7 +40,9 @@ def _finished(setting: Setting, seeds: tuple[int, ...], auc: dict[str, float]) -
     for i, seed in enumerate(seeds):
         for arm, job in zip(ARMS, jobs_of(seed, ARMS, setting), strict=True):
             job.folder.mkdir(parents=True)
-            (job.folder / "run.json").write_text(json.dumps({"config": to_dict(job.config)}))
+            (job.folder / "run.json").write_text(
+                json.dumps({"config": to_dict(job.config), "demonstrations": str(setting.data.resolve())})
+            )
             metrics = {"mean_final": 0.5, "nbt": 0.1, "auc": auc[arm.name] + 0.02 * i, "fwt": 0.9}
             (job.folder / "results.json").write_text(json.dumps({"metrics": metrics}))
 
@@ -79,6 +81,8 @@ def test_an_ablation_of_nothing_is_refused(tmp_path: Path) -> None:
     _finished(setting, (0,), dict.fromkeys((arm.name for arm in ARMS), 0.5))
     with pytest.raises(TrainingError, match="another configuration: episodes"):
         ablate(Setting(TINY, tmp_path, tmp_path / "runs", ("episodes=7",)), (0,), 1)
+    with pytest.raises(TrainingError, match="holds a run of the demonstrations in"):
+        ablate(Setting(TINY, tmp_path / "collected_anew", tmp_path / "runs"), (0,), 1)
     assert not (setting.folder / "ablation.json").exists()
 
 
@@ -97,7 +101,9 @@ def test_axes_and_spaces_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_tries_settings_goes_on_and_ranks_them(tmp_path: Path, demonstrations: Path) -> None:
+def test_a_sweep_tries_settings_goes_on_and_ranks_them(
+    tmp_path: Path, demonstrations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting = Setting(TINY, demonstrations, tmp_path / "sweep", tuple(SMALL))
     said: list[str] = []
     found = sweep(SEARCH, setting, (3,), trials=2, at_once=1, say=said.append)
@@ -132,6 +138,16 @@ def test_a_sweep_tries_settings_goes_on_and_ranks_them(tmp_path: Path, demonstra
     with pytest.raises(ConfigError, match=r"holds another search: data is "):
         sweep(SEARCH, replace(setting, data=tmp_path), (3,), trials=3, at_once=1)
     assert sweep(SEARCH, replace(setting, overrides=(*SMALL, "evaluation.workers=2")), (3,), trials=3, at_once=1)
+
+    # A run that was lost says nothing of its settings: the trial is gone on with.
+    def lost(*_: object) -> None:
+        raise TrainingError("the machine was lost")
+
+    with monkeypatch.context() as patched, pytest.raises(TrainingError, match="the machine was lost"):
+        patched.setattr("training.studies.sweep.run_jobs", lost)
+        sweep(SEARCH, setting, (3,), trials=4, at_once=1, say=said.append)
+    assert len(sweep(SEARCH, setting, (3,), trials=4, at_once=1, say=said.append)["trials"]) == 4
+    assert "trial 3: going on with it" in said
 
 
 def test_settings_that_are_none_together_are_a_trial_that_does_not_count(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ class Demo:
             self.folder / strategy,
             ("--config", str(self.config_file), "--data", str(self.demonstrations), *map(str, more), *overrides),
             load_config(RunConfig, self.config_file, overrides),
+            self.demonstrations,
         )
 
     def serve(self) -> None:

@@ -33,13 +33,15 @@ class LetThrough:
 @dataclass(frozen=True)
 class Gate:
     """Success on each old task (a share) before, which is the better of when it was learned and just before the new
-    ones were, and after. margin: how far it may fall."""
+    ones were, and after. margin: how far it may fall. errors: rollouts afterwards that ended in an error; to a robot a
+    policy that halts is no better than one that fails, so here they count as failures."""
 
     tasks: tuple[str, ...]
     before: tuple[float, ...]
     after: tuple[float, ...]
     margin: float
     rollouts: int
+    errors: int = 0
 
     @property
     def fallen(self) -> tuple[str, ...]:
@@ -60,13 +62,15 @@ def gate(run: LifelongRun, margin: float) -> Gate | None:
     if not old or any(row is None for row in rows):
         return None
     rates = [[rate or 0.0 for rate in row or ()] for row in rows]
+    now = [(run.cells(run.stages - 1) or [])[task] for task in old]
     found = Gate(
         tuple(run.tasks[task].instruction for task in old),
         # Of several extensions each may cost a little; together they may not cost more.
         tuple(max(rates[run.config.stage_of(task)][task], rates[stages - 1][task]) for task in old),
-        tuple(rates[-1][task] for task in old),
+        tuple(cell["successes"] / cell["rollouts"] for cell in now),
         margin,
         run.config.evaluation.rollouts,
+        sum(cell["errors"] for cell in now),
     )
     write_json(run.folder / "gate.json", {**asdict(found), "fallen": found.fallen})
     return found
@@ -74,14 +78,15 @@ def gate(run: LifelongRun, margin: float) -> Gate | None:
 
 def verdict(found: Gate, bundle: Path) -> str:
     """The gate in a sentence: what was kept, or what fell and what to do about it."""
+    errors = f" ({found.errors} of them ended in an error and count as failures)" if found.errors else ""
     if found.fallen:
         return (
-            f"not let through: success fell by more than {found.margin:g} over {found.rollouts} rollouts on "
+            f"not let through: success fell by more than {found.margin:g} over {found.rollouts} rollouts{errors} on "
             f"{', '.join(found.fallen)}; {bundle} is kept and not published. Hold the old tasks harder "
             "(distill.policy.weight), keep demonstrations of them (memory.episodes), or allow more by --margin"
         )
     rates = ", ".join(f"{b:.2f} -> {a:.2f}" for b, a in zip(found.before, found.after, strict=True))
-    return f"old tasks before and after, over {found.rollouts} rollouts: {rates}"
+    return f"old tasks before and after, over {found.rollouts} rollouts{errors}: {rates}"
 
 
 def publish(bundle: Path, folder: Path, name: str) -> Path:

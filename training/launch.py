@@ -15,7 +15,7 @@ from typing import Any
 
 from m2distill_policy.cluster import Here, Launcher, Process, why_lost
 from m2distill_policy.config import from_dict, to_dict
-from m2distill_policy.errors import TrainingError
+from m2distill_policy.errors import DivergedError, TrainingError
 from m2distill_policy.progress import ProgressBar
 from training.lifelong.checkpoint import read_json
 from training.run_config import RunConfig, first_difference
@@ -25,27 +25,36 @@ from training.run_config import RunConfig, first_difference
 class Job:
     """A run to make or to go on with. arguments: of ``m2distill train``, without ``--out`` and ``--resume``.
 
-    config: what they amount to; a folder that holds a run under another configuration is refused.
+    config: what they amount to; data: the demonstrations' folder. A folder that holds a run under another
+    configuration, or of other demonstrations, is refused.
     """
 
     name: str
     folder: Path
     arguments: tuple[str, ...]
     config: RunConfig
+    data: Path
 
     def require_same(self) -> None:
-        """:class:`TrainingError` if the folder's run was made under another configuration, which it would keep.
+        """:class:`TrainingError` if the folder's run was made under another configuration or of other demonstrations,
+        which it would keep.
 
         A setting younger than the run has its default there, as it has when the run is gone on with.
         """
         if not (self.folder / "run.json").exists():
             return
-        made = from_dict(RunConfig, read_json(self.folder / "run.json")["config"])
+        record = read_json(self.folder / "run.json")
+        made = from_dict(RunConfig, record["config"])
         difference = first_difference(to_dict(made), to_dict(self.config))
         if difference is not None:
             raise TrainingError(
                 f"{self.folder} holds a run under another configuration: {difference}; choose another folder or "
                 "remove that one"
+            )
+        if Path(record["demonstrations"]) != self.data.resolve():
+            raise TrainingError(
+                f"{self.folder} holds a run of the demonstrations in {record['demonstrations']}, and {self.data} was "
+                "given; choose another folder or remove that one"
             )
 
     @property
@@ -99,8 +108,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
 
     launcher: where they run (default: this machine); other machines see data and runs under the same paths.
 
-    Raises :class:`TrainingError` with the last lines of the first job that fails; the others are stopped and can be
-    gone on with.
+    Raises :class:`TrainingError` with the last lines of the first job that fails, :class:`DivergedError` where it is
+    the settings that fail; the others are stopped and can be gone on with.
     """
     for job in jobs:
         job.require_same()
@@ -134,7 +143,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
                 bar.close()
                 del running[process]
                 if process.returncode != 0 or not job.finished:
-                    raise TrainingError(
+                    kind = DivergedError if process.returncode == DivergedError.exit_code else TrainingError
+                    raise kind(
                         f"run '{job.name}' ended with code {process.returncode}; its last words: "
                         + _last_words(process, job)
                     )

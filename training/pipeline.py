@@ -288,6 +288,10 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
                     f"version made it; remove it and {path.with_name(f'stage_{stage}.json')} and go on with --resume"
                 )
             curves.append(hold_from(curve, chosen, run.config.evaluation.points + 1))
+        elif run.config.evaluation.points > 1:
+            raise TrainingError(
+                f"{path} is missing; remove {path.with_name(f'stage_{stage}.json')} and go on with --resume"
+            )
         else:
             curves.append([final[stage][stage]])
     metrics = lifelong_metrics(final, curves, [len(part) for part in parts])

@@ -274,8 +274,8 @@ def from_episodes(
 
 
 def check_file(file: DemonstrationFile, instruction: str, contract: Contract, limit: int | None) -> None:
-    """:class:`DemonstrationError` if ``file`` is of another contract or instruction, or of fewer than ``limit``
-    episodes."""
+    """:class:`DemonstrationError` if ``file`` is of another contract or instruction, of fewer than ``limit`` episodes,
+    or of none in which a window slides."""
     file.contract.require_same(
         contract, f"demonstrations {file.path}", "the run", ignore=("text", "action.response", "history")
     )
@@ -288,6 +288,12 @@ def check_file(file: DemonstrationFile, instruction: str, contract: Contract, li
         raise DemonstrationError(
             f"{file.path} holds {len(file)} episodes and {limit} were asked for; collect more, or ask for fewer: "
             f"episodes={len(file)}"
+        )
+    longest = max(file.lengths()[:limit], default=0)
+    if longest <= contract.history:
+        raise DemonstrationError(
+            f"the longest of {file.path}'s episodes has {longest} steps and the policy remembers {contract.history}; "
+            f"record demonstrations of at least {contract.history + 1} steps"
         )
 
 

@@ -425,10 +425,18 @@ class LifelongRun:
         made: dict[str, Any] = read_json(self.stage_folder(stage) / "points.json")["made_by"]
         return made
 
+    def cells(self, stage: int) -> list[dict[str, Any]] | None:
+        """The rollouts of tasks 0 to ``stage`` after that stage summed up, or None before it was evaluated."""
+        path = self.folder / "evaluation" / f"stage_{stage}.json"
+        if not path.exists():
+            return None
+        cells: list[dict[str, Any]] = read_json(path)
+        return cells
+
     def success(self, stage: int) -> list[float | None] | None:
         """Success on tasks 0 to ``stage`` after that stage, or None before it was evaluated."""
-        path = self.folder / "evaluation" / f"stage_{stage}.json"
-        return [cell["rate"] for cell in read_json(path)] if path.exists() else None
+        cells = self.cells(stage)
+        return None if cells is None else [cell["rate"] for cell in cells]
 
     def export(
         self,
@@ -534,12 +542,19 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
     point = read_json(source.stage_folder(0) / "stage.json")["point"]
     end_stage(source.point_policy(0, point), strategy, data, target.config, 0)
     write_json(folder / "points.json", {**record, **target.keep(0, parts, strategy, point)})
-    if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
-        # The same weights on the same states: evaluated once is enough.
-        (target.folder / "evaluation").mkdir(exist_ok=True)
-        for path in (source.folder / "evaluation").glob("stage_0*.json*"):
-            shutil.copy2(path, target.folder / "evaluation" / path.name)
-        if (source.stage_folder(0) / "selection.json").exists():
-            shutil.copy2(source.stage_folder(0) / "selection.json", folder / "selection.json")
     target.choose(0, point)
+    if to_dict(source.config)["evaluation"] == to_dict(target.config)["evaluation"]:
+        # The same weights on the same states: evaluated once is enough. Each file says that what comes before it is
+        # there: killed in between, the rest is evaluated again.
+        at, to = source.folder / "evaluation", target.folder / "evaluation"
+        to.mkdir(exist_ok=True)
+        for path in at.glob("stage_0*.jsonl"):
+            shutil.copy2(path, to / path.name)
+        for old, new in (
+            (source.stage_folder(0) / "selection.json", folder / "selection.json"),
+            (at / "stage_0_curve.json", to / "stage_0_curve.json"),
+            (at / "stage_0.json", to / "stage_0.json"),
+        ):
+            if old.exists():
+                write_json(new, read_json(old))
     return True

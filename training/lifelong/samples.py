@@ -23,8 +23,10 @@ _EPISODE, _PROBES, _RECORD = "episode.safetensors", "probes.safetensors", "sampl
 
 
 def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: int) -> None:
-    """Write the samples of ``data`` into a stage's folder: its first demonstration, and windows drawn by ``rng``."""
-    data.subset([0]).save(folder / _EPISODE)
+    """Write the samples of ``data`` into a stage's folder: a demonstration, and windows drawn by ``rng``."""
+    # The first in which a window slides, which is what a bundle is checked on.
+    enough = np.flatnonzero(data.lengths > history)
+    data.subset([int(enough[0]) if len(enough) else int(np.argmax(data.lengths))]).save(folder / _EPISODE)
     batch = data.windows(rng, PROBES, history)
     tensors: dict[str, NDArray[np.generic]] = {f"images.{name}": frames for name, frames in batch.images.items()}
     tensors |= {f"proprioception.{name}": values for name, values in batch.proprioception.items()}

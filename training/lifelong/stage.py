@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2distill_policy.errors import TrainingError
+from m2distill_policy.errors import DivergedError, TrainingError
 from m2distill_policy.storage import writing
 from training import distributed
 from training.allocator import free_bytes, keep_freed_memory
@@ -240,7 +240,7 @@ class Learner:
         values = dict(zip(terms, means.tolist(), strict=True))
         values["gradient"] = float(norm)
         if not all(math.isfinite(v) for v in values.values()):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss is not finite at stage {self.stage}, step {step + 1} ({values}); it would be again: begin "
                 "another run, with a lower optim.lr"
             )

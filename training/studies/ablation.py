@@ -54,6 +54,7 @@ def ablate(setting: Setting, seeds: Sequence[int], at_once: int, launcher: Launc
     found = {
         "seeds": list(seeds),
         "config": to_dict(config),
+        "demonstrations": str(setting.data.resolve()),
         "arms": {
             arm.name: {
                 "words": arm.words,

@@ -49,7 +49,9 @@ def jobs_of(seed: int, arms: Sequence[Arm], setting: Setting) -> list[Job]:
         config = load_config(RunConfig, setting.config, settings)
         alone = arm is arms[0] or config.strategy in ("packnet", *JOINT)
         shared = [] if alone else ["--first-stage-from", str(root / arms[0].name)]
-        jobs.append(Job(f"seed {seed} {arm.name}", root / arm.name, (*common, *shared, *settings), config))
+        jobs.append(
+            Job(f"seed {seed} {arm.name}", root / arm.name, (*common, *shared, *settings), config, setting.data)
+        )
     return jobs
 
 

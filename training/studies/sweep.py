@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from m2distill_policy import provenance
 from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config, to_dict
-from m2distill_policy.errors import ConfigError, TrainingError
+from m2distill_policy.errors import ConfigError, DivergedError, TrainingError
 from training.launch import Job, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
 from training.run_config import JOINT, RunConfig, first_difference
@@ -140,7 +140,7 @@ def _finish(
     try:
         jobs = [_job(seed, arm, setting) for seed in seeds]
         run_jobs(jobs, at_once, launcher)
-    except (ConfigError, TrainingError) as error:
+    except (ConfigError, DivergedError) as error:  # whatever else ends a run says nothing of its settings
         study.tell(number, state=TrialState.FAIL)
         before = study.get_trials(deepcopy=False)[number - 1].state if number else TrialState.FAIL
         if before == TrialState.FAIL:
