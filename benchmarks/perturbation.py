@@ -18,6 +18,7 @@ from benchmarks.output import command, write
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.sim.disturbances import KINDS
+from training.launch import Job
 from training.run_config import RunConfig
 
 #: What demonstrations are collected under, by the name of the bundle.
@@ -32,22 +33,29 @@ def run(words: list[object]) -> None:
         raise TrainingError(f"'m2distill {words[0]}' ended with {done.returncode}; run again to go on")
 
 
+def training_of(args: argparse.Namespace) -> list[str]:
+    """What differs from the configuration file in both runs."""
+    fixed = [f"tasks=[{args.task}]", "evaluation.rollouts=0", f"episodes={args.episodes}", f"seed={args.seed}"]
+    return [*fixed, *args.overrides]
+
+
 def curves_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Collect, train, export and evaluate one of the two; what is done already is left alone."""
     folder = args.folder / name
     task = str(args.task)
+    trained, overrides = folder / "run", training_of(args)
+    job = Job(name, trained, (), load_config(RunConfig, args.config, overrides), folder / "demonstrations")
+    job.require_same()
     demos: list[object] = ["demos", "--tasks", task, "--episodes", args.episodes, "--size", args.size]
     if RANDOMISED[name]:
         demos += ["--randomise", RANDOMISED[name]]
     run([*demos, "--out", folder / "demonstrations"])
-    trained = folder / "run"
     if not (trained / "results.json").exists():
         train: list[object] = ["train", "--out", trained]
         if (trained / "run.json").exists():
             train.append("--resume")
         else:
-            train += ["--config", args.config, "--data", folder / "demonstrations", f"tasks=[{task}]"]
-            train += ["evaluation.rollouts=0", f"episodes={args.episodes}", f"seed={args.seed}", *args.overrides]
+            train += ["--config", args.config, "--data", folder / "demonstrations", *overrides]
         run(train)
     bundle = folder / "bundle"
     if not bundle.exists():
@@ -75,9 +83,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the training")
     args = parser.parse_args()
     found = {name: curves_of(name, args) for name in RANDOMISED}
-    config = load_config(RunConfig, args.config, [*args.overrides])
-    settings = {name: getattr(args, name) for name in ("task", "episodes", "rollouts", "levels", "seed")}
-    write("perturbation", {**settings, "randomised": RANDOMISED["randomised"], **to_dict(config)}, found, args.out)
+    trained = to_dict(load_config(RunConfig, args.config, training_of(args)))
+    settings = {"rollouts": args.rollouts, "levels": args.levels, "randomised": RANDOMISED["randomised"]}
+    write("perturbation", {**trained, **settings}, found, args.out)
     from training.report.charts import curves_chart
 
     args.chart.parent.mkdir(parents=True, exist_ok=True)

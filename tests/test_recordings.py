@@ -385,5 +385,13 @@ def test_an_import_that_was_cut_short_goes_on_under_the_same_settings_alone(
     made.grip(0, 0.08)
     made.write(tmp_path / "again" / "bag_2", StoragePlugin.MCAP)
     words[2] = tmp_path / "again" / "bag_2"
+    # What was imported and then recorded anew, under the same name, is imported anew too.
+    made = teleoperation(steps=25)
+    made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
+    made.grip(0, 0.08)
+    made.write(tmp_path / "again" / "bag_0", StoragePlugin.MCAP)
+    words[1] = tmp_path / "again" / "bag_0"
+    assert cli.main([str(word) for word in (*words[:2], *words[1:])]) == 2
+    assert "are the same recording; name it once" in capfd.readouterr().err
     assert cli.main([str(word) for word in words]) == 0
-    assert len(DemonstrationFile(tmp_path / "data" / "lift_demo.hdf5")) == 2
+    assert [len(e) for e in DemonstrationFile(tmp_path / "data" / "lift_demo.hdf5")] == [25, 20]

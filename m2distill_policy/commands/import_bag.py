@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.config import to_dict
     from m2distill_policy.demonstrations import DemonstrationWriter, Recording, demonstration_path
     from m2distill_policy.errors import RecordingError
+    from m2distill_policy.lock import only_writer
     from m2distill_policy.node.topics import parse_remappings, resolve
     from m2distill_policy.progress import ProgressBar
     from m2distill_policy.recordings.bag import Bag
@@ -84,43 +85,41 @@ def run(args: argparse.Namespace) -> int:
     path = demonstration_path(args.out, task)
     if path.exists():
         raise RecordingError(f"{path} exists; choose another --out or --task, or remove it")
+    numbers: dict[int, Path] = {}
     for folder in args.bags:  # one that cannot be read is known before anything is written
         with Bag(folder) as bag:
             require_topics(bag, contract, settings)
-    writer = DemonstrationWriter(
-        path,
-        instruction=args.instruction,
-        contract=contract,
-        suite="files",
-        # All that decides what a recording becomes: an import that goes on under other settings must not mix the two.
-        env_args={
-            "bags": [bag.resolve().name for bag in args.bags],
-            "told": args.told,
-            "slop": args.slop,
-            "gripper": to_dict(arm.gripper),
-            "joints": [to_dict(joint) for joint in arm.joints],
-            "remap": remap,
-        },
-    )
-    done = writer.attempts()
-    missed, clipped = 0, []
-    with ProgressBar(total=len(args.bags), desc=task, unit="bag") as bar:
-        for number, folder in enumerate(args.bags):
-            if number not in done:
-                with Bag(folder) as bag:
-                    imported = import_recording(bag, contract, settings)
-                writer.add(Recording(imported.episode), number)
-                missed += imported.missed
-                clipped.append(imported.clipped)
-            bar.update()
-    file = writer.finish(list(range(len(args.bags))), len(args.bags))
+            if bag.number in numbers:
+                raise RecordingError(f"{folder} and {numbers[bag.number]} are the same recording; name it once")
+            numbers[bag.number] = folder
+    with only_writer(args.out):
+        writer = DemonstrationWriter(
+            path,
+            instruction=args.instruction,
+            contract=contract,
+            suite="files",
+            # All that decides what a recording becomes: an import that goes on under other settings must not mix the
+            # two.
+            env_args={
+                "bags": [bag.resolve().name for bag in args.bags],
+                "told": args.told,
+                "slop": args.slop,
+                "gripper": to_dict(arm.gripper),
+                "joints": [to_dict(joint) for joint in arm.joints],
+                "remap": remap,
+            },
+        )
+        done = writer.attempts()
+        with ProgressBar(total=len(args.bags), desc=task, unit="bag") as bar:
+            for number, folder in numbers.items():
+                if number not in done:
+                    with Bag(folder) as bag:
+                        imported = import_recording(bag, contract, settings)
+                    writer.add(Recording(imported.episode), number)
+                    for warning in imported.warnings:
+                        bar.write(f"{folder}: {warning}", file=sys.stderr)
+                bar.update()
+        file = writer.finish(list(numbers), len(numbers))
     steps = sum(len(episode) for episode in file)
     print(f"{path}: {len(file)} demonstrations of '{args.instruction}', {steps} steps at {contract.rate_hz:g} Hz")
-    if missed:
-        print(f"{missed} periods had no observation; see whether the cameras keep their rate")
-    if clipped and max(clipped) > 0.05:
-        print(
-            f"{100 * max(clipped):.0f} % of the steps of one recording moved faster than an action of the contract can "
-            "say and were cut: move slower, or raise action.translation_scale in a contract of your own"
-        )
     return 0

@@ -6,6 +6,7 @@ made from data here: messages are read as the types that the library itself brin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,12 @@ class Bag:
     def topics(self) -> dict[str, str]:
         """Topic -> type."""
         return {connection.topic: connection.msgtype for connection in self._reader.connections}
+
+    @property
+    def number(self) -> int:
+        """What tells this recording from another one, of the same name too: from a hash of its metadata, in which
+        stand its files, when it began to the nanosecond, how long it took and how many messages each topic has."""
+        return int(hashlib.sha256((self.path / "metadata.yaml").read_bytes()).hexdigest()[:15], 16)
 
     def require(self, topic: str, kinds: Collection[str]) -> str:
         """The type of ``topic``; :class:`RecordingError` if it is not there or not of one of ``kinds``."""

@@ -35,6 +35,8 @@ GRIPPER = "control_msgs/msg/GripperCommand"
 TWIST_HOLDS = 0.2
 #: Periods without an observation before a recording is refused: a policy would have begun a new window.
 LONGEST_GAP = 5.0
+#: Share of a recording's steps that may be cut to what an action can say before somebody should look.
+MOST_CLIPPED = 0.05
 
 Told = Literal["target_pose", "twist"]
 
@@ -61,6 +63,19 @@ class Imported:
     episode: Episode
     missed: int
     clipped: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each that deserves a look."""
+        found = []
+        if self.missed:
+            found.append(f"{self.missed} periods had no observation; see whether the cameras keep their rate")
+        if self.clipped > MOST_CLIPPED:
+            found.append(
+                f"{100 * self.clipped:.0f} % of the steps moved faster than an action of the contract can say and were "
+                "cut: move slower, or raise action.translation_scale in a contract of your own"
+            )
+        return tuple(found)
 
 
 @dataclass
