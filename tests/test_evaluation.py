@@ -153,6 +153,10 @@ def test_what_cannot_run_at_all_is_refused(bundle: Path, pool: RolloutPool, tmp_
         pool.evaluate(bundle, make_cells("toy", [0], 1, told="lift the rod box"))
     with pytest.raises(ConfigError, match=r"suite 'toy' has no task 7; it has \[0, 1\]"):
         pool.evaluate(bundle, make_cells("toy", [7], 1))
+    with pytest.raises(ConfigError, match=r"the tasks name one twice: \[0, 0\]"):
+        make_cells("toy", [0, 0], 1)
+    with pytest.raises(ConfigError, match=r"51 rollouts .* 'libero_goal' has 50 initial states a task"):
+        make_cells("libero_goal", [0], 51)
     with pytest.raises(ConfigError, match="sampling 'lownoise' is unknown"):
         pool.evaluate(bundle, CELLS, sampling="lownoise")
     with pytest.raises(ConfigError, match="films a cell were asked for; say in which folder"):

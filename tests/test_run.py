@@ -346,6 +346,8 @@ def test_what_only_another_strategy_reads_makes_no_other_run() -> None:
         (["optim.steps=3", "evaluation.points=4"], "evaluation.points is 4 in optim.steps = 3"),
         (["optim.later_lr=0.0"], "optim.later_lr is 0.0; it must be positive"),
         (["suite=files"], "suite=files has no world to roll a policy out in"),
+        (["suite=libero_goal", "evaluation.rollouts=51"], "has 50 initial states: ask for at most 50"),
+        (["suite=libero_goal", "evaluation.rollouts=26", "evaluation.points=2"], "states and half .* at most 25"),
     ],
 )
 def test_what_could_only_fail_later_is_refused_at_once(overrides: list[str], sentence: str) -> None:

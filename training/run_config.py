@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.evaluation.seeds import RUN_SEEDS
+from m2distill_policy.evaluation.seeds import RUN_SEEDS, initial_states
 from m2distill_policy.sim.world import FILES
 from training.data.augment import AugmentConfig
 from training.lifelong.ewc import EwcConfig
@@ -209,9 +209,24 @@ class RunConfig:
             raise ConfigError(
                 f"evaluation.points is {self.evaluation.points} in optim.steps = {self.optim.steps}; ask for fewer"
             )
+        self._require_states()
         if self.suite == FILES and (self.evaluation.rollouts or self.evaluation.told):
             raise ConfigError(
                 f"suite={FILES} has no world to roll a policy out in; set evaluation.rollouts=0 evaluation.told=0"
+            )
+
+    def _require_states(self) -> None:
+        """Enough initial states for the rollouts, and none of them both to choose a point and to report."""
+        states = initial_states(self.suite)
+        if states is None:
+            return
+        chosen = self.evaluation.points > 1 and self.evaluation.choose_on == "selection"
+        most = states // 2 if chosen else states
+        if self.evaluation.rollouts > most:
+            why = " and half of them choose a point: set evaluation.points=1, or" if chosen else ":"
+            raise ConfigError(
+                f"evaluation.rollouts is {self.evaluation.rollouts}; a task of {self.suite} has {states} initial "
+                f"states{why} ask for at most {most}"
             )
 
     @property

@@ -17,7 +17,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=SUMMARIES["sweep"],
         description=(
             "Search settings of training with Optuna: every trial is a run a seed. Killed at any moment, the same "
-            "command goes on with the trial it was in. Choose on seeds or tasks that you do not report."
+            "command goes on with the trial it was in. Choose on seeds that you do not report; on "
+            "LIBERO's suites, where every seed sees the same initial states, on tasks that you do not report."
         ),
         epilog=(
             "example: m2distill sweep config/sweeps/distill.toml --config config/tiny.toml --data demos "

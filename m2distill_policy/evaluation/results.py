@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from m2distill_policy.errors import ConfigError, SimulationError
-from m2distill_policy.evaluation.seeds import Purpose, state_seed
+from m2distill_policy.evaluation.seeds import Purpose, initial_states, state_seed
 from m2distill_policy.sim.disturbances import Disturbance
 from m2distill_policy.sim.world import Task
 from m2distill_policy.storage import writing
@@ -48,6 +48,12 @@ class Cell:
             raise ConfigError(f"a cell has {self.rollouts} rollouts; at least 1 is needed")
         if self.task < 0:
             raise ConfigError(f"task index is {self.task}; whole numbers from 0 on are allowed")
+        states = initial_states(self.suite)
+        if states is not None and self.rollouts > states:
+            raise ConfigError(
+                f"{self.rollouts} rollouts a task were asked for and '{self.suite}' has {states} initial states a "
+                f"task: some would count twice; ask for at most {states}"
+            )
         state_seed(self.purpose, self.seed, self.first)
         state_seed(self.purpose, self.seed, self.first + self.rollouts - 1)
 
@@ -64,8 +70,11 @@ def make_cells(
     horizon: int = 0,
 ) -> list[Cell]:
     """One cell a task."""
+    wanted = list(tasks)
+    if len(set(wanted)) != len(wanted):
+        raise ConfigError(f"the tasks name one twice: {wanted}")
     return [
-        Cell(suite, task, told, rollouts, seed, purpose, disturbances=disturbances, horizon=horizon) for task in tasks
+        Cell(suite, task, told, rollouts, seed, purpose, disturbances=disturbances, horizon=horizon) for task in wanted
     ]
 
 
