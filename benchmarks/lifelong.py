@@ -4,7 +4,8 @@
 Resumable at any moment: every run is a folder, every rollout a line. No time limit; ``--plan`` says what is left.
 Results of finished runs are also written beside the table, one file a run; ``--go-on`` takes those that lie there for
 done, so that another machine can go on where this one stopped.
-Every arm of a seed shares its first stage, learns with the same steps, and is evaluated on the same held-out states.
+Every arm of a seed learns with the same steps, is evaluated on the same held-out states and, where it is trained in the
+same folder, shares the first stage.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ def weights(image: float, text: float, extra: float, policy: float) -> tuple[str
 
 #: How hard the previous policy is held. Beside demonstrations, where imitation of the old tasks and the terms on two
 #: kinds of old windows stand against four new windows, held three times as hard a new task was half learned.
-#: Chosen by :mod:`benchmarks.tabletop_choices`, on seeds that are not reported here.
+#: Lowered because of what seeds 0 to 2 showed, which are reported here, then looked at on seed 3
+#: (:mod:`benchmarks.tabletop_choices`).
 _HELD_BESIDE_DEMOS = (*_ASKED, *weights(0.003, 0.03, 0.03, 0.08))
 _HELD_BY_WORDS = (*_ASKED, *weights(0.01, 0.1, 0.1, 1.0))
 #: M2Distill beside five kept demonstrations of an old task.
