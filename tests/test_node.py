@@ -18,6 +18,7 @@ from m2distill_policy.errors import ConfigError, ObservationError
 from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.node.pose import pose_from, quaternion_of
+from m2distill_policy.node.synchroniser import RATE_OVER
 from m2distill_policy.node.topics import camera_info_topic, camera_topic, parse_remappings, resolve
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime import drive
@@ -101,13 +102,18 @@ def test_field_of_view_is_compared_after_the_crop() -> None:
 class Hand:
     """A cycle whose clocks and messages are handed in; ``now`` is both clocks, in s."""
 
-    def __init__(self, bundle: Bundle, *, watch: WatchLimits | None = None, **options: Any) -> None:
+    def __init__(self, bundle: Bundle, *, watch: WatchLimits | None = None, known: bool = True, **options: Any) -> None:
+        """known: the cameras have sent enough pictures to know that they come fast enough."""
         self.now = 100.0
         self.server = PolicyServer(bundle, sampling="mode", watch=watch)
         self.server.set_instruction(INSTRUCTIONS[0])
         self.cycle: PolicyCycle[Picture] = PolicyCycle(
             self.server, self.picture, wall=lambda: round(self.now * 1e9), steady=lambda: self.now, **options
         )
+        for before in range(RATE_OVER + 1, 0, -1) if known and not options.get("lockstep") else ():
+            for name in CONTRACT.camera_names:
+                stamp = round((STEPS[0].stamp - before * PERIOD) * 1e9)
+                self.cycle.add_view(name, stamp, STEPS[0].images[name])
 
     @staticmethod
     def picture(frame: Picture) -> Picture:
@@ -284,6 +290,20 @@ def test_a_slow_camera_halts_also_after_an_instruction(bundle: Bundle) -> None:
     hand.cycle.instruct(INSTRUCTIONS[0])
     output = hand.cycle.run(0.0)
     assert output is not None and output.decision.status.code is StatusCode.HALT_REQUESTED
+
+
+def test_the_arm_is_not_driven_before_the_cameras_are_known_to_be_fast_enough(bundle: Bundle) -> None:
+    slow = [dataclasses.replace(o, stamp=100 + i * 0.08) for i, o in enumerate(STEPS)]
+    outputs = Hand(bundle, known=False).drive(slow[:30])
+    assert not any(o.command for o in outputs), "a slow camera never moved it"
+    assert {o.decision.status.code for o in outputs[RATE_OVER:]} == {StatusCode.HALT_REQUESTED}
+    first = outputs[0].decision
+    assert first.status.code is StatusCode.WAITING and first.sample is not None
+    assert "Waiting for 21 pictures of agentview_rgb, eye_in_hand_rgb" in first.status.sentence
+    outputs = Hand(bundle, known=False).drive(STEPS[:30])
+    assert [o.command for o in outputs] == [False] * RATE_OVER + [True] * (30 - RATE_OVER)
+    began = outputs[RATE_OVER].decision.status
+    assert (began.code, began.window, began.window_cleared) == (StatusCode.RUNNING, 1, "resume after a halt")
 
 
 def test_lockstep_begins_an_episode_and_waits_for_its_pose(bundle: Bundle) -> None:

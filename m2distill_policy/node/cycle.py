@@ -30,7 +30,7 @@ from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.node.joints import JointSource
 from m2distill_policy.node.pose_source import POSE_PERIODS, PoseBuffer, PoseSource
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
-from m2distill_policy.node.synchroniser import SynchronisedSet
+from m2distill_policy.node.synchroniser import RATE_OVER, SynchronisedSet
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
@@ -366,6 +366,12 @@ class PolicyCycle(Generic[T]):
         else:
             # Again, because what ends a halt does not make the camera faster.
             self._halt_where_a_camera_is_slow()
+            unknown = [name for name in self._contract.camera_names if name not in self._stream.intervals]
+            self._server.not_yet(
+                f"Waiting for {RATE_OVER + 1} pictures of {', '.join(unknown)}, to know whether they come fast enough."
+                if unknown
+                else None
+            )
             decision = self._server.step(
                 observation, self._wall() / 1e9, steady=self._steady(), pose=pose, newest=self._poses.at(0)
             )

@@ -117,6 +117,7 @@ class PolicyServer:
         #: Set by a fault that must be cleared (or a requested halt): the server stays halted while it is there.
         self._held: Fault | None = None
         self._refused_instruction: Fault | None = None
+        self._not_yet: Fault | None = None
         self._history = RawHistory(self.contract.history, self.contract.period)
         self._governor = Governor(limits or SafetyLimits(), self.contract)
         self._watchdog = Watchdog(self.contract, watch or WatchLimits())
@@ -258,6 +259,12 @@ class PolicyServer:
             if self._held is not None and self._held.code is StatusCode.HALT_REQUESTED:
                 self._held = None
 
+    def not_yet(self, sentence: str | None) -> None:
+        """Why answers are not sent yet, None for no reason: what must be known of the observations is not known yet.
+        The arm is not driven meanwhile; once the reason is gone it is, without being asked."""
+        with self._lock:
+            self._not_yet = None if sentence is None else Fault(StatusCode.WAITING, sentence)
+
     def emergency_stop(self, pressed: bool) -> None:
         """The emergency stop is pressed or let go. Pressed: ramp to a halt. Let go: stay halted until :meth:`enable`,
         whatever ``resume`` says: nobody must be surprised by an arm that moves again."""
@@ -307,7 +314,7 @@ class PolicyServer:
             conditioning = self._active.conditioning
             if conditioning is None:
                 return self._halted(_UNTOLD, stamp, begin, newest)
-            driving = self._enabled and self._held is None
+            driving = self._enabled and self._held is None and self._not_yet is None
             if driving and self._governor.motion is not Motion.RUNNING and len(self._history):
                 self._clear("resume after a halt")
             if self._history.gap(stamp):
@@ -335,7 +342,7 @@ class PolicyServer:
                 fault = Fault(StatusCode.RUNNING, f"Told to {conditioning.instruction}.")
                 command = True
             else:
-                fault = self._held or _SHADOW
+                fault = self._held or (self._not_yet if self._enabled else None) or _SHADOW
                 command = self._governor.motion is not Motion.HALTED
                 action = self._governor.halt(newest)
             return self._decision(action, command, sample, mixture, fault, stamp, used, begin)
