@@ -108,8 +108,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.streams import give_up_what_cannot_be_written
 
     config, beside = load_arm(args.config, args.overrides)
-    resume = args.resume or beside.pop("resume", "auto")
-    frame = beside.pop("pose.base_frame", None)
+    resume, frame = beside.pop("resume", "auto"), beside.pop("pose.base_frame", None)
     if beside:
         print(f"for the node on ROS 2 alone, left aside: {', '.join(beside)}", file=sys.stderr)
     options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper, joints=config.joints)
@@ -126,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         limits=config.safety,
         watch=WatchLimits.lockstep() if args.lockstep else config.watch,
         enabled=not args.shadow,
-        resume=resume,
+        resume=args.resume or resume,
         swap_when=args.swap_when,
     )
     if args.instruction is not None:

@@ -295,7 +295,8 @@ class PolicyCycle(Generic[T]):
         self._gripper_commands = 0
         self._episode, self._episode_stamp = number, stamp
         self._swap_in_lockstep()
-        self._server.release_halt()
+        if self._leave_at is None:
+            self._server.release_halt()
         self.instruct(instruction)
         self._server.reset("a new episode", seed=seed, episode=draw, still=True)
         if self._server.swap.state in (SwapState.LOADING, SwapState.READY):
