@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_every_benchmark_is_described() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text()
     parts = ("lifelong", "tables", "output", "child", "libero_policy", "ros_robot", "ros_events")  # of the others
     for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
-        assert path.stem in parts or f"benchmarks.{path.stem}`" in text or path.stem == "tabletop", path.name
+        assert path.stem in parts or re.search(rf"benchmarks.{path.stem}[` ]", text) or path.stem == "tabletop", path.name
 
 
 def test_a_roofline_counts_operations_and_shares_out_the_time(tmp_path: Path) -> None:

@@ -454,6 +454,9 @@ def test_the_dead_man_switch_must_be_held_and_said_to_be(bundle: Bundle) -> None
     assert "was let go" in step(6).status.sentence
     assert server.tick_without_observation(0.0, steady=6 * PERIOD).status.code is StatusCode.DEAD_MAN
     assert not make(bundle).step(STEPS[0], STEPS[0].stamp).status.code.is_fault, "where there is none, none is needed"
+    shadow = make(bundle, watch=WatchLimits(dead_man=0.12), enabled=False)
+    decision = shadow.step(STEPS[0], STEPS[0].stamp)
+    assert decision.status.code is StatusCode.DISABLED and decision.sample is not None, "nothing moves in shadow mode"
 
 
 def test_overruns_are_counted_and_several_in_a_row_halt_for_good(bundle: Bundle) -> None:

@@ -50,11 +50,6 @@ class Time(IdlStruct, typename="builtin_interfaces.msg.dds_.Time_"):
         """The instant ``nanoseconds`` after the clock's origin."""
         return Time(nanoseconds // NANOSECONDS, nanoseconds % NANOSECONDS)
 
-    @staticmethod
-    def from_seconds(seconds: float) -> "Time":
-        """The instant ``seconds`` after the clock's origin, to the nearest nanosecond."""
-        return Time.from_nanoseconds(round(seconds * NANOSECONDS))
-
     @property
     def nanoseconds(self) -> int:
         """Nanoseconds since the clock's origin, exact."""

@@ -11,8 +11,9 @@ from m2distill_policy.errors import ConfigError
 class GripperProfile:
     """What the gripper is told.
 
-    open_position, closed_position: gap between the fingers in m. threshold: how far the action's entry (-1 open .. +1
-    closed) must be from 0 to change anything. max_effort: N, 0 for the gripper's own.
+    open_position, closed_position: in the gripper's own unit, which is the gap between the fingers in m, one finger's
+    way, or rad. threshold: how far the action's entry (-1 open .. +1 closed) must be from 0 to change anything.
+    max_effort: N, 0 for the gripper's own.
     """
 
     open_position: float = 0.08
@@ -24,10 +25,10 @@ class GripperProfile:
         if not 0 <= self.threshold < 1:
             raise ConfigError(f"gripper threshold is {self.threshold}; at least 0 and below 1 is allowed")
         if self.open_position == self.closed_position:
-            raise ConfigError(f"gripper is open and closed at the same position, {self.open_position} m")
+            raise ConfigError(f"gripper is open and closed at the same position, {self.open_position}")
 
     def entry(self, position: float) -> float:
-        """The action's entry (-1 or +1) that a commanded ``position`` (m) stands for: the nearer of the two."""
+        """The action's entry (-1 or +1) that a commanded ``position`` stands for: the nearer of the two."""
         return -1.0 if abs(position - self.open_position) < abs(position - self.closed_position) else 1.0
 
 
@@ -43,7 +44,7 @@ class GripperSwitch:
         self._closed = None
 
     def update(self, entry: float) -> float | None:
-        """The position (m) to command for the action's entry (-1 open .. +1 closed); None while nothing changes."""
+        """The position to command for the action's entry (-1 open .. +1 closed); None while nothing changes."""
         profile = self._profile
         if abs(entry) <= profile.threshold or (entry > 0) == self._closed:
             return None

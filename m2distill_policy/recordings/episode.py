@@ -35,6 +35,9 @@ GRIPPER = "control_msgs/msg/GripperCommand"
 TWIST_HOLDS = 0.2
 #: Periods without an observation before a recording is refused: a policy would have begun a new window.
 LONGEST_GAP = 5.0
+#: m between the fingers below which a gripper that nobody has told anything yet counts as closed: half of what the
+#: contract's gripper opens, robosuite's Panda hand.
+HALF_OPEN = 0.04
 #: Share of a recording's steps that may be cut to what an action can say before somebody should look.
 MOST_CLIPPED = 0.05
 
@@ -307,11 +310,14 @@ def _action_for(velocity: NDArray[np.float64], contract: Contract) -> NDArray[np
 
 
 def _grip(position: float | None, observation: Observation, profile: GripperProfile) -> float:
-    """-1 or +1: what the gripper was told, or before that how it was found."""
-    if position is None:
-        fingers = observation.proprioception.get("gripper_states")
-        position = profile.open_position if fingers is None else float(np.abs(fingers).sum())
-    return profile.entry(position)
+    """-1 or +1: what the gripper was told, or before that how it was found.
+
+    What it is told is in its own unit, the readings are the contract's: m, of each finger.
+    """
+    if position is not None:
+        return profile.entry(position)
+    fingers = observation.proprioception.get("gripper_states")
+    return 1.0 if fingers is not None and float(np.abs(fingers).sum()) < HALF_OPEN else -1.0
 
 
 def _pose(message: Any) -> NDArray[np.float64]:

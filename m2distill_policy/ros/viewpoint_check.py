@@ -22,8 +22,8 @@ from m2distill_policy.ros import qos
 from m2distill_policy.ros.pictures import Frame, picture_of
 from m2distill_policy.runtime.preprocess import preprocess
 
-#: s between two looks at one view.
-_EVERY = 0.5
+#: s between two looks at one view, and until a view of which nothing has come is named.
+_EVERY, _PATIENCE = 0.5, 5.0
 
 
 class ViewpointCheck(Node):
@@ -50,6 +50,17 @@ class ViewpointCheck(Node):
             topic = topics.camera_topic(camera.name) + ("/compressed" if transport == "compressed" else "")
             kind = CompressedImage if transport == "compressed" else Image
             self.create_subscription(kind, topic, self._look(bundle, camera), qos.sensor(1))
+        self._silent = self.create_timer(_PATIENCE, lambda: self._name_the_silent(bundle, transport))
+
+    def _name_the_silent(self, bundle: Bundle, transport: str) -> None:
+        self._silent.cancel()
+        for camera in bundle.contract.cameras:
+            if camera.name not in self.said:
+                topic = topics.camera_topic(camera.name)
+                here = self.resolve_topic_name(topic + ("/compressed" if transport == "compressed" else ""))
+                self.get_logger().warning(
+                    f"no picture of view '{camera.name}' on {here} yet; rename it: --ros-args -r {topic}:=/your/topic"
+                )
 
     def _look(self, bundle: Bundle, camera: Camera) -> Callable[[Frame], None]:
         reference = bundle.view(camera.name)

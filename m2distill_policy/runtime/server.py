@@ -378,8 +378,11 @@ class PolicyServer:
             return self._halted(fault, None, begin, newest)
 
     def _forbidden(self, steady: float) -> Fault | None:
-        """What the operator's switches say against moving."""
-        return _EMERGENCY if self._emergency else self._watchdog.operator(steady)
+        """What the operator's switches say against moving; in shadow mode nobody has to hold one."""
+        if self._emergency:
+            return _EMERGENCY
+        moves = self._enabled or self._governor.motion is not Motion.HALTED
+        return self._watchdog.operator(steady) if moves else None
 
     def _late(self, begin: float) -> Fault | None:
         """Count a decision that took over one period; a fault, held until the policy is enabled, where it is one of
