@@ -131,13 +131,17 @@ def write_bundle(
     view, of the contract's shapes.
 
     Raises :class:`BundleError` when an argument is not what :func:`open_bundle` would accept, or when ``path`` exists
-    and ``overwrite`` is not set.
+    and ``overwrite`` is not set or something else than a bundle lies there.
     """
     path = Path(path)
     if path.name.startswith("."):
         raise BundleError(f"'{path}' starts with a dot, which marks unfinished bundles; choose another name")
     if path.exists() and not overwrite:
         raise BundleError(f"'{path}' exists already; choose another place or say that it may be overwritten")
+    if path.exists() and not (
+        path.is_dir() and (path / MANIFEST).is_file() and all(p.is_file() for p in path.iterdir())
+    ):
+        raise BundleError(f"'{path}' is no bundle and is not overwritten; choose another place or move it away")
     rows = np.ascontiguousarray(embeddings, dtype=np.float32)
     packed = io.BytesIO()
     np.savez(packed, instructions=np.array(list(instructions), dtype=np.str_), embeddings=rows)
@@ -175,7 +179,11 @@ def write_bundle(
             # A folder cannot be renamed over one that is not empty: the old one steps aside, hidden, and goes last.
             aside = unfinished.with_name(unfinished.name + ".old")
             path.rename(aside)
-            unfinished.rename(path)
+            try:
+                unfinished.rename(path)
+            except OSError:
+                aside.rename(path)
+                raise
             shutil.rmtree(aside)
         else:
             unfinished.rename(path)

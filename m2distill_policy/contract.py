@@ -28,6 +28,8 @@ from m2distill_policy.errors import ContractError
 
 FORMAT_VERSION = 1
 
+#: What readings may be in.
+UNITS = ("rad", "m")
 #: Entries of an action, in order.
 ACTION_AXES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 
@@ -42,6 +44,10 @@ class Camera:
     fov_y: float
 
     def __post_init__(self) -> None:
+        if not all(isinstance(n, int) and not isinstance(n, bool) for n in (self.height, self.width)):
+            raise ContractError(
+                f"camera '{self.name}' is {self.height!r} x {self.width!r} pixels; whole numbers are needed"
+            )
         if self.height < 16 or self.width < 16:
             raise ContractError(
                 f"camera '{self.name}' is {self.height} x {self.width} pixels; at least 16 x 16 is needed"
@@ -72,6 +78,8 @@ class Proprioception:
             raise ContractError(f"proprioception '{self.name}' has no entries; name at least one")
         if len(set(self.entries)) != len(self.entries):
             raise ContractError(f"proprioception '{self.name}' names an entry twice: {list(self.entries)}")
+        if self.unit not in UNITS:
+            raise ContractError(f"proprioception '{self.name}' is in '{self.unit}'; {' or '.join(UNITS)} is needed")
         if not self.low < self.high:
             raise ContractError(
                 f"proprioception '{self.name}' has range [{self.low}, {self.high}]; low must be below high"
@@ -144,8 +152,10 @@ class Action:
             raise ContractError(
                 f"action has {self.size} entries; only {len(ACTION_AXES)} ({', '.join(ACTION_AXES)}) are known"
             )
-        if self.translation_scale <= 0 or self.rotation_scale <= 0:
-            raise ContractError("action scales must be positive")
+        for name in ("translation_scale", "rotation_scale"):
+            scale = getattr(self, name)
+            if not (math.isfinite(scale) and scale > 0):
+                raise ContractError(f"action.{name} is {scale}; a positive number is needed")
 
 
 @dataclass(frozen=True)

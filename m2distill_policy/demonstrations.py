@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.errors import ContractError, DemonstrationError, StorageError
-from m2distill_policy.storage import write_atomic, writing
+from m2distill_policy.storage import settle, write_atomic, writing
 
 #: How far an action may lie outside [-1, 1] before a file is refused: rounding, nothing more.
 ACTION_TOLERANCE = 1e-6
@@ -375,7 +375,7 @@ class DemonstrationWriter:
             with h5py.File(temporary, "w") as file:
                 _write_episode(file.create_group("demo"), recording)
                 file.flush()
-            temporary.replace(self.parts / f"{number}.hdf5")
+            settle(temporary, self.parts / f"{number}.hdf5")
 
     def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
         """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts go."""
@@ -383,6 +383,7 @@ class DemonstrationWriter:
             raise DemonstrationError(
                 f"no episode was collected for {self.path}; a file without episodes is not written"
             )
+        self._require_whole(seeds)
         temporary = self.path.with_name(f".{self.path.name}")
         total = 0
         with _writing(temporary):
@@ -401,9 +402,24 @@ class DemonstrationWriter:
                 data.attrs["m2distill_contract"] = self.contract.to_json()
                 data.attrs["m2distill_suite"] = self.suite
                 data.attrs["m2distill_tried"] = tried
-            temporary.replace(self.path)
-        shutil.rmtree(self.parts)
+            settle(temporary, self.path)
+            # The parts go at once or not at all: some that were left without their settings would be taken for others'.
+            done = self.parts.with_name(f".{self.parts.name}")
+            shutil.rmtree(done, ignore_errors=True)
+            self.parts.rename(done)
+        shutil.rmtree(done)
         return DemonstrationFile(self.path)
+
+    def _require_whole(self, seeds: list[int]) -> None:
+        for seed in seeds:
+            part = self.parts / f"{seed}.hdf5"
+            try:
+                with h5py.File(part, "r") as file:
+                    file["demo"].attrs["num_samples"]
+            except (OSError, KeyError) as error:
+                raise DemonstrationError(
+                    f"{part} is damaged ({error}); remove it and go on with the same command, which makes it anew"
+                ) from error
 
     def _check(self, recording: Recording) -> None:
         """Refuse at the source what the reader would refuse."""

@@ -55,6 +55,9 @@ def commit() -> str:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root:  # installed within somebody else's repository
+        return "unknown"
     head = git("rev-parse", "--short=12", "HEAD")
     if head is None:
         return "unknown"

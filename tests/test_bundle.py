@@ -79,13 +79,19 @@ def test_unknown_instruction_lists_the_known_ones(path: Path) -> None:
     assert "It knows: 'lift the red box'; 'lift the green box'." in text
 
 
-def test_writer_replaces_only_when_told(path: Path) -> None:
+def test_writer_replaces_only_when_told(path: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="exists already; choose another place or say that it may be overwritten"):
         write_toy(path, 4)
     assert open_bundle(path).provenance["seed"] == 3
     write_toy(path, 4, overwrite=True)
     assert open_bundle(path).provenance["seed"] == 4
     assert [p.name for p in path.parent.iterdir()] == ["bundle"], "nothing unfinished stays behind"
+    (tmp_path / "run" / "stages").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for place in (tmp_path / "run", tmp_path):  # a bundle's parent is no bundle either
+        with pytest.raises(BundleError, match="is no bundle and is not overwritten"):
+            write_toy(place, 4, overwrite=True)
+    assert (tmp_path / "run" / "run.json").exists()
 
 
 def test_nothing_is_left_of_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 
-from m2distill_policy.contract import Camera, Contract, Text, VelocityResponse, libero_contract
+from m2distill_policy.contract import (
+    Action,
+    Camera,
+    Contract,
+    Proprioception,
+    Text,
+    VelocityResponse,
+    libero_contract,
+)
 from m2distill_policy.errors import ContractError, ObservationError
 from m2distill_policy.observation import Observation
 
@@ -51,6 +60,14 @@ def test_unknown_version_and_broken_json() -> None:
 def test_ranges() -> None:
     with pytest.raises(ContractError, match="at least 16 x 16"):
         Camera("a", 8, 64, 45.0)
+    for height in (64.5, True, "64"):
+        with pytest.raises(ContractError, match="whole numbers are needed"):
+            Camera("a", height, 64, 45.0)  # type: ignore[arg-type]
+    for scale in (math.inf, math.nan, 0.0, -1.0):
+        with pytest.raises(ContractError, match=r"action.rotation_scale is .*; a positive number is needed"):
+            Action(rotation_scale=scale)
+    with pytest.raises(ContractError, match="is in 'deg'; rad or m is needed"):
+        Proprioception("joint_states", ("a",), "deg", -180.0, 180.0)
     with pytest.raises(ContractError, match="field of view"):
         Camera("a", 64, 64, 190.0)
     with pytest.raises(ContractError, match="at least one camera"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from m2distill_policy.bundle import open_bundle
 from m2distill_policy.cluster import Launcher
 from m2distill_policy.errors import (
     BundleError,
@@ -205,7 +206,12 @@ def test_films(bundle: Path, pool: RolloutPool, tmp_path: Path) -> None:
     films = [r.film for r in results]
     assert films[0] is not None and Path(films[0]).read_bytes()[4:8] == b"ftyp"
     assert films[1:] == [None] * 4
-    assert [p.name for p in (tmp_path / "films").iterdir()] == ["lift_the_red_box-0-0.mp4"]
+    known = open_bundle(bundle).identifier[:6]
+    assert [p.name[:-10] for p in (tmp_path / "films").iterdir()] == [f"lift_the_red_box-0-0-{known}-"]
+    other = write_toy(tmp_path / "other", seed=7)
+    for sampling in ("low_noise", "mode"):  # neither another bundle's film nor another way's takes this one's place
+        pool.evaluate(other, CELLS[:1], log=log, films=tmp_path / "films", film=1, sampling=sampling)
+    assert len(list((tmp_path / "films").iterdir())) == 3
 
 
 def test_wilson() -> None:

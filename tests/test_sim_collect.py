@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -18,11 +19,13 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 
 from m2distill_policy.demonstrations import DemonstrationFile, Episode, demonstration_path
 from m2distill_policy.errors import DemonstrationError, SimulationError
-from m2distill_policy.sim.collect import Collection, collect, parse_tasks, record
+from m2distill_policy.sim import collect as collect_module
+from m2distill_policy.sim.collect import Collection, _writer, collect, parse_tasks, record
 from m2distill_policy.sim.experts.episode import run_expert
 from m2distill_policy.sim.experts.motion import towards
 from m2distill_policy.sim.experts.noise import Noise
 from m2distill_policy.sim.response import fit_velocity_response
+from m2distill_policy.sim.seeds import demonstration_seed
 from m2distill_policy.sim.tabletop.expert import TabletopExpert
 from m2distill_policy.sim.tabletop.tasks import TASKS
 from m2distill_policy.sim.tabletop.world import TabletopWorld
@@ -40,6 +43,10 @@ def _hashes(folder: Path) -> list[str]:
     return [DemonstrationFile(demonstration_path(folder, name)).sha256() for name in NAMES[:2]]
 
 
+def _children(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
     whole = collect(Collection(tmp_path / "whole", (0, 1), episodes=6, size=16, workers=1))
@@ -53,9 +60,17 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
             assert process.poll() is None, "the collection ended before it could be killed"
             time.sleep(0.02)
         assert list(killed.glob("*.parts/[0-9]*.hdf5")), "no episode within 90 s"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        workers = _children(process.pid)
+        process.kill()  # the parent alone: its workers must not go on beside the next call
         process.wait(timeout=30)
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < deadline, "workers live on without their parent"
+            time.sleep(0.05)
+        assert len(workers) >= 2
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert not list(killed.glob("*_demo.hdf5")) or len(list(killed.glob("*_demo.hdf5"))) < 2
     done = subprocess.run(_command(killed), cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
@@ -68,6 +83,53 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
     assert stamps == [demonstration_path(killed, name).stat().st_mtime_ns for name in NAMES[:2]]
     with pytest.raises(DemonstrationError, match="under other settings"):
         collect(Collection(killed, (0,), episodes=6, size=16, seed=1))
+    collect(Collection(killed, (0,), episodes=6, size=16, force=True))
+    assert stamps[0] == demonstration_path(killed, NAMES[0]).stat().st_mtime_ns, "what is as asked for is not made anew"
+    demonstration_path(killed, NAMES[0]).write_bytes(b"damaged")
+    with pytest.raises(DemonstrationError, match="cannot be read as HDF5"):
+        collect(Collection(killed, (0,), episodes=6, size=16))
+    assert collect(Collection(killed, (0,), episodes=6, size=16, force=True))[0].sha256() == whole[0].sha256()
+
+
+@pytest.mark.slow
+def test_fewer_episodes_than_were_collected_before_a_gap(tmp_path: Path) -> None:
+    """Attempts end in any order: of the first, one may be untried while enough later ones have succeeded."""
+    settings = {"tasks": (0,), "size": 16, "workers": 1}
+    whole = collect(Collection(tmp_path / "whole", episodes=2, **settings))[0]  # type: ignore[arg-type]
+    collection = Collection(tmp_path / "gap", episodes=2, **settings)  # type: ignore[arg-type]
+    writer, task = _writer(collection, TASKS[0]), TASKS[0]
+    world = TabletopWorld(task, size=16)
+    try:
+        for attempt in (0, 2, 3):
+            made = record(world, demonstration_seed(0, task.index, attempt))
+            assert made is not None
+            writer.add(made)
+    finally:
+        world.close()
+    part = writer.parts / f"{demonstration_seed(0, task.index, 0)}.hdf5"
+    content = part.read_bytes()
+    part.write_bytes(b"")  # as a power cut may leave it
+    with pytest.raises(DemonstrationError, match=f"{part.name} is damaged .*remove it and go on with the same command"):
+        collect(collection)
+    part.write_bytes(content)
+    assert collect(collection)[0].sha256() == whole.sha256()
+
+
+def test_a_seed_whose_physics_fails_is_a_failed_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection = Collection(tmp_path, (0,), episodes=1, size=16)
+    monkeypatch.setattr(collect_module, "_collection", collection)
+    monkeypatch.setattr(collect_module, "_world", None)
+    monkeypatch.setattr(TabletopWorld, "advance", _unstable)
+    seed = demonstration_seed(0, 0, 0)
+    assert not collect_module._attempt(0, seed)
+    assert _writer(collection, TASKS[0]).attempts() == {seed: False}
+    assert f"seed {seed}, counts as failed: the physics became unstable" in capsys.readouterr().err
+
+
+def _unstable(*_: object) -> None:
+    raise SimulationError("the physics became unstable")
 
 
 def _kill_a_child() -> None:

@@ -243,7 +243,10 @@ class Demo:
             build_page(
                 results,
                 title="Learning tasks one after another",
-                films=[(path, path.stem.replace("_", " ")) for path in sorted((self.folder / "films").rglob("*.mp4"))],
+                films=[
+                    (path, path.stem.rsplit("-", 2)[0].replace("_", " "))
+                    for path in sorted((self.folder / "films").rglob("*.mp4"))
+                ],
                 pictures=[(self.folder / "pictures" / f"{n}.png", f"visual profile '{n}'") for n in ("fast", "stock")],
                 served=read_json(self.folder / "served.json"),
                 losses={r["label"]: loss_rows(f) for r, f in zip(results, folders, strict=True)},

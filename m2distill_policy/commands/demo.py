@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
 
-_CONFIG = Path(__file__).resolve().parents[2] / "config" / "tiny.toml"
+#: In a checkout, and where an installation has put it.
+_PLACES = (Path(__file__).resolve().parents[2], Path(sys.prefix) / "share" / "m2distill_policy")
+_CONFIG = next((p for place in _PLACES if (p := place / "config" / "tiny.toml").exists()), Path("config/tiny.toml"))
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -48,7 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="train against worlds that are a little wrong: camera, light, texture, delay, gain, noise, or all, each "
         "at a level drawn for every episode (see 'm2distill evaluate --perturb')",
     )
-    parser.add_argument("--force", action="store_true", help="collect anew where a file is there already")
+    parser.add_argument(
+        "--force", action="store_true", help="collect anew where a file of other settings, or a damaged one, is there"
+    )
     parser.set_defaults(run=run)
 
 

@@ -76,6 +76,9 @@ def _disturbances(kinds: str | None, levels: str) -> list[tuple[Disturbance, ...
             f"--levels is '{levels}'; above 0 and up to 1 is allowed, undisturbed worlds come in any case"
         )
     names = list(KINDS) if kinds == "all" else kinds.split(",")
+    for option, given in (("--perturb", names), ("--levels", wanted)):
+        if len(set(given)) != len(given):
+            raise ConfigError(f"{option} names one twice: {', '.join(map(str, given))}")
     return [(), *((Disturbance(name, level),) for name in names for level in wanted)]
 
 

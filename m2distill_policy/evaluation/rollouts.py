@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -121,6 +122,10 @@ class RolloutPool:
         for number, job in enumerate(jobs):
             job["number"] = number
             before = known.get(_result(job, {}).key)
+            if job["film"] is not None:
+                # One folder may hold the films of several bundles, and of one bundle rolled out in several ways.
+                mark = hashlib.sha256(repr(_result(job, {}).key).encode()).hexdigest()[:6]
+                job["film"] = f"{job['film']}-{opened.identifier[:6]}-{mark}.mp4"
             filmed = job["film"] is None or Path(job["film"]).exists()
             if before is not None and filmed:
                 results[number] = before
@@ -181,9 +186,7 @@ class RolloutPool:
                         "horizon": cell.horizon,
                         "disturbances": [[d.kind, d.level] for d in cell.disturbances],
                         "disturbance": ", ".join(str(d) for d in cell.disturbances),
-                        "film": str(films.resolve() / f"{name}-{cell.seed}-{episode}.mp4")
-                        if films and i < film
-                        else None,
+                        "film": str(films.resolve() / f"{name}-{cell.seed}-{episode}") if films and i < film else None,
                     }
                 )
         return jobs

@@ -12,11 +12,11 @@ def cache_dir(name: str) -> Path | None:
     ``M2DISTILL_CACHE`` names another place than ``$XDG_CACHE_HOME/m2distill`` (or ``~/.cache/m2distill``).
     A cache only saves time: callers go on without it.
     """
-    named = os.environ.get("M2DISTILL_CACHE")
-    general = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = (Path(named) if named else general / "m2distill") / name
+    named, general = os.environ.get("M2DISTILL_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
+        folder = Path(named) if named else (Path(general) if general else Path.home() / ".cache") / "m2distill"
+        folder /= name
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # a user without a home is a RuntimeError
         return None
     return folder if os.access(folder, os.W_OK) else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -143,19 +145,24 @@ class _Plan:
         """The finished file of an earlier run, if it is what this collection would make."""
         if not self.path.exists():
             return None
-        if self.collection.force:
-            self.path.unlink()
-            return None
-        file = DemonstrationFile(self.path)
-        if len(file) != self.collection.episodes or (file.contract, file.settings) != (
-            suite_contract(self.collection.suite, self.collection.size),
-            _settings(self.collection, self.task),
-        ):
-            raise DemonstrationError(
-                f"{self.path} is there already, with {len(file)} episodes collected under other settings; "
-                "give --force to collect anew, or another --out"
-            )
-        return file
+        try:
+            file = DemonstrationFile(self.path)
+            if len(file) == self.collection.episodes and (file.contract, file.settings) == (
+                suite_contract(self.collection.suite, self.collection.size),
+                _settings(self.collection, self.task),
+            ):
+                return file
+        except DemonstrationError:
+            if not self.collection.force:
+                raise
+        else:
+            if not self.collection.force:
+                raise DemonstrationError(
+                    f"{self.path} is there already, with {len(file)} episodes collected under other settings; "
+                    "give --force to collect anew, or another --out"
+                )
+        self.path.unlink()
+        return None
 
     def seed(self, attempt: int) -> int:
         return demonstration_seed(self.collection.seed, self.task.index, attempt)
@@ -197,8 +204,12 @@ class _Plan:
         return False
 
     def wanted_more(self, in_flight: int) -> bool:
-        """Whether another attempt could be needed, if all that are under way succeed."""
-        return self.file is None and sum(self.results.values()) + in_flight < self.collection.episodes
+        """Whether another attempt could be needed, if all that are under way succeed.
+
+        With none under way one is: enough may have succeeded, and an attempt among the first of them is still untried.
+        """
+        short = sum(self.results.values()) + in_flight < self.collection.episodes
+        return self.file is None and (short or not in_flight)
 
 
 def _settings(collection: Collection, task: Task) -> dict[str, Any]:
@@ -277,6 +288,8 @@ def _run(collection: Collection, plans: list[_Plan], report: Callable[[str], Non
                 report(f"{died}; started anew, {deaths} of {_RESTARTS}")
                 continue
             if not done:
+                for process in multiprocessing.active_children():  # or leaving would wait for the one that hangs
+                    process.kill()
                 raise SimulationError(
                     f"no worker finished an episode within {_PATIENCE:.0f} s; "
                     "what was collected so far is kept, run again to go on"
@@ -307,6 +320,16 @@ def _start_worker(collection: Collection) -> None:
     """Remember what is collected. The world is made by the first attempt, whose error reaches the parent."""
     global _collection
     _collection = collection
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's worker does not notice that its parent was killed: it would wait for work for ever, or go on with what
+    is queued while another call collects the same."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _attempt(task_index: int, seed: int) -> bool:
@@ -321,7 +344,14 @@ def _attempt(task_index: int, seed: int) -> bool:
         _world = make_world(task, size=collection.size, visuals=collection.visuals)
     writer = _writer(collection, task)
     writer.contract.require_same(_world.contract, "the collection", f"the world of '{task.name}'")
-    recording = record(_world, seed, noise=collection.noise, randomise=collection.randomise)
+    try:
+        recording = record(_world, seed, noise=collection.noise, randomise=collection.randomise)
+    except (SimulationError, np.linalg.LinAlgError) as error:
+        # It would end so every time: this seed is one that failed, not the end of the collection.
+        print(f"{task.name}, seed {seed}, counts as failed: {error}", file=sys.stderr)
+        recording = None
+        _world.close()
+        _world = None
     if recording is None:
         writer.add_failure(seed)
         return False

@@ -17,7 +17,9 @@ from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.storage import write_atomic
 
 #: Raised when the same request gives another mesh: older cached ones are then not taken.
-_VERSION = 4
+_VERSION = 5
+#: In the cache of a mesh that stays as it is. An empty file is one that a power cut left.
+_AS_IT_IS = b"as it is"
 
 #: How hard the decimation may pull at a surface to reach its number of faces, 0 to 10.
 _AGGRESSION = 3
@@ -45,14 +47,16 @@ def coarse_mesh(
     key = hashlib.sha256(file.read_bytes() + request).hexdigest()
     folder = cache_dir("meshes")
     cached = folder / f"{key}.{suffix}" if folder is not None else None
-    if cached is not None and cached.exists():
-        content = cached.read_bytes()
-    else:
-        content = _make(file, scale, keep, least, most, textured)
+    content = b""
+    if cached is not None:
+        with contextlib.suppress(OSError):  # not there yet, or another user's
+            content = cached.read_bytes()
+    if not content:
+        content = _make(file, scale, keep, least, most, textured) or _AS_IT_IS
         if cached is not None:
             with contextlib.suppress(OSError):  # a full disk costs time at the next start, nothing else
                 write_atomic(cached, content)
-    return (suffix, content) if content else None
+    return None if content == _AS_IT_IS else (suffix, content)
 
 
 def _make(file: Path, scale: str, keep: float, least: int, most: int, textured: bool) -> bytes:

@@ -71,7 +71,7 @@ def _import_libero() -> Any:
         except ImportError as error:
             raise SimulationError(
                 f"LIBERO cannot be imported ({error}); install what the simulator needs: "
-                "pip install --no-deps -r requirements/sim.txt"
+                "pip install -r requirements/sim.txt && pip install --no-deps -r requirements/sim-nodeps.txt"
             ) from error
         finally:
             if before is None:
