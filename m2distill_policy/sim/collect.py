@@ -53,7 +53,7 @@ class Collection:
 
     size: pixels a side of the views. noise: times the standard disturbance of the executed action. randomise: kinds of
     :mod:`m2distill_policy.sim.disturbances`, each at a level drawn anew for every episode.
-    force: collect anew where a finished file is there.
+    force: collect anew where a finished file of other settings, or a damaged one, is there.
     """
 
     folder: Path
