@@ -42,9 +42,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         Path(temporary).replace(path)
-    except BaseException:
+    finally:  # there only if something failed above
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def settle(temporary: Path, path: Path) -> None:

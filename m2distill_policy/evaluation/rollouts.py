@@ -215,7 +215,9 @@ class RolloutPool:
             left -= 1
             report.add(result)
 
-        try:
+        with contextlib.ExitStack() as unfinished:
+            # Others may be in the middle of a rollout that nobody waits for any more.
+            unfinished.callback(self.close)
             while left:
                 for worker in self._ready_workers(min(self.workers, left)):
                     self._assign(worker, pending)
@@ -249,10 +251,7 @@ class RolloutPool:
                     raise SimulationError(message["fatal"])
                 elif worker.job is not None and message["number"] == worker.job["number"]:
                     finish(worker, message["done"])
-        except BaseException:
-            # Others may be in the middle of a rollout that nobody waits for any more.
-            self.close()
-            raise
+            unfinished.pop_all()
 
     def _ready_workers(self, wanted: int) -> list[_Worker]:
         while len(self._workers) < wanted:

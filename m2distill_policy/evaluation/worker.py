@@ -6,6 +6,7 @@ keeps its world and its network from one rollout to the next.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -73,7 +74,9 @@ class RolloutWorker:
         told: str = job["told"]
         told_task = next((t for t in tasks if t.instruction == told), None)
         film = FilmWriter(Path(job["film"]), world.contract.rate_hz) if job["film"] else None
-        try:
+        with contextlib.ExitStack() as unfinished:
+            if film:
+                unfinished.callback(film.discard)
             observation = world.reset(job["state_seed"])
             server.set_instruction(told)
             server.reset("a new rollout", seed=job["seed"], episode=job["episode"], still=True)
@@ -103,10 +106,7 @@ class RolloutWorker:
             if film:
                 film.add(world.render(world.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
                 film.close()
-        except BaseException:
-            if film:
-                film.discard()
-            raise
+            unfinished.pop_all()
 
     def _policy(self, job: dict[str, Any]) -> PolicyServer:
         key = (job["bundle"], job["sampling"], job["temperature"])
