@@ -65,15 +65,20 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GiB, operating system."""
+    """Processor, cores this process may use, memory in GiB, operating system.
+
+    One name ("AMD EPYC") stands for several generations, which may round differently, and then a run ends with other
+    weights: where the system tells family and model, they are said too.
+    """
     model = platform.processor() or platform.machine()
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
     except OSError:
-        pass  # not Linux: the platform's own word has to do
+        first = ""  # not Linux: the platform's own word has to do
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    model = known.get("model name", model)
+    if "cpu family" in known and "model" in known:
+        model += f", family {known['cpu family']} model {known['model']}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"processor": model, "cores": cores, "memory_gib": round(memory, 1), "system": platform.platform()}

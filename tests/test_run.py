@@ -95,6 +95,8 @@ def test_run_folder_holds_everything(whole: Path) -> None:
     assert bundle.instructions == ("lift the red box", "lift the green box")
     assert bundle.provenance["parity"]["largest_difference"] <= 1e-4
     assert results["config"]["optim"]["steps"] == 30
+    run = LifelongRun.open(whole)
+    assert results["data"] == {str(task): run.data(task).content_hash() for task in (0, 1)}
 
 
 def test_a_damaged_memory_is_noticed(whole: Path, tmp_path: Path) -> None:

@@ -317,6 +317,8 @@ def _about(run: LifelongRun, rows: list[Any], told: list[dict[str, Any]] | None)
         "bytes_kept": read_json(run.stage_folder(run.stages - 1) / "stage.json")["bytes_kept"],
         "drift": run.drift(),
         "config": run.record["config"],
+        # By task, a hash: whether two runs learned from the same demonstrations.
+        "data": run.record["data"],
         "trained": [run.made_by(stage) for stage in range(run.stages)],
         **provenance.describe(),
     }
