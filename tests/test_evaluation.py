@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.sim.seeds import demonstration_seed
 from tests.bundles import INSTRUCTIONS, toy_contract, write_toy
 
+ROOT = Path(__file__).resolve().parent.parent
 SUITE = "tests.toy_suite"
 CELLS = make_cells("toy", [0, 1], 5)
 
@@ -145,6 +148,21 @@ def test_dead_and_hanging_workers(bundle: Path, monkeypatch: pytest.MonkeyPatch)
     with RolloutPool(1, suites=SUITE) as pool:
         results = pool.evaluate(bundle, CELLS[:1], timeout=2.0)
     assert results[4].error == "the worker of this rollout took over 2 s and was ended"
+
+
+def test_a_worker_whose_parent_was_killed_ends_without_a_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "m2distill_policy.evaluation.worker", SUITE]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as worker:
+        assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
+        assert json.loads(worker.stdout.readline()) == {"ready": True}
+        worker.stdout.close()
+        job = {"number": 0, "path": str(tmp_path / "none"), "bundle": "", "sampling": "mode", "temperature": 1.0}
+        worker.stdin.write(json.dumps(job).encode() + b"\n")
+        worker.stdin.close()
+        assert worker.wait(30.0) == 0
+        assert worker.stderr.read() == b""
 
 
 def test_what_cannot_run_at_all_is_refused(bundle: Path, pool: RolloutPool, tmp_path: Path) -> None:

@@ -166,15 +166,17 @@ def main(suites: str) -> int:
 
     cv2.setNumThreads(1)
     worker = RolloutWorker(suites)
-    answer({"ready": True})
-    for line in sys.stdin.buffer:
-        job = json.loads(line)
-        try:
-            answer({"number": job["number"], "done": worker.run(job)})
-        except FatalError as error:
-            answer({"number": job["number"], "fatal": str(error)})
-        except Exception as error:  # making a network or a world failed in a way nobody foresaw
-            answer({"number": job["number"], "fatal": f"{type(error).__name__}: {error}"})
+    with contextlib.suppress(BrokenPipeError):  # the parent was killed in the middle of a rollout: nobody asks any more
+        answer({"ready": True})
+        for line in sys.stdin.buffer:
+            job = json.loads(line)
+            try:
+                message = {"number": job["number"], "done": worker.run(job)}
+            except FatalError as error:
+                message = {"number": job["number"], "fatal": str(error)}
+            except Exception as error:  # making a network or a world failed in a way nobody foresaw
+                message = {"number": job["number"], "fatal": f"{type(error).__name__}: {error}"}
+            answer(message)
     return 0
 
 
