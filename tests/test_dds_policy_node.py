@@ -61,15 +61,18 @@ def test_an_error_that_nobody_expects_halts_first_and_is_raised(
     def fails(*_: object) -> int:
         raise RuntimeError("a bug")
 
+    def fails_too(*_: object) -> None:
+        raise OSError("no way out")
+
     with Participant(domain) as participant:
         node = PolicyNode(participant, server)
         monkeypatch.setattr(node, "_take_inputs", fails)
         if ramp_fails:
-            monkeypatch.setattr(node, "_publish", fails)
+            monkeypatch.setattr(node, "_publish", fails_too)
         with pytest.raises(RuntimeError, match="a bug"):
             node.spin()
     if ramp_fails:
-        assert "the ramp to a halt failed too" in caplog.text
+        assert "the ramp to a halt failed too (OSError: no way out)" in caplog.text
     else:
         assert server.motion.value == "halted" and node.cycles == 5
     assert reasons == ["the node failed (RuntimeError: a bug)"]

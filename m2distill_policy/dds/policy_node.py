@@ -125,9 +125,9 @@ class PolicyNode:
         except Exception as error:
             try:
                 self._ramp_out(f"the node failed ({type(error).__name__}: {error})")
-            except Exception:
+            except Exception as second:
                 # What went wrong first is what is raised; that the arm may not have been halted must be said as well.
-                logger.exception("the ramp to a halt failed too")
+                logger.exception("the ramp to a halt failed too (%s: %s)", type(second).__name__, second)
             raise
 
     def _spin(self) -> None:
