@@ -26,6 +26,8 @@ from training.studies.plan import noise
 
 #: Those with a second stage to time.
 IN_TURN = tuple(name for name in STRATEGIES if name not in JOINT)
+#: Episodes of each old task that are kept where the configuration keeps none.
+_KEPT = 5
 
 
 def main() -> None:
@@ -39,6 +41,9 @@ def main() -> None:
     add_out(parser)
     args = parser.parse_args()
     base = load_config(RunConfig, args.config, args.overrides)
+    if not base.memory.demonstrations:  # er replays some in any profile
+        args.overrides.append(f"memory.episodes={_KEPT}")
+        base = load_config(RunConfig, args.config, args.overrides)
     contract = libero_contract(base.image_size, Text("noise", "0", "none", 1.0, args.text_size))
     seconds: dict[str, list[float]] = {name: [] for name in IN_TURN}
     for _ in range(args.rounds):
@@ -52,6 +57,8 @@ def main() -> None:
                     f"optim.steps={args.steps + 2}",
                     "optim.checkpoint_seconds=1e9",
                     "ewc.batches=1",
+                    # Nothing is evaluated here, and packnet allows no candidate before it has pruned.
+                    "evaluation.points=1",
                 ],
             )
             memory = Memory(config.memory)
