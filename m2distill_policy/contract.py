@@ -16,6 +16,7 @@ Conventions (LIBERO's, see https://github.com/Lifelong-Robot-Learning/LIBERO):
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -24,7 +25,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2distill_policy.contract_fields import (
+    FRAME,
+    HEXADECIMAL,
+    NAME,
+    check_entries,
+    check_number,
+    check_numbers,
+    check_text,
+    check_whole,
+    checked_list,
+    checked_object,
+    fields_of,
+    shown,
+)
 from m2distill_policy.errors import ContractError
+from m2distill_policy.strict_json import JsonError, parse
 
 FORMAT_VERSION = 1
 
@@ -32,6 +48,29 @@ FORMAT_VERSION = 1
 UNITS = ("rad", "m")
 #: Entries of an action, in order.
 ACTION_AXES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
+
+# What is plausible. Wide enough for any arm that a person may stand beside, and narrow enough that a damaged number
+# rarely passes.
+#: Pixels of a view's side; degrees of its field of view.
+IMAGE_SIDE, FIELD_OF_VIEW = (16, 4096), (1.0, 179.0)
+#: Views; groups of readings; readings in a group; characters of a name.
+MOST_CAMERAS, MOST_GROUPS, MOST_ENTRIES, LONGEST_NAME = 16, 16, 64, 64
+#: Largest size of a reading that may be allowed, rad or m.
+LARGEST_READING = 10_000.0
+#: m and rad that an action of 1 may put the set-point ahead of the arm.
+TRANSLATION_SCALE, ROTATION_SCALE = (1e-6, 0.5), (1e-6, math.pi)
+#: m/s and rad/s that an action of 1 may mean. The fastest arms made for the same room as people reach 3 m/s.
+FASTEST = (5.0, 5.0, 5.0, 20.0, 20.0, 20.0)
+#: Levels of a response, and how far apart they are at least.
+MOST_LEVELS, LEVEL_DISTANCE = 64, 1e-3
+#: Actions a second; steps that are looked back; bytes of pictures that are kept for that.
+RATE, HISTORY, LARGEST_HISTORY = (1.0, 200.0), (1, 1000), 4 * 2**30
+#: Numbers of an embedding, and what it may be multiplied by.
+TEXT_SIZE, TEXT_SCALING = (1, 65_536), (1e-6, 1e6)
+#: Characters of a contract as JSON.
+LONGEST_TEXT = 2**20
+#: What the network's graphs and the streams call something else.
+RESERVED = ("text_token", "film", "past_tokens", "past_count", "embedding", "logits", "means", "scales", "tokens")
 
 
 @dataclass(frozen=True)
@@ -44,18 +83,21 @@ class Camera:
     fov_y: float
 
     def __post_init__(self) -> None:
+        check_text("a camera's name", self.name, LONGEST_NAME, NAME)
+        where = f"camera '{self.name}'"
+        if self.name in (*RESERVED, "joint_states"):
+            raise ContractError(f"{where} has a name that means something else here; choose another one")
         if not all(isinstance(n, int) and not isinstance(n, bool) for n in (self.height, self.width)):
             raise ContractError(
-                f"camera '{self.name}' is {self.height!r} x {self.width!r} pixels; whole numbers are needed"
+                f"{where} is {shown(self.height)} x {shown(self.width)} pixels; whole numbers are needed"
             )
-        if self.height < 16 or self.width < 16:
+        least, most = IMAGE_SIDE
+        if min(self.height, self.width) < least or max(self.height, self.width) > most:
             raise ContractError(
-                f"camera '{self.name}' is {self.height} x {self.width} pixels; at least 16 x 16 is needed"
+                f"{where} is {shown(self.height)} x {shown(self.width)} pixels; at least {least} x {least} and at most "
+                f"{most} x {most} is needed"
             )
-        if not 1.0 <= self.fov_y < 180.0:
-            raise ContractError(
-                f"camera '{self.name}' has a vertical field of view of {self.fov_y}; degrees in [1, 180)"
-            )
+        check_number(f"the vertical field of view of {where}", self.fov_y, *FIELD_OF_VIEW, "degrees")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,16 +116,21 @@ class Proprioception:
     high: float
 
     def __post_init__(self) -> None:
-        if not self.entries:
-            raise ContractError(f"proprioception '{self.name}' has no entries; name at least one")
+        check_text("a proprioception group's name", self.name, LONGEST_NAME, NAME)
+        where = f"proprioception '{self.name}'"
+        if self.name in RESERVED:
+            raise ContractError(f"{where} has a name that means something else here; choose another one")
+        check_entries(f"{where}: entries", self.entries, 1, MOST_ENTRIES, str)
+        for i, entry in enumerate(self.entries):
+            check_text(f"{where}: entries[{i}]", entry, LONGEST_NAME)
         if len(set(self.entries)) != len(self.entries):
-            raise ContractError(f"proprioception '{self.name}' names an entry twice: {list(self.entries)}")
+            raise ContractError(f"{where} names an entry twice: {shown(self.entries)}")
         if self.unit not in UNITS:
-            raise ContractError(f"proprioception '{self.name}' is in '{self.unit}'; {' or '.join(UNITS)} is needed")
+            raise ContractError(f"{where} is in {shown(self.unit)}; {' or '.join(UNITS)} is needed")
+        for side in ("low", "high"):
+            check_number(f"{where}: {side}", getattr(self, side), -LARGEST_READING, LARGEST_READING, self.unit)
         if not self.low < self.high:
-            raise ContractError(
-                f"proprioception '{self.name}' has range [{self.low}, {self.high}]; low must be below high"
-            )
+            raise ContractError(f"{where} has range [{self.low}, {self.high}]; low must be below high")
 
     @property
     def size(self) -> int:
@@ -106,14 +153,22 @@ class VelocityResponse:
     fitted_from: int = 0
 
     def __post_init__(self) -> None:
-        levels = np.asarray(self.levels, dtype=np.float64)
-        if levels.size < 2 or levels[0] != 0.0 or levels[-1] != 1.0 or np.any(np.diff(levels) <= 0):
-            raise ContractError(f"velocity response levels are {self.levels}; they must rise from 0 to 1")
-        if len(self.velocities) != 6 or any(len(row) != levels.size for row in self.velocities):
-            raise ContractError(f"velocity response needs 6 axes of {levels.size} speeds each")
-        table = np.asarray(self.velocities, dtype=np.float64)
-        if not np.all(np.isfinite(table)) or np.any(table[:, 0] != 0) or np.any(np.diff(table, axis=1) < 0):
-            raise ContractError("velocity response must be finite, 0 at level 0, and never fall as the action grows")
+        check_numbers("velocity response: levels", self.levels, 2, MOST_LEVELS, 0.0, 1.0)
+        rises = np.diff(np.asarray(self.levels, dtype=np.float64))
+        if self.levels[0] != 0.0 or self.levels[-1] != 1.0 or rises.min() < LEVEL_DISTANCE:
+            raise ContractError(
+                f"velocity response levels are {shown(self.levels)}; they must rise from 0 to 1, by at least "
+                f"{LEVEL_DISTANCE:g} each"
+            )
+        check_entries("velocity response: velocities", self.velocities, 6, 6, tuple)
+        for axis, row, fastest in zip(ACTION_AXES, self.velocities, FASTEST, strict=False):
+            where = f"velocity response: speeds of '{axis}'"
+            check_numbers(where, row, len(self.levels), len(self.levels), -fastest, fastest)
+            if row[0] != 0 or any(after < before for before, after in itertools.pairwise(row)):
+                raise ContractError(
+                    f"{where} are {shown(row)}; they must be 0 at level 0 and never fall as the action grows"
+                )
+        check_whole("velocity response: fitted_from", self.fitted_from, 0, 10**12)
 
     def twist(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Velocity (6,) in m/s and rad/s, base frame, for an action (7,) in [-1, 1]."""
@@ -123,7 +178,15 @@ class VelocityResponse:
 
     def size_for(self, axis: int, speed: float) -> float:
         """The least size of the action on ``axis`` that reaches ``speed`` (m/s or rad/s, not negative), at most 1."""
-        return float(np.interp(speed, self.velocities[axis], self.levels)) if speed > 0 else 0.0
+        if not speed > 0:
+            return 0.0
+        size = float(np.interp(speed, self.velocities[axis], self.levels))
+        return min(size, 1.0)  # where two speeds nearly agree, the way between them is steep, and rounding overshoots
+
+    @property
+    def top_speeds(self) -> tuple[float, ...]:
+        """Speed (m/s for x, y, z; rad/s for rx, ry, rz) that an action of 1 means, an axis each."""
+        return tuple(float(row[-1]) for row in self.velocities)
 
     @staticmethod
     def default() -> VelocityResponse:
@@ -148,14 +211,16 @@ class Action:
     response: VelocityResponse = dataclasses.field(default_factory=VelocityResponse.default)
 
     def __post_init__(self) -> None:
+        check_text("action.frame", self.frame, LONGEST_NAME, FRAME)
+        check_whole("action.size", self.size, 1, 1000)
         if self.size != len(ACTION_AXES):
             raise ContractError(
                 f"action has {self.size} entries; only {len(ACTION_AXES)} ({', '.join(ACTION_AXES)}) are known"
             )
-        for name in ("translation_scale", "rotation_scale"):
-            scale = getattr(self, name)
-            if not (math.isfinite(scale) and scale > 0):
-                raise ContractError(f"action.{name} is {scale}; a positive number is needed")
+        check_number("action.translation_scale", self.translation_scale, *TRANSLATION_SCALE, "m")
+        check_number("action.rotation_scale", self.rotation_scale, *ROTATION_SCALE, "rad")
+        if not isinstance(self.response, VelocityResponse):
+            raise ContractError(f"action.response is {shown(self.response)}; a velocity response is needed")
 
 
 @dataclass(frozen=True)
@@ -167,6 +232,13 @@ class Text:
     pooling: str
     scaling: float
     size: int
+
+    def __post_init__(self) -> None:
+        check_text("text.encoder", self.encoder, LONGEST_NAME)
+        check_text("text.sha256", self.sha256, 64, HEXADECIMAL)
+        check_text("text.pooling", self.pooling, LONGEST_NAME)
+        check_number("text.scaling", self.scaling, *TEXT_SCALING)
+        check_whole("text.size", self.size, *TEXT_SIZE)
 
 
 @dataclass(frozen=True)
@@ -181,15 +253,28 @@ class Contract:
     history: int = 10
 
     def __post_init__(self) -> None:
-        if not self.cameras:
+        if self.cameras == ():
             raise ContractError("a contract needs at least one camera; got none")
+        check_entries("cameras", self.cameras, 1, MOST_CAMERAS, Camera)
+        check_entries("proprioception", self.proprioception, 0, MOST_GROUPS, Proprioception)
         names = [c.name for c in self.cameras] + [p.name for p in self.proprioception]
         if len(set(names)) != len(names):
-            raise ContractError(f"a contract names an input twice: {names}")
-        if not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
-            raise ContractError(f"rate is {self.rate_hz} Hz; it must be positive")
-        if not isinstance(self.history, int) or self.history < 1:
-            raise ContractError(f"history is {self.history!r} steps; a whole number of at least 1 is needed")
+            raise ContractError(f"a contract names an input twice: {shown(names)}")
+        topics = [c.name.removesuffix("_rgb") for c in self.cameras]
+        if len(set(topics)) != len(topics):
+            raise ContractError(f"two cameras differ in '_rgb' alone: {shown(self.camera_names)}; name them apart")
+        if not isinstance(self.action, Action):
+            raise ContractError(f"action is {shown(self.action)}; an Action is needed")
+        if self.text is not None and not isinstance(self.text, Text):
+            raise ContractError(f"text is {shown(self.text)}; a Text or None is needed")
+        check_number("rate_hz", self.rate_hz, *RATE, "Hz")
+        check_whole("history", self.history, *HISTORY)
+        kept = self.history * sum(c.height * c.width * 3 for c in self.cameras)
+        if kept > LARGEST_HISTORY:
+            raise ContractError(
+                f"{self.history} steps of these views are {kept / 2**30:.1f} GiB of pictures; at most "
+                f"{LARGEST_HISTORY / 2**30:g} GiB are allowed: choose smaller views or a shorter history"
+            )
 
     @property
     def period(self) -> float:
@@ -224,40 +309,43 @@ class Contract:
     @staticmethod
     def from_dict(data: Any) -> Contract:
         """Read what :meth:`to_dict` wrote; raises :class:`ContractError` naming the field that is wrong."""
-        if not isinstance(data, dict):
-            raise ContractError(f"a contract is a JSON object; got {type(data).__name__}")
-        version = data.get("version")
-        if version != FORMAT_VERSION:
-            raise ContractError(f"contract is of version {version!r}; this software reads version {FORMAT_VERSION}")
-        try:
-            action = dict(data["action"])
-            response = action.pop("response")
-            return Contract(
-                cameras=tuple(Camera(**c) for c in data["cameras"]),
-                proprioception=tuple(
-                    Proprioception(**{**p, "entries": tuple(p["entries"])}) for p in data["proprioception"]
-                ),
-                action=Action(
-                    **action,
-                    response=VelocityResponse(
-                        levels=tuple(response["levels"]),
-                        velocities=tuple(tuple(row) for row in response["velocities"]),
-                        fitted_from=response["fitted_from"],
-                    ),
-                ),
-                text=Text(**data["text"]) if data["text"] is not None else None,
-                rate_hz=data["rate_hz"],
-                history=data["history"],
+        found = checked_object(data, "a contract")
+        version = found.pop("version", None)
+        if version != FORMAT_VERSION or not isinstance(version, int) or isinstance(version, bool):
+            raise ContractError(
+                f"contract is of version {shown(version)}; this software reads version {FORMAT_VERSION}"
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ContractError(f"contract cannot be read: {type(error).__name__}: {error}") from error
+        top = fields_of(found, Contract, "the contract")
+        action = fields_of(top["action"], Action, "action")
+        response = fields_of(action["response"], VelocityResponse, "action.response")
+        response["levels"] = checked_list(response["levels"], "action.response.levels")
+        response["velocities"] = tuple(
+            checked_list(row, f"action.response.velocities[{i}]")
+            for i, row in enumerate(checked_list(response["velocities"], "action.response.velocities"))
+        )
+        action["response"] = VelocityResponse(**response)
+        cameras = [
+            fields_of(camera, Camera, f"cameras[{i}]")
+            for i, camera in enumerate(checked_list(top["cameras"], "cameras"))
+        ]
+        groups = [
+            fields_of(group, Proprioception, f"proprioception[{i}]")
+            for i, group in enumerate(checked_list(top["proprioception"], "proprioception"))
+        ]
+        for i, group in enumerate(groups):
+            group["entries"] = checked_list(group["entries"], f"proprioception[{i}].entries")
+        top["cameras"] = tuple(Camera(**camera) for camera in cameras)
+        top["proprioception"] = tuple(Proprioception(**group) for group in groups)
+        top["action"] = Action(**action)
+        top["text"] = Text(**fields_of(top["text"], Text, "text")) if top["text"] is not None else None
+        return Contract(**top)
 
     @staticmethod
     def from_json(text: str) -> Contract:
-        """Read what :meth:`to_json` wrote."""
+        """Read what :meth:`to_json` wrote; raises :class:`ContractError`, see :func:`strict_json.parse`."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = parse(text, longest=LONGEST_TEXT)
+        except JsonError as error:
             raise ContractError(f"contract is not JSON: {error}") from error
         return Contract.from_dict(data)
 

@@ -100,19 +100,21 @@ def _names(*own: str, outside: str = "") -> frozenset[str]:
     return frozenset({*(f"m2distill_policy.{name}" for name in own), *outside.split()})
 
 
-_CORE = ("errors", "storage", "contract", "observation", "provenance")
+_CORE = ("errors", "storage", "strict_json", "contract", "observation", "provenance")
 ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.errors": _names(),
-    "m2distill_policy.contract": _names("errors"),
+    "m2distill_policy.strict_json": _names("errors"),
+    "m2distill_policy.contract_fields": _names("errors"),
+    "m2distill_policy.contract": _names("errors", "strict_json", "contract_fields"),
     "m2distill_policy.observation": _names("errors", "contract"),
     "m2distill_policy.provenance": _names("errors"),
     "m2distill_policy.progress": _names(),
     "m2distill_policy.cluster": _names("errors", outside="ray"),
     "m2distill_policy.lock": _names("errors"),
     "m2distill_policy.storage": _names("errors"),
-    "m2distill_policy.config": _names("errors", outside="yaml"),
+    "m2distill_policy.config": _names("errors", "strict_json", outside="yaml"),
     "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
-    "m2distill_policy.bundle": _names("errors", "contract"),
+    "m2distill_policy.bundle": _names("errors", "strict_json", "contract"),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
     "m2distill_policy.recordings": _names(
