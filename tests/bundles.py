@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from m2distill_policy.bundle import Bundle, open_bundle, write_bundle
 from m2distill_policy.contract import Contract, Text, libero_contract
 from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.server import PolicyServer
 
 EMBED, FILM, MODES, ACTIONS, TEXT = 8, 6, 3, 7, 12
 INSTRUCTIONS = ("lift the red box", "lift the green box")
@@ -227,3 +228,25 @@ def observations(contract: Contract, count: int, seed: int = 0, start: float = 0
         )
         for i in range(count)
     ]
+
+
+def server_state(server: PolicyServer) -> dict[str, object]:
+    """All that a refusal must leave as it is: a copy of whatever a policy server keeps, but for its locks."""
+    kept = {}
+    for name, value in vars(server).items():
+        if name in ("_lock", "_clock", "_swap", "_governor", "_watchdog", "_active", "_history", "_rng"):
+            continue
+        kept[name] = value
+    window = server.window
+    return {
+        **kept,
+        "swap": server.swap,
+        "motion": server.motion,
+        "engine": id(server.engine),
+        "window": (window.count, window.past_tokens.tobytes()),
+        "history": (len(server._history), server._history.cleared_because, server._seen().generation),
+        "conditioning": id(server._active.conditioning),
+        "random": str(server._rng.bit_generator.state),
+        "watchdog": {k: repr(v) for k, v in vars(server._watchdog).items() if k not in ("_contract", "limits")},
+        "governor": {k: repr(v) for k, v in vars(server._governor).items() if k != "_contract"},
+    }

@@ -71,6 +71,7 @@ class DdsRobot(Robot):
             self._writer(topics.END_EFFECTOR_POSE, PoseStamped, profile)
         self._writer(topics.EMERGENCY_STOP, Bool, Profile.RELIABLE)
         self._writer(topics.DEAD_MAN, Bool, Profile.RELIABLE)
+        self._writer(topics.ENABLE, Bool, Profile.RELIABLE)
         self._writer(topics.INSTRUCTION, String, Profile.LATCHED)
         self._writer(topics.EPISODE, Episode, Profile.HANDSHAKE)
         self.readers: dict[str, Reader[Any]] = {}

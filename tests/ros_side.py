@@ -113,6 +113,7 @@ class RosRobot(Robot):
             self._publisher(topics.END_EFFECTOR_POSE, PoseStamped, profile)
         self._publisher(topics.EMERGENCY_STOP, Bool, qos.reliable(10))
         self._publisher(topics.DEAD_MAN, Bool, qos.reliable(10))
+        self._publisher(topics.ENABLE, Bool, qos.reliable(10))
         self._publisher(topics.INSTRUCTION, String, qos.latched())
         self._publisher(topics.EPISODE, Episode, qos.latched())
         self._subscriptions: dict[str, Subscription] = {}

@@ -180,6 +180,10 @@ class Robot(ABC):
         """Tell the policy what to do."""
         self.publish(topics.INSTRUCTION, self.string(instruction))
 
+    def enable(self, wanted: bool) -> None:
+        """Let commands out, or not, by the topic."""
+        self.publish(topics.ENABLE, self.flag(wanted))
+
     def say(self, observation: Observation, stamp: int, *, without: Sequence[str] = ()) -> None:
         """Publish all parts of an observation but those in ``without`` under ``stamp`` (ns)."""
         for name in self.contract.camera_names:

@@ -16,7 +16,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "serve",
         help=SUMMARIES["serve"],
         description="Serve a bundle on plain DDS with ROS 2's wire types. Pictures and joint states come in; action, "
-        "twist, set-point, gripper command and status go out. SIGTERM ramps to a halt first.",
+        "twist, set-point, gripper command and status go out. The topic ~/enable (std_msgs/Bool) lets commands out or "
+        "stops them. SIGTERM ramps to a halt first.",
         epilog="examples:\n"
         "  m2distill serve bundles/three-tasks --instruction 'lift the red box'\n"
         "  m2distill serve bundles/first --watch bundles --swap-when now\n"
@@ -50,12 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what runs the network; a fall-back is announced (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, default=1, help="of the network on the CPU (default: %(default)s)")
-    parser.add_argument("--shadow", action="store_true", help="answer, but send no command")
+    parser.add_argument("--shadow", action="store_true", help="answer, but send no command until ~/enable")
     parser.add_argument(
         "--resume",
         choices=("auto", "enable"),
-        help="drive on when a fault has passed, or stay halted until the node is started anew (default: what the "
-        "profile given with --config says, else auto)",
+        help="drive on when a fault has passed, or stay halted until ~/enable (default: what the profile given with "
+        "--config says, else auto)",
     )
     parser.add_argument("--config", type=Path, help="the arm's settings: TOML, YAML, or a profile of config/arms")
     parser.add_argument(

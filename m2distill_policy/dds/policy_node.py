@@ -94,6 +94,7 @@ class PolicyNode:
             participant.reader(topics.EMERGENCY_STOP, Bool, profile) for profile in (Profile.RELIABLE, Profile.LATCHED)
         ]
         self._dead_man = participant.reader(topics.DEAD_MAN, Bool, Profile.RELIABLE)
+        self._enable = participant.reader(topics.ENABLE, Bool, Profile.RELIABLE)
         self._episodes = participant.reader(topics.EPISODE, Episode, Profile.HANDSHAKE)
         self._action = participant.writer(topics.ACTION, PolicyAction, outputs)
         self._twist = participant.writer(topics.TWIST, TwistStamped, outputs)
@@ -227,6 +228,8 @@ class PolicyNode:
                 self._cycle.emergency_stop(pressed.data)
         for held in self._take(self._dead_man, topics.DEAD_MAN):
             self._cycle.dead_man(held.data)
+        for wanted in self._take(self._enable, topics.ENABLE):
+            self._cycle.enable_requested(wanted.data)
         for message in self._take(self._instructions, topics.INSTRUCTION):
             self._cycle.instruct(message.data)
 

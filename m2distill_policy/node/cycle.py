@@ -48,6 +48,8 @@ T = TypeVar("T")
 DIAGNOSTICS_EVERY = 1.0
 #: s that a ramp to a halt may take before the node leaves all the same; the longest that the limits allow takes 5.
 LONGEST_RAMP = 6.0
+#: s without a message after which another ``~/enable`` is a request of its own.
+ENABLE_PAUSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class PolicyCycle(Generic[T]):
         self._pending: SynchronisedSet[T] | None = None
         self._answered: Output | None = None
         self._leave_at: float | None = None
+        #: The newest ~/enable that came as a message, and when.
+        self._enable_heard: tuple[bool, float] | None = None
         #: Whether the newest command was still one that moves the arm, or ends the ramp of one.
         self._moved = False
         self._diagnostics = Diagnostics(steady())
@@ -177,6 +181,44 @@ class PolicyCycle(Generic[T]):
             self._server.set_instruction(instruction)
         except (UnknownInstructionError, EngineError) as error:
             logger.warning("%s", error)
+
+    def enable(self, wanted: bool) -> tuple[bool, str]:
+        """Let commands out, or ramp to a halt and go on in shadow.
+
+        A camera that was too slow is measured anew. Nothing changes where it would be in vain: the node is leaving, or
+        it would have to be asked for again once what holds the arm is gone.
+
+        Returns:
+            Whether it was done, and a sentence: what still keeps commands from going out, or why it was refused.
+        """
+        if self._leave_at is not None:
+            return False, "the node is leaving, and halts"
+        if not wanted:
+            self._server.disable()
+            return True, "ramping to a halt; the policy answers in shadow"
+        refusal = self._server.refusal_to_enable(self._steady())
+        if refusal:
+            return False, f"not enabled: {refusal}"
+        for name in self._slow_cameras():
+            self._stream.measure_anew(name)
+            self._server.not_yet(self._unmeasured())
+        self._server.enable()
+        obstacles = " ".join(dict.fromkeys(fault.sentence for fault in self._server.obstacles(self._steady())))
+        return True, f"enabled, but no command goes out yet: {obstacles}" if obstacles else "commands go out"
+
+    def enable_requested(self, wanted: bool) -> None:
+        """``~/enable`` came as a message, which nobody answers: a refusal is logged, and the status says the same.
+
+        A publisher that repeats itself enables once, until it pauses for :data:`ENABLE_PAUSE` or says the opposite: an
+        arm that was halted in between must not be set going by it.
+        """
+        now, last = self._steady(), self._enable_heard
+        self._enable_heard = (wanted, now)
+        if wanted and last is not None and last[0] and now - last[1] < ENABLE_PAUSE:
+            return
+        done, sentence = self.enable(wanted)
+        if not done:
+            logger.warning("%s: %s", self._full_name(topics.ENABLE), sentence)
 
     def emergency_stop(self, pressed: bool) -> None:
         """The emergency stop is pressed or let go."""
@@ -367,24 +409,30 @@ class PolicyCycle(Generic[T]):
         else:
             # Again, because what ends a halt does not make the camera faster.
             self._halt_where_a_camera_is_slow()
-            unknown = [name for name in self._contract.camera_names if name not in self._stream.intervals]
-            self._server.not_yet(
-                f"Waiting for {RATE_OVER + 1} pictures of {', '.join(unknown)}, to know whether they come fast enough."
-                if unknown
-                else None
-            )
+            self._server.not_yet(self._unmeasured())
             decision = self._server.step(
                 observation, self._wall() / 1e9, steady=self._steady(), pose=pose, newest=self._poses.at(0)
             )
         return self._output(decision, found.stamp, begin)
 
+    def _unmeasured(self) -> str | None:
+        """What is not known yet of the cameras' rates, as a sentence."""
+        unknown = [name for name in self._contract.camera_names if name not in self._stream.intervals]
+        if not unknown:
+            return None
+        return f"Waiting for {RATE_OVER + 1} pictures of {', '.join(unknown)}, to know whether they come fast enough."
+
+    def _slow_cameras(self) -> dict[str, float]:
+        """The views that come too slowly, with the seconds between two of their frames."""
+        longest = SLOWEST_CAMERA * self._contract.period
+        return {} if self._lockstep else {n: s for n, s in self._stream.intervals.items() if s > longest}
+
     def _halt_where_a_camera_is_slow(self) -> None:
-        for name, interval in self._stream.intervals.items():
-            if interval > SLOWEST_CAMERA * self._contract.period and not self._lockstep:
-                self._server.halt(
-                    f"camera '{name}' sends {1 / interval:.1f} pictures a second and the policy needs "
-                    f"{self._contract.rate_hz:g}; choose a faster camera mode, then enable the policy or start it anew"
-                )
+        for name, interval in self._slow_cameras().items():
+            self._server.halt(
+                f"camera '{name}' sends {1 / interval:.1f} pictures a second and the policy needs "
+                f"{self._contract.rate_hz:g}; choose a faster camera mode, then enable the policy (~/enable)"
+            )
 
     def _output(self, decision: Decision, stamp: int, begin: float, *, answers: bool = True) -> Output:
         """``answers`` is False where an episode only begins."""

@@ -68,6 +68,11 @@ class ObservationStream(Generic[T]):
                 self._pacer.cameras(max(self.intervals.values()))
         return interval
 
+    def measure_anew(self, name: str) -> None:
+        """Forget how often the frames of the view ``name`` come: it is measured again."""
+        self._sets.forget_interval(name)
+        self.intervals.pop(name, None)
+
     def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
         """Take in a joint state; raises :class:`ObservationError` if names and positions are not of one length."""
         self._sets.add_joints(stamp, names, positions)

@@ -113,6 +113,10 @@ class Synchroniser(Generic[T]):
         intervals = self._intervals[name]
         return float(np.median(intervals)) / 1e9 if len(intervals) == RATE_OVER else None
 
+    def forget_interval(self, name: str) -> None:
+        """Measure the view ``name``'s interval anew."""
+        self._intervals[name].clear()
+
     def _use(self, found: Mapping[str, int], joint: int) -> SynchronisedSet[T]:
         stamps, views = [], {}
         for name, index in found.items():

@@ -18,6 +18,8 @@ DIAGNOSTICS = "/diagnostics"
 
 INSTRUCTION = "~/instruction"
 EPISODE = "~/episode"
+#: Let commands out, or ramp to a halt. ROS 2 has a service of this name too, which answers.
+ENABLE = "~/enable"
 EMERGENCY_STOP = "~/emergency_stop"
 DEAD_MAN = "~/dead_man"
 ACTION = "~/action"

@@ -107,6 +107,7 @@ class Inputs:
         quiet = SubscriptionEventCallbacks(use_default_callbacks=False)
         self._subscribe(Bool, topics.EMERGENCY_STOP, self._emergency_stop, qos.latched(), events=quiet)
         self._subscribe(Bool, topics.DEAD_MAN, self._dead_man, qos.reliable(10))
+        self._subscribe(Bool, topics.ENABLE, self._enable, qos.reliable(10))
         self._lockstep = settings.lockstep
         if settings.lockstep:
             self._subscribe(Episode, topics.EPISODE, begin_episode, qos.latched())
@@ -235,6 +236,12 @@ class Inputs:
         cycle = self._cycle()
         cycle.arrived(topics.EMERGENCY_STOP, 1)
         cycle.emergency_stop(message.data)
+
+    def _enable(self, message: Bool) -> None:
+        if self._active():
+            cycle = self._cycle()
+            cycle.arrived(topics.ENABLE, 1)
+            cycle.enable_requested(message.data)
 
     def _dead_man(self, message: Bool) -> None:
         cycle = self._cycle()

@@ -71,6 +71,7 @@ class PolicyNode(LifecycleNode):
                 ),
             )
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        self.add_post_set_parameters_callback(self._on_parameters_set)
         self._policy_services = Services(self)
         self._task_server = RunTaskServer(self)
         self._wake = self.create_timer(_IDLE_STATUS, self._on_wake, clock=Clock(clock_type=ClockType.STEADY_TIME))
@@ -243,6 +244,10 @@ class PolicyNode(LifecycleNode):
             poses=self._poses,
         )
 
+    def enable(self, wanted: bool) -> tuple[bool, str]:
+        """Let commands out, or ramp to a halt; see :meth:`PolicyCycle.enable`."""
+        return self._present_cycle().enable(wanted)
+
     # --- cycles ------------------------------------------------------------------------------------------------------
 
     def _present_cycle(self) -> PolicyCycle[Frame]:
@@ -333,7 +338,16 @@ class PolicyNode(LifecycleNode):
                         "parameter, then configure it again"
                     )
             if "instruction" in ours and self.server is not None:
-                self.server.set_instruction(str(ours["instruction"]))
+                self.server.require_known(str(ours["instruction"]))
         except (ConfigError, UnknownInstructionError, EngineError) as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
+
+    def _on_parameters_set(self, changes: list[RosParameter]) -> None:
+        """All of ``changes`` were accepted."""
+        for change in changes:
+            if change.name == "instruction" and self.server is not None:
+                try:
+                    self.server.set_instruction(str(change.value), keep_on_refusal=True)
+                except (UnknownInstructionError, EngineError) as error:
+                    self.get_logger().error(f"the instruction could not be taken after all: {error}")

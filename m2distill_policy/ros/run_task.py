@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 #: Faults that do not pass by themselves: somebody has to enable the policy again.
 _HELD = frozenset({StatusCode.HELD, StatusCode.DEADLINE_MISSED, StatusCode.EMERGENCY_STOP})
+#: Faults that end a task; a halt that somebody else asks for is one of them.
+_ENDS = _HELD | {StatusCode.HALT_REQUESTED}
+#: What a new task cannot end: it is refused.
+_NEEDS_ENABLE = _HELD | {StatusCode.DISABLED, StatusCode.OTHER_PUBLISHER}
 
 
 class RunTaskServer:
@@ -47,36 +51,51 @@ class RunTaskServer:
             return GoalResponse.REJECT
         return GoalResponse.ACCEPT
 
+    def _refusal(self, goal: RunTask.Goal) -> str:
+        """Why ``goal`` cannot be done now, or ""; changes nothing, and a task that runs goes on."""
+        node, server = self._node, self._node.server
+        if server is None or not node.active:
+            return "the node is not active; configure and activate it first"
+        try:
+            server.require_known(goal.instruction)
+        except (UnknownInstructionError, EngineError) as error:
+            return str(error)
+        found = next((fault for fault in server.obstacles(node.steadily) if fault.code in _NEEDS_ENABLE), None)
+        if found is not None and found.code is StatusCode.DISABLED:
+            return "the policy is not enabled; call ~/enable first"
+        return "" if found is None else found.sentence
+
     async def _execute(self, handle: ServerGoalHandle) -> RunTask.Result:
         node, goal = self._node, handle.request
-        self._newest += 1
-        mine = self._newest
         began = node.steadily
         result = RunTask.Result()
-        server = node.server
-        if server is None or not node.active:
-            return self._refuse(handle, result, "the node is not active; configure and activate it first")
-        try:
-            server.set_instruction(goal.instruction)
-        except (UnknownInstructionError, EngineError) as error:
-            return self._refuse(handle, result, str(error))
-        if not server.enabled:
-            return self._refuse(handle, result, "the policy is not enabled; call ~/enable first")
+        refusal, server = self._refusal(goal), node.server
+        if not refusal and server is not None:
+            try:
+                server.set_instruction(goal.instruction, keep_on_refusal=True)
+            except (UnknownInstructionError, EngineError) as error:
+                refusal = str(error)
+        if refusal or server is None:
+            return self._refuse(handle, result, refusal)
+        self._newest += 1
+        mine = self._newest
         server.reset("a new task")
         server.release_halt()  # the one that ended the task before
         seen, commands = node.last, 0
         while True:
             result.elapsed = node.steadily - began
+            if mine != self._newest or server.instruction != goal.instruction:
+                result.outcome, result.sentence = RunTask.Result.REPLACED, "Another task or instruction took its place."
+                handle.abort()
+                break
             if handle.is_cancel_requested:
                 server.halt("the task was cancelled")
                 result.outcome, result.sentence = RunTask.Result.CANCELLED, "The task was cancelled; the arm halts."
                 handle.canceled()
                 break
-            if mine != self._newest or server.instruction != goal.instruction:
-                result.outcome, result.sentence = RunTask.Result.REPLACED, "Another task or instruction took its place."
-                handle.abort()
-                break
             if not node.active:
+                if node.server is server:
+                    server.set_instruction("")  # or the arm would go on with it once the node is active again
                 result.outcome, result.sentence = RunTask.Result.FAULT, "The node is not active any more."
                 handle.abort()
                 break
@@ -89,7 +108,9 @@ class RunTaskServer:
                 seen = node.last
                 commands += seen.command
                 status = seen.decision.status
-                if status.code in _HELD:
+                if status.code in _ENDS:
+                    # Whoever enables the policy after that must not set the arm going without a task and its timeout.
+                    server.halt_when_enabled(f"the task '{goal.instruction}' ended with a fault; send it again")
                     result.outcome, result.sentence = RunTask.Result.FAULT, status.sentence
                     handle.abort()
                     break

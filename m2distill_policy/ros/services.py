@@ -55,12 +55,7 @@ class Services:
         server = self._server(response, active=bool(request.data))
         if server is None:
             return response
-        if request.data:
-            server.enable()
-        else:
-            server.disable()
-        response.success = True
-        self._say(response, "commands go out" if request.data else "ramping to a halt; the policy answers in shadow")
+        response.success, response.message = self._node.enable(bool(request.data))
         return response
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:

@@ -37,6 +37,21 @@ _NO_POSE = Fault(
     "The workspace is limited and no pose of the end effector belongs to this observation; see whether it comes.",
 )
 _SHADOW = Fault(StatusCode.DISABLED, "The policy is not enabled: it answers, but sends no command.")
+#: Faults of what is observed and answered: each cycle finds them anew.
+_OF_OBSERVATIONS = frozenset(StatusCode) - {
+    StatusCode.RUNNING,
+    StatusCode.DISABLED,
+    StatusCode.NO_INSTRUCTION,
+    StatusCode.UNKNOWN_INSTRUCTION,
+    StatusCode.WAITING,
+    StatusCode.MISSING_OBSERVATION,
+    StatusCode.HALT_REQUESTED,
+    StatusCode.HELD,
+    StatusCode.EMERGENCY_STOP,
+    StatusCode.DEAD_MAN,
+    StatusCode.DEADLINE_MISSED,
+    StatusCode.OTHER_PUBLISHER,
+}
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,8 @@ class PolicyServer:
         self._enabled = enabled
         #: Set by a fault that must be cleared (or a requested halt): the server stays halted while it is there.
         self._held: Fault | None = None
+        #: What takes its place when it is cleared.
+        self._held_next: Fault | None = None
         self._refused_instruction: Fault | None = None
         self._not_yet: Fault | None = None
         self._history = RawHistory(self.contract.history, self.contract.period)
@@ -125,6 +142,12 @@ class PolicyServer:
         self._rng = np.random.default_rng([seed, 0])
         self._overruns = self._overruns_in_a_row = 0
         self._emergency = False
+        #: Why another publisher of the commands keeps this policy from driving, or None.
+        self._other_publisher: Fault | None = None
+        #: What the newest cycle said, what it found missing, and whether a pose belonged to the newest observation.
+        self._newest_fault: Fault | None = None
+        self._silence: Fault | None = None
+        self._pose_known: bool | None = None
         self._swap = HotSwap(self._seen)
 
     # --- what it is --------------------------------------------------------------------------------------------------
@@ -176,17 +199,31 @@ class PolicyServer:
 
     # --- what it is told ---------------------------------------------------------------------------------------------
 
-    def set_instruction(self, instruction: str) -> None:
+    def require_known(self, instruction: str) -> None:
+        """Check that :meth:`set_instruction` would take ``instruction``; changes nothing.
+
+        Raises:
+            UnknownInstructionError: the bundle does not know it; lists those that it knows.
+            EngineError: the network fails on it.
+        """
+        with self._lock:
+            if instruction and (instruction != self._instruction or self._refused_instruction is not None):
+                self._active.engine.condition(instruction)
+
+    def set_instruction(self, instruction: str, *, keep_on_refusal: bool = False) -> None:
         """Tell the policy what to do. A new text clears the window and ends a requested halt; the present one again
         changes nothing: a publisher that repeats itself must not set a halted arm going.
 
         An empty text takes the instruction back: the arm halts. Raises :class:`UnknownInstructionError`, listing the
-        known ones, for a text that the bundle does not know, and :class:`EngineError` where the network fails: then
-        too the arm halts, because going on with the old task is not what was asked for.
+        known ones, for a text that the bundle does not know, and :class:`EngineError` where the network fails. Then
+        the arm halts, because going on with the old task is not what was asked for; with ``keep_on_refusal``, for a
+        caller who hears of the refusal, nothing changes.
         """
         with self._lock:
             if instruction and instruction == self._instruction and self._refused_instruction is None:
                 return
+            if keep_on_refusal:
+                self.require_known(instruction)
             self._clear("a new instruction")
             self._refused_instruction = None
             self.release_halt()
@@ -236,8 +273,55 @@ class PolicyServer:
         """Send commands from the next observation on, with an empty window; also clears a held fault."""
         with self._lock:
             self._enabled = True
-            self._held = None
+            self._held, self._held_next = self._held_next, None
             self._clear("enable")
+
+    def refusal_to_enable(self, steady: float) -> str:
+        """Why :meth:`enable` would be in vain now, because it would have to be called again; "" where it would not.
+
+        That is so with the emergency stop pressed, and with ``resume`` "enable" while a fault lasts. steady: as in
+        :meth:`step`.
+        """
+        with self._lock:
+            if self._emergency:
+                return _EMERGENCY.sentence
+            found = next((fault for fault in self._obstacles(steady) if fault.code.is_fault), None)
+            if self._resume == "enable" and self._instruction is not None and found is not None:
+                return f"{found.sentence} Then enable the policy."
+            return ""
+
+    def obstacles(self, steady: float) -> tuple[Fault, ...]:
+        """Everything that keeps the policy from driving now, what weighs most first; empty where nothing is known to.
+
+        steady: as in :meth:`step`. What depends on observations is what the newest cycle found. Changes nothing.
+        """
+        with self._lock:
+            found = self._obstacles(steady)
+            if self._held is not None:
+                found.insert(0, self._held)
+            if not self._enabled:
+                found.append(_SHADOW)
+            return tuple(found)
+
+    def _obstacles(self, steady: float) -> list[Fault]:
+        """:meth:`obstacles` but for what :meth:`enable` ends."""
+        found = [_EMERGENCY] if self._emergency else []
+        operator = self._watchdog.operator(steady)
+        found += [fault for fault in (operator, self._other_publisher) if fault is not None]
+        if self._refused_instruction is not None:
+            found.append(self._refused_instruction)
+        elif self._instruction is None:
+            found.append(_UNTOLD)
+        newest = self._newest_fault
+        if self._silence is not None:
+            found.append(self._silence)
+        elif newest is not None and newest.code in _OF_OBSERVATIONS:
+            found.append(newest)
+        elif self._governor.limits.needs_pose and self._pose_known is False:
+            found.append(_NO_POSE)
+        if self._not_yet is not None:
+            found.append(self._not_yet)
+        return found
 
     def disable(self) -> None:
         """Ramp to a halt, then go on answering without commands (shadow mode)."""
@@ -256,14 +340,29 @@ class PolicyServer:
     def release_halt(self) -> None:
         """End what :meth:`halt` began; what only :meth:`enable` may end goes on."""
         with self._lock:
+            self._held_next = None
             if self._held is not None and self._held.code is StatusCode.HALT_REQUESTED:
                 self._held = None
+
+    def halt_when_enabled(self, reason: str) -> None:
+        """After what holds the arm now, and :meth:`enable` ends, comes a halt as of :meth:`halt`."""
+        with self._lock:
+            halt = Fault(StatusCode.HALT_REQUESTED, f"Halted: {reason}.")
+            if self._held is None and not self._emergency:
+                self._held = halt
+            else:
+                self._held_next = halt
 
     def not_yet(self, sentence: str | None) -> None:
         """Why answers are not sent yet, None for no reason: what must be known of the observations is not known yet.
         The arm is not driven meanwhile; once the reason is gone it is, without being asked."""
         with self._lock:
             self._not_yet = None if sentence is None else Fault(StatusCode.WAITING, sentence)
+
+    def other_publisher(self, sentence: str | None) -> None:
+        """Another publisher sends commands to the same arm: halt while that lasts. None: there is none (any more)."""
+        with self._lock:
+            self._other_publisher = None if sentence is None else Fault(StatusCode.OTHER_PUBLISHER, sentence)
 
     def emergency_stop(self, pressed: bool) -> None:
         """The emergency stop is pressed or let go. Pressed: ramp to a halt. Let go: stay halted until :meth:`enable`,
@@ -304,6 +403,7 @@ class PolicyServer:
             self._switch_if_ready()
             steady = now if steady is None else steady
             stamp = observation.stamp
+            self._silence, self._pose_known = None, pose is not None
             fault = self._watchdog.judge(observation, now, steady) or self._forbidden(steady)
             if fault is None and pose is None and self._governor.limits.needs_pose and self._enabled:
                 fault = _NO_POSE
@@ -359,6 +459,7 @@ class PolicyServer:
             self._switch_if_ready()
             steady = now if steady is None else steady
             fault = self._watchdog.silence(steady)
+            self._silence = fault if fault.code is StatusCode.MISSING_OBSERVATION else None
             stopped = self._held or self._refused_instruction
             if stopped is None and self._instruction is None:
                 stopped = _UNTOLD
@@ -378,11 +479,12 @@ class PolicyServer:
             return self._halted(fault, None, begin, newest)
 
     def _forbidden(self, steady: float) -> Fault | None:
-        """What the operator's switches say against moving; in shadow mode nobody has to hold one."""
+        """What the operator's switches, and another publisher, say against moving; in shadow mode nobody has to hold
+        one, and another may drive."""
         if self._emergency:
             return _EMERGENCY
         moves = self._enabled or self._governor.motion is not Motion.HALTED
-        return self._watchdog.operator(steady) if moves else None
+        return (self._watchdog.operator(steady) or self._other_publisher) if moves else None
 
     def _late(self, begin: float) -> Fault | None:
         """Count a decision that took over one period; a fault, held until the policy is enabled, where it is one of
@@ -481,8 +583,10 @@ class PolicyServer:
         driving = self._enabled and self._instruction is not None and self._held is None
         if self._resume == "enable" and driving and fault.code.is_fault:
             self._held = Fault(StatusCode.HELD, f"{fault.sentence} Enable the policy to go on.")
-        # The ramp is always sent to its end. Zeros follow it only while the arm is ours: enabled, and told something.
-        ours = self._enabled and self._instruction is not None and fault.code is not StatusCode.WAITING
+        # The ramp is always sent to its end. Zeros follow it only while the arm is ours: enabled, told something, and
+        # commanded by nobody else.
+        no_zeros = (StatusCode.WAITING, StatusCode.OTHER_PUBLISHER)
+        ours = self._enabled and self._instruction is not None and fault.code not in no_zeros
         command = ours or self._governor.motion is not Motion.HALTED
         return self._decision(self._governor.halt(newest), command, None, None, fault, stamp, 0, begin)
 
@@ -498,6 +602,7 @@ class PolicyServer:
         begin: float,
     ) -> Decision:
         bundle = self.bundle
+        self._newest_fault = fault
         latency = self._clock() - begin
         status = Status(
             code=fault.code,

@@ -49,6 +49,8 @@ class StatusCode(enum.IntEnum):
     DEADLINE_MISSED = 18
     #: The workspace is limited and where the end effector is is not known.
     NO_POSE = 19
+    #: Another publisher sends commands to the same arm.
+    OTHER_PUBLISHER = 24
 
     @property
     def is_fault(self) -> bool:

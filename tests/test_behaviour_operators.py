@@ -1,0 +1,54 @@
+"""What an operator asks of the policy by topics and signals, on plain DDS and on ROS 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m2distill_policy.node import topics
+from m2distill_policy.runtime.status import StatusCode
+from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
+from tests.sides import Side
+from tests.test_behaviour_real_time import drive_until
+
+CONTRACT = toy_contract()
+
+
+def test_commands_are_let_out_and_stopped_by_a_topic(side: Side, tmp_path: Path) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], enable=False) as (policy, robot):
+        drive_until(robot, StatusCode.DISABLED, "answer in shadow")
+        assert not robot.heard["twist"]
+        robot.enable(True)
+        robot.forget()
+        drive_until(robot, StatusCode.RUNNING, "answer after it was enabled")
+        assert robot.heard["twist"]
+        robot.enable(False)
+        robot.forget()
+        drive_until(robot, StatusCode.DISABLED, "shadow again")
+        robot.publish(topics.EMERGENCY_STOP, robot.flag(True))
+        robot.enable(True)
+        robot.forget()
+        drive_until(robot, StatusCode.EMERGENCY_STOP, "the emergency stop")
+        robot.publish(topics.EMERGENCY_STOP, robot.flag(False))
+        robot.forget()
+        drive_until(robot, StatusCode.HELD, "the emergency stop was let go")
+        robot.drive(observations(CONTRACT, 12, seed=1))
+        robot.enable(True)
+        robot.forget()
+        drive_until(robot, StatusCode.RUNNING, "answer after it was enabled again")
+        assert policy.end() == 0
+
+
+def test_a_camera_that_was_too_slow_is_measured_anew_when_the_policy_is_enabled(side: Side, tmp_path: Path) -> None:
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
+        robot.drive(observations(CONTRACT, 26), hz=10)
+        robot.status(lambda s: s.code == StatusCode.HALT_REQUESTED, "the slow camera")
+        robot.enable(True)
+        robot.forget()
+        robot.drive(observations(CONTRACT, 26, seed=1), hz=10)
+        assert StatusCode.RUNNING not in {s.code for s in robot.heard["status"]}, "it is as slow as before"
+        assert robot.heard["status"][-1].code == StatusCode.HALT_REQUESTED
+        robot.enable(True)
+        robot.forget()
+        drive_until(robot, StatusCode.RUNNING, "answer, now that the camera is fast enough")
+        assert policy.end() == 0

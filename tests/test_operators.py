@@ -1,0 +1,308 @@
+"""What operators ask of the policy server: a refusal changes nothing, and an answer says what still holds the arm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.errors import UnknownInstructionError
+from m2distill_policy.node.cycle import ENABLE_PAUSE, PolicyCycle
+from m2distill_policy.runtime.engine import EngineError
+from m2distill_policy.runtime.hotswap import SwapError
+from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import WatchLimits
+from tests.bundles import INSTRUCTIONS, observations, server_state, toy_contract, write_toy
+
+CONTRACT = toy_contract()
+POSE = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
+
+
+def _server(folder: Path, **settings: object) -> PolicyServer:
+    return PolicyServer(open_bundle(write_toy(folder / "toy")), sampling="mode", **settings)  # type: ignore[arg-type]
+
+
+def _drive(server: PolicyServer, count: int = 3, pose: np.ndarray | None = None) -> list[Decision]:
+    start = int(server.episode[1]) * 1000 + _drive.done  # type: ignore[attr-defined]
+    _drive.done += count  # type: ignore[attr-defined]
+    found = []
+    for at, observation in enumerate(observations(CONTRACT, count, seed=start)):
+        stamp = 100.0 + (start + at) * CONTRACT.period
+        found.append(server.step(dataclasses.replace(observation, stamp=stamp), stamp, steady=stamp, pose=pose))
+    return found
+
+
+_drive.done = 0  # type: ignore[attr-defined]
+
+
+def _driving(server: PolicyServer) -> None:
+    server.set_instruction(INSTRUCTIONS[0])
+    assert _drive(server)[-1].status.code is StatusCode.RUNNING
+
+
+def _in_shadow(server: PolicyServer) -> None:
+    server.disable()
+    server.set_instruction(INSTRUCTIONS[0])
+    _drive(server, 8)
+
+
+def _halted(server: PolicyServer) -> None:
+    _driving(server)
+    server.halt("a test")
+    _drive(server, 8)
+
+
+def _pressed(server: PolicyServer) -> None:
+    _driving(server)
+    server.emergency_stop(True)
+    _drive(server, 8)
+
+
+def _untold(server: PolicyServer) -> None:
+    _drive(server)
+
+
+def _told_nonsense(server: PolicyServer) -> None:
+    with pytest.raises(UnknownInstructionError):
+        server.set_instruction("sing a song")
+    _drive(server)
+
+
+STATES: dict[str, Callable[[PolicyServer], None]] = {
+    "driving": _driving,
+    "in shadow": _in_shadow,
+    "halted": _halted,
+    "emergency stop": _pressed,
+    "no instruction": _untold,
+    "unknown instruction": _told_nonsense,
+}
+UNKNOWN = ("sing a song", "lift the rad box", " " + INSTRUCTIONS[0], INSTRUCTIONS[0].upper(), "x" * 100_000, "\0", "🤖")
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("text", UNKNOWN, ids=lambda text: repr(text[:20]))
+def test_a_refused_instruction_changes_nothing(tmp_path: Path, state: str, text: str) -> None:
+    server = _server(tmp_path)
+    STATES[state](server)
+    before = server_state(server)
+    with pytest.raises(UnknownInstructionError):
+        server.require_known(text)
+    with pytest.raises(UnknownInstructionError):
+        server.set_instruction(text, keep_on_refusal=True)
+    with pytest.raises(SwapError):
+        server.rollback()
+    assert server_state(server) == before
+    server.close()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_to_ask_changes_nothing(tmp_path: Path, state: str) -> None:
+    server = _server(tmp_path)
+    STATES[state](server)
+    before = server_state(server)
+    for text in ("", *INSTRUCTIONS):
+        server.require_known(text)
+    server.obstacles(0.0)
+    server.refusal_to_enable(0.0)
+    assert server_state(server) == before
+    server.close()
+
+
+def test_a_network_that_fails_on_an_instruction_refuses_it_without_a_halt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = _server(tmp_path)
+    _driving(server)
+    before = server_state(server)
+
+    def fails(instruction: str) -> None:
+        raise EngineError(f"no memory for {instruction}")
+
+    monkeypatch.setattr(server.engine, "condition", fails)
+    for ask in (server.require_known, lambda text: server.set_instruction(text, keep_on_refusal=True)):
+        with pytest.raises(EngineError):
+            ask(INSTRUCTIONS[1])
+    assert server_state(server) == before
+    assert _drive(server)[-1].status.code is StatusCode.RUNNING
+    with pytest.raises(EngineError):
+        server.set_instruction(INSTRUCTIONS[1])
+    assert _drive(server)[-1].status.code is StatusCode.ENGINE_FAILED, "on the topic it halts"
+    server.close()
+
+
+def test_an_unknown_text_on_the_topic_halts(tmp_path: Path) -> None:
+    server = _server(tmp_path)
+    _driving(server)
+    cycle = PolicyCycle(server, lambda frame: frame)
+    cycle.instruct("sing a song")
+    assert _drive(server, 8)[-1].status.code is StatusCode.UNKNOWN_INSTRUCTION and server.motion.value == "halted"
+    server.close()
+
+
+# --- ~/enable says what still holds the arm -------------------------------------------------------------------------
+
+
+def _cycle(server: PolicyServer) -> tuple[PolicyCycle[object], list[float]]:
+    now = [1000.0]
+    return PolicyCycle(server, lambda frame: frame, steady=lambda: now[0]), now  # type: ignore[arg-type, return-value]
+
+
+OBSTACLES: dict[str, tuple[Callable[[PolicyServer], object], str]] = {
+    "no instruction": (lambda s: s.set_instruction(""), "No instruction"),
+    "not measured": (lambda s: s.not_yet("Waiting for 21 pictures of a."), "21 pictures"),
+    "another publisher": (lambda s: s.other_publisher("Another node publishes '/twist'."), "'/twist'"),
+    "dead man": (lambda s: s.dead_man(False, steady=1000.0), "dead-man"),
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_enable_says_what_still_holds_the_arm(tmp_path: Path, obstacle: str) -> None:
+    act, part = OBSTACLES[obstacle]
+    server = _server(tmp_path, enabled=False, watch=WatchLimits(dead_man=0.3))
+    server.dead_man(True, steady=1000.0)
+    server.set_instruction(INSTRUCTIONS[0])
+    _drive(server)
+    cycle, _ = _cycle(server)
+    assert cycle.enable(True) == (True, "commands go out")
+    cycle.enable(False)
+    act(server)
+    done, sentence = cycle.enable(True)
+    assert done and server.enabled and part in sentence and "commands go out" not in sentence, sentence
+    server.close()
+
+
+def test_enable_names_an_unknown_instruction_and_several_obstacles_at_once(tmp_path: Path) -> None:
+    server = _server(tmp_path, enabled=False)
+    _told_nonsense(server)
+    server.not_yet("Waiting for 21 pictures of a.")
+    done, sentence = _cycle(server)[0].enable(True)
+    assert done and "sing a song" in sentence and "21 pictures" in sentence
+    server.close()
+
+
+def test_enable_says_that_nothing_comes_or_that_it_is_unfit(tmp_path: Path) -> None:
+    server = _server(tmp_path, enabled=False)
+    server.set_instruction(INSTRUCTIONS[0])
+    cycle, _ = _cycle(server)
+    for steady in (0.0, 1.0):
+        server.tick_without_observation(100.0 + steady, steady=steady)
+    assert "No observation for" in cycle.enable(True)[1]
+    (observation,) = observations(CONTRACT, 1)
+    server.step(dataclasses.replace(observation, stamp=1.0), 9.0, steady=2.0)
+    assert "old" in cycle.enable(True)[1]
+    server.close()
+
+
+def test_enable_says_that_a_workspace_needs_a_pose(tmp_path: Path) -> None:
+    limits = SafetyLimits(workspace_low=(0.2, -0.3, 0.1), workspace_high=(0.6, 0.3, 0.5))
+    server = _server(tmp_path, enabled=False, limits=limits)
+    server.set_instruction(INSTRUCTIONS[0])
+    _drive(server)
+    cycle, _ = _cycle(server)
+    assert "pose of the end effector" in cycle.enable(True)[1]
+    _drive(server, pose=POSE)
+    assert cycle.enable(True) == (True, "commands go out")
+    server.close()
+
+
+def test_enable_is_refused_with_the_emergency_stop_pressed_and_changes_nothing(tmp_path: Path) -> None:
+    server = _server(tmp_path, enabled=False)
+    server.set_instruction(INSTRUCTIONS[0])
+    server.emergency_stop(True)
+    _drive(server)
+    cycle, _ = _cycle(server)
+    before = server_state(server)
+    done, sentence = cycle.enable(True)
+    assert not done and "emergency stop" in sentence and server_state(server) == before
+    server.emergency_stop(False)
+    assert cycle.enable(True)[0] and _drive(server)[-1].status.code is StatusCode.RUNNING
+    server.close()
+
+
+def test_where_a_fault_would_hold_the_arm_again_enable_is_refused(tmp_path: Path) -> None:
+    """With resume "enable" a fault that lasts would take the enable back in the next cycle."""
+    server = _server(tmp_path, resume="enable", watch=WatchLimits(dead_man=0.3))
+    server.dead_man(True, steady=1000.0)
+    server.set_instruction(INSTRUCTIONS[0])
+    cycle, _ = _cycle(server)
+    server.dead_man(False, steady=1000.0)
+    _drive(server)
+    before = server_state(server)
+    done, sentence = cycle.enable(True)
+    assert not done and "dead-man" in sentence and server_state(server) == before
+    server.dead_man(True, steady=1000.0)
+    assert cycle.enable(True) == (True, "commands go out")
+    server.close()
+
+
+def test_a_node_that_leaves_is_not_enabled_any_more(tmp_path: Path) -> None:
+    server = _server(tmp_path)
+    _driving(server)
+    cycle, _ = _cycle(server)
+    cycle.leave("a test")
+    before = server_state(server)
+    assert not cycle.enable(True)[0]
+    cycle.enable_requested(True)
+    assert server_state(server) == before
+    server.close()
+
+
+def test_a_publisher_that_repeats_itself_does_not_set_a_halted_arm_going(tmp_path: Path) -> None:
+    server = _server(tmp_path, enabled=False)
+    server.set_instruction(INSTRUCTIONS[0])
+    cycle, now = _cycle(server)
+    cycle.enable_requested(True)
+    assert server.enabled and _drive(server)[-1].status.code is StatusCode.RUNNING
+    server.emergency_stop(True)
+    server.emergency_stop(False)
+    for _ in range(20):
+        now[0] += ENABLE_PAUSE / 5
+        cycle.enable_requested(True)
+        assert _drive(server, 1)[-1].status.code is StatusCode.HELD
+    now[0] += ENABLE_PAUSE
+    cycle.enable_requested(True)
+    assert _drive(server)[-1].status.code is StatusCode.RUNNING, "pressed again"
+    cycle.enable_requested(False)
+    assert not server.enabled
+    cycle.enable_requested(True)
+    assert server.enabled, "the opposite is another word"
+    server.close()
+
+
+def test_after_a_task_that_a_fault_ended_enable_alone_does_not_go_on_with_it(tmp_path: Path) -> None:
+    server = _server(tmp_path)
+    _driving(server)
+    server.emergency_stop(True)
+    server.halt_when_enabled("the task ended with a fault; send it again")
+    server.emergency_stop(False)
+    assert _drive(server)[-1].status.code is StatusCode.HELD
+    done, sentence = _cycle(server)[0].enable(True)
+    assert done and "send it again" in sentence
+    assert _drive(server, 8)[-1].status.code is StatusCode.HALT_REQUESTED
+    server.set_instruction(INSTRUCTIONS[1])
+    assert _drive(server)[-1].status.code is StatusCode.RUNNING
+    server.close()
+
+
+def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothing(tmp_path: Path) -> None:
+    server = _server(tmp_path)
+    _driving(server)
+    server.other_publisher("Another node publishes '/twist'.")
+    decisions = _drive(server, 10)
+    assert all(d.status.code is StatusCode.OTHER_PUBLISHER for d in decisions)
+    moving = [d.status.motion for d in decisions].index("halted")
+    assert all(d.command for d in decisions[:moving]) and not any(d.command for d in decisions[moving + 1 :])
+    assert server.tick_without_observation(1e3).status.code is StatusCode.OTHER_PUBLISHER
+    server.other_publisher(None)
+    assert _drive(server)[-1].status.code is StatusCode.RUNNING
+    server.disable()
+    _drive(server, 8)
+    server.other_publisher("Another node publishes '/twist'.")
+    assert _drive(server)[-1].status.code is StatusCode.DISABLED, "in shadow another one may drive"
+    server.close()
