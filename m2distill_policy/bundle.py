@@ -3,13 +3,16 @@
 ::
 
     bundle.json         format version, contract, tasks in the order learned, network, provenance, sha256 of every file
+    bundle.json.sha256  sha256 of bundle.json
+    bundle.json.sig     signature of bundle.json; may be absent
     instruction.onnx    text embedding -> conditioning
     step.onnx           one control step
     instructions.npz    the known instructions and their embeddings
     views.npz           a training picture of each view, to set cameras up by; may be absent
 
-The hashes protect against damage and half-copied folders, not against somebody who rewrites the manifest as well:
-a bundle is as trustworthy as whoever may write to the folder it lies in. Nothing in it is ever unpickled.
+The hashes find damage and half-copied folders. They do not find somebody who rewrites the hashes as well: a signature
+does, where the operator configures a public key. Nothing in a bundle is ever unpickled, and its sizes are checked
+before anything is read or unpacked.
 """
 
 from __future__ import annotations
@@ -21,9 +24,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,25 +32,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2distill_policy import strict_json
+from m2distill_policy.bundle_arrays import read_arrays
+from m2distill_policy.bundle_files import (
+    BESIDE,
+    COPY_AGAIN,
+    DIGEST,
+    LARGEST,
+    MANIFEST,
+    BundleFolder,
+    check_digest,
+    check_sizes,
+    digest_line,
+    is_plain_name,
+)
+from m2distill_policy.bundle_graphs import GraphError, check_graph
 from m2distill_policy.contract import Contract
-from m2distill_policy.errors import BundleError, ContractError, UnknownInstructionError, closest
+from m2distill_policy.errors import BundleError, ContractError, UnknownInstructionError, closest, shorten
 
 #: Version of the folder's layout; a reader refuses every other one.
 BUNDLE_VERSION = 1
-MANIFEST = "bundle.json"
 INSTRUCTIONS = "instructions.npz"
 VIEWS = "views.npz"
 INSTRUCTION_GRAPH = "instruction.onnx"
 STEP_GRAPH = "step.onnx"
-#: Whole numbers that ``network`` must hold: modes of the mixture, tokens a step, width of a token.
-NETWORK_KEYS = ("modes", "tokens", "embed")
+#: Whole numbers that ``network`` must hold, and the largest of each: modes of the mixture, tokens a step, width of a
+#: token.
+NETWORK_KEYS = {"modes": 1024, "tokens": 256, "embed": 16_384}
+#: Most instructions, characters of one, and bytes of their arrays and of the training images once unpacked.
+MOST_INSTRUCTIONS = 1000
+LONGEST_INSTRUCTION = 1000
+LARGEST_ARRAYS = 256 * 2**20
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+#: Instructions that a message lists.
+_MOST_LISTED = 20
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-#: What NumPy raises for an archive that is damaged, whichever the damage happens to hit.
-_DAMAGED = (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error, MemoryError,
-            SyntaxError, NotImplementedError, RuntimeError)  # fmt: skip
-_COPY_AGAIN = "copy the bundle again or export it anew"
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,8 @@ class Bundle:
     """A verified bundle. Everything was read once, when it was opened: later changes to the folder have no effect.
 
     path: where it was read from.
-    identifier: the first 12 hexadecimal digits of the manifest's sha256; names this bundle in every status.
+    identifier: the first 12 hexadecimal digits of ``digest``; names this bundle in every status.
+    digest: sha256 of the manifest, 64 hexadecimal digits. The manifest holds the sha256 of every other file.
     tasks: ``{"name": ..., "instruction": ...}`` for every task learned, in order.
     network: sizes (``modes``, ``tokens``, ``embed``, ...); provenance: where it came from.
     instructions: the n known instructions; embeddings: (n, text size) float32, read-only.
@@ -67,6 +84,7 @@ class Bundle:
 
     path: Path
     identifier: str
+    digest: str
     contract: Contract
     tasks: tuple[Mapping[str, str], ...]
     network: Mapping[str, Any]
@@ -96,10 +114,12 @@ class Bundle:
         try:
             return self.embeddings[self.instructions.index(instruction)]
         except ValueError:
-            known = "; ".join(f"'{k}'" for k in self.instructions)
+            listed = self.instructions[:_MOST_LISTED]
+            more = len(self.instructions) - len(listed)
+            known = "; ".join(f"'{shorten(text)}'" for text in listed) + (f"; and {more} more" if more else "")
             raise UnknownInstructionError(
-                f"bundle {self.identifier} does not know the instruction '{instruction}'"
-                f"{closest(instruction, self.instructions) or '.'} It knows: {known}."
+                f"bundle {self.identifier} does not know the instruction '{shorten(instruction)}'"
+                f"{closest(instruction, listed) or '.'} It knows: {known}."
             ) from None
 
     @property
@@ -166,13 +186,15 @@ def write_bundle(
             "tasks, network and provenance take texts, finite numbers, lists and objects only"
         ) from error
     # The reader's own checks, before anything touches the disk: what is written can be opened.
-    _parse(path, text.encode(), files)
+    written = {**files, MANIFEST: text.encode(), DIGEST: digest_line(text.encode())}
+    check_sizes(path, {name: len(data) for name, data in written.items()})
+    _parse(path, written[MANIFEST], files)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     unfinished.mkdir()
     try:
-        for name, data in {**files, MANIFEST: text.encode()}.items():
+        for name, data in written.items():
             _write_flushed(unfinished / name, data)
         _flush_folder(unfinished)
         if path.exists():
@@ -215,87 +237,84 @@ def _flush_folder(path: Path) -> None:
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Read and verify the bundle at ``path``.
 
-    Checks the format version, that exactly the listed files are there, the sha256 of each, the contract, and the
-    embeddings' shapes. Raises :class:`BundleError` with a sentence that names the file and what to do.
+    Checks the sizes, the manifest's digest before anything in it is used, the format version, that exactly the listed
+    files are there, the sha256 of each, the contract, the embeddings' shapes, and that the graphs are self-contained.
+
+    Raises:
+        BundleError: a sentence that names the file and what to do.
     """
     path = Path(path)
-    if not path.exists():
-        raise BundleError(f"there is no bundle at '{path}'; give the folder that 'm2distill export' wrote")
-    if not path.is_dir():
-        raise BundleError(f"'{path}' is not a folder; a bundle is a folder that holds '{MANIFEST}'")
-    try:
-        present = {entry.name: entry for entry in path.iterdir()}
-        if MANIFEST not in present:
+    with BundleFolder(path) as folder:
+        if MANIFEST not in folder.names:
             raise BundleError(
                 f"'{path}' holds no '{MANIFEST}', so it is not a bundle; give the folder that 'm2distill export' wrote"
             )
-        manifest = _read_plain(present[MANIFEST])
-        listed = _listed_files(path, manifest)
-        for name in sorted(set(listed) - set(present)):
-            raise BundleError(f"bundle '{path}' lacks the file '{name}' that its manifest lists; {_COPY_AGAIN}")
-        for name in sorted(set(present) - set(listed) - {MANIFEST}):
+        manifest = folder.read(MANIFEST)
+        if DIGEST not in folder.names:
             raise BundleError(
-                f"bundle '{path}' holds a file '{name}' that its manifest does not list; remove it or {_COPY_AGAIN}"
+                f"bundle '{path}' lacks '{DIGEST}', the sha256 of its manifest, so damage could not be found; "
+                "copy it too, or export the bundle again with this version"
             )
-        files = {name: _read_plain(present[name]) for name in listed}
-    except OSError as error:
-        raise BundleError(f"bundle '{path}' could not be read: {error}; {_COPY_AGAIN}") from error
-    for name, data in files.items():
-        if hashlib.sha256(data).hexdigest() != listed[name]:
+        check_digest(path, manifest, folder.read(DIGEST))
+        listed = _listed_files(path, _load_manifest(path, manifest))
+        for name in sorted(set(listed) - folder.names):
+            raise BundleError(f"bundle '{path}' lacks the file '{name}' that its manifest lists; {COPY_AGAIN}")
+        for name in sorted(folder.names - set(listed) - BESIDE):
             raise BundleError(
-                f"'{path / name}' was changed or damaged: its sha256 is not the one in '{MANIFEST}'; {_COPY_AGAIN}"
+                f"bundle '{path}' holds a file {shorten(ascii(name))} that its manifest does not list; "
+                f"remove it or {COPY_AGAIN}"
             )
+        files = {}
+        for name, digest in listed.items():
+            files[name] = folder.read(name)
+            if hashlib.sha256(files[name]).hexdigest() != digest:
+                raise BundleError(
+                    f"'{path / name}' was changed or damaged: its sha256 is not the one in '{MANIFEST}'; {COPY_AGAIN}"
+                )
     return _parse(path, manifest, files)
-
-
-def _identifier(manifest: bytes) -> str:
-    return hashlib.sha256(manifest).hexdigest()[:12]
-
-
-def _read_plain(path: Path) -> bytes:
-    # A link could change under us, and a pipe would block for ever.
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise BundleError(f"'{path}' is not a plain file; a bundle holds plain files only, so {_COPY_AGAIN}")
-    return path.read_bytes()
 
 
 def _load_manifest(path: Path, manifest: bytes) -> dict[str, Any]:
     where = path / MANIFEST
     try:
-        data = json.loads(manifest.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"'{where}' is not JSON ({error}); {_COPY_AGAIN}") from error
+        data = strict_json.parse(manifest, longest=LARGEST[MANIFEST])
+    except strict_json.JsonError as error:
+        raise BundleError(f"'{where}' is not JSON ({error}); {COPY_AGAIN}") from error
     if not isinstance(data, dict):
-        raise BundleError(f"'{where}' holds a {type(data).__name__}; it must hold a JSON object; {_COPY_AGAIN}")
+        raise BundleError(f"'{where}' holds a {type(data).__name__}; it must hold a JSON object; {COPY_AGAIN}")
     version = data.get("format_version")
-    if version != BUNDLE_VERSION or isinstance(version, bool):
+    if version != BUNDLE_VERSION or not isinstance(version, int) or isinstance(version, bool):
         raise BundleError(
-            f"'{where}' is of format version {version!r}; this software reads version {BUNDLE_VERSION}; "
-            "export the bundle anew or install the software that wrote it"
+            f"'{where}' is of format version {_show(version)}; this software reads version {BUNDLE_VERSION}; "
+            "export the bundle again or install the software that wrote it"
         )
     kinds = {"contract": dict, "tasks": list, "network": dict, "provenance": dict, "files": dict}
     for key, kind in kinds.items():
         if not isinstance(data.get(key), kind):
             got = type(data[key]).__name__ if key in data else "nothing"
             wanted = "an object" if kind is dict else "a list"
-            raise BundleError(f"'{where}' has {got} at '{key}'; it must be {wanted}; {_COPY_AGAIN}")
+            raise BundleError(f"'{where}' has {got} at '{key}'; it must be {wanted}; {COPY_AGAIN}")
     return data
 
 
-def _listed_files(path: Path, manifest: bytes) -> dict[str, str]:
-    listed = _load_manifest(path, manifest)["files"]
+def _show(value: object) -> str:
+    return shorten(repr(value))
+
+
+def _listed_files(path: Path, data: Mapping[str, Any]) -> dict[str, str]:
+    listed: dict[str, str] = data["files"]
     for name, digest in listed.items():
-        if not _PLAIN_NAME.match(name) or name == MANIFEST:
+        if not is_plain_name(name) or name in BESIDE:
             raise BundleError(
-                f"'{path / MANIFEST}' lists the file name {name!r}; plain names without folders are allowed"
+                f"'{path / MANIFEST}' lists the file name {_show(name)}; plain names without folders are allowed"
             )
         if not isinstance(digest, str) or not _SHA256.match(digest):
             raise BundleError(
-                f"'{path / MANIFEST}' gives {digest!r} as the sha256 of '{name}'; 64 hexadecimal digits are needed"
+                f"'{path / MANIFEST}' gives {_show(digest)} as the sha256 of '{name}'; 64 hexadecimal digits are needed"
             )
     for name in (INSTRUCTION_GRAPH, STEP_GRAPH, INSTRUCTIONS):
         if name not in listed:
-            raise BundleError(f"'{path / MANIFEST}' does not list '{name}', which every bundle needs; {_COPY_AGAIN}")
+            raise BundleError(f"'{path / MANIFEST}' does not list '{name}', which every bundle needs; {COPY_AGAIN}")
     return listed
 
 
@@ -303,20 +322,22 @@ def _parse(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
     """Everything that is checked beyond the hashes; the writer checks it too, so that what it writes can be read."""
     where = path / MANIFEST
     data = _load_manifest(path, manifest)
-    _listed_files(path, manifest)
+    _listed_files(path, data)
     try:
         contract = Contract.from_dict(data["contract"])
     except ContractError as error:
-        raise BundleError(f"'{where}': {error}; {_COPY_AGAIN}") from error
+        raise BundleError(f"'{where}': {error}; {COPY_AGAIN}") from error
     if contract.text is None:
         raise BundleError(
             f"'{where}': the contract names no text encoder; a bundle needs one to understand instructions"
         )
     network = data["network"]
-    for key in NETWORK_KEYS:
+    for key, most in NETWORK_KEYS.items():
         value = network.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BundleError(f"'{where}' has {value!r} at 'network.{key}'; a whole number of at least 1 is needed")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise BundleError(
+                f"'{where}' has {_show(value)} at 'network.{key}'; a whole number from 1 to {most} is needed"
+            )
     tokens = 1 + len(contract.proprioception) + len(contract.cameras)
     if network["tokens"] != tokens:
         raise BundleError(
@@ -325,18 +346,30 @@ def _parse(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
         )
     instructions, embeddings = _load_instructions(path / INSTRUCTIONS, files[INSTRUCTIONS], contract.text.size)
     tasks = data["tasks"]
+    if len(tasks) > MOST_INSTRUCTIONS:
+        raise BundleError(f"'{where}' lists {len(tasks)} tasks; at most {MOST_INSTRUCTIONS} are allowed")
     for i, task in enumerate(tasks):
         texts = [task.get(key) for key in ("name", "instruction")] if isinstance(task, dict) else [None]
         if not all(isinstance(text, str) and text for text in texts):
-            raise BundleError(f"'{where}' has {task!r} at 'tasks[{i}]'; a name and an instruction are needed")
+            raise BundleError(f"'{where}' has {_show(task)} at 'tasks[{i}]'; a name and an instruction are needed")
+        for text in texts:
+            _check_text(where, f"tasks[{i}]", str(text))
         if task["instruction"] not in instructions:
             raise BundleError(
                 f"'{where}' lists the task '{task['name']}', whose instruction '{task['instruction']}' "
-                f"is not in '{INSTRUCTIONS}'; {_COPY_AGAIN}"
+                f"is not in '{INSTRUCTIONS}'; {COPY_AGAIN}"
             )
+    for name, content in files.items():
+        if name.endswith(".onnx"):
+            try:
+                check_graph(content)
+            except GraphError as error:
+                raise BundleError(f"'{path / name}' cannot be loaded: {error}; export the bundle again") from error
+    digest = hashlib.sha256(manifest).hexdigest()
     return Bundle(
         path=path,
-        identifier=_identifier(manifest),
+        identifier=digest[:12],
+        digest=digest,
         contract=contract,
         tasks=tuple(tasks),
         network=network,
@@ -348,45 +381,58 @@ def _parse(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
     )
 
 
-def _load_views(where: Path, data: bytes, contract: Contract) -> dict[str, NDArray[np.uint8]]:
+def _check_text(where: Path, place: str, text: str) -> None:
+    """A text that every status carries: short, of one line, and of characters that a message can carry."""
+    if len(text) > LONGEST_INSTRUCTION or not text.isprintable():
+        raise BundleError(
+            f"'{where}' has {shorten(ascii(text))} at '{place}'; a text of one line of at most {LONGEST_INSTRUCTION} "
+            "printable characters is needed"
+        )
+
+
+def _unpack(where: Path, data: bytes) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array, not an archive")
-            found = {name: archive[name] for name in archive.files}
-    except _DAMAGED as error:
-        raise BundleError(f"'{where}' cannot be read ({error}); {_COPY_AGAIN}") from error
+        return read_arrays(data, LARGEST_ARRAYS)
+    except ValueError as error:
+        raise BundleError(f"'{where}' cannot be read ({shorten(str(error), 500)}); {COPY_AGAIN}") from error
+
+
+def _load_views(where: Path, data: bytes, contract: Contract) -> dict[str, NDArray[np.uint8]]:
+    found = _unpack(where, data)
     wanted = {camera.name: camera.shape for camera in contract.cameras}
     got = {name: view.shape for name, view in found.items()}
     if got != wanted or any(view.dtype != np.uint8 for view in found.values()):
-        raise BundleError(f"'{where}' holds views {got}; the contract wants uint8 {wanted}; {_COPY_AGAIN}")
+        raise BundleError(f"'{where}' holds views {got}; the contract wants uint8 {wanted}; {COPY_AGAIN}")
     return found
 
 
 def _load_instructions(where: Path, data: bytes, size: int) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array, not an archive")
-            if set(archive.files) != {"instructions", "embeddings"}:
-                raise ValueError(f"it holds {sorted(archive.files)}, not 'instructions' and 'embeddings'")
-            texts, embeddings = archive["instructions"], archive["embeddings"]
-    except _DAMAGED as error:
-        raise BundleError(f"'{where}' cannot be read ({error}); {_COPY_AGAIN}") from error
-    if texts.ndim != 1 or texts.dtype.kind != "U" or texts.size == 0:
+    found = _unpack(where, data)
+    if set(found) != {"instructions", "embeddings"}:
         raise BundleError(
-            f"'{where}': 'instructions' is {texts.dtype} {texts.shape}; a list of at least one text is needed"
+            f"'{where}' cannot be read (it holds {shorten(str(sorted(found)))}, not 'instructions' and 'embeddings'); "
+            f"{COPY_AGAIN}"
+        )
+    texts, embeddings = found["instructions"], found["embeddings"]
+    if texts.ndim != 1 or texts.dtype.kind != "U" or not 1 <= texts.size <= MOST_INSTRUCTIONS:
+        raise BundleError(
+            f"'{where}': 'instructions' is {texts.dtype} {texts.shape}; a list of at least one text is needed and at "
+            f"most {MOST_INSTRUCTIONS} are allowed"
         )
     instructions = tuple(str(text) for text in texts)
+    for text in instructions:
+        _check_text(where, "instructions", text)
     if len(set(instructions)) != len(instructions) or not all(instructions):
-        raise BundleError(f"'{where}': instructions must be different and not empty; got {list(instructions)}")
+        raise BundleError(
+            f"'{where}': instructions must be different and not empty; got {shorten(str(list(instructions)))}"
+        )
     if embeddings.dtype != np.float32 or embeddings.shape != (len(instructions), size):
         raise BundleError(
             f"'{where}': 'embeddings' is {embeddings.dtype} {embeddings.shape}; "
             f"the contract and {len(instructions)} instructions want float32 {(len(instructions), size)}"
         )
     if not np.all(np.isfinite(embeddings)):
-        raise BundleError(f"'{where}': 'embeddings' holds values that are not finite; {_COPY_AGAIN}")
+        raise BundleError(f"'{where}': 'embeddings' holds values that are not finite; {COPY_AGAIN}")
     embeddings = np.ascontiguousarray(embeddings)
     embeddings.flags.writeable = False
     return instructions, embeddings

@@ -70,7 +70,18 @@ class TransportError(M2DistillError):
     """A peer was silent, or a message could not be read."""
 
 
+#: Characters of a text from outside that a message repeats.
+LONGEST_SHOWN = 200
+
+
+def shorten(text: str, most: int = LONGEST_SHOWN) -> str:
+    """Return ``text``, or its first ``most`` characters and how long it is: messages go out with every status."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
+    if len(name) > LONGEST_SHOWN:  # no slip of the pen, and comparing it would take minutes
+        return ""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else ""

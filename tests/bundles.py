@@ -7,8 +7,11 @@ the valid past tokens. Different seeds give different weights and so different a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from m2distill_policy.bundle import Bundle, open_bundle, write_bundle
+from m2distill_policy.bundle_files import DIGEST, MANIFEST, digest_line
 from m2distill_policy.contract import Contract, Text, libero_contract
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
@@ -212,6 +216,25 @@ def write_toy(
 def toy_bundle(path: Path, seed: int = 0, *, contract: Contract | None = None) -> Bundle:
     """A toy bundle, written to ``path`` and opened."""
     return open_bundle(write_toy(path, seed, contract=contract))
+
+
+def write_manifest(path: Path, manifest: bytes) -> None:
+    """Replace ``bundle.json`` and the digest beside it, so that only what is inside can be wrong."""
+    (path / MANIFEST).write_bytes(manifest)
+    (path / DIGEST).write_bytes(digest_line(manifest))
+
+
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of a bundle in place, and the digest beside it."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    change(manifest)
+    write_manifest(path, json.dumps(manifest).encode())
+
+
+def replace_file(path: Path, name: str, data: bytes) -> None:
+    """Change a file, its hash in the manifest and the digest, so that only what is inside the file can be wrong."""
+    (path / name).write_bytes(data)
+    edit_manifest(path, lambda m: m["files"].update({name: hashlib.sha256(data).hexdigest()}))
 
 
 def observations(contract: Contract, count: int, seed: int = 0, start: float = 0.0) -> list[Observation]:

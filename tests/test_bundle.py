@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,24 +14,22 @@ import pytest
 import m2distill_policy.bundle as bundle_module
 from m2distill_policy.bundle import open_bundle, write_bundle
 from m2distill_policy.errors import BundleError, UnknownInstructionError
-from tests.bundles import INSTRUCTIONS, TEXT, toy_contract, toy_embeddings, toy_graphs, write_toy
+from tests.bundles import (
+    INSTRUCTIONS,
+    TEXT,
+    edit_manifest,
+    replace_file,
+    toy_contract,
+    toy_embeddings,
+    toy_graphs,
+    write_manifest,
+    write_toy,
+)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write_toy(tmp_path / "bundle", seed=3)
-
-
-def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads((path / "bundle.json").read_text())
-    change(manifest)
-    (path / "bundle.json").write_text(json.dumps(manifest))
-
-
-def replace_file(path: Path, name: str, data: bytes) -> None:
-    """Change a file and its hash in the manifest, so that only what is inside is wrong."""
-    (path / name).write_bytes(data)
-    edit_manifest(path, lambda m: m["files"].update({name: hashlib.sha256(data).hexdigest()}))
 
 
 def packed(**arrays: Any) -> bytes:
@@ -115,7 +111,7 @@ def test_appears_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(bundle_module, "_write_flushed", spy)
     write_toy(tmp_path / "bundle")
-    assert len(seen) == 4
+    assert len(seen) == 5
     assert all(len(names) == 1 and names[0].startswith(".bundle.") and names[0].endswith(".tmp") for names in seen)
 
 
@@ -180,14 +176,17 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "extra folder": (lambda p: (p / "more").mkdir(), "holds a file 'more' that its manifest does not list"),
     "version": (
         lambda p: edit_manifest(p, lambda m: m.update(format_version=2)),
-        "is of format version 2; this software reads version 1; export the bundle anew",
+        "is of format version 2; this software reads version 1; export the bundle again",
     ),
     "version true": (lambda p: edit_manifest(p, lambda m: m.update(format_version=True)), "format version True"),
     "no manifest": (lambda p: (p / "bundle.json").unlink(), "holds no 'bundle.json', so it is not a bundle"),
-    "manifest cut": (lambda p: os.truncate(p / "bundle.json", 100), r"bundle.json' is not JSON \(.*; copy the bundle"),
-    "manifest binary": (lambda p: (p / "bundle.json").write_bytes(b"\xff\xfe\x00"), "is not JSON"),
-    "manifest deep": (lambda p: (p / "bundle.json").write_text("[" * 100_000), "is not JSON"),
-    "manifest list": (lambda p: (p / "bundle.json").write_text("[]"), "holds a list; it must hold a JSON object"),
+    "manifest cut": (
+        lambda p: write_manifest(p, (p / "bundle.json").read_bytes()[:100]),
+        r"bundle.json' is not JSON \(.*; copy the bundle",
+    ),
+    "manifest binary": (lambda p: write_manifest(p, b"\xff\xfe\x00"), "is not JSON"),
+    "manifest deep": (lambda p: write_manifest(p, b"[" * 100_000), "is not JSON"),
+    "manifest list": (lambda p: write_manifest(p, b"[]"), "holds a list; it must hold a JSON object"),
     "no tasks": (lambda p: edit_manifest(p, lambda m: m.pop("tasks")), "has nothing at 'tasks'; it must be a list"),
     "files a list": (
         lambda p: edit_manifest(p, lambda m: m.update(files=[])),
@@ -265,8 +264,8 @@ def test_random_damage_never_raises_anything_else(path: Path) -> None:
     rng = np.random.default_rng(0)
     originals = {p.name: p.read_bytes() for p in path.iterdir()}
     for _ in range(150):
-        for name, original in originals.items():
-            (path / name).write_bytes(original)
+        for file, original in originals.items():
+            (path / file).write_bytes(original)
         name = str(rng.choice(["bundle.json", "instructions.npz"]))
         data = bytearray(originals[name])
         if rng.random() < 0.3:
@@ -275,7 +274,7 @@ def test_random_damage_never_raises_anything_else(path: Path) -> None:
             if data:
                 data[int(rng.integers(len(data)))] = int(rng.integers(256))
         if name == "bundle.json":
-            (path / name).write_bytes(data)
+            write_manifest(path, bytes(data))
         else:
             replace_file(path, name, bytes(data))
         try:

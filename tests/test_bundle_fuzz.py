@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from m2distill_policy.bundle import open_bundle
+from m2distill_policy.bundle_files import DIGEST, MANIFEST
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
-from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
+from tests.bundles import INSTRUCTIONS, observations, replace_file, toy_contract, write_manifest, write_toy
 
 BUNDLES = 1000
 CONTRACT = toy_contract()
@@ -41,10 +40,11 @@ def _break(path: Path, originals: dict[str, bytes], rng: np.random.Generator) ->
         if data:
             data[int(rng.integers(len(data)))] = int(rng.integers(256))
     (path / name).write_bytes(data)
-    if name != "bundle.json" and rng.random() < 1 / 3:
-        manifest = json.loads(originals["bundle.json"])
-        manifest["files"][name] = hashlib.sha256(data).hexdigest()
-        (path / "bundle.json").write_text(json.dumps(manifest))
+    if rng.random() < 1 / 3:
+        if name == MANIFEST:
+            write_manifest(path, bytes(data))
+        elif name != DIGEST:
+            replace_file(path, name, bytes(data))
 
 
 def test_broken_bundles(tmp_path: Path) -> None:

@@ -114,7 +114,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.storage": _names("errors"),
     "m2distill_policy.config": _names("errors", "strict_json", outside="yaml"),
     "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
-    "m2distill_policy.bundle": _names("errors", "strict_json", "contract"),
+    "m2distill_policy.bundle": _names(
+        "errors", "contract", "strict_json", "bundle_files", "bundle_arrays", "bundle_graphs"
+    ),
+    "m2distill_policy.bundle_files": _names("errors"),
+    "m2distill_policy.bundle_arrays": _names(),
+    "m2distill_policy.bundle_graphs": _names(),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
     "m2distill_policy.recordings": _names(

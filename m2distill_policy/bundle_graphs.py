@@ -1,0 +1,102 @@
+"""Look into an ONNX graph without the onnx package: is it self-contained, and small enough to be loaded?
+
+ONNX Runtime reads weights that a graph keeps in other files ("external data") from the working directory, wherever
+that is. So a graph that names any is refused before ONNX Runtime sees it. This walks the graph's protobuf encoding
+(https://protobuf.dev/programming-guides/encoding/) through every field of onnx.proto that can hold a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+#: Most nodes of one graph, those of its subgraphs and functions included; a policy has some hundreds. ONNX Runtime
+#: holds the interpreter's lock while it parses them.
+MOST_NODES = 10_000
+#: Most fields that are looked at, and messages inside one another.
+MOST_FIELDS = 200_000
+DEEPEST = 24
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+#: Message -> number of a field -> message in it. Only fields on a way to a tensor are there.
+_MESSAGES: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
+    "TrainingInfo": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {},
+}
+#: Fields of a node and of a tensor.
+_OP_TYPE = 4
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+
+
+class GraphError(ValueError):
+    """A graph is not ONNX, not self-contained or too large; says which, without naming the file."""
+
+
+def check_graph(data: bytes) -> None:
+    """Raise :class:`GraphError` unless ``data`` is one self-contained ONNX model of bounded size.
+
+    What is in the nodes is ONNX Runtime's to check.
+    """
+    if data[4:8] == b"ORTM":  # ONNX Runtime would take it for its own format
+        raise GraphError("it is in ONNX Runtime's own format; the ONNX format is needed")
+    fields = nodes = 0
+    waiting = [("Model", 0, len(data), 0)]
+    while waiting:
+        message, start, end, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise GraphError(f"its messages lie more than {DEEPEST} deep in one another")
+        nodes += message == "Node"
+        if nodes > MOST_NODES:
+            raise GraphError(f"it has more than {MOST_NODES} nodes")
+        inner = _MESSAGES[message]
+        for number, kind, first, last in _fields(data, start, end):
+            fields += 1
+            if fields > MOST_FIELDS:
+                raise GraphError(f"it has more than {MOST_FIELDS} fields")
+            if kind == _BYTES and number in inner:
+                waiting.append((inner[number], first, last, depth + 1))
+            elif message == "Node" and number == _OP_TYPE and data[first:last] == b"EPContext":
+                raise GraphError("it was compiled for one device (EPContext), whose files are not part of the bundle")
+            elif message == "Tensor" and number == _EXTERNAL_DATA:
+                raise GraphError("its weights lie in other files (external data), which are not part of the bundle")
+            elif message == "Tensor" and number == _DATA_LOCATION and any(byte & 0x7F for byte in data[first:last]):
+                raise GraphError("its weights are said to lie elsewhere (data_location), not in the graph itself")
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(number, wire type, first byte, byte after the last) of each field of one message."""
+    while at < end:
+        tag, at = _varint(data, at, end, 5)
+        number, kind = tag >> 3, tag & 7
+        if not 0 < number < 2**29:
+            raise GraphError(f"it is damaged: a field of number {number}")
+        first = at
+        if kind == _VARINT:
+            _, at = _varint(data, at, end, 10)
+        elif kind == _BYTES:
+            size, first = _varint(data, at, end, 5)
+            at = first + size
+        elif kind in (_FIXED32, _FIXED64):
+            at += 4 if kind == _FIXED32 else 8
+        else:
+            raise GraphError(f"it is damaged: a field of wire type {kind}")
+        if at > end:
+            raise GraphError("it is damaged: a field is longer than what holds it")
+        yield number, kind, first, at
+
+
+def _varint(data: bytes, at: int, end: int, most: int) -> tuple[int, int]:
+    """A number of up to ``most`` bytes, and the place after it."""
+    value = shift = 0
+    for place in range(at, min(end, at + most)):
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place + 1
+        shift += 7
+    raise GraphError("it is damaged: a number does not end")
