@@ -21,26 +21,19 @@ import functools
 import json
 import math
 import re
-import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-import yaml
-
+from m2distill_policy import strict_json
+from m2distill_policy.config_text import SUFFIXES, read_plain, shown
 from m2distill_policy.errors import ConfigError, closest
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+__all__ = ["SUFFIXES", "from_dict", "from_json", "load_config", "override", "read_file", "to_dict", "to_json"]
 
 T = TypeVar("T")
-
-#: What a file name may end in.
-SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 
 _NULL_WORDS = ("null", "none")
 _BOOL_WORDS = {"true": True, "false": False}
@@ -80,21 +73,7 @@ def override(config: T, overrides: Sequence[str]) -> T:
 def read_file(path: Path | str) -> dict[str, Any]:
     """Read a TOML, YAML or JSON file into a dictionary; raises :class:`ConfigError` when that cannot be done."""
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: a configuration file ends in {', '.join(SUFFIXES)}; got '{path.suffix}'")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    try:
-        if path.suffix == ".toml":
-            data: Any = tomllib.loads(text)
-        elif path.suffix == ".json":
-            data = json.loads(text)
-        else:
-            data = yaml.load(text, Loader=_YamlLoader)  # a SafeLoader: it makes plain types only
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: is not {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
+    data = read_plain(path)
     if data is None:  # an empty YAML file
         data = {}
     if not isinstance(data, dict):
@@ -140,9 +119,9 @@ def to_json(config: Any) -> str:
 def from_json(cls: type[T], text: str) -> T:
     """Read what :func:`to_json` wrote; raises :class:`ConfigError`."""
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"configuration is not JSON: {error}") from error
+        data = strict_json.parse(text)
+    except strict_json.JsonError as error:
+        raise ConfigError(f"configuration cannot be read: {error}") from error
     return from_dict(cls, data)
 
 
@@ -200,7 +179,7 @@ def _name(annotation: Any) -> str:
 
 
 def _got(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
 
 
 def _join(where: str, key: object) -> str:
@@ -223,6 +202,8 @@ def _unknown(cls: type, key: str, where: str) -> str:
     near = difflib.get_close_matches(key, [*known], n=1, cutoff=0.5)
     meant = below or near
     hint = f"; did you mean '{_join(where, meant[0])}'?" if meant else ""
+    if len(key) > 80:
+        key = f"{key[:40]}... ({len(key)} characters)"
     return f"unknown key '{_join(where, key)}'{hint} (known here: {', '.join(known)})"
 
 
@@ -261,24 +242,39 @@ def _convert(annotation: Any, value: Any, where: str) -> Any:
 
 def _convert_scalar(annotation: Any, value: Any, where: str, wrong: ConfigError) -> Any:
     if annotation is bool or annotation is str:
-        if isinstance(value, annotation):
-            return value
-        raise wrong
+        if not isinstance(value, annotation):
+            raise wrong
+        if isinstance(value, str) and not value.isprintable():
+            _require_unicode(value, where)
+        return value
     if annotation is int:
         if isinstance(value, int) and not isinstance(value, bool):
+            if not -(2**63) <= value < 2**63:
+                raise ConfigError(f"'{where}' is {shown(value)}; allowed is a number of 64 bits")
             return value
         raise wrong
     if annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                raise ConfigError(f"'{where}' is {value}; allowed is a finite number")
-            return float(value)
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if not math.isfinite(number):
+                raise ConfigError(f"'{where}' is {shown(value)}; allowed is a finite number")
+            return number
         raise wrong
     if annotation is Path:
-        if isinstance(value, (str, Path)) and str(value):
+        if isinstance(value, (str, Path)) and str(value) and "\0" not in str(value):
             return Path(value)
         raise wrong
     raise TypeError(f"'{where}' is annotated {annotation!r}, which a configuration does not support")
+
+
+def _require_unicode(text: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"'{where}' is {shown(text)}, which is not Unicode text") from error
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str, wrong: ConfigError) -> tuple[Any, ...]:
@@ -325,7 +321,7 @@ def _apply_override(cls: type, data: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     key, text = key.strip(), text.strip()
     if not sign or not key:
-        raise ConfigError(f"override '{override}' is not of the form key=value or section.key=value")
+        raise ConfigError(f"override {shown(override)} is not of the form key=value or section.key=value")
     *sections, last = key.split(".")
     where = ""
     table: dict[str, Any] = data
@@ -338,7 +334,7 @@ def _apply_override(cls: type, data: dict[str, Any], override: str) -> None:
         entries = [arm for arm in _arms(fields[name].type) if typing.get_origin(arm) is dict]
         if not inner and not (entries and name == sections[-1]):
             kind = _name(fields[name].type)
-            raise ConfigError(f"override '{override}': '{where}' is {kind}, it has no keys below it")
+            raise ConfigError(f"override {shown(override)}: '{where}' is {kind}, it has no keys below it")
         child = table.get(name)
         table[name] = child = dict(child) if isinstance(child, Mapping) else {}
         table = child
@@ -378,34 +374,16 @@ def _parse_arm(arm: Any, text: str) -> Any:
         return next((choice for choice in typing.get_args(arm) if str(choice).lower() == text.lower()), text)
     if typing.get_origin(arm) is not tuple or text.startswith("["):
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
+            return strict_json.parse(text)
+        except strict_json.JsonError as error:
+            if text.startswith("{"):
+                raise ConfigError(f"{shown(text)} cannot be read: {error}") from error
             if typing.get_origin(arm) is not tuple:
                 return text
     args = typing.get_args(arm)
-    items = [item.strip() for item in text.strip("[]()").split(",") if item.strip()]
+    bare = re.fullmatch(r"[\[(]?([^\[\]()]*)[\])]?", text)  # words without quotes, which JSON does not have
+    if bare is None:
+        return text
+    items = [item.strip() for item in bare[1].split(",") if item.strip()]
     kinds = [args[0]] * len(items) if args[-1:] == (Ellipsis,) else [*args, *[str] * len(items)]
     return [_parse(kind, item) for kind, item in zip(kinds, items, strict=False)]
-
-
-# --- YAML -------------------------------------------------------------------------------------------------------
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """The safe loader, with two traps of YAML 1.1 taken out: ``1e-3`` is a number, and a key said twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key '{key.value}' is given twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)

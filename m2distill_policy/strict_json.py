@@ -16,7 +16,8 @@ DEEPEST = 32
 #: Characters of one number; the longest float64 in decimal needs 24.
 LONGEST_NUMBER = 64
 
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{}\]]', re.DOTALL)
+# A string that nothing ends matches to the end of the text: else each of its quotes would be looked at once more.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{}\]]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 

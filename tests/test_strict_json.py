@@ -110,3 +110,11 @@ def test_many_keys_are_read_fast_and_the_last_one_twice_is_found() -> None:
         parse("{" + ",".join([*keys, '"49999": 0']) + "}")
     assert time.perf_counter() - began < 1.0
     assert math.isfinite(parse("1e308"))
+
+
+@pytest.mark.parametrize("text", ['"' + '\\"' * 1_000_000, '"' * 2_000_001, '["' + '\\\\"' * 500_000])
+def test_strings_without_an_end_are_refused_at_once(text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(JsonError):
+        parse(text)
+    assert time.monotonic() - began < 5

@@ -112,7 +112,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.cluster": _names("errors", outside="ray"),
     "m2distill_policy.lock": _names("errors"),
     "m2distill_policy.storage": _names("errors"),
-    "m2distill_policy.config": _names("errors", "strict_json", outside="yaml"),
+    "m2distill_policy.config": _names("errors", "config_text", "strict_json"),
+    "m2distill_policy.config_text": _names("errors", "strict_json", outside="yaml"),
     "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
     "m2distill_policy.bundle": _names(
         "errors", "contract", "strict_json", "bundle_files", "bundle_arrays", "bundle_graphs"
