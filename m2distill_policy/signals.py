@@ -35,10 +35,17 @@ def _end_with_launcher() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stop_on_signals(stop: Callable[[str], None]) -> None:
-    """Call ``stop`` with a reason at SIGTERM and at the first SIGINT; a SIGINT after that interrupts as usual.
+def stop_on_signals(stop: Callable[[str], None], patience: float = _SAME) -> None:
+    """Call ``stop`` with a reason at the first SIGTERM or SIGINT.
 
-    Started by a launch file, also when the launcher has ended.
+    Later ones are ignored for ``patience`` s, because they would cut what ``stop`` began, such as a ramp to a halt. A
+    SIGINT after that interrupts as usual. SIGKILL ends the process at any time, without a ramp.
+
+    Started by a launch file, ``stop`` is also called when the launcher has ended.
+
+    Args:
+        stop: asks for an orderly end and returns at once.
+        patience: s that the end may take.
     """
     first: float | None = None
 
@@ -48,9 +55,18 @@ def stop_on_signals(stop: Callable[[str], None]) -> None:
         if first is None:
             first = now
             stop(f"the process got {signal.Signals(number).name}")
-        elif number == signal.SIGINT and now - first > _SAME:
+        elif now - first <= patience:
+            if now - first > _SAME:
+                _say(f"ending already; Ctrl-C interrupts in {first + patience - now:.0f} s, SIGKILL at once")
+        elif number == signal.SIGINT:
             signal.default_int_handler(number, frame)  # type: ignore[arg-type]
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, terminate)
     _end_with_launcher()
+
+
+def _say(text: str) -> None:
+    """To standard error, from within a signal's handler, where a stream's own buffer may be in use."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())

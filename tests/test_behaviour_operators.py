@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 from m2distill_policy.node import topics
 from m2distill_policy.runtime.status import StatusCode
@@ -52,3 +57,23 @@ def test_a_camera_that_was_too_slow_is_measured_anew_when_the_policy_is_enabled(
         robot.forget()
         drive_until(robot, StatusCode.RUNNING, "answer, now that the camera is fast enough")
         assert policy.end() == 0
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_more_signals_do_not_cut_a_long_ramp(side: Side, tmp_path: Path, first: signal.Signals) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], safety__halt_time=3.0) as (policy, robot):
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        robot.forget()
+        policy.process.send_signal(first)
+        began = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # more than a second after the first
+            robot.drive(observations(CONTRACT, 13 if number is not signal.SIGINT else 14))
+            policy.process.send_signal(number)
+        assert policy.wait(15) == 0, policy.output
+        assert 2.8 < time.monotonic() - began < 8
+        robot.listen(0.2)
+        motions = [s.motion for s in robot.heard["status"] if s.code == StatusCode.HALT_REQUESTED]
+        assert motions.count(1) > 40 and motions[-1] == 2, motions
+        assert not np.any(np.asarray([robot.heard["action"][-1].action[:6]]))
+        assert "Traceback" not in policy.output

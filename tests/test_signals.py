@@ -53,3 +53,34 @@ def test_a_node_ends_with_its_launcher_where_it_was_asked_to(tmp_path: Path, ask
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
+
+
+STUBBORN = """
+import sys, time
+from pathlib import Path
+from m2distill_policy.signals import stop_on_signals
+
+stop_on_signals(lambda why: None, patience=2.0)
+Path(sys.argv[1], "up").touch()
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_does_not_end_can_be_interrupted_after_its_time(tmp_path: Path, number: signal.Signals) -> None:
+    child = subprocess.Popen([sys.executable, "-c", STUBBORN, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    try:
+        assert _there(tmp_path / "up", 20)
+        child.send_signal(number)
+        begin = time.monotonic()
+        while child.poll() is None:
+            assert time.monotonic() - begin < 10
+            time.sleep(0.3)
+            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGINT)
+        assert time.monotonic() - begin > 1.9
+        said = child.communicate()[1]
+        assert "KeyboardInterrupt" in said and "ending already" in said
+    finally:
+        child.kill()
+        child.wait()

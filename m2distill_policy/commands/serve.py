@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import PolicyNode
-    from m2distill_policy.node.cycle import CycleOptions
+    from m2distill_policy.node.cycle import UNINTERRUPTED, CycleOptions
     from m2distill_policy.node.topics import parse_remappings
     from m2distill_policy.ros.parameters import load_arm
     from m2distill_policy.runtime.server import PolicyServer
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
                 frame=frame,
             )
             participant.require_remapped()
-            stop_on_signals(node.stop)
+            stop_on_signals(node.stop, UNINTERRUPTED)
             # What is here stays; the collector need not walk it again between two cycles.
             gc.collect()
             gc.freeze()

@@ -48,6 +48,8 @@ T = TypeVar("T")
 DIAGNOSTICS_EVERY = 1.0
 #: s that a ramp to a halt may take before the node leaves all the same; the longest that the limits allow takes 5.
 LONGEST_RAMP = 6.0
+#: s from the first signal for which a second one does not cut the ramp: the ramp, and what closing takes.
+UNINTERRUPTED = LONGEST_RAMP + 2.0
 #: s without a message after which another ``~/enable`` is a request of its own.
 ENABLE_PAUSE = 0.5
 

@@ -9,6 +9,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from m2distill_policy.errors import M2DistillError
+from m2distill_policy.node.cycle import UNINTERRUPTED
 from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.signals import stop_on_signals
 from m2distill_policy.streams import give_up_what_cannot_be_written
@@ -24,7 +25,7 @@ def main() -> None:
         nonlocal reason
         reason = why
 
-    stop_on_signals(ask_to_stop)
+    stop_on_signals(ask_to_stop, UNINTERRUPTED)
     node = PolicyNode()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
