@@ -116,6 +116,11 @@ class DdsRobot(Robot):
         writer = self.participant.writer(topic, Bool, Profile.LATCHED)
         return lambda value: writer.write(Bool(value))
 
+    def commander(self, topic: str) -> Callable[[], None]:
+        kind = next(_KINDS[name] for name, heard in HEARD.items() if heard == topic)
+        writer = self.participant.writer(topic, kind)
+        return lambda: writer.write(self.command(topic))
+
     def meet(self) -> None:
         self.participant.wait_for_peers(
             [*self.writers.values(), *self.readers.values()], PATIENCE, "the child should be there"

@@ -156,6 +156,11 @@ class RosRobot(Robot):
         publisher = self.node.create_publisher(Bool, topics.resolve(topic), qos.latched())
         return lambda value: publisher.publish(Bool(data=value))
 
+    def commander(self, topic: str) -> Callable[[], None]:
+        kind = next(_KINDS[name] for name, heard in HEARD.items() if heard == topic)
+        publisher = self.node.create_publisher(kind, topics.resolve(topic), qos.reliable(10))
+        return lambda: publisher.publish(self.command(topic))
+
     def meet(self) -> None:
         heard = [p for p in self._publishers.values() if p.topic_name != topics.resolve(topics.EPISODE)]
         heard += [self._publishers[topics.EPISODE]] if self._lockstep else []

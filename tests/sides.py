@@ -153,6 +153,10 @@ class Robot(ABC):
         """Another publisher of std_msgs/Bool on ``topic``, whose last word those hear too who come late."""
 
     @abstractmethod
+    def commander(self, topic: str) -> Callable[[], None]:
+        """A publisher of a command's ``topic``, as another program brings it; sends one message a call."""
+
+    @abstractmethod
     def meet(self) -> None:
         """Until the policy is there on every topic, and active."""
 
@@ -179,6 +183,14 @@ class Robot(ABC):
     def instruct(self, instruction: str) -> None:
         """Tell the policy what to do."""
         self.publish(topics.INSTRUCTION, self.string(instruction))
+
+    def command(self, topic: str) -> Any:
+        """A message of a command's ``topic``."""
+        if topic == topics.TWIST:
+            return self.messages.twist(np.full(6, 0.01), time.time_ns(), "base")
+        if topic == topics.TARGET_POSE:
+            return self.messages.pose(np.full(6, 0.1), time.time_ns(), "base")
+        return self.messages.gripper(0.02, 0.0)
 
     def enable(self, wanted: bool) -> None:
         """Let commands out, or not, by the topic."""

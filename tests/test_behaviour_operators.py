@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from m2distill_policy.node import topics
 from m2distill_policy.runtime.status import StatusCode
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
-from tests.sides import Side
+from tests.sides import HEARD, Side
 from tests.test_behaviour_real_time import drive_until
 
 CONTRACT = toy_contract()
@@ -77,3 +78,85 @@ def test_more_signals_do_not_cut_a_long_ramp(side: Side, tmp_path: Path, first: 
         assert motions.count(1) > 40 and motions[-1] == 2, motions
         assert not np.any(np.asarray([robot.heard["action"][-1].action[:6]]))
         assert "Traceback" not in policy.output
+
+
+# --- another publisher of the commands ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["twist", "target_pose", "gripper"])
+def test_another_publisher_of_a_command_is_named_and_halts(side: Side, tmp_path: Path, name: str) -> None:
+    """Its presence is a warning, its first command a halt; both are over when it is gone."""
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        other = side.robot(CONTRACT)
+        send = other.commander(HEARD[name])
+        robot.forget()
+        robot.drive(observations(CONTRACT, 50, seed=1))
+        assert {s.code for s in robot.heard["status"]} <= {StatusCode.RUNNING, StatusCode.WAITING}
+        topic = topics.resolve(HEARD[name])
+        assert f"another publisher of '{topic}' (" in robot.heard["status"][-1].warning
+        send()
+        robot.forget()
+        drive_until(robot, StatusCode.OTHER_PUBLISHER, "halt for another publisher")
+        robot.drive(observations(CONTRACT, 12, seed=2))
+        assert topic in robot.heard["status"][-1].sentence and robot.heard["status"][-1].halted
+        robot.forget()
+        robot.drive(observations(CONTRACT, 30, seed=3))
+        assert {s.code for s in robot.heard["status"] if s.code != StatusCode.WAITING} == {StatusCode.OTHER_PUBLISHER}
+        assert not robot.heard["twist"] and not robot.heard["gripper"], "the arm is left to the other one"
+        other.close()
+        robot.forget()
+        drive_until(robot, StatusCode.RUNNING, "answer after the other one has left")
+        robot.drive(observations(CONTRACT, 24, seed=4))
+        assert "another publisher" not in robot.heard["status"][-1].warning
+        assert policy.end() == 0
+
+
+def test_of_two_policies_for_one_arm_the_second_does_not_begin(side: Side, tmp_path: Path) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        with side.policy(bundle, instruction=INSTRUCTIONS[1]) as second:
+            robot.drive(observations(CONTRACT, 100, seed=1))
+            said = {(StatusCode(s.code), s.instruction) for s in robot.heard["status"]}
+            assert (StatusCode.OTHER_PUBLISHER, INSTRUCTIONS[1]) in said, said
+            assert (StatusCode.RUNNING, INSTRUCTIONS[1]) not in said
+            robot.forget()
+            robot.drive(observations(CONTRACT, 20, seed=2))
+            assert len(robot.heard["twist"]) < 25, "one of them drives"
+            assert policy.end() == 0
+            robot.forget()
+            drive_until(robot, StatusCode.RUNNING, "the second, once the first is gone")
+            assert second.end() == 0
+
+
+def test_where_it_is_allowed_another_publisher_is_let_be(side: Side, tmp_path: Path) -> None:
+    told = {"instruction": INSTRUCTIONS[0], "allow_other_publishers": True}
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), **told) as (_, robot):
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        with contextlib.closing(side.robot(CONTRACT)) as other:
+            send = other.commander(topics.TWIST)
+            robot.forget()
+            robot.drive(observations(CONTRACT, 40, seed=1), first=send)
+        assert {s.code for s in robot.heard["status"]} <= {StatusCode.RUNNING, StatusCode.WAITING}
+        assert not any(s.warning for s in robot.heard["status"])
+
+
+def test_in_shadow_another_one_may_drive_and_enable_says_so(side: Side, tmp_path: Path) -> None:
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0], enable=False) as (_, robot):
+        drive_until(robot, StatusCode.DISABLED, "answer in shadow")
+        with contextlib.closing(side.robot(CONTRACT)) as other:
+            send = other.commander(topics.TWIST)
+            robot.forget()
+            robot.drive(observations(CONTRACT, 40, seed=1), first=send)
+            assert {s.code for s in robot.heard["status"]} <= {StatusCode.DISABLED, StatusCode.WAITING}
+            robot.enable(True)
+            robot.forget()
+            robot.drive(observations(CONTRACT, 10, seed=2), first=send)
+            assert StatusCode.RUNNING not in {s.code for s in robot.heard["status"]}
+            assert robot.heard["status"][-1].code == StatusCode.OTHER_PUBLISHER
+            robot.drive(observations(CONTRACT, 30, seed=3))  # it falls silent, and is still there
+            assert robot.heard["status"][-1].code == StatusCode.OTHER_PUBLISHER
+            robot.enable(True)
+            robot.forget()
+            drive_until(robot, StatusCode.RUNNING, "answer after it was enabled again")

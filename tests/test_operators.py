@@ -11,7 +11,9 @@ import pytest
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import UnknownInstructionError
+from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import ENABLE_PAUSE, PolicyCycle
+from m2distill_policy.node.other_publishers import QUIET, OtherPublishers
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.safety import SafetyLimits
@@ -153,11 +155,11 @@ def _cycle(server: PolicyServer) -> tuple[PolicyCycle[object], list[float]]:
     return PolicyCycle(server, lambda frame: frame, steady=lambda: now[0]), now  # type: ignore[arg-type, return-value]
 
 
-OBSTACLES: dict[str, tuple[Callable[[PolicyServer], object], str]] = {
-    "no instruction": (lambda s: s.set_instruction(""), "No instruction"),
-    "not measured": (lambda s: s.not_yet("Waiting for 21 pictures of a."), "21 pictures"),
-    "another publisher": (lambda s: s.other_publisher("Another node publishes '/twist'."), "'/twist'"),
-    "dead man": (lambda s: s.dead_man(False, steady=1000.0), "dead-man"),
+OBSTACLES: dict[str, tuple[Callable[[PolicyServer, PolicyCycle[object]], object], str]] = {
+    "no instruction": (lambda s, _: s.set_instruction(""), "No instruction"),
+    "not measured": (lambda s, _: s.not_yet("Waiting for 21 pictures of a."), "21 pictures"),
+    "another publisher": (lambda _, c: c.other_command(topics.TWIST), "/twist'"),
+    "dead man": (lambda s, _: s.dead_man(False, steady=1000.0), "dead-man"),
 }
 
 
@@ -171,7 +173,7 @@ def test_enable_says_what_still_holds_the_arm(tmp_path: Path, obstacle: str) -> 
     cycle, _ = _cycle(server)
     assert cycle.enable(True) == (True, "commands go out")
     cycle.enable(False)
-    act(server)
+    act(server, cycle)
     done, sentence = cycle.enable(True)
     assert done and server.enabled and part in sentence and "commands go out" not in sentence, sentence
     server.close()
@@ -306,3 +308,31 @@ def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothin
     server.other_publisher("Another node publishes '/twist'.")
     assert _drive(server)[-1].status.code is StatusCode.DISABLED, "in shadow another one may drive"
     server.close()
+
+
+# --- who else publishes the commands --------------------------------------------------------------------------------
+
+
+def test_another_publisher_is_a_warning_until_it_sends_and_holds_until_it_is_gone() -> None:
+    others = OtherPublishers()
+    assert others.fault is None and others.warning is None
+    others.there("/twist", ["/a", "/b"])
+    assert others.fault is None and "'/twist' (/a, /b)" in str(others.warning)
+    others.heard("/twist", 10.0)
+    assert "'/twist' (/a, /b)" in str(others.fault) and others.warning is None
+    others.there("/twist", ["/b"])
+    others.forgive(10.0 + QUIET)
+    assert others.fault is not None, "it has only just said something"
+    others.forgive(10.1 + QUIET)
+    assert others.fault is None and others.warning is not None
+    others.heard("/twist", 20.0)
+    others.there("/gripper_command", [])
+    assert others.fault is not None, "another topic is another matter"
+    others.there("/twist", [])
+    assert others.fault is None and others.warning is None
+
+
+def test_a_command_counts_before_its_publisher_is_known() -> None:
+    others = OtherPublishers()
+    others.heard("/gripper_command", 1.0)
+    assert "'/gripper_command'" in str(others.fault)

@@ -78,6 +78,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--reliable-input", action="store_true", help="ask cameras and joints to send again what was lost"
     )
+    parser.add_argument(
+        "--allow-other-publishers",
+        action="store_true",
+        help="drive although somebody else sends commands on the same topics, as in front of a multiplexer",
+    )
     parser.add_argument("--domain", type=int, help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
     parser.add_argument(
         "--remap",
@@ -112,7 +117,13 @@ def run(args: argparse.Namespace) -> int:
     resume, frame = beside.pop("resume", "auto"), beside.pop("pose.base_frame", None)
     if beside:
         print(f"for the node on ROS 2 alone, left aside: {', '.join(beside)}", file=sys.stderr)
-    options = CycleOptions(slop=args.slop, timeout=args.timeout, gripper=config.gripper, joints=config.joints)
+    options = CycleOptions(
+        slop=args.slop,
+        timeout=args.timeout,
+        gripper=config.gripper,
+        joints=config.joints,
+        allow_other_publishers=args.allow_other_publishers,
+    )
     domain, remap = domain_id(args.domain), parse_remappings(args.remap)
     # The cores belong to cameras and control; a picture is small work.
     cv2.setNumThreads(1)
@@ -133,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         server.set_instruction(args.instruction)
     watcher = FolderWatcher(args.watch, server.load) if args.watch is not None else None
     try:
-        with Participant(domain, remap) as participant:
+        with Participant(domain, remap, name="m2distill serve") as participant:
             node = PolicyNode(
                 participant,
                 server,

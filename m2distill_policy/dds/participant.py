@@ -6,13 +6,24 @@ Nothing here polls: :meth:`Participant.wait` sleeps until a message or a match a
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from cyclonedds.core import DDSException, DDSStatus, InstanceState, ReadCondition, SampleState, ViewState, WaitSet
+from cyclonedds.core import (
+    DDSException,
+    DDSStatus,
+    InstanceState,
+    Policy,
+    Qos,
+    ReadCondition,
+    SampleState,
+    ViewState,
+    WaitSet,
+)
 from cyclonedds.domain import Domain, DomainParticipant
 from cyclonedds.idl import IdlStruct
 from cyclonedds.internal import InvalidSample
@@ -39,9 +50,8 @@ class Writer(Generic[M]):
 
     def __init__(self, participant: Participant, topic: str, kind: type[M], profile: Profile, depth: int) -> None:
         self.topic = topic
-        self._writer: DataWriter[M] = DataWriter(
-            participant.entity, participant.dds_topic(topic, kind), profile.qos(depth).datawriter()
-        )
+        qos = Qos(*profile.qos(depth), Policy.EntityName(participant.name))
+        self._writer: DataWriter[M] = DataWriter(participant.entity, participant.dds_topic(topic, kind), qos)
         self._writer.set_status_mask(DDSStatus.PublicationMatched)
 
     def write(self, message: M) -> None:
@@ -66,13 +76,24 @@ class Reader(Generic[M]):
     """Takes one topic's messages.
 
     broken: sentences about messages that could not be read, oldest first; whoever reads them empties the list.
+    others_only: leave out what this participant itself publishes.
     """
 
-    def __init__(self, participant: Participant, topic: str, kind: type[M], profile: Profile, depth: int) -> None:
+    def __init__(
+        self,
+        participant: Participant,
+        topic: str,
+        kind: type[M],
+        profile: Profile,
+        depth: int,
+        *,
+        others_only: bool = False,
+    ) -> None:
         self.topic = topic
         self.broken: list[str] = []
+        local = Policy.IgnoreLocal.Participant if others_only else Policy.IgnoreLocal.Nothing
         self._reader: DataReader[M] = DataReader(
-            participant.entity, participant.dds_topic(topic, kind), profile.qos(depth).datareader()
+            participant.entity, participant.dds_topic(topic, kind), Qos(*profile.qos(depth), local)
         )
         self._reader.set_status_mask(DDSStatus.SubscriptionMatched)
         self._unread = ReadCondition(self._reader, SampleState.NotRead | ViewState.Any | InstanceState.Any)
@@ -104,6 +125,20 @@ class Reader(Generic[M]):
         return bool(self._reader.get_matched_publications())
 
     @property
+    def publishers(self) -> list[str]:
+        """Who publishes: the names that they give themselves, or their DDS identity."""
+        found = (
+            self._reader.get_matched_publication_data(handle) for handle in self._reader.get_matched_publications()
+        )
+        known = [endpoint for endpoint in found if endpoint is not None]
+        return sorted(
+            endpoint.qos[Policy.EntityName].name
+            if Policy.EntityName in endpoint.qos
+            else f"DDS participant {endpoint.participant_key}"
+            for endpoint in known
+        )
+
+    @property
     def entity(self) -> DataReader[M]:
         """The Cyclone DDS reader, for a wait set."""
         return self._reader
@@ -120,13 +155,15 @@ class Participant:
     Args:
         domain: the domain's id, see :func:`m2distill_policy.dds.domain.domain_id`.
         remap: full topic name -> the one to use instead.
+        name: what others call this process in their messages; the process id is added.
 
     Use it as a context manager: leaving it says goodbye to the other processes at once, where a process that just
     ends is missed only after its lease of 10 s.
     """
 
-    def __init__(self, domain: int, remap: Mapping[str, str] | None = None) -> None:
+    def __init__(self, domain: int, remap: Mapping[str, str] | None = None, *, name: str = "m2distill") -> None:
         self.domain = domain
+        self.name = f"{name}, process {os.getpid()}"
         self._remap = dict(remap or {})
         try:
             self._domain: Domain | None = domains.configure(domain)
@@ -168,10 +205,18 @@ class Participant:
         self._writers.append(writer)
         return writer
 
-    def reader(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Reader[M]:
-        """A subscription to ``topic`` (``/x/y`` or ``~/y``)."""
+    def reader(
+        self,
+        topic: str,
+        kind: type[M],
+        profile: Profile = Profile.RELIABLE,
+        depth: int = 10,
+        *,
+        others_only: bool = False,
+    ) -> Reader[M]:
+        """A subscription to ``topic`` (``/x/y`` or ``~/y``). others_only: not to what this participant publishes."""
         self._asked.add(resolve(topic))
-        reader = Reader(self, self.full_name(topic), kind, profile, depth)
+        reader = Reader(self, self.full_name(topic), kind, profile, depth, others_only=others_only)
         self._readers.append(reader)
         return reader
 

@@ -29,6 +29,7 @@ from m2distill_policy.errors import ObservationError, TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
 from m2distill_policy.node.messages import pose_of
+from m2distill_policy.node.other_publishers import LOOK_EVERY
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
 from m2distill_policy.node.synchroniser import JOINTS_KEPT
 from m2distill_policy.runtime.server import PolicyServer
@@ -100,6 +101,19 @@ class PolicyNode:
         self._twist = participant.writer(topics.TWIST, TwistStamped, outputs)
         self._target = participant.writer(topics.TARGET_POSE, PoseStamped, outputs)
         self._gripper_topic = participant.writer(topics.GRIPPER_COMMAND, GripperCommand, outputs)
+        #: Who else commands the arm. In lockstep a robot waits for each answer, and there is no arm.
+        self._others: dict[str, Reader[Any]] = {}
+        self._others_seen = -LOOK_EVERY
+        if not lockstep and not self._cycle.options.allow_other_publishers:
+            kinds = {
+                topics.TWIST: TwistStamped,
+                topics.TARGET_POSE: PoseStamped,
+                topics.GRIPPER_COMMAND: GripperCommand,
+            }
+            self._others = {
+                topic: participant.reader(topic, kind, Profile.SENSOR, depth=1, others_only=True)
+                for topic, kind in kinds.items()
+            }
         self._health = participant.writer(topics.DIAGNOSTICS, DiagnosticArray, Profile.RELIABLE)
         handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
         self._status = participant.writer(topics.STATUS, PolicyStatus, handshake)
@@ -284,3 +298,15 @@ class PolicyNode:
         self._cycle.published(output)
         if output.health is not None:
             self._health.write(MESSAGES.diagnostics(output.health, time.time_ns()))
+        self._watch_others()
+
+    def _watch_others(self) -> None:
+        """See who else sends commands; after ours are out, so that none of them waits for it."""
+        now = time.monotonic()
+        look, self._others_seen = (True, now) if now - self._others_seen >= LOOK_EVERY else (False, self._others_seen)
+        for topic, reader in self._others.items():
+            if look:
+                self._cycle.other_publishers(topic, reader.publishers)
+            if reader.take() or reader.broken:
+                reader.broken.clear()
+                self._cycle.other_command(topic)

@@ -28,6 +28,7 @@ from m2distill_policy.node import topics
 from m2distill_policy.node.diagnostics import Diagnostics, Health
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.node.joints import JointSource
+from m2distill_policy.node.other_publishers import OtherPublishers
 from m2distill_policy.node.pose_source import POSE_PERIODS, PoseBuffer, PoseSource
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
 from m2distill_policy.node.synchroniser import RATE_OVER, SynchronisedSet
@@ -58,12 +59,14 @@ ENABLE_PAUSE = 0.5
 class CycleOptions:
     """slop: s by which the pictures and joints of one set may differ in real time. timeout: s without a sign of life
     before a lockstep gives up. gripper: positions and hysteresis. joints: where the arm's joints have other names,
-    signs or zeros than the contract's readings."""
+    signs or zeros than the contract's readings. allow_other_publishers: drive although somebody else sends commands on
+    the same topics, as in front of a multiplexer."""
 
     slop: float = 0.02
     timeout: float = 60.0
     gripper: GripperProfile = field(default_factory=GripperProfile)
     joints: tuple[JointSource, ...] = ()
+    allow_other_publishers: bool = False
 
     def __post_init__(self) -> None:
         for name in ("slop", "timeout"):
@@ -159,6 +162,8 @@ class PolicyCycle(Generic[T]):
         self._pending: SynchronisedSet[T] | None = None
         self._answered: Output | None = None
         self._leave_at: float | None = None
+        self._others = OtherPublishers()
+        server.other_publisher(None)
         #: The newest ~/enable that came as a message, and when.
         self._enable_heard: tuple[bool, float] | None = None
         #: Whether the newest command was still one that moves the arm, or ends the ramp of one.
@@ -198,6 +203,8 @@ class PolicyCycle(Generic[T]):
         if not wanted:
             self._server.disable()
             return True, "ramping to a halt; the policy answers in shadow"
+        self._others.forgive(self._steady())
+        self._judge_others()
         refusal = self._server.refusal_to_enable(self._steady())
         if refusal:
             return False, f"not enabled: {refusal}"
@@ -270,6 +277,24 @@ class PolicyCycle(Generic[T]):
         if sentence not in self._reported and len(self._reported) < 100:
             self._reported.add(sentence)
             logger.warning("%s", sentence)
+
+    def other_publishers(self, topic: str, names: Sequence[str]) -> None:
+        """``names`` publish the commands ``topic`` beside this node; call it once a second, also with none."""
+        self._others.there(self._full_name(topic), names)
+        self._judge_others()
+
+    def other_command(self, topic: str) -> None:
+        """Somebody else has sent a command on ``topic``."""
+        self._others.heard(self._full_name(topic), self._steady())
+        self._judge_others()
+
+    def _judge_others(self) -> None:
+        if self.options.allow_other_publishers:
+            return
+        if not self._server.enabled:  # whoever drives meanwhile is none of our business once it has stopped
+            self._others.forgive(self._steady())
+        self._server.other_publisher(self._others.fault)
+        self.trouble("other publishers", self._others.warning if self._server.enabled else None)
 
     def gripper_missed(self) -> None:
         """The gripper did not take its command: the next clear wish is told again."""

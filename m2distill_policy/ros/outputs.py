@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 from control_msgs.msg import GripperCommand
 from diagnostic_msgs.msg import DiagnosticArray
@@ -16,7 +18,9 @@ from visualization_msgs.msg import MarkerArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output
+from m2distill_policy.node.other_publishers import LOOK_EVERY
 from m2distill_policy.ros import qos
+from m2distill_policy.ros.command_watch import CommandWatch
 from m2distill_policy.ros.gripper import GripperDriver
 from m2distill_policy.ros.markers import markers
 from m2distill_policy.ros.messages import MESSAGES
@@ -26,7 +30,7 @@ from m2distill_policy.ros.parameters import NodeSettings
 class Outputs:
     """Publishers of a configured node; the command publishers are managed by its lifecycle.
 
-    gripper_trouble, gripper_lost: see :class:`GripperDriver`.
+    gripper_trouble, gripper_lost: see :class:`GripperDriver`. others_there, others_heard: see :class:`CommandWatch`.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class Outputs:
         *,
         gripper_trouble: Callable[[str | None], None],
         gripper_lost: Callable[[], None],
+        others_there: Callable[[str, list[str]], None],
+        others_heard: Callable[[str], None],
     ) -> None:
         self._node = node
         self._contract = contract
@@ -62,6 +68,14 @@ class Outputs:
             self._gripper_driver = GripperDriver(
                 node, settings.gripper, effort, trouble=gripper_trouble, lost=gripper_lost
             )
+        self._watch: CommandWatch | None = None
+        self._watched = -LOOK_EVERY
+        # In lockstep a robot waits for each answer, and there is no arm.
+        if not settings.lockstep and not settings.cycle.allow_other_publishers:
+            kinds: dict[str, type] = {topics.TWIST: TwistStamped, topics.TARGET_POSE: PoseStamped}
+            if self._gripper is not None:
+                kinds[topics.GRIPPER_COMMAND] = GripperCommand
+            self._watch = CommandWatch(node, kinds, there=others_there, heard=others_heard)
         self._frame = settings.frames.base if settings.frames is not None else contract.action.frame
         handshake = qos.latched() if settings.lockstep else qos.reliable(10)
         self._status: Publisher = node.create_publisher(
@@ -71,6 +85,8 @@ class Outputs:
 
     def close(self) -> None:
         """End the publishers."""
+        if self._watch is not None:
+            self._watch.close()
         for publisher in self._commands:
             self._node.destroy_lifecycle_publisher(publisher)
         if self._gripper_driver is not None:
@@ -82,16 +98,29 @@ class Outputs:
         """Everything that a cycle says, ``~/status`` last."""
         frame, now = self._frame, output.sent
         if output.twist is not None:
-            self._twist.publish(MESSAGES.twist(output.twist, now, frame))
+            self._command(topics.TWIST, self._twist, MESSAGES.twist(output.twist, now, frame))
         if output.target is not None:
-            self._target.publish(MESSAGES.pose(output.target, now, frame))
+            self._command(topics.TARGET_POSE, self._target, MESSAGES.pose(output.target, now, frame))
         if output.gripper is not None and self._gripper is not None:
-            self._gripper.publish(MESSAGES.gripper(output.gripper, self._settings.arm.gripper.max_effort))
+            effort = self._settings.arm.gripper.max_effort
+            self._command(topics.GRIPPER_COMMAND, self._gripper, MESSAGES.gripper(output.gripper, effort))
         elif output.gripper is not None and self._gripper_driver is not None:
             self._gripper_driver.command(output.gripper)
         if output.action:
             self._action.publish(MESSAGES.action(output, self._contract))
         self._status.publish(MESSAGES.status(output, self._contract))
+
+    def _command(self, topic: str, publisher: LifecyclePublisher, message: Any) -> None:
+        if self._watch is not None:
+            self._watch.sent(topic, message)
+        publisher.publish(message)
+
+    def watch_others(self) -> None:
+        """See who else publishes commands, where it is time; after what the arm waits for."""
+        now = time.monotonic()
+        if self._watch is not None and now - self._watched >= LOOK_EVERY:
+            self._watched = now
+            self._watch.look()
 
     def publish_markers(self, output: Output) -> None:
         """The mixture for RViz, where somebody looks; after what the arm waits for."""

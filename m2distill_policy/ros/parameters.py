@@ -151,6 +151,10 @@ PARAMETERS: tuple[Parameter, ...] = (
         choices=("raw", "compressed"),
     ),
     Parameter("reliable_input", "bool", False, "", "ask cameras and joints to send again what was lost"),
+    Parameter(
+        "allow_other_publishers", "bool", False, "",
+        "drive although somebody else sends commands on the same topics, as in front of a multiplexer",
+    ),
     Parameter("lockstep", "bool", False, "", "answer a simulated robot one by one, without a clock", fixed=True),
     Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", positive=True),
     _axes("speed", "m/s, rad/s", "the twist in "),
@@ -273,7 +277,13 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
         bundle=Path(p["bundle"]).expanduser(),
         watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
         arm=arm,
-        cycle=CycleOptions(slop=p["slop"], timeout=p["timeout"], gripper=arm.gripper, joints=arm.joints),
+        cycle=CycleOptions(
+            slop=p["slop"],
+            timeout=p["timeout"],
+            gripper=arm.gripper,
+            joints=arm.joints,
+            allow_other_publishers=p["allow_other_publishers"],
+        ),
         gripper=_gripper(p),
         frames=_frames(p),
         **{

@@ -135,6 +135,8 @@ class PolicyNode(LifecycleNode):
             settings,
             gripper_trouble=lambda sentence: self._present_cycle().trouble("gripper", sentence),
             gripper_lost=lambda: self._present_cycle().gripper_missed(),
+            others_there=lambda topic, names: self._present_cycle().other_publishers(topic, names),
+            others_heard=lambda topic: self._present_cycle().other_command(topic),
         )
         self._inputs = Inputs(
             self,
@@ -276,6 +278,7 @@ class PolicyNode(LifecycleNode):
         self._cycle.published(output)
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, int(self.get_clock().now().nanoseconds))
+        self._outputs.watch_others()
         self.last = output
 
     def _schedule(self) -> None:

@@ -1,0 +1,90 @@
+"""Who else publishes the commands: asked of the graph once a second, and listened to only while somebody is there.
+
+rclpy does not say who sent a message, and hands on what the node itself sends. So a message counts as another's when it
+is not one that was sent from here a moment ago.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.subscription import Subscription
+
+from m2distill_policy.ros import qos
+
+#: Messages of this node that may be under way to it.
+_UNDER_WAY = 64
+
+
+class CommandWatch:
+    """Watches the topics of commands.
+
+    Args:
+        kinds: topic, as this node names it -> type of its messages; of each this node has one publisher.
+        there: told the other publishers of a topic, at every look.
+        heard: told of another's command on a topic.
+    """
+
+    def __init__(
+        self,
+        node: LifecycleNode,
+        kinds: Mapping[str, type],
+        *,
+        there: Callable[[str, list[str]], None],
+        heard: Callable[[str], None],
+    ) -> None:
+        self._node = node
+        self._kinds = dict(kinds)
+        self._names = {topic: str(node.resolve_topic_name(topic)) for topic in kinds}
+        self._there, self._heard = there, heard
+        self._listening: dict[str, Subscription] = {}
+        self._sent: dict[str, deque[Any]] = {}
+
+    def close(self) -> None:
+        """End the subscriptions."""
+        for topic in list(self._listening):
+            self._ignore(topic)
+
+    def sent(self, topic: str, message: Any) -> None:
+        """``message`` is about to be published on ``topic``."""
+        if topic in self._sent:
+            self._sent[topic].append(message)
+
+    def look(self) -> None:
+        """Ask the graph; call it once a second."""
+        for topic, name in self._names.items():
+            others: list[str] = []
+            if self._node.count_publishers(name) > 1:
+                others = self._others(name)
+            if others and topic not in self._listening:
+                self._listen(topic)
+            elif not others and topic in self._listening:
+                self._ignore(topic)
+            self._there(topic, others)
+
+    def _others(self, name: str) -> list[str]:
+        """Full names of the nodes that publish ``name`` beside this one; one of the same name may be among them."""
+        found = self._node.get_publishers_info_by_topic(name)
+        names = sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found)
+        ours = self._node.get_fully_qualified_name()
+        if ours in names:
+            names.remove(ours)
+        return names
+
+    def _listen(self, topic: str) -> None:
+        sent = self._sent[topic] = deque(maxlen=_UNDER_WAY)
+
+        def callback(message: Any) -> None:
+            try:
+                sent.remove(message)
+            except ValueError:
+                self._heard(topic)
+
+        self._listening[topic] = self._node.create_subscription(self._kinds[topic], topic, callback, qos.sensor(10))
+
+    def _ignore(self, topic: str) -> None:
+        self._node.destroy_subscription(self._listening.pop(topic))
+        del self._sent[topic]
