@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.ros.parameters import BY_NAME, PARAMETERS, check, settings_from, table
+from m2distill_policy.ros.overrides import given_by_name, likely_misspelt, unknown
+from m2distill_policy.ros.parameters import BY_NAME, PARAMETERS, Parameter, check, load_arm, settings_from, table
 
 BUNDLE = {"bundle": "/bundles/three-tasks"}
 
@@ -130,3 +131,101 @@ def test_the_table_needs_no_ros_2() -> None:
     code = "import sys, m2distill_policy.ros.parameters; print('rclpy' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+# --- what does not fit is refused by name ---------------------------------------------------------------------------
+
+#: A value of every type that a parameter file can hold, and of those that it cannot.
+VALUES: tuple[object, ...] = (
+    *(None, True, 7, -1.5, math.nan, math.inf, 10**400, "", "fast", "0.1", b"x", {}, {"a": 1}),
+    *([], [True], [1], [0.1], ["a"], [0.1, "a"], [[0.1]], [None], [math.nan] * 6, [0.1] * 7, ("a", 1)),
+)
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: parameter.name)
+def test_every_parameter_takes_a_value_or_refuses_it_by_name(parameter: Parameter) -> None:
+    for value in VALUES:
+        try:
+            settings_from({**BUNDLE, parameter.name: value})
+        except ConfigError as error:
+            group, _, key = parameter.name.rpartition(".")
+            named = parameter.name in str(error) or (group and key.rstrip("s") in str(error))
+            assert named or parameter.name.startswith("gripper."), f"{parameter.name} = {value!r}: {error}"
+
+
+def _misspelt(name: str) -> list[str]:
+    return [name[:-1], name + "s", name[:-2] + name[-1] + name[-2], name.upper(), f"{name}.x"]
+
+
+@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: parameter.name)
+def test_every_misspelling_is_refused_by_name(parameter: Parameter) -> None:
+    for wrong in _misspelt(parameter.name):
+        if wrong in BY_NAME:
+            continue
+        refused = unknown([wrong, "use_sim_time"], BY_NAME, [wrong])
+        assert list(refused) == [wrong] and f"'{wrong}'" in refused[wrong]
+        if "." in parameter.name and wrong.partition(".")[0] == parameter.name.partition(".")[0]:
+            assert unknown([wrong], BY_NAME, []) == refused, "its group is ours, whoever gave it"
+
+
+def test_what_is_given_to_all_nodes_may_be_for_others() -> None:
+    theirs = [
+        "use_sim_time",
+        "update_rate",
+        "qos_overrides./x.subscription.depth",
+        "frequency",
+        "moveit.group",
+        "enabled",
+    ]
+    assert unknown(theirs, BY_NAME, []) == {}
+    assert "did you mean 'enable'" in likely_misspelt(theirs, BY_NAME)["enabled"]
+    assert set(likely_misspelt(theirs, BY_NAME)) == {"enabled"}
+
+
+def test_what_a_command_line_gives_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        "/**: {ros__parameters: {everybody: 1}}\n"
+        "m2distill_policy: {ros__parameters: {bundel: x, safety: {sped: [1]}}}\n"
+        "/left: {m2distill_policy: {ros__parameters: {seeed: 1}}}\n"
+        "/other: {ros__parameters: {theirs: 1}}\n"
+    )
+    words = "node -p not_ros:=1 --ros-args -p a:=1 -p m2distill_policy:b:=1 -p other:c:=1 -r x:=y".split()
+    words += ["--params-file", str(file), "--params-file", str(tmp_path / "none.yaml"), "--", "-p", "d:=1"]
+    assert given_by_name(words, "m2distill_policy") == {"a", "b", "bundel", "safety.sped", "seeed"}
+    assert given_by_name(["--ros-args", "-p"], "m2distill_policy") == {""}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("/**: {ros__parameters: {safety: {sped: [0.1]}}}", "'safety.sped' is not known.*safety.speed"),
+        ("m2distill_policy: {ros__parameters: {resum: enable}}", "'resum' is not known.*'resume'"),
+        ("an_arm: {ros__parameters: {resum: enable}}", "'resum' is not known"),
+        ("/**: {ros__parameters: {safety: {speed: 0.1}}}", r"'safety.speed' is 0.1; a double\[\] is needed"),
+        ("/**: {ros__parameters: {safety: {speed: }}}", r"'safety.speed' is None; a double\[\] is needed"),
+        ("/**: {ros__parameters: {safety: 3}}", "'safety' is not known"),
+        ("/**: {ros__parameters: 3}", "ros__parameters"),
+        ("/**: {ros_parameters: {safety: {halt_time: 0.1}}}", "ros__parameters"),
+        ("/**:", "ros__parameters"),
+    ],
+)
+def test_a_parameter_file_that_does_not_fit_is_one_sentence_without_ros_2_too(
+    tmp_path: Path, content: str, sentence: str
+) -> None:
+    file = tmp_path / "arm.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        load_arm(file)
+    assert str(file) in str(caught.value)
+
+
+def test_an_empty_list_and_other_nodes_are_no_reason_to_refuse_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "arm.yaml"
+    file.write_text(
+        "/**: {ros__parameters: {safety: {speed: []}, joints: {names: []}, update_rate: 100, moveit: {group: arm}}}\n"
+        "m2distill_policy: {ros__parameters: {safety: {halt_time: 0.5}, use_sim_time: true}}\n"
+        "controller: {ros__parameters: {gains: {p: 1}}}\n"
+    )
+    arm, others = load_arm(file)
+    assert arm.safety.speed is None and arm.safety.halt_time == 0.5 and others == {}

@@ -1,9 +1,9 @@
 """Whether somebody else commands the same arm: what is heard on the topics of the commands beside our own messages.
 
-That another publisher is there is a warning: a standby node, a joystick that nobody touches. That it sends halts the arm,
-and the halt lasts until that publisher is gone, or until somebody enables the policy while it says nothing. A node that
-hears another one before its own first command does not begin, so the one that was first goes on undisturbed. A gripper
-that is driven by its action is not watched. Pure: time is handed in.
+That another publisher is there is a warning: a standby node, a joystick nobody touches. Its first command halts the
+arm, and the halt lasts until that publisher is gone, or until somebody enables the policy while it says nothing. A node
+that hears another one before its own first command does not begin, so the one that was first goes on undisturbed. A
+gripper that is driven by its action is not watched. Pure: time is handed in.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from m2distill_policy.errors import M2DistillError
 from m2distill_policy.node.cycle import UNINTERRUPTED
+from m2distill_policy.ros.parameters import check
 from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.signals import stop_on_signals
 from m2distill_policy.streams import give_up_what_cannot_be_written
@@ -17,21 +18,26 @@ from m2distill_policy.streams import give_up_what_cannot_be_written
 
 def main() -> None:
     """Spin until SIGINT or SIGTERM, then ramp to a halt; exits 0 unless something failed."""
-    # rclpy's own handlers end the context at once, and a ramp to a halt could no longer be published.
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     reason = ""
 
     def ask_to_stop(why: str) -> None:
         nonlocal reason
         reason = why
 
-    stop_on_signals(ask_to_stop, UNINTERRUPTED)
-    node = PolicyNode()
+    try:
+        # rclpy's own handlers end the context at once, and a ramp to a halt could no longer be published.
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+        stop_on_signals(ask_to_stop, UNINTERRUPTED)
+        node = PolicyNode()
+    except RuntimeError as error:  # rclpy's, for arguments and parameter files that it cannot read
+        print(f"policy_node: {str(error).strip()}", file=sys.stderr)
+        rclpy.try_shutdown()
+        sys.exit(2)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     code = 0
     try:
-        if node.get_parameter("autostart").value and not node.bring_up():
+        if check("autostart", node.get_parameter("autostart").value) and not node.bring_up():
             reason, code = "the node could not be brought up", 1
         while not reason:
             executor.spin_once(timeout_sec=0.2)

@@ -6,7 +6,7 @@ Imports no ROS, so that the table can be read and checked anywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,14 @@ from m2distill_policy.errors import ConfigError, closest
 from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.cycle import CycleOptions
 from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.topics import POLICY_NODE
+from m2distill_policy.ros.overrides import is_for, is_for_all, is_parameter_file, sections, unknown
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.watchdog import WatchLimits
 
 Value = bool | int | float | str | list[float] | list[str]
+
+_LARGEST_INTEGER = 2**63 - 1
 
 #: Type of a parameter -> how ROS 2 names it.
 KINDS = {
@@ -81,6 +85,9 @@ class Parameter:
         return found
 
     def _typed(self, value: object) -> Value:
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(number, int) and abs(number) > _LARGEST_INTEGER for number in numbers):
+            raise ConfigError(f"parameter '{self.name}' has more digits than a number of ROS 2 can have (64 bits)")
         if self.kind == "bool" and isinstance(value, bool):
             return value
         if self.kind == "string" and isinstance(value, str):
@@ -326,14 +333,11 @@ def load_arm(path: Path | None, overrides: Sequence[str] = ()) -> tuple[ArmConfi
     settings. Raises :class:`ConfigError` for a file that is neither, or a value that does not fit.
     """
     content = {} if path is None else read_file(path)
-    nodes = [node for node in content.values() if isinstance(node, Mapping) and "ros__parameters" in node]
-    if not nodes:
+    if not is_parameter_file(content):
         return load_config(ArmConfig, path, overrides), {}
-    if len(content) > 1:
-        raise ConfigError(f"{path} has parameters of {len(content)} nodes ({', '.join(content)}); one is wanted")
-    values = dict(_flat(nodes[0]["ros__parameters"]))
-    p: dict[str, Any] = {parameter.name: parameter.default for parameter in PARAMETERS}
     try:
+        values = _of_this_node(content)
+        p: dict[str, Any] = {parameter.name: parameter.default for parameter in PARAMETERS}
         p.update({name: check(name, value) for name, value in values.items()})
         arm = _arm(p)
     except ConfigError as error:
@@ -342,12 +346,27 @@ def load_arm(path: Path | None, overrides: Sequence[str] = ()) -> tuple[ArmConfi
     return override(arm, overrides), {name: p[name] for name in others}
 
 
-def _flat(parameters: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{within}{key}.")
-        else:
-            yield f"{within}{key}", value
+def _of_this_node(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a ROS 2 parameter file that are the policy node's, later sections over earlier ones.
+
+    A file with the section of one node of whatever name is taken for this one's.
+    """
+    found = list(sections(content))
+    ours = [name for name, _ in found if is_for(name, POLICY_NODE)]
+    for_all = [name for name, _ in found if is_for_all(name)]
+    if not ours and not for_all:
+        if len(found) != 1:
+            names = ", ".join(name.strip("/") for name, _ in found)
+            raise ConfigError(f"the file has parameters of {len(found)} nodes ({names}); one is wanted")
+        ours = [found[0][0]]
+    values: dict[str, Any] = {}
+    for section, parameters in found:
+        if section in ours:
+            values.update(parameters)
+        elif section in for_all:
+            refused = unknown(parameters, BY_NAME, ())
+            values.update({name: v for name, v in parameters.items() if name in BY_NAME or name in refused})
+    return {name: value for name, value in values.items() if name in BY_NAME or unknown([name], BY_NAME, [name])}
 
 
 def _gripper(p: Mapping[str, Any]) -> GripperInterface:

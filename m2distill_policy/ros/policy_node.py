@@ -6,8 +6,13 @@ publishing, ``cleanup`` frees. One thread does all of it; a bundle is prepared f
 
 from __future__ import annotations
 
+import functools
 import gc
+import sys
 import time
+import traceback
+from collections.abc import Callable, Sized
+from typing import TypeAlias
 
 import cv2
 from m2distill_msgs.msg import Episode
@@ -24,6 +29,7 @@ from m2distill_policy.node.messages import nanoseconds_of
 from m2distill_policy.node.pose_source import POSE_PERIODS
 from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.outputs import Outputs
+from m2distill_policy.ros.overrides import given_by_name, likely_misspelt, unknown
 from m2distill_policy.ros.parameters import BY_NAME, KINDS, PARAMETERS, NodeSettings, check, settings_from
 from m2distill_policy.ros.pictures import Frame, picture_of
 from m2distill_policy.ros.run_task import RunTaskServer
@@ -36,6 +42,43 @@ from m2distill_policy.runtime.watcher import FolderWatcher
 
 #: s between two ~/status of a node that is configured and not active.
 _IDLE_STATUS = 1.0
+
+
+_Transition: TypeAlias = Callable[["PolicyNode", LifecycleState], TransitionCallbackReturn]
+
+#: An empty list has no type in rclpy; ours have.
+_LISTS = {"floats": RosParameter.Type.DOUBLE_ARRAY, "strings": RosParameter.Type.STRING_ARRAY}
+
+
+def _loud(what: str) -> Callable[[_Transition], _Transition]:
+    """Log whatever a transition raises, and let it fail: rclpy would end it without a word.
+
+    what: the transition, as in "cannot configure". One that leads up fails and the node stays where it was; one that
+    leads down is an error, which frees everything.
+    """
+
+    def decorate(transition: _Transition) -> _Transition:
+        @functools.wraps(transition)
+        def transit(node: PolicyNode, state: LifecycleState) -> TransitionCallbackReturn:
+            try:
+                return transition(node, state)
+            except M2DistillError as error:
+                node.get_logger().error(f"cannot {what}: {error}")
+            except Exception as error:
+                node.get_logger().error(f"cannot {what}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
+            down = what in ("deactivate", "clean up", "shut down")
+            return TransitionCallbackReturn.ERROR if down else TransitionCallbackReturn.FAILURE
+
+        return transit
+
+    return decorate
+
+
+def _with_a_type(parameter: RosParameter) -> RosParameter:
+    """``parameter``, with the type of its table's row where it is an empty list."""
+    kind = _LISTS.get(BY_NAME[parameter.name].kind) if parameter.name in BY_NAME else None
+    empty = isinstance(parameter.value, Sized) and not isinstance(parameter.value, str) and not len(parameter.value)
+    return RosParameter(parameter.name, kind, []) if kind is not None and empty else parameter
 
 
 class PolicyNode(LifecycleNode):
@@ -70,6 +113,10 @@ class PolicyNode(LifecycleNode):
                     dynamic_typing=True,
                 ),
             )
+        #: Sentences about parameters that this node was given and does not know.
+        self._unknown_parameters = self._look_at_overrides(set(overrides or {}))
+        self._give_empty_lists_a_type()
+        self.add_pre_set_parameters_callback(lambda changes: [_with_a_type(change) for change in changes])
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._on_parameters_set)
         self._policy_services = Services(self)
@@ -88,17 +135,19 @@ class PolicyNode(LifecycleNode):
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
+    @_loud("configure")
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and verify the bundle; a failure leaves the node unconfigured and says why in the log."""
         try:
             self._configure()
-        except M2DistillError as error:
-            self.get_logger().error(f"cannot configure: {error}")
+        except BaseException:
             self._free()
-            return TransitionCallbackReturn.FAILURE
+            raise
         return super().on_configure(state)
 
     def _configure(self) -> None:
+        if self._unknown_parameters:
+            raise ConfigError(f"{'; '.join(self._unknown_parameters)}; correct it and start the node again")
         settings = settings_from(self._values())
         # The cores belong to cameras and control; a picture is small work.
         cv2.setNumThreads(1)
@@ -157,38 +206,49 @@ class PolicyNode(LifecycleNode):
             f"{server.contract.rate_hz:g} Hz, {server.engine.active_provider}"
         )
 
+    @_loud("activate")
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Answer observations; let commands out if ``enable`` says so."""
         assert self.server is not None and self.settings is not None
         result = super().on_activate(state)
         if result != TransitionCallbackReturn.SUCCESS:
             return result
-        self.server.reset("activated")
-        self.server.release_halt()  # the deactivation's
-        if self.settings.enable:
-            self.server.enable()
-        self._cycle = self._new_cycle()
-        self._heard = self.steadily
-        self._active = True
-        self._schedule()
+        try:
+            self.server.reset("activated")
+            self.server.release_halt()  # the deactivation's
+            if self.settings.enable:
+                self.server.enable()
+            self._cycle = self._new_cycle()
+            self._heard = self.steadily
+            self._active = True
+            self._schedule()
+        except BaseException:
+            self._active = False
+            self.server.disable()
+            super().on_deactivate(state)
+            raise
         return result
 
+    @_loud("deactivate")
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Ramp to a halt, then stop publishing commands."""
         self._ramp_out("the node was deactivated")
         return super().on_deactivate(state)
 
+    @_loud("clean up")
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the bundle and all that belongs to it."""
         self._free()
         return super().on_cleanup(state)
 
+    @_loud("shut down")
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Ramp to a halt where the node is active, then free everything."""
         self._ramp_out(self._shutdown_reason)
         self._free()
         return super().on_shutdown(state)
 
+    @_loud("leave a failed transition")
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """An error that nothing expected: ramp to a halt, and back to unconfigured."""
         self._ramp_out("the node failed")
@@ -323,12 +383,34 @@ class PolicyNode(LifecycleNode):
 
     # --- parameters --------------------------------------------------------------------------------------------------
 
+    def _look_at_overrides(self, in_code: set[str]) -> list[str]:
+        """Say in the log which parameters do not fit; the sentences about those that are not known.
+
+        in_code: names of those that the constructor was given.
+        """
+        # rclpy keeps what was given and not declared here, and nowhere else.
+        given = {name: parameter.value for name, parameter in self._parameter_overrides.items()}
+        by_name = in_code | given_by_name(sys.argv, self.get_name())
+        refused = unknown(given, BY_NAME, by_name)
+        wrong = list(refused.values())
+        for name in BY_NAME.keys() & given.keys():
+            try:
+                check(name, given[name])
+            except ConfigError as error:
+                wrong.append(str(error))
+        for sentence in wrong:
+            self.get_logger().error(sentence)
+        for sentence in likely_misspelt(given.keys() - refused.keys(), BY_NAME).values():
+            self.get_logger().warning(sentence)
+        return list(refused.values())
+
+    def _give_empty_lists_a_type(self) -> None:
+        """An empty list has no type in rclpy, which then takes it for bytes."""
+        found = [_with_a_type(self.get_parameter(parameter.name)) for parameter in PARAMETERS]
+        self.set_parameters([parameter for parameter in found if parameter.value == []])
+
     def _values(self) -> dict[str, object]:
-        found = {}
-        for parameter in PARAMETERS:
-            value = self.get_parameter(parameter.name).value
-            found[parameter.name] = list(value) if parameter.kind in ("floats", "strings") else value
-        return found
+        return {parameter.name: self.get_parameter(parameter.name).value for parameter in PARAMETERS}
 
     def _on_set_parameters(self, changes: list[RosParameter]) -> SetParametersResult:
         ours = {change.name: change.value for change in changes if change.name in BY_NAME}
