@@ -190,7 +190,8 @@ def test_what_a_command_line_gives_by_name(tmp_path: Path) -> None:
         "/left: {m2distill_policy: {ros__parameters: {seeed: 1}}}\n"
         "/other: {ros__parameters: {theirs: 1}}\n"
     )
-    words = ["node", "-p", "not_ros:=1", "--ros-args", "-p", "a:=1", "-p", "m2distill_policy:b:=1", "-p", "other:c:=1", "-r", "x:=y"]
+    words = ["node", "-p", "not_ros:=1", "--ros-args", "-p", "a:=1", "-p", "m2distill_policy:b:=1", "-r", "x:=y"]
+    words += ["-p", "other:c:=1"]
     words += ["--params-file", str(file), "--params-file", str(tmp_path / "none.yaml"), "--", "-p", "d:=1"]
     assert given_by_name(words, "m2distill_policy") == {"a", "b", "bundel", "safety.sped", "seeed"}
     assert given_by_name(["--ros-args", "-p"], "m2distill_policy") == {""}
