@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from m2distill_policy.node import receive_buffer
-from m2distill_policy.node.receive_buffer import ReceiveBuffer, largest_receive_buffer
+from m2distill_policy.node.receive_buffer import SILENT_AFTER, ReceiveBuffer, largest_receive_buffer
 
 
 def test_small_buffers_are_told_once_a_size() -> None:
@@ -35,3 +35,46 @@ def test_without_sockets_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     told: list[str | None] = []
     ReceiveBuffer(2, told.append).expect(1 << 30)
     assert told == [None]
+
+
+SMALL, LARGE = 1_000, 1 << 30
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What is told of a buffer of 100,000 bytes."""
+    monkeypatch.setattr(receive_buffer, "largest_receive_buffer", lambda: 100_000)
+    return []
+
+
+def test_the_warning_goes_when_large_pictures_have_stopped(told: list[str | None]) -> None:
+    buffer = ReceiveBuffer(2, told.append)
+    buffer.expect(LARGE, "a")
+    buffer.expect(SMALL, "b")
+    assert told[-1] is not None and len(told) == 1
+    buffer.expect(SMALL, "a")
+    assert told[-1] is None, "the camera was given a smaller mode"
+    buffer.expect(LARGE, "b")
+    assert told[-1] is not None
+
+
+def test_the_warning_goes_with_the_camera(told: list[str | None]) -> None:
+    buffer = ReceiveBuffer(2, told.append)
+    buffer.expect(SMALL, "a", 0.0)
+    buffer.expect(LARGE, "b", 0.0)
+    buffer.expect(SMALL, "a", SILENT_AFTER)
+    buffer.forget_silent(SILENT_AFTER)
+    assert told[-1] is not None
+    buffer.forget_silent(SILENT_AFTER + 0.1)
+    assert told[-1] is None
+
+
+def test_a_picture_counts_for_more_than_its_announcement(told: list[str | None]) -> None:
+    buffer = ReceiveBuffer(2, told.append)
+    buffer.announce(LARGE, "a", 0.0)
+    assert told[-1] is not None, "of pictures that are too large none may come"
+    buffer.expect(SMALL, "a", 0.1)
+    assert told[-1] is None, "grey ones, say"
+    buffer.announce(LARGE, "a", SILENT_AFTER + 1)
+    buffer.forget_silent(SILENT_AFTER + 1)
+    assert told[-1] is not None, "and now none come"

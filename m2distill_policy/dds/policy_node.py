@@ -256,7 +256,7 @@ class PolicyNode:
             for image in images:
                 self._cycle.add_view(name, image.header.stamp.nanoseconds, image)
             if images and self._buffer is not None:
-                self._buffer.expect(images[-1].step * images[-1].height)
+                self._buffer.expect(images[-1].step * images[-1].height, name)
         joints = self._take(self._joints, topics.JOINT_STATES)
         arrived += len(joints)
         for state in joints:
@@ -271,7 +271,7 @@ class PolicyNode:
                 self._cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)
                 # From here too: of pictures that are too large, none at all may arrive.
                 if self._buffer is not None:
-                    self._buffer.expect(info.height * info.width * 3)
+                    self._buffer.announce(info.height * info.width * 3, name)
         return arrived
 
     def _take(self, reader: Reader[Any], topic: str) -> list[Any]:
@@ -298,6 +298,8 @@ class PolicyNode:
         self._cycle.published(output)
         if output.health is not None:
             self._health.write(MESSAGES.diagnostics(output.health, time.time_ns()))
+            if self._buffer is not None:
+                self._buffer.forget_silent()
         self._watch_others()
 
     def _watch_others(self) -> None:

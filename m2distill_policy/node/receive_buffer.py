@@ -11,8 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+#: s without a picture or an announcement after which a camera's pictures are not expected any more.
+SILENT_AFTER = 3.0
 
 
 def largest_receive_buffer() -> int | None:
@@ -30,7 +34,7 @@ def largest_receive_buffer() -> int | None:
 
 
 class ReceiveBuffer:
-    """Looks at the buffers whenever a larger picture comes than before.
+    """Looks at the buffers whenever the largest picture that comes is of another size than before.
 
     views: how many cameras there are, whose pictures come at once. tell: takes the sentence, or None where the buffers
     are large enough.
@@ -39,21 +43,41 @@ class ReceiveBuffer:
     def __init__(self, views: int, tell: Callable[[str | None], None]) -> None:
         self._views = views
         self._tell = tell
+        #: Of each view: bytes of a picture, and when that was heard last, monotonic s.
+        self._pictures: dict[str, tuple[int, float]] = {}
+        self._announced: dict[str, tuple[int, float]] = {}
         self._largest = 0
 
-    def expect(self, picture_bytes: int) -> None:
-        """Pictures of this size come."""
-        if picture_bytes <= self._largest:
+    def expect(self, picture_bytes: int, view: str = "", now: float | None = None) -> None:
+        """A picture of ``view`` of this size has come; what its camera announced before counts no more."""
+        self._pictures[view] = (picture_bytes, time.monotonic() if now is None else now)
+        self._judge(max(size for size, _ in {**self._announced, **self._pictures}.values()))
+
+    def announce(self, picture_bytes: int, view: str = "", now: float | None = None) -> None:
+        """The camera of ``view`` says that its pictures are of this size: of those that are too large, none may come."""
+        self._announced[view] = (picture_bytes, time.monotonic() if now is None else now)
+        self._judge(max(size for size, _ in {**self._announced, **self._pictures}.values()))
+
+    def forget_silent(self, now: float | None = None) -> None:
+        """Forget what has not been heard for :data:`SILENT_AFTER` s; call it once a second."""
+        oldest = (time.monotonic() if now is None else now) - SILENT_AFTER
+        for heard in (self._pictures, self._announced):
+            for view in [view for view, (_, at) in heard.items() if at < oldest]:
+                del heard[view]
+        self._judge(max((size for size, _ in {**self._announced, **self._pictures}.values()), default=0))
+
+    def _judge(self, largest: int) -> None:
+        if largest == self._largest:
             return
-        self._largest = picture_bytes
+        self._largest = largest
         # Two of them even from one camera: the next may come before the last was read.
         at_once = max(2, self._views)
-        buffer, needed = largest_receive_buffer(), at_once * picture_bytes
+        buffer, needed = largest_receive_buffer(), at_once * largest
         if buffer is None or buffer >= needed:
             self._tell(None)
             return
         self._tell(
-            f"the receive buffer holds {buffer} bytes and {at_once} pictures of {picture_bytes} bytes may come at "
+            f"the receive buffer holds {buffer} bytes and {at_once} pictures of {largest} bytes may come at "
             f"once, so some will be lost; allow more (sudo sysctl -w net.core.rmem_max={max(2 * needed, 8 << 20)}) "
             "and have Cyclone DDS ask for it (CYCLONEDDS_URI=file:///path/to/config/cyclonedds.xml), or ask for lost "
             "pictures again (reliable_input)"

@@ -123,6 +123,11 @@ class Inputs:
         """Whether somebody publishes the end effector's pose."""
         return bool(self._node.count_publishers(self._node.resolve_topic_name(topics.END_EFFECTOR_POSE)))
 
+    def forget_silent_cameras(self) -> None:
+        """Expect no more pictures of a camera that has fallen silent; call it once a second."""
+        if self._buffer is not None:
+            self._buffer.forget_silent()
+
     def drain_joints(self) -> None:
         """Hand over all joint states that have come."""
         taken: list[bytes] = []
@@ -180,7 +185,7 @@ class Inputs:
                 cycle = self._cycle()
                 cycle.arrived(topic, 1)
                 if self._buffer is not None:
-                    self._buffer.expect(len(frame.data))
+                    self._buffer.expect(len(frame.data), name)
                 cycle.add_view(name, nanoseconds_of(frame), frame)
                 self._turn(self._entered)
 
@@ -196,7 +201,7 @@ class Inputs:
                 cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)
                 # From here too: of pictures that are too large, none at all may arrive.
                 if self._buffer is not None:
-                    self._buffer.expect(info.height * info.width * 3)
+                    self._buffer.announce(info.height * info.width * 3, name)
 
         return callback
 

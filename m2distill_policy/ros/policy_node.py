@@ -339,6 +339,8 @@ class PolicyNode(LifecycleNode):
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, int(self.get_clock().now().nanoseconds))
         self._outputs.watch_others()
+        if output.health is not None and self._inputs is not None:
+            self._inputs.forget_silent_cameras()
         self.last = output
 
     def _schedule(self) -> None:
