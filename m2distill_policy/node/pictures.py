@@ -5,11 +5,14 @@ On ROS 2 its own ``cv_bridge`` converts, after :func:`check_form`; here is the s
 
 from __future__ import annotations
 
+import re
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import ObservationError
+from m2distill_policy.node.picture_files import PictureHeader, check_size, decode, read_header
 
 #: Encoding -> bytes a pixel.
 CHANNELS = {
@@ -40,12 +43,27 @@ _CONVERSIONS = {
 }
 
 
+#: What a message's text that nobody chose is cut to where it is repeated.
+_SHOWN = 80
+#: image_transport writes "<encoding of the original>; <codec> compressed <encoding that was given to the codec>".
+_COMPRESSED = re.compile(r"([^;]+); ?(?:jpeg|jpg|png) compressed ?(\S*) *", re.IGNORECASE)
+#: What drivers write that say no more.
+_BARE = ("jpeg", "jpg", "png")
+#: Encodings in which an original has colour. bgr8 and bgra8 are the order that codecs expect.
+_COLOURED = frozenset(name for name, channels in CHANNELS.items() if channels > 1)
+_ALLOWED = (
+    "allowed are 'jpeg' and 'png', '<encoding>; jpeg compressed bgr8', '<encoding>; png compressed bgr8', "
+    "'mono8; jpeg compressed mono8', and 'bayer_<pattern>8; jpeg compressed '"
+)
+
+
 def check_form(encoding: str, height: int, width: int, step: int, size: int) -> None:
     """Raise :class:`ObservationError` for an encoding that is not in :data:`CHANNELS`, and where ``height`` rows of
     ``step`` bytes, ``width`` pixels each, and ``size`` bytes in all do not fit together."""
     channels = CHANNELS.get(encoding)
     if channels is None:
-        raise ObservationError(f"image encoding '{encoding}' is not known; allowed are {', '.join(CHANNELS)}")
+        raise ObservationError(f"image encoding '{encoding[:_SHOWN]}' is not known; allowed are {', '.join(CHANNELS)}")
+    check_size(height, width)
     if height == 0 or width == 0 or step < width * channels or size < step * height:
         raise ObservationError(
             f"image is incomplete: {height} rows of {step} bytes ({width} pixels, {encoding}) were announced and "
@@ -76,19 +94,68 @@ def rgb_of(encoding: str, height: int, width: int, step: int, data: NDArray[np.u
 
 
 def rgb_of_compressed(form: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture of a ``sensor_msgs/CompressedImage``: JPEG or PNG bytes (n,), as uint8 (H, W, 3), RGB.
+    """The picture of a ``sensor_msgs/CompressedImage`` as uint8 (H, W, 3), RGB.
 
-    form: the message's ``format``; raises :class:`ObservationError` for depth, and for bytes that are no picture.
+    Args:
+        form: the message's ``format``, as image_transport writes it, or "jpeg" or "png" alone. A Bayer mosaic that was
+            compressed as it is becomes colour.
+        data: JPEG or PNG bytes (n,).
+
+    Raises:
+        ObservationError: for depth, 16 bits, a format that does not say what the bytes hold, bytes that hold something
+            else, damaged data, and images that are too large (see :mod:`m2distill_policy.node.picture_files`).
     """
-    if "compressedDepth" in form:
-        raise ObservationError(f"compressed image is of format '{form}'; colour in jpeg or png is needed")
-    decoded = None
-    if data.size:
-        try:
-            # As it lies in memory: cameras do not turn their pictures by EXIF.
-            decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error:
-            decoded = None
-    if decoded is None:
-        raise ObservationError(f"compressed image of format '{form}' ({data.size} bytes) cannot be decoded")
-    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    original = _check_format(form)
+    header = read_header(data)
+    if header.bits > 8:
+        raise ObservationError(
+            f"compressed image of format '{form[:_SHOWN]}' has {header.bits} bits a channel, as depth has; 8 are needed"
+        )
+    if _holds_mosaic(form, header):
+        grey = decode(data, header, grey=True)
+        return rgb_of(original, header.height, header.width, header.width, grey.ravel())
+    return np.asarray(cv2.cvtColor(decode(data, header, grey=False), cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _check_format(form: str) -> str:
+    """The original's encoding by a message's ``format``, empty where it is not said; raises for what is not allowed."""
+    if form.strip().lower() in _BARE:
+        return ""
+    shown = form[:_SHOWN]
+    found = _COMPRESSED.fullmatch(form)
+    if found is None:
+        what = "depth" if "compressedDepth" in form else "not known"
+        raise ObservationError(f"compressed image is of format '{shown}', which is {what}; {_ALLOWED}")
+    original, given = found[1], found[2]
+    if original not in CHANNELS:
+        raise ObservationError(
+            f"compressed image is of format '{shown}': '{original[:_SHOWN]}' is depth or not known; {_ALLOWED}"
+        )
+    if given in ("bgr8", "bgra8") or (original == "mono8" and given in ("", "mono8")):
+        return original
+    if original.startswith("bayer") and given in ("", original):
+        return original
+    if original in _COLOURED and given in ("", "rgb8", "rgba8"):
+        why = "whether red and blue are exchanged in it is not certain"
+    else:
+        why = (
+            f"it holds no colour of '{original}' any more" if given in ("mono8", "8UC1") else "what it holds is unknown"
+        )
+    raise ObservationError(f"compressed image is of format '{shown}': {why}; {_ALLOWED}")
+
+
+def _holds_mosaic(form: str, header: PictureHeader) -> bool:
+    """Whether the bytes are a Bayer mosaic; raises where they are not what ``form`` says."""
+    found = _COMPRESSED.fullmatch(form)
+    if found is None:
+        return False
+    original, given, grey = found[1], found[2], header.channels < 3
+    if original.startswith("bayer"):
+        if not grey and given not in ("bgr8", "bgra8"):
+            raise ObservationError(
+                f"compressed image of format '{form[:_SHOWN]}' has {header.channels} channels; a mosaic has one"
+            )
+        return grey
+    if grey and original in _COLOURED:
+        raise ObservationError(f"compressed image of format '{form[:_SHOWN]}' is grey; {original} has colour")
+    return False
