@@ -268,7 +268,7 @@ def test_instruction_that_only_the_old_one_knows_refuses_a_ready_candidate(folde
 
 
 def test_another_velocity_response_is_allowed(folder: Path) -> None:
-    response = VelocityResponse((0.0, 1.0), ((0.0, 0.3),) * 6, fitted_from=100)
+    response = VelocityResponse((0.0, 1.0), ((0.0, 0.24),) * 6, fitted_from=100)
     faster = dataclasses.replace(CONTRACT, action=dataclasses.replace(CONTRACT.action, response=response))
     write_toy(folder / "c", 2, contract=faster)
     server = make(folder / "a")

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from m2distill_policy.errors import ConfigError, ObservationError, UnknownInstructionError
 from m2distill_policy.node import topics
+from m2distill_policy.node.command import CommandMaker
 from m2distill_policy.node.diagnostics import Diagnostics, Health
-from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
+from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.node.joints import JointSource
 from m2distill_policy.node.other_publishers import OtherPublishers
 from m2distill_policy.node.pose_source import POSE_PERIODS, PoseBuffer, PoseSource
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
 from m2distill_policy.node.synchroniser import RATE_OVER, SynchronisedSet
-from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.preprocess import field_of_view_trouble
@@ -143,7 +143,7 @@ class PolicyCycle(Generic[T]):
         self._cycle = 0
         self._episode = 0
         self._episode_stamp = -1
-        self._gripper = GripperSwitch(self.options.gripper)
+        self._commands = CommandMaker(server, self.options.gripper)
         self._gripper_commands = 0
         self._troubles: dict[str, str] = {}
         self._reported: set[str] = set()
@@ -298,7 +298,7 @@ class PolicyCycle(Generic[T]):
 
     def gripper_missed(self) -> None:
         """The gripper did not take its command: the next clear wish is told again."""
-        self._gripper.forget()
+        self._commands.forget_gripper()
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -360,7 +360,7 @@ class PolicyCycle(Generic[T]):
         self._stream.clear()
         self._pending = self._answered = None
         self._poses.clear()
-        self._gripper.forget()
+        self._commands.forget_gripper()
         self._gripper_commands = 0
         self._episode, self._episode_stamp = number, stamp
         self._swap_in_lockstep()
@@ -463,10 +463,9 @@ class PolicyCycle(Generic[T]):
 
     def _output(self, decision: Decision, stamp: int, begin: float, *, answers: bool = True) -> Output:
         """``answers`` is False where an episode only begins."""
-        twist = target = position = None
         pose = self._poses.at(stamp) if answers else None
-        if decision.command and answers:
-            twist = drive.twist(decision.action, self._server.contract)
+        start, wanted, send = None, False, decision.command and answers
+        if send:
             # A set-point that is not the policy's answer to a picture is made of where the arm is now: the stamp may be
             # what is wrong with the picture.
             start = pose if self._lockstep or decision.sample is not None else self._poses.at(0)
@@ -481,10 +480,11 @@ class PolicyCycle(Generic[T]):
                 )
             else:
                 self.trouble("pose", None)
-            if start is not None and wanted:
-                target = drive.set_point(start, decision.action, self._contract)
-            position = self._gripper.update(drive.gripper(decision.action))
-            self._gripper_commands += position is not None
+        # Nothing goes out that was not made and checked here.
+        decision, command = self._commands.make(decision, start, send=send, set_point=wanted)
+        if send:
+            self.trouble("workspace", command.trouble)
+        self._gripper_commands += command.gripper is not None
         self._moved = decision.status.motion != Motion.HALTED.value
         self._cycle += 1
         warnings = list(self._troubles.values())
@@ -496,10 +496,10 @@ class PolicyCycle(Generic[T]):
             # In lockstep there is no clock but the observations'.
             sent=stamp if self._lockstep else self._wall(),
             action=answers and (decision.command or bool(stamp)),
-            command=decision.command and answers,
-            twist=twist,
-            target=target,
-            gripper=position,
+            command=send,
+            twist=command.twist,
+            target=command.target,
+            gripper=command.gripper,
             pose=pose,
             cycle=self._cycle,
             episode=self._episode,

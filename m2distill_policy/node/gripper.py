@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from m2distill_policy.errors import ConfigError
@@ -22,6 +23,9 @@ class GripperProfile:
     max_effort: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("open_position", "closed_position", "max_effort"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"gripper {name} is {getattr(self, name)}; a finite number is needed")
         if not 0 <= self.threshold < 1:
             raise ConfigError(f"gripper threshold is {self.threshold}; at least 0 and below 1 is allowed")
         if self.open_position == self.closed_position:

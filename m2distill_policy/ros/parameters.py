@@ -115,9 +115,9 @@ _OF_THE_NODE = ("gripper.interface", "gripper.action", "gripper.joint")
 _SAFETY, _WATCH, _GRIPPER = SafetyLimits(), WatchLimits(), GripperProfile()
 
 
-def _axes(name: str, unit: str, what: str = "") -> Parameter:
+def _axes(name: str, unit: str, what: str = "", empty: str = "no limit") -> Parameter:
     return Parameter(
-        f"safety.{name}", "floats", [], unit, f"largest {name} of {what}x, y, z, rx, ry, rz; empty for no limit",
+        f"safety.{name}", "floats", [], unit, f"largest {name} of {what}x, y, z, rx, ry, rz; empty for {empty}",
         positive=True,
     )  # fmt: skip
 
@@ -164,7 +164,12 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter("lockstep", "bool", False, "", "answer a simulated robot one by one, without a clock", fixed=True),
     Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", positive=True),
-    _axes("speed", "m/s, rad/s", "the twist in "),
+    _axes("speed", "m/s, rad/s", "the twist in ", "the top speed of 'bundle'"),
+    Parameter(
+        "safety.allow_faster_bundle", "bool", False, "",
+        "whether a bundle more than 25 % faster than the first may take over, at the first one's speed; without "
+        "safety.speed",
+    ),
     _axes("acceleration", "m/s2, rad/s2"),
     _axes("jerk", "m/s3, rad/s3"),
     Parameter("safety.workspace_low", "floats", [], "m", "lowest x, y, z of a set-point; empty for no box"),
@@ -312,6 +317,7 @@ def _arm(p: Mapping[str, Any]) -> ArmConfig:
                 **{key: p[f"safety.{key}"] or None for key in ("speed", "acceleration", "jerk")},
                 **{key: p[f"safety.{key}"] or None for key in ("workspace_low", "workspace_high")},
                 "halt_time": p["safety.halt_time"],
+                "allow_faster_bundle": p["safety.allow_faster_bundle"],
             },
             "watch": {
                 **{key: p[f"watch.{key}"] or None for key in ("stale_after", "silent_after", "future_tolerance")},

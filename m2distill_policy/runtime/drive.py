@@ -26,10 +26,13 @@ def set_point(
 ) -> NDArray[np.float64]:
     """Set-point pose (6,) for an end effector at ``pose`` (6,): position in m and rotation vector in rad, same frame.
 
-    The rotation is applied in the frame's axes (from the left), as robosuite's OSC does.
+    The rotation is applied in the frame's axes (from the left), as robosuite's OSC does. Raises :class:`ValueError`
+    for a pose or an action that is not finite, of which OpenCV would make some rotation.
     """
     delta = set_point_delta(action, contract)
     present = np.asarray(pose, dtype=np.float64)
+    if not (np.isfinite(delta).all() and np.isfinite(present).all()):
+        raise ValueError(f"the set-point is {delta.tolist()} from {present.tolist()}; finite numbers are needed")
     rotation = cv2.Rodrigues(delta[3:])[0] @ cv2.Rodrigues(present[3:6])[0]
     return np.concatenate([present[:3] + delta[:3], cv2.Rodrigues(rotation)[0].ravel()])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.errors import M2DistillError
 from m2distill_policy.runtime.engine import Conditioning, Engine
+from m2distill_policy.runtime.speed_limit import SpeedLimit
 from m2distill_policy.runtime.status import SwapReport, SwapState
 from m2distill_policy.runtime.window import RawStep, TokenWindow
 
@@ -233,15 +234,16 @@ class HotSwap:
                     self._changed.notify_all()
 
 
-def require_compatible(present: Bundle, new: Bundle, instruction: str | None) -> None:
+def require_compatible(present: Bundle, new: Bundle, instruction: str | None, speed: SpeedLimit) -> None:
     """Raise unless ``new`` may take over from ``present`` under ``instruction``.
 
-    The contracts must agree (the velocity response may differ): :class:`ContractError`. The present instruction must
-    be known: :class:`UnknownInstructionError`.
+    The contracts must agree (the velocity response may differ): :class:`ContractError`. It may not be much faster than
+    ``speed``: :class:`SpeedError`. The present instruction must be known: :class:`UnknownInstructionError`.
     """
     present.contract.require_same(
         new.contract, f"bundle {present.identifier}", f"bundle {new.identifier}", ignore=("action.response",)
     )
+    speed.require(new)
     if instruction is not None:
         new.embedding(instruction)
 
@@ -251,11 +253,12 @@ def load_for_swap(
     present: Bundle,
     instruction: Callable[[], str | None],
     *,
+    speed: SpeedLimit,
     provider: str,
     threads: int,
     before_parse: Callable[[], object],
 ) -> Engine:
     """Open, verify, compare and warm up the bundle at ``path``; the options are those of :class:`Engine`."""
     bundle = open_bundle(path)
-    require_compatible(present, bundle, instruction())
+    require_compatible(present, bundle, instruction(), speed)
     return Engine(bundle, provider=provider, threads=threads, before_parse=before_parse)

@@ -26,7 +26,11 @@ _UNITS = {"speed": "m/s, rad/s", "acceleration": "m/s2, rad/s2", "jerk": "m/s3, 
 @dataclass(frozen=True)
 class SafetyLimits:
     """speed, acceleration, jerk: largest size an axis (x, y, z in m/s, rx, ry, rz in rad/s, and so on), None for none.
-    They bind while the policy drives; a ramp to a halt takes ``halt_time`` whatever they say.
+    They bind while the policy drives; a ramp to a halt takes ``halt_time`` whatever they say. Without ``speed`` the
+    top speed of the bundle that the policy was started with is the limit.
+
+    allow_faster_bundle: whether a bundle whose top speed is more than 25 % above that one's may take over; its
+    commands stay within the limit.
 
     workspace_low, workspace_high: corners (x, y, z in m, contract's frame) of the box that a set-point may not leave,
     None for none. Beyond a wall only motion back is let through. Needs the end effector's pose.
@@ -39,6 +43,7 @@ class SafetyLimits:
     workspace_low: tuple[float, ...] | None = None
     workspace_high: tuple[float, ...] | None = None
     halt_time: float = 0.25
+    allow_faster_bundle: bool = False
 
     def __post_init__(self) -> None:
         for name, unit in _UNITS.items():
@@ -79,6 +84,19 @@ class SafetyLimits:
         return self.acceleration is not None or self.jerk is not None
 
 
+def set_point_inside(
+    target: NDArray[np.float64], pose: NDArray[np.floating[Any]], limits: SafetyLimits, contract: Contract
+) -> NDArray[np.float64] | None:
+    """The set-point (6,) nearest to ``target`` (6,) in the workspace; None where ``pose`` (6,) is so far outside that
+    no action reaches it: sent there at once, the arm would jump."""
+    if limits.workspace_low is None or limits.workspace_high is None:
+        return target
+    inside = target.copy()
+    inside[:3] = np.clip(target[:3], limits.workspace_low, limits.workspace_high)
+    reach = contract.action.translation_scale * (1 + 1e-9)
+    return inside if np.all(np.abs(inside[:3] - np.asarray(pose)[:3]) <= reach) else None
+
+
 class Motion(enum.Enum):
     """What the governor lets the arm do."""
 
@@ -102,6 +120,8 @@ class Governor:
         self.limits = limits
         self.motion = Motion.HALTED
         self._contract = contract
+        #: (6,) m/s and rad/s that no command exceeds, whichever bundle drives.
+        self.speeds = tuple(float(v) for v in limits.speed or contract.action.response.top_speeds)
         self._cycles = max(1, math.ceil(limits.halt_time / contract.period - 1e-9))
         self._smoother = _Smoother(limits, contract.period) if limits.smooth else None
         self._last = np.zeros(len(ACTION_AXES))
@@ -109,8 +129,12 @@ class Governor:
         self._ramp_left = 0
 
     def follow(self, contract: Contract) -> None:
-        """Take over the velocity response of a contract that is otherwise the same: another bundle's."""
+        """Take over the velocity response of a contract that is otherwise the same: another bundle's.
+
+        The newest command, from which a ramp begins, means another velocity from now on: it is limited again.
+        """
         self._contract = contract
+        self._last, self._ramp_from = self._below_speed(self._last), self._below_speed(self._ramp_from)
 
     @property
     def last(self) -> NDArray[np.float64]:
@@ -132,7 +156,7 @@ class Governor:
                 f"{len(ACTION_AXES)} finite entries are needed"
             )
         command = self._within_walls(np.clip(values, -1.0, 1.0), pose)
-        if self.limits.speed is not None or self._smoother is not None:
+        if self._faster() or self._smoother is not None:
             slowed = self._slowed(command)
             # The walls have the last word: what slows down smoothly may still be on its way out.
             command = self._within_walls(slowed, pose)
@@ -157,10 +181,29 @@ class Governor:
         response = self._contract.action.response
         wanted = response.twist(action)
         allowed = wanted
-        if self.limits.speed is not None:
-            allowed = np.clip(wanted, -np.asarray(self.limits.speed), self.limits.speed)
+        if self._faster():
+            allowed = np.clip(wanted, -np.asarray(self.speeds), self.speeds)
         if self._smoother is not None:
             allowed = self._smoother.towards(allowed, response.twist(self._last))
+        return self._for_velocity(action, wanted, allowed)
+
+    def _faster(self) -> bool:
+        """Whether an action within [-1, 1] can mean more than the speed limit."""
+        tops = self._contract.action.response.top_speeds
+        return any(top > limit for top, limit in zip(tops, self.speeds, strict=True))
+
+    def _below_speed(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``action`` (7,), smaller where it means more than the speed limit."""
+        if not self._faster():
+            return action
+        wanted = self._contract.action.response.twist(action)
+        return self._for_velocity(action, wanted, np.clip(wanted, -np.asarray(self.speeds), self.speeds))
+
+    def _for_velocity(
+        self, action: NDArray[np.float64], wanted: NDArray[np.float64], allowed: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """``action`` (7,), which means the velocity ``wanted`` (6,), changed to mean ``allowed`` (6,)."""
+        response = self._contract.action.response
         slowed = action.copy()
         # What is not limited stays the very same, bit for bit: a response and back would round.
         for axis in np.flatnonzero(np.abs(allowed - wanted) > 1e-12):
@@ -183,6 +226,22 @@ class Governor:
             self._last = self._within_walls(command, pose)
             if self._ramp_left == 0:
                 self.motion = Motion.HALTED
+        if self._smoother is not None:
+            self._smoother.rest()
+        return self._last.copy()
+
+    def stop(self) -> NDArray[np.float64]:
+        """Zero motion (7,) from now on, without a ramp: what would have been sent is not to be trusted.
+
+        Zeros are sent for as long as a ramp takes, because one message may be lost. The gripper keeps its last
+        command.
+        """
+        gripper, stopped = self._last[6], self.motion is not Motion.RUNNING and not self._ramp_from[_MOTION].any()
+        self._last = np.zeros(len(ACTION_AXES))
+        self._last[6] = gripper if abs(gripper) <= 1 else 0.0
+        self._ramp_from = self._last
+        if not stopped:  # asked again and again, it still ends
+            self._ramp_left, self.motion = self._cycles, Motion.HALTING
         if self._smoother is not None:
             self._smoother.rest()
         return self._last.copy()
@@ -220,6 +279,8 @@ class _Smoother:
 
     def towards(self, wanted: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
         """The velocity one period from now, on the fastest way from ``present`` to ``wanted``."""
+        if not (np.isfinite(present).all() and np.isfinite(wanted).all()):  # the library raises an error of its own
+            raise PolicyOutputError(f"no smooth way from {present.tolist()} to {wanted.tolist()} is possible")
         self._input.current_velocity = present.tolist()
         self._input.current_acceleration = self._acceleration
         self._input.target_velocity = wanted.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ from m2distill_policy.runtime.engine import Conditioning, Engine, EngineError
 from m2distill_policy.runtime.hotswap import HotSwap, Seen, SwapError, load_for_swap, require_compatible
 from m2distill_policy.runtime.mixture import Mixture, PolicyOutputError, Sampling, check_sampling
 from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
+from m2distill_policy.runtime.speed_limit import SpeedLimit
 from m2distill_policy.runtime.status import Status, StatusCode, SwapReport, SwapState
 from m2distill_policy.runtime.watchdog import Fault, Watchdog, WatchLimits
 from m2distill_policy.runtime.window import RawHistory, TokenWindow
@@ -73,6 +75,11 @@ class Decision:
     status: Status
     bundle: str
     stamp: float | None
+
+
+def _finite(pose: NDArray[np.floating[Any]] | None) -> NDArray[np.floating[Any]] | None:
+    """``pose``, or None where it is none."""
+    return pose if pose is not None and np.isfinite(pose).all() else None
 
 
 @dataclass
@@ -137,6 +144,8 @@ class PolicyServer:
         self._not_yet: Fault | None = None
         self._history = RawHistory(self.contract.history, self.contract.period)
         self._governor = Governor(limits or SafetyLimits(), self.contract)
+        self._speed = SpeedLimit.of(self._governor.limits, bundle)
+        self._speed_warning = ""
         self._watchdog = Watchdog(self.contract, watch or WatchLimits())
         self._seed, self._episode, self._answers = seed, 0, 0
         self._rng = np.random.default_rng([seed, 0])
@@ -181,6 +190,16 @@ class PolicyServer:
     def motion(self) -> Motion:
         """Running, halting or halted."""
         return self._governor.motion
+
+    @property
+    def limits(self) -> SafetyLimits:
+        """The safety limits."""
+        return self._governor.limits
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """(6,) m/s and rad/s that no command exceeds, whichever bundle drives; see :class:`SpeedLimit`."""
+        return self._governor.speeds
 
     @property
     def window(self) -> TokenWindow:
@@ -403,6 +422,7 @@ class PolicyServer:
             self._switch_if_ready()
             steady = now if steady is None else steady
             stamp = observation.stamp
+            pose, newest = _finite(pose), _finite(newest)
             self._silence, self._pose_known = None, pose is not None
             fault = self._watchdog.judge(observation, now, steady) or self._forbidden(steady)
             if fault is None and pose is None and self._governor.limits.needs_pose and self._enabled:
@@ -447,6 +467,26 @@ class PolicyServer:
                 action = self._governor.halt(newest)
             return self._decision(action, command, sample, mixture, fault, stamp, used, begin)
 
+    def refuse_command(self, decision: Decision, why: str) -> Decision:
+        """What to do instead of ``decision``, whose command failed the last check before it would have been sent.
+
+        Zero motion at once and until :meth:`enable`. why: what is wrong with the command.
+        """
+        with self._lock:
+            self._held = Fault(
+                StatusCode.BAD_COMMAND,
+                f"A command was not sent: {why}. This is a fault of the bundle or the software; report it, then enable "
+                "the policy to go on.",
+            )
+            action = self._governor.stop()
+            status = dataclasses.replace(
+                decision.status,
+                code=self._held.code,
+                sentence=self._held.sentence,
+                motion=self._governor.motion.value,
+            )
+            return dataclasses.replace(decision, action=action, status=status)
+
     def tick_without_observation(
         self, now: float, *, steady: float | None = None, newest: NDArray[np.floating[Any]] | None = None
     ) -> Decision:
@@ -458,6 +498,7 @@ class PolicyServer:
             begin = self._clock()
             self._switch_if_ready()
             steady = now if steady is None else steady
+            newest = _finite(newest)
             fault = self._watchdog.silence(steady)
             self._silence = fault if fault.code is StatusCode.MISSING_OBSERVATION else None
             stopped = self._held or self._refused_instruction
@@ -518,6 +559,7 @@ class PolicyServer:
                 path,
                 present,
                 lambda: self._instruction,
+                speed=self._speed,
                 provider=self._provider,
                 threads=self._threads,
                 before_parse=self._swap.wait_for_cycle,
@@ -532,7 +574,7 @@ class PolicyServer:
             raise SwapError("there is no earlier bundle to go back to: none has been replaced since the start")
 
         def prepare() -> Engine:
-            require_compatible(present, previous.bundle, self._instruction)
+            require_compatible(present, previous.bundle, self._instruction, self._speed)
             return previous
 
         self._swap.begin(f"Bundle {previous.bundle.identifier} (rollback)", prepare)
@@ -568,7 +610,10 @@ class PolicyServer:
         self._previous = self._active.engine
         self._active = _Active(candidate.engine, candidate.window, candidate.conditioning)
         self._governor.follow(self.contract)
+        self._speed_warning = self._speed.warning(self.bundle)
         logger.info("bundle %s took over from %s", self.bundle.identifier, self._previous.bundle.identifier)
+        if self._speed_warning:
+            logger.warning("%s", self._speed_warning)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -617,6 +662,6 @@ class PolicyServer:
             overruns=self._overruns,
             window_cleared=self._history.cleared_because,
             swap=self._swap.report,
-            warning=self._active.engine.fallback or "",
+            warning=" ".join(text for text in (self._active.engine.fallback, self._speed_warning) if text),
         )
         return Decision(action, command, sample, mixture, status, bundle.identifier, stamp)

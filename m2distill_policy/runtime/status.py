@@ -49,6 +49,10 @@ class StatusCode(enum.IntEnum):
     DEADLINE_MISSED = 18
     #: The workspace is limited and where the end effector is is not known.
     NO_POSE = 19
+    #: A command was not finite or outside the limits just before it would have been sent; it was not.
+    BAD_COMMAND = 22
+    #: The end effector's pose is one that it cannot have reached.
+    BAD_POSE = 23
     #: Another publisher sends commands to the same arm.
     OTHER_PUBLISHER = 24
 

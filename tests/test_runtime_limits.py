@@ -1,0 +1,409 @@
+"""No command leaves the node that is not finite and inside the limits: whatever the bundle, the swap, the state."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from m2distill_policy.bundle import Bundle, open_bundle
+from m2distill_policy.contract import FASTEST, Contract, VelocityResponse
+from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
+from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.status import StatusCode, SwapState
+from m2distill_policy.runtime.watchdog import WatchLimits
+from tests.bundles import INSTRUCTIONS, observations, toy_bundle, toy_contract, write_toy
+
+CONTRACT = toy_contract()
+PERIOD = CONTRACT.period
+WAIT = 30.0
+POSE = np.array([0.4, 0.0, 0.3, math.pi, 0.02, -0.01])
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def with_response(response: VelocityResponse, contract: Contract = CONTRACT, **action: Any) -> Contract:
+    return dataclasses.replace(contract, action=dataclasses.replace(contract.action, response=response, **action))
+
+
+def with_top(*tops: float) -> Contract:
+    """The toy contract with a response that reaches these speeds; one number stands for all six."""
+    each = tops if len(tops) == 6 else tops * 6
+    return with_response(VelocityResponse((0.0, 1.0), tuple((0.0, top) for top in each)))
+
+
+class Arm:
+    """A policy cycle whose clocks and messages are handed in, with an own copy of what may go out."""
+
+    def __init__(
+        self, bundle: Bundle, *, limits: SafetyLimits | None = None, gripper: GripperProfile | None = None, **more: Any
+    ) -> None:
+        self.now = 100.0
+        self.limits = limits or SafetyLimits()
+        self.gripper = gripper or GripperProfile()
+        self.server = PolicyServer(bundle, limits=self.limits, watch=WatchLimits(frozen_after=None), **more)
+        self.server.set_instruction(INSTRUCTIONS[0])
+        self.contract = bundle.contract
+        self.speeds = np.array(self.limits.speed or bundle.contract.action.response.top_speeds)
+        self.cycle: PolicyCycle[NDArray[np.uint8]] = PolicyCycle(
+            self.server,
+            lambda frame: frame,
+            CycleOptions(gripper=self.gripper),
+            wall=lambda: round(self.now * 1e9),
+            steady=lambda: self.now,
+        )
+        self.outputs: list[Output] = []
+        first = observations(self.contract, 1)[0]
+        for before in range(22, 0, -1):
+            for name, frame in first.images.items():
+                self.cycle.add_view(name, round((self.now - before * PERIOD) * 1e9), frame)
+
+    def send(self, observation: Observation, pose: NDArray[np.float64] | None = None) -> None:
+        """All parts of an observation, stamped now."""
+        stamp = round(self.now * 1e9)
+        names = [e for g in self.contract.proprioception for e in g.entries]
+        values = np.concatenate([observation.proprioception[g.name] for g in self.contract.proprioception]).tolist()
+        if pose is not None:
+            self.cycle.add_pose(stamp, pose)
+        self.cycle.add_joints(stamp, names, values)
+        for name, frame in observation.images.items():
+            self.cycle.add_view(name, stamp, frame)
+
+    def period(self, observation: Observation | None, pose: NDArray[np.float64] | None = None) -> Output | None:
+        """One period, with an observation or without; what is said in it, checked."""
+        self.now += PERIOD
+        if observation is not None:
+            self.send(observation, pose)
+        output = None
+        for late in (0.0, 0.002, 0.02, 0.02):
+            self.now += late
+            output = self.cycle.run(0.0) or output
+        self.now -= 0.042
+        if output is not None:
+            self.check(output)
+            self.outputs.append(output)
+        return output
+
+    def drive(self, steps: Sequence[Observation], pose: NDArray[np.float64] | None = None) -> list[Output]:
+        found = [self.period(step, pose) for step in steps]
+        return [output for output in found if output is not None]
+
+    def check(self, output: Output) -> None:
+        action = output.decision.action
+        assert action.shape == (7,) and np.all(np.isfinite(action)) and np.all(np.abs(action) <= 1 + 1e-9)
+        if output.twist is not None:
+            assert np.all(np.isfinite(output.twist))
+            assert np.all(np.abs(output.twist) <= self.speeds * (1 + 1e-6) + 1e-9), output.twist
+        if output.target is not None:
+            assert output.target.shape == (6,) and np.all(np.isfinite(output.target))
+            if self.limits.workspace_low is not None and self.limits.workspace_high is not None:
+                assert np.all(output.target[:3] >= np.array(self.limits.workspace_low) - 1e-9)
+                assert np.all(output.target[:3] <= np.array(self.limits.workspace_high) + 1e-9)
+        if output.gripper is not None:
+            assert output.gripper in (self.gripper.open_position, self.gripper.closed_position)
+        assert math.isfinite(output.decision.status.latency)
+
+
+def swap(arm: Arm, path: Path) -> SwapState:
+    arm.server.load(path)
+    return arm.server.wait_for_swap(WAIT).state
+
+
+# --- a bundle that is swapped in -------------------------------------------------------------------------------------
+
+
+def test_a_refit_of_a_few_per_cent_swaps_and_is_held_to_the_first_bundles_speed(tmp_path: Path) -> None:
+    first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
+    write_toy(tmp_path / "refit", 3, contract=with_top(0.21))
+    arm = Arm(first, sampling="mode")
+    arm.drive(observations(CONTRACT, 5))
+    assert swap(arm, tmp_path / "refit") is SwapState.SWITCHED
+    outputs = arm.drive(observations(CONTRACT, 20, seed=1))
+    assert outputs[-1].decision.status.code is StatusCode.RUNNING
+    assert outputs[-1].decision.bundle == open_bundle(tmp_path / "refit").identifier
+    warning = outputs[-1].decision.status.warning
+    assert "0.21" in warning and first.identifier in warning
+    arm.server.rollback()
+    assert arm.server.wait_for_swap(WAIT).state is SwapState.SWITCHED
+    assert not arm.drive(observations(CONTRACT, 1, seed=2))[-1].decision.status.warning
+    arm.server.close()
+
+
+@pytest.mark.parametrize("axis", range(6))
+def test_more_than_a_quarter_faster_on_any_axis_is_refused(tmp_path: Path, axis: int) -> None:
+    tops = [0.2] * 6
+    first = toy_bundle(tmp_path / "first", contract=with_top(*tops))
+    tops[axis] = 0.251
+    write_toy(tmp_path / "faster", 3, contract=with_top(*tops))
+    tops[axis] = 0.25
+    write_toy(tmp_path / "allowed", 3, contract=with_top(*tops))
+    arm = Arm(first)
+    arm.drive(observations(CONTRACT, 3))
+    assert swap(arm, tmp_path / "faster") is SwapState.REFUSED
+    report = arm.server.swap.sentence
+    assert CONTRACT.action.frame and "0.251" in report and "safety.allow_faster_bundle" in report
+    assert ("x", "y", "z", "rx", "ry", "rz")[axis] in report
+    assert arm.server.bundle.identifier == first.identifier
+    assert swap(arm, tmp_path / "allowed") is SwapState.SWITCHED
+    arm.drive(observations(CONTRACT, 10, seed=2))
+    arm.server.close()
+
+
+def test_small_steps_do_not_add_up(tmp_path: Path) -> None:
+    first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
+    arm = Arm(first)
+    arm.drive(observations(CONTRACT, 3))
+    found = []
+    for i, top in enumerate((0.22, 0.24, 0.26, 0.3)):
+        write_toy(tmp_path / f"step_{i}", i, contract=with_top(top))
+        found.append(swap(arm, tmp_path / f"step_{i}"))
+        arm.drive(observations(CONTRACT, 3, seed=i))
+    assert found == [SwapState.SWITCHED, SwapState.SWITCHED, SwapState.REFUSED, SwapState.REFUSED]
+    arm.server.close()
+
+
+def test_a_faster_bundle_that_was_asked_for_is_held_to_the_limit(tmp_path: Path) -> None:
+    first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
+    write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
+    arm = Arm(first, limits=SafetyLimits(allow_faster_bundle=True), sampling="mode")
+    arm.drive(observations(CONTRACT, 3))
+    assert swap(arm, tmp_path / "faster") is SwapState.SWITCHED
+    outputs = arm.drive(observations(CONTRACT, 20, seed=1))
+    assert outputs[-1].decision.status.code is StatusCode.RUNNING
+    assert "2 m/s" in outputs[-1].decision.status.warning
+    arm.server.close()
+
+
+def test_a_stated_speed_is_the_limit_whatever_the_bundles_reach(tmp_path: Path) -> None:
+    first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
+    write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
+    arm = Arm(first, limits=SafetyLimits(speed=(0.5,) * 6), sampling="mode")
+    arm.drive(observations(CONTRACT, 3))
+    assert swap(arm, tmp_path / "faster") is SwapState.SWITCHED
+    outputs = arm.drive(observations(CONTRACT, 20, seed=1))
+    twists = [np.abs(output.twist).max() for output in outputs if output.twist is not None]
+    assert 0.2 < max(twists) <= 0.5 + 1e-9
+    assert not outputs[-1].decision.status.warning
+    arm.server.close()
+
+
+def test_an_axis_that_hardly_moves_does_not_refuse_a_refit(tmp_path: Path) -> None:
+    first = toy_bundle(tmp_path / "first", contract=with_top(0.2, 0.2, 0.2, 1e-5, 0.0, 1e-17))
+    write_toy(tmp_path / "refit", 3, contract=with_top(0.2, 0.2, 0.2, 1e-3, 1e-17, 2e-3))
+    arm = Arm(first)
+    arm.drive(observations(CONTRACT, 3))
+    assert swap(arm, tmp_path / "refit") is SwapState.SWITCHED
+    arm.drive(observations(CONTRACT, 10, seed=1))
+    arm.server.close()
+
+
+def test_the_ramp_to_a_halt_after_a_swap_stays_below_the_limit(tmp_path: Path) -> None:
+    """The swap comes while the arm halts: what was sent last means more under the new response."""
+    first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
+    write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
+    for pause in range(5):
+        arm = Arm(first, limits=SafetyLimits(allow_faster_bundle=True, halt_time=0.5), sampling="mode")
+        arm.drive(observations(CONTRACT, 5))
+        arm.server.load(tmp_path / "faster")
+        assert arm.server._swap.wait_ready(WAIT).state is SwapState.READY
+        arm.server.halt("a test")
+        for _ in range(pause):
+            arm.period(None)
+        arm.server.wait_for_swap(WAIT)
+        before = np.abs(arm.outputs[-1].twist) if arm.outputs[-1].twist is not None else None
+        for _ in range(12):
+            output = arm.period(None)
+            if output is not None and output.twist is not None and before is not None:
+                assert np.all(np.abs(output.twist) <= arm.speeds + 1e-9)
+        arm.server.close()
+
+
+# --- the last check --------------------------------------------------------------------------------------------------
+
+
+def spoil(contract: Contract, field: str, value: Any) -> None:
+    """Damage a contract behind its own checks, as a fault of the software might."""
+    place: Any = contract.action if field in ("translation_scale", "rotation_scale") else contract.action.response
+    object.__setattr__(place, field, value)
+
+
+SPOILT: dict[str, tuple[str, Any]] = {
+    "levels of NaN": ("levels", (0.0, math.nan, math.nan, 1.0)),
+    "speeds of NaN": ("velocities", ((0.0, math.nan, math.nan, math.nan),) * 6),
+    "speeds of 8 m/s": ("velocities", ((0.0, 8.0, 8.0, 0.2),) * 6),
+    "speeds negative": ("velocities", ((0.0, -8.0, -8.0, 0.2),) * 6),
+    "scale of NaN": ("translation_scale", math.nan),
+    "scale without end": ("translation_scale", math.inf),
+    "turn of NaN": ("rotation_scale", math.nan),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_command_that_is_not_sound_is_not_sent(tmp_path: Path, name: str) -> None:
+    bundle = toy_bundle(tmp_path / "toy")
+    arm = Arm(bundle, sampling="mode")
+    arm.drive(observations(CONTRACT, 3), POSE)
+    assert arm.outputs[-1].decision.status.code is StatusCode.RUNNING
+    field, value = SPOILT[name]
+    spoil(bundle.contract, field, value)
+    outputs = arm.drive(observations(CONTRACT, 12, seed=1), POSE)
+    bad = next(output for output in outputs if output.decision.status.code is StatusCode.BAD_COMMAND)
+    assert bad.twist is not None and not bad.twist.any() and bad.target is None and bad.gripper is None
+    assert bad.command and not bad.decision.action[:6].any() and bad.decision.status.code.is_fault
+    assert outputs[-1].decision.status.code is StatusCode.BAD_COMMAND, "until it is enabled"
+    assert outputs[-1].decision.status.motion == "halted"
+    arm.server.close()
+
+
+@pytest.mark.parametrize("state", ["ramp of an emergency stop", "ramp of disable", "leaving", "silence"])
+def test_the_ramp_is_checked_too(tmp_path: Path, state: str) -> None:
+    bundle = toy_bundle(tmp_path / "toy")
+    arm = Arm(bundle, sampling="mode")
+    arm.drive(observations(CONTRACT, 3), POSE)
+    spoil(bundle.contract, "velocities", ((0.0, math.nan, math.nan, math.nan),) * 6)
+    if state == "ramp of an emergency stop":
+        arm.server.emergency_stop(True)
+    elif state == "ramp of disable":
+        arm.server.disable()
+    elif state == "leaving":
+        arm.cycle.leave("a test")
+    for step in observations(CONTRACT, 12, seed=1):
+        arm.period(None if state == "silence" else step, POSE)
+    codes = {output.decision.status.code for output in arm.outputs}
+    assert StatusCode.BAD_COMMAND in codes
+    assert arm.cycle.left or state != "leaving"
+    arm.server.close()
+
+
+def test_enabling_drives_again_once_the_command_is_sound(tmp_path: Path) -> None:
+    bundle = toy_bundle(tmp_path / "toy")
+    arm = Arm(bundle, sampling="mode")
+    arm.drive(observations(CONTRACT, 3), POSE)
+    sound = bundle.contract.action.response.velocities
+    spoil(bundle.contract, "velocities", ((0.0, math.nan, math.nan, math.nan),) * 6)
+    arm.drive(observations(CONTRACT, 12, seed=1), POSE)
+    spoil(bundle.contract, "velocities", sound)
+    assert arm.drive(observations(CONTRACT, 2, seed=2), POSE)[-1].decision.status.code is StatusCode.BAD_COMMAND
+    arm.server.enable()
+    assert arm.drive(observations(CONTRACT, 2, seed=3), POSE)[-1].decision.status.code is StatusCode.RUNNING
+    arm.server.close()
+
+
+def test_commands_are_made_in_one_place() -> None:
+    """Whatever a transport publishes to an arm is a field of an Output, and only the cycle makes one."""
+    made: dict[str, set[str]] = {"Output": set(), "ArmCommand": set()}
+    written: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "m2distill_policy").rglob("*.py")):
+        name = str(file.relative_to(ROOT / "m2distill_policy"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            if isinstance(node.func, ast.Name) and node.func.id in made:
+                made[node.func.id].add(name)
+            if ast.unparse(node.func) in ("MESSAGES.twist", "MESSAGES.pose", "MESSAGES.gripper"):
+                written.setdefault(name, []).append(ast.unparse(node.args[0]))
+    assert made == {"Output": {"node/cycle.py"}, "ArmCommand": {"node/command.py"}}
+    for name in ("dds/policy_node.py", "ros/outputs.py"):
+        assert sorted(written[name]) == ["output.gripper", "output.target", "output.twist"], name
+
+
+# --- all of it at once -----------------------------------------------------------------------------------------------
+
+
+def random_contract(rng: np.random.Generator) -> Contract:
+    inner = np.sort(rng.uniform(0.05, 0.95, 2))
+    levels = (0.0, float(inner[0]), float(inner[0] + 0.02), 1.0) if rng.random() < 0.5 else (0.0, 1.0)
+    rises = rng.uniform(0, 1, (6, len(levels) - 1)) * rng.choice([0.0, 1e-9, 0.1, 0.5], (6, 1))
+    speeds = np.minimum(np.cumsum(rises, axis=1), np.array(FASTEST)[:, None])
+    response = VelocityResponse(levels, tuple((0.0, *map(float, row)) for row in speeds))
+    return with_response(
+        response,
+        translation_scale=float(rng.choice([1e-6, 0.01, 0.05, 0.5])),
+        rotation_scale=float(rng.choice([1e-6, 0.1, 0.5, math.pi])),
+    )
+
+
+def random_limits(rng: np.random.Generator) -> SafetyLimits:
+    def axes(low: float, high: float) -> tuple[float, ...]:
+        return tuple(float(v) for v in rng.uniform(low, high, 6))
+
+    low = rng.uniform(-0.5, 0.3, 3)
+    box = (tuple(map(float, low)), tuple(map(float, low + rng.uniform(0.001, 0.6, 3))))
+    has_box = rng.random() < 0.6
+    return SafetyLimits(
+        speed=axes(0.01, 0.5) if rng.random() < 0.4 else None,
+        acceleration=axes(0.1, 5) if rng.random() < 0.3 else None,
+        jerk=axes(1, 50) if rng.random() < 0.2 else None,
+        workspace_low=box[0] if has_box else None,
+        workspace_high=box[1] if has_box else None,
+        halt_time=float(rng.choice([0.0, 0.05, 0.25, 0.6])),
+        allow_faster_bundle=bool(rng.random() < 0.5),
+    )
+
+
+def random_pose(rng: np.random.Generator, around: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    kind = rng.integers(12)
+    if kind == 0:
+        return None
+    pose = around + rng.normal(scale=0.01, size=6)
+    if kind == 1:
+        pose[:3] = rng.uniform(-1, 1, 3) * 10.0 ** rng.integers(-1, 4)
+    if kind == 2:
+        pose[rng.integers(6)] = rng.choice([math.nan, math.inf, -math.inf, 1e300])
+    if kind == 3:
+        pose[3:] = rng.uniform(-math.pi, math.pi, 3)
+    return pose
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_comes_what_goes_out_is_finite_and_inside(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    contract, limits = random_contract(rng), random_limits(rng)
+    for i in range(3):
+        other = random_contract(rng)
+        write_toy(tmp_path / f"other_{i}", i, contract=with_response(other.action.response, contract))
+    open_position, closed_position = (float(v) for v in rng.uniform(-1, 1, 2))
+    arm = Arm(
+        toy_bundle(tmp_path / "first", seed, contract=contract),
+        limits=limits,
+        gripper=GripperProfile(open_position=open_position, closed_position=closed_position),
+        resume=str(rng.choice(["auto", "enable"])),
+        sampling="sample",
+        temperature=float(rng.choice([1.0, 50.0])),
+    )
+    around = np.concatenate([rng.uniform(-0.4, 0.6, 3), rng.uniform(-1, 1, 3)])
+    for step in observations(contract, 120, seed=seed):
+        event = rng.integers(40)
+        if event == 0:
+            arm.server.halt("a test")
+        elif event == 1:
+            arm.server.emergency_stop(bool(rng.random() < 0.5))
+        elif event == 2:
+            arm.server.disable()
+        elif event <= 5:
+            arm.server.emergency_stop(False)
+            arm.server.enable()
+        elif event == 6:
+            arm.server.set_instruction(str(rng.choice([*INSTRUCTIONS, ""])))
+        elif event == 7:
+            arm.server.set_instruction(INSTRUCTIONS[0])
+        elif event <= 9:
+            swap(arm, tmp_path / f"other_{rng.integers(3)}")
+        elif event == 10:
+            around = np.concatenate([rng.uniform(-2, 2, 3), rng.uniform(-1, 1, 3)])
+        arm.period(step if rng.random() < 0.85 else None, random_pose(rng, around))
+    arm.cycle.leave("the end")
+    while not arm.cycle.left:
+        arm.now += PERIOD
+        arm.check(arm.cycle.ramp())
+    assert any(output.twist is not None for output in arm.outputs)
+    arm.server.close()
