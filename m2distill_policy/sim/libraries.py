@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -35,8 +36,8 @@ class _Settings(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(name, self) if name == "robosuite.macros_private" else None
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Switch off the log file."""
-        module.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
+        """Switch off the log file: robosuite imports this module before any that logs."""
+        importlib.import_module("robosuite.macros").FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
 
 
 def _set_macros() -> None:
