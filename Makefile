@@ -32,7 +32,7 @@ help: ## Explain the targets (this text)
 	printf '\nEach makes its own virtual environment in $(VENV) first, when it is missing or requirements/ changed.\n'
 
 # What these targets need; an environment made for a GPU keeps its robot-gpu.
-demo test lint check format benchmark-tabletop: export ALSO := robot train sim dev
+demo test lint check format fuzz benchmark-tabletop: export ALSO := robot train sim dev
 
 .PHONY: demo
 demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve, and report.html
@@ -56,6 +56,13 @@ check: lint test ## Everything a change must pass: lint, formatting, types, test
 format: venv ## Format the code and sort the imports
 	@$(PYTHON_BIN) -m ruff check --quiet --fix --exit-zero .
 	$(PYTHON_BIN) -m ruff format .
+
+# A door, s a door, and doors at a time; see tests/fuzz/__main__.py.
+DOOR ?=
+SECONDS ?= 900
+.PHONY: fuzz
+fuzz: venv ## Try bad inputs on every door: DOOR=bundle SECONDS=900 JOBS=2 (findings: runs/fuzz)
+	@$(ONE_THREAD) $(PYTHON_BIN) -m tests.fuzz $(DOOR:%=--door %) --seconds $(SECONDS) --jobs $(JOBS) $(ARGS)
 
 .PHONY: benchmark-tabletop
 benchmark-tabletop: venv rendering ## The figures: 5 tasks, 3 seeds, every strategy (hours to days; resumable)

@@ -1,0 +1,422 @@
+"""What the doors of messages share: a script of messages and pauses, and the checks on everything that is published.
+
+An input is three bytes of options and then events, each ``<kind: u8> <microseconds before it: u32> <size: u16>
+payload``. A kind below 32 is a topic of :data:`TOPICS` and the payload a serialised message; :data:`GOOD` is a number
+of good observations, whose streams may be shifted in time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.node import topics
+from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import WatchLimits
+from tests.bundles import INSTRUCTIONS, toy_contract
+from tests.fuzz.choice import Choice
+from tests.fuzz.invariant import finite, require
+
+CONTRACT: Contract = toy_contract(16)
+#: ns; when every script begins.
+BEGIN = 1_700_000_000_000_000_000
+GOOD = 32
+SPEED = (0.05, 0.05, 0.05, 0.2, 0.2, 0.2)
+LOW, HIGH = (0.3, -0.2, 0.1), (0.5, 0.2, 0.5)
+WHERE = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
+#: Cycles of one input at most; later events are left out.
+MOST_CYCLES = 150
+_EVENT = struct.Struct("<BIH")
+_SHIFTS = struct.Struct("<BBiiii")
+
+TOPICS: tuple[str, ...] = (
+    *(topics.camera_topic(name) for name in CONTRACT.camera_names),
+    *(topics.JOINT_STATES, topics.END_EFFECTOR_POSE, topics.INSTRUCTION, topics.EMERGENCY_STOP, topics.DEAD_MAN),
+    *(topics.camera_info_topic(name) for name in CONTRACT.camera_names),
+    *(topics.EPISODE, topics.ENABLE),
+    # Of another publisher of commands.
+    *(topics.TWIST, topics.TARGET_POSE, topics.GRIPPER_COMMAND),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """kind: index of a topic, or :data:`GOOD`. pause: microseconds before it. payload: see the module's text."""
+
+    kind: int
+    pause: int
+    payload: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Good:
+    """``count`` observations, one a period; shifts in ms of what each stream's stamps say, and what is left out."""
+
+    count: int
+    without: int = 0
+    shifts: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def packed(self) -> bytes:
+        """As a payload."""
+        return _SHIFTS.pack(self.count, self.without, *self.shifts)
+
+    @staticmethod
+    def of(payload: bytes) -> Good:
+        """What :meth:`packed` made, or damage to it."""
+        count, without, *shifts = _SHIFTS.unpack(payload[: _SHIFTS.size].ljust(_SHIFTS.size, b"\0"))
+        return Good(min(count, 60), without, (shifts[0], shifts[1], shifts[2], shifts[3]))
+
+
+def packed(options: bytes, events: Sequence[Event]) -> bytes:
+    """An input."""
+    return options[:3].ljust(3, b"\0") + b"".join(
+        _EVENT.pack(e.kind & 255, e.pause & 0xFFFFFFFF, len(e.payload[:65535])) + e.payload[:65535] for e in events
+    )
+
+
+def unpacked(data: bytes) -> tuple[bytes, list[Event]]:
+    """Options and events of any bytes."""
+    events, at = [], 3
+    while at + _EVENT.size <= len(data):
+        kind, pause, size = _EVENT.unpack_from(data, at)
+        at += _EVENT.size
+        events.append(Event(kind, pause, data[at : at + size]))
+        at += size
+    return data[:3].ljust(3, b"\0"), events
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the node is set up."""
+
+    limits: SafetyLimits
+    watch: WatchLimits
+    lockstep: bool
+    enabled: bool
+    resume: Any
+    sampling: Any
+    swap_when: Any = "now"
+
+    @staticmethod
+    def of(raw: bytes) -> Options:
+        """From an input's first bytes."""
+        one, two, _ = raw[:3]
+        lockstep = one & 15 == 15
+        box = bool(one & 32)
+        return Options(
+            limits=SafetyLimits(
+                speed=SPEED if one & 16 else None,
+                acceleration=(1.0,) * 6 if one & 64 else None,
+                workspace_low=LOW if box else None,
+                workspace_high=HIGH if box else None,
+                halt_time=(0.25, 0.0, 1.0, 2.0)[two & 3],
+            ),
+            watch=WatchLimits.lockstep() if lockstep else WatchLimits(dead_man=0.5 if two & 4 else None),
+            lockstep=lockstep,
+            enabled=not two & 8,
+            resume="enable" if two & 16 else "auto",
+            sampling=("low_noise", "mode", "sample", "sample")[two >> 5 & 3],
+        )
+
+
+class Clock:
+    """Both clocks of a node, moved by hand; steady: s, wall: ns."""
+
+    def __init__(self) -> None:
+        self.steady_seconds = 1000.0
+        self.wall_nanoseconds = BEGIN
+
+    def steady(self) -> float:
+        """s, monotonic."""
+        return self.steady_seconds
+
+    def wall(self) -> int:
+        """ns."""
+        return self.wall_nanoseconds
+
+    def to(self, steady: float) -> None:
+        """Let time pass."""
+        ahead = max(0.0, steady - self.steady_seconds)
+        self.steady_seconds += ahead
+        self.wall_nanoseconds += round(ahead * 1e9)
+
+
+class Published:
+    """Looks at every message that a node publishes."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self.count = 0
+        self.statuses = 0
+        gripper = GripperProfile()
+        self._grips = (gripper.open_position, gripper.closed_position)
+        speed = options.limits.speed
+        # Without a limit of the operator's: the top speed of the bundle that the operator configured.
+        self._speed = np.array(speed) if speed is not None else CONTRACT.action.response.twist(np.ones(7))
+
+    def see(self, topic: str, message: Any) -> None:
+        """:class:`Violation` for what must never be sent."""
+        self.count += 1
+        if topic == topics.TWIST:
+            linear, angular = message.twist.linear, message.twist.angular
+            twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+            finite("~/twist", twist, -self._speed, self._speed)
+        elif topic == topics.TARGET_POSE:
+            place, turn = message.pose.position, message.pose.orientation
+            position = np.array([place.x, place.y, place.z])
+            finite("~/target_pose", position, -np.inf, np.inf)
+            finite("~/target_pose orientation", np.array([turn.x, turn.y, turn.z, turn.w]), -1.0, 1.0)
+            if self._options.limits.workspace_low is not None:
+                finite("~/target_pose with a workspace", position, np.array(LOW), np.array(HIGH))
+        elif topic == topics.GRIPPER_COMMAND:
+            require(message.position in self._grips, "a gripper position", message.position)
+            finite("gripper effort", np.array([message.max_effort]), 0.0, 1e6)
+        elif topic == topics.ACTION:
+            finite("~/action", np.array(message.action, dtype=np.float64), -1.0, 1.0)
+            require(len(message.action) == 7, "~/action has not seven entries", len(message.action))
+        elif topic == topics.STATUS:
+            self.statuses += 1
+            require(message.code in set(map(int, StatusCode)), "an unknown status", message.code)
+            require(bool(message.sentence), "a status without a sentence", message.code)
+            size = len(message.sentence) + len(message.warning) + len(message.swap_sentence)
+            require(size < 10_000, "a status of many characters", size)
+        elif topic == topics.DIAGNOSTICS:
+            size = sum(len(v.key) + len(v.value) for s in message.status for v in s.values)
+            size += sum(len(s.message) for s in message.status)
+            require(size < 20_000, "diagnostics of many characters", size)
+
+
+# --- making ----------------------------------------------------------------------------------------------------------
+
+
+class Script:
+    """Makes and changes scripts; ``write`` serialises a message of ``types``."""
+
+    def __init__(self, types: Any, write: Callable[[Any], bytes], builder: Any) -> None:
+        self._types, self._write, self._build = types, write, builder
+
+    def seeds(self) -> list[bytes]:
+        """Whole ones: driving, an instruction, the switches, a lockstep."""
+        drive = Event(GOOD, 0, Good(26).packed())
+        more = Event(GOOD, 0, Good(4).packed())
+        told = self.message(4, lambda: self._types.String(data=INSTRUCTIONS[1]))
+        pressed = self.message(5, lambda: self._types.Bool(data=True))
+        let_go = self.message(5, lambda: self._types.Bool(data=False))
+        held = self.message(6, lambda: self._types.Bool(data=True))
+        enable = self.message(10, lambda: self._types.Bool(data=True))
+        joints = self.message(2, lambda: self._build.joints(_NAMES, [0.0] * 9, BEGIN + 1_300_000_000, ""))
+        pose = self.message(3, lambda: self._build.pose(WHERE, BEGIN + 1_300_000_000, "base"))
+        made = [
+            packed(b"\x10\0\0", [drive]),
+            packed(b"\x30\x20\0", [drive, told, more]),
+            packed(b"\x50\x14\0", [held, drive, pressed, more, let_go, enable, held, more]),
+            packed(b"\x70\x43\0", [drive, joints, pose, Event(GOOD, 400_000, Good(3).packed()), more]),
+            packed(b"\0\0\0", [drive, *(Event(GOOD, 0, Good(3, shifts=s).packed()) for s in _SHIFTED)]),
+            packed(b"\0\x08\0", [Event(GOOD, 0, Good(22, without=w).packed()) for w in (0, 1, 4, 8)]),
+        ]
+        if "Episode" in dir(self._types):
+            episode = self.message(
+                9, lambda: self._build.episode(1, INSTRUCTIONS[0], seed=1, draw=0, stamp=BEGIN - 10**9, frame="base")
+            )
+            made.append(packed(b"\x1f\0\0", [episode, more, Event(GOOD, 0, Good(4, shifts=(5, 0, 0, 0)).packed())]))
+        return made
+
+    def message(self, kind: int, make: Callable[[], Any], pause: int = 1000) -> Event:
+        """An event of one message; an empty one where it cannot be serialised."""
+        try:
+            return Event(kind, pause, self._write(make()))
+        except Exception:  # the library refuses to write it: then nobody can send it
+            return Event(kind, pause, b"")
+
+    def change(self, choice: Choice, data: bytes) -> bytes:
+        """An input made of another one."""
+        options, events = unpacked(data)
+        if choice.chance(5):
+            index = choice.integer(0, 2)
+            options = options[:index] + bytes([choice.integer(0, 255)]) + options[index + 1 :]
+        for _ in range(choice.pick((1, 1, 2, 4))):
+            index = choice.integer(0, len(events))
+            kind = choice.integer(0, 9)
+            if kind <= 3 or not events:
+                events[index:index] = [
+                    self._made(choice, _time(events[:index])) for _ in range(choice.pick((1, 1, 2, 6)))
+                ]
+            elif kind == 4:
+                events.insert(index, Event(GOOD, choice.pick((0, 0, 1000, 30_000, 200_000)), self._good(choice)))
+            elif index == len(events):
+                events = events[: choice.integer(1, len(events))] if choice.chance(2) else events + events[-3:]
+            elif kind == 5:
+                events.insert(choice.integer(0, len(events)), events.pop(index))
+            elif kind == 6:
+                events.insert(index, events[index])
+            elif kind == 7:
+                pause = choice.pick((0, 1, 1000, 49_999, 50_000, 100_000, 250_000, 10**6, 10**7, 2**32 - 1))
+                events[index] = dataclasses.replace(events[index], pause=pause)
+            elif kind == 8:
+                events[index] = dataclasses.replace(events[index], payload=choice.damaged(events[index].payload))
+            else:
+                del events[index]
+        return packed(options, events[:80])
+
+    @staticmethod
+    def _good(choice: Choice) -> bytes:
+        shift = (0, 0, 0, 5, 19, 21, 24, 100, 150, 250, 300, 500, 1000, 2000, -5, -19, -21, -100, -300, -1000, -30_000)
+        return Good(
+            choice.pick((1, 2, 4, 8, 25)),
+            choice.pick((0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64)),
+            (choice.pick(shift), choice.pick(shift), choice.pick(shift), choice.pick(shift)),
+        ).packed()
+
+    def _made(self, choice: Choice, now: int) -> Event:
+        """An odd message."""
+        types, build = self._types, self._build
+        kind = choice.integer(0, len(TOPICS) - 1)
+        stamp = self._stamp(choice, now)
+        name = TOPICS[kind]
+        make: Callable[[], Any]
+        if kind < len(CONTRACT.cameras):
+            make = lambda: self._image(choice, stamp)  # noqa: E731
+        elif name == topics.JOINT_STATES:
+            make = lambda: self._joints(choice, stamp)  # noqa: E731
+        elif name == topics.END_EFFECTOR_POSE:
+            make = lambda: self._pose(choice, stamp)  # noqa: E731
+        elif name == topics.INSTRUCTION:
+            texts = (*INSTRUCTIONS, "", "lift", choice.text().replace("\ud800", "").replace("\0", ""), "x" * 60_000)
+            make = lambda: types.String(data=choice.pick(texts))  # noqa: E731
+        elif name == topics.EPISODE:
+            make = lambda: build.episode(  # noqa: E731
+                choice.pick((0, 1, 2, 2**31 - 1)), choice.pick((*INSTRUCTIONS, "", "x")),
+                seed=choice.pick((0, 1, 2**31 - 1, -1)), draw=choice.pick((0, 1, -1, 10**6)),
+                stamp=choice.pick((stamp, BEGIN - 10**9)), frame="base",
+            )  # fmt: skip
+        elif name in (topics.EMERGENCY_STOP, topics.DEAD_MAN, topics.ENABLE):
+            make = lambda: types.Bool(data=choice.chance(2))  # noqa: E731
+        elif name == topics.TARGET_POSE:
+            make = lambda: self._pose(choice, stamp)  # noqa: E731
+        elif name == topics.TWIST:
+            make = lambda: build.twist(np.array([choice.real()] * 6), stamp, "base")  # noqa: E731
+        elif name == topics.GRIPPER_COMMAND:
+            make = lambda: build.gripper(choice.real(), 0.0)  # noqa: E731
+        else:
+            make = lambda: self._camera_info(choice, stamp)  # noqa: E731
+        event = self.message(kind, make, pause=choice.pick((0, 0, 100, 1000, 20_000, 50_000)))
+        return dataclasses.replace(event, payload=choice.damaged(event.payload)) if choice.chance(6) else event
+
+    @staticmethod
+    def _stamp(choice: Choice, now: int) -> int:
+        ms = choice.pick((0, 0, 0, -5, 5, -40, 40, -200, 110, 300, 1000, 2000, -1000, -37_000, 37_000))
+        return choice.pick((now + ms * 1_000_000, now + ms * 1_000_000, now, 0, 1, (2**31 - 1) * 10**9 + 999_999_999))
+
+    def _image(self, choice: Choice, stamp: int) -> Any:
+        sizes = (0, 1, 2, 15, 16, 17, 32, 33, 640, 2**16, 2**31, 2**32 - 1)
+        encodings = (
+            "rgb8",
+            "rgb8",
+            "bgr8",
+            "rgba8",
+            "mono8",
+            "yuv422",
+            "yuyv",
+            "bayer_rggb8",
+            "32FC1",
+            "16UC1",
+            "",
+            "é",
+        )
+        height, width = (16, 16) if choice.chance(2) else (choice.pick(sizes), choice.pick(sizes))
+        encoding = choice.pick(encodings)
+        step = choice.pick((width * 3, width, width * 2, width * 4, *sizes)) & 0xFFFFFFFF
+        rows = min(height, 32) * min(step, 256)
+        size = choice.pick((rows, rows, rows, 0, 1, rows + 1, max(0, rows - 1)))
+        data = (bytes([choice.integer(0, 255)]) * size)[:20_000]
+        return self._types.Image(
+            header=self._build.header(stamp, ""), height=height, width=width, encoding=encoding, is_bigendian=0,
+            step=step, data=data,
+        )  # fmt: skip
+
+    def _joints(self, choice: Choice, stamp: int) -> Any:
+        names = list(_NAMES)
+        values = [0.0] * 7 + [0.02, -0.02]
+        for _ in range(choice.integer(0, 3)):
+            kind = choice.integer(0, 6)
+            at = choice.integer(0, max(0, len(names) - 1))
+            if kind <= 1 and values:
+                values[min(at, len(values) - 1)] = choice.real()
+            elif kind == 2 and names:
+                del names[at]
+            elif kind == 3 and names and values:
+                del names[at], values[min(at, len(values) - 1)]
+            elif kind == 4 and names:
+                names.append(names[at])
+                values.append(choice.real())
+            elif kind == 5:
+                names.append(choice.text().replace("\ud800", "").replace("\0", "")[:200])
+                values.append(choice.real())
+            else:
+                values = []
+        return self._build.joints(names, values, stamp, "")
+
+    def _pose(self, choice: Choice, stamp: int) -> Any:
+        message = self._build.pose(WHERE, stamp, choice.pick(("base", "", "world")))
+        for part in (message.pose.position, message.pose.orientation):
+            for axis in ("x", "y", "z"):
+                if choice.chance(3):
+                    setattr(part, axis, choice.pick((choice.real(), 3.4, 0.2999, 0.5001, -0.6)))
+        return message
+
+    def _camera_info(self, choice: Choice, stamp: int) -> Any:
+        message = self._build.camera_info(CONTRACT.cameras[0], 16, 16, stamp)
+        message.k[4] = choice.real()
+        message.height = choice.pick((0, 1, 16, 2**32 - 1))
+        message.width = choice.pick((0, 1, 16, 2**32 - 1))
+        return message
+
+
+_SHIFTED = ((0, 24, 0, 0), (300, 300, 0, 0), (0, 0, 1000, 0), (0, 0, 0, 1000), (-37_000, -37_000, 0, 0))
+_NAMES = [entry for group in CONTRACT.proprioception for entry in group.entries]
+
+
+def _time(events: Sequence[Event]) -> int:
+    """ns, of the wall clock, after ``events``."""
+    passed = sum(event.pause for event in events) * 1000
+    return BEGIN + passed + sum(Good.of(e.payload).count for e in events if e.kind == GOOD) * 50_000_000
+
+
+@dataclasses.dataclass
+class Observation:
+    """What a good robot sends of step ``number``: a list of (kind, message), for a stamp of ``now``."""
+
+    number: int
+    now: int
+
+    def messages(self, good: Good, types: Any, build: Any) -> list[tuple[int, Any]]:
+        """Joints, pose and views; every stamp shifted and some left out as ``good`` says."""
+        stamps = [self.now + shift * 1_000_000 for shift in good.shifts]
+        moved = 0.3 * math.sin(self.number / 10)
+        found: list[tuple[int, Any]] = []
+        values = [moved] * 7 + [0.02, -0.02]
+        frozen = 0 if good.without & 16 else self.number
+        for view in range(2):
+            if not good.without & (1 << view):
+                frame = np.full((16, 16, 3), (frozen * 7 + view) % 256, dtype=np.uint8)
+                image = types.Image(
+                    header=build.header(max(0, stamps[view]), ""), height=16, width=16, encoding="rgb8",
+                    is_bigendian=0, step=48, data=frame.tobytes(),
+                )  # fmt: skip
+                found.append((view, image))
+        if not good.without & 4:
+            if good.without & 32:  # a dead driver that keeps saying the same
+                values = [0.1] * 7 + [0.02, -0.02]
+            found.append((2, build.joints(_NAMES, values, max(0, stamps[2]), "")))
+        if not good.without & 8:
+            pose = WHERE + np.array([0.05 * moved, 0.0, 0.0, 0.0, 0.0, 0.0])
+            found.insert(0 if not good.without & 64 else len(found), (3, build.pose(pose, max(0, stamps[3]), "base")))
+        return found
