@@ -33,6 +33,8 @@ setup(
         *shared("config", "*.toml", "*.xml"),
         *shared("config/arms", "*.yaml"),
         *shared("launch", "*.launch.py"),
+        # 'm2distill doctor' compares what is installed with them.
+        *shared("requirements", "*.txt"),
     ],
     python_requires=">=3.10,<3.13",
     # colcon runs pytest only for a package that asks for it; without this 'colcon test' runs nothing and says OK.

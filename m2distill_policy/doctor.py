@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from m2distill_policy import pins
 from m2distill_policy.errors import M2DistillError
 
 #: ``ok``: works. ``missing``: the two commands of the README need it. ``optional``: absent; something else needs it.
@@ -92,6 +93,7 @@ def examine() -> list[Finding]:
         lambda: check_role("robot"),
         lambda: check_role("train"),
         lambda: check_role("sim"),
+        check_compiled_code,
         check_rendering,
         check_gpu,
         check_dds,
@@ -166,14 +168,46 @@ def missing_modules(role: str) -> list[str]:
 
 
 def check_role(role: str) -> Finding:
-    """Whether the packages of one of ``requirements/`` are there."""
+    """Whether the packages of one of ``requirements/`` are there, in the versions that it pins."""
+    files = _requirement_files(role)
+    cure = f"pip install -r requirements/{files[0]}"
+    if len(files) > 1:
+        cure += f" && pip install --no-deps -r requirements/{files[1]}"
     absent = missing_modules(role)
-    if not absent:
-        return Finding(f"packages: {role}", "ok", f"all of requirements/{role}.txt")
-    cure = f"pip install -r requirements/{role}.txt"
-    if role in ("train", "sim"):
-        cure += f" && pip install --no-deps -r requirements/{role}-nodeps.txt"
-    return Finding(f"packages: {role}", "missing", f"no {', '.join(absent)}", cure)
+    if absent:
+        return Finding(f"packages: {role}", "missing", f"no {', '.join(absent)}", cure)
+    folder = pins.requirements_folder()
+    if folder is None:
+        detail = "all are there; their versions were not compared, because this installation has no requirements/"
+        return Finding(f"packages: {role}", "ok", detail)
+    wrong = [phrase for file in files for phrase in pins.mismatches(folder / file)]
+    if wrong:
+        return Finding(f"packages: {role}", "missing", "; ".join(wrong), cure)
+    return Finding(f"packages: {role}", "ok", f"all of requirements/{files[0]}, as pinned")
+
+
+def _requirement_files(role: str) -> tuple[str, ...]:
+    """The files of ``requirements/`` that a role is installed from on this machine."""
+    if role != "robot":
+        return (f"{role}.txt", f"{role}-nodeps.txt")
+    if pins.installed_version("onnxruntime-gpu") is not None:
+        return ("robot-gpu.txt",)
+    if os.environ.get("ROS_DISTRO") and os.environ.get("AMENT_PREFIX_PATH"):
+        return ("robot-ros.txt",)  # numpy and cv2 are those of ROS 2
+    return ("robot.txt",)
+
+
+def check_compiled_code() -> Finding:
+    """Import the simulator's code that numba compiles, which needs a folder to keep it in."""
+    name = "compiled code"
+    if any(importlib.util.find_spec(module) is None for module in ("numba", "robosuite", "mujoco")):
+        return Finding(name, "optional", "the simulator is not installed", "pip install -r requirements/sim.txt")
+    code = "import m2distill_policy.sim.osc, robosuite, os; print(os.environ.get('NUMBA_CACHE_DIR', ''))"
+    folder, error = _trial(code, dict(os.environ))
+    if error:
+        cure = "set NUMBA_CACHE_DIR to a folder that this user can write"
+        return Finding(name, "missing", f"robosuite or numba does not start: {error}", cure)
+    return Finding(name, "ok", f"kept in {folder or 'the folders of the code, or the user cache'}")
 
 
 # --- drawing and GPUs -------------------------------------------------------------------------------------------

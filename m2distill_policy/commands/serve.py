@@ -100,13 +100,13 @@ def run(args: argparse.Namespace) -> int:
 
     import cv2
 
-    from m2distill_policy.bundle import open_bundle
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import PolicyNode
     from m2distill_policy.node.cycle import UNINTERRUPTED, CycleOptions
     from m2distill_policy.node.topics import parse_remappings
     from m2distill_policy.ros.parameters import load_arm
+    from m2distill_policy.runtime.probe import open_and_prove
     from m2distill_policy.runtime.server import PolicyServer
     from m2distill_policy.runtime.watchdog import WatchLimits
     from m2distill_policy.runtime.watcher import FolderWatcher
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     # The cores belong to cameras and control; a picture is small work.
     cv2.setNumThreads(1)
     server = PolicyServer(
-        open_bundle(args.bundle),
+        open_and_prove(args.bundle, threads=args.threads),
         provider=args.provider,
         threads=args.threads,
         sampling=args.sampling,

@@ -88,8 +88,8 @@ def reserve_domain() -> Iterator[int]:
     for candidate in candidates:
         path = Path(tempfile.gettempdir()) / f"m2distill-domain-{candidate}.lock"
         try:
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        except PermissionError:  # made by another user: taken
+            handle = _open_lock(path)
+        except PermissionError:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,3 +102,13 @@ def reserve_domain() -> Iterator[int]:
             os.close(handle)
         return
     raise TransportError("no DDS domain between 1 and 101 is free; end other tests or demonstrations on this machine")
+
+
+def _open_lock(path: Path) -> int:
+    """A handle to lock, whichever user made the file: for that it need not be writable."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        handle = os.open(path, os.O_CREAT | os.O_RDONLY, 0o644)
+        os.fchmod(handle, 0o644)  # whatever the umask
+        return handle

@@ -38,7 +38,7 @@ from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.preprocess import field_of_view_trouble
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import Decision, PolicyServer
-from m2distill_policy.runtime.status import StatusCode, SwapState
+from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watcher import FolderWatcher
 
 logger = logging.getLogger(__name__)
@@ -368,7 +368,7 @@ class PolicyCycle(Generic[T]):
             self._server.release_halt()
         self.instruct(instruction)
         self._server.reset("a new episode", seed=seed, episode=draw, still=True)
-        if self._server.swap.state in (SwapState.LOADING, SwapState.READY):
+        if self._server.swap_pending:
             # A bundle that waited for the arm to be idle takes over here, and not at some later cycle of this episode.
             self._wait_for_swap()
         return self._output(self._server.tick_without_observation(stamp / 1e9), stamp, begin, answers=False)

@@ -21,7 +21,6 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 
-from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import ConfigError, M2DistillError, TransportError, UnknownInstructionError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output, PolicyCycle
@@ -36,6 +35,7 @@ from m2distill_policy.ros.run_task import RunTaskServer
 from m2distill_policy.ros.services import Services
 from m2distill_policy.ros.transforms import TransformedPoses
 from m2distill_policy.runtime.engine import EngineError
+from m2distill_policy.runtime.probe import open_and_prove
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.runtime.watcher import FolderWatcher
@@ -152,7 +152,7 @@ class PolicyNode(LifecycleNode):
         # The cores belong to cameras and control; a picture is small work.
         cv2.setNumThreads(1)
         server = PolicyServer(
-            open_bundle(settings.bundle),
+            open_and_prove(settings.bundle, threads=settings.threads),
             provider=settings.provider,
             threads=settings.threads,
             sampling=settings.sampling,  # type: ignore[arg-type]

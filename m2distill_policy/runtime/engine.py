@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import INSTRUCTION_GRAPH, STEP_GRAPH, Bundle
 from m2distill_policy.errors import BundleError, ConfigError, M2DistillError, closest
 from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.guard import OverdueError, RunGuard
 from m2distill_policy.runtime.mixture import Mixture, PolicyOutputError
 from m2distill_policy.runtime.window import TokenWindow
 
@@ -31,6 +33,11 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
 _PROVIDER_OPTIONS: Mapping[str, dict[str, Any]] = {
     "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
 }
+#: s that one answer may take before it is given up. The first one may take longer, and where TensorRT compiles for it,
+#: much longer.
+LONGEST_ANSWER = 2.0
+_LONGEST_FIRST_ANSWER = 30.0
+_LONGEST_COMPILATION = 1800.0
 _OUTPUTS = ("logits", "means", "scales", "tokens")
 
 
@@ -54,7 +61,8 @@ class Engine:
     results the same on every machine of a kind and leaves the other cores to cameras and control.
     ``active_provider``: what runs now. ``fallback``: a sentence when that is not what was asked for, else None; it is
     logged as a warning as well. ``auto`` without a GPU is no fall-back. before_parse: called before each of the two
-    graphs is parsed, which ONNX Runtime does while it holds the interpreter's lock (some 10 ms for 16 MB).
+    graphs is parsed, which ONNX Runtime does while it holds the interpreter's lock (some 10 ms for 16 MB). cancelled:
+    once set, no answer is waited for any more and every run raises :class:`EngineError`.
 
     Raises :class:`BundleError` when a graph cannot be loaded, does not have the contract's signature, or answers a
     blank observation with something that is not a mixture.
@@ -67,6 +75,7 @@ class Engine:
         provider: str = "cpu",
         threads: int = 1,
         before_parse: Callable[[], object] = lambda: None,
+        cancelled: threading.Event | None = None,
     ) -> None:
         if provider not in PROVIDERS:
             raise ConfigError(
@@ -89,6 +98,8 @@ class Engine:
         available = onnxruntime.get_available_providers()
         self._try = [name for name in PROVIDERS[provider] if name in available] or list(_CPU)
         best = PROVIDERS[provider][0] if provider != "auto" else self._try[0]
+        compiles = self._try[0] == "TensorrtExecutionProvider"
+        self._guard = RunGuard(_LONGEST_COMPILATION if compiles else _LONGEST_FIRST_ANSWER, cancelled)
         self._trouble = ""
         self._instruction = self._session(INSTRUCTION_GRAPH)
         self._step = self._session(STEP_GRAPH)
@@ -107,6 +118,7 @@ class Engine:
                 f"the graphs of '{bundle.path}' have names that cannot be read ({error}); export the bundle anew"
             ) from error
         self._check_answer()
+        self._guard.longest = LONGEST_ANSWER
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -120,6 +132,8 @@ class Engine:
 
     def _condition(self, instruction: str, embedding: NDArray[np.float32]) -> Conditioning:
         text_token, film = self._run(self._instruction, ("text_token", "film"), {"embedding": embedding[None]})
+        width = self.film or film.shape[-1]  # where neither graph says, the step graph's input does, when it is run
+        self._check_shapes(INSTRUCTION_GRAPH, ("text_token", text_token, (self.embed,)), ("film", film, (width,)))
         return Conditioning(instruction, text_token, film)
 
     def step(
@@ -141,18 +155,39 @@ class Engine:
         for name in self._groups:
             feed[name] = np.asarray(observation.proprioception[name], dtype=np.float32)[None]
         logits, means, scales, tokens = self._run(self._step, _OUTPUTS, feed)
+        size = self.contract.action.size
+        self._check_shapes(
+            STEP_GRAPH,
+            ("logits", logits, (self.modes,)),
+            ("means", means, (self.modes, size)),
+            ("scales", scales, (self.modes, size)),
+            ("tokens", tokens, (self.tokens, self.embed)),
+        )
         return Mixture(logits[0], means[0], scales[0]), tokens
 
     def _run(
         self, session: onnxruntime.InferenceSession, outputs: tuple[str, ...], feed: dict[str, NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
         try:
-            return session.run(outputs, feed)
+            return self._guard.run(session, outputs, feed)
+        except OverdueError as error:
+            raise EngineError(f"bundle {self.bundle.identifier} was given up: {error.reason}") from error
         # ONNX Runtime's own exceptions derive from Exception and RuntimeError alone; all of them end one step.
         except Exception as error:
             raise EngineError(
                 f"ONNX Runtime ({session.get_providers()[0]}) failed on bundle {self.bundle.identifier}: {error}"
             ) from error
+
+    def _check_shapes(self, graph: str, *outputs: tuple[str, NDArray[Any], tuple[int, ...]]) -> None:
+        """The shapes of an answer may depend on what was asked, so every answer is looked at."""
+        for name, got, wanted in outputs:
+            if got.shape != (1, *wanted):
+                one = got.shape[:1] == (1,)  # the batch axis is not worth mentioning then
+                raise EngineError(
+                    f"'{graph}' of bundle {self.bundle.identifier} answers '{name}' of shape "
+                    f"{got.shape[1:] if one else got.shape}; the contract wants {wanted if one else (1, *wanted)}; "
+                    "export the bundle again"
+                )
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
@@ -225,18 +260,6 @@ class Engine:
             mixture.check()
         except (EngineError, PolicyOutputError) as error:
             raise BundleError(f"bundle '{self.bundle.path}' does not answer a blank observation: {error}") from error
-        size = self.contract.action.size
-        shapes = {
-            "logits": (mixture.logits.shape, (self.modes,)),
-            "means": (mixture.means.shape, (self.modes, size)),
-            "tokens": (tokens.shape, (1, self.tokens, self.embed)),
-        }
-        for name, (got, wanted) in shapes.items():
-            if got != wanted:
-                raise BundleError(
-                    f"'{self.bundle.path / STEP_GRAPH}' answers '{name}' of shape {got}; the contract wants {wanted}; "
-                    "export the bundle anew"
-                )
         if not np.isfinite(tokens).all():
             raise BundleError(
                 f"'{self.bundle.path / STEP_GRAPH}' answers tokens that are not finite; export the bundle anew"

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.contract import Contract
-from m2distill_policy.errors import ConfigError, UnknownInstructionError
+from m2distill_policy.errors import ConfigError, UnknownInstructionError, shorten
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.engine import Conditioning, Engine, EngineError
-from m2distill_policy.runtime.hotswap import HotSwap, Seen, SwapError, load_for_swap, require_compatible
+from m2distill_policy.runtime.hotswap import HotSwap, Seen, SwapError, load_for_swap, longest_load, require_compatible
 from m2distill_policy.runtime.mixture import Mixture, PolicyOutputError, Sampling, check_sampling
+from m2distill_policy.runtime.probe import ProbeLimits, mark_proved
 from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
 from m2distill_policy.runtime.speed_limit import SpeedLimit
-from m2distill_policy.runtime.status import Status, StatusCode, SwapReport, SwapState
+from m2distill_policy.runtime.status import Status, StatusCode, SwapReport
 from m2distill_policy.runtime.watchdog import Fault, Watchdog, WatchLimits
 from m2distill_policy.runtime.window import RawHistory, TokenWindow
 
@@ -97,7 +98,8 @@ class PolicyServer:
     provider, threads: see :class:`Engine`. sampling, temperature: see :meth:`Mixture.draw`. limits: safety;
     watch: what is too late, early or frozen. enabled: False begins in shadow mode. resume: ``auto`` drives on when a
     fault has passed (with an empty window), ``enable`` waits for :meth:`enable`. swap_when: ``now`` switches between
-    any two cycles, ``idle`` only while the arm is not driven.
+    any two cycles, ``idle`` only while the arm is not driven. probe: what a bundle that is to be swapped in may take
+    until its first answer.
 
     Random numbers: episode ``e`` of seed ``s`` draws from ``numpy.random.default_rng([s, e])``; the first episode is
     0, and every :meth:`reset` after at least one answer begins the next.
@@ -118,6 +120,7 @@ class PolicyServer:
         resume: Resume = "auto",
         swap_when: SwapWhen = "now",
         clock: Callable[[], float] = time.perf_counter,
+        probe: ProbeLimits | None = None,
     ) -> None:
         check_sampling(sampling, temperature)
         if seed < 0:
@@ -132,6 +135,7 @@ class PolicyServer:
         self._clock = clock
         self._lock = threading.RLock()
         engine = Engine(bundle, provider=provider, threads=threads)
+        mark_proved(bundle)
         self._active = _Active(engine, engine.window())
         self._previous: Engine | None = None
         self._instruction: str | None = None
@@ -157,7 +161,8 @@ class PolicyServer:
         self._newest_fault: Fault | None = None
         self._silence: Fault | None = None
         self._pose_known: bool | None = None
-        self._swap = HotSwap(self._seen)
+        self._probe = probe or ProbeLimits()
+        self._swap = HotSwap(self._seen, timeout=longest_load(provider, self._probe))
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
@@ -210,6 +215,11 @@ class PolicyServer:
     def episode(self) -> tuple[int, int]:
         """(seed, episode) of the random stream in use."""
         return self._seed, self._episode
+
+    @property
+    def swap_pending(self) -> bool:
+        """Whether a bundle is being loaded or waits to take over."""
+        return self._swap.pending
 
     @property
     def swap(self) -> SwapReport:
@@ -554,8 +564,8 @@ class PolicyServer:
         with self._lock:
             present = self.bundle
         self._swap.begin(
-            f"Bundle '{path.name}'",
-            lambda: load_for_swap(
+            f"Bundle '{shorten(path.name)}'",
+            lambda cancelled: load_for_swap(
                 path,
                 present,
                 lambda: self._instruction,
@@ -563,6 +573,8 @@ class PolicyServer:
                 provider=self._provider,
                 threads=self._threads,
                 before_parse=self._swap.wait_for_cycle,
+                limits=self._probe,
+                cancelled=cancelled,
             ),
         )
 
@@ -573,7 +585,7 @@ class PolicyServer:
         if previous is None:
             raise SwapError("there is no earlier bundle to go back to: none has been replaced since the start")
 
-        def prepare() -> Engine:
+        def prepare(cancelled: threading.Event) -> Engine:
             require_compatible(present, previous.bundle, self._instruction, self._speed)
             return previous
 
@@ -600,9 +612,7 @@ class PolicyServer:
             return Seen(self._instruction, generation, steps)
 
     def _switch_if_ready(self, wait: bool = False) -> None:
-        if self._swap.report.state is not SwapState.READY or (
-            self._swap_when == "idle" and self._governor.motion is not Motion.HALTED
-        ):
+        if not self._swap.ready or (self._swap_when == "idle" and self._governor.motion is not Motion.HALTED):
             return
         candidate = self._swap.take(self._seen().key, wait=wait)
         if candidate is None:

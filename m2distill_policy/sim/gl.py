@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib
-import logging
 import os
 import platform
 from pathlib import Path
@@ -27,8 +26,6 @@ def choose_gl() -> str:
         # Mesa draws in a thread a core by default. A view is so small that its corners are what costs, which are worked
         # out in one thread anyway; handing the pixels to others takes half as long again where every core is busy.
         os.environ.setdefault("LP_NUM_THREADS", "0")
-    # robosuite asks at every import, in every process, for a file of personal settings that nothing here needs.
-    logging.getLogger("robosuite_logs").addFilter(_wanted)
     return chosen
 
 
@@ -43,8 +40,3 @@ def gl_context(size: int) -> Any:
     import mujoco
 
     return mujoco.GLContext(size, size)
-
-
-def _wanted(record: logging.LogRecord) -> bool:
-    """Whether a line of robosuite's log is worth showing."""
-    return "macro" not in record.getMessage()

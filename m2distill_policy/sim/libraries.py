@@ -1,0 +1,91 @@
+"""What robosuite and numba write to, decided before they are imported: nothing outside this user's own folders."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import stat
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+from m2distill_policy.sim.cache import cache_dir
+
+_NUMBA = "NUMBA_CACHE_DIR"
+
+
+def prepare_libraries() -> None:
+    """Give robosuite its settings, and numba a folder that it can write. Safe to call often."""
+    _set_macros()
+    _set_numba_cache()
+
+
+class _Settings(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for robosuite's file of personal settings, ``macros_private``.
+
+    By its own settings robosuite logs to /tmp/robosuite.log, which only the first user of a machine can open; and it
+    asks for that file at every import.
+    """
+
+    def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        """The module of that name, and no other."""
+        return importlib.machinery.ModuleSpec(name, self) if name == "robosuite.macros_private" else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Switch off the log file: robosuite imports this module before any that logs."""
+        importlib.import_module("robosuite.macros").FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
+
+
+def _set_macros() -> None:
+    if not any(isinstance(finder, _Settings) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Settings())
+
+
+def _set_numba_cache() -> None:
+    """Name a folder for numba's compiled code where it could neither write beside the code nor in a home.
+
+    Without any, numba ends the import of the code that it compiles.
+    """
+    if os.environ.get(_NUMBA) or all(_is_writable(folder) for folder in _code_folders()):
+        return
+    folder = cache_dir("numba") or private_temporary("numba")
+    if folder is not None:
+        os.environ[_NUMBA] = str(folder)
+
+
+def _code_folders() -> list[Path]:
+    """Where the functions lie that numba compiles and keeps."""
+    found = [Path(__file__).parent]
+    robosuite = importlib.util.find_spec("robosuite")
+    for place in (robosuite.submodule_search_locations or []) if robosuite is not None else []:
+        found.append(Path(place) / "utils")
+    return found
+
+
+def _is_writable(folder: Path) -> bool:
+    cache = folder / "__pycache__"
+    try:
+        with tempfile.TemporaryFile(dir=cache if cache.is_dir() else folder):
+            return True
+    except OSError:
+        return False
+
+
+def private_temporary(name: str) -> Path | None:
+    """A folder of this user's own in the temporary folder, the same for all its processes; None where there is none.
+
+    Compiled code is run from there, so nobody else may have made it or be able to write to it.
+    """
+    try:
+        folder = Path(tempfile.gettempdir()) / f"m2distill-{name}-{os.geteuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077:
+            return folder
+        return Path(tempfile.mkdtemp(prefix=f"m2distill-{name}-"))
+    except OSError:
+        return None
