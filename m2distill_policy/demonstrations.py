@@ -17,20 +17,35 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from m2distill_policy import strict_json
 from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.errors import ContractError, DemonstrationError, StorageError
+from m2distill_policy.hdf5 import Dataset, Hdf5File, open_hdf5
+from m2distill_policy.hdf5_writer import create_hdf5
 from m2distill_policy.storage import settle, write_atomic, writing
 
 #: How far an action may lie outside [-1, 1] before a file is refused: rounding, nothing more.
 ACTION_TOLERANCE = 1e-6
 
 _SUFFIX = "_demo.hdf5"
+_EPISODE = re.compile(r"demo_\d{1,9}")
+#: Attributes of the group ``data`` that are read.
+_ATTRIBUTES = (
+    *("macros_image_convention", "problem_info", "env_args"),
+    *("m2distill_contract", "m2distill_suite", "m2distill_tried"),
+)
+#: Characters of an instruction; a text encoder reads some hundreds.
+_LONGEST_INSTRUCTION = 1000
+#: m and rad: an end-effector pose beyond it is no pose.
+_FARTHEST = 1e3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -90,32 +105,32 @@ class DemonstrationFile:
                 f"there is no demonstration file at {self.path}; 'm2distill demos' collects a suite's, 'm2distill "
                 "import-bag' makes one of recordings"
             )
-        with self._open() as file:
-            data = file.get("data")
-            if not isinstance(data, h5py.Group):
-                raise DemonstrationError(
-                    f"{self.path}: group 'data' is missing; this is not a demonstration file in LIBERO's layout"
-                )
-            self._names = sorted(
-                (name for name in data if re.fullmatch(r"demo_\d+", name)),
-                key=lambda name: int(name.removeprefix("demo_")),
+        file = open_hdf5(self.path)
+        if "data" not in file.groups:
+            raise DemonstrationError(
+                f"{self.path}: group 'data' is missing; this is not a demonstration file in LIBERO's layout"
             )
-            if not self._names:
-                raise DemonstrationError(f"{self.path}: group 'data' holds no episode 'demo_<i>'")
-            convention = _text(data.attrs.get("macros_image_convention", "opengl"))
-            if convention not in ("opengl", "opencv"):
-                raise DemonstrationError(
-                    f"{self.path}: attribute 'macros_image_convention' is '{convention}'; "
-                    "known are 'opengl' (rows bottom-up) and 'opencv'"
-                )
-            self._bottom_up = convention == "opengl"
-            self.instruction = self._read_instruction(data)
-            self.task_name = self.path.name.removesuffix(_SUFFIX).removesuffix(".hdf5")
-            self.contract = self._read_contract(data)
-            self._seen_after = "m2distill_contract" not in data.attrs
-            self.suite = _text(data.attrs.get("m2distill_suite", ""))
-            self.settings = self._read_settings(data)
-            self.tried = int(data.attrs.get("m2distill_tried", len(self._names)))
+        self._names = sorted(
+            (name for name in (group.removeprefix("data/") for group in file.groups) if _EPISODE.fullmatch(name)),
+            key=lambda name: int(name.removeprefix("demo_")),
+        )
+        if not self._names:
+            raise DemonstrationError(f"{self.path}: group 'data' holds no episode 'demo_<i>'")
+        data = file.attributes("data", _ATTRIBUTES)
+        convention = data.get("macros_image_convention", "opengl")
+        if convention not in ("opengl", "opencv"):
+            raise DemonstrationError(
+                f"{self.path}: attribute 'macros_image_convention' is {str(convention)[:80]!r}; "
+                "known are 'opengl' (rows bottom-up) and 'opencv'"
+            )
+        self._bottom_up = convention == "opengl"
+        self.instruction = self._read_instruction(data)
+        self.task_name = self.path.name.removesuffix(_SUFFIX).removesuffix(".hdf5")
+        self.contract = self._read_contract(file, data)
+        self._seen_after = "m2distill_contract" not in data
+        self.suite = self._text(data, "m2distill_suite") or ""
+        self.settings = self._read_settings(data)
+        self.tried = self._whole_number(data, "m2distill_tried", len(self._names))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -129,49 +144,52 @@ class DemonstrationFile:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} episodes; there is no episode {index}")
         name = self._names[index]
-        with self._open() as file:
-            group = file[f"data/{name}"]
-            actions = self._actions(group, name, "actions", None)
-            length = len(actions)
-            executed = None
-            if "executed_actions" in group:
-                executed = self._actions(group, name, "executed_actions", length)
-            images: dict[str, NDArray[np.uint8]] = {}
-            for camera in self.contract.cameras:
-                frames = self._dataset(group, name, f"obs/{camera.name}", camera.shape, "u1", length)
-                images[camera.name] = np.ascontiguousarray(frames[:, ::-1]) if self._bottom_up else frames
-            proprioception: dict[str, NDArray[np.float32]] = {}
-            for reading in self.contract.proprioception:
-                key = f"obs/{reading.name}"
-                values = self._dataset(group, name, key, (reading.size,), "f", length)
-                if not np.all(np.isfinite(values)):
-                    raise self._wrong(name, key, "holds a value that is not finite")
-                if np.any(values < reading.low) or np.any(values > reading.high):
-                    raise self._wrong(
-                        name, key, f"leaves the contract's range {reading.low:.4g} to {reading.high:.4g} {reading.unit}"
-                    )
-                proprioception[reading.name] = values.astype(np.float32)
-            ee: NDArray[np.float32] | None = None
-            if "obs/ee_states" in group:
-                ee = self._dataset(group, name, "obs/ee_states", (6,), "f", length).astype(np.float32)
-                if not np.all(np.isfinite(ee)):
-                    raise self._wrong(name, "obs/ee_states", "holds a value that is not finite")
-            seed = group.attrs.get("seed")
-            state = group.attrs.get("init_state")
-            return Episode(
-                images,
-                proprioception,
-                actions,
-                ee,
-                None if seed is None else int(seed),
-                None if state is None else np.asarray(state, dtype=np.float64),
-                executed,
-                self._seen_after,
-            )
+        file = open_hdf5(self.path)
+        actions = self._actions(file, name, "actions", None)
+        length = len(actions)
+        executed = None
+        if f"data/{name}/executed_actions" in file.datasets:
+            executed = self._actions(file, name, "executed_actions", length)
+        images: dict[str, NDArray[np.uint8]] = {}
+        for camera in self.contract.cameras:
+            frames = self._dataset(file, name, f"obs/{camera.name}", camera.shape, "u1", length)
+            images[camera.name] = np.ascontiguousarray(frames[:, ::-1]) if self._bottom_up else frames
+        proprioception: dict[str, NDArray[np.float32]] = {}
+        for reading in self.contract.proprioception:
+            key = f"obs/{reading.name}"
+            values = self._dataset(file, name, key, (reading.size,), "f", length)
+            if not np.all(np.isfinite(values)):
+                raise self._wrong(name, key, "holds a value that is not finite")
+            if np.any(values < reading.low) or np.any(values > reading.high):
+                raise self._wrong(
+                    name, key, f"leaves the contract's range {reading.low:.4g} to {reading.high:.4g} {reading.unit}"
+                )
+            proprioception[reading.name] = values.astype(np.float32)
+        ee: NDArray[np.float32] | None = None
+        if f"data/{name}/obs/ee_states" in file.datasets:
+            poses = self._dataset(file, name, "obs/ee_states", (6,), "f", length)
+            if not np.all(np.abs(poses) <= _FARTHEST):  # also where one is not a number
+                raise self._wrong(name, "obs/ee_states", f"holds a value that is not finite, or beyond {_FARTHEST:g}")
+            ee = poses.astype(np.float32)
+        attributes = file.attributes(f"data/{name}", ("seed", "init_state"))
+        seed = self._whole_number(attributes, "seed", None)
+        state = attributes.get("init_state")
+        if state is not None and not (isinstance(state, list) and np.all(np.isfinite(np.asarray(state, dtype=float)))):
+            raise self._wrong(name, "init_state", "is not a list of finite numbers")
+        return Episode(
+            images,
+            proprioception,
+            actions,
+            ee,
+            seed,
+            None if state is None else np.asarray(state, dtype=np.float64),
+            executed,
+            self._seen_after,
+        )
 
-    def _actions(self, group: h5py.Group, name: str, key: str, length: int | None) -> NDArray[np.float32]:
+    def _actions(self, file: Hdf5File, name: str, key: str, length: int | None) -> NDArray[np.float32]:
         """Actions (L, 7), checked; what rounding put over the edge of [-1, 1] is clipped."""
-        actions = self._dataset(group, name, key, (7,), "f", length)
+        actions = self._dataset(file, name, key, (7,), "f", length)
         if len(actions) == 0:
             raise self._wrong(name, key, "holds no step")
         if not np.all(np.isfinite(actions)):
@@ -183,17 +201,16 @@ class DemonstrationFile:
 
     def lengths(self) -> list[int]:
         """Steps of every episode, without reading them."""
-        with self._open() as file:
-            return [int(file[f"data/{name}/actions"].shape[0]) for name in self._names]
+        file = open_hdf5(self.path)
+        return [self._declared(file, name, "actions", (7,), "f").shape[0] for name in self._names]
 
     def states(self, index: int) -> NDArray[np.float64]:
         """Flattened MuJoCo states (L, S) of episode ``index``."""
         name = self._names[index]
-        with self._open() as file:
-            group = file[f"data/{name}"]
-            if "states" not in group:
-                raise self._wrong(name, "states", "is missing")
-            return np.asarray(group["states"][()], dtype=np.float64)
+        file = open_hdf5(self.path)
+        if f"data/{name}/states" not in file.datasets:
+            raise self._wrong(name, "states", "is missing")
+        return np.asarray(file.read(f"data/{name}/states"), dtype=np.float64)
 
     def sha256(self) -> str:
         """Hash of what is demonstrated: instruction, contract, and every episode's views, readings and actions."""
@@ -207,76 +224,103 @@ class DemonstrationFile:
                 digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
-    def _open(self) -> h5py.File:
-        try:
-            return h5py.File(self.path, "r")
-        except OSError as error:
-            raise DemonstrationError(f"{self.path} cannot be read as HDF5: {error}") from error
-
     def _wrong(self, episode: str, key: str, what: str) -> DemonstrationError:
         return DemonstrationError(f"{self.path}: episode '{episode}', key '{key}' {what}")
 
-    def _dataset(
-        self, group: h5py.Group, episode: str, key: str, shape: tuple[int, ...], kind: str, length: int | None = None
-    ) -> NDArray[Any]:
-        """Dataset ``key`` of shape (length, *shape); ``kind`` is 'f' for any float or 'u1' for uint8."""
-        if key not in group or not isinstance(group[key], h5py.Dataset):
-            raise self._wrong(episode, key, f"is missing; the episode has {_keys(group)}")
-        dataset = group[key]
-        if (dataset.dtype.kind != "f") if kind == "f" else (dataset.dtype != np.uint8):
-            raise self._wrong(episode, key, f"is {dataset.dtype}; {'a float' if kind == 'f' else 'uint8'} is wanted")
-        if dataset.ndim != 1 + len(shape) or dataset.shape[1:] != shape:
+    def _declared(self, file: Hdf5File, episode: str, key: str, shape: tuple[int, ...], kind: str) -> Dataset:
+        """Dataset ``key`` of shape (L, *shape); ``kind`` is 'f' for any float or 'u1' for uint8. Nothing is read."""
+        dataset = file.datasets.get(f"data/{episode}/{key}")
+        if dataset is None:
+            start = f"data/{episode}/"
+            there = sorted(name.removeprefix(start) for name in file.datasets if name.startswith(start))
+            raise self._wrong(episode, key, f"is missing; the episode has {there[:30]}")
+        dtype = dataset.dtype
+        if dtype is None or ((dtype.kind != "f") if kind == "f" else (dtype != np.uint8)):
+            got = dataset.kind if dtype is None else dtype
+            raise self._wrong(episode, key, f"is {got}; {'a float' if kind == 'f' else 'uint8'} is wanted")
+        if len(dataset.shape) != 1 + len(shape) or dataset.shape[1:] != shape:
             raise self._wrong(episode, key, f"has shape {dataset.shape}; (L, {', '.join(map(str, shape))}) is wanted")
+        return dataset
+
+    def _dataset(
+        self, file: Hdf5File, episode: str, key: str, shape: tuple[int, ...], kind: str, length: int | None = None
+    ) -> NDArray[Any]:
+        """The numbers of :meth:`_declared`, of ``length`` steps where that is known."""
+        dataset = self._declared(file, episode, key, shape, kind)
         if length is not None and dataset.shape[0] != length:
             raise self._wrong(episode, key, f"has {dataset.shape[0]} steps; 'actions' has {length}")
-        try:
-            return np.asarray(dataset[()])
-        except OSError as error:
-            raise self._wrong(episode, key, f"is damaged: {error}") from error
+        return file.read(f"data/{episode}/{key}")
 
-    def _read_instruction(self, data: h5py.Group) -> str:
-        raw = data.attrs.get("problem_info")
-        if raw is None:
-            raise DemonstrationError(f"{self.path}: attribute 'problem_info' is missing; it holds the instruction")
+    def _text(self, attributes: Mapping[str, Any], name: str) -> str | None:
+        """The text of an attribute; None where it is not there."""
+        value = attributes.get(name)
+        if value is not None and not isinstance(value, str):
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a text is wanted")
+        return value
+
+    def _whole_number(self, attributes: Mapping[str, Any], name: str, default: T) -> int | T:
+        value = attributes.get(name, default)
+        if value is not default and (not isinstance(value, int) or isinstance(value, bool)):
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a whole number is wanted")
+        return value
+
+    def _read_json(self, attributes: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+        text = self._text(attributes, name)
+        if text is None:
+            return None
         try:
-            words = json.loads(_text(raw))["language_instruction"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            found = strict_json.parse(text)
+        except strict_json.JsonError as error:
             raise DemonstrationError(
-                f"{self.path}: attribute 'problem_info' is not JSON with 'language_instruction' "
-                f"({type(error).__name__}: {error})"
+                f"{self.path}: attribute '{name}' is not JSON that can be read: {error}"
             ) from error
+        if not isinstance(found, dict):
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(found)[:80]}; a JSON object is wanted")
+        return found
+
+    def _read_instruction(self, data: Mapping[str, Any]) -> str:
+        found = self._read_json(data, "problem_info")
+        if found is None:
+            raise DemonstrationError(f"{self.path}: attribute 'problem_info' is missing; it holds the instruction")
+        words = found.get("language_instruction")
         # Some of LIBERO's files hold a list of words.
-        words = "".join(words) if isinstance(words, list) else str(words)
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):
+            words = "".join(words)
+        if not isinstance(words, str):
+            raise DemonstrationError(
+                f"{self.path}: 'language_instruction' in 'problem_info' is {str(words)[:80]}; a text is wanted"
+            )
         words = words.strip().strip('"').strip()
         if not words:
             raise DemonstrationError(f"{self.path}: the instruction in 'problem_info' is empty")
+        if len(words) > _LONGEST_INSTRUCTION or not words.isprintable():
+            raise DemonstrationError(
+                f"{self.path}: the instruction in 'problem_info' is {words[:60]!r}... ({len(words)} characters); "
+                f"allowed is one line of at most {_LONGEST_INSTRUCTION}"
+            )
         return words
 
-    def _read_settings(self, data: h5py.Group) -> dict[str, Any]:
+    def _read_settings(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """What ``env_args`` says of how the episodes came about; empty where it says nothing."""
-        raw = data.attrs.get("env_args")
-        if raw is None:
-            return {}
-        try:
-            settings = json.loads(_text(raw))
-        except json.JSONDecodeError as error:
-            raise DemonstrationError(f"{self.path}: attribute 'env_args' is not JSON: {error}") from error
-        return settings if isinstance(settings, dict) else {}
+        return self._read_json(data, "env_args") or {}
 
-    def _read_contract(self, data: h5py.Group) -> Contract:
-        raw = data.attrs.get("m2distill_contract")
+    def _read_contract(self, file: Hdf5File, data: Mapping[str, Any]) -> Contract:
+        raw = self._text(data, "m2distill_contract")
         if raw is not None:
             try:
-                return Contract.from_json(_text(raw))
+                return Contract.from_json(raw)
             except ContractError as error:
                 raise DemonstrationError(f"{self.path}: attribute 'm2distill_contract': {error}") from error
         first = self._names[0]
-        view = data[first].get("obs/agentview_rgb")
-        if not isinstance(view, h5py.Dataset) or view.ndim != 4 or view.shape[1] != view.shape[2]:
+        view = file.datasets.get(f"data/{first}/obs/agentview_rgb")
+        if view is None or len(view.shape) != 4 or view.shape[1] != view.shape[2]:
             raise self._wrong(
                 first, "obs/agentview_rgb", "is missing or not (L, H, H, 3), so no contract can be derived from it"
             )
-        return libero_contract(int(view.shape[1]))
+        try:
+            return libero_contract(view.shape[1])
+        except ContractError as error:
+            raise DemonstrationError(f"{self.path}: {error}") from error
 
 
 def _differing(begun: str, now: str) -> str:
@@ -372,9 +416,8 @@ class DemonstrationWriter:
         self._check(recording)
         temporary = self.parts / f".{number}.hdf5"
         with _writing(temporary):
-            with h5py.File(temporary, "w") as file:
-                _write_episode(file.create_group("demo"), recording)
-                file.flush()
+            with create_hdf5(temporary) as output:
+                _write_episode(output.file.create_group("demo"), recording)
             settle(temporary, self.parts / f"{number}.hdf5")
 
     def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
@@ -387,12 +430,13 @@ class DemonstrationWriter:
         temporary = self.path.with_name(f".{self.path.name}")
         total = 0
         with _writing(temporary):
-            with h5py.File(temporary, "w") as file:
-                data = file.create_group("data")
+            with create_hdf5(temporary) as output:
+                data = output.file.create_group("data")
                 for index, seed in enumerate(seeds):
-                    with h5py.File(self.parts / f"{seed}.hdf5", "r") as part:
+                    with h5py.File(self.parts / f"{seed}.hdf5", "r") as part:  # read whole just before
                         part.copy("demo", data, name=f"demo_{index}")
                         total += int(part["demo"].attrs["num_samples"])
+                    output.check()
                 data.attrs["num_demos"] = len(seeds)
                 data.attrs["total"] = total
                 data.attrs["macros_image_convention"] = "opengl"
@@ -414,9 +458,12 @@ class DemonstrationWriter:
         for seed in seeds:
             part = self.parts / f"{seed}.hdf5"
             try:
-                with h5py.File(part, "r") as file:
-                    file["demo"].attrs["num_samples"]
-            except (OSError, KeyError) as error:
+                file = open_hdf5(part)
+                for name in file.datasets:
+                    file.read(name)
+                if not isinstance(file.attributes("demo", ["num_samples"]).get("num_samples"), int):
+                    raise DemonstrationError("it does not say how many steps it has")
+            except DemonstrationError as error:
                 raise DemonstrationError(
                     f"{part} is damaged ({error}); remove it and go on with the same command, which makes it anew"
                 ) from error
@@ -490,13 +537,3 @@ def _write_episode(group: h5py.Group, recording: Recording) -> None:
     if episode.seed is not None:
         group.attrs["seed"] = episode.seed
     group.attrs["model_file"] = recording.model_xml
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _keys(group: h5py.Group) -> list[str]:
-    names: list[str] = []
-    group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    return sorted(names)

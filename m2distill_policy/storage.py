@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +21,11 @@ def no_room(error: BaseException, path: Path | None = None) -> StorageError | No
     path: what was being written. Libraries that write by themselves do not always say why they could not: where the
     disk under ``path`` has next to nothing left, that is why.
     """
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return StorageError(
+            f"{path or error.filename or 'what was to be written'} would be larger than files may be here (see "
+            "'ulimit -f'); what was finished before is kept: raise that limit and go on by the same command"
+        )
     known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if not known and not any(words in str(error) for words in ("No space left on device", "os error 28")):
         if path is None:
@@ -37,20 +42,37 @@ def no_room(error: BaseException, path: Path | None = None) -> StorageError | No
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` to a temporary name beside ``path`` and rename it: readers see the whole file or none."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less what the umask takes
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     finally:  # there only if something failed above
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Give a finished file its name once the disk holds it: no name leads to half a file, not after a power cut."""
+    """Give a finished file its name once the disk holds it: no name leads to half a file, not after a power cut.
+
+    It gets the rights that the umask gives a new file; some libraries make theirs for the owner alone.
+    """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
+    if temporary.is_file():
+        temporary.chmod(0o666 & ~_umask())
     temporary.replace(path)
+
+
+def _umask() -> int:
+    """The process's umask, without setting it for a moment as other threads make files."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextlib.contextmanager

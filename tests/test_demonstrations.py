@@ -219,7 +219,7 @@ def test_files_that_are_none(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attribute", "value", "words"),
     [
-        ("problem_info", "no json", "not JSON with 'language_instruction'"),
+        ("problem_info", "no json", "'problem_info' is not JSON"),
         ("problem_info", json.dumps({"language_instruction": " "}), "is empty"),
         ("m2distill_contract", "{}", "m2distill_contract"),
         ("macros_image_convention", "sideways", "known are 'opengl'"),

@@ -114,7 +114,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.storage": _names("errors"),
     "m2distill_policy.config": _names("errors", "config_text", "strict_json"),
     "m2distill_policy.config_text": _names("errors", "strict_json", outside="yaml"),
-    "m2distill_policy.demonstrations": _names(*_CORE, outside="h5py"),
+    "m2distill_policy.hdf5": _names("errors"),
+    "m2distill_policy.hdf5_reader": _names(outside="h5py"),
+    "m2distill_policy.hdf5_writer": _names(outside="h5py"),
+    "m2distill_policy.demonstrations": _names(*_CORE, "hdf5", "hdf5_writer", outside="h5py"),
     "m2distill_policy.bundle": _names(
         "errors", "contract", "strict_json", "bundle_files", "bundle_arrays", "bundle_graphs"
     ),

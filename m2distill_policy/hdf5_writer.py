@@ -1,0 +1,110 @@
+"""Write HDF5 files so that a full disk is an error in Python and not a crash of the library.
+
+Where a write fails, HDF5 cannot close the file: it keeps it, tries again when the process ends, and ends it by SIGSEGV.
+So the library is never told: the first error is kept, what comes after it stays in memory, and the error is raised at
+the next :meth:`Hdf5Output.check` or at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+
+
+class _Sink(io.RawIOBase):
+    """A file to which writing succeeds as far as HDF5 is concerned."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle, self._at, self._size = handle, 0, 0
+        self.error: OSError | None = None
+        self._kept: list[tuple[int, bytes]] = []
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def truncate(self, size: int | None = None) -> int:
+        self._size = self._at if size is None else size
+        if self.error is None:
+            try:
+                os.ftruncate(self._handle, self._size)
+            except OSError as error:
+                self.error = error
+        return self._size
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        content = memoryview(data).cast("B")
+        done = 0
+        if self.error is None:
+            try:
+                while done < len(content):
+                    done += os.pwrite(self._handle, content[done:], self._at + done)
+            except OSError as error:
+                self.error = error
+        if done < len(content):
+            self._kept.append((self._at + done, bytes(content[done:])))
+        self._at += len(content)
+        self._size = max(self._size, self._at)
+        return len(content)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        into = memoryview(buffer).cast("B")
+        found = os.pread(self._handle, len(into), self._at)
+        into[: len(found)] = found
+        into[len(found) :] = bytes(len(into) - len(found))
+        for at, content in self._kept:
+            first, last = max(at, self._at), min(at + len(content), self._at + len(into))
+            if first < last:
+                into[first - self._at : last - self._at] = content[first - at : last - at]
+        self._at += len(into)
+        return len(into)
+
+
+class Hdf5Output:
+    """A file that is being written: ``file`` is h5py's."""
+
+    def __init__(self, file: h5py.File, sink: _Sink) -> None:
+        self.file, self._sink = file, sink
+
+    def check(self) -> None:
+        """Raise what went wrong since the file was opened; call it now and then, or memory takes what the disk did
+        not."""
+        if self._sink.error is not None:
+            raise self._sink.error
+
+
+@contextlib.contextmanager
+def create_hdf5(path: Path) -> Iterator[Hdf5Output]:
+    """Make the file ``path``, or make it anew; whole, and written to the disk, when the context ends.
+
+    Raises:
+        OSError: it cannot be written; what is there is not to be used.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        sink = _Sink(handle)
+        with h5py.File(sink, "w") as file:
+            output = Hdf5Output(file, sink)
+            yield output
+            file.flush()
+        output.check()
+        os.fsync(handle)
+    finally:
+        os.close(handle)
