@@ -7,6 +7,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 VENV ?= .venv
+# The environment of 'make test-ros'.
+VENV_ROS ?= .venv-ros
 # What this machine is for; installed from requirements/. A robot alone: make venv ROLES=robot (or robot-gpu).
 # Empty: what the environment was made with, and what the target needs.
 ROLES ?=
@@ -32,7 +34,7 @@ help: ## Explain the targets (this text)
 	printf '\nEach makes its own virtual environment in $(VENV) first, when it is missing or requirements/ changed.\n'
 
 # What these targets need; an environment made for a GPU keeps its robot-gpu.
-demo test lint check format fuzz benchmark-tabletop: export ALSO := robot train sim dev
+demo test test-ros lint check format fuzz benchmark-tabletop: export ALSO := robot train sim dev
 
 .PHONY: demo
 demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve, and report.html
@@ -42,6 +44,10 @@ demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve,
 test: venv rendering ## Run the tests
 	@bash scripts/libero_loader.sh "$(VENV)"
 	$(ONE_THREAD) $(PYTHON_BIN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+
+.PHONY: test-ros
+test-ros: venv rendering ## Run the tests that need ROS 2: on the one that is sourced, or on its wheels in .venv-ros
+	@$(ONE_THREAD) bash scripts/test_ros.sh "$(VENV_ROS)" "$(PYTHON_BIN)" -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 .PHONY: lint
 lint: venv ## Lint, formatting and types, without the tests
@@ -82,5 +88,5 @@ rendering: ## Install the library for drawing without a screen, or say how
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches; what was learned (runs/) stays
-	@rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf "$(VENV)" "$(VENV_ROS)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +41,25 @@ def _of_another_role(module: str | None) -> str | None:
     return f"{root} is not installed: for machines of role '{OTHER_ROLES[root]}'" if root in OTHER_ROLES else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what is marked as another role's."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--ros``: only what runs on ROS 2."""
+    parser.addoption("--ros", action="store_true", help="run only the tests that need ROS 2 (make test-ros)")
+
+
+def _needs_ros(item: pytest.Item) -> bool:
+    """Whether the test runs on rclpy: by its file, or as the ROS 2 side of a test of both transports."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    by_file = item.path.name.startswith("test_ros_") and item.path.name != "test_ros_found.py"
+    return by_file or parameters.get("side") == "ros" or item.get_closest_marker("ros") is not None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as another role's, and with ``--ros`` what needs no ROS 2."""
+    if config.getoption("--ros"):
+        others = [item for item in items if not _needs_ros(item)]
+        if others:
+            config.hook.pytest_deselected(items=others)
+            items[:] = [item for item in items if _needs_ros(item)]
     for item in items:
         for marker in item.iter_markers("role"):
             if marker.args[0] in OTHER_ROLES.values():
@@ -77,6 +95,17 @@ def pytest_runtest_makereport(
         report.outcome = "skipped"
         report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {reason}")
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """How many of the tests that need ROS 2 ran on it, and why the others did not."""
+    if not config.getoption("--ros"):
+        return
+    stats = terminalreporter.stats
+    ran = sum(len(stats.get(outcome, [])) for outcome in ("passed", "failed", "xfailed", "xpassed"))
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in stats.get("skipped", []))
+    why = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+    terminalreporter.write_line(f"ROS tests: {ran} ran, {reasons.total()} skipped" + (f" ({why})" if why else ""))
 
 
 @pytest.fixture

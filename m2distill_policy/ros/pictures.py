@@ -1,20 +1,27 @@
-"""A camera's message as RGB, by ``cv_bridge``."""
+"""A camera's message as RGB, by ``cv_bridge`` where it is installed."""
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
 import numpy as np
-from cv_bridge import CvBridge
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 
 from m2distill_policy.node.pictures import CHANNELS, check_form, rgb_of, rgb_of_compressed
 
+try:
+    from cv_bridge import CvBridge
+except ModuleNotFoundError as error:
+    if error.name != "cv_bridge":
+        raise
+    CvBridge = None
+
 #: A camera's message.
 Frame: TypeAlias = Image | CompressedImage
 
-_BRIDGE = CvBridge()
+#: None without cv_bridge; then :func:`rgb_of` converts, to the same pixels.
+_BRIDGE = None if CvBridge is None else CvBridge()
 #: Newer names of encodings -> those that cv_bridge knows.
 _OLDER = {"uyvy": "yuv422", "yuyv": "yuv422_yuy2"}
 
@@ -26,7 +33,7 @@ def picture_of(frame: Frame) -> NDArray[np.uint8]:
         # Not cv_bridge: it takes every decoded picture for one of three colours, also a grey one.
         return rgb_of_compressed(frame.format, data)
     check_form(frame.encoding, frame.height, frame.width, frame.step, data.size)
-    if frame.encoding == "rgb8" or frame.step % CHANNELS[frame.encoding]:
+    if _BRIDGE is None or frame.encoding == "rgb8" or frame.step % CHANNELS[frame.encoding]:
         # Nothing to convert; or rows that end within a pixel, which cv_bridge cannot read.
         return rgb_of(frame.encoding, frame.height, frame.width, frame.step, data)
     frame.encoding = _OLDER.get(frame.encoding, frame.encoding)
