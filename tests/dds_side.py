@@ -106,6 +106,11 @@ class DdsRobot(Robot):
     def image(self, stamp: int, height: int, width: int, encoding: str, step: int, data: bytes) -> Image:
         return Image(Header(Time.from_nanoseconds(stamp), "camera"), height, width, encoding, 0, step, data)
 
+    def announce_joints(self, topic: str) -> None:
+        self._writer(topic, JointState, Profile.RELIABLE)
+        self.participant.wait_for_peers([self.writers[topic]], PATIENCE, "the policy should listen there")
+        time.sleep(0.5)
+
     def string(self, text: str) -> String:
         return String(text)
 

@@ -146,6 +146,11 @@ class RosRobot(Robot):
         image.data.frombytes(data)
         return image
 
+    def announce_joints(self, topic: str) -> None:
+        self._publisher(topic, JointState, qos.reliable(10))
+        self.until(lambda: self._publishers[topic].get_subscription_count() > 0, f"a subscription of {topic}")
+        self.listen(0.5)
+
     def string(self, text: str) -> String:
         return String(data=text)
 

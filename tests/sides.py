@@ -141,6 +141,10 @@ class Robot(ABC):
         """A picture with these very fields."""
 
     @abstractmethod
+    def announce_joints(self, topic: str) -> None:
+        """Publish joint states on ``topic`` as well, once the policy listens there."""
+
+    @abstractmethod
     def string(self, text: str) -> Any:
         """std_msgs/String."""
 

@@ -7,6 +7,7 @@ import pytest
 
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.node.joint_states import JointStates
 from m2distill_policy.node.joints import JointMap, JointSource
 from m2distill_policy.node.synchroniser import RATE_OVER, Synchroniser
 
@@ -17,11 +18,12 @@ A, B = CONTRACT.camera_names
 
 
 def _sets(slop_ms: float = 20) -> Synchroniser[str]:
-    return Synchroniser(CONTRACT.camera_names, round(slop_ms * MS))
+    slop = round(slop_ms * MS)
+    return Synchroniser(CONTRACT.camera_names, JointStates(NAMES, slop=slop, held=slop), slop)
 
 
 def _joints(sets: Synchroniser[str], stamp: int, value: float = 0.0) -> None:
-    sets.add_joints(stamp, NAMES, [value] * len(NAMES))
+    sets.joints.add("/joint_states", stamp, NAMES, [value] * len(NAMES), None)
 
 
 def test_a_set_is_given_once_and_needs_every_stream() -> None:
@@ -72,7 +74,7 @@ def test_beyond_the_slop_nothing_belongs_together() -> None:
     exact = _sets(slop_ms=0)
     exact.add_view(A, 100, "a")
     exact.add_view(B, 100, "b")
-    exact.add_joints(101, NAMES, [0.0] * 9)
+    _joints(exact, 101)
     assert exact.take() is None and exact.waiting_for() == ("joint_states",)
 
 
@@ -101,7 +103,7 @@ def test_an_absent_joint_is_named_and_not_a_number() -> None:
     assert absent == ("panda_joint4",)
     assert np.isnan(groups["joint_states"][3]) and np.isfinite(groups["gripper_states"]).all()
     with pytest.raises(ObservationError, match="names 2 joints and holds 1"):
-        _sets().add_joints(0, ["a", "b"], [1.0])
+        _sets().joints.add("/joint_states", 0, ["a", "b"], [1.0], None)
 
 
 def test_another_arms_joints_become_the_contracts_readings() -> None:

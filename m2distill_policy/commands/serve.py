@@ -123,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
         gripper=config.gripper,
         joints=config.joints,
         allow_other_publishers=args.allow_other_publishers,
+        joint_topics=config.joint_topics,
     )
     domain, remap = domain_id(args.domain), parse_remappings(args.remap)
     # The cores belong to cameras and control; a picture is small work.

@@ -28,10 +28,10 @@ from m2distill_policy.dds.types import (
 from m2distill_policy.errors import ObservationError, TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
+from m2distill_policy.node.joint_states import JOINTS_KEPT
 from m2distill_policy.node.messages import pose_of
 from m2distill_policy.node.other_publishers import LOOK_EVERY
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
-from m2distill_policy.node.synchroniser import JOINTS_KEPT
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watcher import FolderWatcher
 
@@ -86,7 +86,10 @@ class PolicyNode:
             name: participant.reader(topics.camera_info_topic(name), CameraInfo, Profile.SENSOR, depth=1)
             for name in views
         }
-        self._joints = participant.reader(topics.JOINT_STATES, JointState, inputs, depth=JOINTS_KEPT)
+        self._joints = {
+            topic: participant.reader(topic, JointState, inputs, depth=JOINTS_KEPT)
+            for topic in topics.joint_topics(self._cycle.options.joint_topics)
+        }
         self._pose = participant.reader(topics.END_EFFECTOR_POSE, PoseStamped, inputs, depth=JOINTS_KEPT)
         self._instructions = participant.reader(topics.INSTRUCTION, String, Profile.LATCHED)
         # Twice: a button that was pressed before this node began has said so only where it is latched, and a reader
@@ -147,7 +150,7 @@ class PolicyNode:
 
     def _spin(self) -> None:
         views = self._participant.waiter([*self._views.values(), self._instructions])
-        everything = self._participant.waiter([*self._views.values(), self._joints, self._instructions])
+        everything = self._participant.waiter([*self._views.values(), *self._joints.values(), self._instructions])
         while True:
             if self._stop:
                 self._cycle.leave(self._stop_reason)
@@ -180,12 +183,12 @@ class PolicyNode:
         """
         inputs: list[Reader[Any]] = [
             *self._views.values(),
-            self._joints,
+            *self._joints.values(),
             self._pose,
             self._episodes,
             self._instructions,
         ]
-        waiter = self._participant.waiter(inputs, matches=[*self._views.values(), self._joints])
+        waiter = self._participant.waiter(inputs, matches=[*self._views.values(), *self._joints.values()])
         heard = time.monotonic()
         while not self._stop:
             now = time.monotonic()
@@ -257,10 +260,11 @@ class PolicyNode:
                 self._cycle.add_view(name, image.header.stamp.nanoseconds, image)
             if images and self._buffer is not None:
                 self._buffer.expect(images[-1].step * images[-1].height, name)
-        joints = self._take(self._joints, topics.JOINT_STATES)
-        arrived += len(joints)
-        for state in joints:
-            self._cycle.add_joints(state.header.stamp.nanoseconds, state.name, state.position)
+        for topic, joint_reader in self._joints.items():
+            joints = self._take(joint_reader, topic)
+            arrived += len(joints)
+            for state in joints:
+                self._cycle.add_joints(state.header.stamp.nanoseconds, state.name, state.position, topic)
         for pose in self._take(self._pose, topics.END_EFFECTOR_POSE):
             try:
                 self._cycle.add_pose(pose.header.stamp.nanoseconds, pose_of(pose))

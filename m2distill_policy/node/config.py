@@ -14,9 +14,10 @@ from m2distill_policy.runtime.watchdog import WatchLimits
 class ArmConfig:
     """safety: limits an axis and the ramp to a halt. watch: what is late, early or frozen (a lockstep has no clock and
     leaves it aside). gripper: positions and hysteresis. joints: where the arm's joints have other names, signs or zeros
-    than the contract's readings."""
+    than the contract's readings. joint_topics: topics of joint states beside ``/joint_states``, such as a gripper's."""
 
     safety: SafetyLimits = field(default_factory=SafetyLimits)
     watch: WatchLimits = field(default_factory=WatchLimits)
     gripper: GripperProfile = field(default_factory=GripperProfile)
     joints: tuple[JointSource, ...] = ()
+    joint_topics: tuple[str, ...] = ()

@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 
 from m2distill_policy.errors import ConfigError, ObservationError, UnknownInstructionError
 from m2distill_policy.node import topics
+from m2distill_policy.node.arrivals import Arrival, Moment, Stream, check_arrivals, stale_set
 from m2distill_policy.node.command import CommandMaker
 from m2distill_policy.node.diagnostics import Diagnostics, Health
 from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.incomplete import Labels
 from m2distill_policy.node.joints import JointSource
 from m2distill_policy.node.other_publishers import OtherPublishers
 from m2distill_policy.node.pose_source import POSE_PERIODS, PoseBuffer, PoseSource
@@ -39,6 +41,7 @@ from m2distill_policy.runtime.preprocess import field_of_view_trouble
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import Decision, PolicyServer
 from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import Fault
 from m2distill_policy.runtime.watcher import FolderWatcher
 
 logger = logging.getLogger(__name__)
@@ -60,13 +63,14 @@ class CycleOptions:
     """slop: s by which the pictures and joints of one set may differ in real time. timeout: s without a sign of life
     before a lockstep gives up. gripper: positions and hysteresis. joints: where the arm's joints have other names,
     signs or zeros than the contract's readings. allow_other_publishers: drive although somebody else sends commands on
-    the same topics, as in front of a multiplexer."""
+    the same topics, as in front of a multiplexer. joint_topics: topics of joint states beside ``/joint_states``."""
 
     slop: float = 0.02
     timeout: float = 60.0
     gripper: GripperProfile = field(default_factory=GripperProfile)
     joints: tuple[JointSource, ...] = ()
     allow_other_publishers: bool = False
+    joint_topics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("slop", "timeout"):
@@ -156,8 +160,18 @@ class PolicyCycle(Generic[T]):
         )
         self._poses: PoseSource = self._heard_poses if poses is None else poses
         self._stream: ObservationStream[T] = ObservationStream(
-            self._contract, picture, slop=self._slop, joints=self.options.joints, now=steady()
+            self._contract,
+            picture,
+            slop=self._slop,
+            joints=self.options.joints,
+            now=steady(),
+            limits=server.watch,
+            full_name=full_name,
         )
+        self._labels = Labels(full_name)
+        self._pose_arrival = Arrival()
+        #: When the clocks were last read, see :meth:`_moment`.
+        self._read = Moment(0, float("-inf"))
         #: In lockstep, the set that waits for the pose of its stamp, and the newest answer.
         self._pending: SynchronisedSet[T] | None = None
         self._answered: Output | None = None
@@ -239,18 +253,23 @@ class PolicyCycle(Generic[T]):
 
     def add_view(self, name: str, stamp: int, frame: T) -> None:
         """A frame of the view ``name``, stamped ``stamp`` ns."""
-        self._stream.add_view(name, stamp, frame)
+        self._stream.add_view(name, stamp, frame, self._moment())
         self._halt_where_a_camera_is_slow()
 
-    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """A joint state; one whose names and positions do not match is said in the status and left out."""
+    def add_joints(
+        self, stamp: int, names: Sequence[str], positions: Sequence[float], topic: str = topics.JOINT_STATES
+    ) -> None:
+        """A joint state that came on ``topic``; one that contradicts itself is said in the status and left out."""
         try:
-            self._stream.add_joints(stamp, names, positions)
+            self._stream.add_joints(stamp, names, positions, self._moment(), topic)
         except ObservationError as error:
-            self.trouble(topics.JOINT_STATES, str(error))
+            self.trouble(topic, str(error))
 
     def add_pose(self, stamp: int, pose: NDArray[np.float64]) -> None:
         """The end effector's pose (6,) in the contract's frame."""
+        moment = self._moment()
+        if moment is not None:
+            self._pose_arrival.note(stamp, moment, self._server.watch.future_tolerance)
         self._heard_poses.add(stamp, pose)
 
     def add_camera_info(self, name: str, focal: float, height: int, width: int) -> None:
@@ -316,6 +335,30 @@ class PolicyCycle(Generic[T]):
             return self._answer(found, begin)
         return self._without_observation(begin) if self._stream.missed(now) else None
 
+    def _moment(self) -> Moment | None:
+        """Read both clocks. ROS is not asked for the time at each of a thousand joint states a second."""
+        if self._lockstep:
+            return None
+        steady = self._steady()
+        passed = steady - self._read.steady
+        if not 0 <= passed < 0.001:
+            self._read = Moment(self._wall(), steady)
+            return self._read
+        return Moment(self._read.wall + round(passed * 1e9), steady)
+
+    def _stream_fault(self, stamp: int | None = None) -> Fault | None:
+        """What is wrong with the clock or the rate of a stream, whatever sets it gives, and with the age of the set
+        stamped ``stamp`` (ns)."""
+        if self._lockstep:
+            return None
+        streams = self._stream.streams()
+        if self._poses is self._heard_poses:
+            streams.append(Stream(self._labels.pose, self._pose_arrival, optional=True))
+        found = check_arrivals(streams, self._server.watch, self._steady())
+        if found is None and stamp is not None:
+            found = stale_set(streams, stamp, self._server.watch, self._wall())
+        return found or self._stream.slow_joints()
+
     @property
     def wake(self) -> float:
         """When :meth:`run` has something to do even if nothing arrives: s, monotonic."""
@@ -347,7 +390,11 @@ class PolicyCycle(Generic[T]):
     def _without_observation(self, begin: float) -> Output:
         self._diagnostics.missed += self._server.motion is Motion.RUNNING
         decision = self._server.tick_without_observation(
-            self._wall() / 1e9, steady=self._steady(), newest=self._poses.at(0)
+            self._wall() / 1e9,
+            steady=self._steady(),
+            newest=self._poses.at(0),
+            fault=self._stream_fault(),
+            why=lambda: self._stream.why_no_set(self._steady()),
         )
         return self._output(decision, 0, begin)
 
@@ -438,7 +485,12 @@ class PolicyCycle(Generic[T]):
             self._halt_where_a_camera_is_slow()
             self._server.not_yet(self._unmeasured())
             decision = self._server.step(
-                observation, self._wall() / 1e9, steady=self._steady(), pose=pose, newest=self._poses.at(0)
+                observation,
+                self._wall() / 1e9,
+                steady=self._steady(),
+                pose=pose,
+                newest=self._poses.at(0),
+                fault=self._stream_fault(found.stamp),
             )
         return self._output(decision, found.stamp, begin)
 

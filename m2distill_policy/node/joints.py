@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError
 
+#: The contract's group of readings that a gripper's driver sends, which may be slower than the arm's.
+GRIPPER = "gripper_states"
+
 
 @dataclass(frozen=True)
 class JointSource:
@@ -48,6 +51,18 @@ class JointMap:
                     + ", ".join(e for group in contract.proprioception for e in group.entries)
                 )
             self._sources[source.entry] = source
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names of the arm's joints that are needed, each once."""
+        entries = (entry for group in self._contract.proprioception for entry in group.entries)
+        return tuple(dict.fromkeys(self._sources[entry].name for entry in entries))
+
+    @property
+    def gripper(self) -> frozenset[str]:
+        """Those of them that only the contract's ``gripper_states`` are made of."""
+        arm = {self._sources[e].name for g in self._contract.proprioception if g.name != GRIPPER for e in g.entries}
+        return frozenset(self.wanted) - arm
 
     def readings(
         self, names: Sequence[str], positions: Sequence[float]

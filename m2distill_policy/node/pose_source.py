@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.node.synchroniser import JOINTS_KEPT
+from m2distill_policy.node.joint_states import JOINTS_KEPT
 
 #: A pose older than this many periods says nothing of where the arm is now.
 POSE_PERIODS = 4

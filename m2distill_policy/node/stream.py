@@ -10,16 +10,21 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ObservationError
+from m2distill_policy.node import topics
+from m2distill_policy.node.arrivals import Moment, Stream
+from m2distill_policy.node.incomplete import SLOWEST, Labels, explain, slow_joints, streams_of
+from m2distill_policy.node.joint_states import JointStates
 from m2distill_policy.node.joints import JointMap, JointSource
 from m2distill_policy.node.pacer import Pacer
 from m2distill_policy.node.synchroniser import SynchronisedSet, Synchroniser
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.preprocess import preprocess
+from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
 T = TypeVar("T")
 
 #: A camera may be this much slower than the contract's rate, as a factor on its period.
-SLOWEST_CAMERA = 1.1
+SLOWEST_CAMERA = SLOWEST
 
 
 class ObservationStream(Generic[T]):
@@ -28,9 +33,12 @@ class ObservationStream(Generic[T]):
     Args:
         contract: names views and joints; its rate is the stream's.
         picture: from a frame as it was handed in to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
-        slop: ns by which the members of a set may differ; 0 wants equal stamps, as in lockstep.
+        slop: ns by which the views and the arm's joints of a set may differ; 0 wants equal stamps, as in lockstep.
         joints: where the contract's readings are not joints of the same name.
         now: when the stream begins.
+        limits: how far ahead, how old and how silent a stream may be; the gripper's joints may be ``stale_after`` older
+            or newer than the views.
+        full_name: from a topic to its name here, for messages.
     """
 
     def __init__(
@@ -41,11 +49,19 @@ class ObservationStream(Generic[T]):
         slop: int,
         joints: Sequence[JointSource] = (),
         now: float = 0.0,
+        limits: WatchLimits | None = None,
+        full_name: Callable[[str], str] = topics.resolve,
     ) -> None:
         self._contract = contract
         self._picture = picture
+        self._limits = limits or WatchLimits()
+        self._labels = Labels(full_name)
         self._joints = JointMap(contract, joints)
-        self._sets: Synchroniser[T] = Synchroniser(contract.camera_names, slop)
+        longest = self._limits.stale_after
+        held = 0 if slop == 0 else None if longest is None else max(slop, round(longest * 1e9))
+        self._tolerance = self._limits.future_tolerance
+        states = JointStates(self._joints.wanted, self._joints.gripper, slop=slop, held=held)
+        self._sets: Synchroniser[T] = Synchroniser(contract.camera_names, states, slop, tolerance=self._tolerance)
         self._pacer = Pacer(contract.period, now)
         #: Seconds between the frames of each view's camera, where that is known.
         self.intervals: dict[str, float] = {}
@@ -57,10 +73,16 @@ class ObservationStream(Generic[T]):
         self._sets.clear()
         self._pending = None
 
-    def add_view(self, name: str, stamp: int, frame: T) -> float | None:
-        """Take in a frame of the view ``name``, stamped ``stamp`` ns; returns the seconds between its camera's frames,
-        None until that is known."""
-        self._sets.add_view(name, stamp, frame)
+    def restart(self, now: float) -> None:
+        """Forget everything, the cameras' rates too, and begin again at ``now`` (s)."""
+        self.clear()
+        self.intervals.clear()
+        self._pacer = Pacer(self._contract.period, now)
+
+    def add_view(self, name: str, stamp: int, frame: T, moment: Moment | None = None) -> float | None:
+        """Take in a frame of the view ``name``, stamped ``stamp`` ns, that came at ``moment``; returns the seconds
+        between its camera's frames, None until that is known."""
+        self._sets.add_view(name, stamp, frame, moment)
         interval = self._sets.interval(name)
         if interval is not None:
             self.intervals[name] = interval
@@ -73,9 +95,32 @@ class ObservationStream(Generic[T]):
         self._sets.forget_interval(name)
         self.intervals.pop(name, None)
 
-    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """Take in a joint state; raises :class:`ObservationError` if names and positions are not of one length."""
-        self._sets.add_joints(stamp, names, positions)
+    def add_joints(
+        self,
+        stamp: int,
+        names: Sequence[str],
+        positions: Sequence[float],
+        moment: Moment | None = None,
+        topic: str = topics.JOINT_STATES,
+    ) -> None:
+        """Take in a joint state that came on ``topic`` at ``moment``; raises as :meth:`JointStates.add` does."""
+        self._sets.joints.add(topic, stamp, names, positions, moment, self._tolerance)
+
+    def streams(self) -> list[Stream]:
+        """Every view and every publisher of joint states, with how its stamps compare with their arrival."""
+        return streams_of(self._sets, self._labels)
+
+    def slow_joints(self) -> Fault | None:
+        """The publisher of the arm's joints that is slower than the contract's rate, or None; the cameras' rates come
+        first."""
+        fast = [interval <= SLOWEST * self._contract.period for interval in self.intervals.values()]
+        if len(fast) < len(self._contract.camera_names) or not all(fast):
+            return None
+        return slow_joints(self._sets, self._contract, self._labels)
+
+    def why_no_set(self, steady: float) -> Fault | None:
+        """Why what has come makes no set at ``steady`` (s), or None where nothing is wrong with the streams."""
+        return explain(self._sets, self._limits, self._labels, steady, self._contract.camera_names)
 
     def take(self) -> SynchronisedSet[T] | None:
         """The newest set whatever the time, as in lockstep; None while there is none."""

@@ -1,7 +1,8 @@
 """From separate streams of pictures and joint states to sets that belong together. Pure: stamps and data are handed in.
 
-A set is one frame of every view and one joint state, all within a slop of each other. Stamps are whole nanoseconds,
-so that an answer can bear exactly the stamp of what it answers.
+A set is one frame of every view, all within a slop of each other, and one position of every joint, see
+:mod:`m2distill_policy.node.joint_states`. Stamps are whole nanoseconds, so that an answer can bear exactly the stamp of
+what it answers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from m2distill_policy.errors import ObservationError
+from m2distill_policy.node.arrivals import Arrival, Moment
+from m2distill_policy.node.joint_states import JointStates
 
 T = TypeVar("T")
 #: Joint names and their positions.
@@ -21,8 +23,6 @@ Joints = tuple[Sequence[str], Sequence[float]]
 
 #: Frames kept of each view: enough to find a match for the slowest of several cameras.
 FRAMES_KEPT = 8
-#: Joint states kept: a quarter of a second of a 1 kHz stream.
-JOINTS_KEPT = 256
 #: Stamps over which a camera's rate is measured.
 RATE_OVER = 20
 
@@ -47,13 +47,18 @@ class Synchroniser(Generic[T]):
 
     Args:
         views: their names; the first one's frames are what the others are matched with.
-        slop: ns by which the members of a set may differ; 0 wants equal stamps, as in lockstep.
+        joints: the joints' positions; it says how far off they may be.
+        slop: ns by which the views of a set may differ; 0 wants equal stamps, as in lockstep.
+        tolerance: s by which a view's stamp may be ahead of its arrival, see :class:`Arrival`; None for any.
     """
 
-    def __init__(self, views: Sequence[str], slop: int) -> None:
-        self._slop = slop
+    def __init__(self, views: Sequence[str], joints: JointStates, slop: int, *, tolerance: float | None = None) -> None:
+        self.slop = slop
+        self.joints = joints
+        #: When each view's newest frame came, and how its stamp compares.
+        self.arrivals: dict[str, Arrival] = {}
+        self._tolerance = tolerance
         self._views: dict[str, deque[tuple[int, T]]] = {n: deque(maxlen=FRAMES_KEPT) for n in views}
-        self._joints: deque[tuple[int, Joints]] = deque(maxlen=JOINTS_KEPT)
         self._newest: dict[str, int] = {}
         self._intervals: dict[str, deque[int]] = {n: deque(maxlen=RATE_OVER) for n in views}
 
@@ -63,24 +68,19 @@ class Synchroniser(Generic[T]):
             frames.clear()
         for intervals in self._intervals.values():
             intervals.clear()
-        self._joints.clear()
+        self.joints.clear()
         self._newest.clear()
+        self.arrivals.clear()
 
-    def add_view(self, name: str, stamp: int, frame: T) -> None:
-        """Take in a frame of the view ``name``, stamped ``stamp`` ns."""
+    def add_view(self, name: str, stamp: int, frame: T, moment: Moment | None = None) -> None:
+        """Take in a frame of the view ``name``, stamped ``stamp`` ns. moment: when it came, where there is a clock."""
+        if moment is not None:
+            self.arrivals.setdefault(name, Arrival()).note(stamp, moment, self._tolerance)
         previous = self._newest.get(name)
         if previous is not None and stamp > previous:
             self._intervals[name].append(stamp - previous)
         self._newest[name] = stamp
         self._views[name].append((stamp, frame))
-
-    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """Take in a joint state; raises :class:`ObservationError` if names and positions are not of one length."""
-        if len(names) != len(positions):
-            raise ObservationError(
-                f"a joint state names {len(names)} joints and holds {len(positions)} positions; one each is needed"
-            )
-        self._joints.append((stamp, (names, positions)))
 
     def take(self) -> SynchronisedSet[T] | None:
         """The newest set; what came before its members is forgotten. None while there is none."""
@@ -89,24 +89,29 @@ class Synchroniser(Generic[T]):
             stamp = self._views[reference][index][0]
             found = {reference: index}
             for name in others:
-                match = _nearest(self._views[name], stamp, self._slop)
+                match = _nearest(self._views[name], stamp, self.slop)
                 if match is not None:
                     found[name] = match
-            joint = _nearest(self._joints, stamp, self._slop)
-            if len(found) == 1 + len(others) and joint is not None:
-                return self._use(found, joint)
+            if len(found) < 1 + len(others):
+                continue
+            positions = self.joints.at(stamp)
+            if positions is not None:
+                return self._use(found, (self.joints.wanted, positions))
         return None
 
     def waiting_for(self) -> tuple[str, ...]:
         """The views, and ``joint_states``, without which the newest of what has arrived makes no set."""
-        streams: dict[str, deque[tuple[int, T]] | deque[tuple[int, Joints]]] = {
-            **self._views,
-            "joint_states": self._joints,
-        }
         arrived = [entries[-1][0] for entries in self._views.values() if entries]
         if not arrived:
-            return tuple(streams)
-        return tuple(n for n, entries in streams.items() if _nearest(entries, max(arrived), self._slop) is None)
+            return (*self._views, "joint_states")
+        newest = max(arrived)
+        absent = [n for n, entries in self._views.items() if _nearest(entries, newest, self.slop) is None]
+        return (*absent, *(() if self.joints.at(newest) is not None else ("joint_states",)))
+
+    def stamps(self, name: str) -> list[int]:
+        """Stamps (ns) of the frames of the view ``name`` that are in no set yet; of its newest one where none is."""
+        waiting = [stamp for stamp, _ in self._views[name]]
+        return waiting or ([self._newest[name]] if name in self._newest else [])
 
     def interval(self, name: str) -> float | None:
         """Median seconds between two frames of the view ``name``; None until enough of them have come."""
@@ -117,7 +122,7 @@ class Synchroniser(Generic[T]):
         """Measure the view ``name``'s interval anew."""
         self._intervals[name].clear()
 
-    def _use(self, found: Mapping[str, int], joint: int) -> SynchronisedSet[T]:
+    def _use(self, found: Mapping[str, int], joints: Joints) -> SynchronisedSet[T]:
         stamps, views = [], {}
         for name, index in found.items():
             frames = self._views[name]
@@ -125,9 +130,7 @@ class Synchroniser(Generic[T]):
             stamps.append(stamp)
             for _ in range(index + 1):
                 frames.popleft()
-        for _ in range(joint):  # the joint state itself stays: a slow arm may be the nearest to the next set as well
-            self._joints.popleft()
-        return SynchronisedSet(min(stamps), views, self._joints[0][1])
+        return SynchronisedSet(min(stamps), views, joints)
 
 
 def _nearest(entries: Sequence[tuple[int, object]], stamp: int, slop: int) -> int | None:

@@ -40,6 +40,11 @@ def camera_info_topic(view: str) -> str:
     return f"/camera/{view.removesuffix('_rgb')}/camera_info"
 
 
+def joint_topics(further: Sequence[str]) -> tuple[str, ...]:
+    """Every topic of joint states: ``/joint_states`` and those of ``further``, each once."""
+    return tuple(dict.fromkeys((JOINT_STATES, *further)))
+
+
 def resolve(topic: str, remap: Mapping[str, str] | None = None) -> str:
     """The full name of ``topic``, after remapping; raises :class:`ConfigError` for a relative name."""
     full = _expand(topic)

@@ -23,9 +23,9 @@ from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import PolicyCycle
+from m2distill_policy.node.joint_states import JOINTS_KEPT
 from m2distill_policy.node.messages import nanoseconds_of, pose_of
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
-from m2distill_policy.node.synchroniser import JOINTS_KEPT
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.parameters import NodeSettings
 from m2distill_policy.ros.pictures import Frame
@@ -98,7 +98,10 @@ class Inputs:
             self._subscribe(CompressedImage if compressed else Image, topic, self._view(name, topic), profile)
             self._subscribe(CameraInfo, topics.camera_info_topic(name), self._info(name), qos.sensor(1))
         wanted = WhenWanted(self._joints_wanted)
-        self._joints = self._subscribe(JointState, topics.JOINT_STATES, self._take_joints, often, wanted)
+        self._joints = {
+            topic: self._subscribe(JointState, topic, self._take_joints(topic), often, wanted)
+            for topic in topics.joint_topics(settings.cycle.joint_topics)
+        }
         self._poses = self._subscribe(PoseStamped, topics.END_EFFECTOR_POSE, self._pose, often)
         self._subscribe(String, topics.INSTRUCTION, self._instruction, qos.latched())
         self._subscribe(Bool, topics.EMERGENCY_STOP, self._emergency_stop, qos.reliable(10))
@@ -130,14 +133,15 @@ class Inputs:
 
     def drain_joints(self) -> None:
         """Hand over all joint states that have come."""
-        taken: list[bytes] = []
-        with self._joints.handle:
-            while (found := self._joints.handle.take_message(JointState, True)) is not None:
-                taken.append(found[0])
-        read = (self._read(JointState, topics.JOINT_STATES, data) for data in taken)
-        states = [state for state in read if state is not None]
-        if states:
-            self._add_joints(states)
+        for topic, subscription in self._joints.items():
+            taken: list[bytes] = []
+            with subscription.handle:
+                while (found := subscription.handle.take_message(JointState, True)) is not None:
+                    taken.append(found[0])
+            read = (self._read(JointState, topic, data) for data in taken)
+            states = [state for state in read if state is not None]
+            if states:
+                self._add_joints(topic, states)
 
     # --- callbacks ---------------------------------------------------------------------------------------------------
 
@@ -208,16 +212,19 @@ class Inputs:
     def _joints_wanted(self) -> bool:
         return self._active() and (self._lockstep or self._cycle().lacks_joints)
 
-    def _take_joints(self, state: JointState) -> None:
-        if self._active():
-            self._add_joints([state])
-            self._turn(self._entered)
+    def _take_joints(self, topic: str) -> Callable[[JointState], None]:
+        def callback(state: JointState) -> None:
+            if self._active():
+                self._add_joints(topic, [state])
+                self._turn(self._entered)
 
-    def _add_joints(self, states: list[JointState]) -> None:
+        return callback
+
+    def _add_joints(self, topic: str, states: list[JointState]) -> None:
         cycle = self._cycle()
-        cycle.arrived(topics.JOINT_STATES, len(states))
+        cycle.arrived(topic, len(states))
         for state in states:
-            cycle.add_joints(nanoseconds_of(state), state.name, state.position)
+            cycle.add_joints(nanoseconds_of(state), state.name, state.position, topic)
 
     def _pose(self, message: PoseStamped) -> None:
         if not self._active():

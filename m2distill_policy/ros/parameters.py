@@ -152,7 +152,9 @@ PARAMETERS: tuple[Parameter, ...] = (
         choices=("cpu", "cuda", "tensorrt", "auto"),
     ),
     Parameter("threads", "int", 1, "", "of the network on the CPU", low=1),
-    Parameter("slop", "float", 0.02, "s", "how far pictures and joints of one set may be apart", positive=True),
+    Parameter(
+        "slop", "float", 0.02, "s", "how far pictures and the arm's joints of one set may be apart", positive=True
+    ),
     Parameter(
         "image_transport", "string", "raw", "", "sensor_msgs/Image, or CompressedImage on '<topic>/compressed'",
         choices=("raw", "compressed"),
@@ -178,18 +180,23 @@ PARAMETERS: tuple[Parameter, ...] = (
         "safety.halt_time", "float", _SAFETY.halt_time, "s", "from the decision to halt to standstill",
         low=0.0, high=5.0,
     ),
-    Parameter("watch.stale_after", "float", _WATCH.stale_after or 0.0, "s", "oldest stamp; 0 for any", low=0.0),
+    Parameter(
+        "watch.stale_after", "float", _WATCH.stale_after or 0.0, "s",
+        "oldest stamp of any stream on arrival; 0 for any", low=0.0,
+    ),
     Parameter("watch.silent_after", "float", _WATCH.silent_after or 0.0, "s", "longest silence; 0 for any", low=0.0),
     Parameter(
         "watch.future_tolerance", "float", _WATCH.future_tolerance or 0.0, "s",
-        "how far a stamp may lie ahead; 0 for any", low=0.0,
+        "how far a stream's stamps may be ahead; 0 for any", low=0.0,
     ),
     Parameter(
         "watch.frozen_after", "int", _WATCH.frozen_after or 0, "steps",
-        "the very same picture while the arm moves, at least 2; 0 for any number", low=0,
+        "the very same picture while the arm moves, or joints while it is commanded, at least 2; 0 for any number",
+        low=0,
     ),
     Parameter(
-        "watch.frozen_motion", "float", _WATCH.frozen_motion, "rad or m", "how much a reading must move for that",
+        "watch.frozen_motion", "float", _WATCH.frozen_motion, "rad or m",
+        "how much a reading, or the command, must move for that",
         positive=True,
     ),
     Parameter("watch.dead_man", "float", 0.0, "s", "longest silence on ~/dead_man; 0 for no switch", low=0.0),
@@ -219,6 +226,9 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("joints.entries", "strings", [], "", "readings of the contract that are other joints on this arm"),
     Parameter("joints.names", "strings", [], "", "for each, the arm's joint"),
     Parameter("joints.scales", "floats", [], "", "for each, its factor; empty for 1"),
+    Parameter(
+        "joints.topics", "strings", [], "", "topics of joint states beside /joint_states, such as the gripper's"
+    ),
     Parameter("joints.offsets", "floats", [], "rad or m", "for each, what is added; empty for 0"),
 )  # fmt: skip
 
@@ -295,6 +305,7 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
             gripper=arm.gripper,
             joints=arm.joints,
             allow_other_publishers=p["allow_other_publishers"],
+            joint_topics=arm.joint_topics,
         ),
         gripper=_gripper(p),
         frames=_frames(p),
@@ -328,6 +339,7 @@ def _arm(p: Mapping[str, Any]) -> ArmConfig:
                 key: p[f"gripper.{key}"] for key in ("open_position", "closed_position", "threshold", "max_effort")
             },
             "joints": _joints(p),
+            "joint_topics": p["joints.topics"],
         },
     )
 

@@ -21,6 +21,7 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.engine import Conditioning, Engine, EngineError
 from m2distill_policy.runtime.hotswap import HotSwap, Seen, SwapError, load_for_swap, longest_load, require_compatible
 from m2distill_policy.runtime.mixture import Mixture, PolicyOutputError, Sampling, check_sampling
+from m2distill_policy.runtime.motion_check import MotionCheck
 from m2distill_policy.runtime.probe import ProbeLimits, mark_proved
 from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
 from m2distill_policy.runtime.speed_limit import SpeedLimit
@@ -53,6 +54,7 @@ _OF_OBSERVATIONS = frozenset(StatusCode) - {
     StatusCode.EMERGENCY_STOP,
     StatusCode.DEAD_MAN,
     StatusCode.DEADLINE_MISSED,
+    StatusCode.FROZEN_JOINTS,
     StatusCode.OTHER_PUBLISHER,
 }
 
@@ -151,6 +153,7 @@ class PolicyServer:
         self._speed = SpeedLimit.of(self._governor.limits, bundle)
         self._speed_warning = ""
         self._watchdog = Watchdog(self.contract, watch or WatchLimits())
+        self._motion_check = MotionCheck(self.contract, self._watchdog.limits)
         self._seed, self._episode, self._answers = seed, 0, 0
         self._rng = np.random.default_rng([seed, 0])
         self._overruns = self._overruns_in_a_row = 0
@@ -222,6 +225,11 @@ class PolicyServer:
         return self._swap.pending
 
     @property
+    def watch(self) -> WatchLimits:
+        """What counts as late, early, silent or frozen."""
+        return self._watchdog.limits
+
+    @property
     def swap(self) -> SwapReport:
         """Where the latest hot swap stands."""
         return self._swap.report
@@ -287,6 +295,7 @@ class PolicyServer:
         with self._lock:
             self._clear(reason)
             self._watchdog.forget()
+            self._motion_check.forget()
             if still:
                 self._governor.forget()
             if seed is not None:
@@ -303,6 +312,7 @@ class PolicyServer:
         with self._lock:
             self._enabled = True
             self._held, self._held_next = self._held_next, None
+            self._motion_check.forget()
             self._clear("enable")
 
     def refusal_to_enable(self, steady: float) -> str:
@@ -419,12 +429,14 @@ class PolicyServer:
         steady: float | None = None,
         pose: NDArray[np.floating[Any]] | None = None,
         newest: NDArray[np.floating[Any]] | None = None,
+        fault: Fault | None = None,
     ) -> Decision:
         """Answer one observation.
 
         now: s, in the clock of the observation's stamp. steady: s, a monotonic clock for arrival ages; ``now`` when
         not given. pose: (6,) of the end effector at the observation's stamp, where it is known; a workspace needs it.
-        newest: (6,) where it is now, for a ramp to a halt within the workspace. Never raises for what an
+        newest: (6,) where it is now, for a ramp to a halt within the workspace. fault: what is wrong with the streams
+        that the observation was made of, None for nothing. Never raises for what an
         observation or the network may do: the status says it and the arm halts.
         """
         with self._lock:
@@ -434,7 +446,9 @@ class PolicyServer:
             stamp = observation.stamp
             pose, newest = _finite(pose), _finite(newest)
             self._silence, self._pose_known = None, pose is not None
-            fault = self._watchdog.judge(observation, now, steady) or self._forbidden(steady)
+            judged = self._watchdog.judge(observation, now, steady)
+            frozen = self._motion_check.check(observation) if judged is None else None
+            fault = fault or judged or frozen or self._forbidden(steady)
             if fault is None and pose is None and self._governor.limits.needs_pose and self._enabled:
                 fault = _NO_POSE
             if fault is not None:
@@ -498,19 +512,25 @@ class PolicyServer:
             return dataclasses.replace(decision, action=action, status=status)
 
     def tick_without_observation(
-        self, now: float, *, steady: float | None = None, newest: NDArray[np.floating[Any]] | None = None
+        self,
+        now: float,
+        *,
+        steady: float | None = None,
+        newest: NDArray[np.floating[Any]] | None = None,
+        fault: Fault | None = None,
+        why: Callable[[], Fault | None] | None = None,
     ) -> Decision:
         """A cycle in which no new observation came: nothing to send at first, a ramp to a halt when it lasts.
 
-        now, steady, newest: as in :meth:`step`.
+        now, steady, newest, fault: as in :meth:`step`. why: see :meth:`Watchdog.silence`.
         """
         with self._lock:
             begin = self._clock()
             self._switch_if_ready()
             steady = now if steady is None else steady
             newest = _finite(newest)
-            fault = self._watchdog.silence(steady)
-            self._silence = fault if fault.code is StatusCode.MISSING_OBSERVATION else None
+            silence = self._watchdog.silence(steady, why)
+            self._silence = fault or (silence if silence.code is not StatusCode.WAITING else None)
             stopped = self._held or self._refused_instruction
             if stopped is None and self._instruction is None:
                 stopped = _UNTOLD
@@ -521,13 +541,13 @@ class PolicyServer:
                 return self._halted(forbidden, None, begin, newest)
             if self._held is not None:  # why it halts, rather than what has been missing since
                 return self._halted(self._held, None, begin, newest)
-            if fault.code is StatusCode.MISSING_OBSERVATION:
-                return self._halted(fault, None, begin, newest)
+            if fault is not None or silence.code is not StatusCode.WAITING:
+                return self._halted(fault or silence, None, begin, newest)
             if stopped is not None:
                 return self._halted(stopped, None, begin, newest)
             if self._governor.motion is Motion.RUNNING:
-                return self._decision(self._governor.last, False, None, None, fault, None, 0, begin)
-            return self._halted(fault, None, begin, newest)
+                return self._decision(self._governor.last, False, None, None, silence, None, 0, begin)
+            return self._halted(silence, None, begin, newest)
 
     def _forbidden(self, steady: float) -> Fault | None:
         """What the operator's switches, and another publisher, say against moving; in shadow mode nobody has to hold
@@ -658,6 +678,8 @@ class PolicyServer:
     ) -> Decision:
         bundle = self.bundle
         self._newest_fault = fault
+        if command:
+            self._motion_check.commanded(self.contract.action.response.twist(action))
         latency = self._clock() - begin
         status = Status(
             code=fault.code,

@@ -49,6 +49,10 @@ class StatusCode(enum.IntEnum):
     DEADLINE_MISSED = 18
     #: The workspace is limited and where the end effector is is not known.
     NO_POSE = 19
+    #: Every stream comes, but their stamps are too far apart to belong together, or one comes too slowly.
+    UNSYNCHRONISED = 20
+    #: The joint readings stay bit-identical although motion is commanded.
+    FROZEN_JOINTS = 21
     #: A command was not finite or outside the limits just before it would have been sent; it was not.
     BAD_COMMAND = 22
     #: The end effector's pose is one that it cannot have reached.

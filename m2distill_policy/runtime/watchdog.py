@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,8 @@ class WatchLimits:
 
     stale_after: s between an observation's stamp and now. silent_after: s without an observation before the arm is
     halted. future_tolerance: s by which a stamp may be ahead of now. frozen_after: steps in a row with the very same
-    picture while a reading moved by more than ``frozen_motion`` (rad or m) in all.
+    picture while a reading moved by more than ``frozen_motion`` (rad or m) in all; and commands to move by more than
+    ``frozen_motion`` in all without any change of the arm's readings.
 
     dead_man: s without word that the dead-man switch is held; None where there is none. overruns_in_a_row: so many
     decisions, one after another, that take longer than a period halt the arm until the policy is enabled again.
@@ -148,13 +150,23 @@ class Watchdog:
             f"The observation is {now - stamp:.3f} s old; at most {longest:g} s is allowed.",
         )
 
-    def silence(self, steady: float) -> Fault:
-        """What a cycle without an observation means: ``WAITING``, or ``MISSING_OBSERVATION`` when it lasts too long."""
+    def silence(self, steady: float, why: Callable[[], Fault | None] | None = None) -> Fault:
+        """What a cycle without an observation means: ``WAITING``, or a fault when it lasts too long.
+
+        why: asked then for what the streams lack; None, or an answer of None, gives ``MISSING_OBSERVATION``.
+        """
         if self._first_tick is None:
             self._first_tick = steady
         since = steady - (self._last_arrival if self._last_arrival is not None else self._first_tick)
         if self.limits.silent_after is None or since <= self.limits.silent_after + 1e-9:
             return Fault(StatusCode.WAITING, f"Waiting for the next observation since {max(since, 0.0):.3f} s.")
+        reason = why() if why is not None else None
+        if reason is not None:
+            return Fault(
+                reason.code,
+                f"No observation for {since:.3f} s; at most {self.limits.silent_after:g} s is allowed: "
+                f"{reason.sentence}",
+            )
         wanted = ", ".join((*self._contract.camera_names, *self._contract.proprioception_names))
         return Fault(
             StatusCode.MISSING_OBSERVATION,

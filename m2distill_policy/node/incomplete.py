@@ -1,0 +1,178 @@
+"""Say why the messages that have come make no set: which stream is silent, or which two do not fit. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.node import topics
+from m2distill_policy.node.arrivals import Stream
+from m2distill_policy.node.joint_states import JointPublisher
+from m2distill_policy.node.synchroniser import Synchroniser
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import Fault, WatchLimits
+
+#: A camera, and the arm's joint states, may be this much slower than the contract's rate, as a factor on the period.
+SLOWEST = 1.1
+#: Names that are listed before the rest is counted.
+_LISTED = 6
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Name streams for people. full_name: from a topic of :mod:`m2distill_policy.node.topics` to its name here."""
+
+    full_name: Callable[[str], str] = topics.resolve
+
+    def view(self, name: str) -> str:
+        """A camera's stream."""
+        return f"view '{name}' on {self.full_name(topics.camera_topic(name))}"
+
+    def joints(self, topic: str, names: Sequence[str] = ()) -> str:
+        """A topic of joint states, or some joints on it."""
+        return f"{listed(names)} on {self.full_name(topic)}" if names else self.full_name(topic)
+
+    @property
+    def pose(self) -> str:
+        """The end effector's pose."""
+        return self.full_name(topics.END_EFFECTOR_POSE)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, a few of them if they are many."""
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def streams_of(sets: Synchroniser[Any], labels: Labels) -> list[Stream]:
+    """Every view and every publisher of joint states that has sent something, for ``check_arrivals``."""
+    found = [Stream(labels.view(name), arrival) for name, arrival in sets.arrivals.items()]
+    for publisher, names in sets.joints.current():
+        whole = len(publisher.places) == len(sets.joints.wanted)
+        named = () if whole else names or tuple(sets.joints.wanted[i] for i in publisher.places)
+        found.append(Stream(labels.joints(publisher.topic, named), publisher.arrival, current=bool(names)))
+    return found
+
+
+def slow_joints(sets: Synchroniser[Any], contract: Contract, labels: Labels) -> Fault | None:
+    """The publisher of the arm's joints that is slower than the contract's rate, or None."""
+    gripper = {name for name, slow in zip(sets.joints.wanted, sets.joints.is_gripper, strict=True) if slow}
+    for publisher, names in sets.joints.current():
+        interval = publisher.interval
+        if set(names) <= gripper or interval is None or interval <= SLOWEST * contract.period:
+            continue
+        whole = len(publisher.places) == len(sets.joints.wanted)
+        return Fault(
+            StatusCode.UNSYNCHRONISED,
+            f"{labels.joints(publisher.topic, () if whole else names)} has {1 / interval:.1f} joint states a second "
+            f"and the policy needs {contract.rate_hz:g}; make the driver publish faster.",
+        )
+    return None
+
+
+def explain(
+    sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, steady: float, views: Sequence[str]
+) -> Fault | None:
+    """Return why there is no set, or None where nothing is wrong with the streams.
+
+    Args:
+        sets: what has come.
+        limits: ``silent_after`` is how long a stream may be silent.
+        labels: names of the streams.
+        steady: s, monotonic, now.
+        views: names of the contract's views.
+    """
+    silent = [
+        f"{labels.view(name)} ({_since(sets.arrivals[name].steady if name in sets.arrivals else None, steady)})"
+        for name in views
+        if name not in sets.arrivals or _is_silent(sets.arrivals[name].steady, limits, steady)
+    ]
+    joints = _absent_joints(sets, limits, labels, steady)
+    if silent or (joints is not None and joints.code is StatusCode.MISSING_OBSERVATION):
+        if joints is not None:
+            silent.append(joints.sentence)
+        return Fault(StatusCode.MISSING_OBSERVATION, f"nothing comes from {', '.join(silent)}; see who publishes it.")
+    return joints or _apart(sets, limits, labels, views)
+
+
+def _is_silent(last: float, limits: WatchLimits, steady: float) -> bool:
+    return limits.silent_after is not None and steady - last > limits.silent_after + 1e-9
+
+
+def _since(last: float | None, steady: float) -> str:
+    return "never" if last is None else f"for {steady - last:.3f} s"
+
+
+def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, steady: float) -> Fault | None:
+    """MISSING_OBSERVATION where no joint state comes, BAD_OBSERVATION where those that come lack a joint."""
+    joints = sets.joints
+    owners: dict[str, JointPublisher] = {name: found for found, names in joints.current() for name in names}
+    topics_named = list(joints.named)
+    if not topics_named:
+        return Fault(StatusCode.MISSING_OBSERVATION, f"{labels.joints(topics.JOINT_STATES)} (never)")
+    if not owners and not any(positions for _, positions in joints.named.values()):
+        where = listed([labels.joints(topic) for topic in topics_named])
+        return Fault(
+            StatusCode.BAD_OBSERVATION,
+            f"the joint states on {where} hold no positions, only velocities or efforts; see the driver.",
+        )
+    held = max(limits.stale_after or 0.0, limits.silent_after or 0.0)
+    absent: list[str] = []
+    for name, slow in zip(joints.wanted, joints.is_gripper, strict=True):
+        last = owners[name].arrival.steady if name in owners else None
+        if last is None or (steady - last > held if slow else _is_silent(last, limits, steady)):
+            absent.append(name)
+    if not absent:
+        return None
+    newest = max((owner.arrival.steady for owner in owners.values()), default=float("-inf"))
+    if _is_silent(newest, limits, steady) and len(owners) == len(joints.wanted):
+        where = listed([labels.joints(topic) for topic in topics_named])
+        return Fault(StatusCode.MISSING_OBSERVATION, f"{where} ({_since(newest, steady)})")
+    where = " and ".join(labels.joints(topic) for topic in topics_named)
+    names = list(dict.fromkeys(name for found, _ in joints.named.values() for name in found))
+    old = [f"{name} ({_since(owners[name].arrival.steady, steady)})" for name in absent if name in owners]
+    return Fault(
+        StatusCode.BAD_OBSERVATION,
+        f"the joint state on {where} does not name {', '.join(absent)}"
+        + (f"; silent are {', '.join(old)}" if old else "")
+        + f"; it names {listed(names) or 'nothing'}. See the driver, or name the joints as they are called there "
+        "(joints.names), or a further topic (joints.topics).",
+    )
+
+
+def _apart(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, views: Sequence[str]) -> Fault | None:
+    """The two streams that spoil the best of all sets, and how far apart their stamps are."""
+    reference, *others = views
+    best: tuple[float, str] | None = None
+    for stamp in sets.stamps(reference):
+        worst = 0.0
+        sentence = ""
+        for name in others:
+            between = min((abs(found - stamp) for found in sets.stamps(name)), default=0)
+            if between - sets.slop > worst:
+                worst = between - sets.slop
+                sentence = _sentence(labels.view(reference), labels.view(name), between, sets.slop, "slop")
+        for index, distance in enumerate(sets.joints.distances(stamp)):
+            allowed = sets.joints.allowed[index]
+            if distance is None or allowed is None or distance - allowed <= worst:
+                continue
+            worst = distance - allowed
+            name = sets.joints.wanted[index]
+            topic = next((p.topic for p, names in sets.joints.current() if name in names), topics.JOINT_STATES)
+            setting = "watch.stale_after" if sets.joints.is_gripper[index] else "slop"
+            where = labels.joints(topic, [name])
+            sentence = _sentence(labels.view(reference), where, distance, allowed, setting)
+        if best is None or worst < best[0]:
+            best = worst, sentence
+    if best is None or not best[1]:
+        return None
+    return Fault(StatusCode.UNSYNCHRONISED, best[1])
+
+
+def _sentence(one: str, other: str, distance: int, allowed: int, setting: str) -> str:
+    return (
+        f"the stamps of {one} and {other} are {distance / 1e9:.3f} s apart; at most {allowed / 1e9:g} s is allowed "
+        f"({setting}): synchronise them, or raise {setting}."
+    )
