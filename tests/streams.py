@@ -1,4 +1,4 @@
-"""A policy's cycle and the streams of a robot, on clocks that are handed in; every stream has its own clock and rate."""
+"""A policy's cycle and the streams of a robot, on clocks that are handed in, each with its own clock and rate."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def test_a_joint_that_is_never_named_is_named(bundle: Bundle, missing: str) -> N
     outputs = play(bundle, Streams(CONTRACT, joints=[("/joint_states", names, Clock(hz=100.0))]))
     assert last(outputs) == {StatusCode.BAD_OBSERVATION}
     sentence = outputs[-1].decision.status.sentence
-    assert f"does not name {missing};" in sentence and "finite" not in sentence
+    assert f"does not name {missing} on" in sentence and "finite" not in sentence
 
 
 # --- joints in pieces ------------------------------------------------------------------------------------------------

@@ -49,6 +49,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--remap", metavar="FROM:=TO", action="append", default=[], help="the topic has another name in the recording"
     )
+    parser.add_argument(
+        "--shift",
+        metavar="TOPIC=SECONDS",
+        action="append",
+        default=[],
+        help="add SECONDS to the stamps of TOPIC, because its clock is known to be off by as much",
+    )
     parser.set_defaults(run=run)
 
 
@@ -80,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
         gripper=arm.gripper,
         joints=arm.joints,
         topic=lambda topic: resolve(topic, remap),
+        joint_topics=arm.joint_topics,
+        watch=arm.watch,
+        shift=_shifts(args.shift),
     )
     task = args.task or re.sub(r"\W+", "_", args.instruction.strip().lower()).strip("_")
     path = demonstration_path(args.out, task)
@@ -107,6 +117,9 @@ def run(args: argparse.Namespace) -> int:
                 "gripper": to_dict(arm.gripper),
                 "joints": [to_dict(joint) for joint in arm.joints],
                 "remap": remap,
+                "joint_topics": list(arm.joint_topics),
+                "watch": to_dict(arm.watch),
+                "shift": dict(settings.shift),
             },
         )
         done = writer.attempts()
@@ -123,3 +136,21 @@ def run(args: argparse.Namespace) -> int:
     steps = sum(len(episode) for episode in file)
     print(f"{path}: {len(file)} demonstrations of '{args.instruction}', {steps} steps at {contract.rate_hz:g} Hz")
     return 0
+
+
+def _shifts(rules: list[str]) -> dict[str, float]:
+    """Topic -> s of ``TOPIC=SECONDS`` options."""
+    import math
+
+    from m2distill_policy.errors import ConfigError
+
+    shifts = {}
+    for rule in rules:
+        topic, separator, seconds = rule.rpartition("=")
+        try:
+            shifts[topic] = float(seconds)
+        except ValueError:
+            separator = ""
+        if not separator or not topic or not math.isfinite(shifts[topic]):
+            raise ConfigError(f"--shift '{rule}' is not of the form TOPIC=SECONDS, such as /joint_states=-0.8")
+    return shifts

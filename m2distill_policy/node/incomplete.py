@@ -135,7 +135,7 @@ def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels,
     old = [f"{name} ({_since(owners[name].arrival.steady, steady)})" for name in absent if name in owners]
     return Fault(
         StatusCode.BAD_OBSERVATION,
-        f"the joint state on {where} does not name {', '.join(absent)}"
+        f"the joint state does not name {', '.join(absent)} on {where}"
         + (f"; silent are {', '.join(old)}" if old else "")
         + f"; it names {listed(names) or 'nothing'}. See the driver, or name the joints as they are called there "
         "(joints.names), or a further topic (joints.topics).",

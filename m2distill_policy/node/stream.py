@@ -106,6 +106,13 @@ class ObservationStream(Generic[T]):
         """Take in a joint state that came on ``topic`` at ``moment``; raises as :meth:`JointStates.add` does."""
         self._sets.joints.add(topic, stamp, names, positions, moment, self._tolerance)
 
+    def describe_joints(self, topic: str, names: Sequence[str]) -> tuple[str, bool]:
+        """Name the publisher of a joint state for people ("" where it has none of the needed joints), and say whether
+        it has one of the arm's."""
+        wanted = [name for name in self._joints.wanted if name in names]
+        where = self._labels.joints(topic, () if len(wanted) == len(self._joints.wanted) else wanted)
+        return where if wanted else "", bool(set(wanted) - self._joints.gripper)
+
     def streams(self) -> list[Stream]:
         """Every view and every publisher of joint states, with how its stamps compare with their arrival."""
         return streams_of(self._sets, self._labels)

@@ -8,8 +8,10 @@ step is what the arm was told while the step lasted, see :class:`Commands`.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.demonstrations import Episode
-from m2distill_policy.errors import ObservationError, RecordingError
+from m2distill_policy.errors import ObservationError, RecordingError, closest
 from m2distill_policy.node import topics
+from m2distill_policy.node.arrivals import Moment
 from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.node.joints import JointSource
 from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
@@ -26,7 +29,9 @@ from m2distill_policy.node.pose import pose_from
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
 from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag, Message
+from m2distill_policy.recordings.clocks import StreamClocks
 from m2distill_policy.runtime import drive
+from m2distill_policy.runtime.watchdog import WatchLimits
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 JOINTS, POSE, TWIST = "sensor_msgs/msg/JointState", "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/TwistStamped"
@@ -35,6 +40,10 @@ GRIPPER = "control_msgs/msg/GripperCommand"
 TWIST_HOLDS = 0.2
 #: Periods without an observation before a recording is refused: a policy would have begun a new window.
 LONGEST_GAP = 5.0
+#: s by which a topic's stamps may be shifted on request.
+LARGEST_SHIFT = 86_400.0
+#: Mean periods between two observations before a recording is refused: its actions would be those of a slower policy.
+LONGEST_MEAN = 1.25
 #: m between the fingers below which a gripper that nobody has told anything yet counts as closed: half of what the
 #: contract's gripper opens, robosuite's Panda hand.
 HALF_OPEN = 0.04
@@ -47,13 +56,18 @@ Told = Literal["target_pose", "twist"]
 @dataclass(frozen=True)
 class ImportSettings:
     """told: what the arm was told: set-points or velocities. slop: s by which the members of a set may differ.
-    topic: from a topic's name in :mod:`m2distill_policy.node.topics` to its name in the recording."""
+    topic: from a topic's name in :mod:`m2distill_policy.node.topics` to its name in the recording. joint_topics: topics
+    of joint states beside ``/joint_states``. watch: how far a stream may be ahead or behind. shift: topic -> s that are
+    added to its stamps, because its clock is known to be off."""
 
     told: Told = "target_pose"
     slop: float = 0.02
     gripper: GripperProfile = field(default_factory=GripperProfile)
     joints: tuple[JointSource, ...] = ()
     topic: Callable[[str], str] = topics.resolve
+    joint_topics: tuple[str, ...] = ()
+    watch: WatchLimits = field(default_factory=WatchLimits)
+    shift: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,10 @@ def _views(contract: Contract, settings: ImportSettings) -> dict[str, str]:
     return {settings.topic(topics.camera_topic(name)): name for name in contract.camera_names}
 
 
+def _joint_topics(settings: ImportSettings) -> tuple[str, ...]:
+    return tuple(settings.topic(topic) for topic in topics.joint_topics(settings.joint_topics))
+
+
 def _told(settings: ImportSettings) -> str:
     return settings.topic(topics.TARGET_POSE if settings.told == "target_pose" else topics.TWIST)
 
@@ -130,49 +148,114 @@ def require_topics(bag: Bag, contract: Contract, settings: ImportSettings) -> No
     """:class:`RecordingError` where ``bag`` lacks a topic that a demonstration is made of, or has it otherwise."""
     for topic in _views(contract, settings):
         bag.require(topic, (IMAGE, COMPRESSED))
-    bag.require(settings.topic(topics.JOINT_STATES), (JOINTS,))
+    for topic in _joint_topics(settings):
+        bag.require(topic, (JOINTS,))
     bag.require(_told(settings), (POSE,) if settings.told == "target_pose" else (TWIST,))
     bag.require(settings.topic(topics.GRIPPER_COMMAND), (GRIPPER,))
     pose = settings.topic(topics.END_EFFECTOR_POSE)
     if settings.told == "target_pose" or pose in bag.topics:
         bag.require(pose, (POSE,))
+    _require_shifts(bag, settings, [*_views(contract, settings), *_joint_topics(settings), pose])
 
 
 def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> Imported:
     """The demonstration in ``bag``. :class:`RecordingError`, naming the recording, for what a policy could not use."""
     require_topics(bag, contract, settings)
-    views, told = _views(contract, settings), _told(settings)
-    joints, pose = settings.topic(topics.JOINT_STATES), settings.topic(topics.END_EFFECTOR_POSE)
-    grip = settings.topic(topics.GRIPPER_COMMAND)
+    views, told, joints = _views(contract, settings), _told(settings), _joint_topics(settings)
+    pose, grip = settings.topic(topics.END_EFFECTOR_POSE), settings.topic(topics.GRIPPER_COMMAND)
+    shift = {topic: round(seconds * 1e9) for topic, seconds in settings.shift.items()}
     stream: ObservationStream[Message] = ObservationStream(
-        contract, picture_of, slop=round(settings.slop * 1e9), joints=settings.joints
+        contract,
+        picture_of,
+        slop=round(settings.slop * 1e9),
+        joints=settings.joints,
+        # Clocks are compared with each other at the end, and a gap in the recording is no silence.
+        limits=replace(settings.watch, silent_after=None, future_tolerance=None),
+        full_name=settings.topic,
     )
-    player = _Player(bag, contract, stream)
+    player, clocks = _Player(bag, contract, stream), StreamClocks(contract, settings.watch)
     commands, poses = Commands(), list[tuple[int, NDArray[np.float64]]]()
-    for message in bag.messages([*views, joints, told, grip, *([pose] if pose in bag.topics else [])]):
-        player.advance(message.received)
+    for message in bag.messages([*views, *joints, told, grip, *([pose] if pose in bag.topics else [])]):
+        with _clocks_first(bag, clocks):
+            began_anew = player.advance(message.received)
+        if began_anew:
+            clocks.clear()
+            poses.clear()
+        moment, topic, content = player.moment(message.received), message.topic, message.content
         try:
-            if message.topic in views:
-                interval = stream.add_view(views[message.topic], message.stamp, message)
+            if topic in views:
+                stamp = message.stamp + shift.get(topic, 0)
+                clocks.note(topic, stamp, message.received)
+                interval = stream.add_view(views[topic], stamp, message, moment)
                 if interval is not None and interval > SLOWEST_CAMERA * contract.period:
                     raise RecordingError(
-                        f"{bag.path}: {message.topic} has {1 / interval:.1f} pictures a second and the contract wants "
+                        f"{bag.path}: {topic} has {1 / interval:.1f} pictures a second and the contract wants "
                         f"{contract.rate_hz:g}; choose a faster camera mode and record again"
                     )
-            elif message.topic == joints:
-                stream.add_joints(message.stamp, message.content.name, message.content.position.tolist())
-            elif message.topic == grip:
-                commands.grips.append((message.received, _position(message.content)))
-            elif message.topic == told and settings.told == "twist":
-                commands.motions.append((message.received, _twist(message.content.twist)))
-            elif message.topic == told:
-                commands.motions.append((message.received, _pose(message.content.pose)))
+            elif topic in joints:
+                stamp = message.stamp + shift.get(topic, 0)
+                stream.add_joints(stamp, content.name, content.position.tolist(), moment, topic)
+                label, arm = stream.describe_joints(topic, content.name)
+                if label and len(content.position):
+                    clocks.note(label, stamp, message.received, reference=arm, may_be_slow=not arm)
+            elif topic == grip:
+                commands.grips.append((message.received, _position(content)))
+            elif topic == told and settings.told == "twist":
+                commands.motions.append((message.received, _twist(content.twist)))
+            elif topic == told:
+                commands.motions.append((message.received, _pose(content.pose)))
             else:
-                poses.append((message.stamp, _pose(message.content.pose)))
+                stamp = message.stamp + shift.get(topic, 0)
+                poses.append((stamp, _pose(content.pose)))
+                clocks.note(topic, stamp, message.received, reference=True)
         except ObservationError as error:
-            raise RecordingError(f"{bag.path}: {message.topic} at {message.received / 1e9:.3f} s: {error}") from error
-        player.look(message.received)
+            raise RecordingError(f"{bag.path}: {topic} at {message.received / 1e9:.3f} s: {error}") from error
+        with _clocks_first(bag, clocks):
+            player.look(message.received)
+    clocks.check(bag.path)
+    _require_rate(bag, contract, player.steps, clocks)
+    if len(player.steps) < 2:
+        why = stream.why_no_set(-math.inf)
+        raise RecordingError(
+            f"{bag.path} gives {len(player.steps)} observations"
+            + (f"; its messages cannot be used: {why.sentence}" if why is not None else "")
+            + f"; pictures and joints within {settings.slop:g} s of each other are needed, over at least two periods"
+        )
     return _episode(bag, contract, settings, player, commands, poses)
+
+
+@contextlib.contextmanager
+def _clocks_first(bag: Bag, clocks: StreamClocks) -> Iterator[None]:
+    """Where observations cannot be used, clocks that differ are the reason that is said."""
+    try:
+        yield
+    except RecordingError:
+        clocks.check(bag.path)
+        raise
+
+
+def _require_shifts(bag: Bag, settings: ImportSettings, stamped: Sequence[str]) -> None:
+    for topic, seconds in settings.shift.items():
+        if topic not in stamped:
+            raise RecordingError(
+                f"{bag.path}: a shift is given for '{topic}'{closest(topic, stamped)}; the streams with stamps are "
+                f"{', '.join(stamped)}"
+            )
+        if not abs(seconds) < LARGEST_SHIFT:
+            raise RecordingError(f"{bag.path}: the shift of '{topic}' is {seconds} s; less than a day is needed")
+
+
+def _require_rate(bag: Bag, contract: Contract, steps: Sequence[_Step], clocks: StreamClocks) -> None:
+    """Refuse observations that come more slowly than the contract's rate: each action would last too long."""
+    if len(steps) < 2:
+        return
+    mean = (steps[-1].observation.stamp - steps[0].observation.stamp) / (len(steps) - 1)
+    if mean > LONGEST_MEAN * contract.period:
+        rates = ", ".join(f"{label} {rate:.1f}" for label, rate in clocks.rates().items())
+        raise RecordingError(
+            f"{bag.path}: there are {1 / mean:.1f} observations a second and the contract wants {contract.rate_hz:g}; "
+            f"messages a second are {rates}. Let the slow or irregular one publish faster and record again"
+        )
 
 
 class _Player:
@@ -181,18 +264,37 @@ class _Player:
     def __init__(self, bag: Bag, contract: Contract, stream: ObservationStream[Message]) -> None:
         self._bag, self._contract, self._stream = bag, contract, stream
         self._began: int | None = None
+        self._newest = 0
+        self._longest = LONGEST_GAP * contract.period
         self.steps: list[_Step] = []
         self.missed = 0
 
-    def advance(self, until: int) -> None:
-        """Do what falls due before ``until`` (ns) although nothing arrives."""
-        if self._began is None:
+    def advance(self, until: int) -> bool:
+        """Do what falls due before ``until`` (ns) although nothing arrives.
+
+        Returns whether the recording begins anew here, because nothing came for long before the first observation: so
+        it is where the computer's clock was set in between.
+        """
+        first, gap = self._began is None, (until - self._newest) / 1e9
+        self._newest = until
+        if first or (not self.steps and gap > self._longest):
             self._began = until
+            self._stream.restart(0.0)
+            return not first
         end = self._seconds(until)
-        while self._stream.wake < end:
-            at = self._stream.wake
+        jump = end - self._longest if gap > 2 * self._longest else -math.inf
+        while (at := self._stream.wake) < end:
+            if at > end - gap + self._longest and at < jump:
+                # Nothing can come of so long a gap: no need to walk through it period by period.
+                self.missed += round((jump - at) / self._contract.period) if self.steps else 0
+                at = jump
             if not self._take(at) and self._stream.missed(at) and self.steps:
                 self.missed += 1
+        return False
+
+    def moment(self, received: int) -> Moment:
+        """When a message arrived that was recorded at ``received`` (ns)."""
+        return Moment(received, self._seconds(received))
 
     def look(self, now: int) -> None:
         """Act on what has just arrived."""
@@ -218,6 +320,8 @@ class _Player:
                 + " ".join(troubles)
             )
         assert self._began is not None
+        if self.steps:
+            _require_no_gap(self._bag, self._contract, self.steps[-1].observation.stamp, observation.stamp)
         self.steps.append(_Step(self._began + round(at * 1e9), observation))
         return True
 
@@ -230,12 +334,7 @@ def _episode(
     commands: Commands,
     poses: Sequence[tuple[int, NDArray[np.float64]]],
 ) -> Imported:
-    if len(player.steps) < 2:
-        raise RecordingError(
-            f"{bag.path} gives {len(player.steps)} observations; pictures and joints within {settings.slop:g} s of "
-            "each other are needed, over at least two periods"
-        )
-    _require_no_gap(bag, contract, player.steps)
+    poses = sorted(poses, key=lambda entry: entry[0])
     steps = [s for s in player.steps if commands.motion(_end(s, contract)) is not None]
     if not steps:
         raise RecordingError(f"{bag.path}: nobody told the arm anything while it was seen; is '{settings.told}' right?")
@@ -269,19 +368,16 @@ def _end(step: _Step, contract: Contract) -> int:
     return step.at + round(contract.period * 1e9)
 
 
-def _require_no_gap(bag: Bag, contract: Contract, steps: Sequence[_Step]) -> None:
-    stamps = np.array([s.observation.stamp for s in steps])
-    gaps = np.diff(stamps)
-    worst = int(np.argmax(gaps))
-    if gaps.min() <= 0:
-        back = int(np.argmin(gaps))
+def _require_no_gap(bag: Bag, contract: Contract, last: float, stamp: float) -> None:
+    gap = stamp - last
+    if gap <= 0:
         raise RecordingError(
-            f"{bag.path}: stamps go from {stamps[back]:.3f} to {stamps[back + 1]:.3f} s; a clock was changed or a "
+            f"{bag.path}: stamps go from {last:.3f} to {stamp:.3f} s; a clock was changed or a "
             "camera repeats itself, record again"
         )
-    if gaps[worst] > LONGEST_GAP * contract.period:
+    if gap > LONGEST_GAP * contract.period:
         raise RecordingError(
-            f"{bag.path}: no observation for {gaps[worst]:.2f} s after {stamps[worst]:.3f} s; at most "
+            f"{bag.path}: no observation for {gap:.2f} s after {last:.3f} s; at most "
             f"{LONGEST_GAP * contract.period:g} s is allowed, record again"
         )
 
@@ -289,8 +385,10 @@ def _require_no_gap(bag: Bag, contract: Contract, steps: Sequence[_Step]) -> Non
 def _pose_at(
     bag: Bag, poses: Sequence[tuple[int, NDArray[np.float64]]], step: _Step, slop: float
 ) -> NDArray[np.float64]:
+    """The pose nearest to a step; ``poses`` are in order of their stamps."""
     wanted = round(step.observation.stamp * 1e9)
-    stamp, value = min(poses, key=lambda entry: abs(entry[0] - wanted))
+    after = bisect.bisect_left(poses, wanted, key=lambda entry: entry[0])
+    stamp, value = min(poses[max(0, after - 1) : after + 1], key=lambda entry: abs(entry[0] - wanted))
     if abs(stamp - wanted) > slop * 1e9:
         raise RecordingError(
             f"{bag.path}: no pose of the end effector within {slop:g} s of the observation stamped {wanted / 1e9:.3f} s"
