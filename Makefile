@@ -41,9 +41,9 @@ demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve,
 	@$(VENV)/bin/m2distill demo $(ARGS)
 
 .PHONY: test
-test: venv rendering ## Run the tests
+test: venv rendering ## Run the tests, those that need ROS 2 too where it is or its wheels are (make test-ros)
 	@bash scripts/libero_loader.sh "$(VENV)"
-	$(ONE_THREAD) $(PYTHON_BIN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	$(ONE_THREAD) bash scripts/test.sh "$(PYTHON_BIN)" "$(VENV_ROS)" -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 .PHONY: test-ros
 test-ros: venv rendering ## Run the tests that need ROS 2: on the one that is sourced, or on its wheels in .venv-ros

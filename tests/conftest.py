@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import sys
 from collections import Counter
@@ -29,6 +31,8 @@ def _promised_roles() -> list[str]:
     return record.read_text(encoding="utf-8").split() if record.is_file() else []
 
 
+#: Where scripts/test.sh adds up the outcomes of two runs; not for a pytest that a test starts.
+COUNTS = os.environ.pop("M2DISTILL_TEST_COUNTS", "")
 #: Module -> role, of what this machine is not for: a robot's has no torch and no simulator.
 OTHER_ROLES = {
     module: role for role in ("train", "sim") if role not in _promised_roles() for module in missing_modules(role)
@@ -42,8 +46,9 @@ def _of_another_role(module: str | None) -> str | None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--ros``: only what runs on ROS 2."""
+    """``--ros`` and ``--no-ros``: only what runs on ROS 2, or all the rest."""
     parser.addoption("--ros", action="store_true", help="run only the tests that need ROS 2 (make test-ros)")
+    parser.addoption("--no-ros", action="store_true", help="leave out the tests that need ROS 2")
 
 
 def _needs_ros(item: pytest.Item) -> bool:
@@ -54,12 +59,11 @@ def _needs_ros(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked as another role's, and with ``--ros`` what needs no ROS 2."""
-    if config.getoption("--ros"):
-        others = [item for item in items if not _needs_ros(item)]
-        if others:
-            config.hook.pytest_deselected(items=others)
-            items[:] = [item for item in items if _needs_ros(item)]
+    """Leave out what is marked as another role's, and what ``--ros`` or ``--no-ros`` says."""
+    if config.getoption("--ros") or config.getoption("--no-ros"):
+        chosen = [item for item in items if _needs_ros(item) == config.getoption("--ros")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     for item in items:
         for marker in item.iter_markers("role"):
             if marker.args[0] in OTHER_ROLES.values():
@@ -98,10 +102,14 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """How many of the tests that need ROS 2 ran on it, and why the others did not."""
+    """How many of the tests that need ROS 2 ran on it, and why the others did not; the counts for scripts/test.sh."""
+    stats = terminalreporter.stats
+    if COUNTS:
+        outcomes = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warnings", "error")
+        with Path(COUNTS).open("a", encoding="utf-8") as counts:
+            counts.write(json.dumps({outcome: len(stats.get(outcome, [])) for outcome in outcomes}) + "\n")
     if not config.getoption("--ros"):
         return
-    stats = terminalreporter.stats
     ran = sum(len(stats.get(outcome, [])) for outcome in ("passed", "failed", "xfailed", "xpassed"))
     reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in stats.get("skipped", []))
     why = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
