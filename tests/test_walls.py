@@ -127,7 +127,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
     "m2distill_policy.recordings": _names(
-        *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags"
+        *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags yaml"
     ),
     "m2distill_policy.signals": _names(),
     "m2distill_policy.streams": _names(),

@@ -6,20 +6,33 @@ made from data here: messages are read as the types that the library itself brin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rosbags.rosbag2 import Reader, ReaderError
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from m2distill_policy.errors import RecordingError, closest
+from m2distill_policy.recordings.metadata import STORAGES, Metadata, read_metadata
+from m2distill_policy.recordings.storages import (
+    Patience,
+    Storage,
+    decompress_zstd,
+    expand_file,
+    open_storage,
+    reading,
+    temporary_folder,
+)
 
 #: control_msgs is not among the types that the library brings.
 _GRIPPER_COMMAND = "float64 position\nfloat64 max_effort\n"
+#: Topics or types that a message lists, and characters of a name.
+_LISTED, _LONGEST_NAME = 30, 512
 
 
 @dataclass(frozen=True)
@@ -39,54 +52,137 @@ class Message:
 
 
 class Bag:
-    """One recording, open for reading. Raises :class:`RecordingError` for what is no rosbag2."""
+    """One recording, open for reading: the folder of a rosbag2, or its only file.
+
+    Raises:
+        RecordingError: one sentence for what is no rosbag2, what is damaged, and what the recorder did not finish. That
+            holds for every method; a damaged file costs no more time and memory than a whole one of its size (see
+            :mod:`m2distill_policy.recordings.storages`).
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise RecordingError(f"there is no recording at {self.path}; name the folder that 'ros2 bag record' wrote")
         self._types = get_typestore(Stores.ROS2_JAZZY)
         self._types.register(get_types_from_msg(_GRIPPER_COMMAND, "control_msgs/msg/GripperCommand"))
+        self._opened = contextlib.ExitStack()
+        self._storages: list[_Opened] = []
         try:
-            self._reader = Reader(self.path)
-            self._reader.open()
-        except _BROKEN as error:
-            raise RecordingError(f"{self.path} cannot be read as a rosbag2: {error}") from error
+            with reading(str(self.path)):
+                self._metadata, files = _find(self.path)
+            for file in files:
+                self._open(file)
+            self._declared = self._count()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, file: Path) -> None:
+        read = file
+        with reading(str(file)):
+            patience = Patience(file.stat().st_size)
+            storage = self._metadata.storage if self._metadata else STORAGES[file.suffix]
+            if self._metadata is not None and self._metadata.compression == "file":
+                folder = self._opened.enter_context(temporary_folder())
+                read = expand_file(file, Path(folder))
+        with reading(str(file), read):
+            reader = open_storage(read, storage, patience, file)
+            self._opened.callback(reader.close)
+            for connection in reader.connections:
+                _check_connection(connection)
+            self._storages.append(_Opened(file, reader, patience))
+        # They follow one another in time, however the metadata list them.
+        self._storages.sort(key=lambda opened: opened.reader.metadata.start_time)
+
+    def _count(self) -> dict[tuple[str, str], int]:
+        """(topic, type) -> how many messages there should be."""
+        found: Counter[tuple[str, str]] = Counter()
+        for opened in self._storages:
+            for connection in opened.reader.connections:
+                found[connection.topic, connection.msgtype] += max(0, connection.msgcount)
+        listed = self._metadata.counts if self._metadata is not None else {}
+        return {key: max(found[key], listed.get(key, 0)) for key in {*found, *listed}}
 
     @property
     def topics(self) -> dict[str, str]:
-        """Topic -> type."""
-        return {connection.topic: connection.msgtype for connection in self._reader.connections}
+        """Topic -> type, of topics with messages."""
+        return {topic: kind for (topic, kind), count in sorted(self._declared.items()) if count}
 
     @property
     def number(self) -> int:
         """What tells this recording from another one, of the same name too: from a hash of its metadata, in which
-        stand its files, when it began to the nanosecond, how long it took and how many messages each topic has."""
-        return int(hashlib.sha256((self.path / "metadata.yaml").read_bytes()).hexdigest()[:15], 16)
+        stand its files, when it began to the nanosecond, how long it took and how many messages each topic has; of a
+        file alone from its size, beginning and end."""
+        with reading(str(self.path)):
+            return int(hashlib.sha256(self._identity()).hexdigest()[:15], 16)
+
+    def _identity(self) -> bytes:
+        if self._metadata is not None:
+            return (self._metadata.files[0].parent / "metadata.yaml").read_bytes()
+        with self.path.open("rb") as file:
+            size = self.path.stat().st_size
+            first = file.read(2**20)
+            file.seek(max(0, size - 2**20))
+            return b"%d " % size + first + file.read(2**20)
 
     def require(self, topic: str, kinds: Collection[str]) -> str:
-        """The type of ``topic``; :class:`RecordingError` if it is not there or not of one of ``kinds``."""
-        found = self.topics.get(topic)
-        if found is None:
-            there = ", ".join(sorted(self.topics))
+        """The type of ``topic``; :class:`RecordingError` if it is not there, has no messages, is recorded with several
+        types, or is not of one of ``kinds``."""
+        found = sorted(kind for name, kind in self._declared if name == topic)
+        if not found:
+            there = ", ".join(sorted(self.topics)[:_LISTED]) or "no topic with messages"
             raise RecordingError(f"{self.path} has no topic '{topic}'{closest(topic, self.topics)}; it has {there}")
-        if found not in kinds:
-            raise RecordingError(f"{self.path}: '{topic}' is {found}; {' or '.join(kinds)} is needed")
-        return found
+        if len(found) > 1:
+            raise RecordingError(
+                f"{self.path}: '{topic}' is recorded with two types, {' and '.join(found[:_LISTED])}; one publisher "
+                f"has another type, stop it and record again, or name the right topic with --remap"
+            )
+        if found[0] not in kinds:
+            raise RecordingError(f"{self.path}: '{topic}' is {found[0]}; {' or '.join(kinds)} is needed")
+        if not self._declared[topic, found[0]]:
+            raise RecordingError(
+                f"{self.path}: '{topic}' has no messages; see whether its publisher runs, and record again"
+            )
+        return found[0]
 
     def messages(self, topics: Collection[str]) -> Iterator[Message]:
-        """The messages of ``topics`` in the order in which they were recorded."""
-        wanted = [connection for connection in self._reader.connections if connection.topic in topics]
-        try:
-            for connection, received, raw in self._reader.messages(connections=wanted):
-                content = self._types.deserialize_cdr(raw, connection.msgtype)
+        """The messages of ``topics`` in the order in which they were recorded.
+
+        Where there were fewer than the recording announces, it is refused in the end.
+        """
+        got: Counter[tuple[str, str]] = Counter()
+        for opened in self._storages:
+            wanted = [connection for connection in opened.reader.connections if connection.topic in topics]
+            if not wanted:
+                continue
+            with reading(str(opened.path)):
+                rows = opened.reader.messages(wanted)
+            while True:
+                with reading(str(opened.path)):
+                    opened.patience.renew()
+                    row = next(rows, None)
+                    if row is None:
+                        break
+                    connection, received, raw = row
+                    if type(received) is not int or not 0 <= received < 2**63:
+                        raise ValueError(f"a message on '{connection.topic}' was received at {str(received)[:40]}")
+                with reading(f"{opened.path}: the message on '{connection.topic}' at {received / 1e9:.3f} s"):
+                    if self._metadata is not None and self._metadata.compression == "message":
+                        raw = decompress_zstd(raw)
+                    content = self._types.deserialize_cdr(raw, connection.msgtype)
+                got[connection.topic, connection.msgtype] += 1
                 yield Message(connection.topic, connection.msgtype, received, content)
-        except _BROKEN as error:
-            raise RecordingError(f"{self.path} is damaged: {type(error).__name__}: {error}") from error
+        for (topic, kind), count in sorted(self._declared.items()):
+            if topic in topics and got[topic, kind] < count:
+                raise RecordingError(
+                    f"{self.path} is damaged: it holds {got[topic, kind]} of {count} messages on '{topic}'; copy it "
+                    f"again, or repair it with 'ros2 bag reindex {self.path}'"
+                )
 
     def close(self) -> None:
-        """Close the files."""
-        self._reader.close()
+        """Close the files, and remove what was decompressed."""
+        self._storages.clear()
+        with reading(str(self.path)):
+            self._opened.close()
 
     def __enter__(self) -> Bag:
         return self
@@ -97,5 +193,57 @@ class Bag:
         self.close()
 
 
-#: What a file that is cut short or no bag at all makes the library raise.
-_BROKEN = (ReaderError, OSError, ValueError, KeyError, AssertionError, IndexError)
+@dataclass(frozen=True)
+class _Opened:
+    """A file of the recording, by the name that the user knows."""
+
+    path: Path
+    reader: Storage
+    patience: Patience
+
+
+def _find(path: Path) -> tuple[Metadata | None, tuple[Path, ...]]:
+    """The metadata of the recording at ``path``, None for a file without any, and its files."""
+    if not path.exists():
+        raise RecordingError(f"there is no recording at {path}; name the folder that 'ros2 bag record' wrote")
+    if path.is_dir():
+        if not (path / "metadata.yaml").is_file():
+            raise RecordingError(_unfinished(path))
+        metadata = read_metadata(path)
+        return metadata, metadata.files
+    if path.suffix == ".bag":
+        raise RecordingError(f"{path} is a recording of ROS 1; convert it: rosbags-convert --src {path} --dst FOLDER")
+    if path.suffix not in STORAGES or not path.is_file():
+        raise RecordingError(
+            f"{path} cannot be read as a rosbag2; name the folder that 'ros2 bag record' wrote, or an .mcap or .db3 "
+            "file"
+        )
+    if (path.parent / "metadata.yaml").is_file():
+        metadata = read_metadata(path.parent)
+        if [file.name for file in metadata.files] == [path.name]:
+            return metadata, metadata.files
+        if path.name in [file.name for file in metadata.files]:
+            raise RecordingError(f"{path} is one of {len(metadata.files)} files of a recording; name {path.parent}")
+    return None, (path,)
+
+
+def _unfinished(folder: Path) -> str:
+    for ending, storage in STORAGES.items():
+        found = sorted(file.name for file in folder.glob(f"*{ending}*"))
+        if found:
+            return (
+                f"{folder} has {found[0]} and no metadata.yaml: the recorder was ended before it closed the recording; "
+                f"repair it with 'ros2 bag reindex {folder} -s {storage}'"
+            )
+    return (
+        f"{folder} cannot be read as a rosbag2: it has no metadata.yaml and no .mcap or .db3 file; name the folder "
+        "that 'ros2 bag record' wrote"
+    )
+
+
+def _check_connection(connection: Any) -> None:
+    for text in (connection.topic, connection.msgtype):
+        if not isinstance(text, str) or not 0 < len(text) <= _LONGEST_NAME or not text.isprintable():
+            raise ValueError(f"a topic or type is named {str(text)[:40]!r}")
+    if type(connection.msgcount) is not int:
+        raise ValueError(f"'{connection.topic}' has {str(connection.msgcount)[:40]!r} messages")

@@ -1,0 +1,219 @@
+"""The files of a rosbag2, read by the rosbags library: one error for all that it raises, bounded memory and time.
+
+The library and what it is made of (apsw, lz4, zstd, ruamel.yaml) raise errors without a common base, believe the sizes
+that a file announces, and decompress whatever is there. All of it is called within :func:`reading`. Time grows with
+the size of a file alone: decompressed data are at most :data:`MOST_EXPANDED` times as large as the file, and a query of
+SQLite that gives nothing ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import apsw
+from backports import zstd
+from lz4.frame import LZ4FrameDecompressor  # type: ignore[import-untyped]
+from rosbags.rosbag2 import storage_mcap, storage_sqlite3
+from rosbags.rosbag2.storage_mcap import McapReader
+from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
+
+from m2distill_policy.errors import M2DistillError, RecordingError
+from m2distill_policy.storage import no_room
+
+Storage: TypeAlias = McapReader | Sqlite3Reader
+
+#: Bytes of one chunk or message, decompressed. rosbag2's chunks have 0.75 MiB.
+LARGEST_CHUNK = 512 * 2**20
+#: Bytes of chunks that overlap in time, which are in memory together.
+MOST_AT_ONCE = 2 * 2**30
+#: How often larger than compressed data what they hold may be, beyond 1 MiB.
+MOST_EXPANDED = 1000
+#: s that a query of SQLite may take without giving a message, and bytes of the file for each further second.
+_PATIENCE, _BYTES_A_SECOND = 60.0, 10 * 2**20
+#: SQLite asks after so many steps whether to go on.
+_STEPS = 200_000
+_MAGIC = b"\x89MCAP0\r\n"
+#: Characters of another library's error that are repeated.
+_SHOWN = 200
+
+
+@contextlib.contextmanager
+def reading(where: str, read: Path | None = None) -> Iterator[None]:
+    """Every error of what is called within becomes a :class:`RecordingError` that begins with ``where``.
+
+    Errors of this project go through as they are; a full disk is said as such. read: the file that is really read,
+    whose name the user does not know.
+    """
+    try:
+        yield
+    except M2DistillError:
+        raise
+    except MemoryError as error:
+        raise RecordingError(f"{where} is damaged: it announces more data than fit into memory") from error
+    except RecursionError as error:
+        raise RecordingError(f"{where} is damaged: its data are nested too deeply") from error
+    # The libraries' errors have no common base: rosbags raises its own and any of Python's, apsw and zstd theirs.
+    except Exception as error:
+        full = no_room(error)
+        if full is not None:
+            raise full from error
+        text = " ".join((str(error) if read is None else str(error).replace(str(read), where)).split())
+        reason = f"{type(error).__name__}: {text[:_SHOWN]}" if text else type(error).__name__
+        raise RecordingError(f"{where} is damaged, or no part of a rosbag2: {reason}") from error
+
+
+def most_expanded(size: int) -> int:
+    """Bytes that ``size`` compressed bytes may hold."""
+    return size * MOST_EXPANDED + 2**20
+
+
+def decompress_zstd(data: bytes, largest: int = LARGEST_CHUNK) -> bytes:
+    """Decompress zstd frames to at most ``largest`` bytes."""
+    return _decompress(zstd.ZstdDecompressor, data, largest)
+
+
+def _decompress(make: Any, data: bytes, largest: int) -> bytes:
+    largest = min(largest, LARGEST_CHUNK, most_expanded(len(data)))
+    parts, total, rest = [], 0, data
+    while rest:  # a frame each
+        decompressor = make()
+        while not decompressor.eof:
+            part = decompressor.decompress(rest, max_length=largest - total + 1)
+            rest = b""
+            total += len(part)
+            parts.append(part)
+            if total > largest:
+                raise ValueError(f"compressed data hold more than {largest} bytes")
+            if not part and decompressor.needs_input:
+                raise EOFError("compressed data are cut off")
+        rest = decompressor.unused_data or b""
+    return b"".join(parts)
+
+
+def expand_file(path: Path, folder: Path) -> Path:
+    """Decompress a file of zstd to ``folder``, to at most :data:`MOST_EXPANDED` times its size.
+
+    Returns:
+        The new file.
+    """
+    target, most, total = folder / path.name.removesuffix(".zstd"), most_expanded(path.stat().st_size), 0
+    with path.open("rb") as source, zstd.open(source, "rb") as expanded, target.open("wb") as output:
+        while part := expanded.read(2**20):
+            total += len(part)
+            if total > most:
+                raise ValueError(f"compressed data hold more than {most} bytes")
+            output.write(part)
+    return target
+
+
+def temporary_folder() -> contextlib.AbstractContextManager[str]:
+    """A folder for decompressed files that is gone afterwards."""
+    return tempfile.TemporaryDirectory(prefix="m2distill_bag_")
+
+
+# --- the library's readers --------------------------------------------------------------------------------------
+
+
+class Patience:
+    """Ends queries of SQLite that give nothing: a damaged file can keep it busy without end."""
+
+    def __init__(self, size: int) -> None:
+        self._seconds = _PATIENCE + size / _BYTES_A_SECOND
+        self.renew()
+
+    def renew(self) -> None:
+        """Something came: wait as long again."""
+        self._until = time.monotonic() + self._seconds
+
+    def over(self) -> bool:
+        """Whether to give up."""
+        return time.monotonic() > self._until
+
+
+def open_storage(path: Path, storage: str, patience: Patience, shown: Path) -> Storage:
+    """Open one file, which errors call ``shown``; whoever calls closes it. Call within :func:`reading`."""
+    if storage == "sqlite3":
+        return _open_sqlite(path, patience)
+    _check_end(path, shown)
+    reader = McapReader(path)
+    reader.open()
+    try:
+        _check_chunks(reader, path.stat().st_size)
+    except BaseException:
+        reader.close()
+        raise
+    return reader
+
+
+def _open_sqlite(path: Path, patience: Patience) -> Sqlite3Reader:
+    for ending in ("-wal", "-journal"):
+        rest = path.with_name(path.name + ending)
+        if rest.exists() and rest.stat().st_size:
+            raise RecordingError(
+                f"{path} was not closed: {rest.name} holds a part of it; repair it with \"sqlite3 '{path}' 'VACUUM'\""
+            )
+    if set(str(path)) & set("?#%"):
+        raise RecordingError(f"{path}: the name has ?, # or %, which SQLite does not open; rename it")
+
+    def bound(connection: apsw.Connection) -> None:
+        connection.limit(apsw.SQLITE_LIMIT_LENGTH, LARGEST_CHUNK)
+        connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+        connection.set_progress_handler(patience.over, _STEPS)
+
+    reader = Sqlite3Reader(path)
+    apsw.connection_hooks.append(bound)
+    try:
+        reader.open()
+    finally:
+        apsw.connection_hooks.remove(bound)
+    return reader
+
+
+def _check_end(path: Path, shown: Path) -> None:
+    """An MCAP file begins and ends with the same bytes, the last of which the recorder writes when it is ended."""
+    with path.open("rb") as file:
+        begins = file.read(len(_MAGIC)) == _MAGIC
+        file.seek(max(0, path.stat().st_size - len(_MAGIC)))
+        ends = file.read() == _MAGIC
+    if begins and not ends:
+        raise RecordingError(
+            f"{shown} has no end: its recorder was ended before it closed the file, or a copy is cut off; copy it "
+            f"again, or save what is there by 'mcap recover {shown} -o NEW.mcap' and then 'ros2 bag reindex' its folder"
+        )
+
+
+def _check_chunks(reader: McapReader, size: int) -> None:
+    """Refuse an index of chunks that are larger than the file can hold, or that are to be read twice."""
+    if len({chunk.chunk_start_offset for chunk in reader.chunks}) != len(reader.chunks):
+        raise ValueError("its index names a chunk twice")
+    held, at_once = list[tuple[int, int]](), 0
+    for chunk in sorted(reader.chunks, key=lambda chunk: chunk.message_start_time):
+        if chunk.compressed_size > size or chunk.uncompressed_size > LARGEST_CHUNK:
+            raise ValueError(f"its index announces a chunk of {chunk.uncompressed_size} bytes")
+        while held and held[0][0] < chunk.message_start_time:
+            at_once -= heapq.heappop(held)[1]
+        heapq.heappush(held, (chunk.message_end_time, chunk.uncompressed_size))
+        at_once += chunk.uncompressed_size
+        if at_once > MOST_AT_ONCE:
+            raise ValueError(f"chunks of more than {MOST_AT_ONCE} bytes overlap in time")
+    if sum(chunk.uncompressed_size for chunk in reader.chunks) > most_expanded(size):
+        raise ValueError(f"its chunks announce more than {MOST_EXPANDED} times the bytes of the file")
+
+
+def _no_qos(_: object) -> list[Any]:
+    """Quality of service is not needed here; parsing it is YAML from a file once more."""
+    return []
+
+
+# The library has no switch for either: in its two modules the names are bound to bounded ones.
+storage_mcap.DECOMPRESSORS.update(
+    zstd=decompress_zstd, lz4=lambda data, size: _decompress(LZ4FrameDecompressor, data, size)
+)
+storage_mcap.parse_qos = _no_qos  # type: ignore[assignment]
+storage_sqlite3.parse_qos = _no_qos  # type: ignore[assignment]
