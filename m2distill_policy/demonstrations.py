@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy import strict_json
 from m2distill_policy.contract import Contract, libero_contract
+from m2distill_policy.demonstration_settings import check_settings, words_of
 from m2distill_policy.errors import ContractError, DemonstrationError, StorageError
 from m2distill_policy.hdf5 import Dataset, Hdf5File, open_hdf5
 from m2distill_policy.hdf5_writer import create_hdf5
@@ -37,7 +39,7 @@ _SUFFIX = "_demo.hdf5"
 _EPISODE = re.compile(r"demo_\d{1,9}")
 #: Attributes of the group ``data`` that are read.
 _ATTRIBUTES = (
-    *("macros_image_convention", "problem_info", "env_args"),
+    *("macros_image_convention", "problem_info", "env_args", "env_info"),
     *("m2distill_contract", "m2distill_suite", "m2distill_tried"),
 )
 #: Characters of an instruction; a text encoder reads some hundreds.
@@ -46,6 +48,10 @@ _LONGEST_INSTRUCTION = 1000
 _FARTHEST = 1e3
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+#: Files whose instruction was taken from their name, and that were said to be so.
+_said: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -124,12 +130,14 @@ class DemonstrationFile:
                 "known are 'opengl' (rows bottom-up) and 'opencv'"
             )
         self._bottom_up = convention == "opengl"
-        self.instruction = self._read_instruction(data)
         self.task_name = self.path.name.removesuffix(_SUFFIX).removesuffix(".hdf5")
+        self.instruction = self._read_instruction(data)
         self.contract = self._read_contract(file, data)
-        self._seen_after = "m2distill_contract" not in data
+        # A file without any attribute is one that OpenVLA's script made anew, which looks before it acts.
+        self._seen_after = bool(data) and "m2distill_contract" not in data
         self.suite = self._text(data, "m2distill_suite") or ""
-        self.settings = self._read_settings(data)
+        self.settings = self._read_settings(data, "env_args")
+        self._read_settings(data, "env_info")
         self.tried = self._whole_number(data, "m2distill_tried", len(self._names))
 
     def __len__(self) -> int:
@@ -280,6 +288,13 @@ class DemonstrationFile:
 
     def _read_instruction(self, data: Mapping[str, Any]) -> str:
         found = self._read_json(data, "problem_info")
+        if not data and self.path.name.endswith(_SUFFIX):
+            words = words_of(self.task_name)
+            if words is not None:
+                if self.path not in _said:
+                    _said.add(self.path)
+                    logger.warning("%s has no attributes: its instruction is '%s', from its name", self.path, words)
+                return words
         if found is None:
             raise DemonstrationError(f"{self.path}: attribute 'problem_info' is missing; it holds the instruction")
         words = found.get("language_instruction")
@@ -300,9 +315,17 @@ class DemonstrationFile:
             )
         return words
 
-    def _read_settings(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``env_args`` says of how the episodes came about; empty where it says nothing."""
-        return self._read_json(data, "env_args") or {}
+    def _read_settings(self, data: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """What an attribute says of how the episodes came about; empty where it says nothing.
+
+        Raises :class:`DemonstrationError` where the contract says something else.
+        """
+        found = self._read_json(data, name) or {}
+        try:
+            check_settings(found, self.contract, name)
+        except DemonstrationError as error:
+            raise DemonstrationError(f"{self.path}: {error}") from error
+        return found
 
     def _read_contract(self, file: Hdf5File, data: Mapping[str, Any]) -> Contract:
         raw = self._text(data, "m2distill_contract")

@@ -117,7 +117,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.hdf5": _names("errors"),
     "m2distill_policy.hdf5_reader": _names(outside="h5py"),
     "m2distill_policy.hdf5_writer": _names(outside="h5py"),
-    "m2distill_policy.demonstrations": _names(*_CORE, "hdf5", "hdf5_writer", outside="h5py"),
+    "m2distill_policy.demonstration_settings": _names("errors", "contract"),
+    "m2distill_policy.demonstrations": _names(*_CORE, "hdf5", "hdf5_writer", "demonstration_settings", outside="h5py"),
     "m2distill_policy.bundle": _names(
         "errors", "contract", "strict_json", "bundle_files", "bundle_arrays", "bundle_graphs"
     ),

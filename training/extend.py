@@ -22,7 +22,7 @@ from training.gate import LetThrough
 from training.lifelong import samples
 from training.lifelong.checkpoint import write_json
 from training.lifelong.run import STRATEGY_CLASSES, LifelongRun
-from training.pipeline import own_files, tasks_of
+from training.pipeline import own_files, require_distinct, tasks_of
 from training.run_config import RunConfig, first_difference
 from training.text import embed
 
@@ -63,6 +63,8 @@ def extend_run(
             raise TrainingError(
                 f"{source.folder} has learned '{task.instruction}' ({task.name}) already; name tasks that are new"
             )
+    require_distinct(added)
+    for task in added:
         file = DemonstrationFile(demonstration_path(demonstrations, task.name))
         check_file(file, task.instruction, source.contract, config.later_episodes or config.episodes)
     if not added[0].has_world:  # their numbers are of another folder; here they only have to differ

@@ -38,6 +38,7 @@ def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> Lifelon
     """
     tasks = tasks_of(config, demonstrations)
     files = [DemonstrationFile(demonstration_path(demonstrations, task.name)) for task in tasks]
+    require_distinct(tasks)
     first = files[0]
     size = first.contract.cameras[0].height
     if size != config.image_size:
@@ -57,6 +58,17 @@ def tasks_of(config: RunConfig, demonstrations: Path) -> tuple[Task, ...]:
     if config.suite != FILES:
         return tuple(suite_task(config.suite, index) for index in config.tasks)
     return own_files(config.tasks, demonstrations)
+
+
+def require_distinct(tasks: Sequence[Task]) -> None:
+    """:class:`TrainingError` where two tasks have one name or one instruction: a bundle could not tell them apart."""
+    for index, task in enumerate(tasks):
+        for other in tasks[:index]:
+            if task.name == other.name or task.instruction.casefold() == other.instruction.casefold():
+                raise TrainingError(
+                    f"'{other.name}' and '{task.name}' have the instruction '{task.instruction}'; a policy gets the "
+                    "instruction alone: merge the two into one file, or word one of them otherwise"
+                )
 
 
 def own_files(wanted: Sequence[int], demonstrations: Path) -> tuple[Task, ...]:
