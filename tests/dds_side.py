@@ -47,7 +47,7 @@ _KINDS: dict[str, Any] = {
 @contextlib.contextmanager
 def command(folder: Path, *arguments: object) -> Iterator[Child]:
     """``m2distill`` with ``arguments`` as a process of its own."""
-    with running([sys.executable, "-c", _MAIN, *arguments], folder / f"{arguments[0]}.log") as child:
+    with running([sys.executable, "-c", _MAIN, *arguments], folder / f"{arguments[0]}-{time.monotonic_ns()}.log") as child:
         if arguments[0] == "serve":
             child.wait_for("serving bundle")
         yield child
@@ -173,8 +173,8 @@ class DdsSide(Side):
         with command(self.folder, "serve", bundle, "--domain", self.domain, *words) as child:
             yield child
 
-    def robot(self, contract: Contract, *, lockstep: bool = False) -> DdsRobot:
-        return DdsRobot(Participant(self.domain), contract, lockstep=lockstep)
+    def robot(self, contract: Contract, *, lockstep: bool = False, namespace: str = "") -> DdsRobot:
+        return DdsRobot(Participant(self.domain, namespace=namespace), contract, lockstep=lockstep)
 
     def sim(self, *arguments: object) -> contextlib.AbstractContextManager[Child]:
         return command(self.folder, "sim", *arguments, "--domain", self.domain)

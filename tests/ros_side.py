@@ -50,10 +50,11 @@ _KINDS: dict[str, Any] = {
 class Operator:
     """Somebody with a ROS 2 node, in a context of its own, who calls the policy node's services."""
 
-    def __init__(self, name: str = "operator") -> None:
+    def __init__(self, name: str = "operator", namespace: str = "") -> None:
         self.context = Context()
         rclpy.init(context=self.context)
-        self.node = Node(name, context=self.context)
+        self.namespace = namespace
+        self.node = Node(name, context=self.context, namespace=namespace)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
 
@@ -66,7 +67,7 @@ class Operator:
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
         """Call one of the policy node's services and return its response."""
-        client = self.node.create_client(kind, topics.resolve(f"~/{name}"))
+        client = self.node.create_client(kind, topics.resolve(f"~/{name}", namespace=self.namespace))
         try:
             self.until(client.service_is_ready, f"the service {name}")
             future = client.call_async(request)
@@ -98,10 +99,11 @@ class RosRobot(Robot):
 
     messages = MESSAGES
 
-    def __init__(self, contract: Contract, *, lockstep: bool = False) -> None:
+    def __init__(self, contract: Contract, *, lockstep: bool = False, namespace: str = "") -> None:
         super().__init__(contract)
         self._lockstep = lockstep
-        self.operator = Operator("robot")
+        self._namespace = namespace
+        self.operator = Operator("robot", namespace)
         self.node, self._executor = self.operator.node, self.operator.executor
         profile = qos.lockstep() if lockstep else qos.reliable(10)
         self._publishers: dict[str, Publisher] = {}
@@ -121,11 +123,14 @@ class RosRobot(Robot):
             wanted = qos.latched() if lockstep and name == "status" else profile if lockstep else qos.reliable(1000)
             wanted = qos.reliable(1000) if name == "diagnostics" else wanted
             self._subscriptions[name] = self.node.create_subscription(
-                _KINDS[name], topics.resolve(topic), self.heard[name].append, wanted
+                _KINDS[name], self._full(topic), self.heard[name].append, wanted
             )
 
+    def _full(self, topic: str) -> str:
+        return topics.resolve(topic, namespace=self._namespace)
+
     def _publisher(self, topic: str, kind: type[Any], profile: QoSProfile) -> None:
-        self._publishers[topic] = self.node.create_publisher(kind, topics.resolve(topic), profile)
+        self._publishers[topic] = self.node.create_publisher(kind, self._full(topic), profile)
 
     def publish(self, topic: str, message: Any) -> None:
         self._publishers[topic].publish(message)
@@ -158,19 +163,19 @@ class RosRobot(Robot):
         return Bool(data=value)
 
     def latched_flag(self, topic: str) -> Callable[[bool], None]:
-        publisher = self.node.create_publisher(Bool, topics.resolve(topic), qos.latched())
+        publisher = self.node.create_publisher(Bool, self._full(topic), qos.latched())
         return lambda value: publisher.publish(Bool(data=value))
 
     def commander(self, topic: str) -> Callable[[], None]:
         kind = next(_KINDS[name] for name, heard in HEARD.items() if heard == topic)
-        publisher = self.node.create_publisher(kind, topics.resolve(topic), qos.reliable(10))
+        publisher = self.node.create_publisher(kind, self._full(topic), qos.reliable(10))
         return lambda: publisher.publish(self.command(topic))
 
     def meet(self) -> None:
-        heard = [p for p in self._publishers.values() if p.topic_name != topics.resolve(topics.EPISODE)]
+        heard = [p for p in self._publishers.values() if p.topic_name != self._full(topics.EPISODE)]
         heard += [self._publishers[topics.EPISODE]] if self._lockstep else []
         self.until(lambda: all(p.get_subscription_count() for p in heard), "the policy's subscriptions")
-        said = [topics.resolve(topic) for topic in HEARD.values()]
+        said = [self._full(topic) for topic in HEARD.values()]
         self.until(lambda: all(self.node.count_publishers(topic) for topic in said), "the policy's publishers")
         self.listen(0.5)  # the other side learns of ours a moment later
 
@@ -211,8 +216,10 @@ class RosSide(Side):
     @contextlib.contextmanager
     def policy(self, bundle: Path, **settings: object) -> Iterator[Child]:
         told = {"enable": True, **settings, "bundle": str(bundle)}
-        with self._process("main", "--ros-args", *parameters(told)) as child:
-            with contextlib.closing(Operator()) as operator:
+        namespace = str(told.pop("namespace", ""))
+        place = ["-r", f"__ns:={namespace}"] if namespace else []
+        with self._process("main", "--ros-args", *place, *parameters(told)) as child:
+            with contextlib.closing(Operator(namespace=namespace)) as operator:
                 operator.bring_up()
             yield child
 
@@ -222,10 +229,10 @@ class RosSide(Side):
     def _process(self, module: str, *arguments: object) -> contextlib.AbstractContextManager[Child]:
         words = [sys.executable, "-m", f"m2distill_policy.ros.{module}", *arguments]
         path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
-        return running(words, self.folder / f"{module}.log", PYTHONPATH=path)
+        return running(words, self.folder / f"{module}-{time.monotonic_ns()}.log", PYTHONPATH=path)
 
-    def robot(self, contract: Contract, *, lockstep: bool = False) -> RosRobot:
-        return RosRobot(contract, lockstep=lockstep)
+    def robot(self, contract: Contract, *, lockstep: bool = False, namespace: str = "") -> RosRobot:
+        return RosRobot(contract, lockstep=lockstep, namespace=namespace)
 
     @contextlib.contextmanager
     def link(self, contract: Contract, *, follow: Follow, lockstep: bool) -> Iterator[RosLink]:

@@ -295,11 +295,11 @@ class Side(ABC):
     def policy(self, bundle: Path, **settings: object) -> contextlib.AbstractContextManager[Child]:
         """The policy as a process of its own, told to drive.
 
-        settings: the node's parameters by name, with two underscores for a dot.
+        settings: the node's parameters by name, with two underscores for a dot; and ``namespace``, as "/left".
         """
 
     @abstractmethod
-    def robot(self, contract: Contract, *, lockstep: bool = False) -> Robot:
+    def robot(self, contract: Contract, *, lockstep: bool = False, namespace: str = "") -> Robot:
         """A robot; close it at the end."""
 
     @abstractmethod
@@ -315,7 +315,11 @@ class Side(ABC):
         """A policy and a robot that have met."""
         with (
             self.policy(bundle, **settings) as child,
-            contextlib.closing(self.robot(contract, lockstep=bool(settings.get("lockstep")))) as robot,
+            contextlib.closing(
+                self.robot(
+                    contract, lockstep=bool(settings.get("lockstep")), namespace=str(settings.get("namespace", ""))
+                )
+            ) as robot,
         ):
             robot.meet()
             yield child, robot

@@ -160,3 +160,28 @@ def test_in_shadow_another_one_may_drive_and_enable_says_so(side: Side, tmp_path
             robot.enable(True)
             robot.forget()
             drive_until(robot, StatusCode.RUNNING, "answer after it was enabled again")
+
+
+# --- two arms -------------------------------------------------------------------------------------------------------
+
+
+def test_two_arms_in_two_namespaces_do_not_meet(side: Side, tmp_path: Path) -> None:
+    bundle = write_toy(tmp_path / "toy")
+    with (
+        side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], namespace="/left") as (left_policy, left),
+        side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[1], namespace="/right") as (right_policy, right),
+    ):
+        drive_until(left, StatusCode.RUNNING, "the left arm's first answer")
+        assert StatusCode.RUNNING not in {s.code for s in right.heard["status"]}, "it has no cameras of its own yet"
+        drive_until(right, StatusCode.RUNNING, "the right arm's first answer")
+        for robot, instruction in ((left, INSTRUCTIONS[0]), (right, INSTRUCTIONS[1])):
+            robot.forget()
+            robot.drive(observations(CONTRACT, 50, seed=1))
+            assert {s.instruction for s in robot.heard["status"]} == {instruction}
+            assert StatusCode.OTHER_PUBLISHER not in {s.code for s in robot.heard["status"]}
+            assert robot.heard["twist"] and not any(s.warning for s in robot.heard["status"])
+        names = {entry.name for message in right.heard["diagnostics"] for entry in message.status}
+        assert names >= {"left/m2distill_policy: policy", "right/m2distill_policy: policy"}
+        rates = {value.key for m in right.heard["diagnostics"] for entry in m.status for value in entry.values}
+        assert {"rate of /left/joint_states (Hz)", "rate of /right/joint_states (Hz)"} <= rates
+        assert left_policy.end() == 0 and right_policy.end() == 0

@@ -85,6 +85,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--domain", type=int, help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
     parser.add_argument(
+        "--namespace", default="", help="before all topics but /diagnostics, such as /left where there are two arms"
+    )
+    parser.add_argument(
         "--remap",
         metavar="FROM:=TO",
         action="append",
@@ -104,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import PolicyNode
     from m2distill_policy.node.cycle import UNINTERRUPTED, CycleOptions
-    from m2distill_policy.node.topics import parse_remappings
+    from m2distill_policy.node.topics import parse_namespace, parse_remappings
     from m2distill_policy.ros.parameters import load_arm
     from m2distill_policy.runtime.probe import open_and_prove
     from m2distill_policy.runtime.server import PolicyServer
@@ -125,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
         allow_other_publishers=args.allow_other_publishers,
         joint_topics=config.joint_topics,
     )
-    domain, remap = domain_id(args.domain), parse_remappings(args.remap)
+    domain, namespace = domain_id(args.domain), parse_namespace(args.namespace)
+    remap = parse_remappings(args.remap, namespace)
     # The cores belong to cameras and control; a picture is small work.
     cv2.setNumThreads(1)
     server = PolicyServer(
@@ -145,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
         server.set_instruction(args.instruction)
     watcher = FolderWatcher(args.watch, server.load) if args.watch is not None else None
     try:
-        with Participant(domain, remap, name="m2distill serve") as participant:
+        with Participant(domain, remap, namespace=namespace, name="m2distill serve") as participant:
             node = PolicyNode(
                 participant,
                 server,

@@ -22,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_options(parser)
     parser.add_argument("--domain", type=int, help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
+    parser.add_argument("--namespace", default="", help="before all topics, such as /left where there are two arms")
     parser.add_argument("--remap", metavar="FROM:=TO", action="append", default=[], help="use another topic")
     parser.set_defaults(run=run)
 
@@ -35,15 +36,16 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.robot_link import DdsLink
-    from m2distill_policy.node.topics import parse_remappings
+    from m2distill_policy.node.topics import parse_namespace, parse_remappings
     from m2distill_policy.sim_robot.link import Follow
     from m2distill_policy.sim_robot.session import roll_out
 
-    domain, remap = domain_id(args.domain), parse_remappings(args.remap)
+    domain, namespace = domain_id(args.domain), parse_namespace(args.namespace)
+    remap = parse_remappings(args.remap, namespace)
 
     @contextmanager
     def link_for(contract: Contract, follow: Follow, lockstep: bool) -> Iterator[DdsLink]:
-        with Participant(domain, remap) as participant:
+        with Participant(domain, remap, namespace=namespace, name="m2distill sim") as participant:
             yield DdsLink(participant, contract, follow=follow, lockstep=lockstep)
 
     return roll_out(args, link_for)

@@ -155,14 +155,18 @@ class Participant:
     Args:
         domain: the domain's id, see :func:`m2distill_policy.dds.domain.domain_id`.
         remap: full topic name -> the one to use instead.
+        namespace: of all topics but /diagnostics, "" or of the form "/a".
         name: what others call this process in their messages; the process id is added.
 
     Use it as a context manager: leaving it says goodbye to the other processes at once, where a process that just
     ends is missed only after its lease of 10 s.
     """
 
-    def __init__(self, domain: int, remap: Mapping[str, str] | None = None, *, name: str = "m2distill") -> None:
+    def __init__(
+        self, domain: int, remap: Mapping[str, str] | None = None, *, namespace: str = "", name: str = "m2distill"
+    ) -> None:
         self.domain = domain
+        self.namespace = namespace
         self.name = f"{name}, process {os.getpid()}"
         self._remap = dict(remap or {})
         try:
@@ -187,7 +191,7 @@ class Participant:
 
     def full_name(self, topic: str) -> str:
         """The name of ``topic`` (``/x/y`` or ``~/y``) here, after remapping."""
-        return resolve(topic, self._remap)
+        return resolve(topic, self._remap, self.namespace)
 
     def require_remapped(self) -> None:
         """:class:`ConfigError` where a topic was to be renamed that nobody here reads or writes: a slip of the pen."""
@@ -200,7 +204,7 @@ class Participant:
 
     def writer(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Writer[M]:
         """A publisher of ``topic`` (``/x/y`` or ``~/y``)."""
-        self._asked.add(resolve(topic))
+        self._asked.add(resolve(topic, namespace=self.namespace))
         writer = Writer(self, self.full_name(topic), kind, profile, depth)
         self._writers.append(writer)
         return writer
@@ -215,7 +219,7 @@ class Participant:
         others_only: bool = False,
     ) -> Reader[M]:
         """A subscription to ``topic`` (``/x/y`` or ``~/y``). others_only: not to what this participant publishes."""
-        self._asked.add(resolve(topic))
+        self._asked.add(resolve(topic, namespace=self.namespace))
         reader = Reader(self, self.full_name(topic), kind, profile, depth, others_only=others_only)
         self._readers.append(reader)
         return reader

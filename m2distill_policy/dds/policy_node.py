@@ -65,7 +65,13 @@ class PolicyNode:
         self._frame = frame or self._contract.action.frame
         self._lockstep = lockstep
         self._cycle: PolicyCycle[Image] = PolicyCycle(
-            server, Image.to_rgb, options, lockstep=lockstep, watcher=watcher, full_name=participant.full_name
+            server,
+            Image.to_rgb,
+            options,
+            lockstep=lockstep,
+            watcher=watcher,
+            full_name=participant.full_name,
+            name=f"{participant.namespace}/{topics.POLICY_NODE}",
         )
         self._stop = False
         self._stop_reason = ""

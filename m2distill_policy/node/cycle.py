@@ -118,6 +118,7 @@ class PolicyCycle(Generic[T]):
             lockstep it is asked between two observations and the swap waited for, so that a run can be repeated.
         full_name: from a topic as :mod:`m2distill_policy.node.topics` names it to its name here, after remapping; for
             sentences. Everything else here is told topics as that module names them.
+        name: of this node with its namespace, in /diagnostics.
         wall: the clock of the observations' stamps, ns. steady: a monotonic clock, s.
         poses: where the end effector is, where something else knows that; None takes what :meth:`add_pose` is told.
     """
@@ -131,6 +132,7 @@ class PolicyCycle(Generic[T]):
         lockstep: bool = False,
         watcher: FolderWatcher | None = None,
         full_name: Callable[[str], str] = topics.resolve,
+        name: str = topics.POLICY_NODE,
         wall: Callable[[], int] = time.time_ns,
         steady: Callable[[], float] = time.monotonic,
         poses: PoseSource | None = None,
@@ -182,7 +184,7 @@ class PolicyCycle(Generic[T]):
         self._enable_heard: tuple[bool, float] | None = None
         #: Whether the newest command was still one that moves the arm, or ends the ramp of one.
         self._moved = False
-        self._diagnostics = Diagnostics(steady())
+        self._diagnostics = Diagnostics(steady(), name.strip("/"))
         self._diagnosed = steady()
         #: The state that was last told to whoever looks at the process and not at ``~/status``.
         self._said: StatusCode | None = None

@@ -29,9 +29,13 @@ class Health:
 
 
 class Diagnostics:
-    """Collects figures between two messages. Durations in s; ``now`` is monotonic."""
+    """Collects figures between two messages. Durations in s; ``now`` is monotonic.
 
-    def __init__(self, now: float) -> None:
+    name: of the node, with its namespace and without the first slash.
+    """
+
+    def __init__(self, now: float, name: str = POLICY_NODE) -> None:
+        self._name = name
         self._since = now
         self._arrivals: dict[str, int] = {}
         self._steps: deque[float] = deque(maxlen=CYCLES)
@@ -74,7 +78,7 @@ class Diagnostics:
         self._arrivals = dict.fromkeys(self._arrivals, 0)
         level = ERROR if status.code.is_fault else WARN if warnings or status.warning else OK
         sentence = " ".join([status.sentence, *([status.warning] if status.warning else []), *warnings])
-        return Health(level, f"{POLICY_NODE}: policy", POLICY_NODE, sentence, tuple(values.items()))
+        return Health(level, f"{self._name}: policy", self._name, sentence, tuple(values.items()))
 
 
 def _percentiles(what: str, seconds: deque[float]) -> dict[str, str]:

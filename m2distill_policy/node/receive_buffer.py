@@ -54,7 +54,7 @@ class ReceiveBuffer:
         self._judge(max(size for size, _ in {**self._announced, **self._pictures}.values()))
 
     def announce(self, picture_bytes: int, view: str = "", now: float | None = None) -> None:
-        """The camera of ``view`` says that its pictures are of this size: of those that are too large, none may come."""
+        """The camera of ``view`` says that its pictures are of this size: of too large ones, none may come."""
         self._announced[view] = (picture_bytes, time.monotonic() if now is None else now)
         self._judge(max(size for size, _ in {**self._announced, **self._pictures}.values()))
 

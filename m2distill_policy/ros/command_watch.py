@@ -13,6 +13,7 @@ from typing import Any
 from rclpy.lifecycle import LifecycleNode
 from rclpy.subscription import Subscription
 
+from m2distill_policy.node import topics
 from m2distill_policy.ros import qos
 
 #: Messages of this node that may be under way to it.
@@ -38,7 +39,7 @@ class CommandWatch:
     ) -> None:
         self._node = node
         self._kinds = dict(kinds)
-        self._names = {topic: str(node.resolve_topic_name(topic)) for topic in kinds}
+        self._names = {topic: str(node.resolve_topic_name(topics.relative(topic, own=True))) for topic in kinds}
         self._there, self._heard = there, heard
         self._listening: dict[str, Subscription] = {}
         self._sent: dict[str, deque[Any]] = {}
@@ -83,7 +84,8 @@ class CommandWatch:
             except ValueError:
                 self._heard(topic)
 
-        self._listening[topic] = self._node.create_subscription(self._kinds[topic], topic, callback, qos.sensor(10))
+        here = topics.relative(topic, own=True)
+        self._listening[topic] = self._node.create_subscription(self._kinds[topic], here, callback, qos.sensor(10))
 
     def _ignore(self, topic: str) -> None:
         self._node.destroy_subscription(self._listening.pop(topic))

@@ -124,7 +124,8 @@ class Inputs:
     @property
     def pose_is_published(self) -> bool:
         """Whether somebody publishes the end effector's pose."""
-        return bool(self._node.count_publishers(self._node.resolve_topic_name(topics.END_EFFECTOR_POSE)))
+        here = self._node.resolve_topic_name(topics.relative(topics.END_EFFECTOR_POSE))
+        return bool(self._node.count_publishers(here))
 
     def forget_silent_cameras(self) -> None:
         """Expect no more pictures of a camera that has fallen silent; call it once a second."""
@@ -162,7 +163,7 @@ class Inputs:
 
         subscription = self._node.create_subscription(
             kind,
-            topic,
+            topics.relative(topic, own=True),
             on_bytes,
             profile,
             callback_group=group,

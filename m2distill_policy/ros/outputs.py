@@ -51,7 +51,8 @@ class Outputs:
         overriding = QoSOverridingOptions.with_default_policies()
 
         def command(kind: type, topic: str) -> LifecyclePublisher:
-            return node.create_lifecycle_publisher(kind, topic, profile, qos_overriding_options=overriding)
+            here = topics.relative(topic, own=True)
+            return node.create_lifecycle_publisher(kind, here, profile, qos_overriding_options=overriding)
 
         self._action = command(PolicyAction, topics.ACTION)
         self._twist = command(TwistStamped, topics.TWIST)

@@ -301,7 +301,8 @@ class PolicyNode(LifecycleNode):
             self.settings.cycle,
             lockstep=self.settings.lockstep,
             watcher=self._watcher,
-            full_name=self.resolve_topic_name,
+            full_name=lambda topic: str(self.resolve_topic_name(topics.relative(topic, own=True))),
+            name=self.get_fully_qualified_name(),
             wall=lambda: int(self.get_clock().now().nanoseconds),
             poses=self._poses,
         )

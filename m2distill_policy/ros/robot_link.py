@@ -72,26 +72,26 @@ class RosLink(Link):
         self._lockstep = lockstep
         self._joint_names = [entry for group in contract.proprioception for entry in group.entries]
         profile = qos.lockstep() if lockstep else qos.reliable(10)
-        policy = topics.resolve
+        here = topics.relative
         # ~/episode is the last publisher and ~/status the last subscription, as on plain DDS and for the same reason.
         self._pose: Publisher | None = None
         if follow == "target_pose":
-            self._pose = node.create_publisher(PoseStamped, topics.END_EFFECTOR_POSE, profile)
+            self._pose = node.create_publisher(PoseStamped, here(topics.END_EFFECTOR_POSE), profile)
         self._transforms = None if lockstep else TransformBroadcaster(node)
         self._views: dict[str, Publisher] = {
-            camera.name: node.create_publisher(Image, topics.camera_topic(camera.name), profile)
+            camera.name: node.create_publisher(Image, here(topics.camera_topic(camera.name)), profile)
             for camera in contract.cameras
         }
         self._infos: dict[str, Publisher] = {
-            camera.name: node.create_publisher(CameraInfo, topics.camera_info_topic(camera.name), qos.reliable(1))
+            camera.name: node.create_publisher(CameraInfo, here(topics.camera_info_topic(camera.name)), qos.reliable(1))
             for camera in contract.cameras
         }
-        self._joints = node.create_publisher(JointState, topics.JOINT_STATES, profile)
-        self._instructions = node.create_publisher(String, policy(topics.INSTRUCTION), qos.latched())
-        self._episodes = node.create_publisher(Episode, policy(topics.EPISODE), qos.latched())
-        self._command = Heap(node, _COMMANDS[follow], policy(FOLLOWED[follow]), profile)
-        self._gripper = Heap(node, GripperCommand, topics.GRIPPER_COMMAND, profile) if follow != "action" else None
-        self._status = Heap(node, PolicyStatus, policy(topics.STATUS), qos.latched() if lockstep else qos.reliable(10))
+        self._joints = node.create_publisher(JointState, here(topics.JOINT_STATES), profile)
+        self._instructions = node.create_publisher(String, here(topics.INSTRUCTION), qos.latched())
+        self._episodes = node.create_publisher(Episode, here(topics.EPISODE), qos.latched())
+        self._command = Heap(node, _COMMANDS[follow], here(FOLLOWED[follow]), profile)
+        self._gripper = Heap(node, GripperCommand, here(topics.GRIPPER_COMMAND), profile) if follow != "action" else None
+        self._status = Heap(node, PolicyStatus, here(topics.STATUS), qos.latched() if lockstep else qos.reliable(10))
 
     def wait_for_policy(self, timeout: float, stop: Callable[[], bool]) -> None:
         publishers = [*self._views.values(), self._joints]
@@ -176,7 +176,8 @@ class RosLink(Link):
         time.sleep(max(0.0, min(timeout, _LONGEST_SLEEP)))
 
     def full_name(self, topic: str) -> str:
-        return str(self._node.resolve_topic_name(topics.resolve(topic)))
+        here = topics.relative(topic) if topic.startswith(("/", "~/")) else topic
+        return str(self._node.resolve_topic_name(here))
 
     def trouble(self, topic: str) -> str:
         return ""

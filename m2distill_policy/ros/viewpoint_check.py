@@ -49,7 +49,7 @@ class ViewpointCheck(Node):
         for camera in bundle.contract.cameras:
             topic = topics.camera_topic(camera.name) + ("/compressed" if transport == "compressed" else "")
             kind = CompressedImage if transport == "compressed" else Image
-            self.create_subscription(kind, topic, self._look(bundle, camera), qos.sensor(1))
+            self.create_subscription(kind, topics.relative(topic), self._look(bundle, camera), qos.sensor(1))
         self._silent = self.create_timer(_PATIENCE, lambda: self._name_the_silent(bundle, transport))
 
     def _name_the_silent(self, bundle: Bundle, transport: str) -> None:
@@ -57,7 +57,8 @@ class ViewpointCheck(Node):
         for camera in bundle.contract.cameras:
             if camera.name not in self.said:
                 topic = topics.camera_topic(camera.name)
-                here = self.resolve_topic_name(topic + ("/compressed" if transport == "compressed" else ""))
+                topic = topics.relative(topic + ("/compressed" if transport == "compressed" else ""))
+                here = self.resolve_topic_name(topic)
                 self.get_logger().warning(
                     f"no picture of view '{camera.name}' on {here} yet; rename it: --ros-args -r {topic}:=/your/topic"
                 )
