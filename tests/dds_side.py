@@ -47,7 +47,9 @@ _KINDS: dict[str, Any] = {
 @contextlib.contextmanager
 def command(folder: Path, *arguments: object) -> Iterator[Child]:
     """``m2distill`` with ``arguments`` as a process of its own."""
-    with running([sys.executable, "-c", _MAIN, *arguments], folder / f"{arguments[0]}-{time.monotonic_ns()}.log") as child:
+    with running(
+        [sys.executable, "-c", _MAIN, *arguments], folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
+    ) as child:
         if arguments[0] == "serve":
             child.wait_for("serving bundle")
         yield child
@@ -162,6 +164,8 @@ class DdsSide(Side):
         words: list[object] = []
         for name, value in settings.items():
             option = name.replace("__", ".")
+            if name == "autostart":  # as it always does
+                continue
             if name == "enable":
                 words += [] if value else ["--shadow"]
             elif "." in option:

@@ -219,8 +219,11 @@ class RosSide(Side):
         namespace = str(told.pop("namespace", ""))
         place = ["-r", f"__ns:={namespace}"] if namespace else []
         with self._process("main", "--ros-args", *place, *parameters(told)) as child:
-            with contextlib.closing(Operator(namespace=namespace)) as operator:
-                operator.bring_up()
+            if told.get("autostart"):
+                child.wait_for("] [m2distill_policy]: bundle")
+            else:
+                with contextlib.closing(Operator(namespace=namespace)) as operator:
+                    operator.bring_up()
             yield child
 
     def sim(self, *arguments: object) -> contextlib.AbstractContextManager[Child]:

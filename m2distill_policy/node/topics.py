@@ -54,8 +54,8 @@ def joint_topics(further: Sequence[str]) -> tuple[str, ...]:
 def relative(topic: str, *, own: bool = False) -> str:
     """``topic`` as ROS 2 places it in the namespace of a node; what is of no namespace stays.
 
-    ``/joint_states`` -> ``joint_states``; ``~/twist`` -> ``m2distill_policy/twist`` for other nodes of the namespace, and
-    as it is for the policy node itself (``own``).
+    ``/joint_states`` -> ``joint_states``; ``~/twist`` -> ``m2distill_policy/twist`` for other nodes of the namespace,
+    and as it is for the policy node itself (``own``).
     """
     if topic in _OF_NO_NAMESPACE or (own and topic.startswith("~/")):
         return topic

@@ -209,7 +209,9 @@ PARAMETERS: tuple[Parameter, ...] = (
         "how the gripper is told: control_msgs/GripperCommand on /gripper_command, or an action of its driver",
         choices=("topic", "gripper_command", "parallel_gripper_command"),
     ),
-    Parameter("gripper.action", "string", "gripper_controller/gripper_cmd", "", "name of that action, in the node's namespace"),
+    Parameter(
+        "gripper.action", "string", "gripper_controller/gripper_cmd", "", "name of that action, in the node's namespace"
+    ),
     Parameter("gripper.joint", "string", "", "", "the gripper's joint, which parallel_gripper_command names"),
     Parameter("gripper.open_position", "float", _GRIPPER.open_position, "m or rad", "open"),
     Parameter("gripper.closed_position", "float", _GRIPPER.closed_position, "m or rad", "closed"),

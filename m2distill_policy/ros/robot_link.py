@@ -90,7 +90,9 @@ class RosLink(Link):
         self._instructions = node.create_publisher(String, here(topics.INSTRUCTION), qos.latched())
         self._episodes = node.create_publisher(Episode, here(topics.EPISODE), qos.latched())
         self._command = Heap(node, _COMMANDS[follow], here(FOLLOWED[follow]), profile)
-        self._gripper = Heap(node, GripperCommand, here(topics.GRIPPER_COMMAND), profile) if follow != "action" else None
+        self._gripper = (
+            Heap(node, GripperCommand, here(topics.GRIPPER_COMMAND), profile) if follow != "action" else None
+        )
         self._status = Heap(node, PolicyStatus, here(topics.STATUS), qos.latched() if lockstep else qos.reliable(10))
 
     def wait_for_policy(self, timeout: float, stop: Callable[[], bool]) -> None:
