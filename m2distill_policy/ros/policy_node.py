@@ -74,6 +74,12 @@ def _loud(what: str) -> Callable[[_Transition], _Transition]:
     return decorate
 
 
+def _given(parameter: RosParameter) -> RosParameter:
+    """``parameter`` as it was given: of an empty list in a file nothing is left (a key without a value rcl refuses)."""
+    is_list = parameter.name in BY_NAME and BY_NAME[parameter.name].kind in _LISTS
+    return RosParameter(parameter.name, value=[]) if is_list and parameter.value is None else parameter
+
+
 def _with_a_type(parameter: RosParameter) -> RosParameter:
     """``parameter``, with the type of its table's row where it is an empty list."""
     kind = _LISTS.get(BY_NAME[parameter.name].kind) if parameter.name in BY_NAME else None
@@ -392,7 +398,7 @@ class PolicyNode(LifecycleNode):
         in_code: names of those that the constructor was given.
         """
         # rclpy keeps what was given and not declared here, and nowhere else.
-        given = {name: parameter.value for name, parameter in self._parameter_overrides.items()}
+        given = {name: _given(parameter).value for name, parameter in self._parameter_overrides.items()}
         by_name = in_code | given_by_name(sys.argv, self.get_name())
         refused = unknown(given, BY_NAME, by_name)
         wrong = list(refused.values())
@@ -409,7 +415,7 @@ class PolicyNode(LifecycleNode):
 
     def _give_empty_lists_a_type(self) -> None:
         """An empty list has no type in rclpy, which then takes it for bytes."""
-        found = [_with_a_type(self.get_parameter(parameter.name)) for parameter in PARAMETERS]
+        found = [_with_a_type(_given(self.get_parameter(parameter.name))) for parameter in PARAMETERS]
         self.set_parameters([parameter for parameter in found if parameter.value == []])
 
     def _values(self) -> dict[str, object]:
