@@ -40,6 +40,7 @@ from m2distill_policy.bundle_files import (
     DIGEST,
     LARGEST,
     MANIFEST,
+    SIGNATURE,
     BundleFolder,
     check_digest,
     check_sizes,
@@ -47,6 +48,7 @@ from m2distill_policy.bundle_files import (
     is_plain_name,
 )
 from m2distill_policy.bundle_graphs import GraphError, check_graph
+from m2distill_policy.bundle_signature import PublicKey, sign_manifest
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import BundleError, ContractError, UnknownInstructionError, closest, shorten
 
@@ -234,8 +236,10 @@ def _flush_folder(path: Path) -> None:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], *, public_key: PublicKey | None = None) -> Bundle:
     """Read and verify the bundle at ``path``.
+
+    public_key: the key that it must be signed with; without one, signatures are not looked at.
 
     Checks the sizes, the manifest's digest before anything in it is used, the format version, that exactly the listed
     files are there, the sha256 of each, the contract, the embeddings' shapes, and that the graphs are self-contained.
@@ -256,6 +260,8 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
                 "copy it too, or export the bundle again with this version"
             )
         check_digest(path, manifest, folder.read(DIGEST))
+        if public_key is not None:
+            public_key.verify(path, manifest, folder.read(SIGNATURE) if SIGNATURE in folder.names else None)
         listed = _listed_files(path, _load_manifest(path, manifest))
         for name in sorted(set(listed) - folder.names):
             raise BundleError(f"bundle '{path}' lacks the file '{name}' that its manifest lists; {COPY_AGAIN}")
@@ -272,6 +278,26 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
                     f"'{path / name}' was changed or damaged: its sha256 is not the one in '{MANIFEST}'; {COPY_AGAIN}"
                 )
     return _parse(path, manifest, files)
+
+
+def sign_bundle(path: str | os.PathLike[str], key: str | os.PathLike[str]) -> Bundle:
+    """Sign the bundle at ``path``, which is opened and verified first, and return it.
+
+    Args:
+        path: the bundle's folder.
+        key: PEM file of an Ed25519 private key.
+
+    Raises:
+        BundleError: the bundle is damaged, or its signature cannot be written.
+        ConfigError: the key cannot be used.
+    """
+    bundle = open_bundle(path)
+    with BundleFolder(bundle.path) as folder:
+        manifest = folder.read(MANIFEST)
+    if hashlib.sha256(manifest).hexdigest() != bundle.digest:
+        raise BundleError(f"bundle '{path}' changed while it was read; wait until it is copied, then sign it again")
+    sign_manifest(bundle.path, manifest, key)
+    return bundle
 
 
 def _load_manifest(path: Path, manifest: bytes) -> dict[str, Any]:

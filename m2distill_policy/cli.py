@@ -29,6 +29,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "ablate": ("robot", "train", "sim"),
     "sweep": ("robot", "train", "sim"),
     "export": ("robot", "train"),
+    "sign": ("robot",),
     "evaluate": ("robot", "sim"),
     "serve": ("robot",),
     "sim": ("robot", "sim"),
@@ -42,7 +43,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 WITH_NODEPS = ("train", "sim")
 
 #: Top-level modules that ``requirements/`` brings: the absence of one is a role that is not installed, not a bug.
-_ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig")
+_ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig", "cryptography")
 _TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
 _TRAIN_MORE = ("rosbags", "optuna", "sklearn")
 _SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")

@@ -54,7 +54,7 @@ def test_runtime_and_node_are_light() -> None:
 
 def test_bundle_and_contract_are_lighter() -> None:
     loaded = loaded_by("m2distill_policy.bundle", "m2distill_policy.contract", "m2distill_policy.observation")
-    assert not loaded & {*HEAVY, "onnxruntime", "cv2", "yaml"}
+    assert not loaded & {*HEAVY, "onnxruntime", "cv2", "yaml", "cryptography"}
 
 
 def test_evaluation_has_no_torch() -> None:
@@ -92,7 +92,7 @@ def test_command_line_is_light() -> None:
 #: Rooms are matched by the longest prefix.
 OUTSIDE = {
     *("torch", "rclpy", "robosuite", "mujoco", "onnx", "onnxruntime", "cv2", "cyclonedds", "libero", "bddl", "h5py"),
-    *("yaml", "transformers", "tokenizers", "safetensors", "rosbags", "ray"),
+    *("yaml", "transformers", "tokenizers", "safetensors", "rosbags", "ray", "cryptography"),
 }
 
 
@@ -120,12 +120,13 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.demonstration_settings": _names("errors", "contract"),
     "m2distill_policy.demonstrations": _names(*_CORE, "hdf5", "hdf5_writer", "demonstration_settings", outside="h5py"),
     "m2distill_policy.bundle": _names(
-        "errors", "contract", "strict_json", "bundle_files", "bundle_arrays", "bundle_graphs"
+        "errors", "contract", "strict_json", "bundle_files", "bundle_arrays", "bundle_graphs", "bundle_signature"
     ),
     "m2distill_policy.bundle_files": _names("errors"),
     "m2distill_policy.bundle_arrays": _names(),
     "m2distill_policy.bundle_graphs": _names(),
-    "m2distill_policy.runtime": _names(*_CORE, "bundle", "runtime", outside="onnxruntime cv2"),
+    "m2distill_policy.bundle_signature": _names("errors", "bundle_files", outside="cryptography"),
+    "m2distill_policy.runtime": _names(*_CORE, "bundle", "bundle_signature", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
     "m2distill_policy.recordings": _names(
         *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags yaml"
@@ -140,7 +141,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     ),
     "m2distill_policy.ros": _names(
         *_CORE,
-        *("signals", "streams", "bundle", "config", "runtime", "node", "sim_robot", "ros"),
+        *("signals", "streams", "bundle", "bundle_signature", "config", "runtime", "node", "sim_robot", "ros"),
         outside="rclpy cv2",
     ),
     "m2distill_policy.sim": _names(

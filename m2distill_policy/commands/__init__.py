@@ -16,6 +16,7 @@ SUMMARIES: dict[str, str] = {
     "ablate": "train with each term of the distillation left out, on several seeds, into one table",
     "sweep": "search the settings of training, every trial a run",
     "export": "export a stage of a run as a bundle that a robot loads",
+    "sign": "sign a bundle, so that robots take it and no other",
     "evaluate": "roll a bundle out in a world and count successes",
     "serve": "drive a robot with a bundle over DDS",
     "sim": "run a simulated robot that takes what a real one takes",

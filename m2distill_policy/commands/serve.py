@@ -30,6 +30,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--instruction", help="what to do; ~/instruction changes it at any time")
     parser.add_argument("--watch", metavar="DIR", type=Path, help="take over bundles that appear in DIR by rename")
     parser.add_argument(
+        "--public-key",
+        metavar="FILE",
+        type=Path,
+        help="take bundles alone that are signed with this key (PEM), at the start and later; see 'm2distill sign'",
+    )
+    parser.add_argument(
         "--swap-when",
         choices=("idle", "now"),
         default="idle",
@@ -103,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
     import cv2
 
+    from m2distill_policy.bundle_signature import PublicKey
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import PolicyNode
@@ -132,8 +139,9 @@ def run(args: argparse.Namespace) -> int:
     remap = parse_remappings(args.remap, namespace)
     # The cores belong to cameras and control; a picture is small work.
     cv2.setNumThreads(1)
+    public_key = PublicKey.load(args.public_key) if args.public_key is not None else None
     server = PolicyServer(
-        open_and_prove(args.bundle, threads=args.threads),
+        open_and_prove(args.bundle, threads=args.threads, public_key=public_key),
         provider=args.provider,
         threads=args.threads,
         sampling=args.sampling,
@@ -144,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
         enabled=not args.shadow,
         resume=args.resume or resume,
         swap_when=args.swap_when,
+        public_key=public_key,
     )
     if args.instruction is not None:
         server.set_instruction(args.instruction)

@@ -136,6 +136,9 @@ PARAMETERS: tuple[Parameter, ...] = (
         "resume", "string", "auto", "",
         "drive on when a fault has passed, or stay halted until ~/enable", choices=("auto", "enable"),
     ),
+    Parameter(
+        "public_key", "string", "", "", "PEM file of the key that every bundle must be signed with; empty: any bundle"
+    ),
     Parameter("watch_folder", "string", "", "", "take over bundles that appear in this folder by rename"),
     Parameter(
         "swap_when", "string", "idle", "",
@@ -263,6 +266,7 @@ class NodeSettings:
     instruction: str
     enable: bool
     resume: str
+    public_key: Path | None
     watch_folder: Path | None
     swap_when: str
     sampling: str
@@ -299,6 +303,7 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
     arm = _arm(p)
     return NodeSettings(
         bundle=Path(p["bundle"]).expanduser(),
+        public_key=Path(p["public_key"]).expanduser() if p["public_key"] else None,
         watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
         arm=arm,
         cycle=CycleOptions(

@@ -21,6 +21,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 
+from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.errors import ConfigError, M2DistillError, TransportError, UnknownInstructionError
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output, PolicyCycle
@@ -157,8 +158,9 @@ class PolicyNode(LifecycleNode):
         settings = settings_from(self._values())
         # The cores belong to cameras and control; a picture is small work.
         cv2.setNumThreads(1)
+        public_key = PublicKey.load(settings.public_key) if settings.public_key is not None else None
         server = PolicyServer(
-            open_and_prove(settings.bundle, threads=settings.threads),
+            open_and_prove(settings.bundle, threads=settings.threads, public_key=public_key),
             provider=settings.provider,
             threads=settings.threads,
             sampling=settings.sampling,  # type: ignore[arg-type]
@@ -169,6 +171,7 @@ class PolicyNode(LifecycleNode):
             enabled=False,
             resume=settings.resume,  # type: ignore[arg-type]
             swap_when=settings.swap_when,  # type: ignore[arg-type]
+            public_key=public_key,
         )
         self.settings, self.server = settings, server
         if settings.watch_folder is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2distill_policy.bundle import Bundle, open_bundle
+from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.errors import M2DistillError, shorten
 from m2distill_policy.runtime.engine import Conditioning, Engine
 from m2distill_policy.runtime.probe import ProbeLimits, prove
@@ -358,14 +359,16 @@ def load_for_swap(
     threads: int,
     before_parse: Callable[[], object],
     limits: ProbeLimits,
+    public_key: PublicKey | None,
     cancelled: threading.Event,
 ) -> Engine:
     """Open, verify, compare, prove and warm up the bundle at ``path``.
 
-    limits: what it may take until its first answer, in a process of its own. The other options are those of
+    limits: what it may take until its first answer, in a process of its own. public_key: what it must be signed with.
+    The other options are those of
     :class:`Engine`.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(path) if public_key is None else open_bundle(path, public_key=public_key)
     require_compatible(present, bundle, instruction(), speed)
     before_parse()  # starting a process holds the interpreter's lock for a moment
     prove(bundle, limits, threads=threads, cancelled=cancelled)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2distill_policy.bundle import Bundle, open_bundle
+from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.errors import BundleError, M2DistillError, shorten
 
 #: s between two looks at the process.
@@ -105,9 +106,15 @@ def prove(bundle: Bundle, limits: ProbeLimits, *, threads: int = 1, cancelled: t
     mark_proved(bundle)
 
 
-def open_and_prove(path: str | os.PathLike[str], limits: ProbeLimits | None = None, *, threads: int = 1) -> Bundle:
+def open_and_prove(
+    path: str | os.PathLike[str],
+    limits: ProbeLimits | None = None,
+    *,
+    threads: int = 1,
+    public_key: PublicKey | None = None,
+) -> Bundle:
     """Open the bundle that a node starts with, as :func:`open_bundle`, and prove it, as :func:`prove`."""
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, public_key=public_key)
     prove(bundle, limits or ProbeLimits(), threads=threads)
     return bundle
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.bundle import Bundle
+from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError, UnknownInstructionError, shorten
 from m2distill_policy.observation import Observation
@@ -101,7 +102,7 @@ class PolicyServer:
     watch: what is too late, early or frozen. enabled: False begins in shadow mode. resume: ``auto`` drives on when a
     fault has passed (with an empty window), ``enable`` waits for :meth:`enable`. swap_when: ``now`` switches between
     any two cycles, ``idle`` only while the arm is not driven. probe: what a bundle that is to be swapped in may take
-    until its first answer.
+    until its first answer. public_key: what it must be signed with; the caller opens ``bundle`` itself by it too.
 
     Random numbers: episode ``e`` of seed ``s`` draws from ``numpy.random.default_rng([s, e])``; the first episode is
     0, and every :meth:`reset` after at least one answer begins the next.
@@ -123,6 +124,7 @@ class PolicyServer:
         swap_when: SwapWhen = "now",
         clock: Callable[[], float] = time.perf_counter,
         probe: ProbeLimits | None = None,
+        public_key: PublicKey | None = None,
     ) -> None:
         check_sampling(sampling, temperature)
         if seed < 0:
@@ -164,6 +166,7 @@ class PolicyServer:
         self._newest_fault: Fault | None = None
         self._silence: Fault | None = None
         self._pose_known: bool | None = None
+        self._public_key = public_key
         self._probe = probe or ProbeLimits()
         self._swap = HotSwap(self._seen, timeout=longest_load(provider, self._probe))
 
@@ -594,6 +597,7 @@ class PolicyServer:
                 threads=self._threads,
                 before_parse=self._swap.wait_for_cycle,
                 limits=self._probe,
+                public_key=self._public_key,
                 cancelled=cancelled,
             ),
         )
