@@ -406,4 +406,5 @@ def test_whatever_comes_what_goes_out_is_finite_and_inside(tmp_path: Path, seed:
         arm.now += PERIOD
         arm.check(arm.cycle.ramp())
     assert any(output.twist is not None for output in arm.outputs)
+    assert all(output.decision.status.code is not StatusCode.BAD_COMMAND for output in arm.outputs), "limited before"
     arm.server.close()

@@ -275,7 +275,7 @@ class PolicyNode:
             try:
                 self._cycle.add_pose(pose.header.stamp.nanoseconds, pose_of(pose))
             except ObservationError as error:
-                self._cycle.trouble(topics.END_EFFECTOR_POSE, str(error))
+                self._cycle.refuse_pose(str(error))
         for name, info_reader in self._infos.items():
             for info in self._take(info_reader, topics.camera_info_topic(name)):
                 self._cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)

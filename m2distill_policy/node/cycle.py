@@ -32,7 +32,9 @@ from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.node.incomplete import Labels
 from m2distill_policy.node.joints import JointSource
 from m2distill_policy.node.other_publishers import OtherPublishers
+from m2distill_policy.node.pose_gate import PoseGate
 from m2distill_policy.node.pose_source import POSE_PERIODS, PoseBuffer, PoseSource
+from m2distill_policy.node.pose_wait import PoseWait
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
 from m2distill_policy.node.synchroniser import RATE_OVER, SynchronisedSet
 from m2distill_policy.runtime.engine import EngineError
@@ -158,9 +160,13 @@ class PolicyCycle(Generic[T]):
             lambda: f"'{full_name(topics.END_EFFECTOR_POSE)}'",
             slop=self._slop,
             longest_silence=None if lockstep else POSE_PERIODS * self._contract.period,
+            gate=PoseGate(server.speeds, jumps=not lockstep),
             steady=steady,
         )
         self._poses: PoseSource = self._heard_poses if poses is None else poses
+        #: Whether the pose has jumped since the policy drove last: the ramp must not follow it.
+        self._jumped = False
+        self._pose_wait: PoseWait[T] = PoseWait(self._poses, self._contract.period)
         self._stream: ObservationStream[T] = ObservationStream(
             self._contract,
             picture,
@@ -274,6 +280,10 @@ class PolicyCycle(Generic[T]):
             self._pose_arrival.note(stamp, moment, self._server.watch.future_tolerance)
         self._heard_poses.add(stamp, pose)
 
+    def refuse_pose(self, why: str) -> None:
+        """A message on ``/end_effector_pose`` that holds no pose."""
+        self._heard_poses.refuse(why)
+
     def add_camera_info(self, name: str, focal: float, height: int, width: int) -> None:
         """Intrinsics of the view ``name``: vertical focal length and size in pixels; a wrong lens is a warning."""
         trouble = field_of_view_trouble(self._contract.camera(name), focal, height, width)
@@ -332,9 +342,12 @@ class PolicyCycle(Generic[T]):
         """The cycle that is due, or None where it is not time for one yet; call it when something arrived or at
         :attr:`wake`. begin: when the work on what arrived began (``time.perf_counter``)."""
         now = self._steady()
+        if self._pose_wait.waiting:
+            waited = self._pose_wait.take(now)
+            return self._answer(*waited) if waited is not None else None
         found = self._stream.due(now)
         if found is not None:
-            return self._answer(found, begin)
+            return None if self._pose_wait.begin(found, begin, now) else self._answer(found, begin)
         return self._without_observation(begin) if self._stream.missed(now) else None
 
     def _moment(self) -> Moment | None:
@@ -364,7 +377,7 @@ class PolicyCycle(Generic[T]):
     @property
     def wake(self) -> float:
         """When :meth:`run` has something to do even if nothing arrives: s, monotonic."""
-        return self._stream.wake
+        return self._pose_wait.wake(self._steady()) if self._pose_wait.waiting else self._stream.wake
 
     @property
     def lacks_joints(self) -> bool:
@@ -387,9 +400,11 @@ class PolicyCycle(Generic[T]):
 
     def ramp(self) -> Output:
         """The next cycle of the ramp after :meth:`leave`, without looking at observations; call it once a period."""
+        self._pose_wait.clear()
         return self._without_observation(time.perf_counter())
 
     def _without_observation(self, begin: float) -> Output:
+        self._say_jump()
         self._diagnostics.missed += self._server.motion is Motion.RUNNING
         decision = self._server.tick_without_observation(
             self._wall() / 1e9,
@@ -479,9 +494,11 @@ class PolicyCycle(Generic[T]):
     def _answer(self, found: SynchronisedSet[T], begin: float) -> Output:
         observation, troubles = self._stream.observe(found)
         self.trouble("observation", " ".join(troubles) or None)
+        self._say_jump()
         pose = self._poses.at(found.stamp)
+        no_pose = self._no_pose(found.stamp) if pose is None and self._server.limits.needs_pose else None
         if self._lockstep:
-            decision = self._server.step(observation, observation.stamp, pose=pose, newest=pose)
+            decision = self._server.step(observation, observation.stamp, pose=pose, newest=pose, no_pose=no_pose)
         else:
             # Again, because what ends a halt does not make the camera faster.
             self._halt_where_a_camera_is_slow()
@@ -493,6 +510,7 @@ class PolicyCycle(Generic[T]):
                 pose=pose,
                 newest=self._poses.at(0),
                 fault=self._stream_fault(found.stamp),
+                no_pose=no_pose,
             )
         return self._output(decision, found.stamp, begin)
 
@@ -508,6 +526,26 @@ class PolicyCycle(Generic[T]):
         longest = SLOWEST_CAMERA * self._contract.period
         return {} if self._lockstep else {n: s for n, s in self._stream.intervals.items() if s > longest}
 
+    def _no_pose(self, stamp: int) -> Fault:
+        """Why there is no pose for ``stamp`` (ns), where the workspace needs one."""
+        refused = self._poses.refused
+        if refused is not None:
+            return Fault(StatusCode.BAD_POSE, f"{refused} The workspace is limited, so the arm is not driven without.")
+        return Fault(
+            StatusCode.NO_POSE,
+            f"The workspace is limited and no pose on {self._poses.place} belongs to this observation: "
+            f"{self._poses.absence(stamp)}.",
+        )
+
+    def _say_jump(self) -> None:
+        jump = self._poses.take_jump()
+        if jump is not None:
+            self._jumped = True
+            self._server.pose_jumped(
+                f"The pose on {self._poses.place} jumped ({jump}), and has stayed there: the arm was moved, or the "
+                "measurement is wrong. See which, then enable the policy to go on from there."
+            )
+
     def _halt_where_a_camera_is_slow(self) -> None:
         for name, interval in self._slow_cameras().items():
             self._server.halt(
@@ -519,21 +557,25 @@ class PolicyCycle(Generic[T]):
         """``answers`` is False where an episode only begins."""
         pose = self._poses.at(stamp) if answers else None
         start, wanted, send = None, False, decision.command and answers
+        self._jumped = self._jumped and decision.status.code is not StatusCode.RUNNING
         if send:
             # A set-point that is not the policy's answer to a picture is made of where the arm is now: the stamp may be
             # what is wrong with the picture.
-            start = pose if self._lockstep or decision.sample is not None else self._poses.at(0)
+            asked = stamp if self._lockstep or decision.sample is not None else 0
+            start = pose if asked == stamp else self._poses.at(asked)
             # The controller holds the last one. Made anew while halted, from wherever the arm is, it would give way to
             # whatever weighs on the arm, a little every cycle.
             wanted = self._lockstep or self._moved or decision.status.motion != Motion.HALTED.value
-            if start is None and self._poses.expected:
-                self.trouble(
-                    "pose",
-                    f"No pose on {self._poses.place} belongs to this cycle, so ~/target_pose is not published; see "
-                    "whether it still comes.",
-                )
-            else:
-                self.trouble("pose", None)
+            wanted = wanted and not self._jumped
+            lacking = start is None and self._poses.expected
+            self.trouble(
+                "pose",
+                f"No pose on {self._poses.place} belongs to this cycle ({self._poses.absence(asked)}), so "
+                "~/target_pose is not published; send poses at the pictures' stamps or more often, see docs/ros2.md."
+                if lacking
+                else None,
+            )
+        self.trouble("pose refused", self._poses.refused)
         # Nothing goes out that was not made and checked here.
         decision, command = self._commands.make(decision, start, send=send, set_point=wanted)
         if send:

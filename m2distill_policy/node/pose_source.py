@@ -5,19 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.node.joint_states import JOINTS_KEPT
+from m2distill_policy.node.pose_gate import Measured, PoseGate, between
 
 #: A pose older than this many periods says nothing of where the arm is now.
 POSE_PERIODS = 4
+#: s for which a pose that was refused is said.
+_SAID = 1.0
 
 
 class PoseSource(ABC):
-    """Poses (6,) of the end effector: position in m and rotation vector in rad, in the frame of the actions."""
+    """Poses (6,) of the end effector: position in m and rotation vector in rad, in the frame of the actions.
+
+    Args:
+        gate: judges every pose before it is used.
+        steady: a monotonic clock, s.
+    """
+
+    def __init__(self, gate: PoseGate, steady: Callable[[], float]) -> None:
+        self._gate = gate
+        self._steady = steady
+        self._refusal: str | None = None
+        self._refused_at = 0.0
 
     @property
     @abstractmethod
@@ -38,60 +51,154 @@ class PoseSource(ABC):
         """
 
     @abstractmethod
+    def absence(self, stamp: int) -> str:
+        """Why there is no pose that belongs to ``stamp`` (ns), or to now for 0: a part of a sentence."""
+
+    @abstractmethod
+    def may_come(self, stamp: int) -> bool:
+        """Whether poses come, and only those up to some time before ``stamp`` (ns) are there."""
+
+    @abstractmethod
+    def came_by(self, stamp: int, moment: float) -> bool:
+        """Whether the pose for ``stamp`` (ns) is there and, as far as known, had arrived by ``moment`` (s)."""
+
     def clear(self) -> None:
         """Forget what has come, for a new episode."""
+        self._gate.clear()
+        self._refusal = None
 
+    def refuse(self, why: str) -> None:
+        """A pose that came is not used; said for a second, so that a single one is said in some status too."""
+        self._refusal, self._refused_at = (
+            f"A pose on {self.place} was refused: {why}. See who publishes it.",
+            self._steady(),
+        )
 
-@dataclass(frozen=True)
-class _Pose:
-    """A pose, its stamp in ns, and when it arrived (s, monotonic)."""
+    @property
+    def refused(self) -> str | None:
+        """What was wrong with the pose that was refused last, where that was within the last second."""
+        if self._refusal is not None and self._steady() - self._refused_at > _SAID:
+            self._refusal = None
+        return self._refusal
 
-    stamp: int
-    arrived: float
-    value: NDArray[np.float64]
+    def take_jump(self) -> str | None:
+        """See :meth:`PoseGate.take_jump`."""
+        return self._gate.take_jump()
+
+    def _admitted(self, pose: Measured) -> bool:
+        why = self._gate.trouble(pose)
+        if why is not None:
+            self.refuse(why)
+        return why is None
 
 
 class PoseBuffer(PoseSource):
     """Poses that are handed in as they arrive.
 
+    Between two poses it is interpolated; where only one side has come, a pose within the slop is taken as it is.
+
     Args:
         place: for sentences, asked for when one is made.
-        slop: ns by which a pose may differ from the stamp it is asked for.
-        longest_silence: s since the newest one arrived after which none counts any more; None for no limit.
-        steady: a monotonic clock, s.
+        slop: ns by which a pose may differ from the stamp it is asked for; 0 wants the very stamp, as in lockstep.
+        longest_silence: s since the newest one arrived after which none counts any more, and between two poses that
+            are interpolated; None for no limit, and no interpolation.
+        gate, steady: see :class:`PoseSource`.
     """
 
     def __init__(
-        self, place: Callable[[], str], *, slop: int, longest_silence: float | None, steady: Callable[[], float]
+        self,
+        place: Callable[[], str],
+        *,
+        slop: int,
+        longest_silence: float | None,
+        gate: PoseGate,
+        steady: Callable[[], float],
     ) -> None:
+        super().__init__(gate, steady)
         self._place = place
         self._slop = slop
         self._longest_silence = longest_silence
-        self._steady = steady
-        self._poses: deque[_Pose] = deque(maxlen=JOINTS_KEPT)
+        self._poses: deque[Measured] = deque(maxlen=JOINTS_KEPT)
+        #: The newest answer between two poses: a cycle asks for it more than once.
+        self._between: tuple[int, Measured, NDArray[np.float64]] | None = None
 
     def add(self, stamp: int, pose: NDArray[np.float64]) -> None:
         """A pose (6,) that has come, stamped ``stamp`` ns."""
-        self._poses.append(_Pose(stamp, self._steady(), pose))
+        measured = Measured(stamp, self._steady(), pose)
+        if not self._admitted(measured):
+            return
+        # In the order of their stamps: a clock that was set back makes what came before worthless.
+        while self._poses and self._poses[-1].stamp >= stamp:
+            self._poses.pop()
+        self._poses.append(measured)
 
     @property
     def expected(self) -> bool:
-        return bool(self._poses)
+        return bool(self._poses) or self.refused is not None
 
     @property
     def place(self) -> str:
         return self._place()
 
+    @property
+    def _silent(self) -> float | None:
+        """s since the newest pose arrived, where that is too long ago; None where it is not."""
+        since = self._steady() - self._poses[-1].arrived
+        return since if self._longest_silence is not None and since > self._longest_silence else None
+
     def at(self, stamp: int) -> NDArray[np.float64] | None:
-        if not self._poses:
-            return None
-        newest = self._poses[-1]
-        if self._longest_silence is not None and self._steady() - newest.arrived > self._longest_silence:
+        if not self._poses or self._silent is not None:
             return None
         if not stamp:
-            return newest.value
-        nearest = min(self._poses, key=lambda pose: abs(pose.stamp - stamp))
+            return self._poses[-1].value
+        before, after = self._around(stamp)
+        if before is not None and before.stamp == stamp:
+            return before.value
+        longest = self._longest_silence
+        if (
+            before is not None
+            and after is not None
+            and longest is not None
+            and after.stamp - before.stamp <= longest * 1e9
+        ):
+            if self._between is None or self._between[0] != stamp or self._between[1] is not after:
+                self._between = stamp, after, between(before, after, stamp)
+            return self._between[2]
+        nearest = min((p for p in (before, after) if p is not None), key=lambda p: abs(p.stamp - stamp))
         return nearest.value if abs(nearest.stamp - stamp) <= self._slop else None
 
+    def absence(self, stamp: int) -> str:
+        if not self._poses:
+            return "none has come"
+        silent = self._silent
+        if silent is not None:
+            return f"the last one came {silent:.2f} s ago"
+        if not stamp:
+            return "none has come lately"
+        off = min((p.stamp - stamp for p in self._around(stamp) if p is not None), key=abs)
+        return (
+            f"the nearest one is {abs(off) / 1e6:.1f} ms {'before' if off < 0 else 'after'} its pictures, and 'slop' "
+            f"allows {self._slop / 1e6:g} ms"
+        )
+
+    def may_come(self, stamp: int) -> bool:
+        return bool(self._poses) and self._silent is None and self._poses[-1].stamp < stamp
+
+    def came_by(self, stamp: int, moment: float) -> bool:
+        if not self._poses or self.at(stamp) is None:
+            return False
+        first = next((p for p in self._poses if p.stamp >= stamp - self._slop), None)
+        return first is not None and first.arrived <= moment
+
     def clear(self) -> None:
+        super().clear()
         self._poses.clear()
+
+    def _around(self, stamp: int) -> tuple[Measured | None, Measured | None]:
+        """The newest pose not after ``stamp``, and the one that follows it."""
+        after = None
+        for pose in reversed(self._poses):
+            if pose.stamp <= stamp:
+                return pose, after
+            after = pose
+        return None, after

@@ -235,6 +235,7 @@ class Inputs:
             cycle.add_pose(nanoseconds_of(message), pose_of(message))
         except ObservationError as error:
             cycle.arrived(topics.END_EFFECTOR_POSE, 0, [str(error)])
+            cycle.refuse_pose(str(error))
             return
         cycle.arrived(topics.END_EFFECTOR_POSE, 1)
         if self._lockstep:

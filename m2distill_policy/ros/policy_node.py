@@ -26,6 +26,7 @@ from m2distill_policy.errors import ConfigError, M2DistillError, TransportError,
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output, PolicyCycle
 from m2distill_policy.node.messages import nanoseconds_of
+from m2distill_policy.node.pose_gate import PoseGate
 from m2distill_policy.node.pose_source import POSE_PERIODS
 from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.outputs import Outputs
@@ -185,6 +186,7 @@ class PolicyNode(LifecycleNode):
                 settings.frames.end_effector,
                 slop=round(settings.cycle.slop * 1e9),
                 longest_silence=POSE_PERIODS * server.contract.period,
+                gate=PoseGate(server.speeds, jumps=not settings.lockstep),
             )
         self._cycle = self._new_cycle()
         self._outputs = Outputs(

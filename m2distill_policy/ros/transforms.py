@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
+from geometry_msgs.msg import TransformStamped
 from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -12,6 +15,7 @@ from tf2_ros import Buffer, TransformException, TransformListener
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.node.messages import nanoseconds_of
 from m2distill_policy.node.pose import pose_from
+from m2distill_policy.node.pose_gate import Measured, PoseGate
 from m2distill_policy.node.pose_source import PoseSource
 
 #: s of transforms that are kept.
@@ -24,9 +28,13 @@ class TransformedPoses(PoseSource):
     Args:
         slop: ns by which the newest transform may be older than the stamp it is asked for; a picture may come first.
         longest_silence: s of the node's clock after which the newest transform counts no more.
+        gate: judges every pose before it is used.
     """
 
-    def __init__(self, node: Node, base: str, end_effector: str, *, slop: int, longest_silence: float) -> None:
+    def __init__(
+        self, node: Node, base: str, end_effector: str, *, slop: int, longest_silence: float, gate: PoseGate
+    ) -> None:
+        super().__init__(gate, time.monotonic)
         self._node = node
         self._base, self._end_effector = base, end_effector
         self._slop = slop
@@ -44,9 +52,9 @@ class TransformedPoses(PoseSource):
 
     def at(self, stamp: int) -> NDArray[np.float64] | None:
         try:
-            newest = self._buffer.lookup_transform(self._base, self._end_effector, Time())
+            newest = self._newest()
             newest_stamp = nanoseconds_of(newest)
-            if int(self._node.get_clock().now().nanoseconds) - newest_stamp > self._longest_silence:
+            if self._age(newest_stamp) > self._longest_silence:
                 return None
             found = newest
             if stamp and stamp <= newest_stamp:
@@ -54,12 +62,47 @@ class TransformedPoses(PoseSource):
             elif stamp and stamp - newest_stamp > self._slop:
                 return None
             translation, q = found.transform.translation, found.transform.rotation
-            return pose_from((translation.x, translation.y, translation.z), (q.x, q.y, q.z, q.w))
-        except (TransformException, ObservationError):
+            pose = pose_from((translation.x, translation.y, translation.z), (q.x, q.y, q.z, q.w))
+        except TransformException:
             # Whoever asked says that there is no pose; what is no pose must not end a cycle.
             return None
+        except ObservationError as error:
+            self.refuse(str(error))
+            return None
+        return pose if self._admitted(Measured(nanoseconds_of(found), self._steady(), pose)) else None
+
+    def absence(self, stamp: int) -> str:
+        try:
+            newest = nanoseconds_of(self._newest())
+        except TransformException as error:
+            return f"tf2 has none: {error}"
+        if self._age(newest) > self._longest_silence:
+            return f"the newest transform is {self._age(newest) / 1e9:.2f} s old"
+        if stamp > newest:
+            return (
+                f"the newest transform is {(stamp - newest) / 1e6:.1f} ms before its pictures, and 'slop' allows "
+                f"{self._slop / 1e6:g} ms"
+            )
+        return "tf2 no longer has one for its pictures"
+
+    def may_come(self, stamp: int) -> bool:
+        try:
+            newest = nanoseconds_of(self._newest())
+        except TransformException:
+            return False
+        return newest < stamp and self._age(newest) <= self._longest_silence
+
+    def came_by(self, stamp: int, moment: float) -> bool:
+        return self.at(stamp) is not None  # tf2 does not tell when a transform arrived
+
+    def _newest(self) -> TransformStamped:
+        return self._buffer.lookup_transform(self._base, self._end_effector, Time())
+
+    def _age(self, stamp: int) -> int:
+        return int(self._node.get_clock().now().nanoseconds) - stamp
 
     def clear(self) -> None:
+        super().clear()
         self._buffer.clear()
 
     def close(self) -> None:

@@ -57,6 +57,8 @@ _OF_OBSERVATIONS = frozenset(StatusCode) - {
     StatusCode.DEADLINE_MISSED,
     StatusCode.FROZEN_JOINTS,
     StatusCode.OTHER_PUBLISHER,
+    StatusCode.BAD_COMMAND,
+    StatusCode.BAD_POSE,
 }
 
 
@@ -406,6 +408,13 @@ class PolicyServer:
         with self._lock:
             self._other_publisher = None if sentence is None else Fault(StatusCode.OTHER_PUBLISHER, sentence)
 
+    def pose_jumped(self, sentence: str) -> None:
+        """The end effector is where it cannot have got to: halt until :meth:`enable`, where the policy drives."""
+        with self._lock:
+            weak = self._held is None or self._held.code is StatusCode.HALT_REQUESTED
+            if self._enabled and self._instruction is not None and weak:
+                self._held = Fault(StatusCode.BAD_POSE, sentence)
+
     def emergency_stop(self, pressed: bool) -> None:
         """The emergency stop is pressed or let go. Pressed: ramp to a halt. Let go: stay halted until :meth:`enable`,
         whatever ``resume`` says: nobody must be surprised by an arm that moves again."""
@@ -433,14 +442,15 @@ class PolicyServer:
         pose: NDArray[np.floating[Any]] | None = None,
         newest: NDArray[np.floating[Any]] | None = None,
         fault: Fault | None = None,
+        no_pose: Fault | None = None,
     ) -> Decision:
         """Answer one observation.
 
         now: s, in the clock of the observation's stamp. steady: s, a monotonic clock for arrival ages; ``now`` when
         not given. pose: (6,) of the end effector at the observation's stamp, where it is known; a workspace needs it.
         newest: (6,) where it is now, for a ramp to a halt within the workspace. fault: what is wrong with the streams
-        that the observation was made of, None for nothing. Never raises for what an
-        observation or the network may do: the status says it and the arm halts.
+        that the observation was made of, None for nothing. no_pose: why there is no ``pose``, where that is known.
+        Never raises for what an observation or the network may do: the status says it and the arm halts.
         """
         with self._lock:
             begin = self._clock()
@@ -453,7 +463,7 @@ class PolicyServer:
             frozen = self._motion_check.check(observation) if judged is None else None
             fault = fault or judged or frozen or self._forbidden(steady)
             if fault is None and pose is None and self._governor.limits.needs_pose and self._enabled:
-                fault = _NO_POSE
+                fault = no_pose or _NO_POSE
             if fault is not None:
                 return self._halted(fault, stamp, begin, newest)
             if self._refused_instruction is not None:

@@ -1,0 +1,81 @@
+"""A short wait for the pose that belongs to a set, where poses are known to come just after their pictures."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from m2distill_policy.node.pose_source import PoseSource
+from m2distill_policy.node.synchroniser import SynchronisedSet
+
+T = TypeVar("T")
+
+#: Longest wait, as a share of the contract's period.
+LONGEST = 0.3
+#: s between two looks while waiting.
+_POLL = 0.002
+#: Cycles without a wait after one in vain.
+_PAUSE = 5
+
+
+class PoseWait(Generic[T]):
+    """Holds back a set whose pose is about to come, for 0.3 periods at most.
+
+    It waits only while that helps: a cycle was answered without its pose, and the pose came within the time of a wait.
+    A set whose pose is there is never held back.
+
+    Args:
+        poses: where poses come from.
+        period: s between two actions.
+    """
+
+    def __init__(self, poses: PoseSource, period: float) -> None:
+        self._poses = poses
+        self._longest = LONGEST * period
+        self._waiting: tuple[SynchronisedSet[T], float] | None = None
+        self._deadline = 0.0
+        #: Stamp of the newest set that was answered without a pose which might have come, and when.
+        self._lacked: tuple[int, float] | None = None
+        self._helps = False
+        self._pause = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a set is held back."""
+        return self._waiting is not None
+
+    def begin(self, found: SynchronisedSet[T], begin: float, now: float) -> bool:
+        """Whether ``found`` is held back from ``now`` (s) on; begin: see :meth:`PolicyCycle.run`."""
+        if self._lacked is not None:
+            stamp, moment = self._lacked
+            self._helps = self._helps or self._poses.came_by(stamp, moment + self._longest)
+            self._lacked = None
+        if not self._poses.expected or self._poses.at(found.stamp) is not None:
+            return False
+        self._pause = max(0, self._pause - 1)
+        if not self._poses.may_come(found.stamp):
+            return False
+        if not self._helps or self._pause:
+            self._lacked = (found.stamp, now)
+            return False
+        self._waiting, self._deadline = (found, begin), now + self._longest
+        return True
+
+    def take(self, now: float) -> tuple[SynchronisedSet[T], float] | None:
+        """The set that was held back and when its work began, once its pose is there or the wait is over."""
+        if self._waiting is None:
+            return None
+        found, _ = self._waiting
+        if self._poses.at(found.stamp) is None:
+            if now < self._deadline and self._poses.may_come(found.stamp):
+                return None
+            self._helps, self._pause = False, _PAUSE
+        waited, self._waiting = self._waiting, None
+        return waited
+
+    def wake(self, now: float) -> float:
+        """When to look again: s, monotonic."""
+        return min(self._deadline, now + _POLL)
+
+    def clear(self) -> None:
+        """Forget a set that is held back."""
+        self._waiting = self._lacked = None
