@@ -5,10 +5,14 @@ command.
 ``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
 """
 
+import difflib
 import os
+import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -28,17 +32,17 @@ PARAMETERS = {
     "lockstep": "true: answer a simulated robot one by one, without a clock",
     "use_sim_time": "true: stamps are compared with /clock",
 }
-#: Topic that the node names -> argument that renames it.
+#: Topic that the node names, in its namespace -> argument that renames it.
 TOPICS = {
-    "/camera/agentview/image_raw": "agentview_image",
-    "/camera/agentview/camera_info": "agentview_info",
-    "/camera/eye_in_hand/image_raw": "eye_in_hand_image",
-    "/camera/eye_in_hand/camera_info": "eye_in_hand_info",
-    "/joint_states": "joint_states",
-    "/end_effector_pose": "end_effector_pose",
-    "/gripper_command": "gripper_command",
-    "/m2distill_policy/target_pose": "target_pose",
-    "/m2distill_policy/twist": "twist",
+    "camera/agentview/image_raw": "agentview_image",
+    "camera/agentview/camera_info": "agentview_info",
+    "camera/eye_in_hand/image_raw": "eye_in_hand_image",
+    "camera/eye_in_hand/camera_info": "eye_in_hand_info",
+    "joint_states": "joint_states",
+    "end_effector_pose": "end_effector_pose",
+    "gripper_command": "gripper_command",
+    "~/target_pose": "target_pose",
+    "~/twist": "twist",
 }
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 #: Profiles of arms that come with the package, by name.
@@ -49,6 +53,39 @@ CYCLONE = {} if "CYCLONEDDS_URI" in os.environ else {"CYCLONEDDS_URI": (CONFIG /
 ENVIRONMENT = {"M2DISTILL_END_WITH_PARENT": "1", **CYCLONE}
 #: Those that are true or false; all others are text, whatever they look like.
 _SWITCHES = ("enable", "lockstep", "use_sim_time")
+
+
+#: All arguments.
+_ARGUMENTS = (*PARAMETERS, *TOPICS.values(), "profile", "namespace", "respawn")
+
+
+def end_with(what: str) -> "Callable[[ProcessExited, LaunchContext], list[LaunchDescriptionEntity]]":
+    """What to do when ``what`` has ended: end the launch, with its exit status where that is not 0.
+
+    ``ros2 launch`` returns 1 where something raised while it ran, and 0 whatever its processes returned.
+    """
+
+    def ended(event: ProcessExited, context: LaunchContext) -> "list[LaunchDescriptionEntity]":
+        def fail(_: LaunchContext) -> None:
+            raise RuntimeError(f"{what} ended with exit status {event.returncode}; its log says why")
+
+        end: list[LaunchDescriptionEntity] = [Shutdown(reason=f"{what} has ended; its log says why")]
+        # While everything is told to end, what was interrupted may say so.
+        return end if event.returncode == 0 or context.is_shutdown else [*end, OpaqueFunction(function=fail)]
+
+    return ended
+
+
+def refuse_unknown_arguments(context: LaunchContext, file: str, known: "Collection[str]") -> None:
+    """Raise for an argument that no one reads, where ``file`` itself was launched: launch takes it without a word."""
+    if not any(Path(word).name == Path(file).name for word in sys.argv):
+        return
+    for word in context.argv:
+        name, separator, _ = word.partition(":=")
+        if separator and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise RuntimeError(f"argument '{name}' is not known{hint} (--show-args lists them)")
 
 
 def _value(name: str, text: str) -> "ParameterValue | bool":
@@ -73,19 +110,19 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
     def given(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
+    refuse_unknown_arguments(context, __file__, _ARGUMENTS)
     profile = _profile(given("profile"))
     chosen = {name: _value(name, given(name)) for name in PARAMETERS if given(name)}
-    remappings = [(topic, given(argument)) for topic, argument in TOPICS.items()]
-    for topic, argument in TOPICS.items():
-        if argument.endswith("_image"):
-            remappings.append((f"{topic}/compressed", f"{given(argument)}/compressed"))
+    renamed = {topic: given(argument) for topic, argument in TOPICS.items() if given(argument) != topic}
+    remappings = list(renamed.items())
+    remappings += [(f"{topic}/compressed", f"{to}/compressed") for topic, to in renamed.items() if "image_raw" in topic]
     respawn = given("respawn") == "true"
     return [
         Node(
             package="m2distill_policy",
             executable="policy_node",
             name="m2distill_policy",
-            namespace="",
+            namespace=given("namespace"),
             # It brings itself up: a transition asked for from here would, after a kill -9, be sent to the dead node,
             # whose services are still found for a while, and waited for in vain.
             parameters=[*([profile] if profile else []), {"autostart": True, **chosen}],
@@ -94,7 +131,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
             output="screen",
             respawn=respawn,
             respawn_delay=1.0,
-            on_exit=None if respawn else Shutdown(reason="the policy has ended; its log says why"),
+            on_exit=None if respawn else end_with("the policy"),
         )
     ]
 
@@ -109,6 +146,9 @@ def generate_launch_description() -> LaunchDescription:
     arguments += [
         DeclareLaunchArgument(
             "profile", default_value="", description="arm: one of config/arms by name, or a parameter file"
+        ),
+        DeclareLaunchArgument(
+            "namespace", default_value="", description="namespace of the node and its topics, where there are two arms"
         ),
         DeclareLaunchArgument(
             "respawn",

@@ -4,6 +4,7 @@ What drives the robot here is policy.launch.py, as on a real one: to go from her
 cameras and profile. Ends when the rollouts are over. ``--show-args`` lists the arguments.
 """
 
+import runpy
 from pathlib import Path
 
 from launch.actions import (
@@ -11,7 +12,6 @@ from launch.actions import (
     IncludeLaunchDescription,
     OpaqueFunction,
     RegisterEventHandler,
-    Shutdown,
 )
 from launch.event_handlers import OnProcessExit
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -20,6 +20,9 @@ from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
+POLICY_FILE = Path(__file__).with_name("policy.launch.py")
+#: What the two files share; launch files are no package.
+shared = runpy.run_path(str(POLICY_FILE))
 #: Argument of the robot -> its default and what it is.
 ROBOT = {
     "suite": ("tabletop", "suite of the task"),
@@ -47,6 +50,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
     def given(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
+    shared["refuse_unknown_arguments"](context, __file__, ("bundle", "lockstep", "namespace", *ROBOT, *POLICY))
     lockstep = given("lockstep") == "true"
     arguments = ["--bundle", given("bundle"), "--lockstep" if lockstep else "--real-time"]
     for name in ROBOT:
@@ -55,14 +59,16 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
     robot = Node(
         package="m2distill_policy",
         executable="sim_robot",
+        namespace=given("namespace"),
         arguments=arguments,
         output="screen",
         additional_env={"M2DISTILL_END_WITH_PARENT": "1"},  # as the policy does, see policy.launch.py
     )
     policy = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(str(Path(__file__).with_name("policy.launch.py"))),
+        PythonLaunchDescriptionSource(str(POLICY_FILE)),
         launch_arguments=[
             ("bundle", given("bundle")),
+            ("namespace", given("namespace")),
             ("enable", "true"),
             ("lockstep", str(lockstep).lower()),
             # The robot tells it what to do.
@@ -70,7 +76,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
             *((name, given(name)) for name in POLICY),
         ],
     )
-    over = RegisterEventHandler(OnProcessExit(target_action=robot, on_exit=[Shutdown(reason="the rollouts are over")]))
+    over = RegisterEventHandler(OnProcessExit(target_action=robot, on_exit=shared["end_with"]("the simulated robot")))
     return [over, policy, robot]
 
 
@@ -78,6 +84,7 @@ def generate_launch_description() -> LaunchDescription:
     """Both nodes and their arguments."""
     arguments = [
         DeclareLaunchArgument("bundle", description="folder that 'm2distill export' wrote"),
+        DeclareLaunchArgument("namespace", default_value="", description="namespace of both nodes and their topics"),
         DeclareLaunchArgument(
             "lockstep",
             default_value="true",

@@ -142,7 +142,22 @@ def test_a_bundle_that_cannot_be_opened_ends_the_launch(tmp_path: Path) -> None:
     with launched(tmp_path, "policy.launch.py", bundle=tmp_path / "nothing") as launch:
         launch.wait_for("was required: shutting down")
         assert "there is no bundle at" in launch.output
-        launch.wait(20)
+        assert launch.wait(20) == 1
+
+
+@pytest.mark.parametrize("file", ["policy.launch.py", "sim.launch.py"])
+def test_an_argument_that_nobody_reads_ends_the_launch(tmp_path: Path, file: str) -> None:
+    with launched(tmp_path, file, bundle=tmp_path / "nothing", profil="fr3_moveit_servo") as launch:
+        assert launch.wait(20) == 1
+        assert "argument 'profil' is not known; did you mean 'profile'?" in launch.output
+
+
+def test_a_misspelt_key_of_a_profile_ends_the_launch(tmp_path: Path) -> None:
+    file = tmp_path / "arm.yaml"
+    file.write_text("/**: {ros__parameters: {safety: {sped: [0.1, 0.1, 0.1, 0.5, 0.5, 0.5]}}}\n")
+    with launched(tmp_path, "policy.launch.py", bundle=write_toy(tmp_path / "toy"), profile=file) as launch:
+        assert launch.wait(30) == 1
+        assert "'safety.sped' is not known; did you mean 'safety.speed'?" in launch.output
 
 
 @needs_launch
