@@ -47,11 +47,12 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}... ({len(text)} characters)"
 
 
-def read_plain(path: Path) -> Any:
+def read_plain(path: Path, suffix: str | None = None) -> Any:
     """Read a TOML, YAML or JSON file.
 
     Args:
         path: a regular file whose name ends in one of ``SUFFIXES``, of at most ``LARGEST`` bytes.
+        suffix: one of ``SUFFIXES``, whatever the name ends in; None takes that.
 
     Returns:
         Dictionaries with texts as keys, lists, texts, booleans, 64-bit integers, finite floats, and None; TOML may
@@ -60,12 +61,13 @@ def read_plain(path: Path) -> Any:
     Raises:
         ConfigError: one sentence that names the file and what is wrong with it.
     """
-    kind = path.suffix[1:].upper()
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix if suffix is None else suffix
+    kind = suffix[1:].upper()
+    if suffix not in SUFFIXES:
         raise ConfigError(f"{path}: a configuration file ends in {', '.join(SUFFIXES)}; got '{path.suffix}'")
     text = _text(path)
     try:
-        data = _parse(text, path.suffix)
+        data = _parse(text, suffix)
         _check(data)
     except RecursionError as error:
         raise ConfigError(f"{path}: lists and tables lie more than {DEEPEST} deep in one another") from error

@@ -193,8 +193,11 @@ def test_what_a_command_line_gives_by_name(tmp_path: Path) -> None:
     )
     words = ["node", "-p", "not_ros:=1", "--ros-args", "-p", "a:=1", "-p", "m2distill_policy:b:=1", "-r", "x:=y"]
     words += ["-p", "other:c:=1"]
+    launch = tmp_path / "launch_params_x"
+    launch.write_text("/m2distill_policy:\n  ros__parameters:\n    resum: enable\n")
+    words += ["--params-file", str(launch), "--params-file", str(tmp_path)]
     words += ["--params-file", str(file), "--params-file", str(tmp_path / "none.yaml"), "--", "-p", "d:=1"]
-    assert given_by_name(words, "m2distill_policy") == {"a", "b", "bundel", "safety.sped", "seeed"}
+    assert given_by_name(words, "m2distill_policy") == {"a", "b", "bundel", "safety.sped", "seeed", "resum"}
     assert given_by_name(["--ros-args", "-p"], "m2distill_policy") == {""}
 
 
