@@ -296,8 +296,8 @@ def test_a_run_without_samples_gets_them_once_from_its_demonstrations(tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--margin", "20"], "the margin is 20.0; it is a share of rollouts, 0 to 1"),
-        (["--margin", "nan"], "the margin is nan"),
+        (["--margin", "20"], "--margin is '20'; allowed are numbers from 0 to 1"),
+        (["--margin", "nan"], "--margin is 'nan'"),
         (["--publish", "x", "evaluation.rollouts=0"], "--publish needs rollouts of the old tasks"),
         (["--tasks", "green"], "--tasks is 'green'; name the tasks to add"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from m2distill_policy import cluster
 from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.options import LARGEST_SEED, MOST_PROCESSES, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,7 +25,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>_demo.hdf5 files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and ablation.json")
     parser.add_argument("--seeds", default="0,1,2", help="of the runs (default: 0,1,2)")
-    parser.add_argument("--at-once", type=int, default=2, help="runs in parallel, one thread each (default: 2)")
+    parser.add_argument(
+        "--at-once",
+        type=whole("--at-once", 1, MOST_PROCESSES),
+        default=2,
+        help="runs in parallel, one thread each (default: 2)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     cluster.add_option(parser, "runs")
     parser.set_defaults(run=run)
@@ -35,9 +41,14 @@ def seeds_of(text: str) -> tuple[int, ...]:
     from m2distill_policy.errors import ConfigError
 
     try:
-        return tuple(int(part) for part in text.split(","))
+        seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--seeds is '{text}'; give whole numbers, such as --seeds 0,1,2") from None
+        seeds = ()
+    if not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds):
+        raise ConfigError(
+            f"--seeds is '{text[:40]}'; give whole numbers from 0 to {LARGEST_SEED}, such as --seeds 0,1,2"
+        )
+    return seeds
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, real, whole
+
 SUMMARY = "collect demonstrations of a suite's tasks with scripted experts"
 
 
@@ -27,17 +29,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="tabletop, libero_object, libero_goal or libero_spatial (default: %(default)s)",
     )
     parser.add_argument("--tasks", default="all", help="task indices such as 0,1,2, or all (default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=80, help="successes to keep a task (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="pixels a side of both views (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the collection: layouts and disturbances (default: %(default)s)"
+        "--episodes",
+        type=whole("--episodes", 1, MANY),
+        default=80,
+        help="successes to keep a task (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size", type=whole("--size", 1, 4096), default=64, help="pixels a side of both views (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument(
+        "--workers", type=whole("--workers", 1, MOST_PROCESSES), default=2, help="processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole("--seed", 0, LARGEST_SEED),
+        default=0,
+        help="of the collection: layouts and disturbances (default: %(default)s)",
     )
     parser.add_argument("--visuals", default="fast", help="fast or stock (default: %(default)s)")
     parser.add_argument(
         "--noise",
-        type=float,
+        type=real("--noise", 0, 100),
         default=1.0,
         help="times the standard disturbance of the executed action (default: %(default)s)",
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2distill_policy import cluster
+from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, real, whole
 
 if TYPE_CHECKING:
     from m2distill_policy.sim.disturbances import Disturbance
@@ -32,16 +33,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the bundle's folder")
     parser.add_argument("--suite", default="tabletop", help="suite of the tasks (default: tabletop)")
     parser.add_argument("--tasks", help="indices, such as 0,1 (default: every task of the suite that the bundle knows)")
-    parser.add_argument("--rollouts", type=int, default=20, help="rollouts a task (default: 20)")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument(
+        "--rollouts", type=whole("--rollouts", 1, MANY), default=20, help="rollouts a task (default: 20)"
+    )
+    parser.add_argument(
+        "--workers", type=whole("--workers", 1, MOST_PROCESSES), default=2, help="processes (default: 2)"
+    )
     parser.add_argument(
         "--sampling", default="low_noise", choices=("sample", "low_noise", "mode"), help="how actions are drawn"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of --sampling sample (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="which initial states and random numbers (default: 0)")
+    parser.add_argument(
+        "--temperature", type=real("--temperature", 0.001, 1000), default=1.0, help="of --sampling sample (default: 1)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole("--seed", 0, LARGEST_SEED),
+        default=0,
+        help="which initial states and random numbers (default: 0)",
+    )
     parser.add_argument(
         "--horizon",
-        type=int,
+        type=whole("--horizon", 0, MANY),
         default=0,
         help="control steps after which a rollout has failed (default: the task's own)",
     )
@@ -54,7 +66,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "that is at level 1 is in docs/architecture.md",
     )
     parser.add_argument("--levels", default="0.5,1", help="of --perturb, above 0 and up to 1 (default: %(default)s)")
-    parser.add_argument("--film", type=int, default=0, metavar="N", help="film the first N rollouts of each task")
+    parser.add_argument(
+        "--film", type=whole("--film", 0, MANY), default=0, metavar="N", help="film the first N rollouts of each task"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for rollouts.jsonl, summary.json and films")
     cluster.add_option(parser, "rollouts")
     parser.set_defaults(run=run)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.options import MANY, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,7 +21,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
-    parser.add_argument("--stage", type=int, help="stage, 0 is the first task (default: the last one trained)")
+    parser.add_argument(
+        "--stage", type=whole("--stage", 0, MANY), help="stage, 0 is the first task (default: the last one trained)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
     parser.add_argument(
         "--precision",

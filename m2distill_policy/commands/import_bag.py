@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.options import LARGEST_SLOP, real
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,7 +45,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="one of them")
     parser.add_argument(
-        "--slop", type=float, default=0.02, metavar="S", help="how far pictures and joints of one set may be apart"
+        "--slop",
+        type=real("--slop", 0, LARGEST_SLOP),
+        default=0.02,
+        metavar="S",
+        help="how far pictures and joints of one set may be apart",
     )
     parser.add_argument(
         "--remap", metavar="FROM:=TO", action="append", default=[], help="the topic has another name in the recording"

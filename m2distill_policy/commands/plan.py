@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.options import MANY, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,8 +25,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--data", type=Path, help="folder of <task>_demo.hdf5 files (default: --length a demonstration)"
     )
-    parser.add_argument("--length", type=int, default=130, help="steps of a demonstration (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="runs that differ in their seed (default: %(default)s)")
+    parser.add_argument(
+        "--length", type=whole("--length", 1, MANY), default=130, help="steps of a demonstration (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=whole("--seeds", 1, MANY),
+        default=1,
+        help="runs that differ in their seed (default: %(default)s)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     parser.set_defaults(run=run)
 

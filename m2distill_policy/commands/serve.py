@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.options import LARGEST_SEED, LARGEST_SLOP, LONGEST_WAIT, MOST_PROCESSES, real, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,15 +49,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="low_noise",
         help="how an action is drawn from the mixture (default: %(default)s)",
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of --sampling sample (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers; a lockstep's episodes bring theirs")
+    parser.add_argument(
+        "--temperature",
+        type=real("--temperature", 0.001, 1000),
+        default=1.0,
+        help="of --sampling sample (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole("--seed", 0, LARGEST_SEED),
+        default=0,
+        help="of the random numbers; a lockstep's episodes bring theirs",
+    )
     parser.add_argument(
         "--provider",
         choices=("cpu", "cuda", "tensorrt", "auto"),
         default="cpu",
         help="what runs the network; a fall-back is announced (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="of the network on the CPU (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=whole("--threads", 1, MOST_PROCESSES),
+        default=1,
+        help="of the network on the CPU (default: %(default)s)",
+    )
     parser.add_argument("--shadow", action="store_true", help="answer, but send no command until ~/enable")
     parser.add_argument(
         "--resume",
@@ -76,10 +92,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "watch.dead_man (s), gripper.open_position, gripper.closed_position (m), gripper.max_effort (N), ...",
     )
     parser.add_argument(
-        "--slop", type=float, default=0.02, metavar="S", help="how far pictures and joints of one set may be apart"
+        "--slop",
+        type=real("--slop", 0, LARGEST_SLOP),
+        default=0.02,
+        metavar="S",
+        help="how far pictures and joints of one set may be apart",
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="how long a lockstep waits (default: %(default)s)"
+        "--timeout",
+        type=real("--timeout", 0, LONGEST_WAIT),
+        default=60.0,
+        metavar="S",
+        help="how long a lockstep waits (default: %(default)s)",
     )
     parser.add_argument(
         "--reliable-input", action="store_true", help="ask cameras and joints to send again what was lost"
@@ -89,7 +113,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="drive although somebody else sends commands on the same topics, as in front of a multiplexer",
     )
-    parser.add_argument("--domain", type=int, help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
+    parser.add_argument("--domain", type=whole("--domain", 0, 232), help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
     parser.add_argument(
         "--namespace", default="", help="before all topics but /diagnostics, such as /left where there are two arms"
     )

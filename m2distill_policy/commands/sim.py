@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.options import whole
 from m2distill_policy.sim_robot.options import add_options
 
 
@@ -21,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    parser.add_argument("--domain", type=int, help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
+    parser.add_argument("--domain", type=whole("--domain", 0, 232), help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
     parser.add_argument("--namespace", default="", help="before all topics, such as /left where there are two arms")
     parser.add_argument("--remap", metavar="FROM:=TO", action="append", default=[], help="use another topic")
     parser.set_defaults(run=run)

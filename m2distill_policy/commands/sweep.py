@@ -8,6 +8,7 @@ from pathlib import Path
 
 from m2distill_policy import cluster
 from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, whole
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,9 +31,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>_demo.hdf5 files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and sweep.json")
     parser.add_argument("--seeds", default="3", help="of the runs of every trial (default: 3)")
-    parser.add_argument("--trials", type=int, default=20, help="in all, with those of earlier calls (default: 20)")
-    parser.add_argument("--at-once", type=int, default=2, help="runs of a trial in parallel (default: 2)")
-    parser.add_argument("--search-seed", type=int, default=0, help="of the search itself (default: 0)")
+    parser.add_argument(
+        "--trials",
+        type=whole("--trials", 1, MANY),
+        default=20,
+        help="in all, with those of earlier calls (default: 20)",
+    )
+    parser.add_argument(
+        "--at-once",
+        type=whole("--at-once", 1, MOST_PROCESSES),
+        default=2,
+        help="runs of a trial in parallel (default: 2)",
+    )
+    parser.add_argument(
+        "--search-seed",
+        type=whole("--search-seed", 0, LARGEST_SEED),
+        default=0,
+        help="of the search itself (default: 0)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     cluster.add_option(parser, "runs")
     parser.set_defaults(run=run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.options import MANY, real, whole
 
 if TYPE_CHECKING:
     from training.gate import LetThrough
@@ -33,7 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--no-evaluation", action="store_true", help="train and export only")
-    parser.add_argument("--stages", type=int, help="stop after so many stages; go on later with --resume")
+    parser.add_argument(
+        "--stages", type=whole("--stages", 1, MANY), help="stop after so many stages; go on later with --resume"
+    )
     parser.add_argument(
         "--first-stage-from",
         type=Path,
@@ -54,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     extend.add_argument(
         "--margin",
-        type=float,
+        type=real("--margin", 0, 1),
         help="share by which success on an old task may fall before the new bundle is refused (default: 0.2)",
     )
     extend.add_argument(

@@ -49,7 +49,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    args = parser.parse_args(remove_ros_args(sys.argv)[1:])
+    try:
+        args = parser.parse_args(remove_ros_args(sys.argv)[1:])
+    except M2DistillError as error:  # a number out of its range
+        parser.exit(2, f"sim_robot: {error}\n")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     # rclpy's own handlers end the context at once, in the middle of a period.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
