@@ -275,3 +275,25 @@ def test_what_does_not_fit_together_is_refused() -> None:
             assert picture.shape == (height, width, 3)
         except ObservationError as error:
             assert str(error)
+
+
+@pytest.mark.ros
+def test_on_ros_2_a_compressed_image_is_what_it_is_elsewhere() -> None:
+    pytest.importorskip("rclpy", reason="no ROS 2")
+    from array import array
+
+    from sensor_msgs.msg import CompressedImage
+
+    from m2distill_policy.ros.pictures import picture_of
+
+    for form in (form for form in FORMATS if len(form) < 1000):
+        for content in _contents(form).values():
+            data = coded("png", content)
+            frame = CompressedImage(format=form, data=array("B", data.tobytes()))
+            try:
+                wanted = rgb_of_compressed(form, data)
+            except ObservationError:
+                with pytest.raises(ObservationError):
+                    picture_of(frame)
+            else:
+                np.testing.assert_array_equal(picture_of(frame), wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import shutil
 import sqlite3
@@ -177,6 +178,26 @@ def test_a_database_that_was_not_closed_is_named(copy: Callable[[str], Path]) ->
     file = next(folder.glob("*.db3"))
     file.with_name(file.name + "-wal").write_bytes(b"x")
     refused(folder, "was not closed", "VACUUM")
+
+
+def test_what_is_no_file_of_a_recording_is_refused_at_once(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = copy("mcap")
+    for name in ("x.bag", "x.txt"):
+        (tmp_path / name).write_bytes(b"#ROSBAG V2.0")
+        refused(tmp_path / name)
+    refused(folder / "metadata.yaml", "name the folder")
+    for make in (Path.mkdir, os.mkfifo):  # a fifo waits for a writer, for ever
+        file = next(folder.glob("*.mcap"))
+        file.rename(tmp_path / "kept")
+        make(file)
+        refused(folder, "is not there")
+        file.rmdir() if file.is_dir() else file.unlink()
+        (tmp_path / "kept").rename(file)
+    os.truncate(next(folder.glob("*.mcap")), 20 * 2**30)
+    refused(folder)
+    with pytest.raises(RecordingError) as found:
+        Bag("x" * 5000)
+    assert len(str(found.value)) < 900
 
 
 def change(folder: Path, how: Callable[[dict[str, Any]], None]) -> Path:

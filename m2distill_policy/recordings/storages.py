@@ -41,6 +41,8 @@ _STEPS = 200_000
 _MAGIC = b"\x89MCAP0\r\n"
 #: Characters of another library's error that are repeated.
 _SHOWN = 200
+#: Characters of a path that are repeated whole.
+_LONGEST_PATH = 600
 
 
 @contextlib.contextmanager
@@ -50,6 +52,7 @@ def reading(where: str, read: Path | None = None) -> Iterator[None]:
     Errors of this project go through as they are; a full disk is said as such. read: the file that is really read,
     whose name the user does not know.
     """
+    where = where if len(where) <= _LONGEST_PATH else f"{where[:_SHOWN]}..."
     try:
         yield
     except M2DistillError:
