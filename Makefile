@@ -68,7 +68,8 @@ DOOR ?=
 SECONDS ?= 900
 .PHONY: fuzz
 fuzz: venv ## Try bad inputs on every door: DOOR=bundle SECONDS=900 JOBS=2 (findings: runs/fuzz)
-	@$(ONE_THREAD) $(PYTHON_BIN) -m tests.fuzz $(DOOR:%=--door %) --seconds $(SECONDS) --jobs $(JOBS) $(ARGS)
+	@case "$(or $(DOOR),ros)" in *ros*) export M2DISTILL_FUZZ_ROS; M2DISTILL_FUZZ_ROS=$$(bash scripts/ros_env.sh "$(VENV_ROS)" "$(PYTHON_BIN)") || true;; esac
+	$(ONE_THREAD) $(PYTHON_BIN) -m tests.fuzz $(DOOR:%=--door %) --seconds $(SECONDS) --jobs $(JOBS) $(ARGS)
 
 .PHONY: benchmark-tabletop
 benchmark-tabletop: venv rendering ## The figures: 5 tasks, 3 seeds, every strategy (hours to days; resumable)

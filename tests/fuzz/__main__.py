@@ -31,6 +31,8 @@ from tests.fuzz.worker import Current, has_atheris
 
 #: s of one process; then another one goes on, with a memory that nothing has filled.
 SLICE = 240.0
+#: Names the environment variable that holds the shell commands which make ROS 2 usable, see scripts/ros_env.sh.
+ROS = "M2DISTILL_FUZZ_ROS"
 #: s between two lines about the progress.
 PROGRESS_EVERY = 10.0
 
@@ -91,7 +93,8 @@ class Supervisor:
         """Whether it died before its time."""
         self._turn += 1
         current = Current(self._work / "current", new=True)
-        command = [sys.executable, "-m", "tests.fuzz.worker", self.result.door, engine, f"--seconds={seconds}"]
+        command = [*python_of(self.result.door), "-m", "tests.fuzz.worker", self.result.door, engine]
+        command += [f"--seconds={seconds}"]
         command += [f"--seed={self._seed + self._turn}", f"--work={self._work}", f"--findings={self._findings.folder}"]
         command += [f"--count={count}"] if count is not None else []
         command += ["--fresh"] if self._fresh else []
@@ -160,6 +163,13 @@ class Supervisor:
         time.sleep(0.5)
         stack = (self._work / "stack").read_text(errors="replace")
         self._findings.keep(Finding(self.result.door, "hang", f"at {_top(stack)}", stack[:8000]), data)
+
+
+def python_of(door: str) -> list[str]:
+    """The command of the interpreter that tries a door: ROS 2 may have an environment of its own."""
+    if door == "ros" and os.environ.get(ROS):
+        return ["bash", "-c", f'eval "${ROS}" && exec "$ROS_PYTHON" "$@"', "bash"]
+    return [sys.executable]
 
 
 def _seconds_of(door: str) -> float:
@@ -250,7 +260,7 @@ def main() -> int:
 
     def one(door: str) -> Result:
         lacking = missing(door)
-        if lacking:
+        if lacking and len(python_of(door)) == 1:
             return Result(door, skipped=f"{', '.join(lacking)} not installed")
         supervisor = running[door] = Supervisor(door, args.work, findings, seed=seed, fresh=args.count is not None)
         if args.count is None:

@@ -12,34 +12,18 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from m2distill_policy.bundle import open_bundle
+from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.dds import m2distill_msgs, types
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.messages import MESSAGES
 from m2distill_policy.dds.participant import Reader
 from m2distill_policy.dds.policy_node import PolicyNode
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import LONGEST_RAMP, PolicyCycle
-from m2distill_policy.runtime import server as server_module
-from m2distill_policy.runtime.engine import Engine
-from m2distill_policy.runtime.server import PolicyServer
-from tests.bundles import INSTRUCTIONS, write_toy
+from m2distill_policy.node.cycle import Output
+from tests.bundles import write_toy
 from tests.fuzz.choice import Choice
 from tests.fuzz.door import Door
-from tests.fuzz.invariant import require
-from tests.fuzz.messages_door import (
-    CONTRACT,
-    GOOD,
-    MOST_CYCLES,
-    TOPICS,
-    Clock,
-    Good,
-    Observation,
-    Options,
-    Published,
-    Script,
-    unpacked,
-)
+from tests.fuzz.messages_door import CONTRACT, Options, Published, Script, Session, play, use_one_engine
 
 
 class Types:
@@ -128,9 +112,7 @@ class DdsDoor(Door):
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self._bundle = open_bundle(write_toy(Path(folder) / "toy", contract=CONTRACT))
-        # The same network for every input: making one takes longer than everything else.
-        engine = Engine(self._bundle)
-        setattr(server_module, "Engine", lambda *args, **kwargs: engine)  # noqa: B010
+        use_one_engine(self._bundle)
         self._script = Script(Types, lambda message: message.serialize(), MESSAGES)
 
     def seeds(self) -> list[bytes]:
@@ -143,56 +125,29 @@ class DdsDoor(Door):
 
     def run(self, data: bytes) -> None:
         """See :class:`Door`."""
-        raw, events = unpacked(data)
-        session = _Session(self._bundle, Options.of(raw))
-        try:
-            for event in events:
-                session.pause(event.pause / 1e6)
-                if event.kind == GOOD:
-                    session.good(Good.of(event.payload))
-                elif event.kind < len(TOPICS):
-                    session.deliver(TOPICS[event.kind], event.payload)
-                    session.turn()
-                if session.node.cycles > MOST_CYCLES:
-                    break
-            session.leave()
-        finally:
-            session.server.close()
+        play(data, lambda options: _Session(self._bundle, options))
 
 
-class _Session:
-    """A node, its clocks, and what it has published."""
+class _Session(Session):
+    """The policy node on DDS."""
 
-    def __init__(self, bundle: Any, options: Options) -> None:
-        self.clock = Clock()
-        self.published = Published(options)
-        self._participant = _Participant(self.published)
-        self._lockstep = options.lockstep
-        self._number = 0
-        self.server = PolicyServer(
-            bundle, limits=options.limits, watch=options.watch, enabled=options.enabled, resume=options.resume,
-            sampling=options.sampling, clock=self.clock.steady,
-        )  # fmt: skip
-        self.server.set_instruction(INSTRUCTIONS[0])
-        participant: Any = self._participant
-        self.node = PolicyNode(participant, self.server, lockstep=options.lockstep)
-        self.cycle: PolicyCycle[Image] = PolicyCycle(
-            self.server, Image.to_rgb, lockstep=options.lockstep, full_name=participant.full_name,
-            wall=self.clock.wall, steady=self.clock.steady,
-        )  # fmt: skip
-        self.node._cycle = self.cycle
+    def __init__(self, bundle: Bundle, options: Options) -> None:
+        super().__init__(bundle, options, Image.to_rgb, Types, MESSAGES)
+        participant: Any = _Participant(self.published)
+        self._readers: dict[str, list[_Reader]] = participant.readers
+        self._node = PolicyNode(participant, self.server, lockstep=options.lockstep)
+        self._node._cycle = self.cycle
 
     def deliver(self, topic: str, data: Any) -> None:
-        """Bytes arrive, or a message that is whole; what has no encapsulation header, a middleware hands not on."""
-        if not isinstance(data, bytes) or len(data) >= 4:
-            for reader in self._participant.readers.get(topic, ()):
-                reader.bytes.arrived.append(data)
+        """See :class:`Session`."""
+        for reader in self._readers.get(topic, ()):
+            reader.bytes.arrived.append(data)
 
     def turn(self) -> None:
         """What the node's loop does once."""
-        node, begin = self.node, time.perf_counter()
+        node, begin = self._node, time.perf_counter()
         node._take_orders()
-        if self._lockstep:
+        if self.options.lockstep:
             node._take_episodes()
             node._take_inputs()
             output = self.cycle.run_lockstep(begin)
@@ -202,39 +157,9 @@ class _Session:
         if output is not None:
             node._publish(output)
 
-    def pause(self, seconds: float) -> None:
-        """Time passes: the cycles that are due run."""
-        until = self.clock.steady() + seconds
-        while not self._lockstep and self.cycle.wake < until and self.node.cycles <= MOST_CYCLES:
-            before = self.node.cycles
-            self.clock.to(self.cycle.wake)
-            self.turn()
-            if self.node.cycles == before and self.cycle.wake <= self.clock.steady():
-                break
-        self.clock.to(until)
-
-    def good(self, good: Good) -> None:
-        """A robot that works, some of whose streams are shifted."""
-        for _ in range(good.count):
-            if self.node.cycles > MOST_CYCLES:
-                return
-            self._number += 1
-            stamp = self.clock.wall()
-            self.pause(0.01)
-            for kind, message in Observation(self._number, stamp).messages(good, Types, MESSAGES):
-                self.deliver(TOPICS[kind], message)
-            self.turn()
-            self.pause(CONTRACT.period - 0.01)
-
-    def leave(self) -> None:
-        """The ramp to a halt ends in time, whatever came before."""
-        self.cycle.leave("the fuzzer wants it")
-        began = self.clock.steady()
-        while not self.cycle.left:
-            self.node._publish(self.cycle.ramp())
-            self.clock.to(self.clock.steady() + CONTRACT.period)
-            require(self.clock.steady() - began < LONGEST_RAMP + 1, "the node does not leave")
-        require(self.published.statuses > 0, "no status was published")
+    def publish(self, output: Output) -> None:
+        """See :class:`Session`."""
+        self._node._publish(output)
 
 
 def make() -> Door:

@@ -15,10 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from m2distill_policy.bundle import Bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.node import topics
+from m2distill_policy.node.cycle import LONGEST_RAMP, Output, PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.runtime import server as server_module
+from m2distill_policy.runtime.engine import Engine
 from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS, toy_contract
@@ -156,6 +161,9 @@ class Published:
         self._options = options
         self.count = 0
         self.statuses = 0
+        #: Status codes, and twists that moved the arm, so that a test can see what a script reaches.
+        self.codes: set[StatusCode] = set()
+        self.moved = 0
         gripper = GripperProfile()
         self._grips = (gripper.open_position, gripper.closed_position)
         speed = options.limits.speed
@@ -169,6 +177,7 @@ class Published:
             linear, angular = message.twist.linear, message.twist.angular
             twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
             finite("~/twist", twist, -self._speed, self._speed)
+            self.moved += bool(twist.any())
         elif topic == topics.TARGET_POSE:
             place, turn = message.pose.position, message.pose.orientation
             position = np.array([place.x, place.y, place.z])
@@ -185,6 +194,7 @@ class Published:
         elif topic == topics.STATUS:
             self.statuses += 1
             require(message.code in set(map(int, StatusCode)), "an unknown status", message.code)
+            self.codes.add(StatusCode(message.code))
             require(bool(message.sentence), "a status without a sentence", message.code)
             size = len(message.sentence) + len(message.warning) + len(message.swap_sentence)
             require(size < 10_000, "a status of many characters", size)
@@ -420,3 +430,108 @@ class Observation:
             pose = WHERE + np.array([0.05 * moved, 0.0, 0.0, 0.0, 0.0, 0.0])
             found.insert(0 if not good.without & 64 else len(found), (3, build.pose(pose, max(0, stamps[3]), "base")))
         return found
+
+
+# --- a node in this process ------------------------------------------------------------------------------------------
+
+
+def use_one_engine(bundle: Bundle) -> None:
+    """Have every policy server of this process run one network: making one takes longer than everything else."""
+    engine = Engine(bundle)
+    setattr(server_module, "Engine", lambda *args, **kwargs: engine)  # noqa: B010
+
+
+class Session:
+    """A node whose clocks are moved by hand, and what it has published. Made anew for every input.
+
+    Args:
+        picture, types, build: as the transport has them, see :class:`PolicyCycle` and :class:`Script`.
+    """
+
+    def __init__(self, bundle: Bundle, options: Options, picture: Callable[[Any], Any], types: Any, build: Any) -> None:
+        self.options = options
+        self.clock = Clock()
+        self.published = Published(options)
+        self._types, self._build = types, build
+        self._number = 0
+        self.server = PolicyServer(
+            bundle, limits=options.limits, watch=options.watch, enabled=options.enabled, resume=options.resume,
+            sampling=options.sampling, clock=self.clock.steady,
+        )  # fmt: skip
+        self.server.set_instruction(INSTRUCTIONS[0])
+        self.cycle: PolicyCycle[Any] = PolicyCycle(
+            self.server, picture, lockstep=options.lockstep, full_name=topics.resolve, wall=self.clock.wall,
+            steady=self.clock.steady,
+        )  # fmt: skip
+
+    def deliver(self, topic: str, data: Any) -> None:
+        """Bytes arrive on a topic, or a message that is whole."""
+        raise NotImplementedError
+
+    def turn(self) -> None:
+        """Let the node do what it has to do now."""
+        raise NotImplementedError
+
+    def publish(self, output: Output) -> None:
+        """Publish as the node does."""
+        raise NotImplementedError
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the node has run as many cycles as one input may have."""
+        return self.cycle.cycles > MOST_CYCLES
+
+    def pause(self, seconds: float) -> None:
+        """Time passes: the cycles that are due run."""
+        until = self.clock.steady() + seconds
+        while not self.options.lockstep and self.cycle.wake < until and not self.is_over:
+            before = self.cycle.cycles
+            self.clock.to(self.cycle.wake)
+            self.turn()
+            if self.cycle.cycles == before and self.cycle.wake <= self.clock.steady():
+                break
+        self.clock.to(until)
+
+    def good(self, good: Good) -> None:
+        """A robot that works, some of whose streams are shifted."""
+        for _ in range(good.count):
+            if self.is_over:
+                return
+            self._number += 1
+            stamp = self.clock.wall()
+            self.pause(0.01)
+            for kind, message in Observation(self._number, stamp).messages(good, self._types, self._build):
+                self.deliver(TOPICS[kind], message)
+            self.turn()
+            self.pause(CONTRACT.period - 0.01)
+
+    def leave(self) -> None:
+        """The ramp to a halt ends in time, whatever came before."""
+        self.cycle.leave("the fuzzer wants it")
+        began = self.clock.steady()
+        while not self.cycle.left:
+            self.publish(self.cycle.ramp())
+            self.clock.to(self.clock.steady() + CONTRACT.period)
+            require(self.clock.steady() - began < LONGEST_RAMP + 1, "the node does not leave")
+        require(self.published.statuses >= self.cycle.cycles, "a cycle without a status", self.published.statuses)
+
+
+def play(data: bytes, make: Callable[[Options], Session]) -> Published:
+    """Let a script's events happen to a node; what it published."""
+    raw, events = unpacked(data)
+    session = make(Options.of(raw))
+    try:
+        for event in events:
+            session.pause(event.pause / 1e6)
+            if event.kind == GOOD:
+                session.good(Good.of(event.payload))
+            elif event.kind < len(TOPICS) and len(event.payload) >= 4:
+                # A middleware hands on nothing that lacks an encapsulation header.
+                session.deliver(TOPICS[event.kind], event.payload)
+                session.turn()
+            if session.is_over:
+                break
+        session.leave()
+    finally:
+        session.server.close()
+    return session.published
