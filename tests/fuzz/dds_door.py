@@ -16,7 +16,7 @@ from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.dds import m2distill_msgs, types
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.messages import MESSAGES
-from m2distill_policy.dds.participant import Reader
+from m2distill_policy.dds.participant import Participant, Reader
 from m2distill_policy.dds.policy_node import PolicyNode
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output
@@ -78,12 +78,11 @@ class _Writer:
         self._published.see(self.topic, message)
 
 
-class _Participant:
-    """The part of a :class:`Participant` that a node uses, without a network."""
-
-    domain = 0
+class _Participant(Participant):
+    """A participant without a network."""
 
     def __init__(self, published: Published) -> None:
+        self.domain, self.namespace = 0, ""
         self._published = published
         self.readers: dict[str, list[_Reader]] = {}
 
@@ -91,13 +90,13 @@ class _Participant:
         """Not remapped."""
         return topics.resolve(topic)
 
-    def reader(self, topic: str, kind: Any, *args: Any, **kwargs: Any) -> _Reader:
+    def reader(self, topic: str, kind: Any, *args: Any, **kwargs: Any) -> Any:
         """A reader of bytes from here."""
         reader = _Reader(topic, kind)
         self.readers.setdefault(topic, []).append(reader)
         return reader
 
-    def writer(self, topic: str, kind: Any, *args: Any, **kwargs: Any) -> _Writer:
+    def writer(self, topic: str, kind: Any, *args: Any, **kwargs: Any) -> Any:
         """A writer whose messages are looked at."""
         return _Writer(topic, kind, self._published)
 
@@ -108,6 +107,7 @@ class DdsDoor(Door):
     name = "dds"
     seconds = 10.0
     mebibytes = 512
+    refuses = False
 
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -133,8 +133,8 @@ class _Session(Session):
 
     def __init__(self, bundle: Bundle, options: Options) -> None:
         super().__init__(bundle, options, Image.to_rgb, Types, MESSAGES)
-        participant: Any = _Participant(self.published)
-        self._readers: dict[str, list[_Reader]] = participant.readers
+        participant = _Participant(self.published)
+        self._readers = participant.readers
         self._node = PolicyNode(participant, self.server, lockstep=options.lockstep)
         self._node._cycle = self.cycle
 

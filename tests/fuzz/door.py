@@ -30,11 +30,13 @@ class Door:
 
     seconds: processor time that one input may take; a process that needs ten times that by the wall clock hangs.
     mebibytes: memory that one input may take, beyond what the process has when it begins.
+    refuses: whether our own errors may come out: a node that runs must not raise them either.
     """
 
     name = ""
     seconds = 10.0
     mebibytes = 1024
+    refuses = True
 
     def seeds(self) -> list[bytes]:
         """Small inputs to begin with, whole ones first."""

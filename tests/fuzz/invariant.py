@@ -72,6 +72,8 @@ def check(door: Door, data: bytes) -> tuple[Outcome, Finding | None]:
     except M2DistillError as error:
         outcome = Outcome.REFUSED
         found = _message(door, error)
+        if not door.refuses:
+            found = Finding(door.name, "error", f"{type(error).__name__} at {_place(error)}", _trace(error))
     except Violation as error:
         found = Finding(door.name, "command", str(error).partition(":")[0], _trace(error))
     except Exception as error:

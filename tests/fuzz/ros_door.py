@@ -77,22 +77,28 @@ class _Node:
 
     def create_subscription(self, kind: Any, topic: str, callback: Any, *args: Any, **kwargs: Any) -> _Subscription:
         """Bytes of ``topic`` go to ``callback``."""
-        self.callbacks.setdefault(topic, []).append(callback)
+        self.callbacks.setdefault(_plain(topic), []).append(callback)
         return _Subscription()
 
     def create_publisher(self, kind: Any, topic: str, *args: Any, **kwargs: Any) -> _Publisher:
         """What is published is looked at."""
-        return _Publisher(kind, topic, self._published)
+        return _Publisher(kind, _plain(topic), self._published)
 
     create_lifecycle_publisher = create_publisher
 
     def resolve_topic_name(self, topic: str) -> str:
         """Not remapped."""
-        return topics.resolve(topic)
+        return topics.resolve(_plain(topic))
 
     def count_publishers(self, topic: str) -> int:
         """Our own alone."""
         return 1
+
+
+def _plain(topic: str) -> str:
+    """A topic as :mod:`m2distill_policy.node.topics` names it, however a node does."""
+    full = topic if topic.startswith("~/") else f"/{topic.lstrip('/')}"
+    return full.replace(f"/{topics.POLICY_NODE}/", "~/", 1)
 
 
 class RosDoor(Door):
@@ -101,6 +107,7 @@ class RosDoor(Door):
     name = "ros"
     seconds = 10.0
     mebibytes = 512
+    refuses = False
 
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
