@@ -126,7 +126,12 @@ def test_of_two_policies_for_one_arm_the_second_does_not_begin(side: Side, tmp_p
             assert len(robot.heard["twist"]) < 25, "one of them drives"
             assert policy.end() == 0
             robot.forget()
-            drive_until(robot, StatusCode.RUNNING, "the second, once the first is gone")
+            deadline = time.monotonic() + 20
+            # On a busy machine it may be the rate of the cameras that holds the arm then.
+            while not any(s.code in (StatusCode.RUNNING, StatusCode.HALT_REQUESTED) for s in robot.heard["status"]):
+                assert time.monotonic() < deadline, robot.heard["status"][-1:]
+                robot.drive(observations(CONTRACT, 4, seed=int(deadline * 1000)))
+            assert robot.heard["status"][-1].code != StatusCode.OTHER_PUBLISHER
             assert second.end() == 0
 
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.contract import Camera, libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.node.pose import pose_from, quaternion_of
 from m2distill_policy.node.synchroniser import RATE_OVER
-from m2distill_policy.node.topics import camera_info_topic, camera_topic, parse_remappings, resolve
+from m2distill_policy.node.topics import camera_info_topic, camera_topic, parse_namespace, parse_remappings, resolve
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.preprocess import field_of_view_trouble
@@ -349,3 +350,24 @@ def test_options_are_checked() -> None:
         CycleOptions(slop=0)
     with pytest.raises(ConfigError, match=r"timeout is inf s"):
         CycleOptions(timeout=math.inf)
+
+
+def test_a_namespace_is_before_all_topics_but_diagnostics() -> None:
+    left = parse_namespace("left")
+    assert left == parse_namespace("/left") == parse_namespace("/left/") == "/left" and parse_namespace("/") == ""
+    named = {resolve(topic, namespace=left) for topic in (topics.JOINT_STATES, topics.TWIST, topics.GRIPPER_COMMAND)}
+    assert named == {"/left/joint_states", "/left/m2distill_policy/twist", "/left/gripper_command"}
+    assert resolve(topics.DIAGNOSTICS, namespace=left) == "/diagnostics"
+    remap = parse_remappings(["joint_states:=/arm/joints", "~/twist:=servo/cmd", "/clock:=/x"], left)
+    assert remap == {
+        "/left/joint_states": "/arm/joints",
+        "/left/m2distill_policy/twist": "/left/servo/cmd",
+        "/clock": "/x",
+    }
+    assert (
+        topics.relative(topics.TWIST) == "m2distill_policy/twist"
+        and topics.relative(topics.TWIST, own=True) == "~/twist"
+    )
+    for wrong in ("a b", "1a", "a//b", "ä", "~", "a-b", "/a/../b"):
+        with pytest.raises(ConfigError, match="namespace"):
+            parse_namespace(wrong)
