@@ -71,3 +71,8 @@ def test_lists_of_seeds(text: str) -> None:
     assert seeds_of("0,1,2") == (0, 1, 2)
     with pytest.raises(ConfigError):
         seeds_of(text)
+
+
+def test_a_long_list_of_tasks_is_not_repeated_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demos", "--tasks", "9" * 5000, "--out", "never"]) == 2
+    assert len(capsys.readouterr().err) < 300

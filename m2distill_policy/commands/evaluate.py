@@ -121,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             tasks = [int(text) for text in args.tasks.split(",")]
         except ValueError:
-            raise ConfigError(f"--tasks is '{args.tasks}'; whole numbers with commas between them are needed") from None
+            raise ConfigError(
+                f"--tasks is '{args.tasks[:60]}'; whole numbers with commas between them are needed"
+            ) from None
     cells = [
         cell
         for wrong in _disturbances(args.perturb, args.levels)

@@ -144,7 +144,9 @@ def _extended(args: argparse.Namespace) -> LifelongRun:
     try:
         new = tuple(int(part) for part in (args.tasks or "").split(","))
     except ValueError:
-        raise ConfigError(f"--tasks is '{args.tasks or ''}'; name the tasks to add, such as --tasks 3,4") from None
+        raise ConfigError(
+            f"--tasks is '{(args.tasks or '')[:60]}'; name the tasks to add, such as --tasks 3,4"
+        ) from None
     source = LifelongRun.open(args.extend)
     config = override(source.config, args.overrides)
     told = _told(LetThrough(), args)

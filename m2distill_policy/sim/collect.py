@@ -404,7 +404,7 @@ def parse_tasks(text: str, suite: str) -> tuple[int, ...]:
     try:
         indices = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise SimulationError(f"tasks are indices such as 0,1,2 or the word all; got '{text}'") from error
+        raise SimulationError(f"tasks are indices such as 0,1,2 or the word all; got '{text[:60]}'") from error
     for index in indices:
         suite_task(suite, index)
     return indices
