@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -168,8 +169,8 @@ class DdsSide(Side):
                 continue
             if name == "enable":
                 words += [] if value else ["--shadow"]
-            elif "." in option:
-                words += ["--set", f"{option}={value}"]
+            elif "." in option or option == "joint_topics":
+                words += ["--set", f"{option}={json.dumps(value) if isinstance(value, list) else value}"]
             elif isinstance(value, bool):
                 words += [f"--{option.replace('_', '-')}"] if value else []
             else:

@@ -38,7 +38,7 @@ def test_every_parameter_changes_the_settings() -> None:
         "gripper.open_position": 0.5, "gripper.closed_position": 0.3, "watch.frozen_after": 4,
         "safety.workspace_low": [0.0, 0.0, 0.0], "safety.workspace_high": [1.0, 1.0, 1.0],
         "joints.entries": ["a"], "joints.names": ["b"], "joints.scales": [2.0], "joints.offsets": [0.5],
-        "joints.topics": ["/gripper/joint_states"],
+        "joint_topics": ["/gripper/joint_states"],
         **{f"safety.{name}": [1.0] * 6 for name in ("speed", "acceleration", "jerk")},
     }  # fmt: skip
     together: dict[str, dict[str, Any]] = {

@@ -138,7 +138,7 @@ def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels,
         f"the joint state does not name {', '.join(absent)} on {where}"
         + (f"; silent are {', '.join(old)}" if old else "")
         + f"; it names {listed(names) or 'nothing'}. See the driver, or name the joints as they are called there "
-        "(joints.names), or a further topic (joints.topics).",
+        "(joints.names), or a further topic (joint_topics).",
     )
 
 

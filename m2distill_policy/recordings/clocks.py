@@ -109,8 +109,8 @@ class StreamClocks:
         raise RecordingError(
             f"{path}: the stamps of {label} are {abs(difference):.3f} s {direction} those of "
             f"{other or 'the recorder'}{where}, compared with when they were recorded; at most {allowed:g} s is "
-            f"allowed ({setting}). Set the clocks right and record again; if the difference is known and constant, correct it "
-            "with --shift TOPIC=SECONDS"
+            f"allowed ({setting}). Set the clocks right and record again; if the difference is known and constant, "
+            "correct it with --shift TOPIC=SECONDS"
         )
 
 

@@ -109,7 +109,7 @@ class Parameter:
 
 
 #: Groups of parameters that are an arm's settings, but for those that say how a node reaches its gripper.
-_OF_THE_ARM = ("safety", "watch", "gripper", "joints")
+_OF_THE_ARM = ("safety", "watch", "gripper", "joints", "joint_topics")
 _OF_THE_NODE = ("gripper.interface", "gripper.action", "gripper.joint")
 
 _SAFETY, _WATCH, _GRIPPER = SafetyLimits(), WatchLimits(), GripperProfile()
@@ -232,7 +232,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("joints.names", "strings", [], "", "for each, the arm's joint"),
     Parameter("joints.scales", "floats", [], "", "for each, its factor; empty for 1"),
     Parameter(
-        "joints.topics", "strings", [], "", "topics of joint states beside /joint_states, such as the gripper's"
+        "joint_topics", "strings", [], "", "topics of joint states beside /joint_states, such as the gripper's"
     ),
     Parameter("joints.offsets", "floats", [], "rad or m", "for each, what is added; empty for 0"),
 )  # fmt: skip
@@ -346,7 +346,7 @@ def _arm(p: Mapping[str, Any]) -> ArmConfig:
                 key: p[f"gripper.{key}"] for key in ("open_position", "closed_position", "threshold", "max_effort")
             },
             "joints": _joints(p),
-            "joint_topics": p["joints.topics"],
+            "joint_topics": p["joint_topics"],
         },
     )
 
