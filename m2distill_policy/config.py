@@ -70,10 +70,13 @@ def override(config: T, overrides: Sequence[str]) -> T:
     return from_dict(type(config), data)
 
 
-def read_file(path: Path | str) -> dict[str, Any]:
-    """Read a TOML, YAML or JSON file into a dictionary; raises :class:`ConfigError` when that cannot be done."""
+def read_file(path: Path | str, suffix: str | None = None) -> dict[str, Any]:
+    """Read a TOML, YAML or JSON file into a dictionary; raises :class:`ConfigError` when that cannot be done.
+
+    suffix: such as ".yaml", whatever the file's name ends in; None takes that.
+    """
     path = Path(path)
-    data = read_plain(path)
+    data = read_plain(path, suffix)
     if data is None:  # an empty YAML file
         data = {}
     if not isinstance(data, dict):

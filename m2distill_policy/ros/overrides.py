@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2distill_policy.config_text import read_plain
+from m2distill_policy.config import read_file
 from m2distill_policy.errors import ConfigError, closest
 
 #: Parameters that rclpy itself declares for every node, and groups of them.
@@ -84,9 +84,8 @@ def given_by_name(arguments: Sequence[str], node: str) -> set[str]:
 
 def _named_in(path: Path, node: str) -> set[str]:
     try:
-        content = read_plain(path, ".yaml")  # launch's own files have no suffix
-        of_nodes = sections(content) if isinstance(content, Mapping) else ()
-        named = [values for section, values in of_nodes if is_for(section, node)]
+        content = read_file(path, ".yaml")  # launch's own files have no suffix
+        named = [values for section, values in sections(content) if is_for(section, node)]
     except ConfigError:
         return set()
     return {name for values in named for name in values}
