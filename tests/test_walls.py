@@ -142,7 +142,18 @@ ALLOWED: dict[str, frozenset[str]] = {
     ),
     "m2distill_policy.ros": _names(
         *_CORE,
-        *("signals", "streams", "bundle", "bundle_signature", "config", "runtime", "node", "sim_robot", "ros"),
+        *(
+            "signals",
+            "streams",
+            "bundle",
+            "bundle_signature",
+            "config",
+            "config_text",
+            "runtime",
+            "node",
+            "sim_robot",
+            "ros",
+        ),
         outside="rclpy cv2",
     ),
     "m2distill_policy.sim": _names(
