@@ -24,6 +24,7 @@ from m2distill_policy.bundle_arrays import read_arrays
 from m2distill_policy.bundle_files import DIGEST, MANIFEST, check_digest
 from m2distill_policy.bundle_graphs import DEEPEST, MOST_NODES, GraphError, check_graph
 from m2distill_policy.errors import BundleError, UnknownInstructionError
+from m2distill_policy.runtime.engine import Engine
 from tests.bundles import INSTRUCTIONS, edit_manifest, replace_file, toy_contract, toy_graphs, write_manifest, write_toy
 
 
@@ -478,6 +479,50 @@ def test_damaged_graphs_never_hide_external_data() -> None:
         text = str(damaged)
         assert "external_data" not in text and "data_location: EXTERNAL" not in text
     assert parsed > 100
+
+
+def _mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """Change bits and bytes, cut, repeat and move pieces, as in a file that was damaged or made to mislead."""
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        place, other = (int(rng.integers(max(1, len(changed)))) for _ in range(2))
+        size, kind = int(rng.integers(1, 40)), int(rng.integers(5))
+        if kind == 0 and changed:
+            changed[place] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            changed[place : place + 4] = [b"\xff" * 4, b"\0" * 8, b"\xff\xff\xff\xff\x0f"][int(rng.integers(3))]
+        elif kind == 2:
+            del changed[place : place + size]
+        elif kind == 3:
+            changed[place:place] = changed[other : other + size]
+        else:
+            changed[place : place + size] = changed[other : other + size]
+    return bytes(changed)
+
+
+def test_damage_below_the_hashes(path: Path) -> None:
+    """Every file, with hashes and digest made to fit, up to the first answer: a bundle or our own error, soon."""
+    rng = np.random.default_rng(6)
+    views = {camera.name: np.zeros(camera.shape, np.uint8) for camera in toy_contract().cameras}
+    write_toy(path, 3, views=views, overwrite=True)
+    originals = {file.name: file.read_bytes() for file in path.iterdir() if file.name != DIGEST}
+    loaded = 0
+    for _ in range(250):
+        for name, data in originals.items():
+            (path / name).write_bytes(data)
+        name = str(rng.choice(sorted(originals)))
+        if name == MANIFEST:
+            write_manifest(path, _mutate(originals[name], rng))
+        else:
+            replace_file(path, name, _mutate(originals[name], rng))
+        begin = time.monotonic()
+        try:
+            Engine(open_bundle(path))
+            loaded += 1
+        except BundleError as error:
+            assert len(str(error)) < 5000
+        assert time.monotonic() - begin < 10
+    assert 0 < loaded < 250
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
