@@ -299,14 +299,17 @@ class PolicyCycle(Generic[T]):
         elif count:
             self.trouble(topic, None)
 
-    def trouble(self, what: str, sentence: str | None) -> None:
-        """Keep what is wrong with ``what`` for the status until it is right again; each sentence is logged once."""
+    def trouble(self, what: str, sentence: str | None, *, alike: str | None = None) -> None:
+        """Keep what is wrong with ``what`` for the status until it is right again; each sentence is logged once.
+
+        alike: what sentences have in common that differ in a measured number: of those the first is logged.
+        """
         if sentence is None:
             self._troubles.pop(what, None)
             return
         self._troubles[what] = sentence
-        if sentence not in self._reported and len(self._reported) < 100:
-            self._reported.add(sentence)
+        if (alike or sentence) not in self._reported and len(self._reported) < 100:
+            self._reported.add(alike or sentence)
             logger.warning("%s", sentence)
 
     def other_publishers(self, topic: str, names: Sequence[str]) -> None:
@@ -574,12 +577,13 @@ class PolicyCycle(Generic[T]):
                 "~/target_pose is not published; send poses at the pictures' stamps or more often, see docs/ros2.md."
                 if lacking
                 else None,
+                alike="no pose",
             )
-        self.trouble("pose refused", self._poses.refused)
+        self.trouble("pose refused", self._poses.refused, alike="a pose refused")
         # Nothing goes out that was not made and checked here.
         decision, command = self._commands.make(decision, start, send=send, set_point=wanted)
         if send:
-            self.trouble("workspace", command.trouble)
+            self.trouble("workspace", command.trouble, alike="outside the workspace")
         self._gripper_commands += command.gripper is not None
         self._moved = decision.status.motion != Motion.HALTED.value
         self._cycle += 1
