@@ -352,5 +352,5 @@ def test_a_pose_that_has_stopped_is_not_waited_for(bundle: Bundle) -> None:
     arm = Arm(bundle, sampling="mode")
     play(arm, 2.0, pose_hz=20.0, pose_late=lambda i: 0.005, phase=PERIOD)
     _, _, waits = play(arm, 2.0, pose_hz=0.0, pose_late=lambda i: 0.0, phase=0.0)
-    assert sum(wait > 0.001 for wait in waits) <= 1
+    assert sum(wait > 0.001 for wait in waits) <= 3, "until its silence is known"
     arm.server.close()

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from m2distill_policy.contract import Contract
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.command_check import CommandCheck
@@ -39,6 +40,11 @@ class CommandMaker:
         self._server = server
         self._profile = gripper
         self._gripper = GripperSwitch(gripper)
+        self._check = self._checked_with(server.contract)
+
+    def _checked_with(self, contract: Contract) -> CommandCheck:
+        positions = (self._profile.open_position, self._profile.closed_position)
+        return CommandCheck(self._server.limits, self._server.speeds, contract, positions)
 
     def forget_gripper(self) -> None:
         """What the gripper does is not known: the next clear wish is sent again."""
@@ -56,9 +62,8 @@ class CommandMaker:
         """
         # One swap of the bundle later the contract is another one; between two cycles only.
         contract, limits = self._server.contract, self._server.limits
-        check = CommandCheck(
-            limits, self._server.speeds, contract, (self._profile.open_position, self._profile.closed_position)
-        )
+        if self._check.contract is not contract:
+            self._check = self._checked_with(contract)
         command = ArmCommand()
         try:
             if send:
@@ -74,7 +79,7 @@ class CommandMaker:
                             "~/target_pose is not published: bring the arm back into the workspace."
                         )
                 command = ArmCommand(twist, target, self._gripper.update(drive.gripper(decision.action)), trouble)
-            why = check.trouble(decision.action, command.twist, command.target, command.gripper, pose)
+            why = self._check.trouble(decision.action, command.twist, command.target, command.gripper, pose)
         except (ArithmeticError, TypeError, ValueError, IndexError, cv2.error) as error:
             why = f"it could not be made ({type(error).__name__}: {error})"
         if why is None:

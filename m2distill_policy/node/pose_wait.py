@@ -13,8 +13,8 @@ T = TypeVar("T")
 LONGEST = 0.3
 #: s between two looks while waiting.
 _POLL = 0.002
-#: Cycles without a wait after one in vain.
-_PAUSE = 5
+#: Waits in vain, one after another, after which waiting no longer helps; and cycles without a wait after each more.
+_IN_VAIN, _PAUSE = 3, 5
 
 
 class PoseWait(Generic[T]):
@@ -36,6 +36,7 @@ class PoseWait(Generic[T]):
         #: Stamp of the newest set that was answered without a pose which might have come, and when.
         self._lacked: tuple[int, float] | None = None
         self._helps = False
+        self._in_vain = 0
         self._pause = 0
 
     @property
@@ -68,7 +69,11 @@ class PoseWait(Generic[T]):
         if self._poses.at(found.stamp) is None:
             if now < self._deadline and self._poses.may_come(found.stamp):
                 return None
-            self._helps, self._pause = False, _PAUSE
+            self._in_vain += 1
+            if self._in_vain >= _IN_VAIN:
+                self._helps, self._pause = False, _PAUSE
+        else:
+            self._in_vain = 0
         waited, self._waiting = self._waiting, None
         return waited
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from m2distill_policy.runtime.safety import SafetyLimits
 
 #: What rounding may add, as a factor and in m, rad, m/s or rad/s.
 _ROUNDING, _TINY = 1e-6, 1e-9
+_ONES = (1.0,) * len(ACTION_AXES)
 
 
 @dataclass(frozen=True)
@@ -54,31 +56,28 @@ class CommandCheck:
         )
 
     def _action(self, action: NDArray[np.floating[Any]]) -> str | None:
-        values = np.asarray(action)
-        if values.shape != (len(ACTION_AXES),):
-            return f"the action has the shape {values.shape}; ({len(ACTION_AXES)},) is needed"
-        return _beyond("the action", values, np.ones(len(ACTION_AXES)), "")
+        return _beyond("the action", action, _ONES, "")
 
     def _twist(self, twist: NDArray[np.floating[Any]]) -> str | None:
-        return _beyond("the twist", np.asarray(twist), np.asarray(self.speeds), "m/s or rad/s")
+        return _beyond("the twist", twist, self.speeds, "m/s or rad/s")
 
     def _target(self, target: NDArray[np.floating[Any]], pose: NDArray[np.floating[Any]] | None) -> str | None:
-        values = np.asarray(target)
-        if values.shape != (6,) or not np.isfinite(values).all():
-            return f"the set-point is {values.tolist()}; six finite numbers are needed"
-        if math.sqrt(float(values[3:] @ values[3:])) > math.pi * (1 + _ROUNDING):
-            return f"the set-point is turned by the vector {values[3:].tolist()}; at most pi rad are possible"
+        values = np.asarray(target).tolist()
+        if len(values) != 6 or not all(map(math.isfinite, values)):
+            return f"the set-point is {values}; six finite numbers are needed"
+        if math.hypot(*values[3:]) > math.pi * (1 + _ROUNDING):
+            return f"the set-point is turned by the vector {values[3:]}; at most pi rad are possible"
         if pose is None:
             return "the set-point was made without the end effector's pose"
-        scale = self.contract.action.translation_scale
-        ahead = _beyond("the set-point's distance from the arm", values[:3] - np.asarray(pose)[:3], [scale] * 3, "m")
-        if ahead is not None:
-            return ahead
+        most = self.contract.action.translation_scale * (1 + _ROUNDING) + _TINY
+        for axis, value, here in zip("xyz", values, np.asarray(pose).tolist(), strict=False):
+            if not abs(value - here) <= most:  # not so for NaN
+                return f"the set-point's {axis} is {value:.4g} m and the arm's {here:.4g} m; one action is {most:.4g} m"
         low, high = self.limits.workspace_low, self.limits.workspace_high
         if low is not None and high is not None:
-            for axis, value, least, most in zip("xyz", values, low, high, strict=False):
-                if not least - _TINY <= value <= most + _TINY:
-                    return f"the set-point's {axis} is {value:.4g} m; the workspace is {least:g} to {most:g} m"
+            for axis, value, least, greatest in zip("xyz", values, low, high, strict=False):
+                if not least - _TINY <= value <= greatest + _TINY:
+                    return f"the set-point's {axis} is {value:.4g} m; the workspace is {least:g} to {greatest:g} m"
         return None
 
     def _gripper(self, position: float) -> str | None:
@@ -87,13 +86,12 @@ class CommandCheck:
         return None
 
 
-def _beyond(what: str, values: NDArray[np.floating[Any]], most: Any, unit: str) -> str | None:
+def _beyond(what: str, values: NDArray[np.floating[Any]], most: Sequence[float], unit: str) -> str | None:
     """Why one of ``values`` is not finite, or larger than its entry of ``most``; None where all are inside."""
-    limits = np.asarray(most, dtype=np.float64)
-    if values.shape != limits.shape:
-        return f"{what} has the shape {values.shape}; {limits.shape} is needed"
-    inside = np.abs(values) <= limits * (1 + _ROUNDING) + _TINY  # not so for NaN
-    if inside.all():
-        return None
-    i = int(np.flatnonzero(~inside)[0])
-    return f"{what} is {values[i]:.4g} in '{ACTION_AXES[i]}'; at most {limits[i]:.4g} {unit}".rstrip() + " is allowed"
+    found = np.asarray(values).tolist()  # plain numbers: of so few, NumPy takes longer
+    if not isinstance(found, list) or len(found) != len(most):
+        return f"{what} has the shape {np.shape(values)}; ({len(most)},) is needed"
+    for axis, value, limit in zip(ACTION_AXES, found, most, strict=False):
+        if not abs(value) <= limit * (1 + _ROUNDING) + _TINY:  # not so for NaN
+            return f"{what} is {value:.4g} in '{axis}'; at most {limit:.4g} {unit}".rstrip() + " is allowed"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -31,7 +32,7 @@ def set_point(
     """
     delta = set_point_delta(action, contract)
     present = np.asarray(pose, dtype=np.float64)
-    if not (np.isfinite(delta).all() and np.isfinite(present).all()):
+    if not all(map(math.isfinite, (*delta.tolist(), *present.tolist()))):
         raise ValueError(f"the set-point is {delta.tolist()} from {present.tolist()}; finite numbers are needed")
     rotation = cv2.Rodrigues(delta[3:])[0] @ cv2.Rodrigues(present[3:6])[0]
     return np.concatenate([present[:3] + delta[:3], cv2.Rodrigues(rotation)[0].ravel()])

@@ -92,9 +92,12 @@ def set_point_inside(
     if limits.workspace_low is None or limits.workspace_high is None:
         return target
     inside = target.copy()
-    inside[:3] = np.clip(target[:3], limits.workspace_low, limits.workspace_high)
     reach = contract.action.translation_scale * (1 + 1e-9)
-    return inside if np.all(np.abs(inside[:3] - np.asarray(pose)[:3]) <= reach) else None
+    for i, (low, high) in enumerate(zip(limits.workspace_low, limits.workspace_high, strict=True)):
+        inside[i] = min(max(float(target[i]), low), high)
+        if abs(inside[i] - pose[i]) > reach:
+            return None
+    return inside
 
 
 class Motion(enum.Enum):

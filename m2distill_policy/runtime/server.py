@@ -481,6 +481,8 @@ class PolicyServer:
                 mixture, tokens = active.engine.step(conditioning, observation, active.window)
                 mixture.check()
                 sample = mixture.draw(self._sampling, self._rng, self._temperature)
+                if not np.isfinite(sample).all():  # in shadow mode no command is made of it, and it is published
+                    raise PolicyOutputError(f"the action drawn is {np.array2string(sample, precision=3)}")
                 self._answers += 1
                 # Late is judged first: what is not sent must not be what the ramp begins with.
                 late = self._late(begin) or self._watchdog.stale(stamp, now + self._clock() - begin)
