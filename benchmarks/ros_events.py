@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 
@@ -108,6 +110,72 @@ def provider_lost(bundle: Path, folder: Path) -> dict[str, Any]:
         return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
 
 
+def nan_offered(bundle: Path, folder: Path) -> dict[str, Any]:
+    """A bundle whose network answers NaN is offered for a swap while another drives: from the request on."""
+    sound = write_toy(folder / "sound")
+    broken = write_toy(folder / "broken", seed=1, bias_nan=True)
+    with node(sound, folder / "node.log", instruction=INSTRUCTIONS[0]) as _, _robot(sound) as robot:
+        robot.bring_up()
+        _drive(robot)
+        begin = time.monotonic()
+        robot.ask_for_swap(broken)
+        while not robot.swaps and time.monotonic() < begin + 60.0:  # it is loaded by a process of its own
+            robot.drive(0.5)
+        robot.drive(_BROKEN)
+        if robot.swaps and not robot.swaps[0].success:
+            return {"status": robot.statuses[-1][1].name, "sentence": robot.swaps[0].sentence}
+        found = robot.halted(begin, StatusCode.BAD_OUTPUT)
+        robot.ask_for_swap(sound)
+        return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
+
+
+def another_publisher(bundle: Path, folder: Path) -> dict[str, Any]:
+    """Somebody else sends moving twists to the arm for two seconds."""
+    with node(bundle, folder / "node.log") as _, _robot(bundle) as robot:
+        robot.bring_up()
+        _drive(robot)
+        other = robot.node.create_publisher(TwistStamped, topics.resolve(topics.TWIST), qos.reliable(10))
+        robot.drive(1.0)  # it is found, and says nothing yet
+        begin = time.monotonic()
+
+        def say(robot: Robot, i: int) -> None:
+            twist = TwistStamped(header=MESSAGES.header(time.time_ns(), "base"))
+            twist.twist.linear.x = 0.05
+            other.publish(twist)
+            robot.publish(i)
+
+        robot.drive(_BROKEN, say)
+        found = robot.halted(begin, StatusCode.OTHER_PUBLISHER)
+        robot.node.destroy_publisher(other)
+        return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
+
+
+def pose_jumps(bundle: Path, folder: Path) -> dict[str, Any]:
+    """In a limited workspace, the pose is 3 m away for two seconds."""
+    limits = {"safety.workspace_low": "[0.2, -0.5, 0.0]", "safety.workspace_high": "[0.6, 0.5, 0.8]"}
+    with node(bundle, folder / "node.log", **limits) as _, _robot(bundle) as robot:
+        pose = robot.node.create_publisher(PoseStamped, topics.resolve(topics.END_EFFECTOR_POSE), qos.reliable(10))
+
+        def at(x: float) -> Callable[[Robot, int], None]:
+            where = np.array([x, 0.0, 0.4, np.pi, 0.0, 0.0])
+
+            def say(robot: Robot, i: int) -> None:
+                stamp = time.time_ns()
+                pose.publish(MESSAGES.pose(where, stamp, "base"))
+                robot.publish(i, stamp)
+
+            return say
+
+        robot.bring_up()
+        robot.drive_until(StatusCode.RUNNING, at(0.4))
+        robot.drive(_DRIVEN, at(0.4))
+        begin = time.monotonic()
+        robot.drive(_BROKEN, at(3.4))
+        found = robot.halted(begin, StatusCode.BAD_POSE)
+        robot.drive(_BROKEN, at(0.4))
+        return {**found, "driven_again_s": None, "let_go": robot.statuses[-1][1].name}
+
+
 def clock_set_back(bundle: Path, folder: Path) -> dict[str, Any]:
     """The clock that stamps and the node follow, /clock here, is set back by a minute while the arm moves."""
     now = 1000.0
@@ -183,6 +251,9 @@ EVENTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "the running bundle is deleted, another tampered with": bundle_gone_and_tampered,
     "the disk is full": disk_full,
     "the provider is lost": provider_lost,
+    "a bundle is offered that answers NaN": nan_offered,
+    "somebody else commands the arm": another_publisher,
+    "the pose jumps by 3 m": pose_jumps,
     "the clock is set back": clock_set_back,
     "SIGTERM": terminated,
     "kill -9 under ros2 launch": killed,

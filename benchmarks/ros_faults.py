@@ -2,7 +2,9 @@
 
 For each fault: a node that drives, the fault for two seconds, the status it earns, s from the fault's first message (or
 from the last good one, where something stops coming) to the first command of the ramp and to standstill, and s from the
-fault's end until the arm is driven again. Where ROS 2 and ros2_ws are sourced.
+fault's end until the arm is driven again. Where ROS 2 and ros2_ws are sourced, or with the wheels of ``make test-ros``:
+
+    eval "$(scripts/ros_env.sh .venv-ros .venv/bin/python)" && "$ROS_PYTHON" -m benchmarks.ros_faults
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import contextlib
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -24,7 +27,7 @@ from std_msgs.msg import Bool
 
 from benchmarks.command_latency import random_bundle
 from benchmarks.output import add_out, command, write
-from benchmarks.ros_events import EVENTS
+from benchmarks.ros_events import EVENTS, killed
 from benchmarks.ros_robot import Robot, node
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.node import topics
@@ -68,6 +71,27 @@ def _shifted(seconds: float) -> Callable[[Robot, int], None]:
         robot.joints.publish(robot.joint_state(i, stamp))
 
     return say
+
+
+def _clocks(view: float = 0.0, joints: float = 0.0) -> Callable[[Robot, int], None]:
+    """The second view's and the joints' stamps are ahead of the others by so many seconds."""
+
+    def say(robot: Robot, i: int) -> None:
+        now = time.time_ns()
+        first, second = robot.views
+        robot.views[first].publish(robot.picture(first, i, now))
+        robot.views[second].publish(robot.picture(second, i, now + round(view * 1e9)))
+        robot.joints.publish(robot.joint_state(i, now + round(joints * 1e9)))
+
+    return say
+
+
+def _dead_driver(robot: Robot, i: int) -> None:
+    """Fresh stamps and pictures, and the very same joint positions."""
+    stamp = time.time_ns()
+    for name, publisher in robot.views.items():
+        publisher.publish(robot.picture(name, i, stamp))
+    robot.joints.publish(robot.joint_state(0, stamp))
 
 
 class _Same:
@@ -126,6 +150,11 @@ FAULTS: dict[str, Fault] = {
     "a camera freezes": Fault(_frozen, StatusCode.FROZEN_VIEW),
     "stamps jump 2 s back": Fault(_shifted(-2.0), StatusCode.STALE_OBSERVATION),
     "stamps jump 2 s forward": Fault(_shifted(2.0), StatusCode.FUTURE_STAMP),
+    "a camera's clock is 0.3 s ahead": Fault(_clocks(view=0.3), StatusCode.FUTURE_STAMP),
+    "the joints' clock is 1 s ahead": Fault(_clocks(joints=1.0), StatusCode.FUTURE_STAMP),
+    "the joints' clock is 1 s behind": Fault(_clocks(joints=-1.0), StatusCode.STALE_OBSERVATION),
+    "two cameras are 24 ms apart": Fault(_clocks(view=-0.024), StatusCode.UNSYNCHRONISED, silent=True),
+    "the joints freeze": Fault(_dead_driver, StatusCode.FROZEN_JOINTS),
     "joints lack a name": Fault(_with(_nameless)),
     "a joint is NaN": Fault(_with(_nan)),
     "another encoding": Fault(_with(_encoding)),
@@ -161,8 +190,10 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"), help="of the random network")
+    parser.add_argument("--picture", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="pixels")
     add_out(parser)
     args = parser.parse_args()
+    Robot.picture_size = tuple(args.picture)
     rclpy.init()
     figures: dict[str, Any] = {}
 
@@ -180,6 +211,9 @@ def main() -> None:
                 note(fault, measure(FAULTS[fault], robot))
             note("the emergency stop", emergency_stop(robot))
         for named, happens in EVENTS.items():
+            if happens is killed and shutil.which("ros2") is None:
+                print(f"{named}: left out, ros2 launch is not installed", file=sys.stderr, flush=True)
+                continue
             inside = folder / happens.__name__
             inside.mkdir()
             note(named, happens(bundle, inside))
@@ -190,6 +224,7 @@ def main() -> None:
             "bundle": f"random weights, {args.config}",
             "halt_time_s": SafetyLimits().halt_time,
             "rate_hz": contract.rate_hz,
+            "picture": list(args.picture),
             "rmw": rclpy.get_rmw_implementation_identifier(),
             "load_average": round(os.getloadavg()[0], 1),
         },

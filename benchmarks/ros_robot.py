@@ -45,12 +45,16 @@ class Robot:
     cycles, one entry a message. swaps: how each swap that was asked for went.
     """
 
-    def __init__(self, contract: Contract, height: int = 480, width: int = 640) -> None:
+    #: Height and width of the pictures, in pixels.
+    picture_size = (480, 640)
+
+    def __init__(self, contract: Contract) -> None:
         self.contract = contract
         self.node = rclpy.create_node("benchmark_robot")
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
         rng = np.random.default_rng(0)
+        height, width = self.picture_size
         self._pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8).tobytes() for _ in range(8)]
         self._height, self._width = height, width
         self.views = {

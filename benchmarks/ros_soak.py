@@ -55,7 +55,8 @@ def main() -> None:
         contract = opened[0].contract
         begin = time.monotonic()
         with node(bundles[0], folder / "node.log") as process:
-            robot = Robot(contract, args.height, args.width)
+            Robot.picture_size = (args.height, args.width)
+            robot = Robot(contract)
             robot.bring_up()
             robot.drive_until(StatusCode.RUNNING)
             robot.drive(3.0)
