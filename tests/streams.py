@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
+from m2distill_policy.node.pose_source import PoseSource
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS, observations
@@ -81,7 +82,13 @@ class Streams:
 
 
 def play(
-    bundle: Bundle, streams: Streams, seconds: float = 3.0, *, watch: WatchLimits | None = None, **options: object
+    bundle: Bundle,
+    streams: Streams,
+    seconds: float = 3.0,
+    *,
+    watch: WatchLimits | None = None,
+    poses: PoseSource | None = None,
+    **options: object,
 ) -> list[Output]:
     """What a cycle says in ``seconds`` of these streams, in real time on clocks of its own."""
     contract = streams.contract
@@ -95,6 +102,7 @@ def play(
         CycleOptions(joint_topics=tuple(topic for topic, _, _ in streams.joints[1:])),
         wall=lambda: round((BEGIN + now) * NS),
         steady=lambda: now,
+        poses=poses,
     )
     #: (arrival in s, order, hand it in, whether it is a view)
     queue: list[tuple[float, int, Callable[[], None], bool]] = []

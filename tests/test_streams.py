@@ -14,6 +14,8 @@ from m2distill_policy.errors import ObservationError
 from m2distill_policy.node.arrivals import HOLD
 from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.joint_states import JOINTS_KEPT, JointStates
+from m2distill_policy.node.pose_gate import PoseGate
+from m2distill_policy.node.pose_source import PoseBuffer
 from m2distill_policy.runtime.motion_check import MotionCheck
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
@@ -165,6 +167,19 @@ def test_a_message_that_was_ahead_once_does_not_stop_the_arm_for_good(bundle: Bu
     outputs = play(bundle, changed(split(), name, offset=5.0, since=1.5, until=1.56), 3.0)
     codes = [o.decision.status.code for o in outputs]
     assert StatusCode.FUTURE_STAMP in codes and codes[-1] is StatusCode.RUNNING
+
+
+def test_transforms_that_are_ahead_are_named(bundle: Bundle) -> None:
+    """Poses that are asked for, as tf2's are."""
+    for ahead, code in ((4.0, StatusCode.FUTURE_STAMP), (0.0, StatusCode.RUNNING)):
+        poses = PoseBuffer(
+            lambda: "/tf from 'base' to 'hand'", slop=0, longest_silence=None, steady=lambda: 0.0,
+            gate=PoseGate([1.0] * 6),
+        )  # fmt: skip
+        poses.newest_stamp = round((BEGIN + ahead) * 1e9)
+        outputs = play(bundle, Streams(CONTRACT), poses=poses)
+        assert last(outputs) == {code}
+        assert ("/tf from 'base' to 'hand'" in outputs[-1].decision.status.sentence) == bool(ahead)
 
 
 def test_two_publishers_of_which_one_is_ahead(bundle: Bundle) -> None:

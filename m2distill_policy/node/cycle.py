@@ -370,8 +370,13 @@ class PolicyCycle(Generic[T]):
         if self._lockstep:
             return None
         streams = self._stream.streams()
+        moment = self._moment()
         if self._poses is self._heard_poses:
             streams.append(Stream(self._labels.pose, self._pose_arrival, optional=True))
+        elif moment is not None and self._poses.newest_stamp > moment.wall:
+            # Of transforms it is not known when they came; one that is ahead now was ahead then.
+            self._pose_arrival.note(self._poses.newest_stamp, moment, self._server.watch.future_tolerance)
+            streams.append(Stream(self._poses.place, self._pose_arrival, optional=True))
         found = check_arrivals(streams, self._server.watch, self._steady())
         if found is None and stamp is not None:
             found = stale_set(streams, stamp, self._server.watch, self._wall())

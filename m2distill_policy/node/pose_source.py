@@ -31,6 +31,8 @@ class PoseSource(ABC):
         self._steady = steady
         self._refusal: str | None = None
         self._refused_at = 0.0
+        #: ns, of the newest pose that was seen where poses are asked for and do not arrive as messages; else 0.
+        self.newest_stamp = 0
 
     @property
     @abstractmethod

@@ -53,7 +53,7 @@ class TransformedPoses(PoseSource):
     def at(self, stamp: int) -> NDArray[np.float64] | None:
         try:
             newest = self._newest()
-            newest_stamp = nanoseconds_of(newest)
+            newest_stamp = self.newest_stamp = nanoseconds_of(newest)
             if self._age(newest_stamp) > self._longest_silence:
                 return None
             found = newest
