@@ -7,7 +7,7 @@
 # PYTHON  the product's Python; where ROS 2 is sourced, its tests run with it, and nothing is installed
 #
 # Exit status: 0; 75 where there is no ROS 2 for this machine (the last line of the error output says why); 1 for a failure.
-# Nothing is done again when nothing changed. An interrupted call is continued by the next.
+# ROS_REASON: a file that gets this line too. Nothing is done again when nothing changed. An interrupted call is continued by the next.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,10 @@ product=${2:?give the Python of the product}
 readonly NOTHING_HERE=75
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
-none() { printf 'no ROS 2 for the tests: %s\n' "$*" >&2; exit $NOTHING_HERE; }
+none() {
+    printf 'no ROS 2 for the tests: %s\n' "$*" | tee "${ROS_REASON:-/dev/null}" >&2
+    exit $NOTHING_HERE
+}
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 # A shell that evaluated this script's output has not sourced a ROS 2.

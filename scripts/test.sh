@@ -9,7 +9,7 @@ folder=$2
 shift 2
 
 counts=$(mktemp)
-trap 'rm -f "$counts"' EXIT
+trap 'rm -f "$counts" "$counts.reason"' EXIT
 export M2DISTILL_TEST_COUNTS=$counts
 start=$SECONDS
 ros=0
@@ -23,14 +23,13 @@ if [[ -n ${AMENT_PREFIX_PATH:-} && -z ${_ROS_WHEELS_BOOTSTRAP_COMPLETE:-} ]] && 
 fi
 
 skipped=
-commands=$(bash scripts/ros_env.sh "$folder" "$python" 2> >(tee "$counts.said" >&2)) || ros=$?
+commands=$(ROS_REASON=$counts.reason bash scripts/ros_env.sh "$folder" "$python") || ros=$?
 case $ros in
     0) (eval "$commands"; exec "$ROS_PYTHON" -m pytest --ros "$@") || ros=$? ;;
-    75) skipped=$(tail -n 1 "$counts.said") ;;
+    75) skipped=$(<"$counts.reason") ;;
     # Continuous integration has a network; a machine at work may have none.
     *) if [[ -z ${CI:-} ]]; then skipped="no ROS 2 for the tests: its environment could not be made, see above"; ros=75; fi ;;
 esac
-rm -f "$counts.said"
 # No test of those that were asked for needs ROS 2, or all do.
 if ((ros == 5)); then ros=0; fi
 "$python" -m pytest --no-ros "$@" || others=$?
