@@ -17,9 +17,9 @@ from tests.fuzz.invariant import ROOT, Findings, check
 from tests.fuzz.worker import has_atheris
 
 #: Doors with faults that are being closed.
-OPEN = ("bundle", "demonstration", "recording")
+OPEN: tuple[str, ...] = ()
 #: Door -> inputs of the engine without coverage; hypothesis makes a quarter of as many.
-INPUTS = {"bundle": 60, "demonstration": 60, "recording": 30, "configuration": 200, "dds": 12, "ros": 12}
+INPUTS = {"bundle": 30, "demonstration": 60, "recording": 30, "configuration": 120, "dds": 12, "ros": 12}
 
 
 def fuzz(*arguments: str, work: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -79,7 +79,7 @@ def test_the_smallest_input_of_a_finding_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_generator_repeats_itself() -> None:
-    door = doors.make("configuration")
+    door = doors.make("demonstration")
     seeds = door.seeds()
     again = [door.change(RandomChoice(7), data) for data in seeds]
     assert again == [door.change(RandomChoice(7), data) for data in seeds] and again != seeds

@@ -234,7 +234,9 @@ class BundleDoor(Door):
         except (KeyError, ValueError, TypeError, RecursionError):
             return files
         part = choice.pick(("contract", "contract", "contract", "action", "network", "tasks", "all"))
-        if part == "all":
+        if choice.chance(3):
+            _make_plausible(choice, manifest)
+        elif part == "all":
             manifest = choice.edited(manifest)
         elif part == "action" and isinstance(manifest.get("contract"), dict):
             manifest["contract"]["action"] = choice.edited(manifest["contract"].get("action"), choice.integer(1, 2))
@@ -297,6 +299,30 @@ class BundleDoor(Door):
             return {**files, name: model.SerializeToString()}
         except Exception:  # protobuf's and onnx's errors; damaged models are changed as bytes
             return files
+
+
+def _make_plausible(choice: Choice, manifest: dict[str, Any]) -> None:
+    """Change fields to what another robot, or another run, could have: most of it opens."""
+    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
+        contract = manifest["contract"]
+        action, factor = contract["action"], choice.pick((0.1, 0.5, 0.9, 0.99, 1.01, 1.2, 1.3, 2.0, 10.0, 100.0))
+        kind = choice.integer(0, 5)
+        if kind == 0:
+            rows = action["response"]["velocities"]
+            action["response"]["velocities"] = [[value * factor for value in row] for row in rows]
+        elif kind == 1:
+            row = choice.pick(action["response"]["velocities"])
+            row[-1] *= factor
+        elif kind == 2:
+            name = choice.pick(("translation_scale", "rotation_scale"))
+            action[name] *= factor
+        elif kind == 3:
+            contract["rate_hz"] *= factor
+        elif kind == 4:
+            group = choice.pick(contract["proprioception"])
+            group[choice.pick(("low", "high"))] *= factor
+        else:
+            choice.pick(contract["cameras"])["fov_y"] *= factor
 
 
 def _change_graph(choice: Choice, model: Any) -> None:
