@@ -42,6 +42,8 @@ _ATTRIBUTES = (
     *("macros_image_convention", "problem_info", "env_args", "env_info"),
     *("m2distill_contract", "m2distill_suite", "m2distill_tried"),
 )
+#: bytes of a file's name, which gets a few more while it is written.
+_LONGEST_NAME = 200
 #: Characters of an instruction; a text encoder reads some hundreds.
 _LONGEST_INSTRUCTION = 1000
 #: m and rad: an end-effector pose beyond it is no pose.
@@ -93,7 +95,21 @@ class Recording:
 
 
 def demonstration_path(folder: Path, task_name: str) -> Path:
-    """Where the demonstrations of a task lie in ``folder``."""
+    """Where the demonstrations of a task lie in ``folder``.
+
+    Raises :class:`DemonstrationError` where the name is none of a file in that folder.
+    """
+    name = task_name + _SUFFIX
+    if not task_name or task_name.startswith(".") or not task_name.isprintable() or set(task_name) & set("/\\:"):
+        raise DemonstrationError(
+            f"a task is named {task_name[:80]!r}; a name is part of a file's name: without '/', '\\\\' and ':', not "
+            "empty, and not beginning with a dot"
+        )
+    if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
+        raise DemonstrationError(
+            f"a task is named {task_name[:40]!r}... ({len(task_name)} characters); a file's name has at most "
+            f"{_LONGEST_NAME} bytes: give a shorter one"
+        )
     return folder / f"{task_name}{_SUFFIX}"
 
 

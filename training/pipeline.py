@@ -109,6 +109,8 @@ def finish_run(
         raise TrainingError(f"{stages} stages were asked for; allowed are 1 to {run.stages}, or none for all")
     first = distributed.is_first()
     with only_writer(run.folder) if first else contextlib.nullcontext():
+        if first:
+            run.require_whole()
         return _finish(run, evaluate, stages, quiet, first)
 
 

@@ -13,6 +13,7 @@ from m2distill_policy.options import MANY, real, whole
 if TYPE_CHECKING:
     from training.gate import LetThrough
     from training.lifelong.run import LifelongRun
+    from training.run_config import RunConfig
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -123,6 +124,9 @@ def _made(args: argparse.Namespace) -> LifelongRun:
         raise ConfigError("--data is missing; name the folder that 'm2distill demos' wrote")
     elif args.extend:
         lifelong = _extended(args)
+    elif (args.out / "run.json").exists():
+        lifelong = LifelongRun.open(args.out)
+        _require_same(lifelong, load_config(RunConfig, args.config, args.overrides), args.data)
     else:
         # Opened before the new run exists: a source that is not there must not leave half a run behind.
         source = LifelongRun.open(args.first_stage_from) if args.first_stage_from is not None else None
@@ -130,6 +134,22 @@ def _made(args: argparse.Namespace) -> LifelongRun:
         if source is not None and not share_first_stage(source, lifelong):
             print(f"{args.first_stage_from} began otherwise: the first stage is trained here", file=sys.stderr)
     return lifelong
+
+
+def _require_same(run: LifelongRun, config: RunConfig, data: Path) -> None:
+    """The same command once more goes on with the run that it began; :class:`TrainingError` where it is another."""
+    from m2distill_policy.config import to_dict
+    from m2distill_policy.errors import TrainingError
+    from training.run_config import first_difference
+
+    difference = first_difference(to_dict(run.config), to_dict(config))
+    if run.extends or difference is not None or run.record["demonstrations"] != str(data.resolve()):
+        why = difference or ("it extends another run" if run.extends else f"it learns {run.record['demonstrations']}")
+        raise TrainingError(
+            f"{run.folder} already holds a run, and another one: {why}; go on with it by --resume or choose another "
+            "folder"
+        )
+    print(f"{run.folder} holds this run already: going on with it", file=sys.stderr)
 
 
 def _extended(args: argparse.Namespace) -> LifelongRun:

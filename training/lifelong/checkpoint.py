@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,7 +30,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TrainingError(f"{path} is missing; is this a run folder?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError, and numbers too long for Python
         raise TrainingError(f"{path} is not JSON ({error}); restore it or start the run anew") from error
 
 
@@ -59,7 +60,10 @@ def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
             f"checkpoint {path} has sha256 {digest[:12]} and {sha256[:12]} was recorded; it is damaged, restore it or "
             "start the run anew"
         )
-    return load_file(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise TrainingError(f"checkpoint {path} cannot be read ({error}); start the run anew") from error
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from m2distill_policy import provenance
+from m2distill_policy.bundle import open_bundle
 from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.contract import Contract
 from m2distill_policy.demonstrations import demonstration_path
-from m2distill_policy.errors import TrainingError
+from m2distill_policy.errors import BundleError, TrainingError
 from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.world import Task
 from training import distributed
@@ -236,6 +237,34 @@ class LifelongRun:
             known = known[str(task)]
         if known is not None and (not path.exists() or digest_of(path) != known):
             raise TrainingError(f"memory file {path} is damaged or missing; restore it, or start the run anew")
+
+    def require_whole(self) -> None:
+        """:class:`TrainingError` or :class:`BundleError` where a trained stage's file is missing or damaged: the run
+        would end well without it, and fail when it is used."""
+        for stage in range(self.stages):
+            if not self.trained(stage):
+                return
+            folder = self.stage_folder(stage)
+            chosen = read_json(folder / "stage.json")
+            points = read_json(folder / "points.json")["points"]
+            for point in points.values():
+                path = folder / point["file"]
+                if not path.exists() or (point["file"] == chosen["policy"] and digest_of(path) != chosen["sha256"]):
+                    raise TrainingError(
+                        f"checkpoint {path} is damaged or missing; restore it, or start the run anew in another folder"
+                    )
+            self.memory(stage + 1)
+            self.kept(stage)
+            if samples.have(folder):
+                samples.episode(folder, "", "")
+                samples.probes(folder)
+            if self.bundle_folder(stage).exists():
+                try:
+                    open_bundle(self.bundle_folder(stage))
+                except BundleError as error:
+                    raise BundleError(
+                        f"{error}; remove {self.bundle_folder(stage)} and go on with --resume, which writes it anew"
+                    ) from error
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

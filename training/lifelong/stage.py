@@ -31,6 +31,7 @@ from training.lifelong.checkpoint import (
     save_tensors,
     write_json,
 )
+from training.lifelong.stop import StoppedError, stop_requests
 from training.lifelong.strategy import Composed, Strategy, Targets, imitation
 from training.models.resnet_t import Inputs, ResNetT
 from training.run_config import RunConfig
@@ -100,6 +101,7 @@ def train_stage(
     """Train ``policy`` in place on ``data``.
 
     folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
+    SIGINT or SIGTERM: the step is finished, the partial checkpoint is written, and :class:`StoppedError` is raised.
     snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done;
     where there are several, also with 0, before the first step.
     """
@@ -129,18 +131,21 @@ def train_stage(
     saved_at = time.monotonic()
     if done == 0 and config.evaluation.points > 1:
         snapshot(0)
-    for step in range(done, steps):
-        rate = learning_rate(step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["factor"]
-        terms = learner.step(step, steps, optimiser)
-        listener(step + 1, steps, {**terms, "lr": rate})
-        if step + 1 in points:
-            snapshot(points[step + 1])
-        due = time.monotonic() - saved_at >= config.optim.checkpoint_seconds
-        if distributed.is_first() and step + 1 < steps and due:
-            _save_partial(policy, optimiser, folder, stage, step + 1)
-            saved_at = time.monotonic()
+    with stop_requests() as request:
+        for step in range(done, steps):
+            rate = learning_rate(step, steps, config.optim.stage_lr(stage), config.optim.lr_end, config.optim.warmup)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["factor"]
+            terms = learner.step(step, steps, optimiser)
+            listener(step + 1, steps, {**terms, "lr": rate})
+            if step + 1 in points:
+                snapshot(points[step + 1])
+            due = time.monotonic() - saved_at >= config.optim.checkpoint_seconds
+            if distributed.is_first() and (request.number or (step + 1 < steps and due)):
+                _save_partial(policy, optimiser, folder, stage, step + 1)
+                saved_at = time.monotonic()
+            if request.number:
+                raise StoppedError(request.number, folder.parent.parent, stage, step + 1)
     end_stage(policy, strategy, data, config, stage)
 
 
