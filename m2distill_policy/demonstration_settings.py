@@ -1,4 +1,4 @@
-"""What a demonstration file says of how it was made, held against the contract, and the words in LIBERO's file names."""
+"""What a demonstration file says of how it was made, held against the contract; the words in LIBERO's file names."""
 
 from __future__ import annotations
 
