@@ -434,6 +434,11 @@ class DemonstrationWriter:
         for leftover in self.parts.glob(".*"):
             leftover.unlink()
 
+    def discard_if_empty(self) -> None:
+        """Remove the folder of parts if no attempt was committed, so that other settings can be tried at once."""
+        if not self.attempts():
+            shutil.rmtree(self.parts)
+
     def attempts(self) -> dict[int, bool]:
         """Seeds tried so far -> whether the attempt succeeded."""
         done = {int(part.stem): True for part in self.parts.glob("[0-9]*.hdf5")}

@@ -128,15 +128,19 @@ def run(args: argparse.Namespace) -> int:
             },
         )
         done = writer.attempts()
-        with ProgressBar(total=len(args.bags), desc=task, unit="bag") as bar:
-            for number, folder in numbers.items():
-                if number not in done:
-                    with Bag(folder) as bag:
-                        imported = import_recording(bag, contract, settings)
-                    writer.add(Recording(imported.episode), number)
-                    for warning in imported.warnings:
-                        bar.write(f"{folder}: {warning}", file=sys.stderr)
-                bar.update()
+        try:
+            with ProgressBar(total=len(args.bags), desc=task, unit="bag") as bar:
+                for number, folder in numbers.items():
+                    if number not in done:
+                        with Bag(folder) as bag:
+                            imported = import_recording(bag, contract, settings)
+                        writer.add(Recording(imported.episode), number)
+                        for warning in imported.warnings:
+                            bar.write(f"{folder}: {warning}", file=sys.stderr)
+                    bar.update()
+        except RecordingError:
+            writer.discard_if_empty()
+            raise
         file = writer.finish(list(numbers), len(numbers))
     steps = sum(len(episode) for episode in file)
     print(f"{path}: {len(file)} demonstrations of '{args.instruction}', {steps} steps at {contract.rate_hz:g} Hz")

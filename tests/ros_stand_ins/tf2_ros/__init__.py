@@ -84,7 +84,8 @@ class Buffer:
 
     def lookup_transform(self, target_frame: str, source_frame: str, time: Time) -> TransformStamped:
         """The pose of ``source_frame`` in ``target_frame``; time 0 is the newest that all of the chain has."""
-        chain, frame = [], source_frame
+        chain: list[str] = []
+        frame = source_frame
         while frame != target_frame:
             if (frame not in self._static and frame not in self._edges) or len(chain) > 100:
                 raise TransformException(f"'{source_frame}' is not below '{target_frame}'")
