@@ -75,6 +75,8 @@ class Supervisor:
                 left = end - time.monotonic()
                 if left > 1:
                     self.slice(engine, min(longest, left))
+        if any((self._work / "slow").glob("*")):
+            self.slice("slow", 600)
         return self.result
 
     def slice(self, engine: str, seconds: float, count: int | None = None) -> None:
@@ -83,7 +85,7 @@ class Supervisor:
         while True:
             began = time.monotonic()
             # A process that has died at a seed would die again: what is left of the seeds is tried by the others.
-            if not self._process(engine, end - began, count) or engine == "seeds" or count is not None:
+            if not self._process(engine, end - began, count) or engine in ("seeds", "slow") or count is not None:
                 break
             if end - time.monotonic() < 1:
                 break

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import faulthandler
+import hashlib
 import importlib.util
 import logging
 import mmap
@@ -80,6 +81,8 @@ class Worker:
         self.current = current
         self._findings = Findings(findings)
         self._until, self._count = until, count
+        #: Where inputs go that took too long while every line was counted: they are tried again without.
+        self._slow: Path | None = None
         self._known = {key for key in self._findings.known() if key.startswith(f"{door.name}/")}
 
     @property
@@ -94,9 +97,18 @@ class Worker:
         self.current.begin(data)
         outcome, finding = check(self.door, data)
         self.current.end(outcome.value)
-        if finding is not None:
+        if finding is not None and finding.kind == "time" and self._slow is not None:
+            self._slow.mkdir(parents=True, exist_ok=True)
+            (self._slow / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+        elif finding is not None:
             self._findings.keep(finding, data)
         return finding
+
+    def slow(self, work: Path) -> None:
+        """What took too long under the coverage-guided engine, at its usual speed."""
+        for file in sorted((work / "slow").glob("*")):
+            self.tried(file.read_bytes())
+            file.unlink()
 
     def pool(self, corpus: Path | None) -> list[bytes]:
         """What inputs are made of."""
@@ -167,6 +179,7 @@ class Worker:
 
         from tests.fuzz.choice import RandomChoice
 
+        self._slow = work / "slow"
         seeds = work / "seeds"
         for folder in (corpus, seeds):
             folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +221,7 @@ def main() -> None:
     """``python -m tests.fuzz.worker``: started by ``python -m tests.fuzz``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("door")
-    parser.add_argument("engine", choices=("seeds", "hypothesis", "atheris", "mutate", "slice"))
+    parser.add_argument("engine", choices=("seeds", "hypothesis", "atheris", "mutate", "slice", "slow"))
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--count", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -239,6 +252,8 @@ def main() -> None:
     corpus = None if args.fresh else args.work / "corpus"
     if args.engine == "seeds":
         worker.seeds()
+    elif args.engine == "slow":
+        worker.slow(args.work)
     elif args.engine == "slice":
         worker.slice(args.count or 0, args.seed)
     elif args.engine == "hypothesis":
