@@ -205,7 +205,7 @@ class BundleDoor(Door):
     def change(self, choice: Choice, data: bytes) -> bytes:
         """See :class:`Door`."""
         files = unpack(data)
-        if files is None or MANIFEST not in files or choice.chance(10):
+        if files is None or MANIFEST not in files or choice.chance(3):
             files = dict(choice.pick(self._bases))
         fits = not choice.chance(6)
         for _ in range(choice.pick((1, 1, 2, 3))):
