@@ -43,13 +43,14 @@ def _lacking() -> str:
 
 
 CONTRACT = toy_contract()
-needs_launch = pytest.mark.skipif(bool(_lacking()), reason=_lacking())
 pytestmark = pytest.mark.usefixtures("own_domain")
 
 
 @contextlib.contextmanager
 def launched(folder: Path, file: str, **arguments: object) -> Iterator[Child]:
     """``ros2 launch``; what it started is ended with it."""
+    if lacking := _lacking():
+        pytest.skip(lacking)
     words = [f"{name}:={value}" for name, value in arguments.items()]
     environment = {"ROS_LOG_DIR": str(folder / "log"), "ROS_HOME": str(folder)}
     with running(["ros2", "launch", "m2distill_policy", file, *words], folder / "launch.log", **environment) as child:
@@ -68,7 +69,6 @@ def _node_of(child: Child) -> int:
     return int(lines[-1].rsplit("[", 1)[1].rstrip("]"))
 
 
-@needs_launch
 def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "enable": "true", "respawn": "true"}
@@ -93,7 +93,6 @@ def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) ->
         assert "process has finished cleanly" in launch.output
 
 
-@needs_launch
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_node_ends_with_its_launcher(tmp_path: Path, number: signal.Signals) -> None:
     """``ros2 launch`` passes neither on: without its launcher the node would go on driving."""
@@ -121,7 +120,6 @@ def _runs(process: int) -> bool:
         return False
 
 
-@needs_launch
 def test_without_enable_it_answers_in_shadow(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "profile": _profile(tmp_path)}
@@ -137,7 +135,6 @@ def _profile(folder: Path) -> Path:
     return file
 
 
-@needs_launch
 def test_a_bundle_that_cannot_be_opened_ends_the_launch(tmp_path: Path) -> None:
     with launched(tmp_path, "policy.launch.py", bundle=tmp_path / "nothing") as launch:
         launch.wait_for("was required: shutting down")
@@ -160,7 +157,6 @@ def test_a_misspelt_key_of_a_profile_ends_the_launch(tmp_path: Path) -> None:
         assert "'safety.sped' is not known; did you mean 'safety.speed'?" in launch.output
 
 
-@needs_launch
 def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
     """One launch file brings both, ends by itself, and what was done is what the runtime does in one process."""
     pytest.importorskip("robosuite")
