@@ -338,6 +338,11 @@ def _episode(
     steps = [s for s in player.steps if commands.motion(_end(s, contract)) is not None]
     if not steps:
         raise RecordingError(f"{bag.path}: nobody told the arm anything while it was seen; is '{settings.told}' right?")
+    if settings.told == "target_pose" and not poses:
+        raise RecordingError(
+            f"{bag.path}: '{settings.topic(topics.END_EFFECTOR_POSE)}' has no pose after the last long gap, and set-points "
+            "need it; record it together with the cameras, or give --told twist"
+        )
     ee = np.array([_pose_at(bag, poses, s, settings.slop) for s in steps]) if poses else None
     actions = np.zeros((len(steps), 7))
     for index, step in enumerate(steps):

@@ -115,6 +115,7 @@ class Supervisor:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         counts, _, _ = current.read()
+        Current(self._work / "current", new=True)  # counted once
         self.result.inputs += counts[0]
         self.result.accepted += counts[1]
         self.result.refused += counts[2]
