@@ -340,8 +340,8 @@ def _episode(
         raise RecordingError(f"{bag.path}: nobody told the arm anything while it was seen; is '{settings.told}' right?")
     if settings.told == "target_pose" and not poses:
         raise RecordingError(
-            f"{bag.path}: '{settings.topic(topics.END_EFFECTOR_POSE)}' has no pose after the last long gap, and set-points "
-            "need it; record it together with the cameras, or give --told twist"
+            f"{bag.path}: '{settings.topic(topics.END_EFFECTOR_POSE)}' has no pose after the last long gap, and "
+            "set-points need it; record it together with the cameras, or give --told twist"
         )
     ee = np.array([_pose_at(bag, poses, s, settings.slop) for s in steps]) if poses else None
     actions = np.zeros((len(steps), 7))
