@@ -87,6 +87,21 @@ def test_extended_it_ends_as_if_it_had_learned_all_at_once(tmp_path: Path, first
     assert json.loads((tmp_path / "more" / "gate.json").read_text())["margin"] == 1.0
 
 
+def test_the_same_extension_again_goes_on_and_another_one_is_refused(
+    tmp_path: Path, first: Path, demonstrations: Path
+) -> None:
+    source = LifelongRun.open(first)
+    made = extend_run(source, tmp_path / "more", source.config, [2], demonstrations)
+    record = (made.folder / "run.json").read_bytes()
+    again = extend_run(source, tmp_path / "more", source.config, [2], demonstrations)
+    assert again.folder == made.folder and (made.folder / "run.json").read_bytes() == record
+    with pytest.raises(TrainingError, match=r"another one: its 'extends' differs"):
+        extend_run(source, made.folder, source.config, [2], demonstrations, LetThrough(margin=0.5))
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(TrainingError, match="holds no run"):
+        extend_run(source, tmp_path / "notes", source.config, [2], demonstrations)
+
+
 def test_a_run_folder_alone_is_enough(tmp_path: Path, first: Path) -> None:
     """Exported and summed up where its demonstrations are not to be had."""
     run = LifelongRun.open(Path(shutil.copytree(first, tmp_path / "moved")))

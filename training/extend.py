@@ -7,6 +7,7 @@ been given all tasks at once: with the same settings and files it ends with the 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,10 +51,9 @@ def extend_run(
     files: the new tasks are one's own files although the old ones are a suite's: recordings of an arm on top of
     simulation. They cannot be rolled out; the old ones still are.
 
-    Raises :class:`TrainingError` or :class:`DemonstrationError` before anything is written.
+    Where ``folder`` holds this very run already, that one is returned, to go on with. Raises :class:`TrainingError` or
+    :class:`DemonstrationError` before anything is written.
     """
-    if folder.exists():
-        raise TrainingError(f"{folder} is there already; go on with it by --resume or choose another folder")
     _require_fit(source, config)
     wanted = dataclasses.replace(config, tasks=tuple(new), jointly=1)
     added = own_files(wanted.tasks, demonstrations) if files else tasks_of(wanted, demonstrations)
@@ -95,6 +95,8 @@ def extend_run(
             },
         ],
     }
+    if folder.exists():
+        return _going_on(folder, record)
     # A run made before samples were put aside needs its demonstrations this once.
     bare = {
         stage: source.data(source.learned(stage) - 1)
@@ -106,6 +108,20 @@ def extend_run(
         LifelongRun.open(temporary).put_aside(stage, data)
     temporary.rename(folder)
     return LifelongRun.open(folder)
+
+
+def _going_on(folder: Path, record: dict[str, Any]) -> LifelongRun:
+    """The run in ``folder``, if it is the one that ``record`` describes; :class:`TrainingError` otherwise."""
+    if not (folder / "run.json").exists():
+        raise TrainingError(f"{folder} is there already and holds no run; choose another folder")
+    run = LifelongRun.open(folder)
+    for key in ("extends", "tasks", "config", "demonstrations"):
+        if run.record.get(key) != json.loads(json.dumps(record[key])):
+            raise TrainingError(
+                f"{folder} already holds a run, and another one: its '{key}' differs; go on with it by --resume or "
+                "choose another folder"
+            )
+    return run
 
 
 def _require_fit(source: LifelongRun, config: RunConfig) -> None:

@@ -149,7 +149,7 @@ def _require_same(run: LifelongRun, config: RunConfig, data: Path) -> None:
             f"{run.folder} already holds a run, and another one: {why}; go on with it by --resume or choose another "
             "folder"
         )
-    print(f"{run.folder} holds this run already: going on with it", file=sys.stderr)
+    _say_going_on(run)
 
 
 def _extended(args: argparse.Namespace) -> LifelongRun:
@@ -178,7 +178,15 @@ def _extended(args: argparse.Namespace) -> LifelongRun:
             )
         if not config.evaluation.rollouts:
             raise ConfigError("--publish needs rollouts of the old tasks, and evaluation.rollouts is 0; ask for some")
-    return extend_run(source, args.out, config, new, args.data, told, files=args.files)
+    there = args.out.exists()
+    run = extend_run(source, args.out, config, new, args.data, told, files=args.files)
+    if there:
+        _say_going_on(run)
+    return run
+
+
+def _say_going_on(run: LifelongRun) -> None:
+    print(f"{run.folder} holds this run already: going on with it", file=sys.stderr)
 
 
 def _told(before: LetThrough, args: argparse.Namespace) -> LetThrough:
