@@ -102,8 +102,9 @@ def test_a_policy_that_dies_is_named(side: Side, tmp_path: Path) -> None:
     world = StillWorld(CONTRACT, horizon=100_000)
     with side.policy(write_toy(tmp_path / "toy"), lockstep=True) as policy:
         world.before_step[20] = policy.process.kill
-        with pytest.raises(TransportError, match=r"stamped .* came on /m2distill_policy/status (within 1.5 s|and the)"):
-            _roll(side, world, [Rollout(0, 0, 0)], RobotOptions(timeout=1.5, instruction=INSTRUCTIONS[0]))
+        # Long enough for the two to find each other at the start as well.
+        with pytest.raises(TransportError, match=r"stamped .* came on /m2distill_policy/status (within 6 s|and the)"):
+            _roll(side, world, [Rollout(0, 0, 0)], RobotOptions(timeout=6.0, instruction=INSTRUCTIONS[0]))
     assert 20 <= world.steps < 100
 
 

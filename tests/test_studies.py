@@ -190,7 +190,7 @@ def test_a_first_stage_is_stopped_with_who_waits_for_it(tmp_path: Path) -> None:
 def test_what_was_asked_wrongly_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["ablate", *words, "--seeds", "one"]) == 2
-    assert "give whole numbers, such as --seeds 0,1,2" in capsys.readouterr().err
+    assert "give whole numbers from 0 to 4294967295, such as --seeds 0,1,2" in capsys.readouterr().err
     (tmp_path / "bad.toml").write_text('[space]\n"distill.policy.weight" = { low = 1.0 }\n')
     assert main(["sweep", str(tmp_path / "bad.toml"), *words]) == 2
     assert "goes from low to high" in capsys.readouterr().err
