@@ -70,7 +70,7 @@ def end_with(what: str) -> "Callable[[ProcessExited, LaunchContext], list[Launch
             raise RuntimeError(f"{what} ended with exit status {event.returncode}; its log says why")
 
         end: list[LaunchDescriptionEntity] = [Shutdown(reason=f"{what} has ended; its log says why")]
-        # While everything is told to end, what was interrupted may say so.
+        # While the launch shuts down, a process that was interrupted may return another status.
         return end if event.returncode == 0 or context.is_shutdown else [*end, OpaqueFunction(function=fail)]
 
     return ended

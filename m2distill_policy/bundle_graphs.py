@@ -65,7 +65,7 @@ def check_graph(data: bytes) -> None:
             elif message == "Tensor" and number == _EXTERNAL_DATA:
                 raise GraphError("its weights lie in other files (external data), which are not part of the bundle")
             elif message == "Tensor" and number == _DATA_LOCATION and any(byte & 0x7F for byte in data[first:last]):
-                raise GraphError("its weights are said to lie elsewhere (data_location), not in the graph itself")
+                raise GraphError("it keeps weights outside the graph (data_location)")
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -1,8 +1,8 @@
 """Write HDF5 files so that a full disk is an error in Python and not a crash of the library.
 
 Where a write fails, HDF5 cannot close the file: it keeps it, tries again when the process ends, and ends it by SIGSEGV.
-So the library is never told: the first error is kept, what comes after it stays in memory, and the error is raised at
-the next :meth:`Hdf5Output.check` or at the end.
+So HDF5 never sees a failed write: the first error is kept, what comes after it stays in memory, and the error is raised
+at the next :meth:`Hdf5Output.check` or at the end.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ REFUSED = {
     "an empty list for a number": ("/**: {ros__parameters: {slop: []}}", "slop", "double"),
     "a number for a switch": ("/**: {ros__parameters: {enable: 1}}", "enable", "bool"),
     "a number for text": ("/**: {ros__parameters: {sampling: 3}}", "sampling", "string"),
-    "too few": ("/**: {ros__parameters: {safety: {speed: [0.1]}}}", "speed", "1 entries"),
+    "too few": ("/**: {ros__parameters: {safety: {speed: [0.1]}}}", "speed", "1 entries; one is needed for each"),
     "out of range": ("/**: {ros__parameters: {safety: {halt_time: 9.0}}}", "safety.halt_time", "0 to 5"),
     "text in a list": ("/**: {ros__parameters: {safety: {speed: [a, b]}}}", "safety.speed", "double[]"),
     "autostart of another type": ("/**: {ros__parameters: {autostart: 3}}", "autostart", "bool"),

@@ -267,7 +267,7 @@ class PolicyCycle(Generic[T]):
     def add_joints(
         self, stamp: int, names: Sequence[str], positions: Sequence[float], topic: str = topics.JOINT_STATES
     ) -> None:
-        """A joint state that came on ``topic``; one that contradicts itself is said in the status and left out."""
+        """Take in a joint state from ``topic``; one that contradicts itself is left out, and the status says so."""
         try:
             self._stream.add_joints(stamp, names, positions, self._moment(), topic)
         except ObservationError as error:

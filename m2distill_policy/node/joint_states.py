@@ -19,7 +19,7 @@ from m2distill_policy.node.arrivals import Arrival, Moment
 
 #: Joint states kept of each publisher: a quarter of a second of a 1 kHz stream.
 JOINTS_KEPT = 256
-#: Publishers that are told from each other, by topic and names.
+#: Most publishers kept apart, by topic and joint names.
 _PUBLISHERS_KEPT = 16
 #: ns by which a stamp may be before the newest; beyond, a clock was set back and what came before says nothing.
 _SET_BACK = 1_000_000_000

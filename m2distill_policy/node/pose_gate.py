@@ -82,7 +82,7 @@ class PoseGate:
         return None
 
     def take_jump(self) -> str | None:
-        """What the jump was after which poses count again, told once; None where there was none."""
+        """Return the jump after which poses are accepted again, once; None where there was none."""
         jump, self._jump = self._jump, None
         return jump
 

@@ -14,7 +14,7 @@ from m2distill_policy.node.pose_gate import Measured, PoseGate, between
 
 #: A pose older than this many periods says nothing of where the arm is now.
 POSE_PERIODS = 4
-#: s for which a pose that was refused is said.
+#: s for which the status names a refused pose.
 _SAID = 1.0
 
 
