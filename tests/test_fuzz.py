@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.fuzz import door as doors
@@ -60,6 +61,7 @@ def test_nothing_bad_comes_through(door: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_every_kind_is_found(data: bytes, kind: str) -> None:
+    np.ones(400 << 20, dtype=np.uint8)  # what was taken before does not count
     outcome, finding = check(doors.make("faulty"), data)
     assert outcome.value == "found" and finding is not None and finding.kind == kind
 

@@ -19,8 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import BundleError
+from m2distill_policy.runtime import engine as engines
 from m2distill_policy.runtime import hotswap, probe
-from m2distill_policy.runtime.engine import LONGEST_ANSWER, Engine
+from m2distill_policy.runtime.engine import Engine
+from m2distill_policy.runtime.guard import LONGEST_ANSWER
 from m2distill_policy.runtime.hotswap import MOST_LOADS
 from m2distill_policy.runtime.probe import AbandonedError, ProbeLimits, open_and_prove, prove
 from m2distill_policy.runtime.safety import Motion
@@ -358,6 +360,45 @@ def test_a_policy_that_stops_answering_while_it_drives(folder: Path, make: Calla
     third = observations(CONTRACT, 3, seed=5)[2]
     third.proprioception[group][:] = 0.0
     assert server.step(third, third.stamp).sample is not None
+
+
+def test_a_policy_that_answers_too_slowly_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first answer ends, as later ones would, but each takes longer than a later one may."""
+
+    def slow(graph: onnx.GraphProto) -> None:
+        trips = _constant(graph, "trips", 400_000, np.int64)
+        _add_to(graph, "logits", [_loop(trips, _constant(graph, "begin_with", [0.0], np.float32))], "looped")
+
+    bundle = open_bundle(edit_graph(write_toy(folder / "slow"), "step.onnx", slow))
+    monkeypatch.setattr(engines, "LONGEST_ANSWER", 0.05)
+    with pytest.raises(BundleError, match="no answer within 0.05 s"):
+        Engine(bundle)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(100.0, 0.5), (20.0, 0.5), (10.0, 1.0), (1.0, LONGEST_ANSWER)])
+def test_in_real_time_an_answer_may_take_ten_periods(rate: float, seconds: float) -> None:
+    assert WatchLimits().longest_answer(1 / rate) == pytest.approx(seconds)
+    assert WatchLimits.lockstep().longest_answer(1 / rate) == LONGEST_ANSWER
+
+
+def test_a_policy_that_stops_answering_in_real_time_is_given_up_sooner(
+    folder: Path, make: Callable[..., PolicyServer]
+) -> None:
+    """At the start, and after a swap."""
+    group = CONTRACT.proprioception[0].name
+    server = make(endless_above(folder / "sometimes"), watch=WatchLimits())
+    for number in range(2):
+        first, second = observations(CONTRACT, 2, seed=5 + number, start=10.0 * number)
+        first.proprioception[group][:] = 0.0
+        second.proprioception[group][:] = 1.5
+        server.step(first, first.stamp)
+        begin = time.monotonic()
+        assert server.step(second, second.stamp).status.code is StatusCode.ENGINE_FAILED
+        assert time.monotonic() - begin < 1.5
+        if number == 0:
+            server.reset()
+            server.load(endless_above(folder / "next", seed=9))
+            assert server.wait_for_swap(WAIT).state in (SwapState.READY, SwapState.SWITCHED)
 
 
 def test_answers_of_another_shape_are_an_engine_error(folder: Path) -> None:

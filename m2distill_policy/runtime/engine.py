@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import INSTRUCTION_GRAPH, STEP_GRAPH, Bundle
 from m2distill_policy.errors import BundleError, ConfigError, M2DistillError, closest
 from m2distill_policy.observation import Observation
-from m2distill_policy.runtime.guard import OverdueError, RunGuard
+from m2distill_policy.runtime.guard import LONGEST_ANSWER, OverdueError, RunGuard
 from m2distill_policy.runtime.mixture import Mixture, PolicyOutputError
 from m2distill_policy.runtime.window import TokenWindow
 
@@ -33,9 +33,7 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
 _PROVIDER_OPTIONS: Mapping[str, dict[str, Any]] = {
     "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
 }
-#: s that one answer may take before it is given up. The first one may take longer, and where TensorRT compiles for it,
-#: much longer.
-LONGEST_ANSWER = 2.0
+#: s that the first answer may take, and where TensorRT compiles for it.
 _LONGEST_FIRST_ANSWER = 30.0
 _LONGEST_COMPILATION = 1800.0
 _OUTPUTS = ("logits", "means", "scales", "tokens")
@@ -118,7 +116,6 @@ class Engine:
                 f"the graphs of '{bundle.path}' have names that cannot be read ({error}); export the bundle anew"
             ) from error
         self._check_answer()
-        self._guard.longest = LONGEST_ANSWER
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -135,6 +132,10 @@ class Engine:
         width = self.film or film.shape[-1]  # where neither graph says, the step graph's input does, when it is run
         self._check_shapes(INSTRUCTION_GRAPH, ("text_token", text_token, (self.embed,)), ("film", film, (width,)))
         return Conditioning(instruction, text_token, film)
+
+    def limit_answers(self, longest: float) -> None:
+        """Give up an answer after ``longest`` s from now on; :data:`LONGEST_ANSWER` until then."""
+        self._guard.longest = longest
 
     def step(
         self, conditioning: Conditioning, observation: Observation, window: TokenWindow
@@ -253,11 +254,14 @@ class Engine:
         return film or 0
 
     def _check_answer(self) -> None:
-        """Run both graphs once: it warms up the session, and an exporter may leave output shapes unsaid."""
+        """Run both graphs twice: the first time warms up the session, and an exporter may leave output shapes unsaid;
+        the second time must not take longer than any later answer may."""
         try:
-            conditioning = self._condition(self.bundle.instructions[0], self.bundle.embeddings[0])
-            mixture, tokens = self.step(conditioning, blank_observation(self.bundle), self.window())
-            mixture.check()
+            for _ in range(2):
+                conditioning = self._condition(self.bundle.instructions[0], self.bundle.embeddings[0])
+                mixture, tokens = self.step(conditioning, blank_observation(self.bundle), self.window())
+                mixture.check()
+                self._guard.longest = LONGEST_ANSWER
         except (EngineError, PolicyOutputError) as error:
             raise BundleError(f"bundle '{self.bundle.path}' does not answer a blank observation: {error}") from error
         if not np.isfinite(tokens).all():

@@ -10,6 +10,9 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+#: s that one answer may take before it is given up. The first one may take longer; the second one shows whether a
+#: bundle can be driven with.
+LONGEST_ANSWER = 2.0
 #: s between two looks of the thread that ends runs.
 _POLL = 0.1
 

@@ -141,6 +141,7 @@ class PolicyServer:
         self._clock = clock
         self._lock = threading.RLock()
         engine = Engine(bundle, provider=provider, threads=threads)
+        engine.limit_answers((watch or WatchLimits()).longest_answer(bundle.contract.period))
         mark_proved(bundle)
         self._active = _Active(engine, engine.window())
         self._previous: Engine | None = None
@@ -654,6 +655,7 @@ class PolicyServer:
         if candidate is None:
             return
         self._previous = self._active.engine
+        candidate.engine.limit_answers(self._watchdog.limits.longest_answer(self.contract.period))
         self._active = _Active(candidate.engine, candidate.window, candidate.conditioning)
         self._governor.follow(self.contract)
         self._speed_warning = self._speed.warning(self.bundle)

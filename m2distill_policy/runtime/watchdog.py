@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError, ObservationError
 from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.guard import LONGEST_ANSWER
 from m2distill_policy.runtime.status import StatusCode
 
 
@@ -49,6 +50,16 @@ class WatchLimits:
             raise ConfigError(
                 f"watchdog limit 'overruns_in_a_row' is {self.overruns_in_a_row}; at least 1 or none is allowed"
             )
+
+    def longest_answer(self, period: float) -> float:
+        """Seconds that the network may take for one answer before it is given up.
+
+        While it computes, nothing can stop the arm but its driver: in real time ten periods must do. A simulation that
+        waits may wait longer.
+        """
+        if self.silent_after is None:
+            return LONGEST_ANSWER
+        return min(LONGEST_ANSWER, max(0.5, 10 * period))
 
     @staticmethod
     def lockstep() -> WatchLimits:
