@@ -8,8 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.contract import Contract
+from m2distill_policy.contract import Contract, Proprioception
 from m2distill_policy.errors import ObservationError
+
+
+def _all_within(values: NDArray[np.float32], group: Proprioception) -> bool:
+    """Whether all readings are finite and in the group's range: False where it takes a closer look.
+
+    For a handful of numbers a loop takes a tenth of the time of NumPy's reductions.
+    """
+    if values.dtype != np.float32:
+        return False
+    low, high = float(np.float32(group.low)), float(np.float32(group.high))
+    return all(low <= value <= high for value in values.tolist())
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,8 @@ class Observation:
                 raise ObservationError(f"'{group.name}' is missing; got {sorted(self.proprioception)}")
             if values.shape != (group.size,):
                 raise ObservationError(f"'{group.name}' has shape {values.shape}; the contract wants ({group.size},)")
+            if _all_within(values, group):
+                continue
             if not np.all(np.isfinite(values)):
                 bad = group.entries[int(np.flatnonzero(~np.isfinite(values))[0])]
                 raise ObservationError(f"'{group.name}' holds a value that is not finite at '{bad}'")

@@ -239,6 +239,8 @@ def test_random_responses_are_finite_and_stay_below_their_top_speed() -> None:
         made = VelocityResponse(levels, tuple((0.0, *(float(v) for v in row)) for row in speeds))
         action = rng.uniform(-1, 1, 7)
         twist = made.twist(action)
+        sizes = [np.interp(abs(action[i]), made.levels, made.velocities[i]) for i in range(6)]
+        np.testing.assert_array_equal(twist, np.sign(action[:6]) * sizes)
         assert np.all(np.isfinite(twist)) and np.all(np.abs(twist) <= made.top_speeds)
         for axis in range(6):
             wanted = abs(float(rng.uniform(0, 1) * twist[axis]))

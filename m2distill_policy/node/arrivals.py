@@ -8,7 +8,6 @@ matched with joint states that come 0.3 s later.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from m2distill_policy.runtime.status import StatusCode
@@ -52,8 +51,7 @@ class Arrival:
             self.ahead, self.ahead_at = self.lead, moment.steady
 
 
-@dataclass(frozen=True)
-class Stream:
+class Stream(NamedTuple):
     """One stream to check.
 
     label: for messages. current: whether its newest message is still in use; one that others have replaced counts for

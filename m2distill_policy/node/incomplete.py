@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from m2distill_policy.contract import Contract
@@ -25,19 +25,28 @@ class Labels:
     """Name streams for people. full_name: from a topic of :mod:`m2distill_policy.node.topics` to its name here."""
 
     full_name: Callable[[str], str] = topics.resolve
+    #: What was named before: every stream is, in every cycle.
+    _known: dict[tuple[str, ...], str] = field(default_factory=dict, compare=False, repr=False)
 
     def view(self, name: str) -> str:
         """A camera's stream."""
-        return f"view '{name}' on {self.full_name(topics.camera_topic(name))}"
+        found = self._known.get((name,))
+        if found is None:
+            found = self._known[(name,)] = f"view '{name}' on {self.full_name(topics.camera_topic(name))}"
+        return found
 
     def joints(self, topic: str, names: Sequence[str] = ()) -> str:
         """A topic of joint states, or some joints on it."""
-        return f"{listed(names)} on {self.full_name(topic)}" if names else self.full_name(topic)
+        found = self._known.get(key := (topic, "joints", *names))
+        if found is None:
+            full = self.full_name(topic)
+            found = self._known[key] = f"{listed(names)} on {full}" if names else full
+        return found
 
     @property
     def pose(self) -> str:
         """The end effector's pose."""
-        return self.full_name(topics.END_EFFECTOR_POSE)
+        return self.joints(topics.END_EFFECTOR_POSE)
 
 
 def listed(names: Sequence[str]) -> str:

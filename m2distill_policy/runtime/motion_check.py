@@ -56,7 +56,8 @@ class MotionCheck:
         if self._limits.frozen_after is None or not twist.any():
             return
         self._commands += 1
-        translation, rotation = float(np.linalg.norm(twist[:3])), float(np.linalg.norm(twist[3:]))
+        x, y, z, rx, ry, rz = twist.tolist()
+        translation, rotation = math.hypot(x, y, z), math.hypot(rx, ry, rz)
         self._ways.append((translation * self._period, rotation * self._period))
 
     def check(self, observation: Observation) -> Fault | None:

@@ -153,7 +153,7 @@ class Governor:
         halt. Raises :class:`PolicyOutputError` for an action that is not finite.
         """
         values = np.asarray(action, dtype=np.float64)
-        if values.shape != self._last.shape or not np.isfinite(values).all():
+        if values.shape != self._last.shape or not all(map(math.isfinite, values.tolist())):
             raise PolicyOutputError(
                 f"the policy's action is {np.array2string(values, precision=3)}; "
                 f"{len(ACTION_AXES)} finite entries are needed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -85,7 +86,7 @@ class Decision:
 
 def _finite(pose: NDArray[np.floating[Any]] | None) -> NDArray[np.floating[Any]] | None:
     """``pose``, or None where it is none."""
-    return pose if pose is not None and np.isfinite(pose).all() else None
+    return pose if pose is not None and all(map(math.isfinite, pose.tolist())) else None
 
 
 @dataclass
@@ -482,7 +483,8 @@ class PolicyServer:
                 mixture, tokens = active.engine.step(conditioning, observation, active.window)
                 mixture.check()
                 sample = mixture.draw(self._sampling, self._rng, self._temperature)
-                if not np.isfinite(sample).all():  # in shadow mode no command is made of it, and it is published
+                # In shadow mode no command is made of it, and it is published.
+                if not all(map(math.isfinite, sample.tolist())):
                     raise PolicyOutputError(f"the action drawn is {np.array2string(sample, precision=3)}")
                 self._answers += 1
                 # Late is judged first: what is not sent must not be what the ramp begins with.
