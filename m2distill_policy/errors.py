@@ -79,6 +79,17 @@ def shorten(text: str, most: int = LONGEST_SHOWN) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with whatever is not printable escaped, as ``\\n`` or ``\\udce9``.
+
+    Names of files and texts from other processes may hold half of a UTF-8 sequence, which no message can carry, or
+    what moves a terminal's cursor.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string.
 

@@ -12,10 +12,10 @@ LARGEST_SEED = 2**32 - 1
 MANY = 10**6
 #: Most processes or threads.
 MOST_PROCESSES = 1024
-#: s; the longest wait, a week.
-LONGEST_WAIT = 604_800.0
-#: s; the largest difference between stamps of one observation that can be asked for.
-LARGEST_SLOP = 10.0
+#: s; the shortest and the longest wait, a week.
+SHORTEST_WAIT, LONGEST_WAIT = 1e-3, 604_800.0
+#: s; the smallest and the largest difference between stamps of one observation that can be asked for.
+SHORTEST_SLOP, LARGEST_SLOP = 1e-6, 10.0
 
 _SHOWN = 40
 

@@ -200,6 +200,11 @@ class Robot(ABC):
         """Let commands out, or not, by the topic."""
         self.publish(topics.ENABLE, self.flag(wanted))
 
+    def enable_again(self) -> None:
+        """True counts once: false comes first."""
+        self.enable(False)
+        self.enable(True)
+
     def say(self, observation: Observation, stamp: int, *, without: Sequence[str] = ()) -> None:
         """Publish all parts of an observation but those in ``without`` under ``stamp`` (ns)."""
         for name in self.contract.camera_names:

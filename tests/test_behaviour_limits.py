@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,24 @@ def test_a_faster_bundle_is_refused_and_a_refit_is_held_to_the_first_speed(side:
         twists = np.array([twist_of(twist) for twist in robot.heard["twist"]])
         assert len(twists) >= 5 and np.all(np.abs(twists) <= 0.2 + 1e-9)
         assert policy.end() == 0
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"\x1b[31mred", "\u202eback".encode(), b"\xff" * 60])
+def test_a_name_that_is_no_text_is_refused_and_the_arm_is_halted_all_the_same(
+    side: Side, tmp_path: Path, name: bytes
+) -> None:
+    """A file's name is any bytes; a message is text."""
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    bad = write_toy(tmp_path / "bad", 2)
+    (bad / "step.onnx").unlink()
+    settings: dict[str, Any] = {"instruction": INSTRUCTIONS[0], "watch_folder": watched, "swap_when": "now"}
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), **settings) as (policy, robot):
+        drive_until(robot, StatusCode.RUNNING, "first answer")
+        bad.rename(watched / os.fsdecode(name))
+        drive_until(robot, StatusCode.RUNNING, "a refusal", fits=lambda s: s.swap == SwapState.REFUSED)
+        assert all(s.swap_sentence.isprintable() and s.warning.isprintable() for s in robot.heard["status"])
+        robot.forget()
+        assert policy.end() == 0
+        robot.listen(0.3)
+        assert robot.heard["status"][-1].halted and not any(robot.heard["action"][-1].action[:6])

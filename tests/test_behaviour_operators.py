@@ -39,7 +39,11 @@ def test_commands_are_let_out_and_stopped_by_a_topic(side: Side, tmp_path: Path)
         robot.forget()
         drive_until(robot, StatusCode.HELD, "the emergency stop was let go")
         robot.drive(observations(CONTRACT, 12, seed=1))
-        robot.enable(True)
+        robot.enable(True)  # as a publisher does that repeats itself
+        robot.forget()
+        robot.drive(observations(CONTRACT, 12, seed=2))
+        assert {s.code for s in robot.heard["status"]} == {StatusCode.HELD}
+        robot.enable_again()
         robot.forget()
         drive_until(robot, StatusCode.RUNNING, "answer after it was enabled again")
         assert policy.end() == 0
@@ -54,7 +58,7 @@ def test_a_camera_that_was_too_slow_is_measured_anew_when_the_policy_is_enabled(
         robot.drive(observations(CONTRACT, 26, seed=1), hz=10)
         assert StatusCode.RUNNING not in {s.code for s in robot.heard["status"]}, "it is as slow as before"
         assert robot.heard["status"][-1].code == StatusCode.HALT_REQUESTED
-        robot.enable(True)
+        robot.enable_again()
         robot.forget()
         drive_until(robot, StatusCode.RUNNING, "answer, now that the camera is fast enough")
         assert policy.end() == 0
@@ -161,7 +165,7 @@ def test_in_shadow_another_one_may_drive_and_enable_says_so(side: Side, tmp_path
             drive_until(robot, StatusCode.OTHER_PUBLISHER, "halt for the one that drives", first=send)
             robot.drive(observations(CONTRACT, 30, seed=3))  # it falls silent, and is still there
             assert robot.heard["status"][-1].code == StatusCode.OTHER_PUBLISHER
-            robot.enable(True)
+            robot.enable_again()
             robot.forget()
             drive_until(robot, StatusCode.RUNNING, "answer after it was enabled again")
 

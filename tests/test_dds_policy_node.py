@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_an_error_that_nobody_expects_halts_first_and_is_raised(
         node = PolicyNode(participant, server)
         monkeypatch.setattr(node, "_take_inputs", fails)
         if ramp_fails:
-            monkeypatch.setattr(node, "_publish", fails_too)
+            monkeypatch.setattr(node, "_command", fails_too)
         with pytest.raises(RuntimeError, match="a bug"):
             node.spin()
     if ramp_fails:
@@ -76,4 +77,33 @@ def test_an_error_that_nobody_expects_halts_first_and_is_raised(
     else:
         assert server.motion.value == "halted" and node.cycles == 5
     assert reasons == ["the node failed (RuntimeError: a bug)"]
+    server.close()
+
+
+def test_a_status_that_cannot_be_published_does_not_cut_the_ramp(
+    tmp_path: Path, domain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")), sampling="mode")
+    server.set_instruction(INSTRUCTIONS[0])
+    for observation in observations(CONTRACT, 3):
+        server.step(observation, observation.stamp)
+    sent: list[float] = []
+
+    def fails(*_: object) -> None:
+        raise UnicodeEncodeError("utf-8", "x", 0, 1, "a status")
+
+    with Participant(domain) as participant:
+        node = PolicyNode(participant, server)
+        write = node._twist.write
+
+        def remember(message: Any) -> None:
+            sent.append(max(abs(message.twist.linear.x), abs(message.twist.angular.z)))
+            write(message)
+
+        monkeypatch.setattr(node._twist, "write", remember)
+        monkeypatch.setattr(node._status, "write", fails)
+        with pytest.raises(UnicodeEncodeError):
+            node.spin()
+    assert len(sent) >= 5 and sent[0] > 0 and sent[-1] == 0.0
+    assert server.motion.value == "halted"
     server.close()

@@ -346,9 +346,9 @@ def test_topics_are_named_as_they_are_here(bundle: Bundle) -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"slop is 0 s; a positive number"):
+    with pytest.raises(ConfigError, match=r"slop is 0; "):
         CycleOptions(slop=0)
-    with pytest.raises(ConfigError, match=r"timeout is inf s"):
+    with pytest.raises(ConfigError, match=r"timeout is inf; "):
         CycleOptions(timeout=math.inf)
 
 

@@ -12,7 +12,7 @@ import pytest
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import UnknownInstructionError
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import ENABLE_PAUSE, PolicyCycle
+from m2distill_policy.node.cycle import PolicyCycle
 from m2distill_policy.node.other_publishers import QUIET, OtherPublishers
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
@@ -263,17 +263,48 @@ def test_a_publisher_that_repeats_itself_does_not_set_a_halted_arm_going(tmp_pat
     assert server.enabled and _drive(server)[-1].status.code is StatusCode.RUNNING
     server.emergency_stop(True)
     server.emergency_stop(False)
-    for _ in range(20):
-        now[0] += ENABLE_PAUSE / 5
+    for pause in (0.01, 0.1, 0.5, 1.0, 1.0, 10.0, 1000.0):
+        now[0] += pause
         cycle.enable_requested(True)
         assert _drive(server, 1)[-1].status.code is StatusCode.HELD
-    now[0] += ENABLE_PAUSE
+        assert any("enable" in text for text in cycle.troubles)
+    cycle.enable_requested(False)
     cycle.enable_requested(True)
-    assert _drive(server)[-1].status.code is StatusCode.RUNNING, "pressed again"
+    assert _drive(server)[-1].status.code is StatusCode.RUNNING and not cycle.troubles
+    cycle.enable_requested(True)
+    assert server.enabled and not cycle.troubles, "repeated while it drives is no fault"
     cycle.enable_requested(False)
     assert not server.enabled
     cycle.enable_requested(True)
     assert server.enabled, "the opposite is another word"
+    server.close()
+
+
+def test_of_several_switches_none_lets_go_what_another_pressed(tmp_path: Path) -> None:
+    server = _server(tmp_path)
+    _driving(server)
+    cycle, _ = _cycle(server)
+    cycle.emergency_stop(True, publishers=1)
+    cycle.emergency_stop(False, publishers=2)
+    assert _drive(server)[-1].status.code is StatusCode.EMERGENCY_STOP and cycle.troubles
+    assert not cycle.enable(True)[0]
+    cycle.emergency_stop(False, publishers=1)
+    assert not cycle.troubles and cycle.enable(True)[0]
+    cycle.emergency_stop(True, publishers=2)
+    assert _drive(server)[-1].status.code is StatusCode.EMERGENCY_STOP
+    server.close()
+
+
+def test_a_dead_man_switch_with_two_publishers_counts_as_let_go(tmp_path: Path) -> None:
+    server = _server(tmp_path, watch=WatchLimits(dead_man=0.5))
+    cycle, now = _cycle(server)
+    server.set_instruction(INSTRUCTIONS[0])
+    cycle.dead_man(True)
+    assert server.obstacles(now[0]) == ()
+    cycle.dead_man(True, publishers=2)
+    assert StatusCode.DEAD_MAN in {fault.code for fault in server.obstacles(now[0])} and cycle.troubles
+    cycle.dead_man(True, publishers=1)
+    assert server.obstacles(now[0]) == () and not cycle.troubles
     server.close()
 
 

@@ -32,6 +32,7 @@ from m2distill_policy.ros.parameters import PARAMETERS
 from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import Fault
 from tests.bundles import INSTRUCTIONS, observations, server_state, toy_contract, write_toy
 from tests.ros_side import RosRobot
 from tests.ros_support import policy_node
@@ -157,6 +158,37 @@ def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
         _drive_until(there, StatusCode.RUNNING)
         again.cancel_goal_async()
         assert tasks.outcome(again).outcome == RunTask.Result.CANCELLED
+
+
+def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
+    """Something that only ~/enable ends."""
+    if code is StatusCode.BAD_COMMAND:
+        assert node.last is not None
+        server.refuse_command(node.last.decision, "a test wants it")
+    elif code is StatusCode.BAD_POSE:
+        server.pose_jumped("The pose jumped, because a test wants it.")
+    else:
+        server._held = Fault(code, "A test wants it.")
+
+
+@pytest.mark.parametrize(
+    "code", [StatusCode.BAD_COMMAND, StatusCode.BAD_POSE, StatusCode.DEADLINE_MISSED, StatusCode.HELD]
+)
+def test_what_only_enable_ends_ends_a_task_and_refuses_the_next(tmp_path: Path, code: StatusCode) -> None:
+    with _robot({"bundle": str(write_toy(tmp_path / "toy")), "enable": True}) as (node, there):
+        tasks = _Tasks(there)
+        running = tasks.send(INSTRUCTIONS[0], 600.0)
+        _drive_until(there, StatusCode.RUNNING)
+        assert node.server is not None
+        _fail(code, node.server, node)
+        assert tasks.outcome(running).outcome == RunTask.Result.FAULT
+        refused = tasks.outcome(tasks.send(INSTRUCTIONS[1], 600.0))
+        assert refused.outcome == RunTask.Result.REFUSED and node.server.instruction == INSTRUCTIONS[0]
+        done, said = _enable(there)
+        assert done and "send it again" in said
+        there.forget()
+        there.drive(observations(CONTRACT, 12, seed=1))
+        assert StatusCode.RUNNING not in {s.code for s in there.heard["status"]}, "no task, no timeout"
 
 
 # --- every refusal leaves everything as it is -----------------------------------------------------------------------

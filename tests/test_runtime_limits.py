@@ -196,6 +196,27 @@ def test_a_stated_speed_is_the_limit_whatever_the_bundles_reach(tmp_path: Path) 
     arm.server.close()
 
 
+@pytest.mark.parametrize("axis", range(6))
+def test_with_a_stated_speed_a_response_that_claims_slower_motion_is_refused(tmp_path: Path, axis: int) -> None:
+    """The arm is the same: a set-point that the limit lets farther ahead of it would move it faster than the limit."""
+    tops = [0.2] * 6
+    first = toy_bundle(tmp_path / "first", contract=with_top(*tops))
+    tops[axis] = 0.04
+    write_toy(tmp_path / "slower", 3, contract=with_top(*tops))
+    tops[axis] = 0.17
+    write_toy(tmp_path / "refit", 3, contract=with_top(*tops))
+    arm = Arm(first, limits=SafetyLimits(speed=(0.05,) * 6), sampling="mode")
+    arm.drive(observations(CONTRACT, 3))
+    assert swap(arm, tmp_path / "slower") is SwapState.REFUSED
+    assert ("x", "y", "z", "rx", "ry", "rz")[axis] in arm.server.swap.sentence
+    assert swap(arm, tmp_path / "refit") is SwapState.SWITCHED
+    arm.server.close()
+    free = Arm(first, sampling="mode")
+    free.drive(observations(CONTRACT, 3))
+    assert swap(free, tmp_path / "slower") is SwapState.SWITCHED, "the twist is slower and the set-point as far ahead"
+    free.server.close()
+
+
 def test_an_axis_that_hardly_moves_does_not_refuse_a_refit(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2, 0.2, 0.2, 1e-5, 0.0, 1e-17))
     write_toy(tmp_path / "refit", 3, contract=with_top(0.2, 0.2, 0.2, 1e-3, 1e-17, 2e-3))
@@ -203,6 +224,33 @@ def test_an_axis_that_hardly_moves_does_not_refuse_a_refit(tmp_path: Path) -> No
     arm.drive(observations(CONTRACT, 3))
     assert swap(arm, tmp_path / "refit") is SwapState.SWITCHED
     arm.drive(observations(CONTRACT, 10, seed=1))
+    arm.server.close()
+
+
+@pytest.mark.parametrize("factors", [(1.24, 1.0), (0.9, 1.2, 1.0), (0.3, 1.0), (1.02,)])
+@pytest.mark.parametrize("jerk", [None, (2.0,) * 3 + (10.0,) * 3])
+def test_a_swap_keeps_the_limits_of_acceleration_and_jerk(
+    tmp_path: Path, factors: tuple[float, ...], jerk: tuple[float, ...] | None
+) -> None:
+    """The same action means another velocity under another response: the arm goes on with the velocity it has."""
+    acceleration = (0.1,) * 3 + (0.5,) * 3
+    first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
+    arm = Arm(first, limits=SafetyLimits(acceleration=acceleration, jerk=jerk), sampling="mode")
+    # One observation again and again, and then another: long enough to be at full speed, and to change it.
+    one, other = observations(CONTRACT, 2, seed=3)
+    arm.drive([one] * 60)
+    for number, factor in enumerate(factors):
+        path = write_toy(tmp_path / f"bundle_{number}", 3 + number, contract=with_top(0.2 * factor))
+        arm.server.load(path)
+        arm.server.wait_for_swap(WAIT)
+        arm.drive([other, one] * 5 + [other] * 40 + [one] * 40)
+        assert arm.server.bundle.identifier == open_bundle(path).identifier
+    ran = [o for o in arm.outputs if o.decision.status.code is StatusCode.RUNNING and o.twist is not None]
+    assert len(ran) > 100 * len(factors) and len({o.decision.bundle for o in ran}) == 1 + len(factors)
+    changes = np.diff(np.array([o.twist for o in ran]), axis=0) / PERIOD
+    assert np.all(np.abs(changes) <= np.array(acceleration) * (1 + 1e-6)), np.abs(changes).max(axis=0)
+    if jerk is not None:
+        assert np.all(np.abs(np.diff(changes, axis=0)) / PERIOD <= np.array(jerk) * (1 + 1e-6))
     arm.server.close()
 
 

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera, libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.node.cycle import CycleOptions
 from m2distill_policy.runtime.drive import gripper, set_point, set_point_delta, twist
 from m2distill_policy.runtime.mixture import PolicyOutputError
 from m2distill_policy.runtime.preprocess import centre_crop, fov_y_after_crop, preprocess
-from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
+from m2distill_policy.runtime.safety import LIMIT_RANGES, Governor, Motion, SafetyLimits
+from m2distill_policy.runtime.watchdog import WATCH_RANGES, WatchLimits
 
 CONTRACT = libero_contract(64)
 FULL: NDArray[np.float64] = np.array([1.0, -1.0, 0.5, 0.2, -0.2, 1.0, 1.0])
@@ -124,18 +126,81 @@ def test_no_halt_time_stops_at_once() -> None:
     assert not governor.halt()[:6].any() and governor.motion is Motion.HALTED
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_limits_at_the_ends_of_their_ranges_give_a_command_or_our_error(seed: int) -> None:
+    """Ruckig raises errors of its own, in the midst of a motion."""
+    rng = np.random.default_rng(seed)
+
+    def limit(name: str) -> tuple[float, ...]:
+        low, high, _ = LIMIT_RANGES[name]
+        ends = [low, low * 3, high / 3, high, 10 ** rng.uniform(np.log10(low), np.log10(high))]
+        return tuple(float(v) for v in rng.choice(ends, 6))
+
+    for _ in range(40):
+        given: dict[str, Any] = {name: limit(name) for name in LIMIT_RANGES if rng.random() < 0.8}
+        limits = SafetyLimits(**given)
+        governor = Governor(limits, dataclasses.replace(CONTRACT, rate_hz=float(rng.choice([1.0, 10.0, 20.0, 200.0]))))
+        for _ in range(30):
+            if rng.random() < 0.1:
+                command = governor.halt()
+            else:
+                try:
+                    command = governor.admit(rng.uniform(-1, 1, 7) if rng.random() < 0.7 else rng.choice([0, 1, -1], 7))
+                except PolicyOutputError:
+                    command = governor.halt()
+            assert np.isfinite(command).all() and (np.abs(command) <= 1).all()
+            if limits.speed is not None:
+                assert (np.abs(twist(command, CONTRACT)) <= np.array(limits.speed) * (1 + 1e-9) + 1e-12).all()
+
+
+@pytest.mark.parametrize("error", ["RuckigError", "ValueError"])
+def test_an_error_of_the_smoothing_library_halts(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    import ruckig
+
+    governor = Governor(SafetyLimits(acceleration=(0.5,) * 6), CONTRACT)
+    governor.admit(FULL)
+    assert governor._smoother is not None
+    raised = ruckig.RuckigError("a test") if error == "RuckigError" else ValueError("-101 is not a valid Result")
+
+    class Failing:
+        def update(self, *_: object) -> None:
+            raise raised
+
+    monkeypatch.setattr(governor._smoother, "_generator", Failing())
+    with pytest.raises(PolicyOutputError):
+        governor.admit(FULL)
+    assert np.abs(governor.halt()).max() <= 1
+
+
+@pytest.mark.parametrize("name", [*WATCH_RANGES, "slop", "timeout"])
+@pytest.mark.parametrize("value", [0, -1, 1e308, 1e12, float("nan"), float("inf"), True, "3"])
+def test_times_and_counts_have_bounds(name: str, value: Any) -> None:
+    kind = WatchLimits if name in WATCH_RANGES else CycleOptions
+    with pytest.raises(ConfigError):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("name", LIMIT_RANGES)
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-300, 1e-12, 1e9, 1e308, float("nan"), float("inf"), True, "3"])
+def test_limits_of_an_axis_have_bounds(name: str, value: Any) -> None:
+    for axis in range(6):
+        limits: dict[str, Any] = {name: tuple(value if i == axis else 1.0 for i in range(6))}
+        with pytest.raises(ConfigError):
+            SafetyLimits(**limits)
+
+
 @pytest.mark.parametrize(
     ("limits", "sentence"),
     [
         ({"speed": (1.0,) * 7}, "'speed' has 7 entries; one is needed for each of"),
-        ({"speed": (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)}, "'speed' is 0.0 for 'z'; a positive number is needed"),
-        ({"jerk": (float("nan"),) + (1.0,) * 5}, "'jerk' is nan for 'x'"),
+        ({"speed": (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)}, "'speed' of 'z' is 0; 0.0001 to 100 m/s"),
+        ({"jerk": (float("nan"),) + (1.0,) * 5}, "'jerk' of 'x' is nan"),
         ({"workspace_low": (0.0, 0.0, 0.0)}, "belong together; set both or neither"),
         (
             {"workspace_low": (0.0, 0.0, 0.5), "workspace_high": (1.0, 1.0, 0.5)},
             r"from \[0.0, 0.0, 0.5\] to \[1.0, 1.0, 0.5\] m; three numbers each, the first below the second",
         ),
-        ({"halt_time": -1.0}, "'halt_time' is -1.0 s; 0 to 5 s are allowed"),
+        ({"halt_time": -1.0}, "'halt_time' is -1; 0 to 5 s is allowed"),
     ],
 )
 def test_limits_that_make_no_sense(limits: dict[str, Any], sentence: str) -> None:

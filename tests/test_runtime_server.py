@@ -534,7 +534,7 @@ def test_options_are_checked(bundle: Bundle) -> None:
             make(bundle, **options)
     with pytest.raises(ConfigError, match="watchdog limit 'stale_after' is -1"):
         WatchLimits(stale_after=-1)
-    with pytest.raises(ConfigError, match="'frozen_after' is 1 steps; at least 2 or none"):
+    with pytest.raises(ConfigError, match="'frozen_after' is 1; 2 to"):
         WatchLimits(frozen_after=1)
 
 

@@ -122,7 +122,12 @@ class Reader(Generic[M]):
     @property
     def matched(self) -> bool:
         """Whether anyone publishes."""
-        return bool(self._reader.get_matched_publications())
+        return self.publisher_count > 0
+
+    @property
+    def publisher_count(self) -> int:
+        """How many publish."""
+        return len(self._reader.get_matched_publications())
 
     @property
     def publishers(self) -> list[str]:

@@ -175,8 +175,16 @@ class PolicyNode:
     def _ramp_out(self, reason: str) -> None:
         """Halt without observations, at the contract's rate."""
         self._cycle.leave(reason)
+        mute = False
         while not self._cycle.left:
-            self._publish(self._cycle.ramp())
+            output = self._cycle.ramp()
+            self._command(output)
+            try:
+                self._say(output)
+            except Exception:  # the arm must be halted whatever becomes of the status
+                if not mute:
+                    logger.exception("the ramp to a halt goes on, but its status cannot be published")
+                mute = True
             time.sleep(self._contract.period)
 
     # --- lockstep ----------------------------------------------------------------------------------------------------
@@ -248,9 +256,10 @@ class PolicyNode:
     def _take_orders(self) -> None:
         for button in self._emergency:
             for pressed in self._take(button, topics.EMERGENCY_STOP):
-                self._cycle.emergency_stop(pressed.data)
+                publishers = max(reader.publisher_count for reader in self._emergency)
+                self._cycle.emergency_stop(pressed.data, publishers=publishers)
         for held in self._take(self._dead_man, topics.DEAD_MAN):
-            self._cycle.dead_man(held.data)
+            self._cycle.dead_man(held.data, publishers=self._dead_man.publisher_count)
         for wanted in self._take(self._enable, topics.ENABLE):
             self._cycle.enable_requested(wanted.data)
         for message in self._take(self._instructions, topics.INSTRUCTION):
@@ -294,6 +303,11 @@ class PolicyNode:
 
     def _publish(self, output: Output) -> None:
         """Everything that a cycle says, ``~/status`` last."""
+        self._command(output)
+        self._say(output)
+
+    def _command(self, output: Output) -> None:
+        """What the arm does."""
         frame, now = self._frame, output.sent
         if output.twist is not None:
             self._twist.write(MESSAGES.twist(output.twist, now, frame))
@@ -302,6 +316,9 @@ class PolicyNode:
         if output.gripper is not None:
             effort = self._cycle.options.gripper.max_effort
             self._gripper_topic.write(MESSAGES.gripper(output.gripper, effort))
+
+    def _say(self, output: Output) -> None:
+        """What people and recorders want to know."""
         if output.action:
             self._action.write(MESSAGES.action(output, self._contract))
         self._status.write(MESSAGES.status(output, self._contract))

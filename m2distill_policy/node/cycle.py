@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.errors import ConfigError, ObservationError, UnknownInstructionError
+from m2distill_policy.errors import ObservationError, UnknownInstructionError
 from m2distill_policy.node import topics
 from m2distill_policy.node.arrivals import Arrival, Moment, Stream, check_arrivals, stale_set
 from m2distill_policy.node.command import CommandMaker
@@ -37,6 +37,8 @@ from m2distill_policy.node.pose_source import POSE_PERIODS, PoseBuffer, PoseSour
 from m2distill_policy.node.pose_wait import PoseWait
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
 from m2distill_policy.node.synchroniser import RATE_OVER, SynchronisedSet
+from m2distill_policy.options import LARGEST_SLOP, LONGEST_WAIT, SHORTEST_SLOP, SHORTEST_WAIT
+from m2distill_policy.ranges import require_within
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.preprocess import field_of_view_trouble
@@ -56,8 +58,6 @@ DIAGNOSTICS_EVERY = 1.0
 LONGEST_RAMP = 6.0
 #: s from the first signal for which a second one does not cut the ramp: the ramp, and what closing takes.
 UNINTERRUPTED = LONGEST_RAMP + 2.0
-#: s without a message after which another ``~/enable`` is a request of its own.
-ENABLE_PAUSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,8 @@ class CycleOptions:
     joint_topics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("slop", "timeout"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)} s; a positive number of seconds is needed")
+        require_within("slop", self.slop, SHORTEST_SLOP, LARGEST_SLOP, "s")
+        require_within("timeout", self.timeout, SHORTEST_WAIT, LONGEST_WAIT, "s")
 
 
 @dataclass(frozen=True)
@@ -186,8 +185,8 @@ class PolicyCycle(Generic[T]):
         self._leave_at: float | None = None
         self._others = OtherPublishers()
         server.other_publisher(None)
-        #: The newest ~/enable that came as a message, and when.
-        self._enable_heard: tuple[bool, float] | None = None
+        #: The newest ~/enable that came as a message.
+        self._enable_heard = False
         #: Whether the newest command was still one that moves the arm, or ends the ramp of one.
         self._moved = False
         self._diagnostics = Diagnostics(steady(), name.strip("/"))
@@ -240,24 +239,43 @@ class PolicyCycle(Generic[T]):
     def enable_requested(self, wanted: bool) -> None:
         """``~/enable`` came as a message, which nobody answers: a refusal is logged, and the status says the same.
 
-        A publisher that repeats itself enables once, until it pauses for :data:`ENABLE_PAUSE` or says the opposite: an
-        arm that was halted in between must not be set going by it.
+        True counts once, until false is heard: a publisher that repeats itself, however slowly, must not set an arm
+        going that was halted in between.
         """
-        now, last = self._steady(), self._enable_heard
-        self._enable_heard = (wanted, now)
-        if wanted and last is not None and last[0] and now - last[1] < ENABLE_PAUSE:
+        repeated, self._enable_heard = wanted and self._enable_heard, wanted
+        if repeated:
+            codes = {fault.code for fault in self._server.obstacles(self._steady())}
+            in_vain = self._server.held is not None or codes & {StatusCode.DISABLED, StatusCode.HALT_REQUESTED}
+            sentence = f"True is repeated on {self._full_name(topics.ENABLE)}; to enable, send false, then true."
+            self.trouble("enable", sentence if in_vain else None)
             return
+        self.trouble("enable", None)
         done, sentence = self.enable(wanted)
         if not done:
             logger.warning("%s: %s", self._full_name(topics.ENABLE), sentence)
 
-    def emergency_stop(self, pressed: bool) -> None:
-        """The emergency stop is pressed or let go."""
-        self._server.emergency_stop(pressed)
+    def emergency_stop(self, pressed: bool, *, publishers: int = 1) -> None:
+        """The emergency stop is pressed or let go. publishers: of its topic; with several, a press stays."""
+        if not self._is_shared(topics.EMERGENCY_STOP, publishers) or pressed:
+            self._server.emergency_stop(pressed)
 
-    def dead_man(self, held: bool) -> None:
-        """The dead-man switch says whether it is held."""
-        self._server.dead_man(held, steady=self._steady())
+    def dead_man(self, held: bool, *, publishers: int = 1) -> None:
+        """The dead-man switch says whether it is held. publishers: of its topic; with several, it counts as let go."""
+        shared = self._is_shared(topics.DEAD_MAN, publishers)
+        self._server.dead_man(held and not shared, steady=self._steady())
+
+    def _is_shared(self, topic: str, publishers: int) -> bool:
+        """Whether a switch has several publishers: a message does not say whose it is, and one of them would let go
+        what another one has pressed."""
+        shared = publishers > 1
+        self.trouble(
+            f"publishers of {topic}",
+            f"{publishers} publishers share {self._full_name(topic)}, and whose switch is let go cannot be told: it "
+            "counts as pressed (a dead-man switch as let go); join them into one publisher."
+            if shared
+            else None,
+        )
+        return shared
 
     def add_view(self, name: str, stamp: int, frame: T) -> None:
         """A frame of the view ``name``, stamped ``stamp`` ns."""

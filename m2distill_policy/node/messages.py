@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera, Contract
+from m2distill_policy.errors import printable
 from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.diagnostics import Health
 from m2distill_policy.node.pose import pose_from, quaternion_of
@@ -49,7 +50,7 @@ class Messages:
         return self._types.PolicyAction(
             header=self.header(output.stamp, contract.action.frame),
             bundle=decision.bundle,
-            instruction=decision.status.instruction,
+            instruction=printable(decision.status.instruction),
             command=decision.command,
             action=decision.action.tolist(),
             sample=decision.sample.tolist() if decision.sample is not None else [],
@@ -69,22 +70,22 @@ class Messages:
             episode=output.episode,
             code=int(status.code),
             name=status.code.name,
-            sentence=status.sentence,
+            sentence=printable(status.sentence),
             motion=motion,
             halted=motion == 2,
             command=output.command,
             gripper_commands=output.gripper_commands,
             bundle=status.bundle,
-            tasks=list(status.tasks),
-            instruction=status.instruction,
+            tasks=[printable(task) for task in status.tasks],
+            instruction=printable(status.instruction),
             window=status.window,
             latency=status.latency,
             overruns=status.overruns,
-            window_cleared=status.window_cleared,
+            window_cleared=printable(status.window_cleared),
             swap=int(status.swap.state),
-            swap_sentence=status.swap.sentence,
+            swap_sentence=printable(status.swap.sentence),
             swap_bundle=status.swap.bundle,
-            warning=" ".join([*([status.warning] if status.warning else []), *output.warnings]),
+            warning=printable(" ".join([*([status.warning] if status.warning else []), *output.warnings])),
         )
 
     def episode(self, number: int, instruction: str, *, seed: int, draw: int, stamp: int, frame: str) -> Any:
@@ -97,9 +98,9 @@ class Messages:
         entry = self._types.DiagnosticStatus(
             level=self._byte(health.level),
             name=health.name,
-            message=health.sentence,
-            hardware_id=health.hardware,
-            values=[self._types.KeyValue(key=key, value=value) for key, value in health.values],
+            message=printable(health.sentence),
+            hardware_id=printable(health.hardware),
+            values=[self._types.KeyValue(key=key, value=printable(value)) for key, value in health.values],
         )
         return self._types.DiagnosticArray(header=self.header(stamp, ""), status=[entry])
 

@@ -127,6 +127,10 @@ class Inputs:
         here = self._node.resolve_topic_name(topics.relative(topics.END_EFFECTOR_POSE))
         return bool(self._node.count_publishers(here))
 
+    def _publishers(self, topic: str) -> int:
+        """How many publish ``topic``."""
+        return int(self._node.count_publishers(self._node.resolve_topic_name(topics.relative(topic, own=True))))
+
     def forget_silent_cameras(self) -> None:
         """Expect no more pictures of a camera that has fallen silent; call it once a second."""
         if self._buffer is not None:
@@ -249,7 +253,7 @@ class Inputs:
     def _emergency_stop(self, message: Bool) -> None:
         cycle = self._cycle()
         cycle.arrived(topics.EMERGENCY_STOP, 1)
-        cycle.emergency_stop(message.data)
+        cycle.emergency_stop(message.data, publishers=self._publishers(topics.EMERGENCY_STOP))
 
     def _enable(self, message: Bool) -> None:
         if self._active():
@@ -260,4 +264,4 @@ class Inputs:
     def _dead_man(self, message: Bool) -> None:
         cycle = self._cycle()
         cycle.arrived(topics.DEAD_MAN, 1)
-        cycle.dead_man(message.data)
+        cycle.dead_man(message.data, publishers=self._publishers(topics.DEAD_MAN))

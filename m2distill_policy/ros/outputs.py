@@ -95,8 +95,8 @@ class Outputs:
         self._node.destroy_publisher(self._status)
         self._node.destroy_publisher(self._health)
 
-    def publish(self, output: Output) -> None:
-        """Everything that a cycle says, ``~/status`` last."""
+    def command(self, output: Output) -> None:
+        """What the arm does."""
         frame, now = self._frame, output.sent
         if output.twist is not None:
             self._command(topics.TWIST, self._twist, MESSAGES.twist(output.twist, now, frame))
@@ -107,6 +107,9 @@ class Outputs:
             self._command(topics.GRIPPER_COMMAND, self._gripper, MESSAGES.gripper(output.gripper, effort))
         elif output.gripper is not None and self._gripper_driver is not None:
             self._gripper_driver.command(output.gripper)
+
+    def say(self, output: Output) -> None:
+        """What people and recorders want to know, ``~/status`` last."""
         if output.action:
             self._action.publish(MESSAGES.action(output, self._contract))
         self._status.publish(MESSAGES.status(output, self._contract))

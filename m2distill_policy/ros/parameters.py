@@ -17,9 +17,10 @@ from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.cycle import CycleOptions
 from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.node.topics import POLICY_NODE
+from m2distill_policy.options import LARGEST_SLOP, LONGEST_WAIT, SHORTEST_SLOP, SHORTEST_WAIT
 from m2distill_policy.ros.overrides import is_for, is_for_all, is_parameter_file, sections, unknown
-from m2distill_policy.runtime.safety import SafetyLimits
-from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.runtime.safety import LARGEST_WORKSPACE, LIMIT_RANGES, SafetyLimits
+from m2distill_policy.runtime.watchdog import WATCH_RANGES, WatchLimits
 
 Value = bool | int | float | str | list[float] | list[str]
 
@@ -118,7 +119,7 @@ _SAFETY, _WATCH, _GRIPPER = SafetyLimits(), WatchLimits(), GripperProfile()
 def _axes(name: str, unit: str, what: str = "", empty: str = "no limit") -> Parameter:
     return Parameter(
         f"safety.{name}", "floats", [], unit, f"largest {name} of {what}x, y, z, rx, ry, rz; empty for {empty}",
-        positive=True,
+        low=LIMIT_RANGES[name][0], high=LIMIT_RANGES[name][1],
     )  # fmt: skip
 
 
@@ -156,7 +157,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter("threads", "int", 1, "", "of the network on the CPU", low=1),
     Parameter(
-        "slop", "float", 0.02, "s", "how far pictures and the arm's joints of one set may be apart", positive=True
+        "slop", "float", 0.02, "s", "how far pictures and the arm's joints of one set may be apart",
+        low=SHORTEST_SLOP, high=LARGEST_SLOP,
     ),
     Parameter(
         "image_transport", "string", "raw", "", "sensor_msgs/Image, or CompressedImage on '<topic>/compressed'",
@@ -168,7 +170,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "drive although somebody else sends commands on the same topics, as in front of a multiplexer",
     ),
     Parameter("lockstep", "bool", False, "", "answer a simulated robot one by one, without a clock", fixed=True),
-    Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", positive=True),
+    Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", low=SHORTEST_WAIT, high=LONGEST_WAIT),
     _axes("speed", "m/s, rad/s", "the twist in ", "the top speed of 'bundle'"),
     Parameter(
         "safety.allow_faster_bundle", "bool", False, "",
@@ -177,35 +179,35 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     _axes("acceleration", "m/s2, rad/s2"),
     _axes("jerk", "m/s3, rad/s3"),
-    Parameter("safety.workspace_low", "floats", [], "m", "lowest x, y, z of a set-point; empty for no box"),
-    Parameter("safety.workspace_high", "floats", [], "m", "highest x, y, z of a set-point; empty for no box"),
+    Parameter("safety.workspace_low", "floats", [], "m", "lowest x, y, z of a set-point; empty for no box", low=-LARGEST_WORKSPACE, high=LARGEST_WORKSPACE),
+    Parameter("safety.workspace_high", "floats", [], "m", "highest x, y, z of a set-point; empty for no box", low=-LARGEST_WORKSPACE, high=LARGEST_WORKSPACE),
     Parameter(
         "safety.halt_time", "float", _SAFETY.halt_time, "s", "from the decision to halt to standstill",
         low=0.0, high=5.0,
     ),
     Parameter(
         "watch.stale_after", "float", _WATCH.stale_after or 0.0, "s",
-        "oldest stamp of any stream on arrival; 0 for any", low=0.0,
+        "oldest stamp of any stream on arrival; 0 for any", low=0.0, high=WATCH_RANGES["stale_after"][1],
     ),
-    Parameter("watch.silent_after", "float", _WATCH.silent_after or 0.0, "s", "longest silence; 0 for any", low=0.0),
+    Parameter("watch.silent_after", "float", _WATCH.silent_after or 0.0, "s", "longest silence; 0 for any", low=0.0, high=WATCH_RANGES["silent_after"][1]),
     Parameter(
         "watch.future_tolerance", "float", _WATCH.future_tolerance or 0.0, "s",
-        "how far a stream's stamps may be ahead; 0 for any", low=0.0,
+        "how far a stream's stamps may be ahead; 0 for any", low=0.0, high=WATCH_RANGES["future_tolerance"][1],
     ),
     Parameter(
         "watch.frozen_after", "int", _WATCH.frozen_after or 0, "steps",
         "the very same picture while the arm moves, or joints while it is commanded, at least 2; 0 for any number",
-        low=0,
+        low=0, high=WATCH_RANGES["frozen_after"][1],
     ),
     Parameter(
         "watch.frozen_motion", "float", _WATCH.frozen_motion, "rad or m",
         "how much a reading, or the command, must move for that",
-        positive=True,
+        low=WATCH_RANGES["frozen_motion"][0], high=WATCH_RANGES["frozen_motion"][1],
     ),
-    Parameter("watch.dead_man", "float", 0.0, "s", "longest silence on ~/dead_man; 0 for no switch", low=0.0),
+    Parameter("watch.dead_man", "float", 0.0, "s", "longest silence on ~/dead_man; 0 for no switch", low=0.0, high=WATCH_RANGES["dead_man"][1]),
     Parameter(
         "watch.overruns_in_a_row", "int", _WATCH.overruns_in_a_row or 0, "",
-        "late decisions that halt the arm until ~/enable; 0 for any number", low=0,
+        "late decisions that halt the arm until ~/enable; 0 for any number", low=0, high=WATCH_RANGES["overruns_in_a_row"][1],
     ),
     Parameter(
         "gripper.interface", "string", "topic", "",

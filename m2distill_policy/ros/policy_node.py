@@ -282,8 +282,16 @@ class PolicyNode(LifecycleNode):
             return
         self._active = False
         self._cycle.leave(reason)
+        mute = False
         while not self._cycle.left:
-            self._publish(self._cycle.ramp())
+            output = self._cycle.ramp()
+            self._outputs.command(output)
+            try:
+                self._say(output)
+            except Exception as error:  # the arm must be halted whatever becomes of the status
+                if not mute:
+                    self.get_logger().error(f"the ramp to a halt goes on, but its status cannot be published: {error}")
+                mute = True
             time.sleep(self.server.contract.period)
         self.server.disable()
         self._cycle = self._new_cycle()
@@ -345,8 +353,13 @@ class PolicyNode(LifecycleNode):
         self._schedule()
 
     def _publish(self, output: Output) -> None:
+        assert self._outputs is not None
+        self._outputs.command(output)
+        self._say(output)
+
+    def _say(self, output: Output) -> None:
         assert self._outputs is not None and self._cycle is not None
-        self._outputs.publish(output)
+        self._outputs.say(output)
         self._cycle.published(output)
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, int(self.get_clock().now().nanoseconds))

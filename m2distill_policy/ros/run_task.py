@@ -18,12 +18,8 @@ from m2distill_policy.runtime.status import StatusCode
 if TYPE_CHECKING:
     from m2distill_policy.ros.policy_node import PolicyNode
 
-#: Faults that do not pass by themselves: somebody has to enable the policy again.
-_HELD = frozenset({StatusCode.HELD, StatusCode.DEADLINE_MISSED, StatusCode.EMERGENCY_STOP})
-#: Faults that end a task; a halt that somebody else asks for is one of them.
-_ENDS = _HELD | {StatusCode.HALT_REQUESTED}
-#: What a new task cannot end: it is refused.
-_NEEDS_ENABLE = _HELD | {StatusCode.DISABLED, StatusCode.OTHER_PUBLISHER}
+#: What a new task cannot end either, beside what only ``~/enable`` ends: it is refused.
+_REFUSES = frozenset({StatusCode.DISABLED, StatusCode.OTHER_PUBLISHER})
 
 
 class RunTaskServer:
@@ -60,7 +56,8 @@ class RunTaskServer:
             server.require_known(goal.instruction)
         except (UnknownInstructionError, EngineError) as error:
             return str(error)
-        found = next((fault for fault in server.obstacles(node.steadily) if fault.code in _NEEDS_ENABLE), None)
+        obstacles = server.obstacles(node.steadily)
+        found = server.held or next((fault for fault in obstacles if fault.code in _REFUSES), None)
         if found is not None and found.code is StatusCode.DISABLED:
             return "the policy is not enabled; call ~/enable first"
         return "" if found is None else found.sentence
@@ -108,10 +105,13 @@ class RunTaskServer:
                 seen = node.last
                 commands += seen.command
                 status = seen.decision.status
-                if status.code in _ENDS:
+                # A halt that somebody else asks for ends a task too.
+                held = server.held
+                if held is not None or status.code is StatusCode.HALT_REQUESTED:
                     # Whoever enables the policy after that must not set the arm going without a task and its timeout.
                     server.halt_when_enabled(f"the task '{goal.instruction}' ended with a fault; send it again")
-                    result.outcome, result.sentence = RunTask.Result.FAULT, status.sentence
+                    result.outcome = RunTask.Result.FAULT
+                    result.sentence = held.sentence if held is not None else status.sentence
                     handle.abort()
                     break
                 handle.publish_feedback(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.bundle_signature import PublicKey
+from m2distill_policy.contract import Contract
 from m2distill_policy.errors import M2DistillError, shorten
 from m2distill_policy.runtime.engine import Conditioning, Engine
 from m2distill_policy.runtime.probe import ProbeLimits, prove
@@ -140,6 +141,12 @@ class HotSwap:
         """Whether a candidate waits to take over; it may be that of an earlier wish than the report's."""
         valid = self._valid
         return valid is not None and valid.ready
+
+    @property
+    def next_contract(self) -> Contract | None:
+        """The contract of the candidate that waits to take over, or None."""
+        valid = self._valid
+        return valid.candidate.engine.contract if valid is not None and valid.candidate is not None else None
 
     @property
     def pending(self) -> bool:

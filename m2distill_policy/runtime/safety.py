@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.contract import ACTION_AXES, Contract
+from m2distill_policy.contract import ACTION_AXES, Contract, VelocityResponse
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.ranges import require_within
 from m2distill_policy.runtime.mixture import PolicyOutputError
 
 _MOTION = slice(0, 6)
 _AXES = ACTION_AXES[_MOTION]
-_UNITS = {"speed": "m/s, rad/s", "acceleration": "m/s2, rad/s2", "jerk": "m/s3, rad/s3"}
+#: What each limit of an axis may be, and its unit. Beyond, Ruckig's steps cannot be computed; for no limit, set none.
+LIMIT_RANGES: Mapping[str, tuple[float, float, str]] = {
+    "speed": (1e-4, 100.0, "m/s or rad/s"),
+    "acceleration": (0.01, 1000.0, "m/s2 or rad/s2"),
+    "jerk": (0.1, 1e5, "m/s3 or rad/s3"),
+}
+#: m; how far a corner of the workspace may be from the origin, on each axis.
+LARGEST_WORKSPACE = 100.0
 
 
 @dataclass(frozen=True)
@@ -46,20 +55,16 @@ class SafetyLimits:
     allow_faster_bundle: bool = False
 
     def __post_init__(self) -> None:
-        for name, unit in _UNITS.items():
+        for name, (least, greatest, unit) in LIMIT_RANGES.items():
             values = getattr(self, name)
             if values is None:
                 continue
             if len(values) != len(_AXES):
                 raise ConfigError(f"safety limit '{name}' has {len(values)} entries; one is needed for each of {_AXES}")
             for axis, value in zip(_AXES, values, strict=True):
-                if not (math.isfinite(value) and value > 0):
-                    raise ConfigError(
-                        f"safety limit '{name}' is {value} for '{axis}'; a positive number is needed ({unit})"
-                    )
+                require_within(f"safety limit '{name}' of '{axis}'", value, least, greatest, unit)
         self._check_workspace()
-        if not (math.isfinite(self.halt_time) and 0 <= self.halt_time <= 5):
-            raise ConfigError(f"safety limit 'halt_time' is {self.halt_time} s; 0 to 5 s are allowed")
+        require_within("safety limit 'halt_time'", self.halt_time, 0.0, 5.0, "s")
 
     def _check_workspace(self) -> None:
         low, high = self.workspace_low, self.workspace_high
@@ -72,6 +77,8 @@ class SafetyLimits:
                 f"the workspace is from {list(low)} to {list(high)} m; three numbers each, the first below the second, "
                 "are needed"
             )
+        for value in (*low, *high):
+            require_within("a corner of the workspace", value, -LARGEST_WORKSPACE, LARGEST_WORKSPACE, "m")
 
     @property
     def needs_pose(self) -> bool:
@@ -125,6 +132,8 @@ class Governor:
         self._contract = contract
         #: (6,) m/s and rad/s that no command exceeds, whichever bundle drives.
         self.speeds = tuple(float(v) for v in limits.speed or contract.action.response.top_speeds)
+        #: (6,) that commands are brought below for now, see :meth:`approach`.
+        self._ceiling = self.speeds
         self._cycles = max(1, math.ceil(limits.halt_time / contract.period - 1e-9))
         self._smoother = _Smoother(limits, contract.period) if limits.smooth else None
         self._last = np.zeros(len(ACTION_AXES))
@@ -134,10 +143,37 @@ class Governor:
     def follow(self, contract: Contract) -> None:
         """Take over the velocity response of a contract that is otherwise the same: another bundle's.
 
-        The newest command, from which a ramp begins, means another velocity from now on: it is limited again.
+        The arm goes on with the velocity that was sent: the newest command, from which a ramp and the next command
+        begin, is the one that means the same velocity from now on.
         """
-        self._contract = contract
-        self._last, self._ramp_from = self._below_speed(self._last), self._below_speed(self._ramp_from)
+        self._ceiling = self.speeds
+        before, self._contract = self._contract.action.response, contract
+        if contract.action.response != before:
+            self._last, self._ramp_from = self._meaning(self._last, before), self._meaning(self._ramp_from, before)
+
+    def approach(self, contract: Contract | None) -> bool:
+        """Whether :meth:`follow` would keep the limits of acceleration and jerk now: the velocity that was sent last
+        can be sent under the other response too. Where it cannot, the next commands slow down to what can. None: no
+        other response is to be followed (any more)."""
+        self._ceiling = self.speeds
+        if contract is None or not self.limits.smooth or self.motion is Motion.HALTED:
+            return True
+        tops = contract.action.response.top_speeds
+        sent = np.abs(self._contract.action.response.twist(self._last)).tolist()
+        if all(speed <= top * (1 + 1e-9) + 1e-12 for speed, top in zip(sent, tops, strict=True)):
+            return True
+        self._ceiling = tuple(min(limit, top) for limit, top in zip(self.speeds, tops, strict=True))
+        return False
+
+    def _meaning(self, action: NDArray[np.float64], before: VelocityResponse) -> NDArray[np.float64]:
+        """The action (7,) that means now what ``action`` (7,) meant under the response ``before``."""
+        response = self._contract.action.response
+        sent = np.clip(before.twist(action), -np.asarray(self.speeds), self.speeds)
+        found = action.copy()
+        for axis, velocity in enumerate(sent.tolist()):
+            if response.levels != before.levels or response.velocities[axis] != before.velocities[axis]:
+                found[axis] = math.copysign(response.size_for(axis, abs(velocity)), velocity)
+        return found
 
     @property
     def last(self) -> NDArray[np.float64]:
@@ -185,7 +221,7 @@ class Governor:
         wanted = response.twist(action)
         allowed = wanted
         if self._faster():
-            allowed = np.clip(wanted, -np.asarray(self.speeds), self.speeds)
+            allowed = np.clip(wanted, -np.asarray(self._ceiling), self._ceiling)
         if self._smoother is not None:
             allowed = self._smoother.towards(allowed, response.twist(self._last))
         return self._for_velocity(action, wanted, allowed)
@@ -193,14 +229,7 @@ class Governor:
     def _faster(self) -> bool:
         """Whether an action within [-1, 1] can mean more than the speed limit."""
         tops = self._contract.action.response.top_speeds
-        return any(top > limit for top, limit in zip(tops, self.speeds, strict=True))
-
-    def _below_speed(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``action`` (7,), smaller where it means more than the speed limit."""
-        if not self._faster():
-            return action
-        wanted = self._contract.action.response.twist(action)
-        return self._for_velocity(action, wanted, np.clip(wanted, -np.asarray(self.speeds), self.speeds))
+        return any(top > limit for top, limit in zip(tops, self._ceiling, strict=True))
 
     def _for_velocity(
         self, action: NDArray[np.float64], wanted: NDArray[np.float64], allowed: NDArray[np.float64]
@@ -274,6 +303,8 @@ class _Smoother:
         self._input.max_jerk = list(limits.jerk or unlimited)
         self._input.current_position = self._input.target_acceleration = [0.0] * len(_AXES)
         self._acceptable = (ruckig.Result.Working, ruckig.Result.Finished)
+        # The second is what its binding raises for a result that it does not know.
+        self._errors = (ruckig.RuckigError, ValueError)
         self._acceleration = [0.0] * len(_AXES)
 
     def rest(self) -> None:
@@ -287,8 +318,14 @@ class _Smoother:
         self._input.current_velocity = present.tolist()
         self._input.current_acceleration = self._acceleration
         self._input.target_velocity = wanted.tolist()
-        result = self._generator.update(self._input, self._next)
-        if result not in self._acceptable:
+        try:
+            result = self._generator.update(self._input, self._next)
+            velocity = np.asarray(self._next.new_velocity, dtype=np.float64)
+            found = result in self._acceptable and bool(np.isfinite(velocity).all())
+        except self._errors as error:
+            result, found = f"{type(error).__name__}: {error}", False
+        if not found:
+            self.rest()
             raise PolicyOutputError(f"no smooth way from {present.tolist()} to {wanted.tolist()} was found ({result})")
         self._acceleration = list(self._next.new_acceleration)
-        return np.asarray(self._next.new_velocity, dtype=np.float64)
+        return velocity

@@ -336,6 +336,16 @@ class PolicyServer:
                 return f"{found.sentence} Then enable the policy."
             return ""
 
+    @property
+    def held(self) -> Fault | None:
+        """What keeps the arm halted until :meth:`enable`, the pressed emergency stop included, or None. A halt that was
+        only requested is not meant: another instruction ends it too."""
+        with self._lock:
+            if self._emergency:
+                return _EMERGENCY
+            weak = self._held is None or self._held.code is StatusCode.HALT_REQUESTED
+            return None if weak else self._held
+
     def obstacles(self, steady: float) -> tuple[Fault, ...]:
         """Everything that keeps the policy from driving now, what weighs most first; empty where nothing is known to.
 
@@ -651,7 +661,9 @@ class PolicyServer:
             return Seen(self._instruction, generation, steps)
 
     def _switch_if_ready(self, wait: bool = False) -> None:
-        if not self._swap.ready or (self._swap_when == "idle" and self._governor.motion is not Motion.HALTED):
+        waits = self._swap.ready and (self._swap_when == "now" or self._governor.motion is Motion.HALTED)
+        contract = self._swap.next_contract if waits else None
+        if not self._governor.approach(contract) or contract is None:
             return
         candidate = self._swap.take(self._seen().key, wait=wait)
         if candidate is None:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.errors import ObservationError
 from m2distill_policy.observation import Observation
+from m2distill_policy.ranges import require_within
 from m2distill_policy.runtime.guard import LONGEST_ANSWER
 from m2distill_policy.runtime.status import StatusCode
+
+#: What each limit may be, and its unit.
+WATCH_RANGES: Mapping[str, tuple[float, float, str]] = {
+    "stale_after": (1e-3, 3600.0, "s"),
+    "silent_after": (1e-3, 3600.0, "s"),
+    "future_tolerance": (1e-3, 3600.0, "s"),
+    "frozen_after": (2, 10**6, "steps"),
+    "frozen_motion": (1e-6, 100.0, "rad or m"),
+    "dead_man": (1e-3, 3600.0, "s"),
+    "overruns_in_a_row": (1, 10**6, "decisions"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,18 +50,10 @@ class WatchLimits:
     overruns_in_a_row: int | None = 3
 
     def __post_init__(self) -> None:
-        for name in ("stale_after", "silent_after", "future_tolerance", "frozen_motion", "dead_man"):
+        for name, (low, high, unit) in WATCH_RANGES.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"watchdog limit '{name}' is {value}; a positive number or none is allowed")
-        if self.frozen_after is not None and self.frozen_after < 2:
-            raise ConfigError(
-                f"watchdog limit 'frozen_after' is {self.frozen_after} steps; at least 2 or none is allowed"
-            )
-        if self.overruns_in_a_row is not None and self.overruns_in_a_row < 1:
-            raise ConfigError(
-                f"watchdog limit 'overruns_in_a_row' is {self.overruns_in_a_row}; at least 1 or none is allowed"
-            )
+            if value is not None:
+                require_within(f"watchdog limit '{name}'", value, low, high, unit)
 
     def longest_answer(self, period: float) -> float:
         """Seconds that the network may take for one answer before it is given up.

@@ -172,7 +172,8 @@ class _Session(Session):
 
     def publish(self, output: Output) -> None:
         """See :class:`Session`."""
-        self._outputs.publish(output)
+        self._outputs.command(output)
+        self._outputs.say(output)
         self.cycle.published(output)
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, self.clock.wall())

@@ -1,0 +1,22 @@
+"""Numbers of a configuration: in a stated range, or one sentence that names the setting."""
+
+from __future__ import annotations
+
+from m2distill_policy.errors import ConfigError
+
+
+def require_within(name: str, value: float, low: float, high: float, unit: str = "") -> None:
+    """Check that ``value`` is from ``low`` to ``high``.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was given.
+        low, high: the range, both allowed.
+        unit: of all three, for the message.
+
+    Raises:
+        ConfigError: it is not, or it is not a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # not so for NaN
+        given = f"{value:g}" if isinstance(value, float) else repr(value)
+        raise ConfigError(f"{name} is {given}; {low:g} to {high:g}{f' {unit}' if unit else ''} is allowed")
