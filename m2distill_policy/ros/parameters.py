@@ -170,7 +170,10 @@ PARAMETERS: tuple[Parameter, ...] = (
         "drive although somebody else sends commands on the same topics, as in front of a multiplexer",
     ),
     Parameter("lockstep", "bool", False, "", "answer a simulated robot one by one, without a clock", fixed=True),
-    Parameter("timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up", low=SHORTEST_WAIT, high=LONGEST_WAIT),
+    Parameter(
+        "timeout", "float", 60.0, "s", "without a sign of life before a lockstep gives up",
+        low=SHORTEST_WAIT, high=LONGEST_WAIT,
+    ),
     _axes("speed", "m/s, rad/s", "the twist in ", "the top speed of 'bundle'"),
     Parameter(
         "safety.allow_faster_bundle", "bool", False, "",
@@ -179,8 +182,14 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     _axes("acceleration", "m/s2, rad/s2"),
     _axes("jerk", "m/s3, rad/s3"),
-    Parameter("safety.workspace_low", "floats", [], "m", "lowest x, y, z of a set-point; empty for no box", low=-LARGEST_WORKSPACE, high=LARGEST_WORKSPACE),
-    Parameter("safety.workspace_high", "floats", [], "m", "highest x, y, z of a set-point; empty for no box", low=-LARGEST_WORKSPACE, high=LARGEST_WORKSPACE),
+    Parameter(
+        "safety.workspace_low", "floats", [], "m", "lowest x, y, z of a set-point; empty for no box",
+        low=-LARGEST_WORKSPACE, high=LARGEST_WORKSPACE,
+    ),
+    Parameter(
+        "safety.workspace_high", "floats", [], "m", "highest x, y, z of a set-point; empty for no box",
+        low=-LARGEST_WORKSPACE, high=LARGEST_WORKSPACE,
+    ),
     Parameter(
         "safety.halt_time", "float", _SAFETY.halt_time, "s", "from the decision to halt to standstill",
         low=0.0, high=5.0,
@@ -189,7 +198,10 @@ PARAMETERS: tuple[Parameter, ...] = (
         "watch.stale_after", "float", _WATCH.stale_after or 0.0, "s",
         "oldest stamp of any stream on arrival; 0 for any", low=0.0, high=WATCH_RANGES["stale_after"][1],
     ),
-    Parameter("watch.silent_after", "float", _WATCH.silent_after or 0.0, "s", "longest silence; 0 for any", low=0.0, high=WATCH_RANGES["silent_after"][1]),
+    Parameter(
+        "watch.silent_after", "float", _WATCH.silent_after or 0.0, "s", "longest silence; 0 for any",
+        low=0.0, high=WATCH_RANGES["silent_after"][1],
+    ),
     Parameter(
         "watch.future_tolerance", "float", _WATCH.future_tolerance or 0.0, "s",
         "how far a stream's stamps may be ahead; 0 for any", low=0.0, high=WATCH_RANGES["future_tolerance"][1],
@@ -204,10 +216,14 @@ PARAMETERS: tuple[Parameter, ...] = (
         "how much a reading, or the command, must move for that",
         low=WATCH_RANGES["frozen_motion"][0], high=WATCH_RANGES["frozen_motion"][1],
     ),
-    Parameter("watch.dead_man", "float", 0.0, "s", "longest silence on ~/dead_man; 0 for no switch", low=0.0, high=WATCH_RANGES["dead_man"][1]),
+    Parameter(
+        "watch.dead_man", "float", 0.0, "s", "longest silence on ~/dead_man; 0 for no switch",
+        low=0.0, high=WATCH_RANGES["dead_man"][1],
+    ),
     Parameter(
         "watch.overruns_in_a_row", "int", _WATCH.overruns_in_a_row or 0, "",
-        "late decisions that halt the arm until ~/enable; 0 for any number", low=0, high=WATCH_RANGES["overruns_in_a_row"][1],
+        "late decisions that halt the arm until ~/enable; 0 for any number",
+        low=0, high=WATCH_RANGES["overruns_in_a_row"][1],
     ),
     Parameter(
         "gripper.interface", "string", "topic", "",
