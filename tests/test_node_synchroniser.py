@@ -7,6 +7,7 @@ import pytest
 
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.joint_states import JointStates
 from m2distill_policy.node.joints import JointMap, JointSource
 from m2distill_policy.node.synchroniser import RATE_OVER, Synchroniser
@@ -122,6 +123,16 @@ def test_another_arms_joints_become_the_contracts_readings() -> None:
         JointMap(CONTRACT, [JointSource("elbow", "joint_3")])
     with pytest.raises(ConfigError, match="scale 0"):
         JointSource("panda_joint1", "a", scale=0)
+
+
+@pytest.mark.parametrize("entry", NAMES)
+@pytest.mark.parametrize("other", ["same joint", "another joint"])
+def test_an_entry_with_two_sources_is_refused(entry: str, other: str) -> None:
+    sources = [JointSource(name, name) for name in NAMES]
+    sources.append(JointSource(entry, entry if other == "same joint" else "wrist"))
+    for make in (lambda: JointMap(CONTRACT, sources), lambda: ArmConfig(joints=tuple(sources))):
+        with pytest.raises(ConfigError, match=f"'{entry}'"):
+            make()
 
 
 def test_repeated_and_backward_stamps_make_sets_for_the_watchdog_to_judge() -> None:

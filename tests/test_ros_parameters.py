@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.ros.overrides import given_by_name, likely_misspelt, unknown
 from m2distill_policy.ros.parameters import BY_NAME, PARAMETERS, Parameter, check, load_arm, settings_from, table
 
@@ -107,6 +111,37 @@ def test_every_parameter_changes_the_settings() -> None:
 def test_what_does_not_fit_is_one_sentence(values: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         settings_from({**BUNDLE, **values})
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(GripperProfile)])
+@pytest.mark.parametrize("value", [-5.0, -1e-9, 0.0, 0.5, 0.999, 0.9995, 1.0, 300.0, math.inf, -math.inf, math.nan])
+def test_gripper_numbers_have_the_same_bounds_on_every_path(tmp_path: Path, name: str, value: float) -> None:
+    path = tmp_path / "arm.yaml"
+    path.write_text(f"/**:\n  ros__parameters:\n    gripper:\n      {name}: {str(value).replace('inf', '.inf')}\n")
+    own = tmp_path / "arm.json"
+    own.write_text(json.dumps({"gripper": {name: value}}))
+    makers: list[Callable[[], object]] = [
+        lambda: GripperProfile(**{name: value}),
+        lambda: settings_from({**BUNDLE, f"gripper.{name}": value}),
+        lambda: load_arm(None, [f"gripper.{name}={value}"]),
+        lambda: load_arm(path),
+        lambda: load_arm(own),
+    ]
+    refused = []
+    for make in makers:
+        try:
+            make()
+            refused.append(False)
+        except ConfigError:
+            refused.append(True)
+    assert len(set(refused)) == 1, refused
+    assert refused[0] or math.isfinite(value)
+
+
+def test_a_joint_that_is_given_twice_is_refused() -> None:
+    entries = {"joints.entries": ["panda_joint1", "panda_joint1"], "joints.names": ["a", "b"]}
+    with pytest.raises(ConfigError, match="'panda_joint1', 'a' and 'b'"):
+        settings_from({**BUNDLE, **entries})
 
 
 def test_zero_and_empty_switch_a_limit_off() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from m2distill_policy.node.gripper import GripperProfile
-from m2distill_policy.node.joints import JointSource
+from m2distill_policy.node.joints import JointSource, require_distinct
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.watchdog import WatchLimits
 
@@ -21,3 +21,6 @@ class ArmConfig:
     gripper: GripperProfile = field(default_factory=GripperProfile)
     joints: tuple[JointSource, ...] = ()
     joint_topics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_distinct(self.joints)

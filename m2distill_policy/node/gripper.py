@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from m2distill_policy.errors import ConfigError
 
+#: The largest threshold: at 1 the gripper would never change.
+LARGEST_THRESHOLD = 0.999
+
 
 @dataclass(frozen=True)
 class GripperProfile:
@@ -14,7 +17,7 @@ class GripperProfile:
 
     open_position, closed_position: in the gripper's own unit, which is the gap between the fingers in m, one finger's
     way, or rad. threshold: how far the action's entry (-1 open .. +1 closed) must be from 0 to change anything.
-    max_effort: N, 0 for the gripper's own.
+    max_effort: N, at least 0; 0 for the gripper's own.
     """
 
     open_position: float = 0.08
@@ -26,8 +29,10 @@ class GripperProfile:
         for name in ("open_position", "closed_position", "max_effort"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"gripper {name} is {getattr(self, name)}; a finite number is needed")
-        if not 0 <= self.threshold < 1:
-            raise ConfigError(f"gripper threshold is {self.threshold}; at least 0 and below 1 is allowed")
+        if self.max_effort < 0:
+            raise ConfigError(f"gripper max_effort is {self.max_effort} N; at least 0 is allowed")
+        if not 0 <= self.threshold <= LARGEST_THRESHOLD:
+            raise ConfigError(f"gripper threshold is {self.threshold}; 0 to {LARGEST_THRESHOLD} is allowed")
         if self.open_position == self.closed_position:
             raise ConfigError(f"gripper is open and closed at the same position, {self.open_position}")
 

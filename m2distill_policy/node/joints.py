@@ -37,6 +37,18 @@ class JointSource:
             )
 
 
+def require_distinct(sources: Sequence[JointSource]) -> None:
+    """Raise :class:`ConfigError` where two of ``sources`` are for one entry of the contract."""
+    found: dict[str, JointSource] = {}
+    for source in sources:
+        if source.entry in found:
+            raise ConfigError(
+                f"two joints are given for '{source.entry}', '{found[source.entry].name}' and '{source.name}'; name "
+                "each entry once"
+            )
+        found[source.entry] = source
+
+
 class JointMap:
     """Makes a joint state into the contract's readings. Entries without a source are joints of that very name."""
 
@@ -44,6 +56,7 @@ class JointMap:
         self._contract = contract
         known = {entry for group in contract.proprioception for entry in group.entries}
         self._sources = {entry: JointSource(entry, entry) for entry in known}
+        require_distinct(sources)
         for source in sources:
             if source.entry not in known:
                 raise ConfigError(

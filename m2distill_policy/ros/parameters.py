@@ -15,7 +15,7 @@ from m2distill_policy.config import from_dict, load_config, override, read_file
 from m2distill_policy.errors import ConfigError, closest
 from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.cycle import CycleOptions
-from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.gripper import LARGEST_THRESHOLD, GripperProfile
 from m2distill_policy.node.topics import POLICY_NODE
 from m2distill_policy.options import LARGEST_SLOP, LONGEST_WAIT, SHORTEST_SLOP, SHORTEST_WAIT
 from m2distill_policy.ros.overrides import is_for, is_for_all, is_parameter_file, sections, unknown
@@ -238,7 +238,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("gripper.closed_position", "float", _GRIPPER.closed_position, "m or rad", "closed"),
     Parameter(
         "gripper.threshold", "float", _GRIPPER.threshold, "", "how clear the wish must be to change anything",
-        low=0.0, high=0.999,
+        low=0.0, high=LARGEST_THRESHOLD,
     ),
     Parameter("gripper.max_effort", "float", _GRIPPER.max_effort, "N", "0 for the gripper's own", low=0.0),
     Parameter(
