@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from m2distill_policy import strict_json
 from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.demonstration_settings import check_settings, words_of
-from m2distill_policy.errors import ContractError, DemonstrationError, StorageError
+from m2distill_policy.errors import ContractError, DemonstrationError, StorageError, shorten
 from m2distill_policy.hdf5 import Dataset, Hdf5File, open_hdf5
 from m2distill_policy.hdf5_writer import create_hdf5
 from m2distill_policy.storage import settle, write_atomic, writing
@@ -48,6 +48,9 @@ _LONGEST_NAME = 200
 _LONGEST_INSTRUCTION = 1000
 #: m and rad: an end-effector pose beyond it is no pose.
 _FARTHEST = 1e3
+
+#: What readers take away around an instruction, besides white space.
+_QUOTE = '"'
 
 T = TypeVar("T")
 
@@ -110,7 +113,33 @@ def demonstration_path(folder: Path, task_name: str) -> Path:
             f"a task is named {task_name[:40]!r}... ({len(task_name)} characters); a file's name has at most "
             f"{_LONGEST_NAME} bytes: give a shorter one"
         )
+    if _task_name_of(name) != task_name:
+        raise DemonstrationError(f"a task is named {task_name!r}; a name does not end in .hdf5: leave that out")
     return folder / f"{task_name}{_SUFFIX}"
+
+
+def _task_name_of(name: str) -> str:
+    """The task's name in the name of its file."""
+    return name.removesuffix(_SUFFIX).removesuffix(".hdf5")
+
+
+def instruction_from(text: str) -> str:
+    """The instruction that ``text`` holds, without quotes and white space around it, as every reader takes it.
+
+    Applied to its own result it changes nothing. Raises :class:`DemonstrationError` where nothing is left, or it is
+    not one line of at most 1000 printable characters.
+    """
+    # By hand: stripping one after the other until nothing changes takes minutes for a long text of both.
+    kept = [index for index, character in enumerate(text) if character != _QUOTE and not character.isspace()]
+    if not kept:
+        raise DemonstrationError(f"the instruction is {shorten(repr(text))}; say what is done, as the policy is told")
+    words = text[kept[0] : kept[-1] + 1]
+    if len(words) > _LONGEST_INSTRUCTION or not words.isprintable():
+        raise DemonstrationError(
+            f"the instruction is {words[:60]!a}... ({len(words)} characters); allowed is one line of at most "
+            f"{_LONGEST_INSTRUCTION} printable characters"
+        )
+    return words
 
 
 class DemonstrationFile:
@@ -146,7 +175,7 @@ class DemonstrationFile:
                 "known are 'opengl' (rows bottom-up) and 'opencv'"
             )
         self._bottom_up = convention == "opengl"
-        self.task_name = self.path.name.removesuffix(_SUFFIX).removesuffix(".hdf5")
+        self.task_name = _task_name_of(self.path.name)
         self.instruction = self._read_instruction(data)
         self.contract = self._read_contract(file, data)
         # A file without any attribute is one that OpenVLA's script made anew, which looks before it acts.
@@ -321,15 +350,10 @@ class DemonstrationFile:
             raise DemonstrationError(
                 f"{self.path}: 'language_instruction' in 'problem_info' is {str(words)[:80]}; a text is wanted"
             )
-        words = words.strip().strip('"').strip()
-        if not words:
-            raise DemonstrationError(f"{self.path}: the instruction in 'problem_info' is empty")
-        if len(words) > _LONGEST_INSTRUCTION or not words.isprintable():
-            raise DemonstrationError(
-                f"{self.path}: the instruction in 'problem_info' is {words[:60]!r}... ({len(words)} characters); "
-                f"allowed is one line of at most {_LONGEST_INSTRUCTION}"
-            )
-        return words
+        try:
+            return instruction_from(words)
+        except DemonstrationError as error:
+            raise DemonstrationError(f"{self.path}: in 'problem_info' {error}") from error
 
     def _read_settings(self, data: Mapping[str, Any], name: str) -> dict[str, Any]:
         """What an attribute says of how the episodes came about; empty where it says nothing.
@@ -391,6 +415,9 @@ class DemonstrationWriter:
 
     Every attempt is committed on its own, by renaming a finished part into ``<file>.parts/``: an episode as
     ``<seed>.hdf5``, a failure as the empty ``<seed>.failed``. :meth:`finish` merges the parts into one file.
+
+    Raises :class:`DemonstrationError`, before anything is written, for an instruction or a name that would not be read
+    back as it is, and where the settings contradict the contract.
     """
 
     def __init__(
@@ -408,6 +435,16 @@ class DemonstrationWriter:
         self.contract = contract
         self.suite = suite
         self.env_args = dict(env_args or {})
+        if instruction_from(instruction) != instruction:
+            raise DemonstrationError(
+                f"the instruction is {shorten(repr(instruction))} and would be read as "
+                f"{shorten(repr(instruction_from(instruction)))}; write it without quotes and spaces around it"
+            )
+        demonstration_path(self.path.parent, _task_name_of(self.path.name))
+        try:
+            check_settings(strict_json.parse(json.dumps(self.env_args)), contract)
+        except strict_json.JsonError as error:
+            raise DemonstrationError(f"the settings of {self.path} could not be read back: {error}") from error
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
             self._require_same_contract()
@@ -437,7 +474,7 @@ class DemonstrationWriter:
     def discard_if_empty(self) -> None:
         """Remove the folder of parts if no attempt was committed, so that other settings can be tried at once."""
         if not self.attempts():
-            shutil.rmtree(self.parts)
+            shutil.rmtree(self.parts, ignore_errors=True)
 
     def attempts(self) -> dict[int, bool]:
         """Seeds tried so far -> whether the attempt succeeded."""

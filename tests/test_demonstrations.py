@@ -17,6 +17,7 @@ from m2distill_policy.demonstrations import (
     Episode,
     Recording,
     demonstration_path,
+    instruction_from,
 )
 from m2distill_policy.errors import DemonstrationError, StorageError
 
@@ -220,7 +221,7 @@ def test_files_that_are_none(path: Path, tmp_path: Path) -> None:
     ("attribute", "value", "words"),
     [
         ("problem_info", "no json", "'problem_info' is not JSON"),
-        ("problem_info", json.dumps({"language_instruction": " "}), "is empty"),
+        ("problem_info", json.dumps({"language_instruction": " "}), "the instruction is"),
         ("m2distill_contract", "{}", "m2distill_contract"),
         ("macros_image_convention", "sideways", "known are 'opengl'"),
     ],
@@ -252,6 +253,68 @@ def test_writer_refuses_what_the_reader_would(tmp_path: Path) -> None:
     with pytest.raises(DemonstrationError, match="no episode was collected"):
         out.finish([], 3)
     assert out.attempts() == {}
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_an_instruction_is_read_back_or_refused_before_anything_is_written(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pieces = [
+        "lift",
+        "the box",
+        " ",
+        "  ",
+        '"',
+        "'",
+        "\n",
+        "\t",
+        "\x1b",
+        "\0",
+        "caf\xe9",
+        "\udce9",
+        "\u2028",
+        "\xa0",
+        "x" * 400,
+    ]
+    text = "".join(str(piece) for piece in rng.choice(pieces, int(rng.integers(0, 7))))
+    place = demonstration_path(tmp_path / "out", "a")
+    try:
+        words = instruction_from(text)
+    except DemonstrationError:
+        words = None
+    if words is not None:
+        assert instruction_from(words) == words and words in text
+    if words != text:
+        with pytest.raises(DemonstrationError):
+            DemonstrationWriter(place, instruction=text, contract=libero_contract(SIZE))
+        assert not (tmp_path / "out").exists()
+    if words is None:
+        return
+    out = DemonstrationWriter(place, instruction=words, contract=libero_contract(SIZE))
+    if seed % 10 == 0:
+        out.add(recording(1))
+        assert out.finish([1], 1).instruction == words
+
+
+@pytest.mark.parametrize("name", ["a.hdf5", ".hdf5", "a_demo.hdf5.hdf5"])
+def test_a_task_name_that_would_be_read_as_another_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DemonstrationError):
+        demonstration_path(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"control_freq": 10}, {"bags": ["\udce9"]}, {"slop": float("nan")}, {"seed": 2**64}, {"a": {"robots": 1}}],
+)
+def test_settings_that_the_reader_would_refuse_are_refused_before_anything_is_written(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    place = demonstration_path(tmp_path / "out", "a")
+    if "a" in settings:  # of others, and read by nobody
+        DemonstrationWriter(place, instruction="lift", contract=libero_contract(SIZE), env_args=settings)
+        return
+    with pytest.raises(DemonstrationError):
+        DemonstrationWriter(place, instruction="lift", contract=libero_contract(SIZE), env_args=settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_writer_goes_on_and_mixes_nothing(tmp_path: Path) -> None:

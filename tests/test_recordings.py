@@ -348,7 +348,7 @@ def test_the_command_writes_demonstrations_that_training_reads(
     assert "exists; choose another --out or --task" in capfd.readouterr().err
     words[words.index("Lift the red box.")] = " "
     assert cli.main([str(word) for word in words]) == 2
-    assert "--instruction is empty" in capfd.readouterr().err
+    assert "the instruction is ' '" in capfd.readouterr().err
 
 
 def test_an_import_that_was_cut_short_goes_on_under_the_same_settings_alone(
