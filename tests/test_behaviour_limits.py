@@ -14,6 +14,7 @@ import pytest
 
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract, VelocityResponse
+from m2distill_policy.node import topics
 from m2distill_policy.node.messages import twist_of
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
@@ -71,6 +72,19 @@ def test_a_jump_that_lasts_halts_and_is_said(side: Side, tmp_path: Path) -> None
         drive_until(robot, StatusCode.BAD_POSE, "halt", first=lambda: robot.at(there, time.time_ns()))
         robot.until(lambda: robot.heard["status"][-1].halted, "standstill")
         assert np.all(np.abs(positions(robot) - POSE[:3]) <= CONTRACT.action.translation_scale + 1e-9)
+
+
+def test_a_pose_in_another_frame_halts_where_there_is_a_box(side: Side, tmp_path: Path) -> None:
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0], **BOX) as (_, robot):
+
+        def here(frame: str) -> None:
+            robot.publish(topics.END_EFFECTOR_POSE, robot.messages.pose(POSE, time.time_ns(), frame))
+
+        drive_until(robot, StatusCode.RUNNING, "first answer", first=lambda: here("base"))
+        drive_until(robot, StatusCode.BAD_POSE, "halt", first=lambda: here("camera_link"))
+        robot.until(lambda: "'camera_link'" in robot.heard["status"][-1].warning, "the frame's name")
+        robot.forget()
+        drive_until(robot, StatusCode.RUNNING, "answer in the right frame", first=lambda: here("base"))
 
 
 def test_a_pose_that_comes_after_the_joints_gives_a_set_point(side: Side, tmp_path: Path) -> None:

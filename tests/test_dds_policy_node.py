@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from m2distill_policy.bundle import open_bundle
@@ -38,6 +39,22 @@ def test_a_topic_that_is_renamed_in_vain_is_named(tmp_path: Path, domain: int) -
             else:
                 with pytest.raises(ConfigError, match=sentence):
                     participant.require_remapped()
+    server.close()
+
+
+@pytest.mark.parametrize("lockstep", [False, True])
+@pytest.mark.parametrize("frame", [None, "fr3_link0"])
+def test_poses_must_be_in_the_frame_that_the_arm_has(
+    tmp_path: Path, domain: int, lockstep: bool, frame: str | None
+) -> None:
+    server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")))
+    pose = np.array([0.4, 0.0, 0.3, 0.0, 0.0, 0.0])
+    with Participant(domain) as participant:
+        node = PolicyNode(participant, server, frame=frame, lockstep=lockstep)
+        for name, fits in (("", True), ("base", lockstep or frame is None), ("fr3_link0", True)):
+            node._cycle._poses.clear()
+            node._cycle.add_pose(1, pose, name)
+            assert (node._cycle._poses.refused is None) == fits
     server.close()
 
 

@@ -185,6 +185,50 @@ def test_a_wrong_stamp_does_not_excuse_a_jump() -> None:
     assert gate.trouble(Measured(0, 0.1, changed(x=1.4))) is not None
 
 
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [SafetyLimits(), BOX], ids=["no box", "a box"])
+def test_a_pose_in_another_frame_is_refused_and_said(bundle: Bundle, limits: SafetyLimits) -> None:
+    arm = Arm(bundle, limits=limits, sampling="mode")
+
+    def drive(frame: str, steps: list[Any]) -> list[Output]:
+        found = []
+        for step in steps:
+            arm.cycle.add_pose(round((arm.now + PERIOD) * 1e9), POSE, frame)
+            output = arm.period(step)
+            assert output is not None
+            found.append(output)
+        return found
+
+    before = drive("", STEPS[:5]) + drive("base", STEPS[5:10]) + drive("", STEPS[10:12]) + drive("/base", STEPS[12:14])
+    assert {output.decision.status.code for output in before} == {StatusCode.RUNNING}
+    wrong = drive("camera_link", STEPS[14:40])
+    assert not targets(wrong[6:]), "a pose counts for four periods"
+    assert any("'camera_link'" in text for text in wrong[-1].warnings)
+    assert wrong[-1].decision.status.code is (StatusCode.BAD_POSE if limits.needs_pose else StatusCode.RUNNING)
+    after = drive("base", STEPS[40:45])
+    assert after[-1].decision.status.code is StatusCode.RUNNING and after[-1].target is not None
+    arm.server.close()
+
+
+@pytest.mark.parametrize("wanted", ["", "base", "fr3_link0"])
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_are_wanted_or_stay_the_same(wanted: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gate = PoseGate(CONTRACT.action.response.top_speeds, jumps=bool(seed % 2), frame=wanted)
+    expected = wanted
+    for i in range(100):
+        frame = str(rng.choice(["", "base", "fr3_link0", "world", "x" * 10_000]))
+        why = gate.trouble(Measured(i * 10**7, i / 100, POSE, frame))
+        assert (why is None) == (frame in ("", expected or frame)) and len(why or "") < 300
+        expected = expected or frame
+        if i == 50:
+            gate.clear()
+            expected = wanted
+    assert gate.frame in ("", expected)
+
+
 # --- outside the workspace -------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,7 @@ class PolicyNode:
         lockstep, options, watcher: see :class:`PolicyCycle`.
         reliable_input: ask cameras and joints for every message, where the default takes what comes.
         frame: what the arm calls the frame of the actions, in twists and set-points; None takes the contract's name.
+            Poses in another frame are refused. Without it, and in lockstep, their frame must only stay the same.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class PolicyNode:
             watcher=watcher,
             full_name=participant.full_name,
             name=f"{participant.namespace}/{topics.POLICY_NODE}",
+            frame="" if lockstep or frame is None else frame,
         )
         self._stop = False
         self._stop_reason = ""
@@ -282,7 +284,7 @@ class PolicyNode:
                 self._cycle.add_joints(state.header.stamp.nanoseconds, state.name, state.position, topic)
         for pose in self._take(self._pose, topics.END_EFFECTOR_POSE):
             try:
-                self._cycle.add_pose(pose.header.stamp.nanoseconds, pose_of(pose))
+                self._cycle.add_pose(pose.header.stamp.nanoseconds, pose_of(pose), pose.header.frame_id)
             except ObservationError as error:
                 self._cycle.refuse_pose(str(error))
         for name, info_reader in self._infos.items():

@@ -122,6 +122,7 @@ class PolicyCycle(Generic[T]):
         name: of this node with its namespace, in /diagnostics.
         wall: the clock of the observations' stamps, ns. steady: a monotonic clock, s.
         poses: where the end effector is, where something else knows that; None takes what :meth:`add_pose` is told.
+        frame: the frame that those poses must be in; empty where it must only stay the same.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class PolicyCycle(Generic[T]):
         wall: Callable[[], int] = time.time_ns,
         steady: Callable[[], float] = time.monotonic,
         poses: PoseSource | None = None,
+        frame: str = "",
     ) -> None:
         self.options = options or CycleOptions()
         #: In lockstep, whether this robot publishes its pose: then a set is answered only with the pose of its stamp.
@@ -159,7 +161,7 @@ class PolicyCycle(Generic[T]):
             lambda: f"'{full_name(topics.END_EFFECTOR_POSE)}'",
             slop=self._slop,
             longest_silence=None if lockstep else POSE_PERIODS * self._contract.period,
-            gate=PoseGate(server.speeds, jumps=not lockstep),
+            gate=PoseGate(server.speeds, jumps=not lockstep, frame=frame),
             steady=steady,
         )
         self._poses: PoseSource = self._heard_poses if poses is None else poses
@@ -291,12 +293,12 @@ class PolicyCycle(Generic[T]):
         except ObservationError as error:
             self.trouble(topic, str(error))
 
-    def add_pose(self, stamp: int, pose: NDArray[np.float64]) -> None:
-        """The end effector's pose (6,) in the contract's frame."""
+    def add_pose(self, stamp: int, pose: NDArray[np.float64], frame: str = "") -> None:
+        """Take in the end effector's pose (6,) in the contract's frame; ``frame`` is what its message calls that."""
         moment = self._moment()
         if moment is not None:
             self._pose_arrival.note(stamp, moment, self._server.watch.future_tolerance)
-        self._heard_poses.add(stamp, pose)
+        self._heard_poses.add(stamp, pose, frame)
 
     def refuse_pose(self, why: str) -> None:
         """A message on ``/end_effector_pose`` that holds no pose."""

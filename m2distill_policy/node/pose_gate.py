@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from m2distill_policy.node.frames import FrameCheck
+
 #: m from the frame's origin that no arm reaches.
 FARTHEST = 5.0
 #: m/s and rad/s that any arm may do, also when it is led by hand; and how much faster than its own limit it may be.
@@ -24,11 +26,12 @@ SETTLED, SETTLED_POSES = 0.5, 5
 
 @dataclass(frozen=True)
 class Measured:
-    """A pose (6,), its stamp in ns, and when it arrived (s, monotonic)."""
+    """A pose (6,), its stamp in ns, when it arrived (s, monotonic), and the name of its frame, empty if unknown."""
 
     stamp: int
     arrived: float
     value: NDArray[np.float64]
+    frame: str = ""
 
 
 class PoseGate:
@@ -40,10 +43,12 @@ class PoseGate:
     Args:
         speeds: (6,) m/s and rad/s, the limit of the arm's commands.
         jumps: whether jumps are judged; a simulated robot resets its arm.
+        frame: the frame that poses must be in; empty where it must only stay the same.
     """
 
-    def __init__(self, speeds: Sequence[float], *, jumps: bool = True) -> None:
+    def __init__(self, speeds: Sequence[float], *, jumps: bool = True, frame: str = "") -> None:
         self._jumps = jumps
+        self._frames = FrameCheck(frame)
         self._fastest = tuple(
             max(always, ABOVE_LIMIT * math.sqrt(sum(v * v for v in part)))
             for always, part in zip(ALWAYS_POSSIBLE, (speeds[:3], speeds[3:6]), strict=True)
@@ -56,10 +61,16 @@ class PoseGate:
         #: The first and the newest of the poses that agree with each other and not with the last one, and their number.
         self._other: tuple[Measured, Measured, int] | None = None
         self._jump: str | None = None
+        self._frames.clear()
+
+    @property
+    def frame(self) -> str:
+        """The frame that the poses name; empty where none does."""
+        return self._frames.frame
 
     def trouble(self, pose: Measured) -> str | None:
         """Why ``pose`` is not to be used; None where it is, and the next one is compared with it."""
-        why = impossible(pose.value)
+        why = self._frames.trouble(pose.frame) or impossible(pose.value)
         if why is not None or not self._jumps:
             return why
         if self._last is None:

@@ -124,9 +124,9 @@ class PoseBuffer(PoseSource):
         #: The newest answer between two poses: a cycle asks for it more than once.
         self._between: tuple[int, Measured, NDArray[np.float64]] | None = None
 
-    def add(self, stamp: int, pose: NDArray[np.float64]) -> None:
-        """A pose (6,) that has come, stamped ``stamp`` ns."""
-        measured = Measured(stamp, self._steady(), pose)
+    def add(self, stamp: int, pose: NDArray[np.float64], frame: str = "") -> None:
+        """A pose (6,) that has come, stamped ``stamp`` ns, in the frame of that name."""
+        measured = Measured(stamp, self._steady(), pose, frame)
         if not self._admitted(measured):
             return
         # In the order of their stamps: a clock that was set back makes what came before worthless.

@@ -236,7 +236,7 @@ class Inputs:
             return
         cycle = self._cycle()
         try:
-            cycle.add_pose(nanoseconds_of(message), pose_of(message))
+            cycle.add_pose(nanoseconds_of(message), pose_of(message), message.header.frame_id)
         except ObservationError as error:
             cycle.arrived(topics.END_EFFECTOR_POSE, 0, [str(error)])
             cycle.refuse_pose(str(error))
