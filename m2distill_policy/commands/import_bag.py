@@ -24,11 +24,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "    --config config/arms/fr3_moveit_servo.yaml\n\n"
         "Record with 'ros2 bag record --all', or the cameras, /joint_states, what the arm is told, /gripper_command\n"
         "(control_msgs/GripperCommand; whoever tells the gripper by its action says it there too) and, for\n"
-        "set-points, /end_effector_pose (geometry_msgs/PoseStamped in the contract's frame).",
+        "set-points, /end_effector_pose (geometry_msgs/PoseStamped), all in the frame of the arm's base.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bags", metavar="BAG", type=Path, nargs="+", help="folder that 'ros2 bag record' wrote")
-    parser.add_argument("--instruction", required=True, help="what is done in all of them")
+    parser.add_argument("--instruction", required=True, help="what is done in all of them: one line, without quotes")
     parser.add_argument(
         "--contract", type=Path, required=True, help="what to make of them: a bundle, a demonstration file, or JSON"
     )
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from m2distill_policy.config import to_dict
-    from m2distill_policy.demonstrations import DemonstrationWriter, Recording, demonstration_path
+    from m2distill_policy.demonstrations import DemonstrationWriter, Recording, demonstration_path, instruction_from
     from m2distill_policy.errors import RecordingError
     from m2distill_policy.lock import only_writer
     from m2distill_policy.node.topics import parse_remappings, resolve
@@ -81,11 +81,13 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.ros.parameters import load_arm
 
     arm, unused = load_arm(args.config, args.overrides)
+    frame = unused.pop("pose.base_frame", "")
     if unused:
         print(f"not of a recording, left aside: {', '.join(unused)}", file=sys.stderr)
     remap, contract = parse_remappings(args.remap), read_contract(args.contract)
-    if not args.instruction.strip():
-        raise RecordingError("--instruction is empty; say what is done, as the policy will be told")
+    instruction = instruction_from(args.instruction)
+    if instruction != args.instruction:
+        print(f"the instruction is '{instruction}', without quotes and spaces around it", file=sys.stderr)
     settings = ImportSettings(
         told=args.told,
         slop=args.slop,
@@ -95,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
         joint_topics=arm.joint_topics,
         watch=arm.watch,
         shift=_shifts(args.shift),
+        frame=frame,
     )
-    task = args.task or re.sub(r"\W+", "_", args.instruction.strip().lower()).strip("_")
+    task = args.task or re.sub(r"\W+", "_", instruction.lower()).strip("_")
     path = demonstration_path(args.out, task)
     if path.exists():
         raise RecordingError(f"{path} exists; choose another --out or --task, or remove it")
@@ -110,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     with only_writer(args.out):
         writer = DemonstrationWriter(
             path,
-            instruction=args.instruction,
+            instruction=instruction,
             contract=contract,
             suite="files",
             # All that decides what a recording becomes: an import that goes on under other settings must not mix the
@@ -125,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
                 "joint_topics": list(arm.joint_topics),
                 "watch": to_dict(arm.watch),
                 "shift": dict(settings.shift),
+                "frame": frame,
             },
         )
         done = writer.attempts()
@@ -138,12 +142,12 @@ def run(args: argparse.Namespace) -> int:
                         for warning in imported.warnings:
                             bar.write(f"{folder}: {warning}", file=sys.stderr)
                     bar.update()
-        except RecordingError:
+        except BaseException:  # whatever it is: what holds nothing must not block the command with other settings
             writer.discard_if_empty()
             raise
         file = writer.finish(list(numbers), len(numbers))
     steps = sum(len(episode) for episode in file)
-    print(f"{path}: {len(file)} demonstrations of '{args.instruction}', {steps} steps at {contract.rate_hz:g} Hz")
+    print(f"{path}: {len(file)} demonstrations of '{instruction}', {steps} steps at {contract.rate_hz:g} Hz")
     return 0
 
 

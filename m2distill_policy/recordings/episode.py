@@ -17,19 +17,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.contract import Contract
+from m2distill_policy.contract import FASTEST, Contract
 from m2distill_policy.demonstrations import Episode
 from m2distill_policy.errors import ObservationError, RecordingError, closest
 from m2distill_policy.node import topics
 from m2distill_policy.node.arrivals import Moment
+from m2distill_policy.node.frames import FrameCheck, shown_frame
 from m2distill_policy.node.gripper import GripperProfile
-from m2distill_policy.node.joints import JointSource
+from m2distill_policy.node.joints import JointMap, JointSource
 from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
 from m2distill_policy.node.pose import pose_from
+from m2distill_policy.node.pose_gate import Measured, PoseGate, impossible
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
 from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag, Message
 from m2distill_policy.recordings.clocks import StreamClocks
+from m2distill_policy.recordings.frozen import FrozenCheck, SetPointWay
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.watchdog import WatchLimits
 
@@ -57,8 +60,9 @@ Told = Literal["target_pose", "twist"]
 class ImportSettings:
     """told: what the arm was told: set-points or velocities. slop: s by which the members of a set may differ.
     topic: from a topic's name in :mod:`m2distill_policy.node.topics` to its name in the recording. joint_topics: topics
-    of joint states beside ``/joint_states``. watch: how far a stream may be ahead or behind. shift: topic -> s that are
-    added to its stamps, because its clock is known to be off."""
+    of joint states beside ``/joint_states``. watch: how far a stream may be ahead or behind, and what is frozen. shift:
+    topic -> s that are added to its stamps, because its clock is known to be off. frame: the frame of poses, set-points
+    and velocities, where the recording names it; empty where they must only be in one and the same."""
 
     told: Told = "target_pose"
     slop: float = 0.02
@@ -68,6 +72,7 @@ class ImportSettings:
     joint_topics: tuple[str, ...] = ()
     watch: WatchLimits = field(default_factory=WatchLimits)
     shift: Mapping[str, float] = field(default_factory=dict)
+    frame: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,13 @@ class Imported:
     """A demonstration, and what is to be known of how it came about.
 
     missed: periods without an observation. clipped: share of steps whose motion was larger than an action can say.
+    unknown_frame: the frame of the velocities, where nothing in the recording says that it is the contract's.
     """
 
     episode: Episode
     missed: int
     clipped: float
+    unknown_frame: str = ""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -91,6 +98,11 @@ class Imported:
             found.append(
                 f"{100 * self.clipped:.0f} % of the steps moved faster than an action of the contract can say and were "
                 "cut: move slower, or raise action.translation_scale in a contract of your own"
+            )
+        if self.unknown_frame:
+            found.append(
+                f"the velocities are in {shown_frame(self.unknown_frame)} and are taken as in the contract's frame; "
+                "name the arm's base in pose.base_frame of --config, so that another frame is refused"
             )
         return tuple(found)
 
@@ -145,7 +157,9 @@ def _told(settings: ImportSettings) -> str:
 
 
 def require_topics(bag: Bag, contract: Contract, settings: ImportSettings) -> None:
-    """:class:`RecordingError` where ``bag`` lacks a topic that a demonstration is made of, or has it otherwise."""
+    """:class:`RecordingError` where ``bag`` lacks a topic that a demonstration is made of, or has it otherwise;
+    :class:`ConfigError` for joints that the contract does not have."""
+    JointMap(contract, settings.joints)
     for topic in _views(contract, settings):
         bag.require(topic, (IMAGE, COMPRESSED))
     for topic in _joint_topics(settings):
@@ -175,12 +189,14 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
     )
     player, clocks = _Player(bag, contract, stream), StreamClocks(contract, settings.watch)
     commands, poses = Commands(), list[tuple[int, NDArray[np.float64]]]()
+    gate, told_frames = PoseGate(contract.action.response.top_speeds, frame=settings.frame), FrameCheck(settings.frame)
     for message in bag.messages([*views, *joints, told, grip, *([pose] if pose in bag.topics else [])]):
         with _clocks_first(bag, clocks):
             began_anew = player.advance(message.received)
         if began_anew:
             clocks.clear()
             poses.clear()
+            gate.clear()
         moment, topic, content = player.moment(message.received), message.topic, message.content
         try:
             if topic in views:
@@ -200,19 +216,25 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
                     clocks.note(label, stamp, message.received, reference=arm, may_be_slow=not arm)
             elif topic == grip:
                 commands.grips.append((message.received, _position(content)))
-            elif topic == told and settings.told == "twist":
-                commands.motions.append((message.received, _twist(content.twist)))
             elif topic == told:
-                commands.motions.append((message.received, _pose(content.pose)))
+                is_twist = settings.told == "twist"
+                motion = _twist(content.twist) if is_twist else _pose(content.pose)
+                _require_possible(told_frames.trouble(content.header.frame_id))
+                _require_possible(None if is_twist else impossible(motion))
+                commands.motions.append((message.received, motion))
             else:
                 stamp = message.stamp + shift.get(topic, 0)
-                poses.append((stamp, _pose(content.pose)))
                 clocks.note(topic, stamp, message.received, reference=True)
+                measured = Measured(stamp, moment.steady, _pose(content.pose), content.header.frame_id)
+                _require_possible(gate.trouble(measured))
+                poses.append((stamp, measured.value))
         except ObservationError as error:
-            raise RecordingError(f"{bag.path}: {topic} at {message.received / 1e9:.3f} s: {error}") from error
+            with _clocks_first(bag, clocks):
+                raise RecordingError(f"{bag.path}: {topic} at {message.received / 1e9:.3f} s: {error}") from error
         with _clocks_first(bag, clocks):
             player.look(message.received)
     clocks.check(bag.path)
+    _require_one_frame(bag, (pose, gate.frame), (told, told_frames.frame))
     _require_rate(bag, contract, player.steps, clocks)
     if len(player.steps) < 2:
         why = stream.why_no_set(-math.inf)
@@ -221,7 +243,10 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
             + (f"; its messages cannot be used: {why.sentence}" if why is not None else "")
             + f"; pictures and joints within {settings.slop:g} s of each other are needed, over at least two periods"
         )
-    return _episode(bag, contract, settings, player, commands, poses)
+    imported = _episode(bag, contract, settings, player, commands, poses)
+    known = (settings.frame, gate.frame, contract.action.frame)
+    is_unknown = settings.told == "twist" and not any(known[:2]) and told_frames.frame not in ("", known[2])
+    return replace(imported, unknown_frame=told_frames.frame if is_unknown else "")
 
 
 @contextlib.contextmanager
@@ -232,6 +257,22 @@ def _clocks_first(bag: Bag, clocks: StreamClocks) -> Iterator[None]:
     except RecordingError:
         clocks.check(bag.path)
         raise
+
+
+def _require_possible(why: str | None) -> None:
+    """:class:`ObservationError` where there is a reason why a message cannot be used."""
+    if why is not None:
+        raise ObservationError(f"the message cannot be used: {why}; see who publishes it, and record again")
+
+
+def _require_one_frame(bag: Bag, measured: tuple[str, str], told: tuple[str, str]) -> None:
+    """Refuse poses and commands of two frames; each is a topic and its frame, empty where that is not known."""
+    (topic, frame), (other_topic, other) = measured, told
+    if frame and other and frame != other:
+        raise RecordingError(
+            f"{bag.path}: {topic} is in the frame {shown_frame(frame)} and {other_topic} in {shown_frame(other)}; "
+            "publish both in the frame of the arm's base and record again"
+        )
 
 
 def _require_shifts(bag: Bag, settings: ImportSettings, stamped: Sequence[str]) -> None:
@@ -344,7 +385,8 @@ def _episode(
             "set-points need it; record it together with the cameras, or give --told twist"
         )
     ee = np.array([_pose_at(bag, poses, s, settings.slop) for s in steps]) if poses else None
-    actions = np.zeros((len(steps), 7))
+    actions, way = np.zeros((len(steps), 7)), SetPointWay(contract)
+    frozen = FrozenCheck(contract, settings.watch)
     for index, step in enumerate(steps):
         following = steps[index + 1].at if index + 1 < len(steps) else _end(step, contract)
         command = commands.motion(following)
@@ -353,8 +395,14 @@ def _episode(
         if settings.told == "target_pose":
             assert ee is not None
             actions[index, :6] = drive.motion_to(motion, ee[index], contract)
-        elif following - sent <= TWIST_HOLDS * 1e9:
-            actions[index, :6] = _action_for(motion, contract)
+            commanded = way.to(motion, actions[index])
+        else:
+            if following - sent <= TWIST_HOLDS * 1e9:
+                actions[index, :6] = _action_for(motion, contract)
+            commanded = drive.twist(np.clip(actions[index], -1.0, 1.0), contract)
+        fault = frozen.check(step.observation, commanded)
+        if fault is not None:
+            raise RecordingError(f"{bag.path} at {step.at / 1e9:.3f} s: {fault.code.name}: {fault.sentence}")
         actions[index, 6] = _grip(commands.grip(following), step.observation, settings.gripper)
     clipped = float((np.abs(actions[:, :6]).max(axis=1) > 1 + 1e-6).mean())
     episode = Episode(
@@ -440,4 +488,8 @@ def _twist(message: Any) -> NDArray[np.float64]:
     values = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z], dtype=np.float64)
     if not np.isfinite(values).all():
         raise ObservationError(f"velocity is {values.tolist()}; finite numbers are needed")
+    if np.any(np.abs(values) > FASTEST):
+        raise ObservationError(
+            f"velocity is {values.tolist()}; at most {FASTEST[0]:g} m/s and {FASTEST[-1]:g} rad/s are plausible"
+        )
     return values

@@ -189,6 +189,11 @@ class Watchdog:
             f"see whether all of {wanted} are published.",
         )
 
+    def frozen(self, observation: Observation) -> Fault | None:
+        """Whether a view is frozen, for observations whose clocks are checked elsewhere, as of a recording. Call it or
+        :meth:`judge` once for each."""
+        return self._frozen(observation)
+
     def _frozen(self, observation: Observation) -> Fault | None:
         if self.limits.frozen_after is None:
             return None

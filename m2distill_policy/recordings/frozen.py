@@ -1,0 +1,51 @@
+"""Find frozen views and joints in a recording, by the checks of the live node."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime import drive
+from m2distill_policy.runtime.motion_check import MotionCheck
+from m2distill_policy.runtime.watchdog import Fault, Watchdog, WatchLimits
+
+
+class FrozenCheck:
+    """Judge the steps of a recording one after another."""
+
+    def __init__(self, contract: Contract, limits: WatchLimits) -> None:
+        self._views, self._motion = Watchdog(contract, limits), MotionCheck(contract, limits)
+
+    def check(self, observation: Observation, commanded: NDArray[np.float64]) -> Fault | None:
+        """The fault of the next step, or None.
+
+        commanded: (6,) m/s and rad/s, the twist that the arm was told during the step.
+        """
+        fault = self._views.frozen(observation) or self._motion.check(observation)
+        self._motion.commanded(commanded)
+        return fault
+
+
+class SetPointWay:
+    """Says how fast set-points told the arm to move.
+
+    An arm that stands still is rarely just where its set-point is: it sags, or leans on something. So a set-point that
+    stays where it was counts only where it is farther away than an action can say.
+    """
+
+    def __init__(self, contract: Contract) -> None:
+        self._contract = contract
+        self._last: NDArray[np.float64] | None = None
+
+    def to(self, target: NDArray[np.float64], action: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The twist (6,) in m/s and rad/s of a step with the set-point ``target`` (6,) and the ``action`` (7,) that it
+        makes, not cut to [-1, 1]; no faster than the contract's arm."""
+        last, self._last = target if self._last is None else self._last, target
+        if np.abs(action[:6]).max() > 1:
+            return drive.twist(np.clip(action, -1.0, 1.0), self._contract)
+        scale, top = self._contract.action, self._contract.action.response.top_speeds
+        way = drive.motion_to(target, last, self._contract)
+        way *= np.repeat([scale.translation_scale, scale.rotation_scale], 3)
+        return np.clip(way / self._contract.period, np.negative(top), top)

@@ -1,0 +1,306 @@
+"""import-bag: frozen views and joints, impossible poses and frames, by the checks of the live node; nothing is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rosbags.rosbag2 import StoragePlugin
+
+from m2distill_policy import cli
+from m2distill_policy.demonstrations import DemonstrationFile
+from m2distill_policy.errors import ConfigError, RecordingError
+from m2distill_policy.node import topics
+from m2distill_policy.node.joints import JointSource
+from m2distill_policy.recordings.bag import Bag
+from m2distill_policy.recordings.episode import Imported, ImportSettings, import_recording
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import WatchLimits
+from tests.test_recordings import BEGIN, CONTRACT, MS, Teleoperation, teleoperation
+
+TARGET, TWIST, POSE = topics.resolve(topics.TARGET_POSE), topics.resolve(topics.TWIST), topics.END_EFFECTOR_POSE
+VIEWS = [topics.camera_topic(name) for name in CONTRACT.camera_names]
+STEPS = 60
+TOLD = ("target_pose", "twist")
+
+
+def driven(told: str, until: int = STEPS) -> Teleoperation:
+    """An arm that is told to move, up to step ``until``."""
+    made = teleoperation(STEPS, joints_ms=10)
+    for step in range(until):
+        at = 100 + step * 50
+        pose = made.pose.copy()
+        pose[0] += at / 10_000 + 0.01
+        pose[1] += 0.02 * math.sin(step / 3)
+        if told == "target_pose":
+            made.stamped_pose((at + 20) * MS, TARGET, (at + 20) * MS, pose)
+        else:
+            made.twist((at + 20) * MS, [0.05, 0.02, 0, 0, 0, 0.1])
+    made.grip(1 * MS, 0.08)
+    return made
+
+
+def contents(made: Teleoperation, topic: str, since: float = 0.0, until: float = math.inf) -> Iterator[Any]:
+    """The messages of a topic that were recorded between two times in s."""
+    for received, name, _, content in sorted(made.messages, key=lambda entry: entry[0]):
+        if name == topic and since <= (received - BEGIN) / 1e9 < until:
+            yield content
+
+
+def imported(folder: Path, made: Teleoperation, told: str = "target_pose", **settings: Any) -> Imported:
+    with Bag(made.write(folder / "bag", StoragePlugin.MCAP)) as bag:
+        return import_recording(bag, CONTRACT, ImportSettings(told=told, **settings))  # type: ignore[arg-type]
+
+
+def freeze_joints(made: Teleoperation, since: float, until: float = math.inf) -> Teleoperation:
+    first = None
+    for content in contents(made, topics.JOINT_STATES, since, until):
+        first = content.position.copy() if first is None else first
+        content.position[:] = first
+    return made
+
+
+def freeze_view(made: Teleoperation, topic: str, since: float) -> Teleoperation:
+    first = None
+    for content in contents(made, topic, since):
+        first = content.data.copy() if first is None else first
+        content.data = first
+    return made
+
+
+# --- frozen ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("since", [0.0, 0.4, 0.8, 1.5])
+def test_joints_that_freeze_while_the_arm_is_told_to_move_are_refused(tmp_path: Path, told: str, since: float) -> None:
+    with pytest.raises(RecordingError) as caught:
+        imported(tmp_path, freeze_joints(driven(told), since), told)
+    assert StatusCode.FROZEN_JOINTS.name in str(caught.value) and "joint_states" in str(caught.value)
+    limits = WatchLimits(frozen_after=None)
+    assert len(imported(tmp_path / "off", freeze_joints(driven(told), since), told, watch=limits).episode) >= STEPS - 2
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("since", [0.0, 0.5, 1.2])
+def test_a_view_that_freezes_while_the_arm_moves_is_refused(tmp_path: Path, told: str, view: str, since: float) -> None:
+    with pytest.raises(RecordingError) as caught:
+        imported(tmp_path, freeze_view(driven(told), view, since), told)
+    assert StatusCode.FROZEN_VIEW.name in str(caught.value)
+    assert CONTRACT.camera_names[VIEWS.index(view)] in str(caught.value)
+
+
+@pytest.mark.parametrize("told", TOLD)
+def test_a_pause_of_the_operator_is_no_fault(tmp_path: Path, told: str) -> None:
+    """The last set-point holds, 10 mm ahead of the arm, whose driver says the very same positions."""
+    made = freeze_joints(driven(told, until=20), 1.1)
+    where = None
+    for content in contents(made, POSE, 1.1):
+        where = content.pose if where is None else where
+        content.pose = where
+    for view in VIEWS:
+        freeze_view(made, view, 1.2)
+    assert len(imported(tmp_path, made, told).episode) >= STEPS - 2
+
+
+def test_a_set_point_that_stays_out_of_reach_is_a_command_to_move(tmp_path: Path) -> None:
+    made = driven("target_pose", until=0)
+    pose = made.pose.copy()
+    pose[0] += 1.0
+    made.stamped_pose(50 * MS, TARGET, 50 * MS, pose)
+    assert len(imported(tmp_path / "moves", made).episode) >= STEPS - 2
+    with pytest.raises(RecordingError, match=StatusCode.FROZEN_JOINTS.name):
+        imported(tmp_path / "frozen", freeze_joints(made, 0.5))
+
+
+# --- impossible ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("at", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("field", "value"), [("x", 3.4), ("y", -1.0), ("z", 50.0), ("x", 1e30), ("y", math.nan), ("z", -math.inf)]
+)
+def test_one_pose_where_the_arm_cannot_be_is_refused(
+    tmp_path: Path, told: str, at: float, field: str, value: float
+) -> None:
+    made = driven(told)
+    setattr(next(contents(made, POSE, at)).pose.position, field, value)
+    with pytest.raises(RecordingError) as caught:
+        imported(tmp_path, made, told)
+    assert f"{POSE} at {BEGIN / 1e9 + at:.1f}"[:-2] in str(caught.value)
+
+
+@pytest.mark.parametrize("at", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("value", [6.0, -50.0, 1e30, math.nan])
+def test_a_set_point_that_no_arm_reaches_is_refused(tmp_path: Path, at: float, value: float) -> None:
+    made = driven("target_pose")
+    next(contents(made, TARGET, at)).pose.position.y = value
+    with pytest.raises(RecordingError, match=TARGET):
+        imported(tmp_path, made)
+
+
+@pytest.mark.parametrize("part", ["linear", "angular"])
+@pytest.mark.parametrize("value", [25.0, -1e9, math.inf, math.nan])
+def test_a_velocity_that_no_arm_has_is_refused(tmp_path: Path, part: str, value: float) -> None:
+    made = driven("twist")
+    getattr(next(contents(made, TWIST, 1.0)).twist, part).z = value
+    with pytest.raises(RecordingError, match=TWIST):
+        imported(tmp_path, made, "twist")
+
+
+def test_an_arm_that_is_moved_fast_by_hand_is_imported(tmp_path: Path) -> None:
+    made = driven("target_pose")
+    for index, content in enumerate(contents(made, POSE)):
+        content.pose.position.y = 0.25 * math.sin(index / 40)  # at 100 Hz: up to 0.63 m/s
+    assert len(imported(tmp_path, made).episode) >= STEPS - 2
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+def named(made: Teleoperation, topic: str, frame: str, since: float = 0.0) -> Teleoperation:
+    for content in contents(made, topic, since):
+        content.header.frame_id = frame
+    return made
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("pose_frame", ["", "base", "world"])
+@pytest.mark.parametrize("told_frame", ["", "base", "tool0", "/base"])
+@pytest.mark.parametrize("wanted", ["", "base", "tool0"])
+def test_poses_and_commands_of_two_frames_are_refused(
+    tmp_path: Path, told: str, pose_frame: str, told_frame: str, wanted: str
+) -> None:
+    topic = TARGET if told == "target_pose" else TWIST
+    made = named(named(driven(told), POSE, pose_frame), topic, told_frame)
+    names = {frame.removeprefix("/") for frame in (pose_frame, told_frame, wanted) if frame}
+    if len(names) < 2:
+        found = imported(tmp_path, made, told, frame=wanted)
+        is_unknown = told == "twist" and names == {"tool0"} and not wanted
+        assert found.unknown_frame == ("tool0" if is_unknown else "") and len(found.warnings) == is_unknown
+        return
+    with pytest.raises(RecordingError) as caught:
+        imported(tmp_path, made, told, frame=wanted)
+    assert sum(repr(name) in str(caught.value) for name in names) == 2
+    assert topic in str(caught.value) or POSE in str(caught.value)
+
+
+@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("which", ["pose", "told"])
+@pytest.mark.parametrize("since", [0.5, 1.0, 2.9])
+def test_a_frame_that_changes_is_refused(tmp_path: Path, told: str, which: str, since: float) -> None:
+    topic = POSE if which == "pose" else TARGET if told == "target_pose" else TWIST
+    with pytest.raises(RecordingError) as caught:
+        imported(tmp_path, named(driven(told), topic, "camera_link", since), told)
+    assert topic in str(caught.value) and "'camera_link'" in str(caught.value) and "'base'" in str(caught.value)
+    assert len(imported(tmp_path / "empty", named(driven(told), topic, "", since), told).episode) >= STEPS - 2
+
+
+def test_a_very_long_frame_is_not_repeated_whole(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError) as caught:
+        imported(tmp_path, named(driven("twist"), TWIST, "x" * 100_000), "twist")
+    assert len(str(caught.value)) < 1000
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "contract.json").write_text(CONTRACT.to_json())
+    return driven("target_pose").write(folder / "bag", StoragePlugin.MCAP)
+
+
+def command(bag: Path, out: Path, instruction: str, *more: str) -> int:
+    words = ["import-bag", str(bag), "--instruction", instruction, "--out", str(out), *more]
+    return cli.main([*words, "--contract", str(bag.parent / "contract.json")])
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["lift\nthe box", "lift\x1b[31m", "x" * 1001, "lift the caf\udce9", "", "   ", '""', '" "', "lift\u2028it", "\0"],
+)
+def test_an_instruction_that_cannot_be_read_is_refused_before_anything_is_written(
+    tmp_path: Path, bag: Path, instruction: str
+) -> None:
+    assert command(bag, tmp_path / "out", instruction, "--task", "a") == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "instruction", ['"lift the box"', "   lift the box   ", '" "lift the box" "', "lift the box\n"]
+)
+def test_quotes_and_spaces_around_an_instruction_are_left_out_and_said(
+    tmp_path: Path, bag: Path, instruction: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert command(bag, tmp_path / "out", instruction) == 0
+    printed = capfd.readouterr()
+    assert "'lift the box'" in printed.err and "'lift the box'" in printed.out
+    assert DemonstrationFile(tmp_path / "out" / "lift_the_box_demo.hdf5").instruction == "lift the box"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--task", "../x"),
+        ("--task", "x.hdf5"),
+        ("--set", 'joints=[{"entry":"panda_joint1","name":"a"},{"entry":"panda_joint1","name":"b"}]'),
+        ("--set", 'joints=[{"entry":"no_joint","name":"a"}]'),
+        ("--set", "gripper.max_effort=-5"),
+        ("--set", "gripper.threshold=0.9999"),
+        ("--shift", "/joint_states=1e400"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_before_anything_is_written(
+    tmp_path: Path, bag: Path, wrong: tuple[str, str]
+) -> None:
+    assert command(bag, tmp_path / "out", "lift", *wrong) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spoil", [lambda made: freeze_joints(made, 0.5), lambda made: named(made, TARGET, "tool0")])
+def test_a_recording_that_is_refused_leaves_no_parts(
+    tmp_path: Path, spoil: Callable[[Teleoperation], Teleoperation]
+) -> None:
+    (tmp_path / "contract.json").write_text(CONTRACT.to_json())
+    recorded = spoil(driven("target_pose")).write(tmp_path / "bag", StoragePlugin.MCAP)
+    assert command(recorded, tmp_path / "out", "lift") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_an_error_of_any_kind_leaves_no_parts(tmp_path: Path, bag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Imported:
+        raise OverflowError
+
+    monkeypatch.setattr("m2distill_policy.recordings.episode.import_recording", fail)
+    with pytest.raises(OverflowError):
+        command(bag, tmp_path / "out", "lift")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(("frame", "code"), [("base", 0), ("fr3_link0", 2)])
+def test_the_arms_profile_names_the_frame(tmp_path: Path, bag: Path, frame: str, code: int) -> None:
+    profile = tmp_path / "arm.yaml"
+    profile.write_text(
+        f"/**:\n  ros__parameters:\n    pose:\n      base_frame: {frame}\n      end_effector_frame: hand\n"
+    )
+    assert command(bag, tmp_path / "out", "lift", "--config", str(profile)) == code
+
+
+def test_an_entry_that_is_mapped_twice_is_refused(tmp_path: Path) -> None:
+    joints = (JointSource("panda_joint1", "a"), JointSource("panda_joint1", "a"))
+    with pytest.raises(ConfigError):
+        imported(tmp_path, driven("twist"), "twist", joints=joints)
+
+
+def test_motions_are_as_before(tmp_path: Path) -> None:
+    """What is sound is imported, with the actions that were told."""
+    found = imported(tmp_path, driven("twist"), "twist")
+    assert np.all(found.episode.actions[2:, 0] > 0) and found.warnings == ()
