@@ -115,6 +115,23 @@ def test_fewer_episodes_than_were_collected_before_a_gap(tmp_path: Path) -> None
     assert collect(collection)[0].sha256() == whole.sha256()
 
 
+@pytest.mark.parametrize("trouble", ["a damaged file", "an unfinished collection", "no world"])
+def test_what_is_refused_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    def no_world(*_: object) -> None:
+        raise SimulationError("no world")
+
+    monkeypatch.setattr(collect_module, "_run", no_world)
+    if trouble == "a damaged file":
+        demonstration_path(tmp_path, NAMES[1]).write_bytes(b"damaged")
+    elif trouble == "an unfinished collection":
+        other = _writer(Collection(tmp_path, (1,), episodes=1, size=32), TASKS[1])
+        other.add_failure(0)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises((DemonstrationError, SimulationError)):
+        collect(Collection(tmp_path, (0, 1), episodes=1, size=16))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".lock", *before])
+
+
 def test_a_seed_whose_physics_fails_is_a_failed_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,10 +114,17 @@ def _collect(collection: Collection, progress: Callable[[int, int, str], None] |
         if progress is not None:
             progress(sum(plan.have() for plan in plans), total, note)
 
-    report("")
     open_plans = [plan for plan in plans if plan.file is None]
-    if open_plans:
-        _run(collection, open_plans, report)
+    try:
+        for plan in open_plans:  # only now: a file of another task that cannot be used is known by here
+            plan.begin()
+        report("")
+        if open_plans:
+            _run(collection, open_plans, report)
+    except BaseException:  # what holds nothing must not block the command with other settings
+        for plan in open_plans:
+            plan.discard_if_empty()
+        raise
     files: list[DemonstrationFile] = []
     for plan in plans:
         assert plan.file is not None, "every plan ends with a file or an error"
@@ -136,10 +143,17 @@ class _Plan:
         self.writer: DemonstrationWriter | None = None
         self.results: dict[int, bool] = {}
         self._submitted = 0
-        if self.file is None:
-            self.writer = _writer(collection, task)
-            self.writer.clean()
-            self.results = self.writer.attempts()
+
+    def begin(self) -> None:
+        """Make the folder of parts, or go on with the one that is there."""
+        self.writer = _writer(self.collection, self.task)
+        self.writer.clean()
+        self.results = self.writer.attempts()
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder of parts if it was begun and nothing is in it."""
+        if self.writer is not None:
+            self.writer.discard_if_empty()
 
     def _existing(self) -> DemonstrationFile | None:
         """The finished file of an earlier run, if it is what this collection would make."""
