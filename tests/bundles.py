@@ -238,19 +238,31 @@ def replace_file(path: Path, name: str, data: bytes) -> None:
 
 
 def observations(contract: Contract, count: int, seed: int = 0, start: float = 0.0) -> list[Observation]:
-    """``count`` different valid observations, one a period."""
+    """``count`` different valid observations, one a period; readings differ by less than a joint can move."""
     rng = np.random.default_rng(seed)
+    near = {"rad": 0.04, "m": 0.004}
     return [
         Observation(
             images={c.name: rng.integers(0, 256, c.shape, dtype=np.uint8) for c in contract.cameras},
             proprioception={
-                g.name: rng.uniform(max(g.low, -1), min(g.high, 1), g.size).astype(np.float32)
+                g.name: rng.uniform(max(g.low, -near[g.unit]), min(g.high, near[g.unit]), g.size).astype(np.float32)
                 for g in contract.proprioception
             },
             stamp=start + i * contract.period,
         )
         for i in range(count)
     ]
+
+
+class Tremor:
+    """Poses as a real arm's are: never twice the very same, 2 um apart."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def __call__(self, pose: NDArray[np.float64]) -> NDArray[np.float64]:
+        self._turn += 1
+        return pose + np.array([2e-6 * (self._turn % 2), 0.0, 0.0, 0.0, 0.0, 0.0])
 
 
 def server_state(server: PolicyServer) -> dict[str, object]:

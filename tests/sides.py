@@ -24,6 +24,7 @@ from m2distill_policy.node import topics
 from m2distill_policy.node.messages import Messages, nanoseconds_of
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim_robot.link import Follow, Link
+from tests.bundles import Tremor
 
 ROOT = Path(__file__).resolve().parent.parent
 #: s that anything here may take before the test fails; generous, because the machine may be busy.
@@ -121,6 +122,7 @@ class Robot(ABC):
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
         self.heard: dict[str, list[Any]] = {name: [] for name in HEARD}
+        self._tremor = Tremor()
 
     # --- what a side brings ------------------------------------------------------------------------------------------
 
@@ -224,8 +226,8 @@ class Robot(ABC):
         return names, np.concatenate(groups).astype(np.float64).tolist()
 
     def at(self, pose: NDArray[np.float64], stamp: int) -> None:
-        """Say where the end effector is."""
-        self.publish(topics.END_EFFECTOR_POSE, self.messages.pose(pose, stamp, "base"))
+        """Say where the end effector is, as a real arm does: never twice the very same."""
+        self.publish(topics.END_EFFECTOR_POSE, self.messages.pose(self._tremor(pose), stamp, "base"))
 
     def drive(
         self,

@@ -49,13 +49,17 @@ class Clock:
 
 @dataclass
 class Streams:
-    """joints: (topic, names or indices, clock) of each publisher. frozen: s from which the arm's readings stay."""
+    """joints: (topic, names or indices, clock) of each publisher. frozen, frozen_pose: s from which the arm's readings,
+    or the pose, stay. values: of each publisher's joints at a time in s; None for one that stays about where it is.
+    """
 
     contract: Contract
     views: dict[str, Clock] = field(default_factory=dict)
     joints: list[tuple[str, Sequence[str], Clock]] = field(default_factory=list)
     pose: Clock | None = None
     frozen: float = float("inf")
+    frozen_pose: float = float("inf")
+    values: Sequence[Callable[[float, Sequence[str]], list[float]] | None] = ()
 
     def __post_init__(self) -> None:
         for name in self.contract.camera_names:
@@ -78,7 +82,7 @@ class Streams:
             index = 0 if stream == "joints" else 1
             topic, names, clock = joints[index]
             joints[index] = topic, names, replace(clock, **change)  # type: ignore[arg-type]
-        return Streams(self.contract, views, joints, pose, self.frozen)
+        return replace(self, views=views, joints=joints, pose=pose)
 
 
 def play(
@@ -115,14 +119,19 @@ def play(
         for at, index, stamp in clock.messages(seconds):
             later(at, partial(cycle.add_view, name, stamp, seen[index % 32].images[name]), view=True)
     rng = np.random.default_rng(0)
-    for topic, names, clock in streams.joints:
+    told = itertools.chain(streams.values, itertools.repeat(None))
+    for (topic, names, clock), values in zip(streams.joints, told, strict=False):
         for at, _, stamp in clock.messages(seconds):
             frozen = at >= streams.frozen
             row = [0.01 if "finger" in n else 0.1 if frozen else 0.1 + 1e-5 * float(rng.normal()) for n in names]
+            row = row if values is None else values(at, names)
             later(at, partial(cycle.add_joints, stamp, names, row, topic))
     if streams.pose is not None:
         for at, _, stamp in streams.pose.messages(seconds):
-            later(at, partial(cycle.add_pose, stamp, np.array([0.4, 0.0, 0.3, 3.0, 0.0, 0.0])))
+            where = np.array([0.4, 0.0, 0.3, 3.0, 0.0, 0.0])
+            if at < streams.frozen_pose:
+                where[:3] += 1e-5 * rng.normal(size=3)
+            later(at, partial(cycle.add_pose, stamp, where))
     outputs = []
 
     def turn() -> None:

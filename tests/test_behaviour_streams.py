@@ -211,3 +211,60 @@ def test_joints_that_freeze_while_the_arm_is_commanded(side: Side, tmp_path: Pat
         robot.forget()
         pace.until(StatusCode.RUNNING, right, "answer once the driver is back")
         assert policy.end() == 0
+
+
+def test_a_pose_that_freezes_while_the_arm_is_commanded(side: Side, tmp_path: Path) -> None:
+    """Fresh stamps, other readings, the very same pose: its publisher repeats its last one."""
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
+        pace = Pace(robot)
+
+        def right(observation: Observation) -> None:
+            robot.at(WHERE, stamp := time.time_ns())
+            robot.say(observation, stamp)
+
+        def frozen(observation: Observation) -> None:
+            stamp = time.time_ns()
+            robot.publish(POSE, robot.messages.pose(WHERE, stamp, "base"))
+            robot.say(observation, stamp)
+
+        pace.until(StatusCode.RUNNING, right, "answer")
+        robot.forget()
+        pace.until(StatusCode.BAD_POSE, frozen, "halt of a frozen pose")
+        pace.drive(8, frozen)
+        last = robot.heard["status"][-1]
+        assert last.code == StatusCode.BAD_POSE and last.halted and POSE in last.sentence
+        robot.forget()
+        pace.until(StatusCode.RUNNING, right, "answer once the pose changes again")
+        assert policy.end() == 0
+
+
+def test_a_second_publisher_of_the_joints(side: Side, tmp_path: Path) -> None:
+    """A stray joint_state_publisher says zeros: with the same names, in another order, on another topic."""
+    bundle = write_toy(tmp_path / "toy")
+    with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], joint_topics=[GRIPPER]) as (policy, robot):
+        pace = Pace(robot)
+        robot.announce_joints(GRIPPER)
+
+        def right(observation: Observation) -> None:
+            moved = {name: values + np.float32(0.5) for name, values in observation.proprioception.items()}
+            moved["gripper_states"] = observation.proprioception["gripper_states"]
+            robot.say(Observation(observation.images, moved, 0.0), time.time_ns())
+
+        names, _ = robot.readings(SEEN[0])
+        for topic, said in ((JOINTS, names), (JOINTS, names[::-1]), (GRIPPER, names)):
+
+            def stray(observation: Observation, topic: str = topic, said: list[str] = said) -> None:
+                right(observation)
+                stamp = time.time_ns()
+                robot.publish(topic, robot.messages.joints(said, [0.0] * len(said), stamp, "base"))
+
+            pace.until(StatusCode.RUNNING, right, "answer")
+            robot.forget()
+            pace.until(StatusCode.BAD_OBSERVATION, stray, f"halt of a second publisher on {topic}")
+            robot.forget()
+            pace.drive(12, stray)
+            found = robot.heard["status"]
+            assert {s.code for s in found} == {StatusCode.BAD_OBSERVATION} and found[-1].halted
+            assert topic in found[-1].sentence and any(name in found[-1].sentence for name in names)
+        pace.until(StatusCode.RUNNING, right, "answer at the end")
+        assert policy.end() == 0

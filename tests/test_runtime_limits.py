@@ -22,7 +22,7 @@ from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
-from tests.bundles import INSTRUCTIONS, observations, toy_bundle, toy_contract, write_toy
+from tests.bundles import INSTRUCTIONS, Tremor, observations, toy_bundle, toy_contract, write_toy
 
 CONTRACT = toy_contract()
 PERIOD = CONTRACT.period
@@ -62,6 +62,7 @@ class Arm:
             steady=lambda: self.now,
         )
         self.outputs: list[Output] = []
+        self.tremor = Tremor()
         first = observations(self.contract, 1)[0]
         for before in range(22, 0, -1):
             for name, frame in first.images.items():
@@ -73,7 +74,7 @@ class Arm:
         names = [e for g in self.contract.proprioception for e in g.entries]
         values = np.concatenate([observation.proprioception[g.name] for g in self.contract.proprioception]).tolist()
         if pose is not None:
-            self.cycle.add_pose(stamp, pose)
+            self.cycle.add_pose(stamp, self.tremor(pose))
         self.cycle.add_joints(stamp, names, values)
         for name, frame in observation.images.items():
             self.cycle.add_view(name, stamp, frame)

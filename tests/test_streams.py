@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.errors import ObservationError
@@ -17,6 +18,7 @@ from m2distill_policy.node.joint_states import JOINTS_KEPT, JointStates
 from m2distill_policy.node.pose_gate import PoseGate
 from m2distill_policy.node.pose_source import PoseBuffer
 from m2distill_policy.runtime.motion_check import MotionCheck
+from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import observations, toy_bundle, toy_contract
@@ -363,12 +365,74 @@ def test_the_motion_check() -> None:
         assert (found is None) == (i < 10)
         check.commanded(twist)
     assert check.check(moved(1e-6)) is None  # type: ignore[arg-type]
-    for i in range(200):  # a blocked arm: noise in the last bits
+    for i in range(200):  # a blocked arm: noise in the last digits
         check.commanded(twist)
-        assert check.check(moved(1e-6 * (i % 2))) is None  # type: ignore[arg-type]
+        assert check.check(moved(2e-6 * (i % 2))) is None  # type: ignore[arg-type]
+    for i in range(30):  # rounding is no motion
+        check.commanded(twist)
+        found = check.check(moved(1e-7 * (i % 3)))  # type: ignore[arg-type]
+    assert found is not None and found.code is StatusCode.FROZEN_JOINTS
+    for i in range(30):  # but a slow drift is
+        check.commanded(twist)
+        found = check.check(moved(3e-7 * i))  # type: ignore[arg-type]
+    assert found is None
     slow = MotionCheck(CONTRACT, WatchLimits())
     for _ in range(2000):  # 1 mm/s: not 2 cm in 2 s
         assert slow.check(step) is None
         slow.commanded(twist / 100)
     slow.forget()
     assert slow.check(step) is None
+
+
+# --- a frozen pose ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hz", [20.0, 30.0, 125.0])
+def test_a_pose_that_freezes_while_motion_is_commanded(bundle: Bundle, hz: float) -> None:
+    streams = Streams(CONTRACT, pose=Clock(hz=hz), frozen_pose=1.5)
+    outputs = play(bundle, streams, 5.0)
+    codes = [o.decision.status.code for o in outputs]
+    began = (outputs[codes.index(StatusCode.BAD_POSE)].sent / 1e9) - BEGIN
+    assert 1.5 < began < 2.6 and set(codes[-20:]) <= {StatusCode.BAD_POSE, StatusCode.WAITING}
+    assert LABELS["pose"] in outputs[-1].decision.status.sentence and not moving(outputs[-10:])
+    for off in (
+        play(bundle, streams, 5.0, enabled=False),
+        play(bundle, streams, 5.0, watch=WatchLimits(frozen_after=None)),
+    ):
+        assert not {o.decision.status.code for o in off if o.decision.status.code.is_fault}
+
+
+def test_a_frozen_pose_in_a_workspace_does_not_leave_it(bundle: Bundle) -> None:
+    box = SafetyLimits(workspace_low=(0.2, -0.2, 0.1), workspace_high=(0.6, 0.2, 0.5))
+    outputs = play(bundle, Streams(CONTRACT, pose=Clock(hz=100.0), frozen_pose=1.5), 5.0, limits=box)
+    way = sum(float(np.abs(o.twist[:3]).max()) * CONTRACT.period for o in outputs if o.twist is not None and o.command)
+    assert last(outputs) == {StatusCode.BAD_POSE} and way < 1.0
+
+
+def test_the_motion_check_of_poses() -> None:
+    steps = observations(CONTRACT, 40)
+    pose, twist = np.array([0.4, 0.0, 0.3, 3.0, 0.0, 0.0]), 0.1 * np.eye(6)[0]
+
+    def codes(check: MotionCheck, step: NDArray[np.float64], *, by: float = 0.0, driven: bool = True) -> list[object]:
+        found: list[object] = []
+        for i in range(30):
+            fault = check.check(steps[i], pose + by * i * np.eye(6)[i % 6], driven=driven)
+            found.append(None if fault is None else fault.code)
+            check.commanded(step)
+        return found
+
+    still = [None] * 10 + [StatusCode.BAD_POSE] * 20
+    assert codes(MotionCheck(CONTRACT, WatchLimits()), twist) == still
+    assert codes(MotionCheck(CONTRACT, WatchLimits()), twist, by=1e-15) == still, "rounding is no motion"
+    assert codes(MotionCheck(CONTRACT, WatchLimits()), twist / 1e6) == still, "the joints move"
+    assert not any(codes(MotionCheck(CONTRACT, WatchLimits()), twist * 0.0)), "nothing is commanded"
+    assert not any(codes(MotionCheck(CONTRACT, WatchLimits()), twist, by=1e-5))
+    assert not any(codes(MotionCheck(CONTRACT, WatchLimits()), twist, driven=False))
+    assert not any(codes(MotionCheck(CONTRACT, WatchLimits(frozen_after=None)), twist))
+    check = MotionCheck(CONTRACT, WatchLimits())
+    assert codes(check, twist)[-1] is StatusCode.BAD_POSE
+    assert check.check(steps[30]) is not None, "no pose is no news"
+    assert check.check(steps[31], pose + 1e-5) is None
+    assert codes(check, twist)[-1] is StatusCode.BAD_POSE
+    check.forget()
+    assert check.check(steps[32], pose) is None

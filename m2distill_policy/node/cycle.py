@@ -30,6 +30,7 @@ from m2distill_policy.node.command import CommandMaker
 from m2distill_policy.node.diagnostics import Diagnostics, Health
 from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.node.incomplete import Labels
+from m2distill_policy.node.joint_gate import JointConflictError
 from m2distill_policy.node.joints import JointSource
 from m2distill_policy.node.other_publishers import OtherPublishers
 from m2distill_policy.node.pose_gate import PoseGate
@@ -287,9 +288,12 @@ class PolicyCycle(Generic[T]):
     def add_joints(
         self, stamp: int, names: Sequence[str], positions: Sequence[float], topic: str = topics.JOINT_STATES
     ) -> None:
-        """Take in a joint state from ``topic``; one that contradicts itself is left out, and the status says so."""
+        """Take in a joint state from ``topic``; one that contradicts itself or others is left out, and the status says
+        so."""
         try:
             self._stream.add_joints(stamp, names, positions, self._moment(), topic)
+        except JointConflictError:
+            pass  # the stream's fault, see _stream_fault
         except ObservationError as error:
             self.trouble(topic, str(error))
 
@@ -385,8 +389,8 @@ class PolicyCycle(Generic[T]):
         return Moment(self._read.wall + round(passed * 1e9), steady)
 
     def _stream_fault(self, stamp: int | None = None) -> Fault | None:
-        """What is wrong with the clock or the rate of a stream, whatever sets it gives, and with the age of the set
-        stamped ``stamp`` (ns)."""
+        """What is wrong with the clock or the rate of a stream, or with what the joint states say, whatever sets they
+        give; and with the age of the set stamped ``stamp`` (ns)."""
         if self._lockstep:
             return None
         streams = self._stream.streams()
@@ -400,7 +404,7 @@ class PolicyCycle(Generic[T]):
         found = check_arrivals(streams, self._server.watch, self._steady())
         if found is None and stamp is not None:
             found = stale_set(streams, stamp, self._server.watch, self._wall())
-        return found or self._stream.slow_joints()
+        return found or self._stream.joint_conflict(self._steady()) or self._stream.slow_joints()
 
     @property
     def wake(self) -> float:
@@ -539,6 +543,7 @@ class PolicyCycle(Generic[T]):
                 newest=self._poses.at(0),
                 fault=self._stream_fault(found.stamp),
                 no_pose=no_pose,
+                pose_place=lambda: self._poses.place,
             )
         return self._output(decision, found.stamp, begin)
 

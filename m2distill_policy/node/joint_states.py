@@ -5,17 +5,28 @@ of pictures each joint's value is the one whose stamp is nearest to theirs, and 
 
 * joints of the arm: within ``slop``, as between two views;
 * joints of the gripper (the contract's ``gripper_states``): within ``held``, because gripper drivers are slower.
+
+Positions that contradict each other, of one publisher or of two, are refused, see
+:mod:`m2distill_policy.node.joint_gate`.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.node.arrivals import Arrival, Moment
+from m2distill_policy.node.joint_gate import (
+    FORGOTTEN,
+    REFUSED_FOR,
+    JointConflictError,
+    JointGate,
+    JointLimit,
+)
 
 #: Joint states kept of each publisher: a quarter of a second of a 1 kHz stream.
 JOINTS_KEPT = 256
@@ -23,6 +34,10 @@ JOINTS_KEPT = 256
 _PUBLISHERS_KEPT = 16
 #: ns by which a stamp may be before the newest; beyond, a clock was set back and what came before says nothing.
 _SET_BACK = 1_000_000_000
+#: ns, and intervals, by which messages may overtake each other on their way; see :meth:`JointPublisher._add_behind`.
+_OVERTAKEN, _OVERTAKEN_INTERVALS = 50_000_000, 2
+#: ns by which two readings of the clocks may disagree.
+_CLOCK_NOISE = 5_000_000
 #: Joint states over which a publisher's rate is measured.
 JOINTS_RATE_OVER = 10
 
@@ -30,7 +45,9 @@ JOINTS_RATE_OVER = 10
 class JointPublisher:
     """Everything that came on one topic with the same names."""
 
-    def __init__(self, topic: str, names: Sequence[str], wanted: Sequence[str]) -> None:
+    def __init__(
+        self, topic: str, names: Sequence[str], wanted: Sequence[str], limits: Sequence[JointLimit] | None = None
+    ) -> None:
         self.topic = topic
         self.names = list(names)
         self.arrival = Arrival()
@@ -43,21 +60,130 @@ class JointPublisher:
         self.twice = [(name, found) for name, found in places.items() if len(found) > 1]
         self.stamps: list[int] = []
         self.rows: list[Sequence[float]] = []
+        #: Who else publishes some of the joints, and each such joint with its place here and there.
+        self.rivals: list[tuple[JointPublisher, list[tuple[int, int, int]]]] = []
+        self._gate = None if limits is None else JointGate(self.places, limits)
+        #: A message whose stamp is far back: the newest stamp when it came, its own, its positions.
+        self._behind: tuple[int, int, Sequence[float]] | None = None
 
-    def add(self, stamp: int, positions: Sequence[float]) -> None:
-        """Keep a message in order of its stamp."""
+    def add(
+        self, stamp: int, positions: Sequence[float], moment: Moment | None = None, tolerance: float | None = None
+    ) -> bool:
+        """Keep a message in order of its stamp, and note its arrival.
+
+        Args:
+            stamp, positions: ns; rad or m.
+            moment: when it arrived. None where there is no clock: then nothing is compared, because a simulated arm
+                may be reset.
+            tolerance: see :meth:`Arrival.note`.
+
+        Returns:
+            Whether it settles a jump: positions that were refused count from now on.
+
+        Raises:
+            JointConflictError: it contradicts what came before.
+        """
+        stamps = self.stamps
+        row = tuple(positions)
+        settles = False
+        if moment is None:
+            self._keep(stamp, row)
+            return settles
+        try:
+            if stamps and self._gate is not None:
+                if stamp < stamps[-1]:
+                    return self._add_behind(stamp, row, moment)
+                # Perhaps a thousand times a second, so in one call; NaN needs the closer look too.
+                if math.dist(row, self.rows[-1]) <= self._gate.unnoticed:
+                    self._gate.agreed()
+                else:
+                    settles = self._judge(-1, stamp, row, moment)
+            self._keep(stamp, row)
+        finally:
+            self.arrival.note(stamp, moment, tolerance)
+        return settles
+
+    def _keep(self, stamp: int, row: Sequence[float]) -> None:
         stamps = self.stamps
         if not stamps or stamp >= stamps[-1]:
             stamps.append(stamp)
-            self.rows.append(positions)
+            self.rows.append(row)
             if len(stamps) > 2 * JOINTS_KEPT:
                 del stamps[:JOINTS_KEPT], self.rows[:JOINTS_KEPT]
         elif stamps[-1] - stamp > _SET_BACK:
-            self.stamps, self.rows = [stamp], [positions]
+            self._begin_anew(stamp, row)
         else:
             at = bisect.bisect_right(stamps, stamp)
             stamps.insert(at, stamp)
-            self.rows.insert(at, positions)
+            self.rows.insert(at, row)
+
+    def _begin_anew(self, stamp: int, row: Sequence[float]) -> None:
+        self.stamps, self.rows, self._behind = [stamp], [row], None
+
+    def _add_behind(self, stamp: int, row: Sequence[float], moment: Moment) -> bool:
+        """Keep a message whose stamp is before the newest.
+
+        By some ms it was overtaken on its way, and goes where its stamp says. Otherwise a clock was set back, which
+        makes all rows so far worthless, or this one message was much delayed. Its arrival decides. Where the clock here
+        shows less than the monotonic time since the last message, it was set back, by however little, and the sender's
+        with it. Where only the sender's clock was set back, the message looks delayed, but then so does the next one.
+        """
+        stamps = self.stamps
+        back = stamps[-1] - stamp
+        passed = round((moment.steady - self.arrival.steady) * 1e9)
+        set_back = self.arrival.stamp - self.arrival.lead + passed - moment.wall
+        if back > _SET_BACK or set_back > max(back / 2, _CLOCK_NOISE):
+            settles = self._judge(-1, stamp, row, moment)
+            self._begin_anew(stamp, row)
+            return settles
+        if back <= max(_OVERTAKEN, _OVERTAKEN_INTERVALS * round((self.interval or 0.0) * 1e9)):
+            settles = self._judge(self.nearest(stamp), stamp, row, moment)
+            self._keep(stamp, row)
+            return settles
+        settles = self._judge(-1, stamp, row, moment)
+        behind, self._behind = self._behind, (stamps[-1], stamp, row)
+        if behind is not None and behind[0] == stamps[-1] and behind[1] <= stamp:
+            self._begin_anew(*behind[1:])
+            self._keep(stamp, row)
+        return settles
+
+    def _judge(self, index: int, stamp: int, row: Sequence[float], moment: Moment) -> bool:
+        """Compare a message with the row at ``index``; see :meth:`add`."""
+        waited = moment.steady - self.arrival.steady
+        if self._gate is None:
+            return False
+        if waited > FORGOTTEN:
+            self._gate.forget()
+            return False
+        last = self.stamps[index], self.rows[index]
+        found = self._gate.judge(last, (stamp, row), waited, moment.steady)
+        if found is None:
+            return self._gate.settles
+        joint, most, turns = found
+        place = self.places[joint]
+        raise JointConflictError(
+            self.names[place], row[place], self.topic, last[1][place], self.topic,
+            apart=abs(stamp - last[0]) / 1e9, most=most, turns=turns, one_source=True,
+        )  # fmt: skip
+
+    def check_rivals(
+        self, stamp: int, positions: Sequence[float], moment: Moment, limits: Sequence[JointLimit]
+    ) -> None:
+        """Raise :class:`JointConflictError` where another publisher that still speaks says something else."""
+        for other, shared in self.rivals:
+            if moment.steady - other.arrival.steady > FORGOTTEN:
+                continue
+            index = other.nearest(stamp)
+            time = abs(other.stamps[index] - stamp) / 1e9
+            if time > FORGOTTEN:  # their clocks are apart, which is said elsewhere
+                continue
+            row = other.rows[index]
+            for i, here, there in shared:
+                most = limits[i].slack + limits[i].fastest_apart * time
+                if most < abs(positions[here] - row[there]) < math.inf:
+                    raise JointConflictError(
+                        self.names[here], positions[here], self.topic, row[there], other.topic, apart=time, most=most
+                    )
 
     def nearest(self, stamp: int) -> int:
         """Index of the message whose stamp is nearest to ``stamp``, the newest of equals."""
@@ -86,10 +212,22 @@ class JointStates:
         wanted: names of the joints that are needed, without repetition.
         gripper: those of them that are held for ``held``.
         slop, held: ns by which a value may differ from the stamp that it is asked for; None for any.
+        limits: of each wanted joint, how far two of its positions may differ; None compares nothing.
     """
 
-    def __init__(self, wanted: Sequence[str], gripper: Iterable[str] = (), *, slop: int, held: int | None) -> None:
+    def __init__(
+        self,
+        wanted: Sequence[str],
+        gripper: Iterable[str] = (),
+        *,
+        slop: int,
+        held: int | None,
+        limits: Sequence[JointLimit] | None = None,
+    ) -> None:
         self.wanted = tuple(wanted)
+        self._limits = limits
+        #: The newest contradiction, and when it came (s, monotonic).
+        self._conflict: tuple[JointConflictError, float] | None = None
         found = frozenset(gripper)
         self.is_gripper = tuple(name in found for name in self.wanted)
         #: ns by which each wanted joint's value may be off.
@@ -105,6 +243,13 @@ class JointStates:
         self._sources.clear()
         self.named.clear()
         self._newest.clear()
+        self._conflict = None
+
+    def conflict(self, steady: float) -> JointConflictError | None:
+        """The contradiction for which a message was refused within the last second, at ``steady`` (s, monotonic)."""
+        if self._conflict is None or steady - self._conflict[1] > REFUSED_FOR:
+            return None
+        return self._conflict[0]
 
     def add(
         self, topic: str, stamp: int, names: Sequence[str], positions: Sequence[float], moment: Moment | None,
@@ -121,14 +266,13 @@ class JointStates:
 
         Raises:
             ObservationError: names and positions are not of one length, or a name has two different positions.
+            JointConflictError: a position contradicts the ones before, or another publisher's.
         """
         count = len(positions)
         newest = self._newest.get(topic)
         if newest is not None and newest.names == names and count == len(newest.names) and not newest.twice:
             # The same publisher again, perhaps a thousand times a second.
-            if moment is not None:
-                newest.arrival.note(stamp, moment, tolerance)
-            newest.add(stamp, positions)
+            self._take(newest, stamp, positions, moment, tolerance)
             return
         key = topic, tuple(names)
         if not count:
@@ -141,7 +285,8 @@ class JointStates:
             )
         source = self._sources.get(key)
         if source is None:
-            source = JointPublisher(topic, key[1], self.wanted)
+            source = JointPublisher(topic, key[1], self.wanted, self._limits)
+            source.rivals = [(other, shared) for other in self._sources.values() if (shared := _shared(source, other))]
         for name, places in source.twice:
             values = {float(positions[place]) for place in places}
             if len(values) > 1:
@@ -152,15 +297,31 @@ class JointStates:
         self.named[topic] = key[1], True
         if not source.places:
             return
-        if key not in self._sources:
+        self._take(source, stamp, positions, moment, tolerance)
+        if key not in self._sources:  # only now: a publisher whose first message is refused has said nothing
             if len(self._sources) >= _PUBLISHERS_KEPT:
                 self._newest.clear()
-                del self._sources[min(self._sources, key=lambda k: self._sources[k].arrival.steady)]
+                oldest = self._sources.pop(min(self._sources, key=lambda k: self._sources[k].arrival.steady))
+                for other in (*self._sources.values(), source):
+                    other.rivals = [rival for rival in other.rivals if rival[0] is not oldest]
             self._sources[key] = source
-        if moment is not None:
-            source.arrival.note(stamp, moment, tolerance)
-        source.add(stamp, positions)
+            for other, shared in source.rivals:
+                other.rivals.append((source, [(i, there, here) for i, here, there in shared]))
         self._newest[topic] = source
+
+    def _take(
+        self, source: JointPublisher, stamp: int, positions: Sequence[float], moment: Moment | None,
+        tolerance: float | None,
+    ) -> None:  # fmt: skip
+        try:
+            if source.rivals and moment is not None and self._limits is not None:
+                source.check_rivals(stamp, positions, moment, self._limits)
+            if source.add(stamp, positions, moment, tolerance):
+                self._conflict = None
+        except JointConflictError as error:
+            assert moment is not None
+            self._conflict = error, moment.steady
+            raise
 
     def at(self, stamp: int) -> list[float] | None:
         """Positions of the wanted joints at ``stamp`` (ns), or None where one is missing or too far off."""
@@ -204,3 +365,8 @@ class JointStates:
                 if best[i] is None or rank > ranks[i]:
                     best[i], ranks[i] = (distance, row[place]), rank
         return best
+
+
+def _shared(one: JointPublisher, other: JointPublisher) -> list[tuple[int, int, int]]:
+    """The wanted joints of two publishers, by index, with their places in the messages of each."""
+    return [(i, here, other.places[i]) for i, here in one.places.items() if i in other.places]

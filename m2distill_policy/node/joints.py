@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.node.joint_gate import JointLimit
 
 #: The contract's group of readings that a gripper's driver sends, which may be slower than the arm's.
 GRIPPER = "gripper_states"
@@ -76,6 +77,18 @@ class JointMap:
         """Those of them that only the contract's ``gripper_states`` are made of."""
         arm = {self._sources[e].name for g in self._contract.proprioception if g.name != GRIPPER for e in g.entries}
         return frozenset(self.wanted) - arm
+
+    @property
+    def limits(self) -> tuple[JointLimit, ...]:
+        """How far two positions of each of ``wanted`` may differ; the widest, where it is of several entries."""
+        found: dict[str, JointLimit] = {}
+        for group in self._contract.proprioception:
+            for entry in group.entries:
+                source = self._sources[entry]
+                limit = JointLimit.of(group.unit, source.scale)
+                if source.name not in found or limit.slack > found[source.name].slack:
+                    found[source.name] = limit
+        return tuple(found[name] for name in self.wanted)
 
     def readings(
         self, names: Sequence[str], positions: Sequence[float]

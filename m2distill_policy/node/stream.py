@@ -19,6 +19,7 @@ from m2distill_policy.node.pacer import Pacer
 from m2distill_policy.node.synchroniser import SynchronisedSet, Synchroniser
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.preprocess import preprocess
+from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
 T = TypeVar("T")
@@ -60,7 +61,9 @@ class ObservationStream(Generic[T]):
         longest = self._limits.stale_after
         held = 0 if slop == 0 else None if longest is None else max(slop, round(longest * 1e9))
         self._tolerance = self._limits.future_tolerance
-        states = JointStates(self._joints.wanted, self._joints.gripper, slop=slop, held=held)
+        states = JointStates(
+            self._joints.wanted, self._joints.gripper, slop=slop, held=held, limits=self._joints.limits
+        )
         self._sets: Synchroniser[T] = Synchroniser(contract.camera_names, states, slop, tolerance=self._tolerance)
         self._pacer = Pacer(contract.period, now)
         #: Seconds between the frames of each view's camera, where that is known.
@@ -116,6 +119,14 @@ class ObservationStream(Generic[T]):
     def streams(self) -> list[Stream]:
         """Every view and every publisher of joint states, with how its stamps compare with their arrival."""
         return streams_of(self._sets, self._labels)
+
+    def joint_conflict(self, steady: float) -> Fault | None:
+        """Joint positions that contradicted each other within the last second, at ``steady`` (s), or None."""
+        found = self._sets.joints.conflict(steady)
+        if found is None:
+            return None
+        sentence = found.sentence(self._labels.joints)
+        return Fault(StatusCode.BAD_OBSERVATION, f"The joint states contradict each other: {sentence}.")
 
     def slow_joints(self) -> Fault | None:
         """The publisher of the arm's joints that is slower than the contract's rate, or None; the cameras' rates come

@@ -208,7 +208,8 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter(
         "watch.frozen_after", "int", _WATCH.frozen_after or 0, "steps",
-        "the very same picture while the arm moves, or joints while it is commanded, at least 2; 0 for any number",
+        "no new picture while the arm moves, or the same joints or pose while it is commanded, at least 2; 0 for any "
+        "number",
         low=0, high=WATCH_RANGES["frozen_after"][1],
     ),
     Parameter(

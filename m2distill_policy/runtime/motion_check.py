@@ -1,7 +1,7 @@
-"""Compare commanded with measured motion: joint readings that stay bit-identical while the arm is told to move.
+"""Compare commanded with measured motion: joint readings, or a pose, that stay while the arm is told to move.
 
 A dead driver that keeps republishing its last state gives fresh stamps and frozen values. A real arm's readings change
-in their last bits even where it is blocked or presses on a table, so only readings that do not change at all count. The
+in their last digits even where it is blocked or presses on a table, so only values that do not change count. The
 gripper's readings are left out: a gripper that holds still is no fault.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,66 +22,157 @@ from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
 #: s of commanded motion that is added up.
 WINDOW = 2.0
+#: rad or m by which every value may differ from the first and still count as the same: rounding, on the way through
+#: interpolation or float32.
+SAME = 1e-6
 #: The contract's group of readings that does not count.
 _GRIPPER = "gripper_states"
+
+
+class _Frozen:
+    """Values that have not changed, and the commands meanwhile."""
+
+    def __init__(self, commands_kept: int) -> None:
+        self.ways: deque[tuple[float, float]] = deque(maxlen=commands_kept)
+        self.commands = 0
+        self.fault: Fault | None = None
+        self._bytes = b""
+        self._first: list[float] | None = None
+
+    def take(self, values: NDArray[np.floating[Any]]) -> bool:
+        """Whether ``values`` are those that came before; if not, they begin anew."""
+        data = values.tobytes()
+        if data == self._bytes and self._first is not None:
+            return True
+        self._bytes, found = data, values.tolist()
+        first = self._first
+        if first is not None and all(abs(a - b) < SAME for a, b in zip(found, first, strict=True)):
+            return True
+        self.begin()
+        self._first = found
+        return False
+
+    def begin(self) -> None:
+        """Compare the next values with nothing."""
+        self._first = None
+        self.ways.clear()
+        self.commands = 0
+        self.fault = None
+
+    def moved(self) -> tuple[float, float]:
+        """m and rad that the newest commands would have moved the arm."""
+        return sum(way[0] for way in self.ways), sum(way[1] for way in self.ways)
 
 
 class MotionCheck:
     """Judge each observation by the commands before it.
 
-    A fault begins when, with all of the arm's readings bit-identical, at least ``frozen_after`` commands to move were
-    sent and those of the last :data:`WINDOW` s would have moved the arm by more than ``frozen_motion`` (m of
-    translation, or rad of rotation, along its way). It lasts until a reading changes.
+    A fault begins when none of the arm's readings, or the end effector's pose, has changed (by :data:`SAME` or more)
+    although at least ``frozen_after`` commands to move were sent, and those of the last :data:`WINDOW` s would have
+    moved the arm by more than ``frozen_motion`` (m of translation, or rad of rotation, along its way), or, for the
+    pose, a reading has moved by more than that meanwhile. The fault lasts until a value changes.
     """
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
         self._limits = limits
         self._names = [group.name for group in contract.proprioception if group.name != _GRIPPER]
         self._period = contract.period
-        self._ways: deque[tuple[float, float]] = deque(maxlen=max(1, math.ceil(WINDOW / contract.period)))
-        self._commands = 0
-        self._previous: bytes | None = None
-        self._fault: Fault | None = None
+        kept = max(1, math.ceil(WINDOW / contract.period))
+        self._joints, self._pose = _Frozen(kept), _Frozen(kept)
+        #: Observations with the same pose, and the readings at the first of them.
+        self._same_pose = 0
+        self._readings: list[float] = []
 
     def forget(self) -> None:
-        """The next reading is compared with nothing."""
-        self._previous = None
-        self._changed()
-
-    def _changed(self) -> None:
-        self._ways.clear()
-        self._commands = 0
-        self._fault = None
+        """The next reading and pose are compared with nothing."""
+        self._joints.begin()
+        self._pose.begin()
+        self._same_pose = 0
 
     def commanded(self, twist: NDArray[np.float64]) -> None:
         """A twist (6,) in m/s and rad/s was sent for one period."""
         if self._limits.frozen_after is None or not twist.any():
             return
-        self._commands += 1
         x, y, z, rx, ry, rz = twist.tolist()
-        translation, rotation = math.hypot(x, y, z), math.hypot(rx, ry, rz)
-        self._ways.append((translation * self._period, rotation * self._period))
+        way = math.hypot(x, y, z) * self._period, math.hypot(rx, ry, rz) * self._period
+        for frozen in (self._joints, self._pose):
+            frozen.commands += 1
+            frozen.ways.append(way)
 
-    def check(self, observation: Observation) -> Fault | None:
-        """The fault that lasts, or None. Call once for each observation, before the command that answers it."""
+    def check(
+        self,
+        observation: Observation,
+        pose: NDArray[np.floating[Any]] | None = None,
+        *,
+        driven: bool = True,
+        place: Callable[[], str] | None = None,
+    ) -> Fault | None:
+        """Return the fault that lasts, or None. Call once for each observation, before the command that answers it.
+
+        Args:
+            observation: its readings are compared.
+            pose: (6,) of the end effector, None where it is not known: then what was known before stays.
+            driven: whether the policy drives the arm, or would: in shadow mode a pose is not judged.
+            place: where poses come from, for messages.
+        """
         after = self._limits.frozen_after
         if after is None:
             return None
-        readings = b"".join(
-            observation.proprioception[name].tobytes() for name in self._names if name in observation.proprioception
-        )
-        if readings != self._previous:
-            self._previous = readings
-            self._changed()
-        elif readings and self._fault is None and self._commands >= after:
-            translation, rotation = (sum(way) for way in zip(*self._ways, strict=True))
-            if max(translation, rotation) > self._limits.frozen_motion:
-                names = ", ".join(self._names)
-                self._fault = Fault(
-                    StatusCode.FROZEN_JOINTS,
-                    f"The readings of {names} stayed bit-identical during {self._commands} commands to move "
-                    f"({translation:.3f} m and {rotation:.3f} rad in the last {len(self._ways) * self._period:.1f} s; "
-                    f"watch.frozen_after is {after}, watch.frozen_motion {self._limits.frozen_motion:g}): see whether "
-                    "the arm's driver is alive and the arm follows.",
+        found = [observation.proprioception[name] for name in self._names if name in observation.proprioception]
+        readings = found[0] if len(found) == 1 else np.concatenate(found) if found else np.zeros(0)
+        self._check_joints(readings, after)
+        if pose is not None:
+            self._check_pose(pose, readings, after, driven, place)
+        return self._joints.fault or self._pose.fault
+
+    def _check_joints(self, readings: NDArray[np.floating[Any]], after: int) -> None:
+        joints = self._joints
+        if not joints.take(readings) or not readings.size or joints.fault is not None or joints.commands < after:
+            return
+        translation, rotation = joints.moved()
+        if max(translation, rotation) > self._limits.frozen_motion:
+            joints.fault = Fault(
+                StatusCode.FROZEN_JOINTS,
+                f"The readings of {', '.join(self._names)} stayed the same during {joints.commands} commands to move "
+                f"({self._told(joints)}): see whether the arm's driver is alive and the arm follows.",
+            )
+
+    def _check_pose(
+        self,
+        pose: NDArray[np.floating[Any]],
+        readings: NDArray[np.floating[Any]],
+        after: int,
+        driven: bool,
+        place: Callable[[], str] | None,
+    ) -> None:
+        frozen = self._pose
+        if not frozen.take(pose) or not driven:
+            frozen.fault = None
+            self._same_pose, self._readings = 0, readings.tolist()
+            return
+        self._same_pose += 1
+        if frozen.fault is not None or min(self._same_pose, frozen.commands) < after:
+            return
+        what = ""
+        if max(frozen.moved()) > self._limits.frozen_motion:
+            what = f"{frozen.commands} commands to move ({self._told(frozen)})"
+        elif len(self._readings) == readings.size:
+            motion = max((abs(a - b) for a, b in zip(readings.tolist(), self._readings, strict=True)), default=0.0)
+            if motion > self._limits.frozen_motion:
+                what = (
+                    f"{frozen.commands} commands in which a joint moved by {motion:.3f} (watch.frozen_after is {after}"
+                    f", watch.frozen_motion {self._limits.frozen_motion:g})"
                 )
-        return self._fault
+        if what:
+            frozen.fault = Fault(
+                StatusCode.BAD_POSE,
+                f"The pose on {place() if place is not None else 'its topic'} stayed the same during {what}: see "
+                "whether its publisher is alive.",
+            )
+
+    def _told(self, frozen: _Frozen) -> str:
+        translation, rotation = frozen.moved()
+        return (
+            f"{translation:.3f} m and {rotation:.3f} rad in the last {len(frozen.ways) * self._period:.1f} s; "
+            f"watch.frozen_after is {self._limits.frozen_after}, watch.frozen_motion {self._limits.frozen_motion:g}"
+        )

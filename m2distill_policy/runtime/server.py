@@ -455,6 +455,7 @@ class PolicyServer:
         newest: NDArray[np.floating[Any]] | None = None,
         fault: Fault | None = None,
         no_pose: Fault | None = None,
+        pose_place: Callable[[], str] | None = None,
     ) -> Decision:
         """Answer one observation.
 
@@ -462,6 +463,7 @@ class PolicyServer:
         not given. pose: (6,) of the end effector at the observation's stamp, where it is known; a workspace needs it.
         newest: (6,) where it is now, for a ramp to a halt within the workspace. fault: what is wrong with the streams
         that the observation was made of, None for nothing. no_pose: why there is no ``pose``, where that is known.
+        pose_place: where poses come from, for messages.
         Never raises for what an observation or the network may do: the status says it and the arm halts.
         """
         with self._lock:
@@ -472,7 +474,9 @@ class PolicyServer:
             pose, newest = _finite(pose), _finite(newest)
             self._silence, self._pose_known = None, pose is not None
             judged = self._watchdog.judge(observation, now, steady)
-            frozen = self._motion_check.check(observation) if judged is None else None
+            frozen = None
+            if judged is None:
+                frozen = self._motion_check.check(observation, pose, driven=self._enabled, place=pose_place)
             fault = fault or judged or frozen or self._forbidden(steady)
             if fault is None and pose is None and self._governor.limits.needs_pose and self._enabled:
                 fault = no_pose or _NO_POSE

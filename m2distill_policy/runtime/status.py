@@ -29,9 +29,9 @@ class StatusCode(enum.IntEnum):
     OUT_OF_ORDER = 8
     #: The observation's stamp lies in the future.
     FUTURE_STAMP = 9
-    #: A view shows the same picture although the arm moved.
+    #: A view shows no new picture although the arm moved.
     FROZEN_VIEW = 10
-    #: A view or reading is missing, of a wrong form, not finite or out of range.
+    #: A view or reading is missing, of a wrong form, not finite, out of range or contradicted.
     BAD_OBSERVATION = 11
     #: The network's answer cannot be used.
     BAD_OUTPUT = 12
@@ -51,11 +51,11 @@ class StatusCode(enum.IntEnum):
     NO_POSE = 19
     #: Every stream comes, but their stamps are too far apart to belong together, or one comes too slowly.
     UNSYNCHRONISED = 20
-    #: The joint readings stay bit-identical although motion is commanded.
+    #: The joint readings do not change although motion is commanded.
     FROZEN_JOINTS = 21
     #: A command was not finite or outside the limits just before it would have been sent; it was not.
     BAD_COMMAND = 22
-    #: The end effector's pose is one that it cannot have reached.
+    #: The end effector's pose is one that it cannot have reached, or does not change although motion is commanded.
     BAD_POSE = 23
     #: Another publisher sends commands to the same arm.
     OTHER_PUBLISHER = 24

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ WATCH_RANGES: Mapping[str, tuple[float, float, str]] = {
     "dead_man": (1e-3, 3600.0, "s"),
     "overruns_in_a_row": (1, 10**6, "decisions"),
 }
+#: Pictures of a view with which the next one is compared: a dead driver may hand out a ring of stale buffers in turn.
+#: Of large pictures fewer are kept.
+PICTURES_KEPT, _BYTES_KEPT = 8, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,9 @@ class WatchLimits:
     """What counts as late, early or frozen; None switches a check off.
 
     stale_after: s between an observation's stamp and now. silent_after: s without an observation before the arm is
-    halted. future_tolerance: s by which a stamp may be ahead of now. frozen_after: steps in a row with the very same
+    halted. future_tolerance: s by which a stamp may be ahead of now. frozen_after: steps in a row without a new
     picture while a reading moved by more than ``frozen_motion`` (rad or m) in all; and commands to move by more than
-    ``frozen_motion`` in all without any change of the arm's readings.
+    ``frozen_motion`` in all without any change of the arm's readings, or of the end effector's pose.
 
     dead_man: s without word that the dead-man switch is held; None where there is none. overruns_in_a_row: so many
     decisions, one after another, that take longer than a period halt the arm until the policy is enabled again.
@@ -100,7 +104,11 @@ class Watchdog:
         self._last_arrival: float | None = None
         self._first_tick: float | None = None
         self._same_picture: dict[str, int] = {}
-        self._previous: dict[str, NDArray[np.uint8]] | None = None
+        #: The newest pictures of each view that differ from each other, as bytes.
+        self._shown: dict[str, deque[bytes]] = {
+            camera.name: deque(maxlen=max(1, min(PICTURES_KEPT, _BYTES_KEPT // math.prod(camera.shape))))
+            for camera in self._contract.cameras
+        }
         self._moved_from: dict[str, dict[str, NDArray[np.float32]]] = {}
 
     def dead_man_held(self, held: bool, steady: float) -> None:
@@ -131,7 +139,7 @@ class Watchdog:
         try:
             observation.check(self._contract)
         except ObservationError as error:
-            self._previous = None
+            self._forget_pictures()
             return Fault(StatusCode.BAD_OBSERVATION, f"The observation cannot be used: {error}.")
         frozen = self._frozen(observation)
         # The last stamp seen is what counts, not the last one accepted: after a clock was set back once, later
@@ -194,14 +202,20 @@ class Watchdog:
         :meth:`judge` once for each."""
         return self._frozen(observation)
 
+    def _forget_pictures(self) -> None:
+        for shown in self._shown.values():
+            shown.clear()
+
     def _frozen(self, observation: Observation) -> Fault | None:
         if self.limits.frozen_after is None:
             return None
-        # Copies: a driver may fill the same buffer again, which would look frozen.
-        previous = self._previous
-        self._previous = {name: observation.images[name].copy() for name in self._contract.camera_names}
+        # Of the bytes: a driver may fill the same buffer again, which would look frozen. Two pictures that differ do so
+        # in their first bytes, so this compares little.
         for name in self._contract.camera_names:
-            if previous is None or not np.array_equal(previous[name], observation.images[name]):
+            picture = observation.images[name].tobytes()
+            shown = self._shown[name]
+            if picture not in shown:
+                shown.append(picture)
                 self._same_picture[name] = 1
                 self._moved_from[name] = {g: v.copy() for g, v in observation.proprioception.items()}
                 continue
@@ -213,7 +227,7 @@ class Watchdog:
             if motion > self.limits.frozen_motion:
                 return Fault(
                     StatusCode.FROZEN_VIEW,
-                    f"View '{name}' has shown the very same picture for {self._same_picture[name]} steps while the arm "
-                    f"moved by {motion:.3f}; restart the camera.",
+                    f"View '{name}' has shown no new picture for {self._same_picture[name]} steps while the arm moved "
+                    f"by {motion:.3f}; restart the camera.",
                 )
         return None
