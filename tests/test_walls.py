@@ -100,9 +100,10 @@ def _names(*own: str, outside: str = "") -> frozenset[str]:
     return frozenset({*(f"m2distill_policy.{name}" for name in own), *outside.split()})
 
 
-_CORE = ("errors", "storage", "strict_json", "contract", "observation", "provenance")
+_CORE = ("errors", "ranges", "options", "storage", "strict_json", "contract", "observation", "provenance")
 ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.errors": _names(),
+    "m2distill_policy.ranges": _names("errors"),
     "m2distill_policy.strict_json": _names("errors"),
     "m2distill_policy.contract_fields": _names("errors"),
     "m2distill_policy.contract": _names("errors", "strict_json", "contract_fields"),

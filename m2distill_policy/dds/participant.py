@@ -122,12 +122,13 @@ class Reader(Generic[M]):
     @property
     def matched(self) -> bool:
         """Whether anyone publishes."""
-        return self.publisher_count > 0
+        return bool(self._reader.get_matched_publications())
 
     @property
-    def publisher_count(self) -> int:
-        """How many publish."""
-        return len(self._reader.get_matched_publications())
+    def publishing_programs(self) -> int:
+        """How many participants publish; each is a program, which may have several writers."""
+        found = map(self._reader.get_matched_publication_data, self._reader.get_matched_publications())
+        return len({str(endpoint.participant_key) for endpoint in found if endpoint is not None})
 
     @property
     def publishers(self) -> list[str]:

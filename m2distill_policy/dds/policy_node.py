@@ -258,10 +258,10 @@ class PolicyNode:
     def _take_orders(self) -> None:
         for button in self._emergency:
             for pressed in self._take(button, topics.EMERGENCY_STOP):
-                publishers = max(reader.publisher_count for reader in self._emergency)
+                publishers = max(reader.publishing_programs for reader in self._emergency)
                 self._cycle.emergency_stop(pressed.data, publishers=publishers)
         for held in self._take(self._dead_man, topics.DEAD_MAN):
-            self._cycle.dead_man(held.data, publishers=self._dead_man.publisher_count)
+            self._cycle.dead_man(held.data, publishers=self._dead_man.publishing_programs)
         for wanted in self._take(self._enable, topics.ENABLE):
             self._cycle.enable_requested(wanted.data)
         for message in self._take(self._instructions, topics.INSTRUCTION):

@@ -400,7 +400,7 @@ def _episode(
             if following - sent <= TWIST_HOLDS * 1e9:
                 actions[index, :6] = _action_for(motion, contract)
             commanded = drive.twist(np.clip(actions[index], -1.0, 1.0), contract)
-        fault = frozen.check(step.observation, commanded)
+        fault = frozen.check(step.observation, None if ee is None else ee[index], commanded)
         if fault is not None:
             raise RecordingError(f"{bag.path} at {step.at / 1e9:.3f} s: {fault.code.name}: {fault.sentence}")
         actions[index, 6] = _grip(commands.grip(following), step.observation, settings.gripper)

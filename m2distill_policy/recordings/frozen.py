@@ -18,12 +18,15 @@ class FrozenCheck:
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
         self._views, self._motion = Watchdog(contract, limits), MotionCheck(contract, limits)
 
-    def check(self, observation: Observation, commanded: NDArray[np.float64]) -> Fault | None:
+    def check(
+        self, observation: Observation, pose: NDArray[np.float64] | None, commanded: NDArray[np.float64]
+    ) -> Fault | None:
         """The fault of the next step, or None.
 
+        pose: (6,) of the end effector, None where it was not recorded.
         commanded: (6,) m/s and rad/s, the twist that the arm was told during the step.
         """
-        fault = self._views.frozen(observation) or self._motion.check(observation)
+        fault = self._views.frozen(observation) or self._motion.check(observation, pose)
         self._motion.commanded(commanded)
         return fault
 

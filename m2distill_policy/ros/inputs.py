@@ -128,8 +128,10 @@ class Inputs:
         return bool(self._node.count_publishers(here))
 
     def _publishers(self, topic: str) -> int:
-        """How many publish ``topic``."""
-        return int(self._node.count_publishers(self._node.resolve_topic_name(topics.relative(topic, own=True))))
+        """How many nodes publish ``topic``; one may have several publishers."""
+        full = self._node.resolve_topic_name(topics.relative(topic, own=True))
+        found = self._node.get_publishers_info_by_topic(full)
+        return len({(endpoint.node_namespace, endpoint.node_name) for endpoint in found})
 
     def forget_silent_cameras(self) -> None:
         """Expect no more pictures of a camera that has fallen silent; call it once a second."""
