@@ -232,8 +232,11 @@ def test_what_a_command_line_gives_by_name(tmp_path: Path) -> None:
     launch.write_text("/m2distill_policy:\n  ros__parameters:\n    resum: enable\n")
     words += ["--params-file", str(launch), "--params-file", str(tmp_path)]
     words += ["--params-file", str(file), "--params-file", str(tmp_path / "none.yaml"), "--", "-p", "d:=1"]
-    assert given_by_name(words, "m2distill_policy") == {"a", "b", "bundel", "safety.sped", "seeed", "resum"}
-    assert given_by_name(["--ros-args", "-p"], "m2distill_policy") == {""}
+    found = given_by_name(words, "/m2distill_policy")
+    assert found.names == {"a", "b", "bundel", "safety.sped", "resum"} and not found.refused
+    assert given_by_name(["--ros-args", "-p"], "/m2distill_policy").names == {""}
+    left = given_by_name(words, "/left/m2distill_policy")
+    assert left.names == {"a", "seeed"} and len(left.refused) == 2, "-p and launch's file name the node without /left"
 
 
 @pytest.mark.parametrize(

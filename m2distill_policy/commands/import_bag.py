@@ -45,6 +45,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="one of them")
     parser.add_argument(
+        "--namespace",
+        help="of the recorded topics, such as /left where there are two arms; it says which sections of a parameter "
+        "file given with --config count",
+    )
+    parser.add_argument(
         "--slop",
         type=real("--slop", 0, LARGEST_SLOP),
         default=0.02,
@@ -73,18 +78,19 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.demonstrations import DemonstrationWriter, Recording, demonstration_path, instruction_from
     from m2distill_policy.errors import RecordingError
     from m2distill_policy.lock import only_writer
-    from m2distill_policy.node.topics import parse_remappings, resolve
+    from m2distill_policy.node.topics import parse_namespace, parse_remappings, resolve
     from m2distill_policy.progress import ProgressBar
     from m2distill_policy.recordings.bag import Bag
     from m2distill_policy.recordings.contract import read_contract
     from m2distill_policy.recordings.episode import ImportSettings, import_recording, require_topics
     from m2distill_policy.ros.parameters import load_arm
 
-    arm, unused = load_arm(args.config, args.overrides)
+    namespace = None if args.namespace is None else parse_namespace(args.namespace)
+    arm, unused = load_arm(args.config, args.overrides, namespace)
     frame = unused.pop("pose.base_frame", "")
     if unused:
         print(f"not of a recording, left aside: {', '.join(unused)}", file=sys.stderr)
-    remap, contract = parse_remappings(args.remap), read_contract(args.contract)
+    remap, contract = parse_remappings(args.remap, namespace or ""), read_contract(args.contract)
     instruction = instruction_from(args.instruction)
     if instruction != args.instruction:
         print(f"the instruction is '{instruction}', without quotes and spaces around it", file=sys.stderr)
@@ -93,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         slop=args.slop,
         gripper=arm.gripper,
         joints=arm.joints,
-        topic=lambda topic: resolve(topic, remap),
+        topic=lambda topic: resolve(topic, remap, namespace or ""),
         joint_topics=arm.joint_topics,
         watch=arm.watch,
         shift=_shifts(args.shift),
@@ -129,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
                 "watch": to_dict(arm.watch),
                 "shift": dict(settings.shift),
                 "frame": frame,
+                **({"namespace": namespace} if namespace else {}),
             },
         )
         done = writer.attempts()

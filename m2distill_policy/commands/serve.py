@@ -115,7 +115,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--domain", type=whole("--domain", 0, 232), help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
     parser.add_argument(
-        "--namespace", default="", help="before all topics but /diagnostics, such as /left where there are two arms"
+        "--namespace",
+        help="before all topics but /diagnostics, such as /left where there are two arms; it says which sections of a "
+        "parameter file given with --config count",
     )
     parser.add_argument(
         "--remap",
@@ -147,7 +149,8 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.signals import stop_on_signals
     from m2distill_policy.streams import give_up_what_cannot_be_written
 
-    config, beside = load_arm(args.config, args.overrides)
+    namespace = None if args.namespace is None else parse_namespace(args.namespace)
+    config, beside = load_arm(args.config, args.overrides, namespace)
     resume, frame = beside.pop("resume", "auto"), beside.pop("pose.base_frame", None)
     if beside:
         print(f"for the node on ROS 2 alone, left aside: {', '.join(beside)}", file=sys.stderr)
@@ -159,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         allow_other_publishers=args.allow_other_publishers,
         joint_topics=config.joint_topics,
     )
-    domain, namespace = domain_id(args.domain), parse_namespace(args.namespace)
+    domain, namespace = domain_id(args.domain), namespace or ""
     remap = parse_remappings(args.remap, namespace)
     # The cores belong to cameras and control; a picture is small work.
     cv2.setNumThreads(1)

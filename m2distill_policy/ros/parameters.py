@@ -18,7 +18,7 @@ from m2distill_policy.node.cycle import CycleOptions
 from m2distill_policy.node.gripper import LARGEST_THRESHOLD, GripperProfile
 from m2distill_policy.node.topics import POLICY_NODE
 from m2distill_policy.options import LARGEST_SLOP, LONGEST_WAIT, SHORTEST_SLOP, SHORTEST_WAIT
-from m2distill_policy.ros.overrides import is_for, is_for_all, is_parameter_file, sections, unknown
+from m2distill_policy.ros.overrides import is_for_all, is_parameter_file, sections_of, unknown
 from m2distill_policy.runtime.safety import LARGEST_WORKSPACE, LIMIT_RANGES, SafetyLimits
 from m2distill_policy.runtime.watchdog import WATCH_RANGES, WatchLimits
 
@@ -370,17 +370,28 @@ def _arm(p: Mapping[str, Any]) -> ArmConfig:
     )
 
 
-def load_arm(path: Path | None, overrides: Sequence[str] = ()) -> tuple[ArmConfig, dict[str, Any]]:
+def load_arm(
+    path: Path | None, overrides: Sequence[str] = (), namespace: str | None = None
+) -> tuple[ArmConfig, dict[str, Any]]:
     """An arm's settings from its own file, or from a ROS 2 parameter file as those in ``config/arms``.
 
-    overrides: ``key=value``, over either. Returns them and, in order of name, the parameters that are no arm's
-    settings. Raises :class:`ConfigError` for a file that is neither, or a value that does not fit.
+    Args:
+        path: of the file; None for the defaults.
+        overrides: ``key=value``, over either.
+        namespace: of the node that the settings are for, "" or of the form "/a"; None where it was not given. It says
+            which sections of a parameter file count, see :func:`m2distill_policy.ros.overrides.sections_of`.
+
+    Returns:
+        The settings and, in order of name, the parameters that are no arm's settings.
+
+    Raises:
+        ConfigError: a file that is neither, sections that do not fit, or a value that does not.
     """
     content = {} if path is None else read_file(path)
     if not is_parameter_file(content):
         return load_config(ArmConfig, path, overrides), {}
     try:
-        values = _of_this_node(content)
+        values = _of_this_node(content, namespace)
         p: dict[str, Any] = {parameter.name: parameter.default for parameter in PARAMETERS}
         p.update({name: check(name, value) for name, value in values.items()})
         arm = _arm(p)
@@ -390,26 +401,15 @@ def load_arm(path: Path | None, overrides: Sequence[str] = ()) -> tuple[ArmConfi
     return override(arm, overrides), {name: p[name] for name in others}
 
 
-def _of_this_node(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a ROS 2 parameter file that are the policy node's, later sections over earlier ones.
-
-    A file with the section of one node of whatever name is taken for this one's.
-    """
-    found = list(sections(content))
-    ours = [name for name, _ in found if is_for(name, POLICY_NODE)]
-    for_all = [name for name, _ in found if is_for_all(name)]
-    if not ours and not for_all:
-        if len(found) != 1:
-            names = ", ".join(name.strip("/") for name, _ in found)
-            raise ConfigError(f"the file has parameters of {len(found)} nodes ({names}); one is wanted")
-        ours = [found[0][0]]
+def _of_this_node(content: Mapping[str, Any], namespace: str | None) -> dict[str, Any]:
+    """The parameters of a ROS 2 parameter file that are the policy node's, later sections over earlier ones."""
     values: dict[str, Any] = {}
-    for section, parameters in found:
-        if section in ours:
-            values.update(parameters)
-        elif section in for_all:
+    for section, parameters in sections_of(content, POLICY_NODE, namespace):
+        if is_for_all(section):
             refused = unknown(parameters, BY_NAME, ())
             values.update({name: v for name, v in parameters.items() if name in BY_NAME or name in refused})
+        else:
+            values.update(parameters)
     return {name: value for name, value in values.items() if name in BY_NAME or unknown([name], BY_NAME, [name])}
 
 

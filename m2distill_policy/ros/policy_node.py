@@ -22,7 +22,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter as RosParameter
 
 from m2distill_policy.bundle_signature import PublicKey
-from m2distill_policy.errors import ConfigError, M2DistillError, TransportError, UnknownInstructionError
+from m2distill_policy.errors import ConfigError, M2DistillError, TransportError, UnknownInstructionError, visible
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output, PolicyCycle
 from m2distill_policy.node.messages import nanoseconds_of
@@ -65,7 +65,7 @@ def _loud(what: str) -> Callable[[_Transition], _Transition]:
             try:
                 return transition(node, state)
             except M2DistillError as error:
-                node.get_logger().error(f"cannot {what}: {error}")
+                node.get_logger().error(visible(f"cannot {what}: {error}"))
             except Exception as error:
                 node.get_logger().error(f"cannot {what}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
             down = what in ("deactivate", "clean up", "shut down")
@@ -121,7 +121,7 @@ class PolicyNode(LifecycleNode):
                     dynamic_typing=True,
                 ),
             )
-        #: Sentences about parameters that this node was given and does not know.
+        #: Sentences about parameters that this node was given and does not know, or that were given to it twice.
         self._unknown_parameters = self._look_at_overrides(set(overrides or {}))
         self._give_empty_lists_a_type()
         self.add_pre_set_parameters_callback(lambda changes: [_with_a_type(change) for change in changes])
@@ -411,15 +411,16 @@ class PolicyNode(LifecycleNode):
     # --- parameters --------------------------------------------------------------------------------------------------
 
     def _look_at_overrides(self, in_code: set[str]) -> list[str]:
-        """Say in the log which parameters do not fit; the sentences about those that are not known.
+        """Say in the log which parameters do not fit; the sentences about those that can never be right.
 
         in_code: names of those that the constructor was given.
         """
         # rclpy keeps what was given and not declared here, and nowhere else.
         given = {name: _given(parameter).value for name, parameter in self._parameter_overrides.items()}
-        by_name = in_code | given_by_name(sys.argv, self.get_name())
-        refused = unknown(given, BY_NAME, by_name)
-        wrong = list(refused.values())
+        by_name = given_by_name(sys.argv, self.get_fully_qualified_name())
+        refused = unknown(given, BY_NAME, in_code | by_name.names)
+        never = [*by_name.refused, *refused.values()]
+        wrong = list(never)
         for name in BY_NAME.keys() & given.keys():
             try:
                 check(name, given[name])
@@ -429,7 +430,7 @@ class PolicyNode(LifecycleNode):
             self.get_logger().error(sentence)
         for sentence in likely_misspelt(given.keys() - refused.keys(), BY_NAME).values():
             self.get_logger().warning(sentence)
-        return list(refused.values())
+        return never
 
     def _give_empty_lists_a_type(self) -> None:
         """An empty list has no type in rclpy, which then takes it for bytes."""
