@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2distill_policy.bundle_files import MANIFEST, SIGNATURE
 from m2distill_policy.errors import BundleError, ConfigError
+from m2distill_policy.storage import write_new
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -119,7 +120,7 @@ def write_new_key(path: str | os.PathLike[str]) -> Path:
         The file of the public key beside it: ``key.pub.pem`` for ``key.pem``.
 
     Raises:
-        ConfigError: one of the two files exists already or cannot be written.
+        ConfigError: one of the two files exists already or cannot be written. Neither is left behind.
     """
     path = Path(path)
     public = path.with_name(f"{path.name.removesuffix('.pem')}.pub.pem")
@@ -131,12 +132,8 @@ def write_new_key(path: str | os.PathLike[str]) -> Path:
     public_pem = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    if public.exists():
-        raise ConfigError(f"'{public}' exists already; choose another name for the new key")
     try:
-        for place, data, mode in ((path, private_pem, 0o600), (public, public_pem, 0o644)):
-            with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                file.write(data)
+        write_new({path: (private_pem, 0o600), public: (public_pem, 0o644)})
     except FileExistsError as error:
         raise ConfigError(f"'{error.filename}' exists already; choose another name for the new key") from error
     except OSError as error:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from m2distill_policy.errors import StorageError
@@ -48,6 +48,49 @@ def write_atomic(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         temporary.replace(path)
+    finally:  # there only if something failed above
+        temporary.unlink(missing_ok=True)
+
+
+def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """Create files that belong together, all of them or none.
+
+    Args:
+        files: path -> content, and rights as for ``chmod``, less what the umask takes. Nothing may be there yet.
+
+    Raises:
+        OSError: one is there already (:class:`FileExistsError`), or cannot be written. None of ``files`` is left.
+    """
+    made = []
+    try:
+        for path, (content, rights) in files.items():
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, rights)
+            made.append(path)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException as error:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write does not say of which file
+        raise
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` for a library to write to; the file gets its name at the end.
+
+    Where what is done within fails, nothing is left and ``path`` is as it was. Raises :class:`StorageError` where the
+    disk is full.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with writing(path):
+            yield temporary
+            settle(temporary, path)
     finally:  # there only if something failed above
         temporary.unlink(missing_ok=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import stat
 import subprocess
@@ -263,3 +265,35 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, path: Path) -> Non
     open_bundle(path)
     with pytest.raises(M2DistillError, match="pip install"):
         PublicKey.load(path.parent / "key.pub.pem")
+
+
+@pytest.mark.parametrize("fails", range(1, 3))
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG])
+def test_keys_are_both_written_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int, number: int
+) -> None:
+    left = [fails]
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main(["sign", "--new-key", str(tmp_path / "key.pem")]) == 2
+    assert not list(tmp_path.iterdir())
+    assert main(["sign", "--new-key", str(tmp_path / "key.pem")]) == 0, "nothing blocks the same command"
+    assert {path.name for path in tmp_path.iterdir()} == {"key.pem", "key.pub.pem"}
+
+
+def test_a_key_that_is_there_stays_and_nothing_is_added(tmp_path: Path) -> None:
+    for there in ("key.pem", "key.pub.pem"):
+        folder = tmp_path / there.replace(".", "_")
+        folder.mkdir()
+        (folder / there).write_text("mine")
+        with pytest.raises(ConfigError):
+            write_new_key(folder / "key.pem")
+        assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(there, "mine")]

@@ -24,6 +24,7 @@ from m2distill_policy.errors import M2DistillError, TransportError
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.sim.suites import suite_task
+from m2distill_policy.storage import write_atomic
 from training.gate import publish
 from training.launch import Job, run_alone, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
@@ -239,20 +240,18 @@ class Demo:
         folders = [self.folder / "sequential", self.folder / "m2distill"]
         results = [read_json(folder / "results.json") for folder in folders]
         page = self.folder / "report.html"
-        page.write_text(
-            build_page(
-                results,
-                title="Learning tasks one after another",
-                films=[
-                    (path, path.stem.rsplit("-", 2)[0].replace("_", " "))
-                    for path in sorted((self.folder / "films").rglob("*.mp4"))
-                ],
-                pictures=[(self.folder / "pictures" / f"{n}.png", f"visual profile '{n}'") for n in ("fast", "stock")],
-                served=read_json(self.folder / "served.json"),
-                losses={r["label"]: loss_rows(f) for r, f in zip(results, folders, strict=True)},
-            ),
-            encoding="utf-8",
+        html = build_page(
+            results,
+            title="Learning tasks one after another",
+            films=[
+                (path, path.stem.rsplit("-", 2)[0].replace("_", " "))
+                for path in sorted((self.folder / "films").rglob("*.mp4"))
+            ],
+            pictures=[(self.folder / "pictures" / f"{n}.png", f"visual profile '{n}'") for n in ("fast", "stock")],
+            served=read_json(self.folder / "served.json"),
+            losses={r["label"]: loss_rows(f) for r, f in zip(results, folders, strict=True)},
         )
+        write_atomic(page, html.encode())
         print(text_table(results))
         return page
 

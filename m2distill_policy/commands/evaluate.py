@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.lock import only_writer
     from m2distill_policy.provenance import commit, machine, versions
     from m2distill_policy.sim.suites import suite_tasks
+    from m2distill_policy.storage import write_atomic
 
     bundle = open_bundle(args.bundle)
     if args.tasks is None:
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         "versions": versions(),
         "machine": machine(),
     }
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_atomic(args.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     print(table(summaries))
     if args.perturb:
         print("\n" + curves_table(curves(summaries)))

@@ -25,6 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print the table."""
+    from m2distill_policy.storage import write_atomic
     from training.lifelong.checkpoint import read_json
     from training.report.page import build_page, distinct_labels, text_table
     from training.report.rows import loss_rows
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
             charts += latent_charts(LifelongRun.open(folder), result["label"])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     page = build_page(results, title="Lifelong imitation learning", losses=losses, latents=charts)
-    args.out.write_text(page, encoding="utf-8")
+    write_atomic(args.out, page.encode())
     print(text_table(results))
     print(f"page: {args.out}")
     return 0

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.node.pictures import rgb_of_compressed
     from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
     from m2distill_policy.runtime.preprocess import preprocess
+    from m2distill_policy.storage import write_atomic
 
     bundle = open_bundle(args.bundle)
     camera = bundle.contract.camera(args.camera or bundle.contract.camera_names[0])
@@ -47,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     print(sentence(camera, misalignment(reference, live)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        written = cv2.imwrite(str(args.out), cv2.cvtColor(overlay(reference, live), cv2.COLOR_RGB2BGR))
+        written, data = cv2.imencode(args.out.suffix, cv2.cvtColor(overlay(reference, live), cv2.COLOR_RGB2BGR))
     except cv2.error as error:
         raise ObservationError(f"'{args.out}' cannot be written; name a .png or .jpg file") from error
     if not written:
-        raise ObservationError(f"'{args.out}' cannot be written; see whether its folder may be written to")
+        raise ObservationError(f"'{args.out}' cannot be written as a picture; name a .png or .jpg file")
+    write_atomic(args.out, data.tobytes())
     return 0

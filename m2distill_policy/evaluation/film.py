@@ -32,8 +32,11 @@ class FilmWriter:
 
     def close(self) -> None:
         """Finish the file and give it its name."""
-        self._writer.close()
-        self._unfinished.replace(self.path)
+        try:
+            self._writer.close()
+            self._unfinished.replace(self.path)
+        finally:  # there only if something failed above
+            self._unfinished.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Stop and leave nothing behind."""

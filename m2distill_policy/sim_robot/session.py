@@ -17,6 +17,7 @@ from m2distill_policy.sim.suites import make_world, suite_task, suite_tasks
 from m2distill_policy.sim.world import Task
 from m2distill_policy.sim_robot.link import Follow, Link
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
+from m2distill_policy.storage import write_atomic
 
 #: Makes a link for a contract: what the robot follows, and whether it runs in lockstep.
 LinkMaker: TypeAlias = Callable[[Contract, Follow, bool], AbstractContextManager[Link]]
@@ -80,7 +81,7 @@ def roll_out(args: argparse.Namespace, link_for: LinkMaker) -> int:
             "rollouts": [report.to_dict() for report in reports],
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_atomic(args.out, (json.dumps(result, indent=1) + "\n").encode())
     return 1 if stopped else 0
 
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from m2distill_policy.contract import Contract
 from m2distill_policy.demonstrations import DemonstrationFile, Episode
 from m2distill_policy.errors import DemonstrationError, TrainingError
-from m2distill_policy.storage import settle, writing
+from m2distill_policy.storage import whole_file
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,8 @@ class TaskData:
         tensors: dict[str, NDArray[Any]] = {f"images.{k}": v for k, v in self.images.items()}
         tensors |= {f"proprioception.{k}": v for k, v in self.proprioception.items()}
         tensors |= {"actions": self.actions, "lengths": self.lengths, "embedding": self.embedding}
-        temporary = path.with_name(path.name + ".tmp")
-        with writing(temporary):
+        with whole_file(path) as temporary:
             save_file(tensors, temporary, metadata={"name": self.name, "instruction": self.instruction})
-        settle(temporary, path)
 
     @staticmethod
     def load(path: Path, name: str, instruction: str) -> TaskData:

@@ -13,15 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from m2distill_policy.errors import TrainingError
-from m2distill_policy.storage import settle, writing
+from m2distill_policy.storage import whole_file
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(path), temporary.open("w", encoding="utf-8") as file:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(data, file, indent=2, sort_keys=True)
-    settle(temporary, path)
 
 
 def read_json(path: Path) -> Any:
@@ -36,11 +34,9 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write tensors and return the file's sha256, for the JSON that makes the checkpoint count."""
-    temporary = path.with_name(path.name + ".tmp")
-    with writing(temporary):
+    with whole_file(path) as temporary:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-    settle(temporary, path)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
     return digest
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from m2distill_policy.errors import TrainingError
-from m2distill_policy.storage import settle, writing
+from m2distill_policy.storage import whole_file
 from training.data.task_data import TaskData, WindowBatch
 from training.lifelong.checkpoint import digest_of, read_json, write_json
 
@@ -31,10 +31,8 @@ def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: i
     tensors: dict[str, NDArray[np.generic]] = {f"images.{name}": frames for name, frames in batch.images.items()}
     tensors |= {f"proprioception.{name}": values for name, values in batch.proprioception.items()}
     tensors |= {name: getattr(batch, name) for name in ("actions", "valid", "embedding", "apart")}
-    temporary = folder / f"{_PROBES}.tmp"
-    with writing(folder / _PROBES):
+    with whole_file(folder / _PROBES) as temporary:
         save_file(tensors, temporary)
-    settle(temporary, folder / _PROBES)
     write_json(folder / _RECORD, {name: digest_of(folder / name) for name in (_EPISODE, _PROBES)})
 
 
