@@ -13,10 +13,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from m2distill_policy import __version__
 from m2distill_policy.commands import SUMMARIES
-from m2distill_policy.errors import M2DistillError, closest
+from m2distill_policy.errors import M2DistillError, closest, shorten, printable
 from m2distill_policy.storage import no_room
 from m2distill_policy.streams import give_up_what_cannot_be_written
 
@@ -50,6 +51,8 @@ _SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "image
 _SIM_MORE = ("fast_simplification", "threadpoolctl", "easydict", "cloudpickle", "gymnasium", "future")
 #: What a path that was given can be wrong in, wherever it is first noticed.
 _WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+#: What libraries say where memory is short.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
 INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_TRAIN_MORE, *_SIM, *_SIM_MORE))
 
 
@@ -87,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (isinstance(error, _WRONG_PLACE) and error.filename):
             raise
         return _say(error, f"{error.filename}: {error.strerror}; give another path, or mend that one", debug)
+    except (MemoryError, RuntimeError) as error:
+        short = no_memory(error)
+        if short is None:
+            raise
+        return _say(error, short, debug)
     except ImportError as error:
         sentence = missing_dependency(error, name or "")
         if sentence is None:
@@ -97,6 +105,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print("stopped; run again to resume", file=sys.stderr)
         return 130
+
+
+def no_memory(error: BaseException) -> str | None:
+    """What to say where ``error`` came of memory that was not there; None where it did not.
+
+    torch, ONNX Runtime and OpenCV say it by their own errors, in words.
+    """
+    text = str(error)
+    if not isinstance(error, MemoryError) and not any(words in text.lower() for words in _NO_MEMORY):
+        return None
+    said = next((line.strip() for line in text.splitlines() if line.strip()), "no more could be had")
+    return (
+        f"the memory of this machine is too small ({shorten(said)}); ask for less at once, such as a smaller "
+        "optim.batch, network or image_size, or fewer processes"
+    )
 
 
 def missing_dependency(error: ImportError, command: str) -> str | None:
@@ -130,7 +153,7 @@ def load_command(name: str) -> ModuleType:
 
 def _parser(selected: str | None) -> argparse.ArgumentParser:
     """The top-level parser. Only the selected subcommand's module is imported; the others are lines in the help."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="m2distill",
         description="Lifelong imitation learning: demonstrations, training, export, a served policy, a robot.",
         epilog="example:\n  m2distill doctor\n\n'm2distill <command> --help' explains a command.",
@@ -147,8 +170,24 @@ def _parser(selected: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser, and parsers of subcommands, whose errors repeat words of the command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+class _OneLine(logging.Formatter):
+    """A record in one line, in which every character can be seen; a traceback below it is as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def _start_logging(debug: bool) -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Only our own rooms speak below a warning: an HTTP client's every request is nobody's news.
     for room in ("m2distill_policy", "training"):
         logging.getLogger(room).setLevel(logging.DEBUG if debug else logging.INFO)
@@ -157,5 +196,5 @@ def _start_logging(debug: bool) -> None:
 def _say(error: BaseException, sentence: str, debug: bool) -> int:
     if debug:
         traceback.print_exception(type(error), error, error.__traceback__)
-    print(f"m2distill: {sentence}", file=sys.stderr)
+    print(f"m2distill: {printable(sentence)}", file=sys.stderr)
     return error.exit_code if isinstance(error, M2DistillError) else M2DistillError.exit_code

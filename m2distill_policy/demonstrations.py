@@ -343,9 +343,8 @@ class DemonstrationFile:
         if found is None:
             raise DemonstrationError(f"{self.path}: attribute 'problem_info' is missing; it holds the instruction")
         words = found.get("language_instruction")
-        # Some of LIBERO's files hold a list of words.
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
-            words = "".join(words)
+            words = _joined(words)
         if not isinstance(words, str):
             raise DemonstrationError(
                 f"{self.path}: 'language_instruction' in 'problem_info' is {str(words)[:80]}; a text is wanted"
@@ -408,6 +407,12 @@ def _writing(path: Path) -> Iterator[None]:
         if isinstance(error, StorageError):
             raise
         raise DemonstrationError(f"{path} cannot be written: {error}") from error
+
+
+def _joined(pieces: list[str]) -> str:
+    """The instruction of which some of LIBERO's files hold the words, or all of it in one piece, or its letters."""
+    letters = len(pieces) > 1 and all(len(piece) == 1 for piece in pieces)
+    return "".join(pieces) if letters else " ".join(word for piece in pieces for word in piece.split())
 
 
 class DemonstrationWriter:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +195,76 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=60) == 141
+
+
+#: Characters that steer a terminal, begin another line, or turn the direction of writing.
+STEERING = ("\x1b[31m", "\n", "\r", "\t", "\x07", "\x9b", "\u2028", "\u202e", "\udcff")
+
+
+@pytest.mark.parametrize("characters", STEERING, ids=ascii)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "no{}such"],
+        ["train", "--out", "x", "--data", "no{}such"],
+        ["train", "--out", "x", "--data", "x", "no{}such=1"],
+        ["sign", "no{}such", "--key", "x"],
+        ["serve", "x", "--no{}such"],
+        ["no{}such"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_an_error_repeats_is_one_visible_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], characters: str
+) -> None:
+    with contextlib.suppress(SystemExit):  # argparse's own
+        assert cli.main([word.format(characters) for word in words]) == 2
+    said = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert all(line.isprintable() for line in said) and "such" in said[-1]
+
+
+def test_a_logged_message_is_one_visible_line(
+    run_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def log(args: argparse.Namespace) -> int:
+        logging.getLogger("m2distill_policy.x").warning("%s is odd", "a\x1b[31m\nb")
+        return 0
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert run_train(log) == 0
+    assert capsys.readouterr().err == "WARNING m2distill_policy.x: a\\x1b[31m\\nb is odd\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 8.00 TiB"),
+        RuntimeError(
+            "alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte.\nx"
+        ),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=str,
+)
+def test_memory_that_is_not_there_is_one_sentence(
+    run_train: Any, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    assert run_train(raises(error)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("m2distill: ") and said.count("\n") == 1 and "Traceback" not in said
+
+
+def test_other_runtime_errors_keep_their_traceback(run_train: Any) -> None:
+    with pytest.raises(RuntimeError):
+        run_train(raises(RuntimeError("a mistake of our own")))
+
+
+@pytest.mark.parametrize("command", ["sweep", "ablate"])
+@pytest.mark.parametrize("seeds", ["3,3", "0,1,0", "1,2,3,03"])
+def test_seeds_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, seeds: str) -> None:
+    words = ["--config", "config/tiny.toml", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", seeds]
+    search = ["config/sweeps/distill.toml"] if command == "sweep" else []
+    assert cli.main([command, *search, *words]) == 2
+    assert "more than once" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -345,3 +345,13 @@ def test_a_full_disk_costs_the_episode_being_written_alone(tmp_path: Path) -> No
     with pytest.raises(StorageError, match="no room for"):
         unfinished.finish([0, 1], 2)
     assert not unfinished.path.exists() and len(writer(tmp_path).finish([0, 1], 2)) == 2
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [["lift", "the", "red", "box"], ["lift", " the red", " box"], ["lift the red box"], list("lift the red box")],
+)
+def test_an_instruction_in_pieces_is_one_of_words(path: Path, pieces: list[str]) -> None:
+    with h5py.File(path, "r+") as raw:
+        raw["data"].attrs["problem_info"] = json.dumps({"language_instruction": pieces})
+    assert DemonstrationFile(path).instruction == "lift the red box"

@@ -48,6 +48,9 @@ def seeds_of(text: str) -> tuple[int, ...]:
         raise ConfigError(
             f"--seeds is '{text[:40]}'; give whole numbers from 0 to {LARGEST_SEED}, such as --seeds 0,1,2"
         )
+    twice = [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]
+    if twice:
+        raise ConfigError(f"--seeds is '{text[:40]}' and names {twice[0]} more than once; name each seed once")
     return seeds
 
 

@@ -8,7 +8,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
-from m2distill_policy.errors import M2DistillError
+from m2distill_policy.errors import M2DistillError, printable
 from m2distill_policy.node.cycle import UNINTERRUPTED
 from m2distill_policy.ros.parameters import check
 from m2distill_policy.ros.policy_node import PolicyNode
@@ -30,7 +30,7 @@ def main() -> None:
         stop_on_signals(ask_to_stop, UNINTERRUPTED)
         node = PolicyNode()
     except RuntimeError as error:  # rclpy's, for arguments and parameter files that it cannot read
-        print(f"policy_node: {str(error).strip()}", file=sys.stderr)
+        print(f"policy_node: {printable(str(error).strip())}", file=sys.stderr)
         rclpy.try_shutdown()
         sys.exit(2)
     executor = SingleThreadedExecutor()
@@ -42,7 +42,7 @@ def main() -> None:
         while not reason:
             executor.spin_once(timeout_sec=0.2)
     except M2DistillError as error:
-        node.get_logger().fatal(str(error))
+        node.get_logger().fatal(printable(str(error)))
         code = 1
     finally:
         node.shut_down(reason or "the node failed")

@@ -22,7 +22,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter as RosParameter
 
 from m2distill_policy.bundle_signature import PublicKey
-from m2distill_policy.errors import ConfigError, M2DistillError, TransportError, UnknownInstructionError, visible
+from m2distill_policy.errors import ConfigError, M2DistillError, TransportError, UnknownInstructionError, printable
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import Output, PolicyCycle
 from m2distill_policy.node.messages import nanoseconds_of
@@ -65,7 +65,7 @@ def _loud(what: str) -> Callable[[_Transition], _Transition]:
             try:
                 return transition(node, state)
             except M2DistillError as error:
-                node.get_logger().error(visible(f"cannot {what}: {error}"))
+                node.get_logger().error(printable(f"cannot {what}: {error}"))
             except Exception as error:
                 node.get_logger().error(f"cannot {what}: {type(error).__name__}: {error}\n{traceback.format_exc()}")
             down = what in ("deactivate", "clean up", "shut down")

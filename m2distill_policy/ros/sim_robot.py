@@ -15,7 +15,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.errors import M2DistillError
+from m2distill_policy.errors import M2DistillError, printable
 from m2distill_policy.ros.robot_link import RosLink
 from m2distill_policy.sim_robot.link import Follow
 from m2distill_policy.sim_robot.options import add_options
@@ -52,14 +52,14 @@ def main() -> None:
     try:
         args = parser.parse_args(remove_ros_args(sys.argv)[1:])
     except M2DistillError as error:  # a number out of its range
-        parser.exit(2, f"sim_robot: {error}\n")
+        parser.exit(2, f"sim_robot: {printable(str(error))}\n")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     # rclpy's own handlers end the context at once, in the middle of a period.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         code = roll_out(args, link_for)
     except M2DistillError as error:
-        print(f"sim_robot: {error}", file=sys.stderr)
+        print(f"sim_robot: {printable(str(error))}", file=sys.stderr)
         code = 2
     except ModuleNotFoundError as error:
         if (error.name or "m2distill_policy").startswith("m2distill_policy"):

@@ -15,7 +15,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.contract import Camera
-from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError
+from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError, printable
 from m2distill_policy.node import topics
 from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
 from m2distill_policy.ros import qos
@@ -101,7 +101,7 @@ def main() -> None:
     try:
         rclpy.spin(ViewpointCheck())
     except M2DistillError as error:
-        sys.exit(f"viewpoint_check: {error}")
+        sys.exit(f"viewpoint_check: {printable(str(error))}")
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
