@@ -346,7 +346,7 @@ def test_what_only_another_strategy_reads_makes_no_other_run() -> None:
         (["strategy=er", "memory.episodes=0"], "er replays demonstrations and memory.episodes is 0"),
         (["seed=5000"], "seed is 5000; 0 to 4999 are allowed"),
         (["optim.steps=3", "evaluation.points=4"], "evaluation.points is 4 in optim.steps = 3"),
-        (["optim.later_lr=0.0"], "optim.later_lr is 0.0; it must be positive"),
+        (["optim.later_lr=0.0"], "optim.later_lr is 0"),
         (["suite=files"], "suite=files has no world to roll a policy out in"),
         (["suite=libero_goal", "evaluation.rollouts=51"], "has 50 initial states: ask for at most 50"),
         (["suite=libero_goal", "evaluation.rollouts=26", "evaluation.points=2"], "states and half .* at most 25"),
@@ -455,7 +455,7 @@ def test_a_full_disk_is_one_sentence_and_costs_the_checkpoint_being_written_alon
     said = capsys.readouterr().err
     assert f"the disk has no room for {record.with_suffix('')}; " in said and "go on by the same command" in said
     assert "Traceback" not in said
-    record.unlink()
+    record.unlink(missing_ok=True)
     assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--quiet"]) == 0
 
 

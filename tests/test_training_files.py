@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -15,12 +17,12 @@ from m2distill_policy.cli import main
 from m2distill_policy.config import load_config
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.demonstrations import DemonstrationWriter, demonstration_path
-from m2distill_policy.errors import DemonstrationError, M2DistillError, TrainingError
+from m2distill_policy.errors import ConfigError, DemonstrationError, M2DistillError, StorageError, TrainingError
 from tests.test_demonstrations import recording
 from tests.test_run import SMALL
 from tests.training_fixtures import CONTRACT, NETWORK, config, task_data
 from training.extend import extend_run
-from training.lifelong.checkpoint import read_json
+from training.lifelong.checkpoint import read_json, save_tensors, write_json
 from training.lifelong.memory import Memory
 from training.lifelong.run import LifelongRun, make_strategy
 from training.lifelong.stage import train_stage
@@ -100,6 +102,91 @@ def test_the_same_command_goes_on_and_another_is_refused(
     assert main(_train(finished, data, "optim.lr=1e-4")) == 2
     assert "optim.lr" in capsys.readouterr().err
     assert main(_train(finished, finished)) == 2
+
+
+#: Sizes that no machine can train with, or that one cannot.
+TOO_LARGE = ("optim.batch=100000000", "network.embed=1000000000", "optim.batch=65536", "network.layers=128")
+
+
+@pytest.mark.parametrize("sizes", TOO_LARGE)
+def test_sizes_that_cannot_be_trained_leave_nothing(
+    tmp_path: Path, data: Path, sizes: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.pipeline.free_bytes", lambda device: 2**20)
+    assert main(_train(tmp_path / "run", data, sizes)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and sizes.partition("=")[0].partition(".")[0] in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_which_nothing_is_trained_is_begun_anew_by_another_command(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.lifelong.stage.Learner.step", no_memory)
+        assert main(_train(tmp_path / "run", data, "optim.batch=3")) == 2
+    assert "Traceback" not in capsys.readouterr().err and not LifelongRun.begun(tmp_path / "run")
+    assert main(_train(tmp_path / "run", data)) == 0
+    assert LifelongRun.open(tmp_path / "run").config.optim.batch == 2
+    assert main(_train(tmp_path / "run", data, "optim.batch=3")) == 2, "now there is something to lose"
+
+
+@pytest.mark.parametrize("cls", [RunConfig])
+def test_every_number_of_a_configuration_has_a_largest_value(cls: type[RunConfig]) -> None:
+    found = []
+
+    def look(section: object, within: str) -> None:
+        assert dataclasses.is_dataclass(section)
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if dataclasses.is_dataclass(value):
+                look(value, f"{within}{field.name}.")
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                found.append(f"{within}{field.name}")
+
+    look(cls(), "")
+    assert len(found) > 40
+    for name in found:
+        whole = load_config(cls, None, [])
+        for part in name.split("."):
+            whole = getattr(whole, part)
+        for value in ("9000000000000000000", "-9000000000000000000") if isinstance(whole, int) else ("1e300", "-1e300"):
+            with pytest.raises(ConfigError, match=re.escape(name.rpartition(".")[2])):
+                load_config(cls, None, [f"{name}={value}"])
+    for name in ("tasks=[9000000000000000000]", "network.channels=[9000000000,8]", "network.channels=[8,0]"):
+        with pytest.raises(ConfigError, match=name.partition("=")[0]):
+            load_config(cls, None, [name])
+
+
+@pytest.mark.parametrize("profile", sorted(Path("config").glob("*.toml")), ids=str)
+def test_the_profiles_are_within_the_bounds(profile: Path) -> None:
+    load_config(RunConfig, profile, [])
+
+
+@pytest.mark.parametrize("write", ["json", "tensors"])
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    def save(value: float) -> None:
+        if write == "json":
+            write_json(tmp_path / "x", {"value": value})
+        else:
+            save_tensors(tmp_path / "x", {"value": torch.tensor([value])})
+
+    save(1.0)
+    before = (tmp_path / "x").read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError):
+            save(2.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_bytes() == before
 
 
 def _files(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import DivergedError, TrainingError
 from m2distill_policy.progress import ProgressBar
 from training.lifelong.checkpoint import read_json
+from training.lifelong.run import LifelongRun
 from training.run_config import RunConfig, first_difference
 
 
@@ -26,7 +27,7 @@ class Job:
     """A run to make or to go on with. arguments: of ``m2distill train``, without ``--out`` and ``--resume``.
 
     config: what they amount to; data: the demonstrations' folder. A folder that holds a run under another
-    configuration, or of other demonstrations, is refused.
+    configuration, or of other demonstrations, is refused once something of that run has been trained.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Job:
 
         A setting younger than the run has its default there, as it has when the run is gone on with.
         """
-        if not (self.folder / "run.json").exists():
+        if not LifelongRun.begun(self.folder):
             return
         record = read_json(self.folder / "run.json")
         made = from_dict(RunConfig, record["config"])
@@ -65,7 +66,7 @@ class Job:
     def command(self) -> list[str]:
         """What starts it, or goes on with it."""
         base = [sys.executable, "-m", "m2distill_policy", "train", "--out", str(self.folder), "--quiet"]
-        return [*base, "--resume"] if (self.folder / "run.json").exists() else [*base, *self.arguments]
+        return [*base, "--resume"] if LifelongRun.begun(self.folder) else [*base, *self.arguments]
 
 
 def _leave(number: int, frame: object) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from m2distill_policy import provenance
-from m2distill_policy.contract import Action
+from m2distill_policy.contract import Action, Contract
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.evaluation.results import Cell, RolloutResult, not_rolled_out, summarise
@@ -22,11 +24,14 @@ from m2distill_policy.sim.response import fit_velocity_response
 from m2distill_policy.sim.suites import suite_task
 from m2distill_policy.sim.world import FILES, Task
 from training import distributed
+from training.allocator import free_bytes
 from training.data.task_data import check_file
 from training.lifelong.checkpoint import read_json, write_json
 from training.lifelong.m2distill import TERMS
 from training.lifelong.run import LifelongRun
+from training.lifelong.stage import pick_device
 from training.metrics import first_best, hold_from, joint_metrics, lifelong_metrics, until_perfect
+from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 from training.text import embed
 
@@ -50,7 +55,29 @@ def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> Lifelon
         check_file(file, task.instruction, first.contract, config.episodes_of(index))
     text, embeddings = embed([task.instruction for task in tasks], config.text_encoder)
     contract = dataclasses.replace(first.contract, text=text, action=_fitted_action(first, config.episodes))
+    require_memory(config, contract)
     return LifelongRun.create(folder, config, contract, tasks, embeddings, demonstrations)
+
+
+def require_memory(config: RunConfig, contract: Contract) -> None:
+    """Refuse sizes that cannot be trained with here.
+
+    What is counted is far less than a step takes: the weights with their gradients and AdamW's two moments, and the
+    frames of a batch, all in float32.
+
+    Raises:
+        TrainingError: that alone is more than the memory that is free.
+    """
+    with torch.device("meta"):  # shapes alone
+        weights = sum(parameter.numel() for parameter in ResNetT(config.network, contract).parameters())
+    pixels = sum(math.prod(camera.shape) for camera in contract.cameras)
+    frames = config.optim.batch * contract.history * pixels // distributed.world()
+    needed, free = 4 * (4 * weights + frames), free_bytes(pick_device())
+    if free is not None and needed > free:
+        raise TrainingError(
+            f"a network of {weights} weights and batches of {config.optim.batch} windows need more than "
+            f"{needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free; choose a smaller optim.batch or network"
+        )
 
 
 def tasks_of(config: RunConfig, demonstrations: Path) -> tuple[Task, ...]:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from m2distill_policy.contract import IMAGE_SIDE
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.evaluation.seeds import RUN_SEEDS, initial_states
+from m2distill_policy.options import MANY, MOST_PROCESSES
+from m2distill_policy.ranges import require_within
 from m2distill_policy.sim.world import FILES
 from training.data.augment import AugmentConfig
 from training.lifelong.ewc import EwcConfig
 from training.lifelong.m2distill import DistillConfig
-from training.lifelong.memory import MemoryConfig
+from training.lifelong.memory import LARGEST_BATCH, MemoryConfig
 from training.lifelong.packnet import PackNetConfig
 from training.models.config import NetworkConfig
 
@@ -21,6 +24,27 @@ STRATEGIES = ("sequential", "er", "ewc", "packnet", "m2distill", "multitask")
 JOINT = ("multitask",)
 #: Settings that change how long a result takes, not what it is.
 _NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds", "optim.recompute")
+#: Setting of a section -> smallest and largest: more than anybody needs, less than a slip of the pen asks for.
+_OPTIM_RANGES = {
+    "steps": (1, 100 * MANY),
+    "epochs": (0, MANY),
+    "first_epochs": (0, MANY),
+    "batch": (1, LARGEST_BATCH),
+    "lr": (1e-12, 10.0),
+    "text_lr_factor": (1e-9, 1e9),
+    "warmup": (0, 100 * MANY),
+    "weight_decay": (0, 100.0),
+    "clip": (1e-9, 1e12),
+    "threads": (0, MOST_PROCESSES),
+    "checkpoint_seconds": (0, 1e9),
+}
+_EVALUATION_RANGES = {
+    "rollouts": (0, MANY),
+    "points": (1, 10_000),
+    "workers": (1, MOST_PROCESSES),
+    "told": (0, MANY),
+    "horizon": (0, MANY),
+}
 #: Sections that one strategy reads and no other.
 _OWN_SECTIONS = {"distill": "m2distill", "ewc": "ewc", "packnet": "packnet"}
 
@@ -66,14 +90,10 @@ class OptimConfig:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "clip", "text_lr_factor"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must be positive")
-        if self.later_lr is not None and self.later_lr <= 0:
-            raise ConfigError(f"optim.later_lr is {self.later_lr}; it must be positive, or left out for optim.lr")
+        for name, (low, high) in _OPTIM_RANGES.items():
+            require_within(f"optim.{name}", getattr(self, name), low, high)
+        if self.later_lr is not None:
+            require_within("optim.later_lr", self.later_lr, *_OPTIM_RANGES["lr"])
         for name in ("lr", "later_lr"):
             highest = getattr(self, name)
             if highest is not None and not 0 <= self.lr_end <= highest:
@@ -85,9 +105,6 @@ class OptimConfig:
                 f"optim.first_epochs is {self.first_epochs:g} and optim.epochs 0: stages are counted in optim.steps; "
                 "set optim.epochs too, or leave out optim.first_epochs"
             )
-        for name in ("epochs", "first_epochs", "warmup", "threads", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it cannot be negative")
 
     def stage_epochs(self, stage: int) -> float:
         """How many passes over its demonstrations stage ``stage`` is; 0: it is counted in steps."""
@@ -129,12 +146,8 @@ class EvaluationConfig:
     horizon: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rollouts", "told", "horizon"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it cannot be negative")
-        for name in ("points", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+        for name, (low, high) in _EVALUATION_RANGES.items():
+            require_within(f"evaluation.{name}", getattr(self, name), low, high)
 
 
 @dataclass(frozen=True)
@@ -171,12 +184,14 @@ class RunConfig:
             raise ConfigError("tasks is empty; name at least one task of the suite, such as tasks=[0,1,2]")
         if len(set(self.tasks)) != len(self.tasks):
             raise ConfigError(f"tasks names one twice: {list(self.tasks)}")
-        if self.episodes < 1:
-            raise ConfigError(f"episodes is {self.episodes}; at least 1 demonstration a task is needed")
+        for task in self.tasks:
+            require_within("a number in tasks", task, 0, MANY)
+        require_within("image_size", self.image_size, *IMAGE_SIDE, "pixels")
+        require_within("episodes", self.episodes, 1, MANY)
+        require_within("later_episodes", self.later_episodes, 0, MANY)
+        require_within("augment.shift", self.augment.shift, 0, self.image_size, "pixels")
         if not 0 <= self.seed < RUN_SEEDS:
             raise ConfigError(f"seed is {self.seed}; 0 to {RUN_SEEDS - 1} are allowed")
-        if self.later_episodes < 0:
-            raise ConfigError(f"later_episodes is {self.later_episodes}; it cannot be negative (0: as episodes)")
         for name in ("episodes", "later_episodes"):
             if self.memory.episodes > (getattr(self, name) or self.episodes):
                 raise ConfigError(

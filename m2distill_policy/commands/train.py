@@ -124,7 +124,7 @@ def _made(args: argparse.Namespace) -> LifelongRun:
         raise ConfigError("--data is missing; name the folder that 'm2distill demos' wrote")
     elif args.extend:
         lifelong = _extended(args)
-    elif (args.out / "run.json").exists():
+    elif LifelongRun.begun(args.out):
         lifelong = LifelongRun.open(args.out)
         _require_same(lifelong, load_config(RunConfig, args.config, args.overrides), args.data)
     else:

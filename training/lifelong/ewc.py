@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from m2distill_policy.errors import ConfigError
+from m2distill_policy.options import MANY
+from m2distill_policy.ranges import require_within
 from training.lifelong.memory import Memory
 from training.lifelong.sequential import Sequential
 from training.lifelong.strategy import Composed, Imitate, Targets
@@ -31,11 +32,9 @@ class EwcConfig:
     batches: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("weight", "fade"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"ewc.{name} is {getattr(self, name)}; it cannot be negative")
-        if self.batches < 1:
-            raise ConfigError(f"ewc.batches is {self.batches}; at least 1 is needed")
+        require_within("ewc.weight", self.weight, 0, 1e12)
+        require_within("ewc.fade", self.fade, 0, 10.0)
+        require_within("ewc.batches", self.batches, 1, MANY)
 
 
 class Ewc(Sequential):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.options import MANY
+from m2distill_policy.ranges import require_within
 from training.lifelong.memory import Memory
 from training.lifelong.strategy import Composed, Imitate, Strategy, Targets, imitation
 from training.losses.terms import latent_distance, policy_divergence, reverse_divergence, subspace_distance
@@ -32,10 +34,7 @@ class TermConfig:
     on: bool = True
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ConfigError(
-                f"a distillation weight is {self.weight}; it cannot be negative (switch it off by on=false)"
-            )
+        require_within("a distillation weight", self.weight, 0, 1e9)
 
     @property
     def value(self) -> float:
@@ -76,15 +75,15 @@ class DistillConfig:
                 f"distill.confident is {self.confident} and distill.direction reverse, whose samples are the present "
                 "policy's; set distill.confident=0"
             )
-        if self.samples < 1:
-            raise ConfigError(f"distill.samples is {self.samples}; at least 1 is needed")
+        require_within("distill.samples", self.samples, 1, 4096)
         if not 0 <= self.confident <= self.samples:
             raise ConfigError(
                 f"distill.confident is {self.confident}; allowed are 0 (all) to distill.samples = {self.samples}"
             )
-        for name in ("floor", "new_policy", "new_latents", "rank"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"distill.{name} is {getattr(self, name)}; it cannot be negative")
+        require_within("distill.floor", self.floor, 0, 10.0)
+        for name in ("new_policy", "new_latents"):
+            require_within(f"distill.{name}", getattr(self, name), 0, 1e9)
+        require_within("distill.rank", self.rank, 0, MANY)
 
 
 class M2Distill(Strategy):

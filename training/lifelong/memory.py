@@ -8,8 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.options import MANY
+from m2distill_policy.ranges import require_within
 from training.data.task_data import TaskData, WindowBatch, concatenate
 from training.data.widen import widen
+
+#: Windows in one batch, of each kind.
+LARGEST_BATCH = 65_536
+_RANGES = {
+    "episodes": (0, MANY),
+    "windows": (0, 100 * MANY),
+    "replay_batch": (0, LARGEST_BATCH),
+    "instruction_batch": (0, LARGEST_BATCH),
+    "widen_noise": (0, 100.0),
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +45,8 @@ class MemoryConfig:
     widen_noise: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "windows", "replay_batch", "instruction_batch", "widen_noise"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"memory.{name} is {getattr(self, name)}; it cannot be negative")
+        for name, (low, high) in _RANGES.items():
+            require_within(f"memory.{name}", getattr(self, name), low, high)
         if not 0 <= self.widen <= 1:
             raise ConfigError(f"memory.widen is {self.widen}; it is a share, 0 to 1")
         if self.episodes and self.windows:

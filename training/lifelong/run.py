@@ -30,8 +30,10 @@ from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.contract import Contract
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import BundleError, TrainingError
+from m2distill_policy.lock import only_writer
 from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.world import Task
+from m2distill_policy.storage import whole_file
 from training import distributed
 from training.data.joint_data import JointData
 from training.data.task_data import Demonstrated, TaskData, load_task
@@ -99,10 +101,20 @@ class LifelongRun:
         embeddings: NDArray[np.float32],
         demonstrations: Path,
     ) -> LifelongRun:
-        """Make the folder; refuses one that holds a run already. ``embeddings`` (tasks, text size), in order."""
-        if (folder / "run.json").exists():
-            raise TrainingError(f"{folder} already holds a run; go on with it by --resume or choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder. One that holds a run of which nothing has been trained is made anew.
+
+        Args:
+            folder: of the run.
+            config: what it is.
+            contract: of its demonstrations, with the text encoder.
+            tasks: in the order in which they are learned.
+            embeddings: (tasks, text size), in that order.
+            demonstrations: folder of the demonstration files.
+
+        Raises:
+            TrainingError: ``folder`` holds a run that has begun.
+            StorageError: another process is training in it.
+        """
         record = {
             "config": to_dict(config),
             "contract": contract.to_dict(),
@@ -112,8 +124,25 @@ class LifelongRun:
             "data": {},
             **provenance.describe(),
         }
-        write_json(folder / "run.json", record)
+        with only_writer(folder):
+            if LifelongRun.begun(folder):
+                raise TrainingError(f"{folder} already holds a run; go on with it by --resume or choose another folder")
+            if (folder / "run.json").exists():
+                for left in ("stages", "tensorboard"):
+                    shutil.rmtree(folder / left, ignore_errors=True)
+                (folder / "metrics.jsonl").unlink(missing_ok=True)
+            write_json(folder / "run.json", record)
         return LifelongRun(folder, config, contract, tasks, record)
+
+    @staticmethod
+    def begun(folder: Path) -> bool:
+        """Whether ``folder`` holds a run of which something has been trained, and would be lost."""
+        if not (folder / "run.json").exists():
+            return False
+        if (folder / "results.json").exists():
+            return True
+        records = ("partial.json", "points.json", "stage.json")
+        return any((stage / name).exists() for stage in folder.glob("stages/stage_*") for name in records)
 
     @staticmethod
     def open(folder: Path) -> LifelongRun:
@@ -445,9 +474,8 @@ class LifelongRun:
                 continue  # the last line of a killed process can be half a line; its step is logged again
             if (row["stage"], row["step"]) <= (stage, done):
                 kept.append(line)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def made_by(self, stage: int) -> dict[str, Any]:
         """Commit, versions, machine, time and precision with which a stage was trained (its last resume's)."""

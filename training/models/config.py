@@ -6,6 +6,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.ranges import require_within
+
+#: Setting -> smallest and largest: far more than a policy of this kind needs, far less than a slip of the pen asks for.
+_RANGES = {
+    "stem_kernel": (1, 31),
+    "stem_stride": (1, 16),
+    "layer2_stride": (1, 16),
+    "keypoints": (1, 4096),
+    "softmax_temperature": (1e-3, 1e3),
+    "embed": (2, 8192),
+    "layers": (1, 128),
+    "heads": (1, 256),
+    "head_size": (1, 1024),
+    "mlp": (1, 65_536),
+    "head_hidden": (1, 65_536),
+    "modes": (1, 1024),
+    "min_std": (1e-9, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -47,26 +65,12 @@ class NetworkConfig:
     normalise: bool = False
 
     def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            require_within(f"network.{name}", getattr(self, name), low, high)
+        for index, channels in enumerate(self.channels):
+            require_within(f"network.channels[{index}]", channels, 1, 2048)
         if self.embed % 2:
             raise ConfigError(f"network.embed is {self.embed}; it must be even (sines and cosines)")
-        for name in (
-            "stem_kernel",
-            "stem_stride",
-            "layer2_stride",
-            "keypoints",
-            "embed",
-            "layers",
-            "heads",
-            "head_size",
-            "mlp",
-            "head_hidden",
-            "modes",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"network.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("dropout", "drop_path"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}; allowed are 0 up to, not including, 1")
-        for name in ("min_std", "softmax_temperature"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"network.{name} is {getattr(self, name)}; it must be positive")
