@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from m2distill_policy import __version__
 from m2distill_policy.commands import SUMMARIES
-from m2distill_policy.errors import M2DistillError, closest, shorten, printable
+from m2distill_policy.errors import M2DistillError, closest, printable, shorten
 from m2distill_policy.storage import no_room
 from m2distill_policy.streams import give_up_what_cannot_be_written
 

@@ -240,9 +240,7 @@ def test_a_logged_message_is_one_visible_line(
     [
         MemoryError(),
         MemoryError("Unable to allocate 8.00 TiB"),
-        RuntimeError(
-            "alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte.\nx"
-        ),
+        RuntimeError("alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte.\nx"),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("std::bad_alloc"),
     ],

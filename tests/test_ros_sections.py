@@ -77,9 +77,9 @@ def test_the_node_refuses_what_rclpy_takes_without_a_word(
     rclpy.init(args=words)
     try:
         node = PolicyNode()
-        assert len(node._unknown_parameters) == count  # type: ignore[attr-defined]
-        node.trigger_configure()  # type: ignore[attr-defined]
-        assert node._state_machine.current_state[0] == State.PRIMARY_STATE_UNCONFIGURED  # type: ignore[attr-defined]
+        assert len(node._unknown_parameters) == count
+        node.trigger_configure()
+        assert node._state_machine.current_state[0] == State.PRIMARY_STATE_UNCONFIGURED
         node.destroy_node()
     finally:
         rclpy.try_shutdown()
