@@ -126,7 +126,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.bundle_files": _names("errors"),
     "m2distill_policy.bundle_arrays": _names(),
     "m2distill_policy.bundle_graphs": _names(),
-    "m2distill_policy.bundle_signature": _names("errors", "bundle_files", outside="cryptography"),
+    "m2distill_policy.bundle_signature": _names("errors", "storage", "bundle_files", outside="cryptography"),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "bundle_signature", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
     "m2distill_policy.recordings": _names(
