@@ -15,6 +15,7 @@ from tests.fuzz.__main__ import Supervisor
 from tests.fuzz.choice import RandomChoice
 from tests.fuzz.faulty_door import SEED
 from tests.fuzz.invariant import ROOT, Findings, check
+from tests.fuzz.plants import PLANTS
 from tests.fuzz.worker import has_atheris
 
 #: Doors with faults that are being closed.
@@ -91,6 +92,24 @@ def test_folders_survive_packing() -> None:
     files = {"a": b"1", "b.onnx": bytes(range(256))}
     assert doors.unpack(doors.pack(files)) == files and doors.pack(files) == doors.pack(dict(reversed(files.items())))
     assert doors.unpack(b"no archive") is None
+
+
+# --- faults that are planted into the product -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "door", [pytest.param(door, marks=[pytest.mark.ros] if door == "ros" else []) for door in doors.DOORS]
+)
+def test_planted_faults_are_found(door: str) -> None:
+    lacking = doors.missing(door)
+    if lacking:
+        pytest.skip(f"{', '.join(lacking)} not installed")
+    command = [sys.executable, "-m", "tests.fuzz.plants", door, "--inputs=100"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    tried = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["plant"] for one in tried] == [plant.name for plant in PLANTS if door in plant.doors] and tried
+    assert all(one["found"] for one in tried), [one for one in tried if not one["found"]]
 
 
 # --- processes that die or hang --------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from tests.bundles import INSTRUCTIONS as TEXTS
 from tests.bundles import observations, toy_contract, write_toy
 from tests.fuzz.choice import NUMBERS, Choice
 from tests.fuzz.door import Door, Folder, pack, unpack
+from tests.fuzz.expected import within
 from tests.fuzz.invariant import finite, require
 
 #: (6,) m/s and rad/s.
@@ -67,6 +68,7 @@ class Driver:
         self._server = server
         self._speed = speed
         self._now = 0.0
+        self._twist = np.zeros(6)
 
     def check(self, decision: Decision) -> None:
         """The command is finite and inside the limits of the server that gave it."""
@@ -77,6 +79,12 @@ class Driver:
             finite("a twist", contract.action.response.twist(decision.action), -speed, speed)
         else:
             finite("a twist", contract.action.response.twist(decision.action), -1e3, 1e3)
+        twist = contract.action.response.twist(decision.action)
+        acceleration = self._server.limits.acceleration
+        if acceleration is not None and decision.status.motion == "running":
+            most = np.array(acceleration) * contract.period
+            within("the velocity changes faster than the acceleration limit", twist - self._twist, most, 1e-5)
+        self._twist = twist
         finite("a sample", decision.sample, -np.inf, np.inf)
         require(decision.status.motion in ("running", "halting", "halted"), "no such motion", decision.status.motion)
 
@@ -216,8 +224,8 @@ class BundleDoor(Door):
             files = dict(choice.pick(self._bases))
         fits = not choice.chance(6)
         for _ in range(choice.pick((1, 1, 2, 3))):
-            kind = choice.integer(0, 19)
-            if kind <= 12:
+            kind = choice.integer(0, 25)
+            if kind > 19 or kind <= 12:
                 files = self._with_field(choice, files)
             elif kind <= 14:
                 name = choice.pick(sorted(files))
@@ -241,8 +249,9 @@ class BundleDoor(Door):
         except (KeyError, ValueError, TypeError, RecursionError):
             return files
         part = choice.pick(("contract", "contract", "contract", "action", "network", "tasks", "all"))
-        if choice.chance(3):
-            _make_plausible(choice, manifest)
+        if choice.chance(2):
+            for _ in range(choice.pick((1, 1, 2, 4))):
+                _make_plausible(choice, manifest)
         elif part == "all":
             manifest = choice.edited(manifest)
         elif part == "action" and isinstance(manifest.get("contract"), dict):
@@ -313,8 +322,10 @@ def _make_plausible(choice: Choice, manifest: dict[str, Any]) -> None:
     with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
         contract = manifest["contract"]
         action, factor = contract["action"], choice.pick((0.1, 0.5, 0.9, 0.99, 1.01, 1.2, 1.3, 2.0, 10.0, 100.0))
-        kind = choice.integer(0, 5)
-        if kind == 0:
+        kind = choice.integer(0, 8)
+        if kind >= 6:
+            _make_harmless(choice, manifest)
+        elif kind == 0:
             rows = action["response"]["velocities"]
             action["response"]["velocities"] = [[value * factor for value in row] for row in rows]
         elif kind == 1:
@@ -330,6 +341,28 @@ def _make_plausible(choice: Choice, manifest: dict[str, Any]) -> None:
             group[choice.pick(("low", "high"))] *= factor
         else:
             choice.pick(contract["cameras"])["fov_y"] *= factor
+
+
+def _make_harmless(choice: Choice, manifest: dict[str, Any]) -> None:
+    """Change what another training run, or another robot, would have otherwise."""
+    contract, kind = manifest["contract"], choice.integer(0, 4)
+    if kind == 0:
+        provenance = manifest["provenance"]
+        provenance[choice.pick((*provenance, "note"))] = choice.pick(("x", "run 7", "0" * 64))
+    elif kind == 1:
+        task = choice.pick(manifest["tasks"])
+        task["name"] = choice.pick((task["name"] + "_2", "lift", "a" * 60))
+    elif kind == 2:  # another response of the same top speeds: what a refit gives
+        response = contract["action"]["response"]
+        for row in response["velocities"]:
+            row[1:-1] = [row[-1] * value for value in np.linspace(0, 1, len(row))[1:-1] ** choice.pick((0.8, 1.1, 2))]
+    elif kind == 3:
+        response = contract["action"]["response"]
+        response["levels"] = [0.0, 0.1, 1.0]
+        response["velocities"] = [[0.0, row[-1] / choice.pick((2, 5, 10)), row[-1]] for row in response["velocities"]]
+    else:
+        group = choice.pick(contract["proprioception"])
+        group["low"], group["high"] = group["low"] * 1.5, group["high"] * 2
 
 
 def _change_graph(choice: Choice, model: Any) -> None:

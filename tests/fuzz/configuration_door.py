@@ -1,6 +1,7 @@
 """Configurations and overrides: text that ends up as a run's settings, an arm's profile or a contract.
 
-An input is a line ``<what> <suffix>``, the file's bytes, and overrides after a mark, one a line.
+An input is a line ``<what> <suffix>``, the file's bytes, and overrides after a mark, one a line. What is accepted is
+used, see :mod:`tests.fuzz.use`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from m2distill_policy.config import load_config, read_file, to_dict, to_json
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.recordings.contract import read_contract
-from m2distill_policy.ros.parameters import PARAMETERS, load_arm
+from m2distill_policy.ros.parameters import PARAMETERS, load_arm, settings_from
+from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.fuzz.choice import TOKENS, Choice
 from tests.fuzz.door import Door, Folder
 from tests.fuzz.invariant import ROOT, require
@@ -36,6 +39,15 @@ MARK = b"\n=== overrides ===\n"
 #: libyaml's where it is there: the harness's own work should not take long.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+#: Whether a policy can answer here.
+_CAN_DRIVE = all(importlib.util.find_spec(module) is not None for module in ("onnxruntime", "onnx", "cv2"))
+#: With every limit, of which changed ones are made.
+_LIMITED = ArmConfig(
+    safety=SafetyLimits(
+        speed=(0.1, 0.1, 0.1, 0.5, 0.5, 0.5), acceleration=(1.0,) * 6, jerk=(20.0,) * 6,
+        workspace_low=(0.2, -0.3, 0.0), workspace_high=(0.7, 0.3, 0.6),
+    )
+)  # fmt: skip
 SUFFIXES = (".toml", ".yaml", ".json")
 
 
@@ -80,12 +92,21 @@ class ConfigurationDoor(Door):
     def _arm(path: Path, overrides: list[str]) -> None:
         config, _ = load_arm(path, overrides)
         _require_finite(to_dict(config))
+        if _CAN_DRIVE:
+            from tests.fuzz.use import use_arm
+
+            use_arm(config)
 
     @staticmethod
     def _contract(path: Path, overrides: list[str]) -> None:
         contract = read_contract(path)
         _require_finite(contract.to_dict())
         require(read_contract_again(contract.to_json()) == contract, "a contract is not what it was after JSON")
+        if _CAN_DRIVE:
+            from tests.fuzz.use import use_limits
+
+            use_limits(SafetyLimits(), contract)
+            use_limits(SafetyLimits(speed=(0.05,) * 6, acceleration=(1.0,) * 6, jerk=(20.0,) * 6), contract)
 
     @staticmethod
     def _run(path: Path, overrides: list[str]) -> None:
@@ -99,10 +120,18 @@ class ConfigurationDoor(Door):
 
     @staticmethod
     def _parameters(path: Path, overrides: list[str]) -> None:
+        found: dict[str, Any] = {}
         for key, value in read_file(path).items():
             for parameter in PARAMETERS:
                 if parameter.name == key:
                     _require_finite(parameter.check(value))
+                    found[key] = value
+        settings = settings_from(found)
+        _require_finite(to_dict(settings.arm))
+        if _CAN_DRIVE:
+            from tests.fuzz.use import use_arm
+
+            use_arm(settings.arm, settings.cycle)
 
     # --- making -------------------------------------------------------------------------------------------------------
 
@@ -113,7 +142,8 @@ class ConfigurationDoor(Door):
             ("arm .json", json.dumps(to_dict(ArmConfig())).encode()),
             ("arm .yaml", yaml.safe_dump(to_dict(ArmConfig())).encode()),
             ("contract .json", libero_contract(32).to_json().encode()),
-            ("parameters .json", json.dumps({p.name: p.default for p in PARAMETERS}).encode()),
+            ("parameters .json", json.dumps({p.name: p.default for p in PARAMETERS} | {"bundle": "toy"}).encode()),
+            ("arm .json", json.dumps(to_dict(_LIMITED)).encode()),
         ]
         if _run_config() is not None:
             profile = (ROOT / "config" / "tiny.toml").read_bytes()
@@ -131,8 +161,13 @@ class ConfigurationDoor(Door):
         head, _, rest = data.partition(b"\n")
         body, _, changes = rest.partition(MARK)
         what, _, suffix = head.decode("latin-1").partition(" ")
-        kind = choice.integer(0, 5)
-        if kind <= 1:
+        kind = choice.integer(0, 7)
+        if kind >= 6:  # settings that somebody may well write, for whatever arm it is
+            what, suffix, body = ("arm", ".json", json.dumps(to_dict(_LIMITED)).encode()) if what != "arm" else (
+                what, suffix, body
+            )  # fmt: skip
+            changes = "\n".join(_plausible(choice) for _ in range(choice.pick((1, 1, 2)))).encode()
+        elif kind <= 1:
             tree = self._tree(body, suffix)
             if tree is not None:
                 suffix = choice.pick((".json", ".yaml")) if suffix == ".toml" or choice.chance(4) else suffix
@@ -181,6 +216,18 @@ class ConfigurationDoor(Door):
         else:
             text = "[" + ",".join(str(choice.number()) for _ in range(choice.integer(0, 7))) + "]"
         return f"{name}{choice.pick(('=', '=', '=', ' = ', '', '=='))}{text}"
+
+
+def _plausible(choice: Choice) -> str:
+    """An override of an arm's limit: one size, for a number or for six of them."""
+    name = choice.pick(
+        ("safety.speed", "safety.acceleration", "safety.acceleration", "safety.jerk", "safety.jerk",
+         *(f"watch.{field.name}" for field in dataclasses.fields(WatchLimits)), "safety.halt_time")
+    )  # fmt: skip
+    size = choice.pick((1, 2, 5)) * 10.0 ** choice.pick((*range(-4, 9), 200))
+    if name.startswith("safety.") and name != "safety.halt_time":
+        return f"{name}={json.dumps([size] * 6)}"
+    return f"{name}={int(size) if name in ('watch.frozen_after', 'watch.overruns_in_a_row') else size}"
 
 
 def read_contract_again(text: str) -> object:

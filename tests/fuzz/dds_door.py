@@ -46,7 +46,11 @@ class _Bytes:
         if not self.arrived:
             return []
         found = self.arrived.popleft()
-        return [self._kind.deserialize(found) if isinstance(found, bytes) else found]
+        return [self.decoded(found) if isinstance(found, bytes) else found]
+
+    def decoded(self, data: bytes) -> Any:
+        """The message that ``data`` is; raises what the deserialiser raises."""
+        return self._kind.deserialize(data)
 
 
 class _Reader(Reader[Any]):
@@ -142,6 +146,10 @@ class _Session(Session):
         """See :class:`Session`."""
         for reader in self._readers.get(topic, ()):
             reader.bytes.arrived.append(data)
+
+    def decoded(self, topic: str, data: bytes) -> Any:
+        """See :class:`Session`."""
+        return self._readers[topic][0].bytes.decoded(data)
 
     def turn(self) -> None:
         """What the node's loop does once."""

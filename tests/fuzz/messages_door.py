@@ -1,8 +1,11 @@
 """What the doors of messages share: a script of messages and pauses, and the checks on everything that is published.
 
-An input is three bytes of options and then events, each ``<kind: u8> <microseconds before it: u32> <size: u16>
+An input is :data:`HEAD` bytes of options and then events, each ``<kind: u8> <microseconds before it: u32> <size: u16>
 payload``. A kind below 32 is a topic of :data:`TOPICS` and the payload a serialised message; :data:`GOOD` is a number
-of good observations, whose streams may be shifted in time.
+of good observations, whose streams may be shifted in time, freeze, or name more joints than the policy needs.
+
+What is published is looked at by itself (:class:`Published`), and compared with what was sent
+(:mod:`tests.fuzz.expected`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from m2distill_policy.contract import Contract
 from m2distill_policy.node import topics
 from m2distill_policy.node.cycle import LONGEST_RAMP, Output, PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.runtime import safety
 from m2distill_policy.runtime import server as server_module
 from m2distill_policy.runtime.engine import Engine
 from m2distill_policy.runtime.safety import SafetyLimits
@@ -28,6 +32,7 @@ from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS, toy_contract
 from tests.fuzz.choice import Choice
+from tests.fuzz.expected import Expected, Setup
 from tests.fuzz.invariant import finite, require
 
 CONTRACT: Contract = toy_contract(16)
@@ -39,10 +44,21 @@ LOW, HIGH = (0.3, -0.2, 0.1), (0.5, 0.2, 0.5)
 WHERE = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
 #: Cycles of one input at most; later events are left out.
 MOST_CYCLES = 150
-#: ms by which the stamps of pictures or joints may not be off while the policy drives.
-OFF = 300
+#: ms beyond the limits by which the stamps of pictures or joints may not be off while the policy drives.
+OFF = 100
+#: Bytes of options.
+HEAD = 8
+#: What the limits may be where the product does not say; from least to greatest.
+_RANGES: dict[str, tuple[float, float]] = {"speed": (1e-4, 100.0), "acceleration": (0.01, 1000.0), "jerk": (0.1, 1e5)}
+#: m by which the end effector is outside a wall of the workspace, a place each, and how far it swings there.
+PLACES = (-0.02, -0.003, -0.001, 0.0005, 0.002, 0.01, 0.02, 0.03, 0.045, 0.049, 0.06, 0.3)
+SWINGS = (0.05, 0.0, 0.01, 0.1)
+#: What :attr:`Good.without` says, beside the streams that are left out (1, 2: views, 4: joints, 8: pose).
+FROZEN_VIEWS, FROZEN_JOINTS, POSE_LAST, FROZEN_POSE = 16, 32, 64, 128
+#: What :attr:`Good.form` says.
+MORE_FIRST, REVERSED, PADDED, BGR, ONE_BY_ONE = 1, 2, 4, 8, 16
 _EVENT = struct.Struct("<BIH")
-_SHIFTS = struct.Struct("<BBiiii")
+_SHIFTS = struct.Struct("<BBiiiiHB")
 
 TOPICS: tuple[str, ...] = (
     *(topics.camera_topic(name) for name in CONTRACT.camera_names),
@@ -65,39 +81,44 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Good:
-    """``count`` observations, one a period; shifts in ms of what each stream's stamps say, and what is left out."""
+    """``count`` observations, one a period; shifts in ms of what each stream's stamps say, and what is left out.
+
+    more: joints beside those that the policy needs. form: how joints and pictures are written, all of it harmless.
+    """
 
     count: int
     without: int = 0
     shifts: tuple[int, int, int, int] = (0, 0, 0, 0)
+    more: int = 0
+    form: int = 0
 
     def packed(self) -> bytes:
         """As a payload."""
-        return _SHIFTS.pack(self.count, self.without, *self.shifts)
+        return _SHIFTS.pack(self.count, self.without, *self.shifts, self.more, self.form)
 
     @staticmethod
     def of(payload: bytes) -> Good:
         """What :meth:`packed` made, or damage to it."""
-        count, without, *shifts = _SHIFTS.unpack(payload[: _SHIFTS.size].ljust(_SHIFTS.size, b"\0"))
-        return Good(min(count, 60), without, (shifts[0], shifts[1], shifts[2], shifts[3]))
+        count, without, *shifts, more, form = _SHIFTS.unpack(payload[: _SHIFTS.size].ljust(_SHIFTS.size, b"\0"))
+        return Good(min(count, 60), without, (shifts[0], shifts[1], shifts[2], shifts[3]), more % 1000, form)
 
 
 def packed(options: bytes, events: Sequence[Event]) -> bytes:
     """An input."""
-    return options[:3].ljust(3, b"\0") + b"".join(
+    return options[:HEAD].ljust(HEAD, b"\0") + b"".join(
         _EVENT.pack(e.kind & 255, e.pause & 0xFFFFFFFF, len(e.payload[:65535])) + e.payload[:65535] for e in events
     )
 
 
 def unpacked(data: bytes) -> tuple[bytes, list[Event]]:
     """Options and events of any bytes."""
-    events, at = [], 3
+    events, at = [], HEAD
     while at + _EVENT.size <= len(data):
         kind, pause, size = _EVENT.unpack_from(data, at)
         at += _EVENT.size
         events.append(Event(kind, pause, data[at : at + size]))
         at += size
-    return data[:3].ljust(3, b"\0"), events
+    return data[:HEAD].ljust(HEAD, b"\0"), events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,27 +135,65 @@ class Options:
     sampling: Any
     swap_when: Any = "now"
 
+    #: Where the end effector is, and how far it swings, m.
+    place: Any = None
+    swing: float = SWINGS[0]
+
     @staticmethod
     def of(raw: bytes) -> Options:
         """From an input's first bytes."""
-        one, two, three = raw[:3]
+        one, two, three, acceleration, jerk, speed, watch, place = raw[:HEAD]
         lockstep = one & 15 == 15
         box = bool(one & 32)
         return Options(
             limits=SafetyLimits(
-                speed=SPEED if one & 16 else None,
-                acceleration=(1.0,) * 6 if one & 64 else None,
+                speed=_size("speed", speed, SPEED) if one & 16 else None,
+                acceleration=_size("acceleration", acceleration, (1.0,) * 6) if one & 64 else None,
+                jerk=_size("jerk", jerk, (20.0,) * 6) if one & 128 else None,
                 workspace_low=LOW if box else None,
                 workspace_high=HIGH if box else None,
                 halt_time=(0.25, 0.0, 1.0, 2.0)[two & 3],
             ),
-            watch=WatchLimits.lockstep() if lockstep else WatchLimits(dead_man=0.5 if two & 4 else None),
+            watch=WatchLimits.lockstep()
+            if lockstep
+            else WatchLimits(
+                dead_man=0.5 if two & 4 else None,
+                frozen_after=(10, 2, 3, 20)[watch & 3],
+                frozen_motion=(0.02, 0.005, 0.1, 0.02)[watch >> 2 & 3],
+                stale_after=(0.2, 0.1, 0.5, 0.3)[watch >> 4 & 3],
+                future_tolerance=(0.1, 0.05, 0.3, 0.1)[watch >> 6 & 3],
+            ),
             lockstep=lockstep,
             measured=bool(three & 1),
             enabled=not two & 8,
             resume="enable" if two & 16 else "auto",
             sampling=("low_noise", "mode", "sample", "sample")[two >> 5 & 3],
+            place=_place(place),
+            swing=SWINGS[three >> 1 & 3],
         )
+
+    def within(self, shifts: Sequence[int]) -> bool:
+        """Whether the clocks of pictures and joints, ms each, are not clearly off."""
+        late, early = (self.watch.stale_after or 0.0) * 1000 + OFF, (self.watch.future_tolerance or 0.0) * 1000 + OFF
+        return all(-late < shift < early for shift in shifts)
+
+
+def _size(name: str, byte: int, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """A limit of ``name``: the usual one for 0, and otherwise one from the least to the greatest that is allowed."""
+    if not byte:
+        return usual
+    least, greatest = getattr(safety, "LIMIT_RANGES", _RANGES)[name][:2]
+    return (min(greatest, least * (greatest / least) ** ((byte - 1) / 254)),) * 6
+
+
+def _place(byte: int) -> Any:
+    """(6,) where the end effector is: in the middle of the workspace for 0, otherwise at one of its walls."""
+    found = WHERE.copy()
+    if byte:
+        wall, place = (byte - 1) % 6, PLACES[(byte - 1) // 6 % len(PLACES)]
+        axis, sign = wall % 3, 1 if wall < 3 else -1
+        found[axis] = (HIGH if sign > 0 else LOW)[axis] + sign * place
+    return found
 
 
 class Clock:
@@ -162,8 +221,12 @@ class Clock:
 class Published:
     """Looks at every message that a node publishes."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, clock: Clock) -> None:
         self._options = options
+        self.expected = Expected(
+            Setup(options.limits, options.watch, CONTRACT, INSTRUCTIONS, options.lockstep, options.enabled),
+            clock.steady,
+        )
         self.count = 0
         self.statuses = 0
         #: Status codes, and twists that moved the arm, so that a test can see what a script reaches.
@@ -178,6 +241,10 @@ class Published:
     def see(self, topic: str, message: Any) -> None:
         """:class:`Violation` for what must never be sent."""
         self.count += 1
+        self._look(topic, message)
+        self.expected.see(topic, message)
+
+    def _look(self, topic: str, message: Any) -> None:
         if topic == topics.TWIST:
             linear, angular = message.twist.linear, message.twist.angular
             twist = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
@@ -223,10 +290,12 @@ class Script:
         """Whole ones: driving, an instruction, the switches, a lockstep."""
         begin, drive, more = (Event(GOOD, 0, Good(count).packed()) for count in (26, 4, 3))
         told = self.message(4, lambda: self._types.String(data=INSTRUCTIONS[1]))
+        unknown = self.message(4, lambda: self._types.String(data="lift the purple box"))
         pressed = self.message(5, lambda: self._types.Bool(data=True))
         let_go = self.message(5, lambda: self._types.Bool(data=False))
         held = self.message(6, lambda: self._types.Bool(data=True))
         enable = self.message(10, lambda: self._types.Bool(data=True))
+        disable = self.message(10, lambda: self._types.Bool(data=False))
         joints = self.message(2, lambda: self._build.joints(_NAMES, [0.0] * 9, BEGIN + 200_000_000, ""))
         pose = self.message(3, lambda: self._build.pose(WHERE, BEGIN + 200_000_000, "base"))
         made = [
@@ -234,11 +303,21 @@ class Script:
             packed(b"\x10\0\1", [drive]),
             packed(b"\x30\x20\1", [drive, told, more]),
             packed(b"\x50\x14\1", [held, drive, pressed, more, let_go, enable, held, more]),
+            packed(b"\x10\0\1", [drive, pressed, more, let_go, more, enable, more, disable, more]),
+            packed(b"\x10\0\1", [drive, unknown, more, enable, more]),
             packed(b"\x70\x43\1", [drive, joints, pose, Event(GOOD, 400_000, Good(3).packed()), more]),
-            *(packed(b"\x20\0\1", [drive, Event(GOOD, 0, Good(4, shifts=s).packed())]) for s in _SHIFTED),
+            *(packed(b"\x20\0\1", [drive, Event(GOOD, 0, Good(12, shifts=s).packed())]) for s in _SHIFTED),
             *(packed(b"\0\x08\1", [drive, Event(GOOD, 0, Good(6, without=w).packed())]) for w in (1, 4, 8)),
-            *(packed(b"\0\0\1", [drive, Event(GOOD, 0, Good(14, without=w).packed())]) for w in (16, 32)),
-        ]
+            *(
+                packed(b"\x20\x40\1", [drive, Event(GOOD, 0, Good(24, without=w).packed())])
+                for w in (FROZEN_VIEWS, FROZEN_JOINTS, FROZEN_POSE)
+            ),
+            # At the walls, inside and outside, and with limits of which nobody thinks first.
+            *(packed(bytes([0x20, 0x40, 1, 0, 0, 0, 0, place]), [drive, more]) for place in (15, 21, 28, 39, 64)),
+            *(packed(bytes([0xD0, 0x40, 1, a, j]), [drive, more]) for a, j in ((0, 0), (60, 200), (200, 1), (1, 255))),
+            packed(b"\x10\0\1", [Event(GOOD, 0, Good(2, more=9, form=MORE_FIRST | REVERSED | PADDED).packed()),
+                                  Event(GOOD, 0, Good(2, more=300, form=BGR | ONE_BY_ONE).packed())]),
+        ]  # fmt: skip
         if "Episode" in dir(self._types):
             episode = self.message(
                 9, lambda: self._build.episode(1, INSTRUCTIONS[0], seed=1, draw=0, stamp=BEGIN - 10**9, frame="base")
@@ -256,8 +335,8 @@ class Script:
     def change(self, choice: Choice, data: bytes) -> bytes:
         """An input made of another one."""
         options, events = unpacked(data)
-        if choice.chance(5):
-            index = choice.integer(0, 2)
+        if choice.chance(3):
+            index = choice.integer(0, HEAD - 1)
             options = options[:index] + bytes([choice.integer(0, 255)]) + options[index + 1 :]
         for _ in range(choice.pick((1, 1, 2, 4))):
             index = choice.integer(0, len(events))
@@ -287,9 +366,13 @@ class Script:
     def _good(choice: Choice) -> bytes:
         shift = (0, 0, 0, 5, 19, 21, 24, 100, 150, 250, 300, 500, 1000, 2000, -5, -19, -21, -100, -300, -1000, -30_000)
         return Good(
-            choice.pick((1, 1, 2, 4, 12)),
-            choice.pick((0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64)),
-            (choice.pick(shift), choice.pick(shift), choice.pick(shift), choice.pick(shift)),
+            choice.pick((1, 1, 2, 4, 12, 24)),
+            choice.pick((0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128)),
+            (0, 0, 0, 0)
+            if choice.chance(2)
+            else (choice.pick(shift), choice.pick(shift), choice.pick(shift), choice.pick(shift)),
+            more=choice.pick((0, 0, 0, 1, 7, 31, 64, 257, 600)),
+            form=choice.integer(0, 31) if choice.chance(2) else 0,
         ).packed()
 
     def _made(self, choice: Choice, now: int) -> Event:
@@ -413,30 +496,53 @@ class Observation:
 
     number: int
     now: int
+    place: Any
+    swing: float
 
-    def messages(self, good: Good, types: Any, build: Any) -> list[tuple[int, Any]]:
-        """Joints, pose and views; every stamp shifted and some left out as ``good`` says."""
+    def messages(self, good: Good, types: Any, build: Any, expected: Expected) -> list[tuple[int, Any]]:
+        """Joints, pose and views; every stamp shifted and some left out as ``good`` says. ``expected`` hears of it."""
         stamps = [self.now + shift * 1_000_000 for shift in good.shifts]
         moved = 0.3 * math.sin(self.number / 10)
         found: list[tuple[int, Any]] = []
-        values = [moved] * 7 + [0.02, -0.02]
-        frozen = 0 if good.without & 16 else self.number
+        # A dead driver keeps saying the same.
+        values = [0.1 if good.without & FROZEN_JOINTS else moved] * 7 + [0.02, -0.02]
+        frozen = 0 if good.without & FROZEN_VIEWS else self.number
+        if not good.without & 4:
+            expected.joints(values)
         for view in range(2):
             if not good.without & (1 << view):
                 frame = np.full((16, 16, 3), (frozen * 7 + view) % 256, dtype=np.uint8)
+                expected.view(CONTRACT.camera_names[view], frame.tobytes())
+                rows = np.pad(frame.reshape(16, 48), ((0, 0), (0, 5))) if good.form & PADDED else frame
                 image = types.Image(
-                    header=build.header(max(0, stamps[view]), ""), height=16, width=16, encoding="rgb8",
-                    is_bigendian=0, step=48, data=frame.tobytes(),
+                    header=build.header(max(0, stamps[view]), ""), height=16, width=16,
+                    encoding="bgr8" if good.form & BGR else "rgb8", is_bigendian=0,
+                    step=53 if good.form & PADDED else 48, data=rows.tobytes(),
                 )  # fmt: skip
                 found.append((view, image))
         if not good.without & 4:
-            if good.without & 32:  # a dead driver that keeps saying the same
-                values = [0.1] * 7 + [0.02, -0.02]
-            found.append((2, build.joints(_NAMES, values, max(0, stamps[2]), "")))
+            found += [(2, build.joints(*part, max(0, stamps[2]), "")) for part in _joint_states(good, values)]
         if not good.without & 8:
-            pose = WHERE + np.array([0.05 * moved, 0.0, 0.0, 0.0, 0.0, 0.0])
-            found.insert(0 if not good.without & 64 else len(found), (3, build.pose(pose, max(0, stamps[3]), "base")))
+            # Noise of the last digits, as of a real one: only a dead driver repeats itself.
+            there = self.place + np.array([self.swing * moved, 0.0, 1e-7 * (self.number % 7), 0.0, 0.0, 0.0])
+            pose = build.pose(self.place if good.without & FROZEN_POSE else there, max(0, stamps[3]), "base")
+            expected.pose(pose)
+            found.insert(len(found) if good.without & POSE_LAST else 0, (3, pose))
         return found
+
+
+def _joint_states(good: Good, values: list[float]) -> list[tuple[list[str], list[float]]]:
+    """Names and positions of the messages of one moment."""
+    more = [(f"leg_{index}", index / 100) for index in range(good.more)]
+    wanted = list(zip(_NAMES, values, strict=True))
+    parts = (
+        [wanted, more]
+        if good.form & ONE_BY_ONE and more
+        else [more + wanted if good.form & MORE_FIRST else wanted + more]
+    )
+    if good.form & REVERSED:
+        parts = [part[::-1] for part in parts]
+    return [([name for name, _ in part], [value for _, value in part]) for part in parts]
 
 
 # --- a node in this process ------------------------------------------------------------------------------------------
@@ -458,7 +564,7 @@ class Session:
     def __init__(self, bundle: Bundle, options: Options, picture: Callable[[Any], Any], types: Any, build: Any) -> None:
         self.options = options
         self.clock = Clock()
-        self.published = Published(options)
+        self.published = Published(options, self.clock)
         self._types, self._build = types, build
         self._number = 0
         self.server = PolicyServer(
@@ -476,6 +582,20 @@ class Session:
     def deliver(self, topic: str, data: Any) -> None:
         """Bytes arrive on a topic, or a message that is whole."""
         raise NotImplementedError
+
+    def decoded(self, topic: str, data: bytes) -> Any:
+        """The message that ``data`` is on ``topic``; raises what the transport's library does."""
+        raise NotImplementedError
+
+    def hand(self, topic: str, data: bytes) -> None:
+        """Bytes of a script arrive."""
+        try:
+            message = self.decoded(topic, data)
+        except Exception:  # the transport's: this message is none
+            message = None
+        self.published.expected.operator(topic, message)
+        self.deliver(topic, data)
+        self.turn()
 
     def turn(self) -> None:
         """Let the node do what it has to do now."""
@@ -503,7 +623,7 @@ class Session:
 
     def good(self, good: Good) -> None:
         """A robot that works, some of whose streams are shifted."""
-        off = not self.options.lockstep and max(map(abs, good.shifts[:3])) >= OFF and not good.without & 7
+        off = not self.options.lockstep and not self.options.within(good.shifts[:3]) and not good.without & 7
         for index in range(good.count):
             if self.is_over:
                 return
@@ -511,7 +631,8 @@ class Session:
             self._number += 1
             stamp = self.clock.wall()
             self.pause(0.01)
-            for kind, message in Observation(self._number, stamp).messages(good, self._types, self._build):
+            step = Observation(self._number, stamp, self.options.place, self.options.swing)
+            for kind, message in step.messages(good, self._types, self._build, self.published.expected):
                 self.deliver(TOPICS[kind], message)
             self.turn()
             self.pause(CONTRACT.period - 0.01)
@@ -522,6 +643,7 @@ class Session:
     def leave(self) -> None:
         """The ramp to a halt ends in time, whatever came before."""
         self.cycle.leave("the fuzzer wants it")
+        self.published.expected.leave()
         began = self.clock.steady()
         while not self.cycle.left:
             self.publish(self.cycle.ramp())
@@ -541,8 +663,7 @@ def play(data: bytes, make: Callable[[Options], Session]) -> Published:
                 session.good(Good.of(event.payload))
             elif event.kind < len(TOPICS) and len(event.payload) >= 4:
                 # A middleware hands on nothing that lacks an encapsulation header.
-                session.deliver(TOPICS[event.kind], event.payload)
-                session.turn()
+                session.hand(TOPICS[event.kind], event.payload)
             if session.is_over:
                 break
         session.leave()

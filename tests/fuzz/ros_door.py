@@ -74,10 +74,12 @@ class _Node:
     def __init__(self, published: Published) -> None:
         self._published = published
         self.callbacks: dict[str, list[Callable[[Any], None]]] = {}
+        self.kinds: dict[str, Any] = {}
 
     def create_subscription(self, kind: Any, topic: str, callback: Any, *args: Any, **kwargs: Any) -> _Subscription:
         """Bytes of ``topic`` go to ``callback``."""
         self.callbacks.setdefault(_plain(topic), []).append(callback)
+        self.kinds[_plain(topic)] = kind
         return _Subscription()
 
     def create_publisher(self, kind: Any, topic: str, *args: Any, **kwargs: Any) -> _Publisher:
@@ -136,6 +138,7 @@ class _Session(Session):
         super().__init__(bundle, options, picture_of, Types, MESSAGES)
         node: Any = _Node(self.published)
         self._callbacks: dict[str, list[Callable[[Any], None]]] = node.callbacks
+        self._kinds: dict[str, Any] = node.kinds
         self._outputs = Outputs(
             node, CONTRACT, settings, gripper_trouble=lambda why: None, gripper_lost=self.cycle.gripper_missed,
             others_there=self.cycle.other_publishers, others_heard=lambda topic: None,
@@ -157,6 +160,10 @@ class _Session(Session):
         raw = data if isinstance(data, bytes) else bytes(serialize_message(data))
         for callback in self._callbacks.get(topic, ()):
             callback(raw)
+
+    def decoded(self, topic: str, data: bytes) -> Any:
+        """See :class:`Session`."""
+        return deserialize_message(data, self._kinds[topic])
 
     def turn(self) -> None:
         """What the node does when something came or its timer fired."""
