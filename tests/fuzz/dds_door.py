@@ -54,15 +54,20 @@ class _Bytes:
 
 
 class _Reader(Reader[Any]):
-    def __init__(self, topic: str, kind: Any) -> None:
+    def __init__(self, topic: str, kind: Any, publisher_count: int) -> None:
         self.topic = topic
         self.broken = []
+        self._count = publisher_count
         self.bytes = _Bytes(kind)
         self._reader: Any = self.bytes
 
     @property
     def matched(self) -> bool:
         return True
+
+    @property
+    def publisher_count(self) -> int:
+        return self._count
 
     @property
     def publishers(self) -> list[str]:
@@ -96,7 +101,7 @@ class _Participant(Participant):
 
     def reader(self, topic: str, kind: Any, *args: Any, **kwargs: Any) -> Any:
         """A reader of bytes from here."""
-        reader = _Reader(topic, kind)
+        reader = _Reader(topic, kind, self._published.publishers_of(topic))
         self.readers.setdefault(topic, []).append(reader)
         return reader
 

@@ -37,7 +37,8 @@ _RUNNING = int(StatusCode.RUNNING)
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What the rules depend on. frozen_poses: whether a pose that does not change is to halt the arm."""
+    """What the rules depend on. shared: whether the operator's switches have two publishers each: a press stays then,
+    and a dead-man switch counts as let go."""
 
     limits: SafetyLimits
     watch: WatchLimits
@@ -45,6 +46,7 @@ class Setup:
     instructions: tuple[str, ...]
     lockstep: bool
     enabled: bool
+    shared: bool = False
 
     @property
     def ramp(self) -> int:
@@ -103,7 +105,7 @@ class Expected:
         self._levels, self._speeds = np.array(response.levels), np.array(response.velocities)
         #: Why it must not be RUNNING, where only the operator can change that.
         self._pressed = self._let_go = self._left = False
-        self._enabled = setup.enabled
+        self._enabled, self._asked = setup.enabled, False
         self._instruction: str | None = setup.instructions[0]
         self._instruction_known = True
         self._held: tuple[bool, float] | None = None
@@ -143,11 +145,11 @@ class Expected:
             return
         if topic == topics.EMERGENCY_STOP:
             self._let_go = self._let_go or (self._pressed and not message.data)
-            self._pressed = bool(message.data)
+            self._pressed = bool(message.data) or (self._pressed and self._setup.shared)
         elif topic == topics.ENABLE:
             self._enable(bool(message.data))
         elif topic == topics.DEAD_MAN:
-            self._held = bool(message.data), self._steady()
+            self._held = bool(message.data) and not self._setup.shared, self._steady()
         elif topic == topics.INSTRUCTION:
             self._instruction, self._instruction_known = message.data, True
         elif topic == topics.EPISODE and self._setup.lockstep:
@@ -157,7 +159,9 @@ class Expected:
             self._keep(message, self._steady())
 
     def _enable(self, wanted: bool) -> None:
-        if self._pressed and wanted:
+        """True counts once, until false is heard, and not while the emergency stop is pressed."""
+        repeated, self._asked = wanted and self._asked, wanted
+        if repeated or (self._pressed and wanted):
             return
         self._enabled = wanted
         if wanted:
@@ -257,9 +261,8 @@ class Expected:
             return
         if self._joints.commands >= after + 2:
             require(self._joints.way <= 1.05 * watch.frozen_motion, "RUNNING on frozen joints", self._joints.way)
-        if self._pose.commands >= after + 2 and "FROZEN_POSE" in StatusCode.__members__:
-            limited = self._setup.limits.needs_pose
-            require(not limited or self._pose.way <= 1.05 * watch.frozen_motion, "RUNNING on frozen poses")
+        if min(self._pose.commands, self._pose.answers) >= after + 2:
+            require(self._pose.way <= 1.05 * watch.frozen_motion, "RUNNING on frozen poses", self._pose.way)
         for name, view in self._views.items():
             if view.answers < after + 2 or name not in self._since or len(self._positions) < 2:
                 continue

@@ -138,6 +138,8 @@ class Options:
     #: Where the end effector is, and how far it swings, m.
     place: Any = None
     swing: float = SWINGS[0]
+    #: Whether two publish the emergency stop, and the dead-man switch.
+    shared: bool = False
 
     @staticmethod
     def of(raw: bytes) -> Options:
@@ -170,6 +172,7 @@ class Options:
             sampling=("low_noise", "mode", "sample", "sample")[two >> 5 & 3],
             place=_place(place),
             swing=SWINGS[three >> 1 & 3],
+            shared=bool(two & 128),
         )
 
     def within(self, shifts: Sequence[int]) -> bool:
@@ -224,9 +227,11 @@ class Published:
     def __init__(self, options: Options, clock: Clock) -> None:
         self._options = options
         self.expected = Expected(
-            Setup(options.limits, options.watch, CONTRACT, INSTRUCTIONS, options.lockstep, options.enabled),
+            Setup(
+                options.limits, options.watch, CONTRACT, INSTRUCTIONS, options.lockstep, options.enabled, options.shared
+            ),
             clock.steady,
-        )
+        )  # fmt: skip
         self.count = 0
         self.statuses = 0
         #: Status codes, and twists that moved the arm, so that a test can see what a script reaches.
@@ -237,6 +242,10 @@ class Published:
         speed = options.limits.speed
         # Without a limit of the operator's: the top speed of the bundle that the operator configured.
         self._speed = np.array(speed) if speed is not None else CONTRACT.action.response.twist(np.ones(7))
+
+    def publishers_of(self, topic: str) -> int:
+        """How many send on ``topic``."""
+        return 1 + (self._options.shared and topic in (topics.EMERGENCY_STOP, topics.DEAD_MAN))
 
     def see(self, topic: str, message: Any) -> None:
         """:class:`Violation` for what must never be sent."""
@@ -305,6 +314,8 @@ class Script:
             packed(b"\x50\x14\1", [held, drive, pressed, more, let_go, enable, held, more]),
             packed(b"\x10\0\1", [drive, pressed, more, let_go, more, enable, more, disable, more]),
             packed(b"\x10\0\1", [drive, unknown, more, enable, more]),
+            packed(b"\x10\x80\1", [drive, pressed, let_go, enable, more, disable, enable, more]),
+            packed(b"\x10\0\1", [enable, drive, pressed, more, let_go, enable, more, enable, more]),
             packed(b"\x70\x43\1", [drive, joints, pose, Event(GOOD, 400_000, Good(3).packed()), more]),
             *(packed(b"\x20\0\1", [drive, Event(GOOD, 0, Good(12, shifts=s).packed())]) for s in _SHIFTED),
             *(packed(b"\0\x08\1", [drive, Event(GOOD, 0, Good(6, without=w).packed())]) for w in (1, 4, 8)),
@@ -524,7 +535,7 @@ class Observation:
             found += [(2, build.joints(*part, max(0, stamps[2]), "")) for part in _joint_states(good, values)]
         if not good.without & 8:
             # Noise of the last digits, as of a real one: only a dead driver repeats itself.
-            there = self.place + np.array([self.swing * moved, 0.0, 1e-7 * (self.number % 7), 0.0, 0.0, 0.0])
+            there = self.place + np.array([self.swing * moved, 0.0, 1e-5 * (self.number % 7), 0.0, 0.0, 0.0])
             pose = build.pose(self.place if good.without & FROZEN_POSE else there, max(0, stamps[3]), "base")
             expected.pose(pose)
             found.insert(len(found) if good.without & POSE_LAST else 0, (3, pose))

@@ -110,6 +110,18 @@ def _frozen_joints_pass() -> Any:
     return mock.patch.object(MotionCheck, "check", lambda *given, **named: None)
 
 
+def _frozen_poses_pass() -> Any:
+    from m2distill_policy.runtime.motion_check import MotionCheck
+
+    return mock.patch.object(MotionCheck, "_check_pose", lambda *given, **named: None)
+
+
+def _repeated_enable_counts() -> Any:
+    from m2distill_policy.node.cycle import PolicyCycle
+
+    return mock.patch.object(PolicyCycle, "enable_requested", lambda self, wanted: self.enable(wanted))
+
+
 def _frozen_views_pass() -> Any:
     from m2distill_policy.runtime.watchdog import Watchdog
 
@@ -254,6 +266,8 @@ PLANTS: tuple[Plant, ...] = (
     Plant("an emergency stop that does not hold", _MESSAGES, _emergency_does_not_hold),
     Plant("a refused instruction that is passed over", _DDS, _refused_instruction_goes_on),
     Plant("frozen joints", _DDS, _frozen_joints_pass),
+    Plant("frozen poses", _DDS, _frozen_poses_pass),
+    Plant("an enable that is repeated", _DDS, _repeated_enable_counts),
     Plant("frozen views", _DDS, _frozen_views_pass),
     Plant("stamps of the future", _DDS, _future_passes),
     Plant("an error for many joints", _MESSAGES, _many_joints, ("error",)),

@@ -93,8 +93,8 @@ class _Node:
         return topics.resolve(_plain(topic))
 
     def count_publishers(self, topic: str) -> int:
-        """Our own alone."""
-        return 1
+        """Our own alone, but for switches that several share."""
+        return self._published.publishers_of(_plain(topic))
 
 
 def _plain(topic: str) -> str:
