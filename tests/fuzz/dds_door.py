@@ -54,10 +54,10 @@ class _Bytes:
 
 
 class _Reader(Reader[Any]):
-    def __init__(self, topic: str, kind: Any, publisher_count: int) -> None:
+    def __init__(self, topic: str, kind: Any, programs: int) -> None:
         self.topic = topic
         self.broken = []
-        self._count = publisher_count
+        self._count = programs
         self.bytes = _Bytes(kind)
         self._reader: Any = self.bytes
 
@@ -66,7 +66,7 @@ class _Reader(Reader[Any]):
         return True
 
     @property
-    def publisher_count(self) -> int:
+    def publishing_programs(self) -> int:
         return self._count
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,13 @@ class _Node:
     def resolve_topic_name(self, topic: str) -> str:
         """Not remapped."""
         return topics.resolve(_plain(topic))
+
+    def get_publishers_info_by_topic(self, topic: str) -> list[Any]:
+        """One node each."""
+        return [
+            types.SimpleNamespace(node_namespace="/", node_name=f"panel_{index}", topic_type="")
+            for index in range(self.count_publishers(topic))
+        ]
 
     def count_publishers(self, topic: str) -> int:
         """Our own alone, but for switches that several share."""
