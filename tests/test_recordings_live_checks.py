@@ -118,6 +118,38 @@ def test_a_set_point_that_stays_out_of_reach_is_a_command_to_move(tmp_path: Path
         imported(tmp_path / "frozen", freeze_joints(made, 0.5))
 
 
+@pytest.mark.parametrize("told", TOLD)
+def test_a_pose_that_freezes_while_the_arm_is_told_to_move_is_refused(tmp_path: Path, told: str) -> None:
+    made = driven(told)
+    first = None
+    for content in contents(made, POSE, 0.3):
+        first = content.pose if first is None else first
+        content.pose = first
+    with pytest.raises(RecordingError, match=StatusCode.BAD_POSE.name):
+        imported(tmp_path, made, told)
+
+
+@pytest.mark.parametrize("positions", [(0.0, 0.8), (255.0, 0.0), (-1e30, 1e30), (0.0, 0.11), (-0.03, 0.08)])
+def test_a_gripper_that_counts_in_another_unit_is_refused(tmp_path: Path, positions: tuple[float, float]) -> None:
+    """Open and closed would be exchanged, or be what is nearer by chance."""
+    made = driven("target_pose")
+    made.messages = [message for message in made.messages if message[1] != topics.GRIPPER_COMMAND]
+    for at, position in zip((1, 1200), positions, strict=True):
+        made.grip(at * MS, position)
+    with pytest.raises(RecordingError, match=r"gripper\.open_position"):
+        imported(tmp_path, made)
+
+
+@pytest.mark.parametrize("positions", [(0.08, 0.0), (0.085, -0.01), (0.06, 0.02), (0.1, 0.0)])
+def test_a_gripper_that_is_told_about_open_or_closed_is_taken(tmp_path: Path, positions: tuple[float, float]) -> None:
+    made = driven("target_pose")
+    made.messages = [message for message in made.messages if message[1] != topics.GRIPPER_COMMAND]
+    for at, position in zip((1, 1200), positions, strict=True):
+        made.grip(at * MS, position)
+    entries = imported(tmp_path, made).episode.actions[:, 6]
+    assert entries[5] == -1.0 and entries[-1] == 1.0
+
+
 # --- impossible ------------------------------------------------------------------------------------------------------
 
 

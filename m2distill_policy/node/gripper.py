@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from m2distill_policy.errors import ConfigError
+from m2distill_policy.errors import ConfigError, ObservationError
 
+#: How far beyond open or closed a command may be, as a share of the way between the two.
+BEYOND = 0.25
 #: The largest threshold: at 1 the gripper would never change.
 LARGEST_THRESHOLD = 0.999
 
@@ -37,7 +39,18 @@ class GripperProfile:
             raise ConfigError(f"gripper is open and closed at the same position, {self.open_position}")
 
     def entry(self, position: float) -> float:
-        """The action's entry (-1 or +1) that a commanded ``position`` stands for: the nearer of the two."""
+        """The action's entry (-1 or +1) that a commanded ``position`` stands for: the nearer of the two.
+
+        Raises:
+            ObservationError: it is beyond both by more than a quarter of their distance, so it is of another unit.
+        """
+        opened = (position - self.closed_position) / (self.open_position - self.closed_position)
+        if not -BEYOND <= opened <= 1 + BEYOND:
+            raise ObservationError(
+                f"the gripper was told {position:g}, but it is open at {self.open_position:g} "
+                f"(gripper.open_position) and closed at {self.closed_position:g} (gripper.closed_position): "
+                "set both as the gripper's driver counts"
+            )
         return -1.0 if abs(position - self.open_position) < abs(position - self.closed_position) else 1.0
 
 

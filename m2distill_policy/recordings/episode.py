@@ -403,7 +403,10 @@ def _episode(
         fault = frozen.check(step.observation, None if ee is None else ee[index], commanded)
         if fault is not None:
             raise RecordingError(f"{bag.path} at {step.at / 1e9:.3f} s: {fault.code.name}: {fault.sentence}")
-        actions[index, 6] = _grip(commands.grip(following), step.observation, settings.gripper)
+        try:
+            actions[index, 6] = _grip(commands.grip(following), step.observation, settings.gripper)
+        except ObservationError as error:
+            raise RecordingError(f"{bag.path} at {step.at / 1e9:.3f} s: {error}") from error
     clipped = float((np.abs(actions[:, :6]).max(axis=1) > 1 + 1e-6).mean())
     episode = Episode(
         images={name: np.stack([s.observation.images[name] for s in steps]) for name in contract.camera_names},
