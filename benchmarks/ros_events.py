@@ -150,22 +150,43 @@ def another_publisher(bundle: Path, folder: Path) -> dict[str, Any]:
         return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
 
 
+#: A workspace, with which the policy needs the end effector's pose.
+_BOX = {"safety.workspace_low": "[0.2, -0.5, 0.0]", "safety.workspace_high": "[0.6, 0.5, 0.8]"}
+
+
+def _poses(robot: Robot) -> Callable[..., Callable[[Robot, int], None]]:
+    """Makes what says observations with the end effector at ``x`` (m); as measured, or frozen."""
+    pose = robot.node.create_publisher(PoseStamped, topics.resolve(topics.END_EFFECTOR_POSE), qos.reliable(10))
+
+    def at(x: float, frozen: bool = False) -> Callable[[Robot, int], None]:
+        def say(robot: Robot, i: int) -> None:
+            stamp = time.time_ns()
+            noise = 0.0 if frozen else 1e-5 * (i % 7)
+            pose.publish(MESSAGES.pose(np.array([x + noise, 0.0, 0.4, np.pi, 0.0, 0.0]), stamp, "base"))
+            robot.publish(i, stamp)
+
+        return say
+
+    return at
+
+
+def pose_freezes(bundle: Path, folder: Path) -> dict[str, Any]:
+    """In a limited workspace, the pose stays the same for two seconds under fresh stamps."""
+    with node(bundle, folder / "node.log", **_BOX) as _, _robot(bundle) as robot:
+        at = _poses(robot)
+        robot.bring_up()
+        robot.drive_until(StatusCode.RUNNING, at(0.4))
+        robot.drive(_DRIVEN, at(0.4))
+        begin = time.monotonic()
+        robot.drive(_BROKEN, at(0.4, frozen=True))
+        found = robot.halted(begin, StatusCode.BAD_POSE)
+        return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING, at(0.4)), 3)}
+
+
 def pose_jumps(bundle: Path, folder: Path) -> dict[str, Any]:
     """In a limited workspace, the pose is 3 m away for two seconds."""
-    limits = {"safety.workspace_low": "[0.2, -0.5, 0.0]", "safety.workspace_high": "[0.6, 0.5, 0.8]"}
-    with node(bundle, folder / "node.log", **limits) as _, _robot(bundle) as robot:
-        pose = robot.node.create_publisher(PoseStamped, topics.resolve(topics.END_EFFECTOR_POSE), qos.reliable(10))
-
-        def at(x: float) -> Callable[[Robot, int], None]:
-            where = np.array([x, 0.0, 0.4, np.pi, 0.0, 0.0])
-
-            def say(robot: Robot, i: int) -> None:
-                stamp = time.time_ns()
-                pose.publish(MESSAGES.pose(where, stamp, "base"))
-                robot.publish(i, stamp)
-
-            return say
-
+    with node(bundle, folder / "node.log", **_BOX) as _, _robot(bundle) as robot:
+        at = _poses(robot)
         robot.bring_up()
         robot.drive_until(StatusCode.RUNNING, at(0.4))
         robot.drive(_DRIVEN, at(0.4))
@@ -254,6 +275,7 @@ EVENTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "a bundle is offered that answers NaN": nan_offered,
     "somebody else commands the arm": another_publisher,
     "the pose jumps by 3 m": pose_jumps,
+    "the pose freezes": pose_freezes,
     "the clock is set back": clock_set_back,
     "SIGTERM": terminated,
     "kill -9 under ros2 launch": killed,

@@ -94,6 +94,15 @@ def _dead_driver(robot: Robot, i: int) -> None:
     robot.joints.publish(robot.joint_state(0, stamp))
 
 
+def _contradicted(robot: Robot, i: int) -> None:
+    """Another node says that every joint is half a radian away."""
+    stamp = time.time_ns()
+    robot.publish(i, stamp)
+    state = robot.joint_state(i, stamp + 1_000_000)
+    state.position = [position + 0.5 for position in state.position]
+    robot.joints.publish(state)
+
+
 class _Same:
     """The very same message again and again, stamp and all."""
 
@@ -155,6 +164,7 @@ FAULTS: dict[str, Fault] = {
     "the joints' clock is 1 s behind": Fault(_clocks(joints=-1.0), StatusCode.STALE_OBSERVATION),
     "two cameras are 24 ms apart": Fault(_clocks(view=-0.024), StatusCode.UNSYNCHRONISED, silent=True),
     "the joints freeze": Fault(_dead_driver, StatusCode.FROZEN_JOINTS),
+    "a second node publishes other joint positions": Fault(_contradicted),
     "joints lack a name": Fault(_with(_nameless)),
     "a joint is NaN": Fault(_with(_nan)),
     "another encoding": Fault(_with(_encoding)),
