@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from m2distill_policy.bundle import Bundle, open_bundle, write_bundle
 from m2distill_policy.bundle_files import DIGEST, MANIFEST, digest_line
-from m2distill_policy.contract import Contract, Text, libero_contract
+from m2distill_policy.contract import Contract, Proprioception, Text, libero_contract
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 
@@ -244,14 +244,17 @@ def observations(contract: Contract, count: int, seed: int = 0, start: float = 0
     return [
         Observation(
             images={c.name: rng.integers(0, 256, c.shape, dtype=np.uint8) for c in contract.cameras},
-            proprioception={
-                g.name: rng.uniform(max(g.low, -near[g.unit]), min(g.high, near[g.unit]), g.size).astype(np.float32)
-                for g in contract.proprioception
-            },
+            proprioception={g.name: _readings(rng, g, near[g.unit]) for g in contract.proprioception},
             stamp=start + i * contract.period,
         )
         for i in range(count)
     ]
+
+
+def _readings(rng: np.random.Generator, group: Proprioception, near: float) -> NDArray[np.float32]:
+    """Within the group's range, as near to 0 as that allows."""
+    middle = min(max(0.0, group.low), group.high)
+    return rng.uniform(max(group.low, middle - near), min(group.high, middle + near), group.size).astype(np.float32)
 
 
 class Tremor:

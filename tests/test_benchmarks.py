@@ -34,6 +34,8 @@ def test_results_of_another_configuration_are_not_summed_up(tmp_path: Path) -> N
     run = tmp_path / "seed_0" / "er"
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"config": {"strategy": "er", "episodes": 3, "memory": {"episodes": 1}}}))
+    assert _tabletop("--plan", "--folder", tmp_path).returncode == 0, "nothing of it was trained"
+    (run / "results.json").write_text("{}")
     done = _tabletop("--plan", "--folder", tmp_path)
     assert done.returncode != 0 and "holds a run under another configuration" in done.stderr
 
