@@ -55,7 +55,8 @@ class Robot:
         self.executor.add_node(self.node)
         rng = np.random.default_rng(0)
         height, width = self.picture_size
-        self._pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8).tobytes() for _ in range(8)]
+        # More than the policy remembers: a camera that shows the same few in turn is a frozen one.
+        self._pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8).tobytes() for _ in range(16)]
         self._height, self._width = height, width
         self.views = {
             name: self.node.create_publisher(Image, topics.camera_topic(name), qos.reliable(2))
