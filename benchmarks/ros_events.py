@@ -86,19 +86,19 @@ def disk_full(bundle: Path, folder: Path) -> dict[str, Any]:
 
 
 def provider_lost(bundle: Path, folder: Path) -> dict[str, Any]:
-    """ONNX Runtime fails on every step for two seconds: a small network that fails where the first joint is above 1.5.
+    """ONNX Runtime fails on every step for two seconds: a small network that fails where the first joint is above 0.05.
 
     The network of ``bundle`` cannot be made to fail from outside.
     """
     contract = toy_contract()
-    fragile = write_toy(folder / "fragile", contract=contract, fails_above=1.5)
+    fragile = write_toy(folder / "fragile", contract=contract, fails_above=0.05)
 
     def far(robot: Robot, i: int) -> None:
         stamp = time.time_ns()
         for name, publisher in robot.views.items():
             publisher.publish(robot.picture(name, i, stamp))
         state = robot.joint_state(i, stamp)
-        state.position[0] = 2.0
+        state.position[0] = 0.08  # not so far that no joint could have got there
         robot.joints.publish(state)
 
     with node(fragile, folder / "node.log", instruction=INSTRUCTIONS[0]), _robot(fragile) as robot:
