@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_ramp_ends_within_the_stated_time_and_holds_the_gripper() -> None:
     governor.admit(FULL)
     governor.forget()
     assert governor.motion is Motion.HALTED and not governor.last.any()
+
+
+def test_a_ramp_does_not_speed_up_where_a_wall_gives_way() -> None:
+    limits = SafetyLimits(workspace_low=(0.0, -1.0, 0.0), workspace_high=(0.5, 1.0, 1.0), halt_time=0.5)
+    governor = Governor(limits, CONTRACT)
+    inside = np.array([0.3, 0.0, 0.3, np.pi, 0.0, 0.0])
+    at_wall = inside.copy()
+    at_wall[0] = 0.499
+    governor.admit(FULL, inside)
+    sizes = [np.abs(governor.halt(pose)[:6]) for pose in (at_wall, inside, inside, at_wall, inside, inside)]
+    assert sizes[0][0] < 0.05
+    for before, after in itertools.pairwise(sizes):
+        assert (after <= before + 1e-12).all()
 
 
 def test_no_halt_time_stops_at_once() -> None:

@@ -255,7 +255,11 @@ class Governor:
             self._ramp_left -= 1
             command = self._ramp_from.copy()
             command[_MOTION] *= self._ramp_left / self._cycles
-            self._last = self._within_walls(command, pose)
+            command = self._within_walls(command, pose)
+            # Where a wall held the command back, and now holds it less, a ramp must not speed up.
+            most = np.abs(self._last[_MOTION])
+            command[_MOTION] = np.clip(command[_MOTION], -most, most)
+            self._last = command
             if self._ramp_left == 0:
                 self.motion = Motion.HALTED
         if self._smoother is not None:
