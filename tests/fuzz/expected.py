@@ -189,8 +189,8 @@ class Expected:
     def view(self, name: str, frame: bytes) -> None:
         """A good robot's picture."""
         same = self._views[name]
-        if frame != same.value and self._positions:
-            self._since[name] = self._positions[-1]
+        if frame != same.value:
+            self._since.pop(name, None)
         same.came(frame)
 
     def _keep(self, message: Any, now: float) -> None:
@@ -221,6 +221,10 @@ class Expected:
             self._judge_twist(twist, driven)
             for same in (self._joints, self._pose, *self._views.values()):
                 same.commanded(twist, self._contract.period)
+        for name in self._views:
+            # Since the first answer to it: pictures that belonged to no observation do not count.
+            if driven and name not in self._since and self._positions:
+                self._since[name] = self._positions[-1]
         for same in (self._joints, self._pose, *self._views.values()):
             same.answers += driven
         values = np.array(action.action) if action is not None else None
