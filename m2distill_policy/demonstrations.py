@@ -132,7 +132,7 @@ def instruction_from(text: str) -> str:
     # By hand: stripping one after the other until nothing changes takes minutes for a long text of both.
     kept = [index for index, character in enumerate(text) if character != _QUOTE and not character.isspace()]
     if not kept:
-        raise DemonstrationError(f"the instruction is {shorten(repr(text))}; say what is done, as the policy is told")
+        raise DemonstrationError(f"the instruction is {shorten(repr(text))}; write what the robot has to do")
     words = text[kept[0] : kept[-1] + 1]
     if len(words) > _LONGEST_INSTRUCTION or not words.isprintable():
         raise DemonstrationError(

@@ -50,10 +50,13 @@ def test_every_answer_says_who_answered_what(side: Side, tmp_path: Path) -> None
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
-        stamps = robot.drive(observations(CONTRACT, 40, seed=3))
-        actions, statuses = robot.answers("action"), robot.answers("status")
-        answered = [s for s in stamps if s in actions and statuses[s].code == StatusCode.RUNNING]
-        assert len(answered) > 0.6 * len(stamps)  # on a busy machine some come too close to each other
+        for seed in (3, 4, 5):  # on a busy machine some come too close to each other
+            stamps = robot.drive(observations(CONTRACT, 40, seed=seed))
+            actions, statuses = robot.answers("action"), robot.answers("status")
+            answered = [s for s in stamps if s in actions and statuses[s].code == StatusCode.RUNNING]
+            if len(answered) > 0.8 * len(stamps):
+                break
+        assert len(answered) > 0.8 * len(stamps)
         last = actions[answered[-1]]
         assert last.command and last.modes == 3 and len(last.means) == len(last.scales) == 21 and len(last.sample) == 7
         assert last.bundle == open_bundle(bundle).identifier and last.instruction == INSTRUCTIONS[0]

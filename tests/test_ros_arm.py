@@ -56,7 +56,7 @@ def driven(tmp_path: Path, **parameters: object) -> Iterator[RosRobot]:
 def test_the_gripper_is_told_by_its_drivers_action(tmp_path: Path, kind: str) -> None:
     """Refused once, the command is told again; without a driver the status says so."""
     told = {"gripper__interface": kind, "gripper__action": "/hand/command", "gripper__joint": "knuckle"}
-    with driven(tmp_path, gripper__max_effort=5.0, **told) as robot:
+    with driven(tmp_path, gripper__max_effort=5.0, sampling="sample", **told) as robot:
         assert robot.operator.change(Transition.TRANSITION_ACTIVATE)
         drive_until(robot, StatusCode.RUNNING, "first answer")
         robot.drive(observations(CONTRACT, 20))
@@ -75,7 +75,7 @@ def test_the_gripper_is_told_by_its_drivers_action(tmp_path: Path, kind: str) ->
         server = ActionServer(robot.node, action, "/hand/command", execute_callback=execute, goal_callback=take)
         deadline = time.monotonic() + PATIENCE
         seed = 0
-        while len(goals) < 2:
+        while len(goals) < 3:
             assert time.monotonic() < deadline, f"{len(goals)} goals"
             seed += 1
             robot.drive(observations(CONTRACT, 8, seed=seed))

@@ -273,8 +273,8 @@ class PolicyCycle(Generic[T]):
         shared = publishers > 1
         self.trouble(
             f"publishers of {topic}",
-            f"{publishers} publishers share {self._full_name(topic)}, and whose switch is let go cannot be told: it "
-            "counts as pressed (a dead-man switch as let go); join them into one publisher."
+            f"{publishers} programs publish {self._full_name(topic)}, and a message does not say which one sent it. So "
+            "an emergency stop stays pressed, and a dead-man switch counts as let go. Use one publisher."
             if shared
             else None,
         )

@@ -47,7 +47,7 @@ class GripperProfile:
         opened = (position - self.closed_position) / (self.open_position - self.closed_position)
         if not -BEYOND <= opened <= 1 + BEYOND:
             raise ObservationError(
-                f"the gripper was told {position:g}, but it is open at {self.open_position:g} "
+                f"the gripper command is {position:g}, but the gripper is open at {self.open_position:g} "
                 f"(gripper.open_position) and closed at {self.closed_position:g} (gripper.closed_position): "
                 "set both as the gripper's driver counts"
             )

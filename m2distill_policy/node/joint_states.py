@@ -175,7 +175,7 @@ class JointPublisher:
                 continue
             index = other.nearest(stamp)
             time = abs(other.stamps[index] - stamp) / 1e9
-            if time > FORGOTTEN:  # their clocks are apart, which is said elsewhere
+            if time > FORGOTTEN:  # their clocks differ: see the check of arrivals
                 continue
             row = other.rows[index]
             for i, here, there in shared:
