@@ -243,8 +243,9 @@ def test_a_swap_keeps_the_limits_of_acceleration_and_jerk(
     for number, factor in enumerate(factors):
         path = write_toy(tmp_path / f"bundle_{number}", 3 + number, contract=with_top(0.2 * factor))
         arm.server.load(path)
-        arm.server.wait_for_swap(WAIT)
-        arm.drive([other, one] * 5 + [other] * 40 + [one] * 40)
+        for step in [other, one] * 5 + [other] * 40 + [one] * 40:
+            arm.server.wait_for_swap(WAIT)  # lockstep: a busy machine could not feed the candidate between two cycles
+            arm.drive([step])
         assert arm.server.bundle.identifier == open_bundle(path).identifier
     ran = [o for o in arm.outputs if o.decision.status.code is StatusCode.RUNNING and o.twist is not None]
     assert len(ran) > 100 * len(factors) and len({o.decision.bundle for o in ran}) == 1 + len(factors)

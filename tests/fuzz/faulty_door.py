@@ -50,7 +50,9 @@ class FaultyDoor(Door):
             while time.process_time() < end:
                 pass
         if what == b"large":
-            np.ones(300 << 20, dtype=np.uint8)
+            taken = np.ones(300 << 20, dtype=np.uint8)
+            time.sleep(0.05)
+            del taken
         if what == b"dies":
             ctypes.string_at(0)
         while what == b"spins":

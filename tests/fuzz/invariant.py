@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
-import resource
+import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -66,10 +66,12 @@ class Finding:
 
 def check(door: Door, data: bytes) -> tuple[Outcome, Finding | None]:
     """Let one input through a door and look at what comes of it."""
-    began, memory = time.process_time(), _fresh_peak()
+    memory = _Memory()
+    began = time.process_time()
     outcome, found = Outcome.ACCEPTED, None
     try:
-        door.run(data)
+        with memory:
+            door.run(data)
     except M2DistillError as error:
         outcome = Outcome.REFUSED
         found = _message(door, error)
@@ -79,7 +81,7 @@ def check(door: Door, data: bytes) -> tuple[Outcome, Finding | None]:
         found = Finding(door.name, "command", str(error).partition(":")[0], _trace(error))
     except Exception as error:
         found = Finding(door.name, "error", f"{type(error).__name__} at {_place(error)}", _trace(error))
-    used, grown = time.process_time() - began, (_peak() - memory) / 1024
+    used, grown = time.process_time() - began, memory.grown / 1024
     if found is None and used > door.seconds:
         found = Finding(door.name, "time", "too slow", f"{used:.1f} s of {door.seconds:g} s ({outcome.value})")
     if found is None and grown > door.mebibytes:
@@ -96,20 +98,51 @@ def _message(door: Door, error: M2DistillError) -> Finding | None:
     return None
 
 
-def _fresh_peak() -> int:
-    """As :func:`_peak`, counted from now on: what an earlier input took must not hide what this one takes (Linux)."""
-    with contextlib.suppress(OSError):
+class _Memory:
+    """How far this process grows inside ``with``, in KiB (``grown``), whatever it took before.
+
+    Linux keeps the peak and lets it be reset. Where it does not (some sandboxes), a thread looks every few ms.
+    """
+
+    def __init__(self) -> None:
+        self.grown = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def __enter__(self) -> None:
+        self._before = _kibibytes("VmRSS")
+        self._reset = _reset_peak()
+        if not self._reset:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._reset:
+            self.grown = _kibibytes("VmHWM") - self._before
+        else:
+            self._ended.set()
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.005):
+            self.grown = max(self.grown, _kibibytes("VmRSS") - self._before)
+
+
+def _reset_peak() -> bool:
+    """Whether the peak was set back to what is in use now."""
+    try:
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+        return _kibibytes("VmHWM") < 1.05 * _kibibytes("VmRSS")
+    except OSError:
+        return False
 
 
-def _peak() -> int:
-    """KiB of memory at most so far."""
+def _kibibytes(what: str) -> float:
+    """A line of ``/proc/self/status``, such as ``VmRSS``; 0 where there is none."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            if line.startswith(f"{what}:"):
+                return float(line.split()[1])
+    return 0.0
 
 
 def _trace(error: BaseException) -> str:
