@@ -1,11 +1,52 @@
-"""Lifelong imitation learning by multi-modal distillation, from demonstrations to a robot."""
+"""Lifelong imitation learning by multi-modal distillation, from demonstrations to a robot.
 
+The public API; see :func:`load` for an example. A name is imported when it is first used, so that
+``import m2distill_policy`` loads neither torch nor ONNX Runtime. Training is in the package ``training``.
+"""
+
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# What libraries would tell their vendors, and store about this machine, is off: in this process before any of them is
-# imported, and in its child processes. onnxruntime 1.31 looks up a host and writes a device id when it is imported.
+# Telemetry of libraries is off, in this process before any of them is imported and in its child processes.
+# onnxruntime 1.31 looks up a host and writes a device id when it is imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+if TYPE_CHECKING:
+    from m2distill_policy.bundle import Bundle, open_bundle
+    from m2distill_policy.contract import Contract
+    from m2distill_policy.errors import M2DistillError
+    from m2distill_policy.policy import PRETRAINED, Action, Policy, load
+    from m2distill_policy.runtime.mixture import Mixture
+
+#: Public name -> the module that defines it.
+_MODULES = {
+    "Action": "policy",
+    "Bundle": "bundle",
+    "Contract": "contract",
+    "M2DistillError": "errors",
+    "Mixture": "runtime.mixture",
+    "PRETRAINED": "policy",
+    "Policy": "policy",
+    "load": "policy",
+    "open_bundle": "bundle",
+}
+
+__all__ = [
+    "PRETRAINED", "Action", "Bundle", "Contract", "M2DistillError", "Mixture", "Policy", "__version__", "load",
+    "open_bundle",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

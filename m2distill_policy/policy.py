@@ -1,0 +1,192 @@
+"""A trained policy as a Python object: images and proprioception in, an action out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.bundle_signature import PublicKey
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.engine import Conditioning, Engine
+from m2distill_policy.runtime.mixture import Mixture, Sampling, check_sampling
+from m2distill_policy.runtime.preprocess import preprocess
+
+#: The bundle that ships with the package: a small policy for three tasks of the tabletop suite.
+PRETRAINED = Path(__file__).resolve().parent / "pretrained" / "tabletop"
+
+
+class PolicyError(M2DistillError):
+    """The policy was used in the wrong order."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """The policy's answer to one observation.
+
+    values: (7,) float64 in [-1, 1], sampled from ``mixture`` and clipped. The first six are the motion of the end
+    effector in the base frame, the last one is the gripper. ``contract.action`` gives scales, units and frame.
+    mixture: the Gaussian mixture over actions, before clipping.
+    latency: seconds that ``Policy.act`` took.
+    """
+
+    values: NDArray[np.float64]
+    mixture: Mixture
+    latency: float
+
+
+class Policy:
+    """A trained policy, loaded from a bundle. Not thread-safe.
+
+    Args:
+        bundle: folder of the bundle.
+        provider: ``cpu``, ``cuda``, ``tensorrt`` or ``auto``.
+        threads: threads of one operator on the CPU.
+        sampling: how an action is sampled from the mixture. ``low_noise`` samples a component and returns nearly its
+            mean (LIBERO's evaluation); ``sample`` samples from the mixture; ``mode`` returns the mean of the component
+            with the largest weight.
+        temperature: for ``sample``; 1 is the mixture itself, smaller values are closer to the mode.
+        seed: random seed; an episode ``e`` samples from ``numpy.random.default_rng([seed, e])``.
+        public_key: if given, the bundle must have a valid signature of this key.
+
+    Raises:
+        BundleError: the bundle is damaged, of another version, or does not fit its contract.
+        ConfigError: an unknown provider or sampling.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        *,
+        provider: str = "cpu",
+        threads: int = 1,
+        sampling: Sampling = "low_noise",
+        temperature: float = 1.0,
+        seed: int = 0,
+        public_key: PublicKey | None = None,
+    ) -> None:
+        check_sampling(sampling, temperature)
+        if seed < 0:
+            raise ConfigError(f"seed is {seed}; use a whole number from 0 on")
+        self._engine = Engine(open_bundle(bundle, public_key=public_key), provider=provider, threads=threads)
+        self._window = self._engine.window()
+        self._sampling, self._temperature, self._seed = sampling, temperature, seed
+        self._conditioning: Conditioning | None = None
+        self._episode = -1
+        self._rng = np.random.default_rng()
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The instructions that the policy was trained on, oldest task first."""
+        return self._engine.bundle.instructions
+
+    @property
+    def contract(self) -> Contract:
+        """What the policy expects and returns: cameras, proprioception, action, rate."""
+        return self._engine.contract
+
+    @property
+    def identifier(self) -> str:
+        """The bundle's identifier: 12 hexadecimal digits of its hash."""
+        return self._engine.bundle.identifier
+
+    @property
+    def provider(self) -> str:
+        """The ONNX Runtime provider in use, such as ``CPUExecutionProvider``."""
+        return self._engine.active_provider
+
+    def reset(self, instruction: str, *, seed: int | None = None) -> None:
+        """Start an episode: clear the history and set the instruction.
+
+        Args:
+            instruction: one of ``instructions``.
+            seed: start again at episode 0 of this random seed; by default the next episode of the current seed.
+
+        Raises:
+            UnknownInstructionError: the policy was not trained on this instruction.
+        """
+        self._conditioning = self._engine.condition(instruction)
+        self._window.clear()
+        if seed is not None:
+            self._seed, self._episode = seed, -1
+        self._episode += 1
+        self._rng = np.random.default_rng([self._seed, self._episode])
+
+    def act(self, images: Mapping[str, NDArray[np.uint8]], proprioception: Mapping[str, ArrayLike]) -> Action:
+        """Compute the next action. Call it once a control period (``contract.period``), with new observations.
+
+        Warning:
+            This method does not watch anything. It does not notice late, frozen or missing inputs, and it applies no
+            limit of speed, acceleration or workspace. Use it in simulation and for analysis. On an arm, run
+            ``m2distill serve`` or the ROS 2 node, which do.
+
+        Args:
+            images: view name -> (H, W, 3) uint8, RGB, upright. A larger image is cropped at its centre to the
+                contract's aspect and shrunk to its resolution.
+            proprioception: group name -> (n,) numbers, in the contract's units.
+
+        Returns:
+            The sampled action, the mixture it was sampled from, and the time it took.
+
+        Raises:
+            PolicyError: ``reset`` was not called.
+            ObservationError: an input is missing, or has the wrong shape, dtype or range.
+            EngineError: ONNX Runtime failed.
+        """
+        begin = time.perf_counter()
+        if self._conditioning is None:
+            raise PolicyError(
+                f"the policy has no instruction; call reset(instruction) first, with one of {list(self.instructions)}"
+            )
+        observation = self._observation(images, proprioception)
+        mixture, tokens = self._engine.step(self._conditioning, observation, self._window)
+        mixture.check()
+        values = np.clip(mixture.draw(self._sampling, self._rng, self._temperature), -1.0, 1.0)
+        self._window.push(tokens)
+        return Action(values, mixture, time.perf_counter() - begin)
+
+    def _observation(self, images: Mapping[str, Any], proprioception: Mapping[str, Any]) -> Observation:
+        contract = self.contract
+        try:
+            frames = {c.name: preprocess(np.asarray(images[c.name]), c) for c in contract.cameras if c.name in images}
+            values = {n: np.asarray(v, dtype=np.float32) for n, v in proprioception.items()}
+        except (TypeError, ValueError) as error:
+            raise ObservationError(f"the observation is not made of arrays of numbers: {error}") from error
+        observation = Observation(images=frames, proprioception=values, stamp=0.0)
+        observation.check(contract)
+        return observation
+
+
+def load(path: str | os.PathLike[str] | None = None, **options: Any) -> Policy:
+    """Load a policy.
+
+    Args:
+        path: folder of a bundle; by default the pretrained bundle that ships with the package.
+        options: keyword arguments of ``Policy``, such as ``provider`` and ``sampling``.
+
+    Returns:
+        The policy, ready for ``Policy.reset``.
+
+    Raises:
+        BundleError: the bundle is damaged, of another version, or does not fit its contract.
+        ConfigError: an unknown provider or sampling.
+
+    Examples:
+        >>> import m2distill_policy as m2
+        >>> policy = m2.load()
+        >>> env = m2.make_env("tabletop", task=0)
+        >>> observation, info = env.reset(seed=0)
+        >>> policy.reset(info["instruction"])
+        >>> action = policy.act(observation["images"], observation["proprioception"])
+        >>> observation, reward, terminated, truncated, info = env.step(action.values)
+    """
+    return Policy(PRETRAINED if path is None else path, **options)
