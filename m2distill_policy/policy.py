@@ -121,7 +121,7 @@ class Policy:
         self._episode += 1
         self._rng = np.random.default_rng([self._seed, self._episode])
 
-    def act(self, images: Mapping[str, NDArray[np.uint8]], proprioception: Mapping[str, ArrayLike]) -> Action:
+    def act(self, images: Mapping[str, NDArray[Any]], proprioception: Mapping[str, ArrayLike] | None = None) -> Action:
         """Compute the next action. Call it once a control period (``contract.period``), with new observations.
 
         Warning:
@@ -132,7 +132,8 @@ class Policy:
         Args:
             images: view name -> (H, W, 3) uint8, RGB, upright. A larger image is cropped at its centre to the
                 contract's aspect and shrunk to its resolution.
-            proprioception: group name -> (n,) numbers, in the contract's units.
+            proprioception: group name -> (n,) numbers, in the contract's units. None if ``images`` holds them too, like
+                the observations of ``make_env``.
 
         Returns:
             The sampled action, the mixture it was sampled from, and the time it took.
@@ -147,7 +148,7 @@ class Policy:
             raise PolicyError(
                 f"the policy has no instruction; call reset(instruction) first, with one of {list(self.instructions)}"
             )
-        observation = self._observation(images, proprioception)
+        observation = self._observation(images, images if proprioception is None else proprioception)
         mixture, tokens = self._engine.step(self._conditioning, observation, self._window)
         mixture.check()
         values = np.clip(mixture.draw(self._sampling, self._rng, self._temperature), -1.0, 1.0)
@@ -158,7 +159,11 @@ class Policy:
         contract = self.contract
         try:
             frames = {c.name: preprocess(np.asarray(images[c.name]), c) for c in contract.cameras if c.name in images}
-            values = {n: np.asarray(v, dtype=np.float32) for n, v in proprioception.items()}
+            values = {
+                name: np.asarray(proprioception[name], dtype=np.float32)
+                for name in contract.proprioception_names
+                if name in proprioception
+            }
         except (TypeError, ValueError) as error:
             raise ObservationError(f"the observation is not made of arrays of numbers: {error}") from error
         observation = Observation(images=frames, proprioception=values, stamp=0.0)
@@ -183,10 +188,10 @@ def load(path: str | os.PathLike[str] | None = None, **options: Any) -> Policy:
     Examples:
         >>> import m2distill_policy as m2
         >>> policy = m2.load()
-        >>> env = m2.make_env("tabletop", task=0)
+        >>> env = m2.make_env("tabletop", task=0, size=64)
         >>> observation, info = env.reset(seed=0)
         >>> policy.reset(info["instruction"])
-        >>> action = policy.act(observation["images"], observation["proprioception"])
+        >>> action = policy.act(observation)
         >>> observation, reward, terminated, truncated, info = env.step(action.values)
     """
     return Policy(PRETRAINED if path is None else path, **options)

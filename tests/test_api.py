@@ -33,7 +33,14 @@ def act(policy: m2.Policy, steps: Sequence[Observation]) -> list[NDArray[np.floa
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not loaded_by("m2distill_policy") & {"numpy", "torch", "onnxruntime", "cv2", "yaml", "h5py"}
-    assert not loaded_by("m2distill_policy.policy") & {"torch", "rclpy", "robosuite", "mujoco", "cyclonedds", "training"}
+    assert not loaded_by("m2distill_policy.policy") & {
+        "torch",
+        "rclpy",
+        "robosuite",
+        "mujoco",
+        "cyclonedds",
+        "training",
+    }
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -82,6 +89,18 @@ def test_what_act_returns(bundle: Path) -> None:
     assert action.mixture.means.shape[1] == 7 and 0 < action.latency < 10
     with pytest.raises(dataclasses.FrozenInstanceError):
         action.latency = 0.0  # type: ignore[misc]
+
+
+def test_one_mapping_may_hold_both(bundle: Path) -> None:
+    policy = m2.load(bundle, sampling="mode")
+    (step,) = observations(CONTRACT, 1)
+    policy.reset(INSTRUCTIONS[0])
+    wanted = act(policy, [step])[0]
+    policy.reset(INSTRUCTIONS[0])
+    more = {"not_of_the_contract": np.zeros(3)}
+    np.testing.assert_array_equal(policy.act({**step.images, **step.proprioception, **more}).values, wanted)
+    with pytest.raises(ObservationError, match=r"joint_states|missing"):
+        policy.act(step.images)
 
 
 def test_larger_images_are_shrunk(bundle: Path) -> None:

@@ -97,7 +97,9 @@ def test_what_is_no_disturbance_is_refused() -> None:
 
 
 def test_the_docs_say_what_level_1_is() -> None:
-    text = (Path(__file__).resolve().parent.parent / "docs" / "explanation" / "simulation.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parent.parent / "docs" / "explanation" / "simulation.md").read_text(
+        encoding="utf-8"
+    )
     assert all(f"| `{kind}` | {what} |" in text for kind, what in KINDS.items())
 
 
