@@ -26,9 +26,9 @@ from m2distill_policy.sim.experts.motion import towards
 from m2distill_policy.sim.experts.noise import Noise
 from m2distill_policy.sim.response import fit_velocity_response
 from m2distill_policy.sim.seeds import demonstration_seed
+from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.expert import TabletopExpert
 from m2distill_policy.sim.tabletop.tasks import TASKS
-from m2distill_policy.sim.tabletop.world import TabletopWorld
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [task.name for task in TASKS]
@@ -98,14 +98,14 @@ def test_fewer_episodes_than_were_collected_before_a_gap(tmp_path: Path) -> None
     whole = collect(Collection(tmp_path / "whole", episodes=2, **settings))[0]  # type: ignore[arg-type]
     collection = Collection(tmp_path / "gap", episodes=2, **settings)  # type: ignore[arg-type]
     writer, task = _writer(collection, TASKS[0]), TASKS[0]
-    world = TabletopWorld(task, size=16)
+    env = TabletopEnv(task, size=16)
     try:
         for attempt in (0, 2, 3):
-            made = record(world, demonstration_seed(0, task.index, attempt))
+            made = record(env, demonstration_seed(0, task.index, attempt))
             assert made is not None
             writer.add(made)
     finally:
-        world.close()
+        env.close()
     part = writer.parts / f"{demonstration_seed(0, task.index, 0)}.hdf5"
     content = part.read_bytes()
     part.write_bytes(b"")  # as a power cut may leave it
@@ -138,7 +138,7 @@ def test_a_seed_whose_physics_fails_is_a_failed_attempt(
     collection = Collection(tmp_path, (0,), episodes=1, size=16)
     monkeypatch.setattr(collect_module, "_collection", collection)
     monkeypatch.setattr(collect_module, "_world", None)
-    monkeypatch.setattr(TabletopWorld, "advance", _unstable)
+    monkeypatch.setattr(TabletopEnv, "advance", _unstable)
     seed = demonstration_seed(0, 0, 0)
     assert not collect_module._attempt(0, seed)
     assert _writer(collection, TASKS[0]).attempts() == {seed: False}
@@ -181,57 +181,57 @@ def test_a_worker_that_dies_is_started_anew(tmp_path: Path) -> None:
 
 
 def test_episode_is_what_the_world_shows() -> None:
-    world = TabletopWorld(TASKS[2], size=32)
+    env = TabletopEnv(TASKS[2], size=32)
     try:
-        made = record(world, 1_000_123)
+        made = record(env, 1_000_123)
         assert made is not None and made.states is not None
         episode = made.episode
         for index in (0, len(episode) // 2, len(episode) - 1):
-            seen = world.reset_to(made.states[index])
+            seen = env.reset_to(made.states[index])
             for name, frames in episode.images.items():
                 assert np.array_equal(frames[index], seen.images[name])
             for name, values in episode.proprioception.items():
                 assert np.allclose(values[index], seen.proprioception[name], atol=1e-6)
         assert episode.ee is not None
-        world.reset_to(made.states[3])
-        assert np.allclose(episode.ee[3], world.end_effector(), atol=1e-5)
+        env.reset_to(made.states[3])
+        assert np.allclose(episode.ee[3], env.end_effector(), atol=1e-5)
         assert set(np.unique(episode.actions[:, 6])) == {-1.0, 1.0}
-        assert record(world, 1_000_123, noise=0.0) is not None
+        assert record(env, 1_000_123, noise=0.0) is not None
     finally:
-        world.close()
+        env.close()
 
 
 def test_velocities_reproduce_the_demonstrations() -> None:
-    world = TabletopWorld(TASKS[0], size=16)
+    env = TabletopEnv(TASKS[0], size=16)
     episodes = []
     try:
         for index in range(3):
-            world.task = TASKS[index]
+            env.task = TASKS[index]
             for seed in range(4):
-                run = run_expert(world, seed, noise=Noise())
+                run = run_expert(env, seed, noise=Noise())
                 actions, ee = run.actions.astype(np.float32), run.ee.astype(np.float32)
                 executed = run.executed.astype(np.float32)
                 episodes.append(Episode({}, run.proprioception, actions, ee, seed, run.states[0], executed))
         response = fit_velocity_response(episodes)
         assert response.fitted_from == sum(len(episode) - 1 for episode in episodes)
         assert all(0.12 < response.velocities[axis][-1] < 0.3 for axis in range(3)), "about 0.2 m/s at full action"
-        world.task = TASKS[1]
+        env.task = TASKS[1]
         for seed in (50, 51):
-            run = run_expert(world, seed)
-            world.reset_state(seed)
+            run = run_expert(env, seed)
+            env.reset_state(seed)
             for action in run.actions[:-1]:
-                world.step_twist(response.twist(action), float(action[6]))
-            assert np.linalg.norm(world.end_effector()[:3] - run.ee[-1, :3]) < 0.05
+                env.step_twist(response.twist(action), float(action[6]))
+            assert np.linalg.norm(env.end_effector()[:3] - run.ee[-1, :3]) < 0.05
             # With the expert looking, the velocity drive does the task in about as many steps.
-            world.reset_state(seed)
+            env.reset_state(seed)
             steps = 0
-            while not world.success() and steps < world.task.horizon:
-                action = towards(TabletopExpert(world).target(), *world.grip_pose(), world.contract.action)
-                world.step_twist(response.twist(action), float(action[6]))
+            while not env.success() and steps < env.task.horizon:
+                action = towards(TabletopExpert(env).target(), *env.grip_pose(), env.contract.action)
+                env.step_twist(response.twist(action), float(action[6]))
                 steps += 1
-            assert world.success() and steps < 1.3 * len(run.actions)
+            assert env.success() and steps < 1.3 * len(run.actions)
     finally:
-        world.close()
+        env.close()
     with pytest.raises(DemonstrationError, match="at least 50 demonstrated steps"):
         fit_velocity_response([Episode({}, {}, actions[:40], ee[:40], executed=executed[:40])])
     with pytest.raises(DemonstrationError, match="no end-effector poses"):

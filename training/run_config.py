@@ -11,7 +11,7 @@ from m2distill_policy.errors import ConfigError
 from m2distill_policy.evaluation.seeds import RUN_SEEDS, initial_states
 from m2distill_policy.options import MANY, MOST_PROCESSES
 from m2distill_policy.ranges import require_within
-from m2distill_policy.sim.world import FILES
+from m2distill_policy.sim.env import FILES
 from training.data.augment import AugmentConfig
 from training.lifelong.ewc import EwcConfig
 from training.lifelong.m2distill import DistillConfig

@@ -14,7 +14,7 @@ from typing import Any
 from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.seeds import Purpose, initial_states, state_seed
 from m2distill_policy.sim.disturbances import Disturbance
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
 from m2distill_policy.storage import writing
 
 
@@ -224,7 +224,7 @@ def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
     return summaries
 
 
-def not_rolled_out(task: Task) -> CellSummary:
+def summary_without_rollouts(task: Task) -> CellSummary:
     """The summary of a task that has no world."""
     return CellSummary(task.suite, task.index, task.name, task.instruction, 0, 0, 0, None, 0.0, 1.0, None, None)
 

@@ -25,7 +25,7 @@ from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult
 from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.runtime.mixture import check_sampling
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
 
 #: Several one-thread processes beat one of several threads, and a result must not depend on how many cores there are.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
@@ -43,7 +43,7 @@ class _Worker:
     ready: bool = False
     job: Message | None = None
     since: float = field(default_factory=time.monotonic)
-    world: tuple[Any, ...] = ()
+    env: tuple[Any, ...] = ()
 
 
 class RolloutPool:
@@ -52,7 +52,8 @@ class RolloutPool:
     Each worker is a fresh interpreter with one thread, started at the first evaluation and kept for the next; one that
     dies is replaced and its rollout counted as an error.
 
-    workers: how many processes. suites: the module that makes worlds (``suite_tasks``, ``make_world``). launcher: where
+    workers: how many processes. suites: the module that makes environments (``suite_tasks``, ``make_sim_env``).
+    launcher: where
     the processes run; other machines read the bundle and write films under the same paths.
     """
 
@@ -201,7 +202,7 @@ class RolloutPool:
     ) -> None:
         pending: dict[tuple[Any, ...], deque[Message]] = {}
         for job in todo:
-            pending.setdefault(_world_key(job), deque()).append(job)
+            pending.setdefault(_env_key(job), deque()).append(job)
         left = len(todo)
 
         def finish(worker: _Worker, done: Message) -> None:
@@ -262,11 +263,11 @@ class RolloutPool:
         """Give ``worker`` a rollout in the world it holds, else in the world with the most to do."""
         if not pending:
             return
-        key = worker.world if worker.world in pending else max(pending, key=lambda k: len(pending[k]))
+        key = worker.env if worker.env in pending else max(pending, key=lambda k: len(pending[k]))
         job = pending[key].popleft()
         if not pending[key]:
             del pending[key]
-        worker.job, worker.world, worker.since = job, key, time.monotonic()
+        worker.job, worker.env, worker.since = job, key, time.monotonic()
         assert worker.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: its reader says so next, and the rollout becomes an error
             worker.process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -302,7 +303,7 @@ def _because(worker: _Worker) -> str:
     return f" ({lost})" if lost else ""
 
 
-def _world_key(job: Message) -> tuple[Any, ...]:
+def _env_key(job: Message) -> tuple[Any, ...]:
     return job["suite"], job["task_index"], job["visuals"]
 
 

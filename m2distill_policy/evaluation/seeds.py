@@ -1,7 +1,7 @@
 """Initial states that never meet: demonstrations, selection and reported figures draw from disjoint ranges of seeds.
 
 ============== ================================= ==================================================
-purpose        seeds of ``World.reset``          used for
+purpose        seeds of ``SimEnv.reset``          used for
 ============== ================================= ==================================================
 demonstrations 1,000,000 .. 1,000,999,999        collecting, see ``m2distill_policy/sim/seeds.py``
 reported       1,100,000,000 .. 1,599,999,999    every figure that is shown

@@ -22,8 +22,8 @@ from m2distill_policy.evaluation.film import FILM_SIZE, FilmWriter
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.sim.disturbances import Disturbance, DisturbedWorld
-from m2distill_policy.sim.world import Task, World
+from m2distill_policy.sim.disturbances import Disturbance, DisturbedEnv
+from m2distill_policy.sim.env import SimEnv, Task
 
 
 class FatalError(Exception):
@@ -31,12 +31,12 @@ class FatalError(Exception):
 
 
 class RolloutWorker:
-    """Makes worlds from a module with ``suite_tasks(name)`` and ``make_world(task, *, size, visuals)``."""
+    """Makes worlds from a module with ``suite_tasks(name)`` and ``make_sim_env(task, *, size, visuals)``."""
 
     def __init__(self, suites: str) -> None:
         self._suites = importlib.import_module(suites)
-        self._world: World | None = None
-        self._world_key: tuple[Any, ...] = ()
+        self._env: SimEnv | None = None
+        self._env_key: tuple[Any, ...] = ()
         self._server: PolicyServer | None = None
         self._server_key: tuple[Any, ...] = ()
 
@@ -49,14 +49,14 @@ class RolloutWorker:
         done: dict[str, Any] = {"success": None, "steps": 0, "achieved": (), "lifted": (), "wrong": (), "error": None}
         server = self._policy(job)
         tasks: dict[int, Task] = {t.index: t for t in self._suites.suite_tasks(job["suite"])}
-        world = self._place(tasks[job["task_index"]], server.bundle, job["visuals"])
-        wrong = DisturbedWorld(world, [Disturbance(*d) for d in job["disturbances"]]) if job["disturbances"] else None
+        env = self._open_env(tasks[job["task_index"]], server.bundle, job["visuals"])
+        wrong = DisturbedEnv(env, [Disturbance(*d) for d in job["disturbances"]]) if job["disturbances"] else None
         try:
-            self._roll(wrong or world, server, job, list(tasks.values()), done)
+            self._roll(wrong or env, server, job, list(tasks.values()), done)
         except Exception as error:  # a crashed rollout is an error, never a failure, and must not end the others
             done["success"] = None
             done["error"] = str(error) if isinstance(error, M2DistillError) else f"{type(error).__name__}: {error}"
-            self._drop_world()
+            self._close_env()
         finally:
             if wrong is not None:
                 wrong.restore()
@@ -65,7 +65,7 @@ class RolloutWorker:
 
     def _roll(
         self,
-        world: World | DisturbedWorld,
+        env: SimEnv | DisturbedEnv,
         server: PolicyServer,
         job: dict[str, Any],
         tasks: list[Task],
@@ -73,30 +73,28 @@ class RolloutWorker:
     ) -> None:
         told: str = job["told"]
         told_task = next((t for t in tasks if t.instruction == told), None)
-        film = FilmWriter(Path(job["film"]), world.contract.rate_hz) if job["film"] else None
+        film = FilmWriter(Path(job["film"]), env.contract.rate_hz) if job["film"] else None
         with contextlib.ExitStack() as unfinished:
             if film:
                 unfinished.callback(film.discard)
-            observation = world.reset(job["state_seed"])
+            observation = env.reset(job["state_seed"])
             server.set_instruction(told)
             server.reset("a new rollout", seed=job["seed"], episode=job["episode"], still=True)
             success = False
-            for _ in range(min(job["horizon"] or world.task.horizon, world.task.horizon)):
+            for _ in range(min(job["horizon"] or env.task.horizon, env.task.horizon)):
                 if film:
-                    film.add(world.render(world.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
+                    film.add(env.render(env.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
                 decision = server.step(observation, observation.stamp)
                 if decision.status.code is not StatusCode.RUNNING:
                     raise SimulationError(f"the policy halted at step {done['steps']}: {decision.status.sentence}")
-                observation = world.step(decision.action)
+                observation = env.step(decision.action)
                 done["steps"] += 1
-                success = world.success()
+                success = env.success()
                 # Told another task's instruction, the rollout ends when that is done: what it does afterwards,
                 # outside anything it was shown, says nothing about listening.
-                if success or (
-                    told_task is not None and told_task != world.task and told_task.name in world.achieved()
-                ):
+                if success or (told_task is not None and told_task != env.task and told_task.name in env.achieved()):
                     break
-            done["achieved"], done["lifted"] = world.achieved(), world.lifted()
+            done["achieved"], done["lifted"] = env.achieved(), env.lifted()
             if told_task is not None and told_task.targets:
                 done["wrong"] = tuple(name for name in done["lifted"] if name not in told_task.targets)
             else:
@@ -104,7 +102,7 @@ class RolloutWorker:
                 done["wrong"] = tuple(name for name in done["achieved"] if name != meant)
             done["success"] = bool(success)
             if film:
-                film.add(world.render(world.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
+                film.add(env.render(env.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
                 film.close()
             unfinished.pop_all()
 
@@ -123,19 +121,19 @@ class RolloutWorker:
             self._server_key = key
         return self._server
 
-    def _place(self, task: Task, bundle: Bundle, visuals: str) -> World:
+    def _open_env(self, task: Task, bundle: Bundle, visuals: str) -> SimEnv:
         size = bundle.contract.cameras[0].height
         key = (task.suite, task.index, size, visuals)
-        if self._world is None or key != self._world_key:
-            self._drop_world()
+        if self._env is None or key != self._env_key:
+            self._close_env()
             try:
-                self._world = self._suites.make_world(task, size=size, visuals=visuals)
+                self._env = self._suites.make_sim_env(task, size=size, visuals=visuals)
             except M2DistillError as error:
                 raise FatalError(str(error)) from error
-            self._world_key = key
+            self._env_key = key
         try:
             bundle.contract.require_same(
-                self._world.contract,
+                self._env.contract,
                 f"bundle {bundle.identifier}",
                 f"the world of '{task.name}'",
                 # A world has no text encoder, and its response is measured from demonstrations, not known beforehand.
@@ -143,12 +141,12 @@ class RolloutWorker:
             )
         except M2DistillError as error:
             raise FatalError(str(error)) from error
-        return self._world
+        return self._env
 
-    def _drop_world(self) -> None:
-        world, self._world = self._world, None
-        if world is not None:
-            world.close()
+    def _close_env(self) -> None:
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
 
 def main(suites: str) -> int:

@@ -26,15 +26,15 @@ from m2distill_policy.demonstrations import (
 from m2distill_policy.errors import DemonstrationError, M2DistillError, SimulationError, closest
 from m2distill_policy.lock import only_writer
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim.disturbances import Disturbance, DisturbedWorld
+from m2distill_policy.sim.disturbances import Disturbance, DisturbedEnv
+from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
-from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, make_world, suite_contract, suite_task
+from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, make_sim_env, suite_contract, suite_task
 from m2distill_policy.sim.visuals import VISUALS_VERSION, visual_profile
-from m2distill_policy.sim.world import Task
 
 if TYPE_CHECKING:
-    from m2distill_policy.sim.arm import ArmWorld
+    from m2distill_policy.sim.arm_env import ArmEnv
 
 #: Raised whenever a suite's experts, their noise or what is stored of an episode change: a collection of another
 #: version is not taken for this one. tabletop 2: pushes, and the executed actions beside the clean ones.
@@ -327,7 +327,7 @@ def _result(future: Future[bool], task: Task, seed: int) -> bool:
 # ---- in a worker ----------------------------------------------------------------------------------------------
 
 _collection: Collection | None = None
-_world: ArmWorld | None = None
+_env: ArmEnv | None = None
 
 
 def _start_worker(collection: Collection) -> None:
@@ -348,24 +348,24 @@ def _end_with_parent() -> None:
 
 def _attempt(task_index: int, seed: int) -> bool:
     """Try one episode and commit its part; whether it succeeded."""
-    global _world
+    global _env
     assert _collection is not None, "the pool's initializer ran"
     collection, task = _collection, suite_task(_collection.suite, task_index)
-    if _world is not None and _world.task != task and not _world.serve(task):
-        _world.close()
-        _world = None
-    if _world is None:
-        _world = make_world(task, size=collection.size, visuals=collection.visuals)
+    if _env is not None and _env.task != task and not _env.serve(task):
+        _env.close()
+        _env = None
+    if _env is None:
+        _env = make_sim_env(task, size=collection.size, visuals=collection.visuals)
     writer = _writer(collection, task)
-    writer.contract.require_same(_world.contract, "the collection", f"the world of '{task.name}'")
+    writer.contract.require_same(_env.contract, "the collection", f"the world of '{task.name}'")
     try:
-        recording = record(_world, seed, noise=collection.noise, randomise=collection.randomise)
+        recording = record(_env, seed, noise=collection.noise, randomise=collection.randomise)
     except (SimulationError, np.linalg.LinAlgError) as error:
         # It would end so every time: this seed is one that failed, not the end of the collection.
         print(f"{task.name}, seed {seed}, counts as failed: {error}", file=sys.stderr)
         recording = None
-        _world.close()
-        _world = None
+        _env.close()
+        _env = None
     if recording is None:
         writer.add_failure(seed)
         return False
@@ -373,7 +373,7 @@ def _attempt(task_index: int, seed: int) -> bool:
     return True
 
 
-def record(world: ArmWorld, seed: int, *, noise: float = 1.0, randomise: Sequence[str] = ()) -> Recording | None:
+def record(env: ArmEnv, seed: int, *, noise: float = 1.0, randomise: Sequence[str] = ()) -> Recording | None:
     """One episode of ``world.task`` by its expert, or None where it failed.
 
     It is simulated first and drawn afterwards, so failures cost no drawing. ``noise`` scales the disturbance of the
@@ -384,21 +384,21 @@ def record(world: ArmWorld, seed: int, *, noise: float = 1.0, randomise: Sequenc
     from m2distill_policy.sim.experts.noise import Noise
 
     rng = np.random.default_rng([78, seed])
-    wrong = DisturbedWorld(world, [Disturbance(kind, float(rng.random())) for kind in randomise])
+    wrong = DisturbedEnv(env, [Disturbance(kind, float(rng.random())) for kind in randomise])
     wrong.begin(seed)
     try:
         told = wrong.told if randomise else None
-        run = run_expert(world, seed, noise=Noise().scaled(noise) if noise > 0 else None, told=told)
+        run = run_expert(env, seed, noise=Noise().scaled(noise) if noise > 0 else None, told=told)
         if not run.success:
             return None
         seen = []
         for index, state in enumerate(run.states):
             readings = {name: values[index] for name, values in run.proprioception.items()}
-            seen.append(wrong.seen(Observation(world.views(state), readings, index * world.contract.period)))
+            seen.append(wrong.seen(Observation(env.views(state), readings, index * env.contract.period)))
     finally:
         wrong.restore()
     episode = Episode(
-        images={name: np.stack([o.images[name] for o in seen]) for name in world.contract.camera_names},
+        images={name: np.stack([o.images[name] for o in seen]) for name in env.contract.camera_names},
         proprioception={name: np.stack([o.proprioception[name] for o in seen]) for name in run.proprioception},
         actions=run.actions.astype(np.float32),
         ee=run.ee.astype(np.float32),
@@ -406,7 +406,7 @@ def record(world: ArmWorld, seed: int, *, noise: float = 1.0, randomise: Sequenc
         init_state=run.states[0],
         executed=run.executed.astype(np.float32),
     )
-    return Recording(episode, run.states, run.robot_states, world.model_xml())
+    return Recording(episode, run.states, run.robot_states, env.model_xml())
 
 
 def parse_tasks(text: str, suite: str) -> tuple[int, ...]:

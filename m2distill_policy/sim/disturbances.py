@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.observation import Observation
+from m2distill_policy.sim.env import SimEnv
 from m2distill_policy.sim.osc import rotation_from_vector
-from m2distill_policy.sim.world import World
 
 #: Every kind of disturbance, and what it does at level 1.
 KINDS: dict[str, str] = {
@@ -53,18 +53,18 @@ class Disturbance:
         return f"{self.kind} {self.level:g}"
 
 
-class DisturbedWorld:
-    """A world (see :class:`World`) that is wrong in the given ways from each :meth:`reset` on.
+class DisturbedEnv:
+    """A world (see :class:`SimEnv`) that is wrong in the given ways from each :meth:`reset` on.
 
     What is drawn is changed in the model that the world draws with, so give it back with :meth:`restore`.
     """
 
-    def __init__(self, world: World, disturbances: Sequence[Disturbance]) -> None:
-        model = getattr(world, "drawn_model", None)
+    def __init__(self, env: SimEnv, disturbances: Sequence[Disturbance]) -> None:
+        model = getattr(env, "drawn_model", None)
         if model is None:
-            raise SimulationError(f"the world of '{world.task.name}' draws with no model that could be disturbed")
-        self.task, self.contract = world.task, world.contract
-        self._world = world
+            raise SimulationError(f"the world of '{env.task.name}' draws with no model that could be disturbed")
+        self.task, self.contract = env.task, env.contract
+        self._env = env
         self._levels = {d.kind: d.level for d in disturbances}
         self._model = model
         changed = ("cam_pos", "cam_quat", "cam_fovy", "light_diffuse", "light_ambient", "light_dir", "mat_rgba")
@@ -138,13 +138,13 @@ class DisturbedWorld:
     # ---- the world --------------------------------------------------------------------------------------------------
 
     def reset(self, seed: int) -> Observation:
-        """See :meth:`World.reset`; ``seed`` also says in which direction the world is wrong."""
+        """See :meth:`SimEnv.reset`; ``seed`` also says in which direction the world is wrong."""
         self.begin(seed)
-        return self.seen(self._world.reset(seed))
+        return self.seen(self._env.reset(seed))
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
-        """See :meth:`World.step`."""
-        return self.seen(self._world.step(self.told(action)))
+        """See :meth:`SimEnv.step`."""
+        return self.seen(self._env.step(self.told(action)))
 
     def told(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """What reaches the arm (7,) when it is told ``action`` (7,) in this period."""
@@ -171,20 +171,20 @@ class DisturbedWorld:
         return Observation(images, readings, observation.stamp)
 
     def success(self) -> bool:
-        """See :meth:`World.success`."""
-        return self._world.success()
+        """See :meth:`SimEnv.success`."""
+        return self._env.success()
 
     def achieved(self) -> tuple[str, ...]:
-        """See :meth:`World.achieved`."""
-        return self._world.achieved()
+        """See :meth:`SimEnv.achieved`."""
+        return self._env.achieved()
 
     def lifted(self) -> tuple[str, ...]:
-        """See :meth:`World.lifted`."""
-        return self._world.lifted()
+        """See :meth:`SimEnv.lifted`."""
+        return self._env.lifted()
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """See :meth:`World.render`."""
-        return self._world.render(camera, height, width)
+        """See :meth:`SimEnv.render`."""
+        return self._env.render(camera, height, width)
 
 
 def _direction(rng: np.random.Generator) -> NDArray[np.float64]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.sim.algebra import use_one_thread
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
 
 if TYPE_CHECKING:
-    from m2distill_policy.sim.arm import ArmWorld
+    from m2distill_policy.sim.arm_env import ArmEnv
     from m2distill_policy.sim.experts.episode import Expert
 
 #: Every suite that is known. LIBERO's need its package and its scenes; see :mod:`m2distill_policy.sim.libero`.
@@ -49,7 +49,7 @@ def suite_task(name: str, index: int) -> Task:
     return tasks[index]
 
 
-def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> ArmWorld:
+def make_sim_env(task: Task, *, size: int = 128, visuals: str = "fast") -> ArmEnv:
     """A world of ``task``, its views ``size`` x ``size`` pixels, drawn with profile ``visuals`` (``fast``, ``stock``).
 
     Building one takes about a second (LIBERO: several); close it when done. One process holds one world at a time.
@@ -58,34 +58,34 @@ def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> ArmWorl
         raise SimulationError(f"views of {size} x {size} pixels were asked for; allowed are 16 to 1024")
     use_one_thread()
     if task.suite == "tabletop":
-        from m2distill_policy.sim.tabletop.world import TabletopWorld
+        from m2distill_policy.sim.tabletop.env import TabletopEnv
 
-        return TabletopWorld(task, size=size, visuals=visuals)
+        return TabletopEnv(task, size=size, visuals=visuals)
     if task.suite in SUITES:
-        from m2distill_policy.sim.libero.world import LiberoWorld
+        from m2distill_policy.sim.libero.env import LiberoEnv
 
-        return LiberoWorld(task, size=size, visuals=visuals)
+        return LiberoEnv(task, size=size, visuals=visuals)
     raise SimulationError(
         f"suite '{task.suite}' of task '{task.name}' is not known; "
         f"allowed are {', '.join(SUITES)}{closest(task.suite, SUITES)}"
     )
 
 
-def make_expert(world: ArmWorld, seed: int) -> Expert:
+def make_expert(env: ArmEnv, seed: int) -> Expert:
     """The scripted expert of ``world.task``, from the state that ``world`` was just reset to; ``seed``: its manner.
 
     :class:`SimulationError` for a task that no expert knows.
     """
-    from m2distill_policy.sim.tabletop.world import TabletopWorld
+    from m2distill_policy.sim.tabletop.env import TabletopEnv
 
-    if isinstance(world, TabletopWorld):
+    if isinstance(env, TabletopEnv):
         from m2distill_policy.sim.tabletop.expert import TabletopExpert
 
-        return TabletopExpert(world)
-    from m2distill_policy.sim.libero.world import LiberoWorld
+        return TabletopExpert(env)
+    from m2distill_policy.sim.libero.env import LiberoEnv
 
-    if isinstance(world, LiberoWorld):
+    if isinstance(env, LiberoEnv):
         from m2distill_policy.sim.libero.expert import LiberoExpert
 
-        return LiberoExpert(world, seed)
-    raise SimulationError(f"no expert knows worlds of suite '{world.task.suite}'")
+        return LiberoExpert(env, seed)
+    raise SimulationError(f"no expert knows worlds of suite '{env.task.suite}'")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import SimulationError
-from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.arm_env import ArmEnv
 from m2distill_policy.sim.experts.motion import Target, towards
 from m2distill_policy.sim.experts.noise import Noise, NoiseSource
 from m2distill_policy.sim.osc import vector_from_rotation
@@ -45,7 +45,7 @@ class Run:
 
 
 def run_expert(
-    world: ArmWorld,
+    env: ArmEnv,
     seed: int,
     *,
     noise: Noise | None = None,
@@ -59,29 +59,29 @@ def run_expert(
     """
     from m2distill_policy.sim.suites import make_expert
 
-    world.reset_state(seed)
-    expert = make_expert(world, seed)
+    env.reset_state(seed)
+    expert = make_expert(env, seed)
     source = NoiseSource(noise, seed) if noise is not None else None
     states, actions, executed, poses, readings, robot = [], [], [], [], [], []
     success = False
-    for _ in range(world.task.horizon):
+    for _ in range(env.task.horizon):
         try:
             target = expert.target()
         except ExpertLostError:
             break
-        position, rotation = world.grip_pose()
-        action = towards(target, position, rotation, world.contract.action)
-        reading = world.proprioception()
+        position, rotation = env.grip_pose()
+        action = towards(target, position, rotation, env.contract.action)
+        reading = env.proprioception()
         done = source.disturb(action, target.free, 1.0 - target.care) if source is not None else action
         done = told(done) if told is not None else done
-        states.append(world.state())
-        poses.append(world.end_effector())
+        states.append(env.state())
+        poses.append(env.end_effector())
         readings.append(reading)
         robot.append(np.concatenate([reading["gripper_states"], position, _quaternion(rotation)]))
         actions.append(action)
         executed.append(done)
-        world.advance(done)
-        if world.success():
+        env.advance(done)
+        if env.success():
             success = True
             break
     return Run(

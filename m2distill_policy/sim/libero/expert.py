@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim.experts.episode import ExpertLostError
 from m2distill_policy.sim.experts.motion import Target
+from m2distill_policy.sim.libero.env import LiberoEnv, Slide
 from m2distill_policy.sim.libero.grasps import Grasp, GraspPlanner, grasps_from_above, pointing_down
 from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.libero.skills import Hand, Manner, Patience
-from m2distill_policy.sim.libero.world import LiberoWorld, Slide
 from m2distill_policy.sim.osc import rotation_from_vector
 
 #: A thing that moved this far (m) is looked at anew: the way to take hold of it may be another.
@@ -46,24 +46,24 @@ class _Chosen:
 class LiberoExpert:
     """See :class:`m2distill_policy.sim.experts.episode.Expert`. ``seed`` draws the manner of the demonstrator."""
 
-    def __init__(self, world: LiberoWorld, seed: int) -> None:
-        self._world = world
+    def __init__(self, env: LiberoEnv, seed: int) -> None:
+        self._env = env
         self._rng = np.random.default_rng([80, seed])
-        self._shapes = Shapes(world.model, world.data)
-        self._planner = GraspPlanner(world, self._shapes)
-        self._hand = Hand(world, self._shapes, Manner.drawn(self._rng))
+        self._shapes = Shapes(env.model, env.data)
+        self._planner = GraspPlanner(env, self._shapes)
+        self._hand = Hand(env, self._shapes, Manner.drawn(self._rng))
         #: Ways to take hold that led nowhere, and the way chosen for each body.
         self._vain: list[Grasp] = []
         self._chosen: dict[int, _Chosen] = {}
         #: Where the hand began, and for how many steps it goes back there because it got nowhere.
-        self._begin, self._recovering = world.grip_pose()[0], 0
+        self._begin, self._recovering = env.grip_pose()[0], 0
         self._fetching, self._carrying = Patience(_PATIENCE), Patience(_PATIENCE)
 
     def target(self) -> Target:
         """Where the hand should go now: the first part of the goal that does not hold yet, by its skill."""
-        goal = self._world.goal
+        goal = self._env.goal
         for part in goal:
-            if not self._world.holds(part):
+            if not self._env.holds(part):
                 return self._skill(part)
         return self._skill(goal[-1])
 
@@ -76,34 +76,34 @@ class LiberoExpert:
         if predicate == "turnon":
             return self._turn_on(name)
         raise SimulationError(
-            f"no skill reaches '{' '.join(part)}', which '{self._world.task.name}' asks for; "
+            f"no skill reaches '{' '.join(part)}', which '{self._env.task.name}' asks for; "
             "known are in, on, open and turnon"
         )
 
     def _place(self, name: str, place: str) -> Target:
         """Take ``name`` and put it on or into ``place``; a drawer is opened first."""
-        world = self._world
-        body = world.object_body(name)
+        env = self._env
+        body = env.object_body(name)
         geoms = self._shapes.of(body)
         held = self._hand.holds(geoms)
-        drawer = world.slide_of(place)
+        drawer = env.slide_of(place)
         if drawer is not None and not held:
             handle = self._handle(drawer)
             if drawer.open < _OPEN - 0.005:
                 return self._open(place)
-            grip, rotation = world.grip_pose()
+            grip, rotation = env.grip_pose()
             if rotation[2, 2] > -0.9 and float(np.linalg.norm(grip - handle.position)) < 0.12:
                 return self._hand.retreat(handle)
             if rotation[:, 2] @ handle.approach > _LIKE_HANDLE and self._hand.reach() > _NEAR_BASE:
                 return self._hand.fold()  # turning down out there would straighten the elbow, and lock it
-        goal = world.place_position(place)[:2]
-        position = world.data.xpos[body]
-        if world.is_ground(place):
+        goal = env.place_position(place)[:2]
+        position = env.data.xpos[body]
+        if env.is_ground(place):
             return self._hand.push(geoms, position, goal)
         if held:
             if self._carrying.is_out(float(np.linalg.norm(goal - position[:2]))) and body in self._chosen:
                 # The arm does not get there with the hand as it took hold: upright it gets further.
-                self._chosen[body] = replace(self._chosen[body], rotation=pointing_down(world.grip_pose()[1][:, 0]))
+                self._chosen[body] = replace(self._chosen[body], rotation=pointing_down(env.grip_pose()[1][:, 0]))
             return self._hand.put(geoms, position, goal, self._upright(body))
         carry = np.array([*(goal - position[:2]), 0.05])
         grasp = self._grasp(body, geoms, carry)
@@ -114,8 +114,8 @@ class LiberoExpert:
 
     def _grasp(self, body: int, geoms: NDArray[np.int64], carry: NDArray[np.float64], *, lean: bool = True) -> Grasp:
         """The way to take hold of a body: chosen once, moving with it, and anew where it was displaced."""
-        position = self._world.data.xpos[body].copy()
-        rotation = self._world.data.xmat[body].reshape(3, 3).copy()
+        position = self._env.data.xpos[body].copy()
+        rotation = self._env.data.xmat[body].reshape(3, 3).copy()
         chosen = self._chosen.get(body)
         vain = False
         if chosen is not None:
@@ -145,7 +145,7 @@ class LiberoExpert:
         """The hand's rotation as it took hold of a body, which is as it stood then."""
         if body in self._chosen:
             return self._chosen[body].rotation
-        _, rotation = self._world.grip_pose()
+        _, rotation = self._env.grip_pose()
         return pointing_down(rotation[:, 0])
 
     def _handle(self, drawer: Slide) -> Grasp:
@@ -161,10 +161,10 @@ class LiberoExpert:
         return Grasp(middle, rotation)
 
     def _open(self, name: str) -> Target:
-        world = self._world
-        drawer = world.slide_of(name)
+        env = self._env
+        drawer = env.slide_of(name)
         if drawer is None:
-            raise SimulationError(f"'{name}' is no drawer; '{world.task.name}' asks to open it")
+            raise SimulationError(f"'{name}' is no drawer; '{env.task.name}' asks to open it")
         grasp = self._handle(drawer)
         geoms = self._shapes.of(drawer.body)
         if self._hand.holds(geoms):
@@ -173,11 +173,11 @@ class LiberoExpert:
 
     def _turn_on(self, name: str) -> Target:
         """Take the ridge of the knob and turn it."""
-        world = self._world
-        body, pivot, sense = world.hinge_of(name)
+        env = self._env
+        body, pivot, sense = env.hinge_of(name)
         geoms = self._shapes.of(body)
         grasp = self._grasp(body, geoms, np.zeros(3), lean=False)
-        grip, _ = world.grip_pose()
-        if world.gripper_width() < _ON_KNOB and float(np.linalg.norm(grip - grasp.position)) < _AT_KNOB:
+        grip, _ = env.grip_pose()
+        if env.gripper_width() < _ON_KNOB and float(np.linalg.norm(grip - grasp.position)) < _AT_KNOB:
             return self._hand.turn(pivot, 0.4 * sense, grasp.rotation)
         return self._hand.fetch(grasp, geoms)

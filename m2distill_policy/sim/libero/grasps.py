@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.arm_env import ArmEnv
 from m2distill_policy.sim.experts.episode import ExpertLostError
 from m2distill_policy.sim.experts.motion import DOWN
 from m2distill_policy.sim.libero.shapes import Shapes
@@ -136,13 +136,13 @@ def leaning(grasps: Iterable[Grasp]) -> list[Grasp]:
 class GraspPlanner:
     """Tries grasps in a copy of a scene."""
 
-    def __init__(self, world: ArmWorld, shapes: Shapes) -> None:
+    def __init__(self, env: ArmEnv, shapes: Shapes) -> None:
         import mujoco
 
-        self._mujoco, self._world, self._shapes = mujoco, world, shapes
-        self._data = mujoco.MjData(world.model)
-        joints = [world.model.joint(f"robot0_joint{i}").id for i in range(1, 8)]
-        self._range = world.model.jnt_range[joints]
+        self._mujoco, self._env, self._shapes = mujoco, env, shapes
+        self._data = mujoco.MjData(env.model)
+        joints = [env.model.joint(f"robot0_joint{i}").id for i in range(1, 8)]
+        self._range = env.model.jnt_range[joints]
 
     def best(
         self,
@@ -163,7 +163,7 @@ class GraspPlanner:
             _, leant = self._cheapest(leaning(grasps), geoms, carry, rng, cost - _LEAN_COST)
             grasp = leant or grasp
         if grasp is None:
-            raise ExpertLostError(f"the expert of '{self._world.task.name}' found no way to take hold of it")
+            raise ExpertLostError(f"the expert of '{self._env.task.name}' found no way to take hold of it")
         return grasp
 
     def _cheapest(
@@ -175,7 +175,7 @@ class GraspPlanner:
         limit: float,
     ) -> tuple[float, Grasp | None]:
         """The cheapest grasp below ``limit``, tried from the one that the hand turns least for."""
-        _, rotation = self._world.grip_pose()
+        _, rotation = self._env.grip_pose()
         turns = [0.3 * float(np.linalg.norm(vector_from_rotation(g.rotation @ rotation.T))) for g in grasps]
         first = np.array(turns) + _WHIM * rng.random(len(grasps))
         best: Grasp | None = None
@@ -196,8 +196,8 @@ class GraspPlanner:
         limit: float = np.inf,
     ) -> float:
         """``cost``, and what the hand would meet or overstretch; inf where it is out of reach or over ``limit``."""
-        world = self._world
-        joints = world.home
+        env = self._env
+        joints = env.home
         for back in _STRAIGHT:
             solved = self._solve(grasp.position - back * grasp.approach, grasp.rotation, joints)
             if solved is None:
@@ -222,35 +222,33 @@ class GraspPlanner:
     def _strain(self, joints: NDArray[np.float64]) -> float:
         """What it costs to be near a joint's limit, or with the arm so stretched that it obeys badly."""
         margin = float(np.minimum(joints - self._range[:, 0], self._range[:, 1] - joints).min())
-        world, data = self._world, self._data
-        data.qpos[world.arm_positions] = joints
-        self._mujoco.mj_kinematics(world.model, data)
-        self._mujoco.mj_comPos(world.model, data)
-        jacobian = np.zeros((6, world.model.nv))
-        self._mujoco.mj_jacSite(world.model, data, jacobian[:3], jacobian[3:], world.grip_site)
-        obeys = float(np.linalg.svd(jacobian[:, world.arm_dofs], compute_uv=False)[-1])
+        env, data = self._env, self._data
+        data.qpos[env.arm_positions] = joints
+        self._mujoco.mj_kinematics(env.model, data)
+        self._mujoco.mj_comPos(env.model, data)
+        jacobian = np.zeros((6, env.model.nv))
+        self._mujoco.mj_jacSite(env.model, data, jacobian[:3], jacobian[3:], env.grip_site)
+        obeys = float(np.linalg.svd(jacobian[:, env.arm_dofs], compute_uv=False)[-1])
         return _MARGIN_COST * max(0.0, _MARGIN - margin) + _OBEYS_COST * max(0.0, _OBEYS - obeys)
 
     def _solve(
         self, position: NDArray[np.float64], rotation: NDArray[np.float64], start: NDArray[np.float64]
     ) -> NDArray[np.float64] | None:
         """Joint angles (7,) rad with the grip site there, by damped least squares; None where there are none."""
-        mujoco, world, data = self._mujoco, self._world, self._data
-        data.qpos[:] = world.data.qpos
-        joints, jacobian = start.copy(), np.zeros((6, world.model.nv))
+        mujoco, env, data = self._mujoco, self._env, self._data
+        data.qpos[:] = env.data.qpos
+        joints, jacobian = start.copy(), np.zeros((6, env.model.nv))
         for _ in range(_ITERATIONS):
-            data.qpos[world.arm_positions] = joints
-            mujoco.mj_kinematics(world.model, data)
-            mujoco.mj_comPos(world.model, data)
-            here = data.site_xmat[world.grip_site].reshape(3, 3)
-            error = np.concatenate(
-                [position - data.site_xpos[world.grip_site], vector_from_rotation(rotation @ here.T)]
-            )
+            data.qpos[env.arm_positions] = joints
+            mujoco.mj_kinematics(env.model, data)
+            mujoco.mj_comPos(env.model, data)
+            here = data.site_xmat[env.grip_site].reshape(3, 3)
+            error = np.concatenate([position - data.site_xpos[env.grip_site], vector_from_rotation(rotation @ here.T)])
             if float(np.linalg.norm(error)) < 1e-3:
                 return joints
             error *= min(1.0, 0.5 / float(np.linalg.norm(error)))
-            mujoco.mj_jacSite(world.model, data, jacobian[:3], jacobian[3:], world.grip_site)
-            j = jacobian[:, world.arm_dofs]
+            mujoco.mj_jacSite(env.model, data, jacobian[:3], jacobian[3:], env.grip_site)
+            j = jacobian[:, env.arm_dofs]
             step = j.T @ np.linalg.solve(j @ j.T + _DAMPING * np.eye(6), error)
             joints = np.clip(joints + step, self._range[:, 0], self._range[:, 1])
         return None
@@ -259,11 +257,11 @@ class GraspPlanner:
         self, joints: NDArray[np.float64], half: float = 0.04, without: NDArray[np.int64] | None = None
     ) -> float:
         """What it costs to be where the robot, each finger ``half`` (m) out, meets things other than ``without``."""
-        world, data = self._world, self._data
-        data.qpos[:] = world.data.qpos
-        data.qpos[world.arm_positions] = joints
-        data.qpos[world.finger_positions] = (half, -half)
-        self._mujoco.mj_fwdPosition(world.model, data)
+        env, data = self._env, self._data
+        data.qpos[:] = env.data.qpos
+        data.qpos[env.arm_positions] = joints
+        data.qpos[env.finger_positions] = (half, -half)
+        self._mujoco.mj_fwdPosition(env.model, data)
         pairs, depth = data.contact.geom[: data.ncon], -data.contact.dist[: data.ncon]
         robot = self._shapes.robot
         met = robot[pairs[:, 0]] != robot[pairs[:, 1]]

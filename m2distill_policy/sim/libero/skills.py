@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.arm_env import ArmEnv
 from m2distill_policy.sim.experts.motion import DOWN, Target
 from m2distill_policy.sim.libero.grasps import TIP, UNDERSIDE, Grasp
 from m2distill_policy.sim.libero.shapes import Shapes
@@ -71,19 +71,19 @@ class Patience:
 class Hand:
     """The skills, for one world and one manner."""
 
-    def __init__(self, world: ArmWorld, shapes: Shapes, manner: Manner) -> None:
-        self._world, self._shapes, self._manner = world, shapes, manner
+    def __init__(self, env: ArmEnv, shapes: Shapes, manner: Manner) -> None:
+        self._env, self._shapes, self._manner = env, shapes, manner
         #: Steps for which the fingers have been closing, and whether they closed around nothing in the end.
         self._closing, self._missed = 0, False
 
     def reach(self) -> float:
         """How far (m) the hand is from the base, seen from above."""
-        return float(np.linalg.norm(self._world.end_effector()[:2]))
+        return float(np.linalg.norm(self._env.end_effector()[:2]))
 
     def fold(self) -> Target:
         """The open hand back towards the base, as it is."""
-        grip, rotation = self._world.grip_pose()
-        back = self._world.base_position()[:2] - grip[:2]
+        grip, rotation = self._env.grip_pose()
+        back = self._env.base_position()[:2] - grip[:2]
         step = 0.06 * back / max(1e-6, float(np.linalg.norm(back)))
         return Target(np.array([*(grip[:2] + step), grip[2]]), rotation, -1.0, self._manner.speed, care=0.5)
 
@@ -94,23 +94,23 @@ class Hand:
 
     def holds(self, geoms: NDArray[np.int64]) -> bool:
         """Whether both fingers are at rest against one of ``geoms``."""
-        held = all(self._shapes.touched_by_fingers(geoms)) and self._world.fingers_still()
+        held = all(self._shapes.touched_by_fingers(geoms)) and self._env.fingers_still()
         if held:
             self._closing = 0
         return held
 
     def distance_to(self, grasp: Grasp) -> float:
         """How far the hand is from a grasp: m, and 0.1 m for a radian."""
-        grip, rotation = self._world.grip_pose()
+        grip, rotation = self._env.grip_pose()
         angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
         return float(np.linalg.norm(grip - grasp.position)) + 0.1 * angle
 
     def fetch(self, grasp: Grasp, geoms: NDArray[np.int64]) -> Target:
         """Come in along the grasp's approach, and close around ``geoms``."""
-        grip, rotation = self._world.grip_pose()
+        grip, rotation = self._env.grip_pose()
         angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
         away = grip - grasp.position
-        closing = self._world.gripper_width() < _CLOSING
+        closing = self._env.gripper_width() < _CLOSING
         near, near_angle = (_STILL_NEAR, _STILL_NEAR_ANGLE) if closing else (_NEAR, _NEAR_ANGLE)
         if self._gave_up(float(np.linalg.norm(away))):
             return Target(grip - 0.04 * grasp.approach, grasp.rotation, -1.0, speed=0.6, care=0.7)
@@ -120,7 +120,7 @@ class Hand:
             return Target(grip if closing else grasp.position, grasp.rotation, 1.0, speed=0.5, care=0.9)
         aside = float(np.linalg.norm(away - grasp.approach * (away @ grasp.approach)))
         narrow = _FUNNEL * max(0.0, aside - _STRAIGHT_ENOUGH) + 0.3 * max(0.0, angle - 0.1)
-        if self._world.gripper_width() < 0.06:  # still opening
+        if self._env.gripper_width() < 0.06:  # still opening
             narrow = max(narrow, 0.05)
         goal = grasp.position - grasp.approach * min(self._manner.hover, narrow)
         return self._move(goal, grasp.rotation, -1.0, without=geoms if aside < 0.12 else geoms[:0])
@@ -136,7 +136,7 @@ class Hand:
 
     def retreat(self, grasp: Grasp) -> Target:
         """Let go and leave a grasp by the way that the hand came in."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         away = grip - grasp.position
         aside = away - grasp.approach * (away @ grasp.approach)
         return Target(grip - 0.06 * grasp.approach - aside, grasp.rotation, -1.0, self._manner.speed, care=0.5)
@@ -156,7 +156,7 @@ class Hand:
 
         rotation: of the hand, as it took hold, so that the thing stays upright.
         """
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         shapes = self._shapes
         low, _ = shapes.boxes(geoms)
         hang = float(grip[2] - low[:, 2].min())
@@ -182,19 +182,19 @@ class Hand:
 
     def pull(self, direction: NDArray[np.float64], rotation: NDArray[np.float64]) -> Target:
         """Draw what is held along ``direction`` (3,)."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         return Target(grip + 0.05 * direction, rotation, 1.0, speed=self._manner.speed, care=0.7)
 
     def turn(self, pivot: NDArray[np.float64], angle: float, rotation: NDArray[np.float64]) -> Target:
         """Turn what is held by ``angle`` (rad) about the vertical through ``pivot`` (3,)."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         swing = rotation_from_vector(np.array([0.0, 0.0, angle]))
         goal = pivot + swing @ (grip - pivot)
         return Target(goal, swing @ rotation, 1.0, speed=self._manner.speed, turn=0.9, care=0.8)
 
     def push(self, geoms: NDArray[np.int64], body: NDArray[np.float64], goal: NDArray[np.float64]) -> Target:
         """Draw a dish at ``body`` (3,) to ``goal`` (2,), with closed fingers from inside its rim."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         low, _ = self._shapes.boxes(geoms)
         to_go = goal - body[:2]
         ahead = to_go / max(1e-6, float(np.linalg.norm(to_go)))
@@ -212,7 +212,7 @@ class Hand:
         self, goal: NDArray[np.float64], rotation: NDArray[np.float64], gripper: float, without: NDArray[np.int64]
     ) -> Target:
         """An empty hand on its way: over what stands between, then to ``goal``."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         distance = float(np.linalg.norm(goal[:2] - grip[:2]))
         over = self._shapes.top_over(grip, goal, 0.08, without)
         safe = max(over + TIP + _CLEARANCE, goal[2])
@@ -228,7 +228,7 @@ class Hand:
         self, goal: NDArray[np.float64], safe: float, rotation: NDArray[np.float64], gripper: float, free: bool = False
     ) -> Target:
         """Up, and across as far as the height allows."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         share = float(np.clip(1.0 - (safe - grip[2]) / 0.04, 0.0, 1.0))
         spot = grip[:2] + share * (goal - grip[:2])
         care = 0.5 if gripper > 0 else 0.0

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim.experts.motion import DOWN, Target
+from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.scene import BIN_CENTER, BIN_HALF, TABLE_TOP, THINGS, Thing
-from m2distill_policy.sim.tabletop.world import TabletopWorld
 
 #: Height (m) over the grasp at which the hand comes in, and how steeply it sinks as the distance shrinks.
 _HOVER = 0.11
@@ -31,18 +31,18 @@ _FREE = 0.10
 class TabletopExpert:
     """See :class:`m2distill_policy.sim.experts.episode.Expert`."""
 
-    def __init__(self, world: TabletopWorld) -> None:
-        self._world = world
+    def __init__(self, env: TabletopEnv) -> None:
+        self._env = env
 
     def target(self) -> Target:
         """Where the hand should go now."""
-        world = self._world
-        thing = _thing(world.task.targets[0])
-        grip, _ = world.grip_pose()
-        target = world.positions()[thing.name]
-        if not _grasped(world, thing, grip, target):
-            goal, gripper = _fetch(world, thing, grip, target)
-        elif world.task.kind == "lift":
+        env = self._env
+        thing = _thing(env.task.targets[0])
+        grip, _ = env.grip_pose()
+        target = env.positions()[thing.name]
+        if not _grasped(env, thing, grip, target):
+            goal, gripper = _fetch(env, thing, grip, target)
+        elif env.task.kind == "lift":
             goal, gripper = grip + np.array([0.0, 0.0, 0.05]), 1.0
         else:
             goal, gripper = _carry(grip)
@@ -56,25 +56,25 @@ def _thing(name: str) -> Thing:
     raise SimulationError(f"no expert knows the object '{name}'; known are {[t.name for t in THINGS]}")
 
 
-def _grasped(world: TabletopWorld, thing: Thing, grip: NDArray[np.float64], target: NDArray[np.float64]) -> bool:
+def _grasped(env: TabletopEnv, thing: Thing, grip: NDArray[np.float64], target: NDArray[np.float64]) -> bool:
     """Whether the fingers have arrived at the object's sides with the object between them."""
     offset = thing.grasp - thing.rest
     between = float(np.linalg.norm(target[:2] - grip[:2])) < 0.03 and abs(grip[2] - target[2] - offset) < 0.03
     return (
         between
-        and thing.name in world.held()
-        and world.gripper_width() < 2 * thing.half_width + 0.006
-        and world.fingers_still()
+        and thing.name in env.held()
+        and env.gripper_width() < 2 * thing.half_width + 0.006
+        and env.fingers_still()
     )
 
 
 def _fetch(
-    world: TabletopWorld, thing: Thing, grip: NDArray[np.float64], target: NDArray[np.float64]
+    env: TabletopEnv, thing: Thing, grip: NDArray[np.float64], target: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
     """Come in over the object, sink in a funnel, close."""
     low = target[2] + thing.grasp - thing.rest
     distance = float(np.linalg.norm(target[:2] - grip[:2]))
-    closing = world.gripper_width() < 0.074
+    closing = env.gripper_width() < 0.074
     near = _STILL_NEAR if closing else _NEAR
     if distance < near and abs(grip[2] - low) < near:
         return np.array([target[0], target[1], low]), 1.0

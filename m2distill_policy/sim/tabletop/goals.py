@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.tabletop.scene import BIN_CENTER, BIN_HALF, BIN_HEIGHT, TABLE_TOP, THINGS
 from m2distill_policy.sim.tabletop.tasks import LIFT_HEIGHT, TASKS
-from m2distill_policy.sim.world import Task
 
 _REST = {thing.name: TABLE_TOP + thing.rest for thing in THINGS}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
 
 SUITE = "tabletop"
 

@@ -24,7 +24,7 @@ class Task:
     instruction: the words given to the policy, ``lift the red box``.
     horizon: control steps after which a rollout has failed.
     kind: ``lift`` or ``place``; how a tabletop task is judged and done. Empty in suites that judge by themselves.
-    targets: the objects that the instruction is about, as :meth:`World.lifted` names them; empty where not known.
+    targets: the objects that the instruction is about, as :meth:`SimEnv.lifted` names them; empty where not known.
     """
 
     suite: str
@@ -36,7 +36,7 @@ class Task:
     targets: tuple[str, ...] = ()
 
     @property
-    def has_world(self) -> bool:
+    def has_env(self) -> bool:
         """Whether a policy can be rolled out in it: one's own recordings come without a simulated world."""
         return self.suite != FILES
 
@@ -44,7 +44,7 @@ class Task:
         object.__setattr__(self, "targets", tuple(self.targets))  # JSON gives a list
 
 
-class World(Protocol):
+class SimEnv(Protocol):
     """One simulated scene with one task. Not thread-safe; one process holds one world at a time."""
 
     task: Task

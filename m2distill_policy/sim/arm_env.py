@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
+from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.osc import (
     DRIVE_STIFFNESS,
     STIFFNESS,
@@ -22,7 +23,6 @@ from m2distill_policy.sim.osc import (
     vector_from_rotation,
 )
 from m2distill_policy.sim.rendering import Renderer
-from m2distill_policy.sim.world import Task
 
 #: The contract's views and the cameras of robosuite's models that see them.
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}
@@ -38,7 +38,7 @@ _GRIPPER_SPEED = 0.01
 _DRIVE_LEAD = (0.02, 0.15)
 
 
-class ArmWorld:
+class ArmEnv:
     """Physics, controller and views of a scene with one Panda. A suite's world derives from it.
 
     The physics model may belong to somebody else (LIBERO's environment); ``data`` is then shared with it.

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim.arm import CAMERAS, ArmWorld
+from m2distill_policy.sim.arm_env import CAMERAS, ArmEnv
+from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.libero import files as libero_files
 from m2distill_policy.sim.libero.files import libero_tasks
 from m2distill_policy.sim.rendering import Renderer
 from m2distill_policy.sim.seeds import is_demonstration
 from m2distill_policy.sim.visuals import is_visual_only, visual_model, visual_profile
-from m2distill_policy.sim.world import Task
 
 _log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ class Slide:
     open: float
 
 
-class LiberoWorld(ArmWorld):
-    """One task of a LIBERO suite. See :class:`m2distill_policy.sim.world.World`.
+class LiberoEnv(ArmEnv):
+    """One task of a LIBERO suite. See :class:`m2distill_policy.sim.env.World`.
 
     ``reset(seed)`` takes LIBERO's initial state ``seed`` modulo their count (50), and lets it settle as LIBERO does.
     Seeds of demonstrations draw a fresh one instead, so that no demonstration begins where a policy is measured.
@@ -101,8 +101,8 @@ class LiberoWorld(ArmWorld):
         problems = _import_libero()
         profile = visual_profile(visuals)
         self._initial_states = libero_files.initial_states(task)
-        self._env = _build(problems, task)
-        env = self._env
+        self._libero = _build(problems, task)
+        env = self._libero
         env.visualize(vis_settings=dict.fromkeys(env._visualizations, False))
         model, data = env.sim.model._model, env.sim.data._data
         if self._initial_states.shape[1] != 1 + model.nq + model.nv:
@@ -131,12 +131,12 @@ class LiberoWorld(ArmWorld):
         goals: dict[str, Any] = {}
         for task in libero_tasks(self.task.suite):
             parsed = parse(str(libero_files.bddl_file(task.suite, task.name)))
-            same = parsed["problem_name"] == self._env.parsed_problem["problem_name"]
+            same = parsed["problem_name"] == self._libero.parsed_problem["problem_name"]
             if same and all(
-                name in self._env.object_states_dict for state in parsed["goal_state"] for name in state[1:]
+                name in self._libero.object_states_dict for state in parsed["goal_state"] for name in state[1:]
             ):
                 goals[task.name] = parsed["goal_state"]
-        own = self._env.parsed_problem["goal_state"]
+        own = self._libero.parsed_problem["goal_state"]
         # libero_spatial says the same goal of ten scenes: one that equals this task's own is not another task's.
         return {self.task.name: own} | {name: goal for name, goal in goals.items() if goal != own}
 
@@ -168,7 +168,7 @@ class LiberoWorld(ArmWorld):
                 continue
             for thing, (position, quaternion, model) in placed.items():
                 if thing not in fixtures:
-                    self._env.sim.data.set_joint_qpos(model.joints[-1], np.concatenate([position, quaternion]))
+                    self._libero.sim.data.set_joint_qpos(model.joints[-1], np.concatenate([position, quaternion]))
             self.data.qpos[self._qpos] = self.home + rng.normal(0.0, _JOINT_NOISE, 7)
             return self.state()
         raise SimulationError(
@@ -181,7 +181,7 @@ class LiberoWorld(ArmWorld):
 
         LIBERO's samplers add a fixture's pose to what they read from the simulation.
         """
-        model, env = self.model, self._env
+        model, env = self.model, self._libero
         bodies = {n: env.obj_body_id[n] for n in env.fixtures_dict if n in env.obj_body_id}
         poses = {n: (model.body_pos[b].copy(), model.body_quat[b].copy()) for n, b in bodies.items()}
         try:
@@ -194,7 +194,7 @@ class LiberoWorld(ArmWorld):
 
     def _sample_placements(self, fixtures: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any, Any]]:
         """What LIBERO's ``_reset_internal`` draws: name -> position, quaternion, model; and drawers that begin open."""
-        env = self._env
+        env = self._libero
         for sampler in env.object_property_initializers:
             env.object_states_dict[sampler.name].set_joint(sampler.sample())
         self._mujoco.mj_forward(self.model, self.data)
@@ -212,23 +212,23 @@ class LiberoWorld(ArmWorld):
     def _begin(self, state: NDArray[np.float64]) -> None:
         # robosuite's gripper starts in the middle of its range.
         self._restore(state, self.home, np.zeros(2))
-        self._env._post_process()
+        self._libero._post_process()
         self._start_judging()
 
     def _start_judging(self) -> None:
-        self._heights = {name: self._height(name) for name in self._env.objects_dict}
+        self._heights = {name: self._height(name) for name in self._libero.objects_dict}
         self._achieved.clear()
         self._lifted.clear()
 
     def _height(self, name: str) -> float:
-        return float(self.data.xpos[self._env.obj_body_id[name], 2])
+        return float(self.data.xpos[self._libero.obj_body_id[name], 2])
 
     def success(self) -> bool:
         """Whether LIBERO's goal of this task holds now."""
         return self._holds(self._goals[self.task.name])
 
     def _holds(self, goal: Any) -> bool:
-        return all(bool(self._env._eval_predicate(state)) for state in goal)
+        return all(bool(self._libero._eval_predicate(state)) for state in goal)
 
     def achieved(self) -> tuple[str, ...]:
         """Names of the suite's tasks that this scene can judge and whose goal has been reached since reset."""
@@ -248,26 +248,26 @@ class LiberoWorld(ArmWorld):
 
     def holds(self, part: list[str]) -> bool:
         """Whether one part of the goal holds now."""
-        return bool(self._env._eval_predicate(part))
+        return bool(self._libero._eval_predicate(part))
 
     def object_body(self, name: str) -> int:
         """The body of an object or fixture."""
-        return int(self._env.obj_body_id[name])
+        return int(self._libero.obj_body_id[name])
 
     def place_position(self, place: str) -> NDArray[np.float64]:
         """Where a place is (3,) m: an object's origin, or a region's middle."""
-        if place in self._env.obj_body_id:
-            return np.array(self.data.xpos[self._env.obj_body_id[place]])
+        if place in self._libero.obj_body_id:
+            return np.array(self.data.xpos[self._libero.obj_body_id[place]])
         return np.array(self.data.site(place).xpos)
 
     def is_ground(self, place: str) -> bool:
         """Whether a place is a marked area of the table or floor itself."""
-        state = self._env.object_states_dict.get(place)
-        return getattr(state, "object_state_type", "") == "site" and state.parent_name not in self._env.obj_body_id
+        state = self._libero.object_states_dict.get(place)
+        return getattr(state, "object_state_type", "") == "site" and state.parent_name not in self._libero.obj_body_id
 
     def slide_of(self, place: str) -> Slide | None:
         """What a region slides with: a drawer; None for one that stays where it is."""
-        joints = getattr(self._env.object_sites_dict.get(place), "joints", None) or []
+        joints = getattr(self._libero.object_sites_dict.get(place), "joints", None) or []
         for joint in map(self.model.joint, joints):
             if joint.type[0] == self._mujoco.mjtJoint.mjJNT_SLIDE:
                 low, high = joint.range
@@ -278,7 +278,7 @@ class LiberoWorld(ArmWorld):
 
     def hinge_of(self, name: str) -> tuple[int, NDArray[np.float64], float]:
         """The body of a fixture's knob, where its axis is (3,) m, and in which sense it turns on (1 or -1)."""
-        for joint in map(self.model.joint, self._env.get_object(name).joints):
+        for joint in map(self.model.joint, self._libero.get_object(name).joints):
             if joint.type[0] == self._mujoco.mjtJoint.mjJNT_HINGE:
                 low, high = joint.range
                 return int(joint.bodyid[0]), np.array(self.data.xanchor[joint.id]), -1.0 if -low > high else 1.0
@@ -286,7 +286,7 @@ class LiberoWorld(ArmWorld):
 
     def _after_step(self) -> None:
         self._mujoco.mj_kinematics(self.model, self.data)
-        self._env._post_process()
+        self._libero._post_process()
         for name, start in self._heights.items():
             if name not in self._lifted and self._height(name) >= start + _LIFT_HEIGHT:
                 self._lifted.append(name)
@@ -303,10 +303,10 @@ class LiberoWorld(ArmWorld):
         """What the contract's views show in a flattened state; the simulation itself stays where it is."""
         now = self.data.qpos.copy()
         self.data.qpos[:] = np.asarray(state, dtype=np.float64)[1 : 1 + self.model.nq]
-        self._env._post_process()
+        self._libero._post_process()
         self._mark()
         self.data.qpos[:] = now
-        self._env._post_process()
+        self._libero._post_process()
         return super().views(state)
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -321,7 +321,7 @@ class LiberoWorld(ArmWorld):
     def close(self) -> None:
         """Free the renderer and LIBERO's environment."""
         super().close()
-        self._env.close()
+        self._libero.close()
 
 
 def _build(problems: Any, task: Task) -> Any:

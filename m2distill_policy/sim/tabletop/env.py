@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim import arm
-from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.arm_env import ArmEnv
+from m2distill_policy.sim.env import Task
+from m2distill_policy.sim.osc import vector_from_rotation
 from m2distill_policy.sim.rendering import Renderer
 from m2distill_policy.sim.tabletop import goals, scene
 from m2distill_policy.sim.visuals import physics_xml, visual_model, visual_profile
-from m2distill_policy.sim.world import Task
 
 #: robosuite's own initial pose of the Panda: where the search for the joint angles of :data:`scene.HOME` starts.
 _PANDA_POSE = (0.0, math.pi / 16.0, 0.0, -math.pi / 2.0 - math.pi / 3.0, 0.0, math.pi - 0.2, math.pi / 4)
@@ -30,8 +30,8 @@ def _scene_xml() -> str:
     return scene.build_xml()
 
 
-class TabletopWorld(ArmWorld):
-    """One task of ``tabletop``. See :class:`m2distill_policy.sim.world.World`."""
+class TabletopEnv(ArmEnv):
+    """One task of ``tabletop``. See :class:`m2distill_policy.sim.env.World`."""
 
     def __init__(self, task: Task, *, size: int = 128, visuals: str = "fast") -> None:
         from m2distill_policy.sim.gl import choose_gl
@@ -113,7 +113,7 @@ class TabletopWorld(ArmWorld):
             mujoco.mj_kinematics(model, data)
             mujoco.mj_comPos(model, data)
             position, rotation = self._site_pose()
-            error = np.concatenate([np.subtract(scene.HOME, position), arm.vector_from_rotation(down @ rotation.T)])
+            error = np.concatenate([np.subtract(scene.HOME, position), vector_from_rotation(down @ rotation.T)])
             if float(np.linalg.norm(error)) < 1e-9:
                 return q
             mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._site)
