@@ -15,12 +15,12 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import TransportError
 from m2distill_policy.evaluation.results import Cell
 from m2distill_policy.evaluation.rollouts import RolloutPool
-from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.sim.env import SimEnv
+from m2distill_policy.sim.seeds import state_seed
 from m2distill_policy.sim_robot.link import Command, Follow, Link
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
 from tests import toy_suite

@@ -105,7 +105,7 @@ def test_an_evaluation_with_disturbances(tmp_path: Path) -> None:
     """Workers draw disturbed and undisturbed worlds in turn; the log resumes; the curves are counted by hand."""
     bundle = toy_bundle(tmp_path / "bundle")
     wrong = [(), (Disturbance("gain", 0.5),), (Disturbance("gain", 1.0),), (Disturbance("noise", 1.0),)]
-    cells = [c for w in wrong for c in make_cells("tabletop", [0], 1, told=INSTRUCTIONS[0], disturbances=w)]
+    cells = [c for w in wrong for c in make_cells("tabletop", [0], 1, instruction=INSTRUCTIONS[0], disturbances=w)]
     log = tmp_path / "rollouts.jsonl"
     with RolloutPool(1) as pool:
         first = pool.evaluate(bundle, cells, sampling="mode", log=log)

@@ -25,7 +25,7 @@ from m2distill_policy.sim.libero.env import LiberoEnv
 from m2distill_policy.sim.libero.expert import LiberoExpert
 from m2distill_policy.sim.libero.grasps import OPENING, grasps_from_above, leaning, pointing_down, turned
 from m2distill_policy.sim.libero.shapes import Shapes
-from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM, demonstration_seed, is_demonstration
+from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM, demonstration_seed, is_demonstration_seed
 from m2distill_policy.sim.suites import make_sim_env, suite_task
 from tests.libero_scenes import needs_scenes
 
@@ -124,8 +124,10 @@ def test_a_grasp_moves_with_its_body() -> None:
 
 
 def test_seeds_of_demonstrations() -> None:
-    assert is_demonstration(demonstration_seed(0, 0, 0)) and is_demonstration(demonstration_seed(999, 99, 9999))
-    assert not is_demonstration(DEMONSTRATIONS_FROM - 1) and not is_demonstration(1_100_000_000)
+    assert is_demonstration_seed(demonstration_seed(0, 0, 0)) and is_demonstration_seed(
+        demonstration_seed(999, 99, 9999)
+    )
+    assert not is_demonstration_seed(DEMONSTRATIONS_FROM - 1) and not is_demonstration_seed(1_100_000_000)
 
 
 # ---- in LIBERO's scenes ------------------------------------------------------------------------------------------

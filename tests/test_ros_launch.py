@@ -21,10 +21,10 @@ pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.sim.seeds import state_seed
 from tests.bundles import INSTRUCTIONS, toy_contract, write_toy
 from tests.ros_side import RosRobot
 from tests.sides import Child, running

@@ -11,9 +11,9 @@ from typing import TypeAlias
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.signals import stop_on_signals
 from m2distill_policy.sim.env import Task
+from m2distill_policy.sim.seeds import state_seed
 from m2distill_policy.sim.suites import make_sim_env, suite_task, suite_tasks
 from m2distill_policy.sim_robot.link import Follow, Link
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot

@@ -31,7 +31,7 @@ from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.libero import files as libero_files
 from m2distill_policy.sim.libero.files import libero_tasks
 from m2distill_policy.sim.rendering import Renderer
-from m2distill_policy.sim.seeds import is_demonstration
+from m2distill_policy.sim.seeds import is_demonstration_seed
 from m2distill_policy.sim.visuals import is_visual_only, visual_model, visual_profile
 
 _log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class LiberoEnv(ArmEnv):
         draws them; settled. Stamp 0.0, nothing drawn."""
         if seed < 0:
             raise SimulationError(f"a seed is a whole number from 0 on; got {seed}")
-        if is_demonstration(seed):
+        if is_demonstration_seed(seed):
             self._begin(self._draw_state(seed))
         else:
             self._begin(self._initial_states[seed % len(self._initial_states)])
