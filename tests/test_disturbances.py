@@ -13,8 +13,9 @@ from m2distill_policy.errors import SimulationError
 from m2distill_policy.evaluation.results import curves, curves_table, make_cells, summarise
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim.collect import Collection, record
+from m2distill_policy.sim.collection import Collection
 from m2distill_policy.sim.disturbances import KINDS, Disturbance, DisturbedEnv
+from m2distill_policy.sim.record import record_episode
 from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.tasks import TASKS
 from tests.bundles import INSTRUCTIONS, toy_bundle
@@ -120,9 +121,9 @@ def test_an_evaluation_with_disturbances(tmp_path: Path) -> None:
 
 
 def test_demonstrations_in_worlds_that_are_a_little_wrong(env: TabletopEnv) -> None:
-    plain = record(env, 1_000_007)
-    wrong = record(env, 1_000_007, randomise=("camera", "light", "texture", "noise"))
-    again = record(env, 1_000_007, randomise=("camera", "light", "texture", "noise"))
+    plain = record_episode(env, 1_000_007)
+    wrong = record_episode(env, 1_000_007, randomise=("camera", "light", "texture", "noise"))
+    again = record_episode(env, 1_000_007, randomise=("camera", "light", "texture", "noise"))
     assert plain is not None and wrong is not None and again is not None
     assert plain.states is not None and wrong.states is not None
     assert np.array_equal(plain.states, wrong.states), "what is only seen changes no motion"
@@ -131,7 +132,7 @@ def test_demonstrations_in_worlds_that_are_a_little_wrong(env: TabletopEnv) -> N
         assert np.array_equal(wrong.episode.images[name], again.episode.images[name])
     moved = wrong.episode.proprioception["joint_states"] - plain.episode.proprioception["joint_states"]
     assert 0 < moved.std() < 0.025
-    unlike = record(env, 1_000_007, randomise=("gain", "delay"))
+    unlike = record_episode(env, 1_000_007, randomise=("gain", "delay"))
     if unlike is not None:
         assert unlike.episode.executed is not None
         assert not np.array_equal(unlike.episode.executed, unlike.episode.actions)

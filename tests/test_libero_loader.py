@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 pytest.importorskip("robosuite", reason="the simulator is not installed (requirements/sim.txt)")
 
 from m2distill_policy.demonstrations import DemonstrationFile
-from m2distill_policy.sim.collect import Collection, collect
+from m2distill_policy.sim.collect import collect
+from m2distill_policy.sim.collection import Collection
 from m2distill_policy.sim.tabletop import scene
 from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.tasks import TASKS

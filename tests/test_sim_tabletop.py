@@ -11,10 +11,10 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim.experts.episode import run_expert
-from m2distill_policy.sim.experts.motion import towards
+from m2distill_policy.sim.experts.motion import action_towards
 from m2distill_policy.sim.experts.noise import Noise
 from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM, demonstration_seed
-from m2distill_policy.sim.suites import make_sim_env, suite_task, suite_tasks
+from m2distill_policy.sim.suites import make_expert, make_sim_env, suite_task, suite_tasks
 from m2distill_policy.sim.tabletop import scene
 from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.expert import TabletopExpert
@@ -40,7 +40,7 @@ def test_five_tasks_of_two_kinds() -> None:
     assert {t.kind for t in TASKS} == {"lift", "place"}
     assert all(t.kind == "lift" for t in TASKS[:3])
     assert len({t.instruction for t in TASKS}) == 5
-    assert {name for t in TASKS for name in t.targets} == {thing.name for thing in scene.THINGS}
+    assert {name for t in TASKS for name in t.targets} == {item.name for item in scene.OBJECTS}
 
 
 def test_initial_state_comes_from_the_seed_alone(env: TabletopEnv) -> None:
@@ -66,20 +66,20 @@ def test_only_the_instruction_tells_tasks_apart(env: TabletopEnv) -> None:
 
 
 def test_objects_swap_places_and_keep_apart() -> None:
-    slots: dict[str, set[int]] = {thing.name: set() for thing in scene.THINGS}
+    slots: dict[str, set[int]] = {item.name: set() for item in scene.OBJECTS}
     for seed in range(200):
-        places = scene.draw_layout(seed).places
+        places = scene.sample_layout(seed).places
         assert set(places) == set(slots)
-        for thing in scene.THINGS:
-            x, y, _ = places[thing.name]
-            centres = scene.SLOTS[thing.group]
+        for item in scene.OBJECTS:
+            x, y, _ = places[item.name]
+            centres = scene.SLOTS[item.group]
             nearest = int(np.argmin([np.hypot(x - cx, y - cy) for cx, cy in centres]))
             assert max(abs(x - centres[nearest][0]), abs(y - centres[nearest][1])) <= scene.JITTER
-            slots[thing.name].add(nearest)
+            slots[item.name].add(nearest)
         points = np.array([p[:2] for p in places.values()])
         apart = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.eye(len(points))
         assert apart.min() > 0.09
-    assert all(len(slots[thing.name]) == len(scene.SLOTS[thing.group]) for thing in scene.THINGS)
+    assert all(len(slots[item.name]) == len(scene.SLOTS[item.group]) for item in scene.OBJECTS)
 
 
 def test_everything_rests_where_it_was_put(env: TabletopEnv) -> None:
@@ -132,7 +132,7 @@ def test_a_state_brings_back_the_future(env: TabletopEnv) -> None:
 def test_experts_succeed_under_disturbance(env: TabletopEnv, index: int) -> None:
     env.task = TASKS[index]
     for seed in range(6):
-        run = run_expert(env, demonstration_seed(9, index, seed), noise=Noise())
+        run = run_expert(env, demonstration_seed(9, index, seed), make_expert, noise=Noise())
         assert run.success
         assert np.all(np.abs(run.actions) <= 1.0) and np.abs(run.actions[:, :6]).max() <= 0.96
         assert not np.array_equal(run.actions[:, :6], run.executed[:, :6])
@@ -146,7 +146,7 @@ def test_another_tasks_goal_is_not_this_ones(env: TabletopEnv) -> None:
     env.reset_state(21)
     for _ in range(green.horizon):
         env.task = green
-        action = towards(TabletopExpert(env).target(), *env.grip_pose(), env.contract.action)
+        action = action_towards(TabletopExpert(env).target(), *env.grip_pose(), env.contract.action)
         env.task = TASKS[0]
         env.advance(action)
     assert not env.success()

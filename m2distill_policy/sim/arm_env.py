@@ -119,7 +119,7 @@ class ArmEnv:
         return int(self._site)
 
     @property
-    def drawn_model(self) -> Any:
+    def render_model(self) -> Any:
         """The MuJoCo model that the views are drawn with: cameras, lights and colours may be changed in it."""
         return self._renderer.model
 
@@ -278,7 +278,7 @@ class ArmEnv:
         left, right = self.data.qpos[self._fingers]
         return float(left - right)
 
-    def fingers_still(self) -> bool:
+    def fingers_stopped(self) -> bool:
         """Whether the fingers have stopped moving: slower than 1 cm/s each."""
         return bool(np.all(np.abs(self.data.qvel[self._finger_dofs]) < 0.01))
 
@@ -309,7 +309,7 @@ class ArmEnv:
         self.reset_state(seed)
         return self.observe()
 
-    def serve(self, task: Task) -> bool:
+    def switch_task(self, task: Task) -> bool:
         """Go on as the world of another task of the suite; False where that has a scene of its own."""
         return task == self.task
 

@@ -1,4 +1,7 @@
-"""The world interface: what a suite gives to collection, evaluation and the simulated robot."""
+"""Tasks, and the interface of a simulated environment that collection, evaluation and the simulated robot use.
+
+:mod:`m2distill_policy.sim.gym_env` gives the same environments gymnasium's interface.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.observation import Observation
 
-#: In place of a suite's name: one's own demonstration files.
+#: Used instead of a suite's name for tasks that come from demonstration files alone.
 FILES = "files"
 
 
@@ -19,12 +22,14 @@ FILES = "files"
 class Task:
     """One task of a suite.
 
-    suite, index: where it is found (``tabletop``, 0..).
-    name: a file-name-safe identifier, ``lift_the_red_box``.
-    instruction: the words given to the policy, ``lift the red box``.
-    horizon: control steps after which a rollout has failed.
-    kind: ``lift`` or ``place``; how a tabletop task is judged and done. Empty in suites that judge by themselves.
-    targets: the objects that the instruction is about, as :meth:`SimEnv.lifted` names them; empty where not known.
+    Attributes:
+        suite: Name of the suite, such as ``tabletop``.
+        index: Index of the task in its suite, from 0.
+        name: Identifier that is safe in a file name, such as ``lift_the_red_box``.
+        instruction: Instruction for the policy, such as ``lift the red box``.
+        horizon: Control steps after which a rollout has failed.
+        kind: Kind of a tabletop task, see :data:`m2distill_policy.sim.tabletop.tasks.GOALS`. Empty in other suites.
+        targets: Names of the objects that the instruction is about, as in :meth:`SimEnv.lifted`. Empty if not known.
     """
 
     suite: str
@@ -37,7 +42,7 @@ class Task:
 
     @property
     def has_env(self) -> bool:
-        """Whether a policy can be rolled out in it: one's own recordings come without a simulated world."""
+        """Whether there is a simulated environment for the task. Demonstration files alone have none."""
         return self.suite != FILES
 
     def __post_init__(self) -> None:
@@ -45,46 +50,53 @@ class Task:
 
 
 class SimEnv(Protocol):
-    """One simulated scene with one task. Not thread-safe; one process holds one world at a time."""
+    """A simulated scene with one task.
+
+    Not thread-safe. A step is one control period of the contract, 1 / ``contract.rate_hz`` s.
+
+    Attributes:
+        task: The task.
+        contract: The contract of its observations and actions.
+    """
 
     task: Task
     contract: Contract
 
     def reset(self, seed: int) -> Observation:
-        """Draw a fresh initial state from ``seed`` alone and return the first observation (stamp 0.0)."""
+        """Sample an initial state from ``seed`` alone and return the first observation (stamp 0.0)."""
 
     def reset_to(self, state: NDArray[np.float64]) -> Observation:
-        """Return to a flattened MuJoCo state (LIBERO's initial states, a demonstration's first state)."""
+        """Return to a flattened MuJoCo state, such as the first state of a demonstration."""
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
-        """One control period (1 / contract.rate_hz s) under the ``osc`` drive: ``action`` (7,) is a set-point delta."""
+        """Move one step. ``action`` (7,) is a set-point delta in [-1, 1], see :mod:`m2distill_policy.contract`."""
 
     def step_twist(self, twist: NDArray[np.floating[Any]], gripper: float) -> Observation:
-        """One control period under the ``velocity`` drive: the arm follows ``twist`` (6,), m/s, rad/s, base frame."""
+        """Move one step with a velocity: ``twist`` (6,) in m/s and rad/s, base frame; ``gripper`` -1 to 1."""
 
     def success(self) -> bool:
-        """Whether this world's task is done now."""
+        """Return whether the task is done now."""
 
     def achieved(self) -> tuple[str, ...]:
-        """Names of the suite's tasks whose goal has been reached since reset: this one's, and others' by mistake."""
+        """Return the names of the suite's tasks whose goal was reached since the reset, including other tasks."""
 
     def lifted(self) -> tuple[str, ...]:
-        """Names of the objects that were raised by 4 cm or more since reset, in the order it happened.
+        """Return the names of the objects that were raised by 4 cm or more since the reset, in that order.
 
-        A rollout in which an object not of ``task.targets`` is here counts towards the wrong-object rate.
+        If an object that is not in ``task.targets`` was lifted, the rollout counts for the wrong-object rate.
         """
 
     def state(self) -> NDArray[np.float64]:
-        """The flattened MuJoCo state, for :meth:`reset_to` and demonstration files."""
+        """Return the flattened MuJoCo state, for :meth:`reset_to` and demonstration files."""
 
     def end_effector(self) -> NDArray[np.float64]:
-        """Pose (6,): position in m and rotation vector in rad, base frame."""
+        """Return the end-effector pose (6,): position in m and rotation vector in rad, base frame."""
 
     def model_xml(self) -> str:
-        """The MJCF of the scene, for demonstration files."""
+        """Return the MJCF of the scene, for demonstration files."""
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """An upright RGB picture (height, width, 3) for films and reports."""
+        """Return an upright RGB image (height, width, 3) for videos and reports."""
 
     def close(self) -> None:
         """Free the renderer."""

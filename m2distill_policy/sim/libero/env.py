@@ -146,15 +146,15 @@ class LiberoEnv(ArmEnv):
         if seed < 0:
             raise SimulationError(f"a seed is a whole number from 0 on; got {seed}")
         if is_demonstration_seed(seed):
-            self._begin(self._draw_state(seed))
+            self._begin(self._sample_state(seed))
         else:
             self._begin(self._initial_states[seed % len(self._initial_states)])
         for _ in range(_SETTLE_STEPS):
             self.advance(np.zeros(7))
         self._steps = 0
-        self._start_judging()
+        self._reset_tracking()
 
-    def _draw_state(self, seed: int) -> NDArray[np.float64]:
+    def _sample_state(self, seed: int) -> NDArray[np.float64]:
         """A flattened state with every object where LIBERO's samplers put it; fixtures stay where they are."""
         from robosuite.utils.errors import RandomizationError
 
@@ -162,7 +162,7 @@ class LiberoEnv(ArmEnv):
         for _ in range(_PLACEMENT_ATTEMPTS):
             self._mujoco.mj_resetData(self.model, self.data)
             try:
-                with _own_random_numbers(int(rng.integers(2**32))), self._fixtures_at_origin() as fixtures:
+                with _seeded_numpy(int(rng.integers(2**32))), self._fixtures_at_origin() as fixtures:
                     placed = self._sample_placements(fixtures)
             except RandomizationError:
                 continue
@@ -213,9 +213,9 @@ class LiberoEnv(ArmEnv):
         # robosuite's gripper starts in the middle of its range.
         self._restore(state, self.home, np.zeros(2))
         self._libero._post_process()
-        self._start_judging()
+        self._reset_tracking()
 
-    def _start_judging(self) -> None:
+    def _reset_tracking(self) -> None:
         self._heights = {name: self._height(name) for name in self._libero.objects_dict}
         self._achieved.clear()
         self._lifted.clear()
@@ -260,7 +260,7 @@ class LiberoEnv(ArmEnv):
             return np.array(self.data.xpos[self._libero.obj_body_id[place]])
         return np.array(self.data.site(place).xpos)
 
-    def is_ground(self, place: str) -> bool:
+    def is_surface_region(self, place: str) -> bool:
         """Whether a place is a marked area of the table or floor itself."""
         state = self._libero.object_states_dict.get(place)
         return getattr(state, "object_state_type", "") == "site" and state.parent_name not in self._libero.obj_body_id
@@ -296,7 +296,7 @@ class LiberoEnv(ArmEnv):
 
     def observe(self) -> Observation:
         """What the views and joints say now; a stove that is on glows."""
-        self._mark()
+        self._update_markers()
         return super().observe()
 
     def views(self, state: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.uint8]]:
@@ -304,17 +304,17 @@ class LiberoEnv(ArmEnv):
         now = self.data.qpos.copy()
         self.data.qpos[:] = np.asarray(state, dtype=np.float64)[1 : 1 + self.model.nq]
         self._libero._post_process()
-        self._mark()
+        self._update_markers()
         self.data.qpos[:] = now
         self._libero._post_process()
         return super().views(state)
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         """An upright RGB picture (height, width, 3); ``camera`` is a view of the contract or a camera of the scene."""
-        self._mark()
+        self._update_markers()
         return super().render(camera, height, width)
 
-    def _mark(self) -> None:
+    def _update_markers(self) -> None:
         """Draw the markers that LIBERO shows now: a stove's glow. robosuite hides the hand's by a negative opacity."""
         self._renderer.model.site_rgba[:] = np.maximum(self.model.site_rgba, 0.0)
 
@@ -332,9 +332,9 @@ def _build(problems: Any, task: Task) -> Any:
     bddl = str(libero_files.bddl_file(task.suite, task.name))
     problem = sys.modules["libero.libero.envs.bddl_utils"].get_problem_info(bddl)["problem_name"]
     for attempt in range(_PLACEMENT_ATTEMPTS):
-        with _own_random_numbers(attempt):
+        with _seeded_numpy(attempt):
             try:
-                return _tolerant(problems[problem])(
+                return _hiding_missing_visuals(problems[problem])(
                     bddl_file_name=bddl,
                     robots=["Panda"],
                     controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
@@ -356,18 +356,18 @@ def _build(problems: Any, task: Task) -> Any:
     raise SimulationError(f"LIBERO found no room for the objects of '{task.name}' in {_PLACEMENT_ATTEMPTS} attempts")
 
 
-def _tolerant(problem: Any) -> Any:
+def _hiding_missing_visuals(problem: Any) -> Any:
     """LIBERO's environment class, able to build a scene some of whose looks are missing on disk."""
 
     def build_scene(self: Any, xml_string: str | None = None) -> None:
-        self.m2distill_xml = without_missing_looks(xml_string or self.model.get_xml())
+        self.m2distill_xml = hide_missing_visuals(xml_string or self.model.get_xml())
         problem._initialize_sim(self, self.m2distill_xml)
 
     # The class must keep its name: LIBERO compares it with the task's file.
     return type(problem.__name__, (problem,), {"_initialize_sim": build_scene})
 
 
-def without_missing_looks(xml: str) -> str:
+def hide_missing_visuals(xml: str) -> str:
     """The MJCF with every mesh that is only seen and whose file is absent made invisible; each is told in the log.
 
     A mesh that something collides with is left for MuJoCo to refuse: without it the physics would be another's.
@@ -393,7 +393,7 @@ def without_missing_looks(xml: str) -> str:
 
 
 @contextlib.contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
+def _seeded_numpy(seed: int) -> Iterator[None]:
     """Have numpy's global generator, with which LIBERO places objects, begin at ``seed``; leave it as it was found."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
