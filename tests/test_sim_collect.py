@@ -133,7 +133,7 @@ def test_episodes_are_added_to_a_finished_file(tmp_path: Path) -> None:
     assert not list((tmp_path / "more").glob("*.parts"))
     for changed in ({"episodes": 2}, {"episodes": 4, "noise": 0.5}):  # fewer episodes, or other settings
         with pytest.raises(DemonstrationError, match="--force"):
-            collect(dataclasses.replace(short, extend=True, **changed))  # type: ignore[arg-type]
+            collect(dataclasses.replace(short, extend=True, **changed))
     assert DemonstrationFile(longer.path).sha256() == whole.sha256()
 
 
