@@ -24,7 +24,7 @@ from m2distill_policy.evaluation.results import wilson
 from m2distill_policy.progress import ProgressBar
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
-from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, make_world, suite_task, suite_tasks
+from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, make_expert, make_sim_env, suite_task, suite_tasks
 
 #: Attempts at a task before the next one's world is made.
 _AT_A_TIME = 10
@@ -36,14 +36,14 @@ def attempt_task(suite: str, index: int, numbers: list[int], noise: float) -> It
     from m2distill_policy.sim.experts.episode import run_expert
     from m2distill_policy.sim.experts.noise import Noise
 
-    world, commit = make_world(suite_task(suite, index), size=16), provenance.commit()
+    world, commit = make_sim_env(suite_task(suite, index), size=16), provenance.commit()
     try:
         for number in numbers:
             # Collections with seed 0 begin with the same fresh states: 999 is nobody's.
             fresh = number % 2 == 0
             seed = demonstration_seed(999, index, number) if fresh else number // 2
             begin = time.monotonic()
-            run = run_expert(world, seed, noise=Noise().scaled(noise) if noise else None)
+            run = run_expert(world, seed, make_expert, noise=Noise().scaled(noise) if noise else None)
             yield {
                 "suite": suite, "task": index, "number": number, "state": "fresh" if fresh else "libero",
                 "noise": noise, "commit": commit, "success": run.success, "steps": len(run.actions),

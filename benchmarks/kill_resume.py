@@ -69,7 +69,7 @@ def same_end(a: Path, b: Path) -> dict[str, bool]:
         for path in sorted((folder / "evaluation").glob("*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
-                key = (path.name, row["task_index"], row["told"], row["episode"])
+                key = (path.name, row["task_index"], row["instruction"], row["episode"])
                 rows[key] = (row["success"], row["steps"], row["error"])
         return sorted((*key, *value) for key, value in rows.items())
 

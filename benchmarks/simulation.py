@@ -40,11 +40,13 @@ def main() -> None:
 
 def measure(size: int, rounds: int, steps: int, *, with_robosuite: bool = True) -> dict[str, Any]:
     """Milliseconds of drawing both views and of a whole control step with both, for each kind, and their ratios."""
-    from m2distill_policy.sim.suites import make_world, suite_tasks
-    from m2distill_policy.sim.world import World
+    from m2distill_policy.sim.env import SimEnv
+    from m2distill_policy.sim.suites import make_sim_env, suite_tasks
 
     task = suite_tasks("tabletop")[0]
-    worlds: dict[str, World] = {visuals: make_world(task, size=size, visuals=visuals) for visuals in ("stock", "fast")}
+    worlds: dict[str, SimEnv] = {
+        visuals: make_sim_env(task, size=size, visuals=visuals) for visuals in ("stock", "fast")
+    }
     whole: dict[str, Callable[[], object]] = {}
     drawing: dict[str, Callable[[], object]] = {}
     resets: dict[str, Callable[[], object]] = {}

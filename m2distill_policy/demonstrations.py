@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,6 +187,11 @@ class DemonstrationFile:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    @property
+    def episode_names(self) -> tuple[str, ...]:
+        """Names of the episodes' groups in the file, in order."""
+        return tuple(self._names)
 
     def __iter__(self) -> Iterator[Episode]:
         for index in range(len(self)):
@@ -505,6 +510,36 @@ class DemonstrationWriter:
             with create_hdf5(temporary) as output:
                 _write_episode(output.file.create_group("demo"), recording)
             settle(temporary, self.parts / f"{number}.hdf5")
+
+    def reopen(self, file: DemonstrationFile, seeds: Sequence[int]) -> None:
+        """Split a finished file into parts, so that more episodes can be added. The file stays until :meth:`finish`.
+
+        Args:
+            file: The finished file of this writer's path.
+            seeds: Seeds of the attempts behind it, in order. Attempts whose seed has no episode have failed.
+
+        Raises:
+            DemonstrationError: An episode is damaged, or its seed is not one of ``seeds``.
+        """
+        missing = set(seeds)
+        for index in range(len(file)):
+            seed = file.episode(index).seed  # reads the whole episode, so damage is found here
+            if seed not in missing:
+                raise DemonstrationError(
+                    f"{file.path}: episode 'demo_{index}' has seed {seed}, which this collection does not use or used "
+                    "before; episodes can only be added to a file that 'm2distill demos' wrote"
+                )
+            missing.remove(seed)
+            part = self.parts / f"{seed}.hdf5"
+            if part.exists():
+                continue
+            temporary = self.parts / f".{seed}.hdf5"
+            with _writing(temporary):
+                with h5py.File(file.path, "r") as source, create_hdf5(temporary) as output:
+                    source.copy(f"data/{file.episode_names[index]}", output.file, name="demo")
+                settle(temporary, part)
+        for seed in missing:
+            self.add_failure(seed)
 
     def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
         """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts go."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
 from tests.bundles import INSTRUCTIONS, observations
 
 

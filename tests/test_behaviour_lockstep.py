@@ -15,12 +15,12 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import TransportError
 from m2distill_policy.evaluation.results import Cell
 from m2distill_policy.evaluation.rollouts import RolloutPool
-from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.sim.world import World
+from m2distill_policy.sim.env import SimEnv
+from m2distill_policy.sim.seeds import state_seed
 from m2distill_policy.sim_robot.link import Command, Follow, Link
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
 from tests import toy_suite
@@ -38,7 +38,7 @@ def _server(bundle: Path) -> PolicyServer:
 
 
 def _roll(
-    side: Side, world: World, rollouts: Sequence[Rollout], options: RobotOptions | None = None
+    side: Side, world: SimEnv, rollouts: Sequence[Rollout], options: RobotOptions | None = None
 ) -> list[RolloutReport]:
     """Rollouts of a robot in this process."""
     options = options or RobotOptions()
@@ -223,7 +223,7 @@ def test_success_is_that_of_an_evaluation(side: Side, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     with RolloutPool(1, suites="tests.toy_suite") as pool:
         inside = pool.evaluate(bundle, [Cell("toy", 1, rollouts=8, seed=4)])
-    world = toy_suite.make_world(toy_suite.suite_tasks("toy")[1], size=32)
+    world = toy_suite.make_sim_env(toy_suite.suite_tasks("toy")[1], size=32)
     rollouts = [Rollout(state_seed("reported", 4, episode), 4, episode) for episode in range(8)]
     with side.policy(bundle, lockstep=True):
         reports = _roll(side, world, rollouts)
@@ -234,10 +234,10 @@ def test_success_is_that_of_an_evaluation(side: Side, tmp_path: Path) -> None:
 def test_the_simulated_robot_does_what_an_evaluation_does(side: Side, tmp_path: Path) -> None:
     """Both commands in processes of their own, with robosuite's world, against the same rollouts in this process."""
     pytest.importorskip("robosuite")
-    from m2distill_policy.sim.suites import make_world, suite_task
+    from m2distill_policy.sim.suites import make_sim_env, suite_task
 
     task = suite_task("tabletop", 0)
-    world = make_world(task, size=32)
+    world = make_sim_env(task, size=32)
     bundle = write_toy(
         tmp_path / "toy",
         contract=dataclasses.replace(world.contract, text=CONTRACT.text),

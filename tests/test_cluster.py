@@ -107,7 +107,7 @@ def test_a_worker_that_cannot_begin_there_says_why(cluster: Ray, tmp_path: Path)
 
     with (
         RolloutPool(1, suites=SUITE, launcher=Elsewhere()) as pool,
-        pytest.raises(SimulationError, match=r"before it began \(.*No such file or directory: '/no/such/python'"),
+        pytest.raises(SimulationError, match=r"\(.*No such file or directory: '/no/such/python'"),
     ):
         pool.evaluate(write_toy(tmp_path / "bundle"), CELLS[:1])
 

@@ -21,10 +21,18 @@ from m2distill_policy.errors import (
     StorageError,
     UnknownInstructionError,
 )
-from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult, make_cells, summarise, table, wilson
+from m2distill_policy.evaluation.results import (
+    ROLLOUT_FORMAT,
+    Cell,
+    RolloutLog,
+    RolloutResult,
+    make_cells,
+    summarise,
+    table,
+    wilson,
+)
 from m2distill_policy.evaluation.rollouts import RolloutPool
-from m2distill_policy.evaluation.seeds import state_seed
-from m2distill_policy.sim.seeds import demonstration_seed
+from m2distill_policy.sim.seeds import demonstration_seed, state_seed
 from tests.bundles import INSTRUCTIONS, toy_contract, write_toy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +52,7 @@ def pool() -> Iterator[RolloutPool]:
 
 
 def plain(results: list[RolloutResult]) -> list[RolloutResult]:
-    return [dataclasses.replace(r, seconds=0.0, film=None) for r in results]
+    return [dataclasses.replace(r, seconds=0.0, video=None) for r in results]
 
 
 def test_seeds_of_demonstrations_selection_and_reports_never_meet() -> None:
@@ -64,7 +72,7 @@ def test_seeds_of_demonstrations_selection_and_reports_never_meet() -> None:
         state_seed("reported", 5000, 0)
     with pytest.raises(ConfigError, match="rollout number is 100000"):
         Cell("toy", 0, rollouts=1, first=100_000)
-    with pytest.raises(ConfigError, match="0 rollouts; at least 1"):
+    with pytest.raises(ConfigError, match="rollouts is 0"):
         Cell("toy", 0, rollouts=0)
 
 
@@ -103,16 +111,30 @@ def test_log_grows_and_resume_skips_what_is_done(bundle: Path, pool: RolloutPool
 def test_damaged_log_is_named(tmp_path: Path) -> None:
     log = tmp_path / "rollouts.jsonl"
     log.write_text('{"suite": 1}\n')
-    with pytest.raises(
-        SimulationError, match=r"rollouts.jsonl', line 1 is not a rollout's result .* move the file away"
-    ):
+    with pytest.raises(SimulationError, match=r"rollouts.jsonl', line 1 .* move or delete the file"):
         RolloutLog(log)
 
 
-def test_told_another_instruction(bundle: Path, pool: RolloutPool) -> None:
-    results = pool.evaluate(bundle, make_cells("toy", [0], 5, told=INSTRUCTIONS[1]))
-    assert {r.told for r in results} == {INSTRUCTIONS[1]}
-    # The toy does its own task whatever it is told: the object it lifts is the wrong one then.
+def test_a_log_of_an_earlier_format_is_refused(tmp_path: Path, bundle: Path, pool: RolloutPool) -> None:
+    log = tmp_path / "rollouts.jsonl"
+    pool.evaluate(bundle, make_cells("toy", [0], 1), log=log)
+    line = json.loads(log.read_text())
+    assert line["format"] == ROLLOUT_FORMAT
+    for version in (1, ROLLOUT_FORMAT + 1):
+        log.write_text(json.dumps({**line, "format": version}) + "\n")
+        with pytest.raises(SimulationError, match=f"format is {version}; .* format {ROLLOUT_FORMAT}"):
+            RolloutLog(log)
+    del line["format"]
+    line["told"] = line.pop("instruction")
+    log.write_text(json.dumps(line) + "\n")
+    with pytest.raises(SimulationError, match=f"format is 1; .* format {ROLLOUT_FORMAT}"):
+        RolloutLog(log)
+
+
+def test_another_tasks_instruction(bundle: Path, pool: RolloutPool) -> None:
+    results = pool.evaluate(bundle, make_cells("toy", [0], 5, instruction=INSTRUCTIONS[1]))
+    assert {r.instruction for r in results} == {INSTRUCTIONS[1]}
+    # The toy does its own task whatever the instruction is, so it lifts the wrong object.
     assert [r.wrong for r in results] == [("red_box",) if r.success else () for r in results]
     assert any(r.success for r in results)
     own = pool.evaluate(bundle, CELLS[:1])
@@ -147,7 +169,7 @@ def test_dead_and_hanging_workers(bundle: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TOY_TROUBLE", "hang:4")
     with RolloutPool(1, suites=SUITE) as pool:
         results = pool.evaluate(bundle, CELLS[:1], timeout=2.0)
-    assert results[4].error == "the worker of this rollout took over 2 s and was ended"
+    assert results[4].error is not None and "2 s" in results[4].error
 
 
 def test_a_worker_whose_parent_was_killed_ends_without_a_word(tmp_path: Path) -> None:
@@ -169,17 +191,17 @@ def test_what_cannot_run_at_all_is_refused(bundle: Path, pool: RolloutPool, tmp_
     with pytest.raises(BundleError, match="there is no bundle"):
         pool.evaluate(tmp_path / "nothing", CELLS)
     with pytest.raises(UnknownInstructionError, match="did you mean 'lift the red box'"):
-        pool.evaluate(bundle, make_cells("toy", [0], 1, told="lift the rod box"))
-    with pytest.raises(ConfigError, match=r"suite 'toy' has no task 7; it has \[0, 1\]"):
+        pool.evaluate(bundle, make_cells("toy", [0], 1, instruction="lift the rod box"))
+    with pytest.raises(ConfigError, match=r"'toy' has no task 7; .*\[0, 1\]"):
         pool.evaluate(bundle, make_cells("toy", [7], 1))
-    with pytest.raises(ConfigError, match=r"the tasks name one twice: \[0, 0\]"):
+    with pytest.raises(ConfigError, match=r"\[0, 0\]"):
         make_cells("toy", [0, 0], 1)
-    with pytest.raises(ConfigError, match=r"51 rollouts .* 'libero_goal' has 50 initial states a task"):
+    with pytest.raises(ConfigError, match=r"51.* 'libero_goal' .*50 initial states"):
         make_cells("libero_goal", [0], 51)
     with pytest.raises(ConfigError, match="sampling 'lownoise' is unknown"):
         pool.evaluate(bundle, CELLS, sampling="lownoise")
-    with pytest.raises(ConfigError, match="films a cell were asked for; say in which folder"):
-        pool.evaluate(bundle, CELLS, film=1)
+    with pytest.raises(ConfigError, match="video_folder"):
+        pool.evaluate(bundle, CELLS, videos_per_cell=1)
     with pytest.raises(SimulationError, match="the toy's scene cannot be made"):
         pool.evaluate(bundle, CELLS, visuals="broken")
     other = write_toy(tmp_path / "other", contract=dataclasses.replace(toy_contract(), rate_hz=10.0))
@@ -211,7 +233,7 @@ def test_a_shorter_horizon_is_another_rollout(bundle: Path, pool: RolloutPool, t
     assert [r.steps for r in pool.evaluate(bundle, make_cells("toy", [0, 1], 5, horizon=999))] == [
         r.steps for r in whole
     ]
-    with pytest.raises(ConfigError, match="0 is the task's own"):
+    with pytest.raises(ConfigError, match="horizon is -1"):
         Cell("toy", 0, horizon=-1)
 
 
@@ -219,17 +241,17 @@ def test_films(bundle: Path, pool: RolloutPool, tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="films need requirements/sim.txt")
     log = tmp_path / "log.jsonl"
     pool.evaluate(bundle, CELLS[:1], log=log)
-    results = pool.evaluate(bundle, CELLS[:1], log=log, films=tmp_path / "films", film=1)
+    results = pool.evaluate(bundle, CELLS[:1], log=log, video_folder=tmp_path / "videos", videos_per_cell=1)
     assert len(log.read_text().splitlines()) == len(results) + 1, "rolled out again for the film alone"
-    films = [r.film for r in results]
+    films = [r.video for r in results]
     assert films[0] is not None and Path(films[0]).read_bytes()[4:8] == b"ftyp"
     assert films[1:] == [None] * 4
     known = open_bundle(bundle).identifier[:6]
-    assert [p.name[:-10] for p in (tmp_path / "films").iterdir()] == [f"lift_the_red_box-0-0-{known}-"]
+    assert [p.name[:-10] for p in (tmp_path / "videos").iterdir()] == [f"lift_the_red_box-0-0-{known}-"]
     other = write_toy(tmp_path / "other", seed=7)
     for sampling in ("low_noise", "mode"):  # neither another bundle's film nor another way's takes this one's place
-        pool.evaluate(other, CELLS[:1], log=log, films=tmp_path / "films", film=1, sampling=sampling)
-    assert len(list((tmp_path / "films").iterdir())) == 3
+        pool.evaluate(other, CELLS[:1], log=log, video_folder=tmp_path / "videos", videos_per_cell=1, sampling=sampling)
+    assert len(list((tmp_path / "videos").iterdir())) == 3
 
 
 def test_wilson() -> None:

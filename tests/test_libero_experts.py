@@ -16,17 +16,17 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 import mujoco
 
 from m2distill_policy.errors import SimulationError
-from m2distill_policy.sim.collect import record
 from m2distill_policy.sim.experts.episode import ExpertLostError, run_expert
 from m2distill_policy.sim.experts.motion import DOWN
 from m2distill_policy.sim.experts.noise import Noise
 from m2distill_policy.sim.libero import files as libero_files
+from m2distill_policy.sim.libero.env import LiberoEnv
 from m2distill_policy.sim.libero.expert import LiberoExpert
-from m2distill_policy.sim.libero.grasps import OPENING, grasps_from_above, leaning, pointing_down, turned
+from m2distill_policy.sim.libero.grasps import OPENING, down_at_yaw, grasps_from_above, leaned, pointing_down
 from m2distill_policy.sim.libero.shapes import Shapes
-from m2distill_policy.sim.libero.world import LiberoWorld
-from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM, demonstration_seed, is_demonstration
-from m2distill_policy.sim.suites import make_world, suite_task
+from m2distill_policy.sim.record import record_episode
+from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM, demonstration_seed, is_demonstration_seed
+from m2distill_policy.sim.suites import make_expert, make_sim_env, suite_task
 from tests.libero_scenes import needs_scenes
 
 SCENE = """<mujoco><worldbody>
@@ -55,34 +55,34 @@ def test_what_stands_where(shapes: Shapes) -> None:
     assert np.any(np.abs(points[:, 2] - 0.45) < 1e-9), "along the edges too, not at the corners alone"
     nothing = box[:0]
     start, end = np.array([-0.4, -0.4, 0.5]), np.array([-0.2, -0.4, 0.5])
-    assert shapes.top_over(start, end, 0.05, nothing) == pytest.approx(0.42), "the table, not what is only seen"
+    assert shapes.highest_on_way(start, end, 0.05, nothing) == pytest.approx(0.42), "the table, not what is only seen"
     across = np.array([0.1, -0.3, 0.5]), np.array([0.1, -0.02, 0.5])
     shelf = shapes.of(shapes.model.body("shelf").id)
-    assert shapes.top_over(*across, 0.03, shelf) == pytest.approx(0.48)
-    assert shapes.support_of(box) == pytest.approx(0.42)
+    assert shapes.highest_on_way(*across, 0.03, shelf) == pytest.approx(0.48)
+    assert shapes.support_height(box) == pytest.approx(0.42)
     far = np.array([3.0, 3.0, 0.0])
-    assert shapes.top_over(far, far, 0.05, nothing) == -np.inf
+    assert shapes.highest_on_way(far, far, 0.05, nothing) == -np.inf
     with pytest.raises(SimulationError, match="nothing solid"):
         shapes.of(shapes.model.body("seen").id)
 
 
 def test_the_way_out_from_under_a_shelf(shapes: Shapes) -> None:
     box = shapes.of(shapes.model.body("box").id)
-    away = shapes.way_from_under(box, 0.01)
+    away = shapes.direction_from_under(box, 0.01)
     assert away is not None and np.linalg.norm(away) == pytest.approx(1.0)
     qpos = shapes.data.qpos
     before = qpos.copy()
     try:
         qpos[:2] = before[:2] + 0.3 * np.array([1.0, 0.0])
         mujoco.mj_forward(shapes.model, shapes.data)
-        assert shapes.way_from_under(box, 0.01) is None
+        assert shapes.direction_from_under(box, 0.01) is None
     finally:
         qpos[:] = before
         mujoco.mj_forward(shapes.model, shapes.data)
 
 
 def test_a_hand_that_points_down() -> None:
-    assert np.allclose(turned(0.0), DOWN)
+    assert np.allclose(down_at_yaw(0.0), DOWN)
     rotation = pointing_down(np.array([0.6, 0.8, 0.3]))
     assert np.allclose(rotation[:, 0], [0.6, 0.8, 0.0]) and np.allclose(rotation[:, 2], [0, 0, -1])
     assert np.linalg.det(rotation) == pytest.approx(1.0)
@@ -99,7 +99,7 @@ def test_a_narrow_thing_is_taken_across(shapes: Shapes) -> None:
         assert np.allclose(grasp.approach, [0, 0, -1])
     # 8 cm by 4: never along the long side.
     assert all(abs(grasp.rotation[1, 0]) < 0.9 for grasp in grasps)
-    for lean in leaning(grasps):
+    for lean in leaned(grasps):
         assert np.arccos(-lean.approach[2]) == pytest.approx(0.5, abs=1e-6)
 
 
@@ -117,24 +117,26 @@ def test_a_wide_thing_is_taken_by_its_rim() -> None:
 
 def test_a_grasp_moves_with_its_body() -> None:
     grasp = grasps_from_above(np.array([[x, y, z] for x in (0, 0.04) for y in (0, 0.04) for z in (0, 0.05)]))[0]
-    position, rotation = np.array([0.3, -0.2, 0.1]), turned(0.7)
+    position, rotation = np.array([0.3, -0.2, 0.1]), down_at_yaw(0.7)
     there = grasp.relative_to(position, rotation)
     assert np.allclose(there.seen_from(position, rotation).position, grasp.position)
     assert there.is_like(there) and not there.is_like(grasp.seen_from(position, rotation))
 
 
 def test_seeds_of_demonstrations() -> None:
-    assert is_demonstration(demonstration_seed(0, 0, 0)) and is_demonstration(demonstration_seed(999, 99, 9999))
-    assert not is_demonstration(DEMONSTRATIONS_FROM - 1) and not is_demonstration(1_100_000_000)
+    assert is_demonstration_seed(demonstration_seed(0, 0, 0)) and is_demonstration_seed(
+        demonstration_seed(999, 99, 9999)
+    )
+    assert not is_demonstration_seed(DEMONSTRATIONS_FROM - 1) and not is_demonstration_seed(1_100_000_000)
 
 
 # ---- in LIBERO's scenes ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def world(request: pytest.FixtureRequest) -> Iterator[LiberoWorld]:
-    made = make_world(suite_task(*request.param), size=32)
-    assert isinstance(made, LiberoWorld)
+def env(request: pytest.FixtureRequest) -> Iterator[LiberoEnv]:
+    made = make_sim_env(suite_task(*request.param), size=32)
+    assert isinstance(made, LiberoEnv)
     yield made
     made.close()
 
@@ -143,19 +145,19 @@ def world(request: pytest.FixtureRequest) -> Iterator[LiberoWorld]:
 @pytest.mark.slow
 @needs_scenes
 @pytest.mark.parametrize("world", [("libero_spatial", 4)], indirect=True)
-def test_demonstrations_begin_in_fresh_states(world: LiberoWorld) -> None:
+def test_demonstrations_begin_in_fresh_states(env: LiberoEnv) -> None:
     """A bowl in an open drawer and another on the cabinet: placed relative to a fixture, which stays where it is."""
-    fixtures = world.model.body_pos.copy()
+    fixtures = env.model.body_pos.copy()
     states = []
     for seed in (DEMONSTRATIONS_FROM, DEMONSTRATIONS_FROM + 1, DEMONSTRATIONS_FROM, 1_100_000_003, 3):
-        world.reset_state(seed)
-        states.append(world.state())
-        assert not world.success() and np.array_equal(world.model.body_pos, fixtures)
-        drawer = world.slide_of("wooden_cabinet_1_top_region")
-        bowl = world.data.xpos[world.object_body("akita_black_bowl_1")]
+        env.reset_state(seed)
+        states.append(env.state())
+        assert not env.success() and np.array_equal(env.model.body_pos, fixtures)
+        drawer = env.slide_of("wooden_cabinet_1_top_region")
+        bowl = env.data.xpos[env.object_body("akita_black_bowl_1")]
         assert drawer is not None and drawer.open > 0.12
         # LIBERO's own rule: inside the region, and lying there.
-        assert world._env._eval_predicate(["in", "akita_black_bowl_1", "wooden_cabinet_1_top_region"]), bowl
+        assert env._libero._eval_predicate(["in", "akita_black_bowl_1", "wooden_cabinet_1_top_region"]), bowl
     assert np.array_equal(states[0], states[2]) and not np.allclose(states[0], states[1], atol=1e-3)
     assert np.array_equal(states[3], states[4]), "LIBERO's own state number 3, modulo 50"
 
@@ -169,14 +171,14 @@ def test_demonstrations_begin_in_fresh_states(world: LiberoWorld) -> None:
     indirect=True,
     ids=["carry", "by the rim", "pull", "push", "turn"],
 )
-def test_experts_reach_the_goal(world: LiberoWorld) -> None:
+def test_experts_reach_the_goal(env: LiberoEnv) -> None:
     """Each skill once, disturbed as in a collection; the other ways out of a hundred are in docs/benchmarks.md."""
-    tried = [run_expert(world, demonstration_seed(7, 0, n), noise=Noise()) for n in range(2)]
+    tried = [run_expert(env, demonstration_seed(7, 0, n), make_expert, noise=Noise()) for n in range(2)]
     assert any(run.success for run in tried)
     for run in tried:
         assert np.all(np.isfinite(run.actions)) and np.all(np.abs(run.executed) <= 1.0)
         assert set(np.unique(run.actions[:, 6])) <= {-1.0, 1.0}
-    again = run_expert(world, demonstration_seed(7, 0, 0), noise=Noise())
+    again = run_expert(env, demonstration_seed(7, 0, 0), make_expert, noise=Noise())
     assert np.array_equal(again.states, tried[0].states), "the same seed, the same demonstration"
 
 
@@ -184,25 +186,25 @@ def test_experts_reach_the_goal(world: LiberoWorld) -> None:
 @pytest.mark.slow
 @needs_scenes
 @pytest.mark.parametrize("world", [("libero_goal", 7)], indirect=True)
-def test_a_recording_shows_what_the_world_shows(world: LiberoWorld) -> None:
+def test_a_recording_shows_what_the_world_shows(env: LiberoEnv) -> None:
     """Drawn afterwards from its states: the glow of a stove that is on, and no marker of the hand."""
     made = None
     for number in range(4):
-        made = made or record(world, demonstration_seed(7, 0, number))
+        made = made or record_episode(env, demonstration_seed(7, 0, number))
     assert made is not None and made.states is not None
-    hand = [i for i in range(world.model.nsite) if world.model.site(i).name.startswith("gripper0")]
-    assert hand and np.all(world.drawn_model.site_rgba[hand, 3] == 0.0)
+    hand = [i for i in range(env.model.nsite) if env.model.site(i).name.startswith("gripper0")]
+    assert hand and np.all(env.render_model.site_rgba[hand, 3] == 0.0)
     for index in (0, len(made.states) // 2):
-        seen = world.reset_to(made.states[index])
+        seen = env.reset_to(made.states[index])
         for name, frames in made.episode.images.items():
             assert np.array_equal(frames[index], seen.images[name]), name
     on = made.states[-1].copy()
-    knob = world.model.joint("flat_stove_1_button")
-    cold, hot = (world.views(_with(on, 1 + int(knob.qposadr[0]), angle))["agentview_rgb"] for angle in (0.0, 1.0))
+    knob = env.model.joint("flat_stove_1_button")
+    cold, hot = (env.views(_with(on, 1 + int(knob.qposadr[0]), angle))["agentview_rgb"] for angle in (0.0, 1.0))
     redder = hot[..., 0].astype(int) - hot[..., 2] > cold[..., 0].astype(int) - cold[..., 2] + 20
     assert redder.any()
     # Upright: the robot stands at the back, so the table's edge is above the stove in the picture.
-    assert not world.success()
+    assert not env.success()
 
 
 def _with(state: np.ndarray, index: int, value: float) -> np.ndarray:
@@ -215,19 +217,19 @@ def _with(state: np.ndarray, index: int, value: float) -> np.ndarray:
 @pytest.mark.slow
 @needs_scenes
 @pytest.mark.parametrize("world", [("libero_object", 1)], indirect=True)
-def test_an_expert_at_a_loss_has_failed(world: LiberoWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expert_at_a_loss_has_failed(env: LiberoEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(expert: LiberoExpert) -> None:
         raise ExpertLostError("no way")
 
     monkeypatch.setattr(LiberoExpert, "target", lost)
-    run = run_expert(world, demonstration_seed(7, 0, 0))
+    run = run_expert(env, demonstration_seed(7, 0, 0), make_expert)
     assert not run.success and len(run.actions) == 0
-    assert record(world, demonstration_seed(7, 0, 0)) is None
+    assert record_episode(env, demonstration_seed(7, 0, 0)) is None
     monkeypatch.undo()
-    monkeypatch.setitem(world._goals, world.task.name, [["close", "cream_cheese_1"]])
-    monkeypatch.setattr(LiberoWorld, "holds", lambda world, part: False)
+    monkeypatch.setitem(env._goals, env.task.name, [["close", "cream_cheese_1"]])
+    monkeypatch.setattr(LiberoEnv, "holds", lambda env, part: False)
     with pytest.raises(SimulationError, match="no skill reaches 'close cream_cheese_1'"):
-        LiberoExpert(world, 0).target()
+        LiberoExpert(env, 0).target()
 
 
 @pytest.mark.libero

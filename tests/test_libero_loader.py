@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 pytest.importorskip("robosuite", reason="the simulator is not installed (requirements/sim.txt)")
 
 from m2distill_policy.demonstrations import DemonstrationFile
-from m2distill_policy.sim.collect import Collection, collect
+from m2distill_policy.sim.collect import collect
+from m2distill_policy.sim.collection import Collection
 from m2distill_policy.sim.tabletop import scene
+from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.tasks import TASKS
-from m2distill_policy.sim.tabletop.world import TabletopWorld
 
 ROOT = Path(__file__).resolve().parent.parent
 LOADER = Path(sys.prefix) / "libero-loader"
@@ -58,27 +59,27 @@ def blue_spot(picture: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.argwhere((blue > 2 * green + 10) & (blue > 2 * red + 10)).mean(axis=0)
 
 
-def expected_spot(world: TabletopWorld, state: NDArray[np.float64]) -> NDArray[np.float64]:
+def expected_spot(env: TabletopEnv, state: NDArray[np.float64]) -> NDArray[np.float64]:
     """Row and column in an upright agentview of 64 x 64 at which the blue box must be, by a pinhole camera."""
-    world.reset_to(state)
-    camera = world.model.camera("agentview").id
-    rotation = world.data.cam_xmat[camera].reshape(3, 3)
-    x, y, z = rotation.T @ (world.positions()["blue_box"] - world.data.cam_xpos[camera])
+    env.reset_to(state)
+    camera = env.model.camera("agentview").id
+    rotation = env.data.cam_xmat[camera].reshape(3, 3)
+    x, y, z = rotation.T @ (env.positions()["blue_box"] - env.data.cam_xpos[camera])
     focal = 32 / np.tan(np.deg2rad(scene.AGENTVIEW_FOV) / 2)
     return np.array([31.5 + focal * y / z, 31.5 - focal * x / z])
 
 
 def test_pictures_are_upright_in_our_reader(collected: DemonstrationFile) -> None:
     """The box is where a camera that stands upright sees it: neither upside down nor mirrored."""
-    world = TabletopWorld(TASKS[0], size=16)
+    env = TabletopEnv(TASKS[0], size=16)
     try:
         for index, episode in enumerate(collected):
-            expected = expected_spot(world, collected.states(index)[0])
+            expected = expected_spot(env, collected.states(index)[0])
             assert np.abs(expected - 31.5).max() > 4, "the middle would say nothing"
             found = blue_spot(episode.images["agentview_rgb"][0])
             assert np.linalg.norm(found - expected) < 3, (found, expected)
     finally:
-        world.close()
+        env.close()
 
 
 @pytest.mark.skipif(

@@ -12,7 +12,7 @@ import pytest
 
 from m2distill_policy import doctor, pins
 from m2distill_policy.dds import domain
-from m2distill_policy.sim import libraries
+from m2distill_policy.sim import library_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,18 +76,18 @@ def test_robosuite_writes_no_log_file_and_asks_for_no_settings() -> None:
 
 
 def test_compiled_code_gets_a_folder_where_nothing_is_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "_is_writable", lambda folder: False)
+    monkeypatch.setattr(library_settings, "_is_writable", lambda folder: False)
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("M2DISTILL_CACHE", str(tmp_path / "cache"))
-    libraries.prepare_libraries()
+    library_settings.prepare_libraries()
     assert os.environ.pop("NUMBA_CACHE_DIR") == str(tmp_path / "cache" / "numba")
     monkeypatch.setenv("M2DISTILL_CACHE", "/proc/none")  # no home
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    libraries.prepare_libraries()
+    library_settings.prepare_libraries()
     folder = Path(os.environ["NUMBA_CACHE_DIR"])
     assert folder == tmp_path / f"m2distill-numba-{os.geteuid()}" and folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/chosen")
-    libraries.prepare_libraries()
+    library_settings.prepare_libraries()
     assert os.environ["NUMBA_CACHE_DIR"] == "/chosen"
 
 
@@ -95,13 +95,13 @@ def test_a_folder_that_somebody_else_could_write_is_not_used(tmp_path: Path, mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     name = f"m2distill-numba-{os.geteuid()}"
     (tmp_path / name).mkdir(mode=0o700)
-    assert libraries.private_temporary("numba") == tmp_path / name
+    assert library_settings.private_temporary("numba") == tmp_path / name
     (tmp_path / name).chmod(0o777)
-    other = libraries.private_temporary("numba")
+    other = library_settings.private_temporary("numba")
     assert other is not None and other != tmp_path / name and other.stat().st_mode & 0o777 == 0o700
     (tmp_path / name).rmdir()
     (tmp_path / name).symlink_to(other)
-    assert libraries.private_temporary("numba") not in (other, tmp_path / name)
+    assert library_settings.private_temporary("numba") not in (other, tmp_path / name)
 
 
 @pytest.mark.role("sim")

@@ -21,10 +21,10 @@ pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.sim.seeds import state_seed
 from tests.bundles import INSTRUCTIONS, toy_contract, write_toy
 from tests.ros_side import RosRobot
 from tests.sides import Child, running
@@ -160,10 +160,10 @@ def test_a_misspelt_key_of_a_profile_ends_the_launch(tmp_path: Path) -> None:
 def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
     """One launch file brings both, ends by itself, and what was done is what the runtime does in one process."""
     pytest.importorskip("robosuite")
-    from m2distill_policy.sim.suites import make_world, suite_task
+    from m2distill_policy.sim.suites import make_sim_env, suite_task
 
     task = suite_task("tabletop", 1)
-    world = make_world(task, size=32)
+    world = make_sim_env(task, size=32)
     contract = dataclasses.replace(world.contract, text=CONTRACT.text)
     bundle = write_toy(tmp_path / "toy", contract=contract, instructions=[task.instruction])
     out = tmp_path / "result.json"

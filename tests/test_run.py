@@ -200,7 +200,7 @@ def test_each_task_of_packnet_is_answered_by_its_own_network(tmp_path: Path, who
     assert [bundle.instructions for bundle in bundles] == [("lift the red box",), ("lift the green box",)]
     for stage, bundle in enumerate(bundles):
         lines = (run.folder / "evaluation" / f"stage_{stage}.jsonl").read_text().splitlines()
-        asked = [(row["told"], row["bundle"]) for row in map(json.loads, lines)]
+        asked = [(row["instruction"], row["bundle"]) for row in map(json.loads, lines)]
         assert asked == [(bundle.instructions[0], bundle.identifier)], "what it answered once is not asked again"
     assert results["cells"][1][0] == results["cells"][0][0]
     assert all(figures["l2"] == 0 for figures in results["drift"][1][0].values())

@@ -58,13 +58,13 @@ def test_scenes_are_found_by_one_rule(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_missing_looks_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    from m2distill_policy.sim.libero.world import without_missing_looks
+    from m2distill_policy.sim.libero.env import hide_missing_visuals
 
     xml = """<mujoco><asset><mesh name="seen" file="/absent/seen.msh"/>
     <mesh name="solid" file="/absent/solid.msh"/></asset>
     <worldbody><geom name="a" type="mesh" mesh="seen" contype="0" conaffinity="0" group="1"/>
     <geom name="b" type="mesh" mesh="solid" group="0"/></worldbody></mujoco>"""
-    out = without_missing_looks(xml)
+    out = hide_missing_visuals(xml)
     assert "/absent/seen.msh" not in out and 'name="a"' in out and "/absent/solid.msh" in out
     assert "/absent/seen.msh" in caplog.text and "solid" not in caplog.text
 
@@ -77,9 +77,9 @@ def test_one_task_runs_end_to_end(tmp_path: Path) -> None:
     code = """
 import sys
 import numpy as np
-from m2distill_policy.sim.suites import make_world, suite_tasks
+from m2distill_policy.sim.suites import make_sim_env, suite_tasks
 task = suite_tasks("libero_object")[0]
-world = make_world(task, size=64, visuals="fast")
+world = make_sim_env(task, size=64, visuals="fast")
 observation = world.reset(3)
 observation.check(world.contract)
 assert observation.stamp == 0.0 and not world.success() and world.lifted() == ()

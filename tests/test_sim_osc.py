@@ -8,11 +8,11 @@ import pytest
 pytest.importorskip("robosuite", reason="the simulator is not installed (requirements/sim.txt)")
 
 from m2distill_policy.contract import libero_contract
-from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.arm_env import ArmEnv
+from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 from m2distill_policy.sim.rendering import Renderer
 from m2distill_policy.sim.visuals import visual_profile
-from m2distill_policy.sim.world import Task
 
 
 def test_same_trajectory_as_robosuite() -> None:
@@ -20,7 +20,7 @@ def test_same_trajectory_as_robosuite() -> None:
     import robosuite
 
     np.random.seed(3)  # noqa: NPY002 - robosuite draws from the global generator
-    env = robosuite.make(
+    robosuite_env = robosuite.make(
         "Lift",
         robots="Panda",
         controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
@@ -29,16 +29,14 @@ def test_same_trajectory_as_robosuite() -> None:
         use_camera_obs=False,
         control_freq=20,
     )
-    env.reset()
-    model = env.sim.model._model
+    robosuite_env.reset()
+    model = robosuite_env.sim.model._model
     renderer = Renderer(model, visual_profile("stock"))
-    world = ArmWorld(
-        Task("lift", 0, "lift", "lift", 100), libero_contract(64), model, mujoco.MjData(model), renderer, ""
-    )
-    start = env.sim.get_state().flatten()
-    world._restore(start, np.array(env.robots[0].controller.initial_joint), np.zeros(2))
+    env = ArmEnv(Task("lift", 0, "lift", "lift", 100), libero_contract(64), model, mujoco.MjData(model), renderer, "")
+    start = robosuite_env.sim.get_state().flatten()
+    env._restore(start, np.array(robosuite_env.robots[0].controller.initial_joint), np.zeros(2))
     # The warm start of MuJoCo's solver is part of where robosuite is.
-    world.data.qacc_warmstart[:] = env.sim.data._data.qacc_warmstart
+    env.data.qacc_warmstart[:] = robosuite_env.sim.data._data.qacc_warmstart
     rng = np.random.default_rng(0)
     largest = 0.0
     for step in range(60):
@@ -46,10 +44,10 @@ def test_same_trajectory_as_robosuite() -> None:
         if step % 3 == 0:
             action[3:6] = 0.0  # robosuite then keeps its last orientation goal
         action[6] = 1.0 if step > 30 else -1.0
-        env.step(action)
-        world.advance(action)
-        largest = max(largest, float(np.max(np.abs(world.data.qpos - env.sim.data.qpos))))
-    env.close()
+        robosuite_env.step(action)
+        env.advance(action)
+        largest = max(largest, float(np.max(np.abs(env.data.qpos - robosuite_env.sim.data.qpos))))
+    robosuite_env.close()
     assert largest < 1e-6
 
 

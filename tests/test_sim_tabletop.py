@@ -11,26 +11,26 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim.experts.episode import run_expert
-from m2distill_policy.sim.experts.motion import towards
+from m2distill_policy.sim.experts.motion import action_towards
 from m2distill_policy.sim.experts.noise import Noise
 from m2distill_policy.sim.seeds import DEMONSTRATIONS_FROM, demonstration_seed
-from m2distill_policy.sim.suites import make_world, suite_task, suite_tasks
+from m2distill_policy.sim.suites import make_expert, make_sim_env, suite_task, suite_tasks
 from m2distill_policy.sim.tabletop import scene
+from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.expert import TabletopExpert
 from m2distill_policy.sim.tabletop.tasks import TASKS
-from m2distill_policy.sim.tabletop.world import TabletopWorld
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[TabletopWorld]:
+def shared() -> Iterator[TabletopEnv]:
     """One world for the module: the scene is the same for every task."""
-    world = TabletopWorld(TASKS[0], size=64)
-    yield world
-    world.close()
+    env = TabletopEnv(TASKS[0], size=64)
+    yield env
+    env.close()
 
 
 @pytest.fixture
-def world(shared: TabletopWorld) -> TabletopWorld:
+def env(shared: TabletopEnv) -> TabletopEnv:
     shared.task = TASKS[0]
     return shared
 
@@ -40,61 +40,61 @@ def test_five_tasks_of_two_kinds() -> None:
     assert {t.kind for t in TASKS} == {"lift", "place"}
     assert all(t.kind == "lift" for t in TASKS[:3])
     assert len({t.instruction for t in TASKS}) == 5
-    assert {name for t in TASKS for name in t.targets} == {thing.name for thing in scene.THINGS}
+    assert {name for t in TASKS for name in t.targets} == {item.name for item in scene.OBJECTS}
 
 
-def test_initial_state_comes_from_the_seed_alone(world: TabletopWorld) -> None:
-    first = world.reset(5)
-    state = world.state()
+def test_initial_state_comes_from_the_seed_alone(env: TabletopEnv) -> None:
+    first = env.reset(5)
+    state = env.state()
     for _ in range(5):
-        world.step(np.array([0.5, 0.2, -0.5, 0.1, 0, 0, 1]))
-    again = world.reset(5)
-    assert np.array_equal(world.state(), state)
+        env.step(np.array([0.5, 0.2, -0.5, 0.1, 0, 0, 1]))
+    again = env.reset(5)
+    assert np.array_equal(env.state(), state)
     assert all(np.array_equal(first.images[name], again.images[name]) for name in first.images)
     assert first.stamp == again.stamp == 0.0
-    world.reset(6)
-    assert not np.array_equal(world.state(), state)
+    env.reset(6)
+    assert not np.array_equal(env.state(), state)
 
 
-def test_only_the_instruction_tells_tasks_apart(world: TabletopWorld) -> None:
+def test_only_the_instruction_tells_tasks_apart(env: TabletopEnv) -> None:
     states = []
     for task in TASKS:
-        world.task = task
-        world.reset_state(11)
-        states.append(world.state())
+        env.task = task
+        env.reset_state(11)
+        states.append(env.state())
     assert all(np.array_equal(states[0], state) for state in states[1:])
 
 
 def test_objects_swap_places_and_keep_apart() -> None:
-    slots: dict[str, set[int]] = {thing.name: set() for thing in scene.THINGS}
+    slots: dict[str, set[int]] = {item.name: set() for item in scene.OBJECTS}
     for seed in range(200):
-        places = scene.draw_layout(seed).places
+        places = scene.sample_layout(seed).places
         assert set(places) == set(slots)
-        for thing in scene.THINGS:
-            x, y, _ = places[thing.name]
-            centres = scene.SLOTS[thing.group]
+        for item in scene.OBJECTS:
+            x, y, _ = places[item.name]
+            centres = scene.SLOTS[item.group]
             nearest = int(np.argmin([np.hypot(x - cx, y - cy) for cx, cy in centres]))
             assert max(abs(x - centres[nearest][0]), abs(y - centres[nearest][1])) <= scene.JITTER
-            slots[thing.name].add(nearest)
+            slots[item.name].add(nearest)
         points = np.array([p[:2] for p in places.values()])
         apart = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.eye(len(points))
         assert apart.min() > 0.09
-    assert all(len(slots[thing.name]) == len(scene.SLOTS[thing.group]) for thing in scene.THINGS)
+    assert all(len(slots[item.name]) == len(scene.SLOTS[item.group]) for item in scene.OBJECTS)
 
 
-def test_everything_rests_where_it_was_put(world: TabletopWorld) -> None:
-    world.reset_state(3)
-    before = world.positions()
+def test_everything_rests_where_it_was_put(env: TabletopEnv) -> None:
+    env.reset_state(3)
+    before = env.positions()
     for _ in range(20):
-        world.advance(np.array([0, 0, 0, 0, 0, 0, -1.0]))
-    for name, position in world.positions().items():
+        env.advance(np.array([0, 0, 0, 0, 0, 0, -1.0]))
+    for name, position in env.positions().items():
         assert np.linalg.norm(position - before[name]) < 0.003, name
-    assert not world.success() and world.achieved() == () and world.lifted() == ()
+    assert not env.success() and env.achieved() == () and env.lifted() == ()
 
 
-def test_observation_is_the_contracts_and_upright(world: TabletopWorld) -> None:
-    observation = world.reset(4)
-    observation.check(world.contract)
+def test_observation_is_the_contracts_and_upright(env: TabletopEnv) -> None:
+    observation = env.reset(4)
+    observation.check(env.contract)
     view = observation.images["agentview_rgb"].astype(int)
     # The grey wall is above, the white table below.
     assert view[:6].mean() < 160 < 220 < view[-12:].mean()
@@ -108,91 +108,91 @@ def test_observation_is_the_contracts_and_upright(world: TabletopWorld) -> None:
         assert ((view[..., color] > 90) & (view[..., others].max(axis=2) < 90)).sum() > 8
 
 
-def test_fields_of_view_are_the_scenes(world: TabletopWorld) -> None:
-    drawn = world._renderer.model
-    assert world.contract.camera("agentview_rgb").fov_y == pytest.approx(drawn.cam_fovy[drawn.camera("agentview").id])
+def test_fields_of_view_are_the_scenes(env: TabletopEnv) -> None:
+    drawn = env._renderer.model
+    assert env.contract.camera("agentview_rgb").fov_y == pytest.approx(drawn.cam_fovy[drawn.camera("agentview").id])
     hand = drawn.cam_fovy[drawn.camera("robot0_eye_in_hand").id]
-    assert world.contract.camera("eye_in_hand_rgb").fov_y == pytest.approx(hand)
+    assert env.contract.camera("eye_in_hand_rgb").fov_y == pytest.approx(hand)
 
 
-def test_a_state_brings_back_the_future(world: TabletopWorld) -> None:
-    world.reset(8)
-    state = world.state()
+def test_a_state_brings_back_the_future(env: TabletopEnv) -> None:
+    env.reset(8)
+    state = env.state()
     actions = np.random.default_rng(0).uniform(-0.5, 0.5, (10, 7))
     ends = []
     for _ in range(2):
-        world.reset_to(state)
+        env.reset_to(state)
         for action in actions:
-            world.advance(action)
-        ends.append(world.state())
+            env.advance(action)
+        ends.append(env.state())
     assert np.array_equal(ends[0], ends[1])
 
 
 @pytest.mark.parametrize("index", range(5))
-def test_experts_succeed_under_disturbance(world: TabletopWorld, index: int) -> None:
-    world.task = TASKS[index]
+def test_experts_succeed_under_disturbance(env: TabletopEnv, index: int) -> None:
+    env.task = TASKS[index]
     for seed in range(6):
-        run = run_expert(world, demonstration_seed(9, index, seed), noise=Noise())
+        run = run_expert(env, demonstration_seed(9, index, seed), make_expert, noise=Noise())
         assert run.success
         assert np.all(np.abs(run.actions) <= 1.0) and np.abs(run.actions[:, :6]).max() <= 0.96
         assert not np.array_equal(run.actions[:, :6], run.executed[:, :6])
-        assert set(world.lifted()) <= set(world.task.targets)
-        assert world.task.name in world.achieved()
-        assert len(run.actions) < 0.9 * world.task.horizon
+        assert set(env.lifted()) <= set(env.task.targets)
+        assert env.task.name in env.achieved()
+        assert len(run.actions) < 0.9 * env.task.horizon
 
 
-def test_another_tasks_goal_is_not_this_ones(world: TabletopWorld) -> None:
+def test_another_tasks_goal_is_not_this_ones(env: TabletopEnv) -> None:
     green = TASKS[1]
-    world.reset_state(21)
+    env.reset_state(21)
     for _ in range(green.horizon):
-        world.task = green
-        action = towards(TabletopExpert(world).target(), *world.grip_pose(), world.contract.action)
-        world.task = TASKS[0]
-        world.advance(action)
-    assert not world.success()
-    assert world.achieved() == (green.name,)
-    assert world.lifted() == green.targets
+        env.task = green
+        action = action_towards(TabletopExpert(env).target(), *env.grip_pose(), env.contract.action)
+        env.task = TASKS[0]
+        env.advance(action)
+    assert not env.success()
+    assert env.achieved() == (green.name,)
+    assert env.lifted() == green.targets
 
 
-def test_velocity_drive_follows_the_twist(world: TabletopWorld) -> None:
-    world.reset_state(2)
+def test_velocity_drive_follows_the_twist(env: TabletopEnv) -> None:
+    env.reset_state(2)
     twist = np.array([0.08, -0.05, -0.06, 0.0, 0.0, 0.0])
-    start = world.end_effector()[:3]
+    start = env.end_effector()[:3]
     for _ in range(20):
-        world.step_twist(twist, -1.0)
-    assert np.allclose(world.end_effector()[:3] - start, twist[:3], atol=0.004)
-    world.step_twist(np.zeros(6), -1.0)
-    still = world.end_effector()[:3]
+        env.step_twist(twist, -1.0)
+    assert np.allclose(env.end_effector()[:3] - start, twist[:3], atol=0.004)
+    env.step_twist(np.zeros(6), -1.0)
+    still = env.end_effector()[:3]
     for _ in range(5):
-        world.step_twist(np.zeros(6), -1.0)
-    assert np.allclose(world.end_effector()[:3], still, atol=0.003)
+        env.step_twist(np.zeros(6), -1.0)
+    assert np.allclose(env.end_effector()[:3], still, atol=0.003)
 
 
-def test_velocity_drive_turns(world: TabletopWorld) -> None:
+def test_velocity_drive_turns(env: TabletopEnv) -> None:
     from m2distill_policy.sim.osc import vector_from_rotation
 
-    world.reset_state(2)
-    _, before = world.grip_pose()
+    env.reset_state(2)
+    _, before = env.grip_pose()
     for _ in range(10):
-        world.step_twist(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.5]), -1.0)
-    _, after = world.grip_pose()
+        env.step_twist(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.5]), -1.0)
+    _, after = env.grip_pose()
     assert np.allclose(vector_from_rotation(after @ before.T), [0.0, 0.0, 0.25], atol=0.01)
 
 
-def test_nonsense_is_refused_in_a_sentence(world: TabletopWorld) -> None:
-    world.reset_state(0)
+def test_nonsense_is_refused_in_a_sentence(env: TabletopEnv) -> None:
+    env.reset_state(0)
     with pytest.raises(SimulationError, match="7 finite numbers"):
-        world.step(np.full(7, np.nan))
+        env.step(np.full(7, np.nan))
     with pytest.raises(SimulationError, match="7 finite numbers"):
-        world.step(np.zeros(6))
+        env.step(np.zeros(6))
     with pytest.raises(SimulationError, match="6 finite numbers"):
-        world.step_twist(np.zeros(7), 0.0)
+        env.step_twist(np.zeros(7), 0.0)
     with pytest.raises(SimulationError, match="a seed is a whole number"):
-        world.reset(-1)
+        env.reset(-1)
     with pytest.raises(SimulationError, match="finite numbers"):
-        world.reset_to(np.zeros(3))
+        env.reset_to(np.zeros(3))
     with pytest.raises(SimulationError, match="no camera 'agentvew'"):
-        world.render("agentvew", 64, 64)
+        env.render("agentvew", 64, 64)
 
 
 def test_unknown_names_get_the_closest() -> None:
@@ -201,9 +201,9 @@ def test_unknown_names_get_the_closest() -> None:
     with pytest.raises(SimulationError, match="there is no task 7"):
         suite_task("tabletop", 7)
     with pytest.raises(SimulationError, match="did you mean 'fast'"):
-        make_world(TASKS[0], visuals="fsat")
+        make_sim_env(TASKS[0], visuals="fsat")
     with pytest.raises(SimulationError, match="allowed are 16 to 1024"):
-        make_world(TASKS[0], size=8)
+        make_sim_env(TASKS[0], size=8)
 
 
 def test_demonstration_seeds_are_apart() -> None:

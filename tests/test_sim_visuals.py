@@ -12,9 +12,9 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim import visuals
 from m2distill_policy.sim.cache import cache_dir
+from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.scene import build_xml
 from m2distill_policy.sim.tabletop.tasks import TASKS
-from m2distill_policy.sim.tabletop.world import TabletopWorld
 from m2distill_policy.storage import write_atomic
 
 
@@ -44,14 +44,14 @@ def test_profiles_share_physics_and_look_alike() -> None:
     actions = rng.uniform(-0.6, 0.6, (8, 7))
     states, views, faces = [], [], []
     for name in ("stock", "fast"):
-        world = TabletopWorld(TASKS[0], size=64, visuals=name)
-        world.reset(7)
+        env = TabletopEnv(TASKS[0], size=64, visuals=name)
+        env.reset(7)
         for action in actions:
-            world.advance(action)
-        states.append(world.state())
-        views.append(world.observe().images)
-        faces.append(world._renderer.model.nmeshface)
-        world.close()
+            env.advance(action)
+        states.append(env.state())
+        views.append(env.observe().images)
+        faces.append(env._renderer.model.nmeshface)
+        env.close()
     assert np.array_equal(states[0], states[1])
     assert faces[1] * 6 < faces[0]
     for camera in views[0]:

@@ -106,12 +106,12 @@ def test_a_camera_of_the_simulator_that_was_turned() -> None:
     mujoco = pytest.importorskip("mujoco")
     from m2distill_policy.sim.osc import rotation_from_vector
     from m2distill_policy.sim.suites import suite_task
-    from m2distill_policy.sim.tabletop.world import TabletopWorld
+    from m2distill_policy.sim.tabletop.env import TabletopEnv
 
-    world = TabletopWorld(suite_task("tabletop", 0), size=64)
+    world = TabletopEnv(suite_task("tabletop", 0), size=64)
     camera = world.contract.cameras[0]
     reference = world.reset(0).images[camera.name]
-    model = world.drawn_model
+    model = world.render_model
     index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "agentview")
     for degrees, way in ((-4.0, "left"), (4.0, "right")):
         before = model.cam_quat[index].copy()

@@ -135,9 +135,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.signals": _names(),
     "m2distill_policy.streams": _names(),
     "m2distill_policy.options": _names("errors"),
-    "m2distill_policy.sim_robot": _names(
-        *_CORE, "options", "signals", "bundle", "runtime", "node", "sim", "evaluation.seeds", "sim_robot"
-    ),
+    "m2distill_policy.sim_robot": _names(*_CORE, "options", "signals", "bundle", "runtime", "node", "sim", "sim_robot"),
     "m2distill_policy.dds": _names(
         *_CORE, "bundle", "config", "runtime", "node", "sim_robot", "dds", outside="cyclonedds cv2"
     ),

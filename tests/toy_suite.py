@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim.world import Task, World
+from m2distill_policy.sim.env import SimEnv, Task
 from tests.bundles import INSTRUCTIONS, toy_contract
 
 TASKS = tuple(
@@ -21,7 +21,7 @@ TASKS = tuple(
 )
 
 
-class ToyWorld:
+class ToyEnv:
     """Succeeds after a number of steps drawn from the seed and the actions; misbehaves as the environment tells it."""
 
     def __init__(self, task: Task, size: int) -> None:
@@ -93,7 +93,7 @@ def suite_tasks(name: str) -> tuple[Task, ...]:
     return TASKS
 
 
-def make_world(task: Task, *, size: int = 32, visuals: str = "fast") -> World:
+def make_sim_env(task: Task, *, size: int = 32, visuals: str = "fast") -> SimEnv:
     if visuals == "broken":
         raise SimulationError("the toy's scene cannot be made; look for its parts")
-    return ToyWorld(task, size)
+    return ToyEnv(task, size)

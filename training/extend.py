@@ -17,7 +17,7 @@ from m2distill_policy import provenance
 from m2distill_policy.config import to_dict
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
-from m2distill_policy.sim.world import FILES
+from m2distill_policy.sim.env import FILES
 from training.data.task_data import check_file
 from training.gate import LetThrough
 from training.lifelong import samples
@@ -67,7 +67,7 @@ def extend_run(
     for task in added:
         file = DemonstrationFile(demonstration_path(demonstrations, task.name))
         check_file(file, task.instruction, source.contract, config.later_episodes or config.episodes)
-    if not added[0].has_world:  # their numbers are of another folder; here they only have to differ
+    if not added[0].has_env:  # their numbers are of another folder; here they only have to differ
         free = max(1 + max(task.index for task in source.tasks), 0 if config.suite == FILES else BESIDE_A_SUITE)
         added = tuple(dataclasses.replace(task, index=free + i) for i, task in enumerate(added))
     text, embeddings = embed([task.instruction for task in added], config.text_encoder)

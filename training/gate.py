@@ -57,7 +57,7 @@ def gate(run: LifelongRun, margin: float) -> Gate | None:
     """The gate of an extended run whose last stage was evaluated, kept in ``gate.json``; None where there was nothing
     to compare: a suite without worlds, or no evaluation."""
     stages = run.extends[-1]["stages"]
-    old = [task for task in range(run.learned(stages - 1)) if run.tasks[task].has_world]
+    old = [task for task in range(run.learned(stages - 1)) if run.tasks[task].has_env]
     rows = [run.success(stage) for stage in range(run.stages)]
     if not old or any(row is None for row in rows):
         return None

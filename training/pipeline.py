@@ -17,12 +17,12 @@ from m2distill_policy import provenance
 from m2distill_policy.contract import Action, Contract
 from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import TrainingError
-from m2distill_policy.evaluation.results import Cell, RolloutResult, not_rolled_out, summarise
+from m2distill_policy.evaluation.results import Cell, RolloutResult, summarise, summary_without_rollouts
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from m2distill_policy.lock import only_writer
+from m2distill_policy.sim.env import FILES, Task
 from m2distill_policy.sim.response import fit_velocity_response
 from m2distill_policy.sim.suites import suite_task
-from m2distill_policy.sim.world import FILES, Task
 from training import distributed
 from training.allocator import free_bytes
 from training.data.task_data import check_file
@@ -172,7 +172,7 @@ def _finish(run: LifelongRun, evaluate: bool, stages: int | None, quiet: bool, f
 
 def _with_world(run: LifelongRun, tasks: Sequence[int]) -> list[int]:
     """Those of ``tasks`` that can be rolled out."""
-    return [task for task in tasks if run.tasks[task].has_world]
+    return [task for task in tasks if run.tasks[task].has_env]
 
 
 def _cell(run: LifelongRun, task: int, rollouts: int, purpose: str = "reported", told: str | None = None) -> Cell:
@@ -276,7 +276,9 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
         write_json(run.folder / "evaluation" / f"stage_{stage}_curve.json", curve)
     # Last: where this is there, nothing of the stage is evaluated any more.
     known = {(summary.suite, summary.task_index): summary for summary in summarise(found)}
-    row = [known.get((task.suite, task.index), not_rolled_out(task)) for task in run.tasks[: run.learned(stage)]]
+    row = [
+        known.get((task.suite, task.index), summary_without_rollouts(task)) for task in run.tasks[: run.learned(stage)]
+    ]
     write_json(path, [_summary(summary) for summary in row])
 
 

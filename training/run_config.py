@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from m2distill_policy.contract import IMAGE_SIDE
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.evaluation.seeds import RUN_SEEDS, initial_states
 from m2distill_policy.options import MANY, MOST_PROCESSES
 from m2distill_policy.ranges import require_within
-from m2distill_policy.sim.world import FILES
+from m2distill_policy.sim.env import FILES
+from m2distill_policy.sim.seeds import RUN_SEEDS, count_initial_states
 from training.data.augment import AugmentConfig
 from training.lifelong.ewc import EwcConfig
 from training.lifelong.m2distill import DistillConfig
@@ -232,7 +232,7 @@ class RunConfig:
 
     def _require_states(self) -> None:
         """Enough initial states for the rollouts, and none of them both to choose a point and to report."""
-        states = initial_states(self.suite)
+        states = count_initial_states(self.suite)
         if states is None:
             return
         chosen = self.evaluation.points > 1 and self.evaluation.choose_on == "selection"

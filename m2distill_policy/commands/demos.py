@@ -63,7 +63,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "at a level drawn for every episode (see 'm2distill evaluate --perturb')",
     )
     parser.add_argument(
-        "--force", action="store_true", help="collect anew where a file of other settings, or a damaged one, is there"
+        "--extend",
+        action="store_true",
+        help="add episodes to finished files of the same settings until each task has --episodes",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="overwrite files that are damaged or were collected with other settings",
     )
     parser.set_defaults(run=run)
 
@@ -71,7 +78,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Collect, with a progress bar on standard error, and say what came of it."""
     from m2distill_policy.progress import ProgressBar
-    from m2distill_policy.sim.collect import Collection, collect, parse_tasks
+    from m2distill_policy.sim.collect import collect
+    from m2distill_policy.sim.collection import Collection, parse_tasks
     from m2distill_policy.sim.disturbances import KINDS
 
     collection = Collection(
@@ -85,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         noise=args.noise,
         randomise=tuple(KINDS) if args.randomise == "all" else tuple(k for k in args.randomise.split(",") if k),
+        extend=args.extend,
         force=args.force,
     )
     with ProgressBar(total=collection.episodes * len(collection.tasks), unit="episode", smoothing=0.1) as bar:

@@ -69,7 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--film", type=whole("--film", 0, MANY), default=0, metavar="N", help="film the first N rollouts of each task"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for rollouts.jsonl, summary.json and films")
+    parser.add_argument("--out", type=Path, required=True, help="folder for rollouts.jsonl, summary.json and videos")
     cluster.add_option(parser, "rollouts")
     parser.set_defaults(run=run)
 
@@ -129,7 +129,13 @@ def run(args: argparse.Namespace) -> int:
         cell
         for wrong in _disturbances(args.perturb, args.levels)
         for cell in make_cells(
-            args.suite, tasks, args.rollouts, seed=args.seed, told=args.tell, disturbances=wrong, horizon=args.horizon
+            args.suite,
+            tasks,
+            args.rollouts,
+            seed=args.seed,
+            instruction=args.tell,
+            disturbances=wrong,
+            horizon=args.horizon,
         )
     ]
     with only_writer(args.out), RolloutPool(args.workers, launcher=cluster.launcher(args.ray)) as pool:
@@ -140,8 +146,8 @@ def run(args: argparse.Namespace) -> int:
             temperature=args.temperature,
             visuals=args.visuals,
             log=args.out / "rollouts.jsonl",
-            films=args.out / "films",
-            film=args.film,
+            video_folder=args.out / "videos",
+            videos_per_cell=args.film,
             progress=True,
         )
     summaries = summarise(results)

@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     """Count, time, and print."""
     from m2distill_policy.config import load_config
     from m2distill_policy.errors import ConfigError
+    from m2distill_policy.sim.env import FILES
     from m2distill_policy.sim.suites import suite_task
-    from m2distill_policy.sim.world import FILES
     from training.run_config import RunConfig
     from training.studies.plan import count, demonstrated_steps, measure, table
 

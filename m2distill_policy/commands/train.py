@@ -210,14 +210,14 @@ def _let_through(run: LifelongRun, args: argparse.Namespace) -> int:
     found = gate(run, told.margin)
     if found is not None:
         print(verdict(found, bundle))
-        if not run.tasks[-1].has_world:
+        if not run.tasks[-1].has_env:
             print(f"'{run.tasks[-1].instruction}' has no world to be tried in: try it on the robot, slowly")
         if found.fallen:
             return 1
     else:
         print("the old tasks were not rolled out, so nothing is known of them: try the bundle before you rely on it")
         if told.publish and not told.untested:
-            worlds = any(task.has_world for task in run.tasks)
+            worlds = any(task.has_env for task in run.tasks)
             way = "evaluate with --resume, without --no-evaluation"
             print(f"not published; {way if worlds else 'no world can be asked: say --untested'}")
             return 1

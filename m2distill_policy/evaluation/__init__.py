@@ -1,1 +1,1 @@
-"""Rollouts of a bundle in a world: what is measured is what is served. No torch here."""
+"""Rollouts of a bundle in simulated environments. It uses the same runtime as a robot, and no torch."""

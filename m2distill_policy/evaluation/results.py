@@ -1,4 +1,4 @@
-"""What was asked and what came of it: cells, results of single rollouts, their log and their summary."""
+"""Cells (what to evaluate), rollout results, their log file and their summaries."""
 
 from __future__ import annotations
 
@@ -12,28 +12,41 @@ from pathlib import Path
 from typing import Any
 
 from m2distill_policy.errors import ConfigError, SimulationError
-from m2distill_policy.evaluation.seeds import Purpose, initial_states, state_seed
 from m2distill_policy.sim.disturbances import Disturbance
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
+from m2distill_policy.sim.seeds import Purpose, count_initial_states, state_seed
 from m2distill_policy.storage import writing
+
+#: Version of the lines of ``rollouts.jsonl``. Version 1 had other names for two fields.
+ROLLOUT_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Some rollouts of one task.
+    """Rollouts of one task with one instruction: one cell of a table of results.
 
-    suite, task: the world, by the task's index. told: the instruction given, when it is not the task's own.
-    rollouts: how many, numbered from ``first``. seed: run seed. purpose: ``reported`` or ``selection`` states.
-    disturbances: ways in which the world is wrong. horizon: control steps after which a rollout has failed, where that
-    is sooner than the task says; 0: the task's own.
+    Rollout ``i`` starts from the initial state of ``state_seed(purpose, seed, i)`` and samples actions with
+    ``numpy.random.default_rng([seed, i])``. Other cells and the number of workers change nothing.
 
-    Rollout ``i`` starts from ``state_seed(purpose, seed, i)`` and draws actions from
-    ``numpy.random.default_rng([seed, i])``, whatever else is evaluated and by how many workers.
+    Attributes:
+        suite: Suite of the task.
+        task: Index of the task in its suite.
+        instruction: Instruction given to the policy. None: the task's own. Another task's instruction makes this a
+            cross-instruction evaluation.
+        rollouts: Number of rollouts.
+        seed: Run seed.
+        purpose: Which initial states: ``reported`` or ``selection``.
+        first: Number of the first rollout.
+        disturbances: Disturbances of the environment.
+        horizon: Control steps after which a rollout has failed, if fewer than the task's own. 0: the task's own.
+
+    Raises:
+        ConfigError: A value is out of range.
     """
 
     suite: str
     task: int
-    told: str | None = None
+    instruction: str | None = None
     rollouts: int = 20
     seed: int = 0
     purpose: Purpose = "reported"
@@ -43,16 +56,16 @@ class Cell:
 
     def __post_init__(self) -> None:
         if self.horizon < 0:
-            raise ConfigError(f"a horizon of {self.horizon} control steps was asked for; 0 is the task's own")
+            raise ConfigError(f"horizon is {self.horizon} control steps; use 1 or more, or 0 for the task's own")
         if self.rollouts < 1:
-            raise ConfigError(f"a cell has {self.rollouts} rollouts; at least 1 is needed")
+            raise ConfigError(f"rollouts is {self.rollouts}; at least 1 is needed")
         if self.task < 0:
-            raise ConfigError(f"task index is {self.task}; whole numbers from 0 on are allowed")
-        states = initial_states(self.suite)
+            raise ConfigError(f"task index is {self.task}; use 0 or more")
+        states = count_initial_states(self.suite)
         if states is not None and self.rollouts > states:
             raise ConfigError(
-                f"{self.rollouts} rollouts a task were asked for and '{self.suite}' has {states} initial states a "
-                f"task: some would count twice; ask for at most {states}"
+                f"rollouts is {self.rollouts}, but a task of '{self.suite}' has only {states} initial states; "
+                f"use at most {states}"
             )
         state_seed(self.purpose, self.seed, self.first)
         state_seed(self.purpose, self.seed, self.first + self.rollouts - 1)
@@ -65,37 +78,58 @@ def make_cells(
     *,
     seed: int = 0,
     purpose: Purpose = "reported",
-    told: str | None = None,
+    instruction: str | None = None,
     disturbances: tuple[Disturbance, ...] = (),
     horizon: int = 0,
 ) -> list[Cell]:
-    """One cell a task."""
+    """Return one cell for each task index in ``tasks``. See :class:`Cell` for the other arguments.
+
+    Raises:
+        ConfigError: A task is named twice, or a value is out of range.
+    """
     wanted = list(tasks)
     if len(set(wanted)) != len(wanted):
-        raise ConfigError(f"the tasks name one twice: {wanted}")
+        raise ConfigError(f"a task is named twice in {wanted}; name each task once")
     return [
-        Cell(suite, task, told, rollouts, seed, purpose, disturbances=disturbances, horizon=horizon) for task in wanted
+        Cell(suite, task, instruction, rollouts, seed, purpose, disturbances=disturbances, horizon=horizon)
+        for task in wanted
     ]
 
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """One rollout.
+    """The result of one rollout.
 
-    suite, task_index, task: the world; told: the instruction given. purpose, seed, episode, state_seed: the state.
-    bundle, sampling, temperature, visuals: the policy and how it was run.
-    success: whether the world's own task was done within the horizon; None when the rollout ended in an error.
-    steps: control steps taken. achieved: names of the suite's tasks that were done, whichever was told.
-    lifted: objects raised; wrong: those among them that the told instruction is not about.
-    error: what went wrong, or None; a crash is never a failure. seconds: of wall time. film: path, or None.
-    disturbance: in which ways the world was wrong, such as ``camera 0.5``; empty where it was not.
-    horizon: see :class:`Cell`.
+    Attributes:
+        suite: Suite of the task.
+        task_index: Index of the task in its suite.
+        task: Name of the task.
+        instruction: Instruction given to the policy.
+        purpose: ``reported`` or ``selection``, see :func:`m2distill_policy.sim.seeds.state_seed`.
+        seed: Run seed.
+        episode: Number of the rollout.
+        state_seed: Seed of the initial state.
+        bundle: Identifier of the bundle.
+        sampling: How actions were sampled: ``sample``, ``low_noise`` or ``mode``.
+        temperature: Temperature of the sampling.
+        visuals: Visual profile of the environment.
+        success: Whether the environment's task was done within the horizon. None if the rollout ended in an error.
+        steps: Number of control steps.
+        achieved: Names of the suite's tasks that were done, whichever instruction was given.
+        lifted: Names of the objects that were lifted.
+        wrong: The lifted objects that the instruction does not name. If the instruction names no objects: the
+            achieved tasks that it does not ask for.
+        error: Error message if the rollout ended in an error, or None. An error does not count as a failure.
+        seconds: Wall time in s.
+        video: Path of the video, or None.
+        disturbance: Disturbances of the environment, such as ``camera 0.5``. Empty if there were none.
+        horizon: See :class:`Cell`.
     """
 
     suite: str
     task_index: int
     task: str
-    told: str
+    instruction: str
     purpose: str
     seed: int
     episode: int
@@ -111,37 +145,52 @@ class RolloutResult:
     wrong: tuple[str, ...]
     error: str | None
     seconds: float
-    film: str | None = None
+    video: str | None = None
     disturbance: str = ""
     horizon: int = 0
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes two rollouts the same one, for resuming."""
+        """The fields that identify a rollout. A rollout whose key is in the log already is not run again."""
         return (
-            self.suite, self.task_index, self.told, self.purpose, self.seed, self.episode,
+            self.suite, self.task_index, self.instruction, self.purpose, self.seed, self.episode,
             self.bundle, self.sampling, self.temperature, self.visuals, self.disturbance, self.horizon,
         )  # fmt: skip
 
     def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Return the result as one line of JSON."""
+        return json.dumps({"format": ROLLOUT_FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
 
     @staticmethod
     def from_json(line: str) -> RolloutResult:
-        """Read what :meth:`to_json` wrote; raises ValueError or TypeError."""
+        """Read a line that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: The line is not JSON, or has another format version.
+            TypeError: The line is not a JSON object, or a field is missing or unknown.
+            KeyError: A field is missing.
+        """
         data = json.loads(line)
         if not isinstance(data, dict):
             raise TypeError(f"a JSON object is needed; got {type(data).__name__}")
+        version = data.pop("format", 1)
+        if version != ROLLOUT_FORMAT:
+            raise ValueError(f"its format is {version}; this version reads format {ROLLOUT_FORMAT}")
         for name in ("achieved", "lifted", "wrong"):
             data[name] = tuple(data[name])
         return RolloutResult(**data)
 
 
 class RolloutLog:
-    """A JSON-lines file that grows by one line as each rollout ends. A line cut short by a kill is dropped on opening.
+    """A JSON-lines file with one line for each finished rollout.
 
-    Raises :class:`SimulationError` for any other line that cannot be read.
+    If the process was killed while it wrote a line, that line is removed when the file is opened again.
+
+    Args:
+        path: The file. It is created if it does not exist.
+
+    Raises:
+        SimulationError: Another line cannot be read, or has another format version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,15 +206,16 @@ class RolloutLog:
                 self.results.append(RolloutResult.from_json(line))
             except (ValueError, TypeError, KeyError) as error:
                 raise SimulationError(
-                    f"'{path}', line {number} is not a rollout's result ({error}); move the file away to begin anew"
+                    f"'{path}', line {number} is not a rollout result ({error}); move or delete the file to evaluate "
+                    "again"
                 ) from error
 
     def done(self) -> dict[tuple[Any, ...], RolloutResult]:
-        """Finished rollouts by key, without those that ended in an error: they are tried again."""
+        """Return the finished rollouts by key. Rollouts that ended in an error are left out, so they run again."""
         return {result.key: result for result in self.results if result.error is None}
 
     def add(self, result: RolloutResult) -> None:
-        """Append one result and hand it to the operating system at once."""
+        """Append one result and write it to the file at once."""
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(result.to_json() + "\n")
         self.results.append(result)
@@ -173,16 +223,28 @@ class RolloutLog:
 
 @dataclass(frozen=True)
 class CellSummary:
-    """Rollouts of one task under one instruction and disturbance.
+    """Summary of the rollouts of one task with one instruction and one set of disturbances.
 
-    rate: successes among the rollouts that did not end in an error, or None when there are none; low, high: its 95 %
-    Wilson interval. wrong_rate: share of them in which an object was lifted that the instruction is not about.
+    Attributes:
+        suite: Suite of the task.
+        task_index: Index of the task in its suite.
+        task: Name of the task.
+        instruction: Instruction given to the policy.
+        rollouts: Number of rollouts.
+        errors: Number of rollouts that ended in an error. The other numbers leave them out.
+        successes: Number of successes.
+        rate: Success rate, or None if no rollout counts.
+        low: Lower end of the 95 % Wilson interval of ``rate``.
+        high: Upper end of that interval.
+        wrong_rate: Share of the rollouts in which a wrong object was lifted, see :attr:`RolloutResult.wrong`.
+        mean_steps: Mean number of control steps.
+        disturbance: See :class:`RolloutResult`.
     """
 
     suite: str
     task_index: int
     task: str
-    told: str
+    instruction: str
     rollouts: int
     errors: int
     successes: int
@@ -195,12 +257,12 @@ class CellSummary:
 
 
 def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
-    """One summary for each (suite, task, told instruction, disturbance), in the order of first appearance."""
+    """Return one summary for each (suite, task, instruction, disturbance), in the order of first appearance."""
     groups: dict[tuple[str, int, str, str], list[RolloutResult]] = {}
     for result in results:
-        groups.setdefault((result.suite, result.task_index, result.told, result.disturbance), []).append(result)
+        groups.setdefault((result.suite, result.task_index, result.instruction, result.disturbance), []).append(result)
     summaries = []
-    for (suite, index, told, disturbance), group in groups.items():
+    for (suite, index, instruction, disturbance), group in groups.items():
         good = [r for r in group if r.error is None]
         successes = sum(bool(r.success) for r in good)
         low, high = wilson(successes, len(good))
@@ -209,7 +271,7 @@ def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
                 suite=suite,
                 task_index=index,
                 task=group[0].task,
-                told=told,
+                instruction=instruction,
                 rollouts=len(group),
                 errors=len(group) - len(good),
                 successes=successes,
@@ -224,13 +286,16 @@ def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
     return summaries
 
 
-def not_rolled_out(task: Task) -> CellSummary:
-    """The summary of a task that has no world."""
+def summary_without_rollouts(task: Task) -> CellSummary:
+    """Return the summary of a task without rollouts, because it has no simulated environment."""
     return CellSummary(task.suite, task.index, task.name, task.instruction, 0, 0, 0, None, 0.0, 1.0, None, None)
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
-    """95 % Wilson interval of a rate; (0, 1) when nothing was counted."""
+    """Return the 95 % Wilson score interval of ``successes`` out of ``count``, or (0, 1) if ``count`` is 0.
+
+    Formula: Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
+    """
     if count == 0:
         return 0.0, 1.0
     z = 1.959964
@@ -241,9 +306,10 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
 
 
 def curves(summaries: Sequence[CellSummary]) -> dict[str, dict[str, float]]:
-    """Kind of disturbance -> level -> success over all tasks together; level 0 is the undisturbed world.
+    """Return the success rate over all tasks, by kind of disturbance and then by level.
 
-    Cells with several disturbances at once, and rollouts that ended in an error, are left out.
+    Level ``"0"`` is the undisturbed environment. Cells with several disturbances and rollouts that ended in an error
+    are left out.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for s in summaries:
@@ -262,24 +328,24 @@ def curves(summaries: Sequence[CellSummary]) -> dict[str, dict[str, float]]:
 
 
 def curves_table(found: dict[str, dict[str, float]]) -> str:
-    """:func:`curves` as a table of plain text."""
+    """Format the result of :func:`curves` as a plain-text table."""
     levels = sorted({level for curve in found.values() for level in curve}, key=float)
-    rows = [("success under", *(f"{level}" for level in levels))]
+    rows = [("success at level", *(f"{level}" for level in levels))]
     rows += [(kind, *(f"{curve[v]:.2f}" if v in curve else "-" for v in levels)) for kind, curve in found.items()]
     return _columns(rows)
 
 
 def table(summaries: Sequence[CellSummary]) -> str:
-    """The summaries as a table of plain text."""
+    """Format the summaries as a plain-text table."""
     rows: list[tuple[str, ...]] = [
-        ("task", "told", "disturbed by", "success", "95 %", "wrong object", "steps", "errors")
+        ("task", "instruction", "disturbed by", "success", "95 %", "wrong object", "steps", "errors")
     ]
     for s in summaries:
         rate = "-" if s.rate is None else f"{s.rate:.2f} ({s.successes}/{s.rollouts - s.errors})"
         wrong = "-" if s.wrong_rate is None else f"{s.wrong_rate:.2f}"
         steps = "-" if s.mean_steps is None else f"{s.mean_steps:.0f}"
         interval = f"{s.low:.2f}..{s.high:.2f}"
-        rows.append((s.task, s.told, s.disturbance or "-", rate, interval, wrong, steps, str(s.errors)))
+        rows.append((s.task, s.instruction, s.disturbance or "-", rate, interval, wrong, steps, str(s.errors)))
     return _columns(rows)
 
 

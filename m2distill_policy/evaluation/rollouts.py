@@ -1,4 +1,9 @@
-"""Rollouts of a bundle, in parallel processes that stay alive from one bundle to the next."""
+"""Rollouts of a bundle in parallel worker processes. The workers stay alive from one bundle to the next.
+
+``concurrent.futures`` does not do this job: when one of its workers dies, the whole pool breaks and every running job
+is lost; it cannot end one late job; it does not send a job to the worker that already has the environment; and its
+workers cannot run on other machines.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +28,13 @@ from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.cluster import Here, Launcher, Piped, why_lost
 from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult
-from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.runtime.mixture import check_sampling
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
+from m2distill_policy.sim.seeds import state_seed
 
 #: Several one-thread processes beat one of several threads, and a result must not depend on how many cores there are.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
-#: s for a worker to import what it needs.
+#: Time in s that a worker may take to start.
 _START_TIMEOUT = 180.0
 
 Message = dict[str, Any]
@@ -37,30 +42,37 @@ Message = dict[str, Any]
 
 @dataclass
 class _Worker:
-    """One process, its inbox of answers (None: it ended), and what it is at."""
+    """One worker process and its current job."""
 
     process: Piped
     ready: bool = False
     job: Message | None = None
     since: float = field(default_factory=time.monotonic)
-    world: tuple[Any, ...] = ()
+    env: tuple[Any, ...] = ()
 
 
 class RolloutPool:
     """Worker processes for rollouts. Use it as a context manager, or call :meth:`close`.
 
-    Each worker is a fresh interpreter with one thread, started at the first evaluation and kept for the next; one that
-    dies is replaced and its rollout counted as an error.
+    Each worker is a new Python process with one thread. The workers start at the first evaluation and are kept for the
+    next one. A worker that dies is replaced, and its rollout counts as an error.
 
-    workers: how many processes. suites: the module that makes worlds (``suite_tasks``, ``make_world``). launcher: where
-    the processes run; other machines read the bundle and write films under the same paths.
+    Args:
+        workers: Number of processes.
+        suites: Name of the module with the suites. It has the functions ``suite_tasks(name)`` and
+            ``make_sim_env(task, *, size, visuals)``, as :mod:`m2distill_policy.sim.suites` has.
+        launcher: Starts the processes, on this machine or on a cluster. Other machines must see the bundle and the
+            video folder under the same paths.
+
+    Raises:
+        ConfigError: ``workers`` is below 1.
     """
 
     def __init__(
         self, workers: int = 2, *, suites: str = "m2distill_policy.sim.suites", launcher: Launcher | None = None
     ) -> None:
         if workers < 1:
-            raise ConfigError(f"{workers} workers were asked for; at least 1 is needed")
+            raise ConfigError(f"workers is {workers}; at least 1 is needed")
         self.workers = workers
         self.suites = suites
         self._launcher = launcher or Here()
@@ -84,25 +96,40 @@ class RolloutPool:
         temperature: float = 1.0,
         visuals: str = "fast",
         log: str | Path | None = None,
-        films: str | Path | None = None,
-        film: int = 0,
+        video_folder: str | Path | None = None,
+        videos_per_cell: int = 0,
         progress: bool | Callable[[RolloutResult, int, int], None] = False,
         timeout: float = 600.0,
     ) -> list[RolloutResult]:
-        """Roll out every cell and return the results in the cells' order, the same whatever the number of workers.
+        """Run every rollout of the cells and return the results in the cells' order.
 
-        sampling, temperature: see :meth:`Mixture.draw`. visuals: of the world. log: a JSON-lines file that grows as
-        rollouts end; rollouts that are in it already are not done again, errors and missing films are. films: folder
-        for MP4 films of the first ``film`` rollouts of each cell. progress: True for a bar, or a function of (result,
-        how many are done, how many in all). timeout: s for one rollout.
+        The results do not depend on the number of workers.
 
-        Raises :class:`BundleError`, :class:`UnknownInstructionError` and :class:`ConfigError` before anything runs,
-        and :class:`SimulationError` when no rollout of a cell can run at all. A rollout that crashes is a result
-        with ``error`` set.
+        Args:
+            bundle: A bundle or its folder.
+            cells: What to evaluate.
+            sampling: How actions are sampled: ``sample``, ``low_noise`` or ``mode``.
+            temperature: Temperature of ``sample``.
+            visuals: Visual profile of the environment.
+            log: JSON-lines file that gets a line for each finished rollout. Rollouts that it already holds are not run
+                again, unless they ended in an error or their video is missing.
+            video_folder: Folder for MP4 videos.
+            videos_per_cell: How many rollouts of each cell are recorded as a video.
+            progress: True for a progress bar, or a function of (result, number done, number in all).
+            timeout: Time limit in s for one rollout.
+
+        Returns:
+            One result for each rollout. A rollout that crashed has ``error`` set.
+
+        Raises:
+            BundleError: The bundle cannot be opened.
+            UnknownInstructionError: The bundle does not know an instruction.
+            ConfigError: An argument is out of range.
+            SimulationError: No rollout of a cell can run at all.
         """
         check_sampling(sampling, temperature)
-        if film and films is None:
-            raise ConfigError(f"{film} films a cell were asked for; say in which folder")
+        if videos_per_cell and video_folder is None:
+            raise ConfigError(f"videos_per_cell is {videos_per_cell}, but there is no video_folder; give one")
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
         jobs = [
             {
@@ -113,7 +140,9 @@ class RolloutPool:
                 "temperature": temperature,
                 "visuals": visuals,
             }
-            for job in self._expand(opened, cells, Path(films) if films is not None else None, film)
+            for job in self._expand(
+                opened, cells, Path(video_folder) if video_folder is not None else None, videos_per_cell
+            )
         ]
         book = RolloutLog(Path(log)) if log is not None else None
         known = book.done() if book is not None else {}
@@ -122,12 +151,12 @@ class RolloutPool:
         for number, job in enumerate(jobs):
             job["number"] = number
             before = known.get(_result(job, {}).key)
-            if job["film"] is not None:
-                # One folder may hold the films of several bundles, and of one bundle rolled out in several ways.
+            if job["video"] is not None:
+                # The folder may hold videos of several bundles, or of one bundle with several settings.
                 mark = hashlib.sha256(repr(_result(job, {}).key).encode()).hexdigest()[:6]
-                job["film"] = f"{job['film']}-{opened.identifier[:6]}-{mark}.mp4"
-            filmed = job["film"] is None or Path(job["film"]).exists()
-            if before is not None and filmed:
+                job["video"] = f"{job['video']}-{opened.identifier[:6]}-{mark}.mp4"
+            has_video = job["video"] is None or Path(job["video"]).exists()
+            if before is not None and has_video:
                 results[number] = before
             else:
                 todo.append(job)
@@ -139,11 +168,11 @@ class RolloutPool:
         return [results[number] for number in range(len(jobs))]
 
     def close(self) -> None:
-        """End all workers; they get 5 s to finish what they are at."""
+        """End all workers. Each gets 5 s to finish its rollout."""
         workers, self._workers = self._workers, []
         for worker in workers:
             if worker.process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):  # it is gone already, which is what we want
+                with contextlib.suppress(BrokenPipeError):  # it has ended already
                     worker.process.stdin.close()
         deadline = time.monotonic() + 5.0
         for worker in workers:
@@ -155,7 +184,9 @@ class RolloutPool:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _expand(self, bundle: Bundle, cells: Sequence[Cell], films: Path | None, film: int) -> list[Message]:
+    def _expand(
+        self, bundle: Bundle, cells: Sequence[Cell], video_folder: Path | None, videos_per_cell: int
+    ) -> list[Message]:
         module = importlib.import_module(self.suites)
         suites: dict[str, dict[int, Task]] = {}
         jobs: list[Message] = []
@@ -164,13 +195,13 @@ class RolloutPool:
                 suites[cell.suite] = {task.index: task for task in module.suite_tasks(cell.suite)}
             tasks = suites[cell.suite]
             if cell.task not in tasks:
-                raise ConfigError(f"suite '{cell.suite}' has no task {cell.task}; it has {sorted(tasks)}")
+                raise ConfigError(f"suite '{cell.suite}' has no task {cell.task}; choose one of {sorted(tasks)}")
             task = tasks[cell.task]
-            told = cell.told if cell.told is not None else task.instruction
-            bundle.embedding(told)  # refuses an instruction that the bundle does not know, with a sentence
+            instruction = cell.instruction if cell.instruction is not None else task.instruction
+            bundle.embedding(instruction)  # raises UnknownInstructionError
             for i in range(cell.rollouts):
                 episode = cell.first + i
-                name = f"{task.name}-{told.replace(' ', '_')}" if told != task.instruction else task.name
+                name = f"{task.name}-{instruction.replace(' ', '_')}" if instruction != task.instruction else task.name
                 if cell.disturbances:
                     name += "-" + "-".join(str(d).replace(" ", "_") for d in cell.disturbances)
                 jobs.append(
@@ -178,7 +209,7 @@ class RolloutPool:
                         "suite": cell.suite,
                         "task_index": task.index,
                         "task": task.name,
-                        "told": told,
+                        "instruction": instruction,
                         "purpose": cell.purpose,
                         "seed": cell.seed,
                         "episode": episode,
@@ -186,7 +217,9 @@ class RolloutPool:
                         "horizon": cell.horizon,
                         "disturbances": [[d.kind, d.level] for d in cell.disturbances],
                         "disturbance": ", ".join(str(d) for d in cell.disturbances),
-                        "film": str(films.resolve() / f"{name}-{cell.seed}-{episode}") if films and i < film else None,
+                        "video": str(video_folder.resolve() / f"{name}-{cell.seed}-{episode}")
+                        if video_folder and i < videos_per_cell
+                        else None,
                     }
                 )
         return jobs
@@ -201,7 +234,7 @@ class RolloutPool:
     ) -> None:
         pending: dict[tuple[Any, ...], deque[Message]] = {}
         for job in todo:
-            pending.setdefault(_world_key(job), deque()).append(job)
+            pending.setdefault(_env_key(job), deque()).append(job)
         left = len(todo)
 
         def finish(worker: _Worker, done: Message) -> None:
@@ -216,7 +249,7 @@ class RolloutPool:
             report.add(result)
 
         with contextlib.ExitStack() as unfinished:
-            # Others may be in the middle of a rollout that nobody waits for any more.
+            # After an error, the other workers may still be running rollouts that are not needed any more.
             unfinished.callback(self.close)
             while left:
                 for worker in self._ready_workers(min(self.workers, left)):
@@ -227,19 +260,19 @@ class RolloutPool:
                     self._kill_late(timeout)
                     continue
                 if worker not in self._workers:
-                    continue  # the last words of one that was replaced
+                    continue  # a late answer of a worker that was replaced
                 if message is None:
                     code = worker.process.wait(10.0)
                     self._workers.remove(worker)
                     if not worker.ready:
                         raise SimulationError(
-                            f"a rollout worker ended with exit code {code} before it began{_because(worker)}; "
-                            f"see its message above, or run '{sys.executable} -m {_WORKER} {self.suites}'"
+                            f"a rollout worker ended with exit code {code} while it started{_because(worker)}; "
+                            f"read its output above, or run '{sys.executable} -m {_WORKER} {self.suites}'"
                         )
                     if worker.job is not None:
                         late = time.monotonic() - worker.since > timeout
                         why = (
-                            f"took over {timeout:g} s and was ended"
+                            f"took longer than {timeout:g} s and was ended"
                             if late
                             else f"died with exit code {code}{_because(worker)}"
                         )
@@ -259,16 +292,16 @@ class RolloutPool:
         return [w for w in self._workers if w.ready and w.job is None]
 
     def _assign(self, worker: _Worker, pending: dict[tuple[Any, ...], deque[Message]]) -> None:
-        """Give ``worker`` a rollout in the world it holds, else in the world with the most to do."""
+        """Give ``worker`` a rollout in the environment that it has, or else one of the longest queue."""
         if not pending:
             return
-        key = worker.world if worker.world in pending else max(pending, key=lambda k: len(pending[k]))
+        key = worker.env if worker.env in pending else max(pending, key=lambda k: len(pending[k]))
         job = pending[key].popleft()
         if not pending[key]:
             del pending[key]
-        worker.job, worker.world, worker.since = job, key, time.monotonic()
+        worker.job, worker.env, worker.since = job, key, time.monotonic()
         assert worker.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died: its reader says so next, and the rollout becomes an error
+        with contextlib.suppress(BrokenPipeError):  # it died; its reader thread reports that next
             worker.process.stdin.write(json.dumps(job).encode() + b"\n")
             worker.process.stdin.flush()
 
@@ -286,23 +319,23 @@ class RolloutPool:
 
     def _kill_late(self, timeout: float) -> None:
         for worker in self._workers:
-            if getattr(worker.process, "waiting", False):  # for a core of the cluster
+            if getattr(worker.process, "waiting", False):  # the cluster has no free core for it yet
                 worker.since = time.monotonic()
             limit = timeout if worker.ready else _START_TIMEOUT
             if (worker.job is not None or not worker.ready) and time.monotonic() - worker.since > limit:
-                worker.process.kill()  # its reader tells us, and the rollout becomes an error
+                worker.process.kill()  # its reader thread reports that, and the rollout counts as an error
 
 
 _WORKER = "m2distill_policy.evaluation.worker"
 
 
 def _because(worker: _Worker) -> str:
-    """The reason that a cluster gives for a lost worker, in brackets."""
+    """Return the reason that the cluster gives for a lost worker, in brackets."""
     lost = why_lost(worker.process)
     return f" ({lost})" if lost else ""
 
 
-def _world_key(job: Message) -> tuple[Any, ...]:
+def _env_key(job: Message) -> tuple[Any, ...]:
     return job["suite"], job["task_index"], job["visuals"]
 
 
@@ -311,7 +344,7 @@ def _result(job: Message, done: Message) -> RolloutResult:
         suite=job["suite"],
         task_index=job["task_index"],
         task=job["task"],
-        told=job["told"],
+        instruction=job["instruction"],
         purpose=job["purpose"],
         seed=job["seed"],
         episode=job["episode"],
@@ -327,14 +360,14 @@ def _result(job: Message, done: Message) -> RolloutResult:
         wrong=tuple(done.get("wrong", ())),
         error=done.get("error"),
         seconds=done.get("seconds", 0.0),
-        film=job["film"] if done.get("error") is None else None,
+        video=job["video"] if done.get("error") is None else None,
         disturbance=job["disturbance"],
         horizon=job["horizon"],
     )
 
 
 class _Progress:
-    """A bar, a function, or nothing."""
+    """Reports progress to a progress bar, to a function, or not at all."""
 
     def __init__(self, wanted: bool | Callable[[RolloutResult, int, int], None], total: int, done: int) -> None:
         self._call = wanted if callable(wanted) else None

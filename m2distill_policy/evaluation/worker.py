@@ -1,7 +1,7 @@
-"""One process that rolls out: reads one JSON line a rollout from stdin and answers with one JSON line.
+"""A rollout worker process: it reads one JSON line per rollout from stdin and answers with one JSON line.
 
-Started by :class:`m2distill_policy.evaluation.rollouts.RolloutPool` with one thread for every numerical library. It
-keeps its world and its network from one rollout to the next.
+:class:`m2distill_policy.evaluation.rollouts.RolloutPool` starts it. It uses one thread and keeps its environment and
+its policy from one rollout to the next.
 """
 
 from __future__ import annotations
@@ -18,94 +18,105 @@ from typing import Any
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.errors import M2DistillError, SimulationError
-from m2distill_policy.evaluation.film import FILM_SIZE, FilmWriter
+from m2distill_policy.evaluation.video import VIDEO_SIZE, VideoWriter
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.sim.disturbances import Disturbance, DisturbedWorld
-from m2distill_policy.sim.world import Task, World
+from m2distill_policy.sim.disturbances import Disturbance, DisturbedEnv
+from m2distill_policy.sim.env import SimEnv, Task
 
 
 class FatalError(Exception):
-    """Nothing of the kind can be rolled out: the world cannot be made, or the bundle does not fit it."""
+    """No rollout like this one can run: the environment cannot be made, or the bundle does not fit it."""
 
 
 class RolloutWorker:
-    """Makes worlds from a module with ``suite_tasks(name)`` and ``make_world(task, *, size, visuals)``."""
+    """Runs rollouts in the environments of one module.
+
+    Args:
+        suites: Name of the module, see :class:`m2distill_policy.evaluation.rollouts.RolloutPool`.
+    """
 
     def __init__(self, suites: str) -> None:
         self._suites = importlib.import_module(suites)
-        self._world: World | None = None
-        self._world_key: tuple[Any, ...] = ()
+        self._env: SimEnv | None = None
+        self._env_key: tuple[Any, ...] = ()
         self._server: PolicyServer | None = None
         self._server_key: tuple[Any, ...] = ()
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
-        """One rollout; returns the fields of a result that the job does not hold already.
+        """Run one rollout.
 
-        Raises :class:`FatalError`; whatever else goes wrong is in the field ``error``.
+        Args:
+            job: The rollout, as :class:`m2distill_policy.evaluation.rollouts.RolloutPool` sends it.
+
+        Returns:
+            The fields of :class:`m2distill_policy.evaluation.results.RolloutResult` that the job does not have.
+            ``error`` holds the message if the rollout crashed.
+
+        Raises:
+            FatalError: No rollout like this one can run.
         """
         begin = time.monotonic()
         done: dict[str, Any] = {"success": None, "steps": 0, "achieved": (), "lifted": (), "wrong": (), "error": None}
         server = self._policy(job)
         tasks: dict[int, Task] = {t.index: t for t in self._suites.suite_tasks(job["suite"])}
-        world = self._place(tasks[job["task_index"]], server.bundle, job["visuals"])
-        wrong = DisturbedWorld(world, [Disturbance(*d) for d in job["disturbances"]]) if job["disturbances"] else None
+        env = self._open_env(tasks[job["task_index"]], server.bundle, job["visuals"])
+        disturbed = DisturbedEnv(env, [Disturbance(*d) for d in job["disturbances"]]) if job["disturbances"] else None
         try:
-            self._roll(wrong or world, server, job, list(tasks.values()), done)
-        except Exception as error:  # a crashed rollout is an error, never a failure, and must not end the others
+            self._roll(disturbed or env, server, job, list(tasks.values()), done)
+        except Exception as error:  # a crash is not a failure of the policy, and must not end the other rollouts
             done["success"] = None
             done["error"] = str(error) if isinstance(error, M2DistillError) else f"{type(error).__name__}: {error}"
-            self._drop_world()
+            self._close_env()
         finally:
-            if wrong is not None:
-                wrong.restore()
+            if disturbed is not None:
+                disturbed.restore()
         done["seconds"] = round(time.monotonic() - begin, 3)
         return done
 
     def _roll(
         self,
-        world: World | DisturbedWorld,
+        env: SimEnv | DisturbedEnv,
         server: PolicyServer,
         job: dict[str, Any],
         tasks: list[Task],
         done: dict[str, Any],
     ) -> None:
-        told: str = job["told"]
-        told_task = next((t for t in tasks if t.instruction == told), None)
-        film = FilmWriter(Path(job["film"]), world.contract.rate_hz) if job["film"] else None
+        instruction: str = job["instruction"]
+        instructed_task = next((t for t in tasks if t.instruction == instruction), None)
+        other_task = instructed_task if instructed_task != env.task else None
+        video = VideoWriter(Path(job["video"]), env.contract.rate_hz) if job["video"] else None
         with contextlib.ExitStack() as unfinished:
-            if film:
-                unfinished.callback(film.discard)
-            observation = world.reset(job["state_seed"])
-            server.set_instruction(told)
+            if video:
+                unfinished.callback(video.discard)
+            observation = env.reset(job["state_seed"])
+            server.set_instruction(instruction)
             server.reset("a new rollout", seed=job["seed"], episode=job["episode"], still=True)
             success = False
-            for _ in range(min(job["horizon"] or world.task.horizon, world.task.horizon)):
-                if film:
-                    film.add(world.render(world.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
+            for _ in range(min(job["horizon"] or env.task.horizon, env.task.horizon)):
+                if video:
+                    video.add(env.render(env.contract.camera_names[0], VIDEO_SIZE, VIDEO_SIZE))
                 decision = server.step(observation, observation.stamp)
                 if decision.status.code is not StatusCode.RUNNING:
                     raise SimulationError(f"the policy halted at step {done['steps']}: {decision.status.sentence}")
-                observation = world.step(decision.action)
+                observation = env.step(decision.action)
                 done["steps"] += 1
-                success = world.success()
-                # Told another task's instruction, the rollout ends when that is done: what it does afterwards,
-                # outside anything it was shown, says nothing about listening.
-                if success or (
-                    told_task is not None and told_task != world.task and told_task.name in world.achieved()
-                ):
+                success = env.success()
+                # Given the instruction of another task, the rollout ends when that task is done. Afterwards the policy
+                # is in states that no demonstration shows, and its motion says nothing about the instruction.
+                if success or (other_task is not None and other_task.name in env.achieved()):
                     break
-            done["achieved"], done["lifted"] = world.achieved(), world.lifted()
-            if told_task is not None and told_task.targets:
-                done["wrong"] = tuple(name for name in done["lifted"] if name not in told_task.targets)
+            done["achieved"], done["lifted"] = env.achieved(), env.lifted()
+            if instructed_task is not None and instructed_task.targets:
+                done["wrong"] = tuple(name for name in done["lifted"] if name not in instructed_task.targets)
             else:
-                meant = told_task.name if told_task is not None else ""
-                done["wrong"] = tuple(name for name in done["achieved"] if name != meant)
+                expected = instructed_task.name if instructed_task is not None else ""
+                done["wrong"] = tuple(name for name in done["achieved"] if name != expected)
             done["success"] = bool(success)
-            if film:
-                film.add(world.render(world.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
-                film.close()
+            if video:
+                video.add(env.render(env.contract.camera_names[0], VIDEO_SIZE, VIDEO_SIZE))
+                video.close()
             unfinished.pop_all()
 
     def _policy(self, job: dict[str, Any]) -> PolicyServer:
@@ -114,7 +125,9 @@ class RolloutWorker:
             try:
                 bundle = open_bundle(job["path"])
                 if bundle.identifier != job["bundle"]:
-                    raise FatalError(f"bundle '{job['path']}' was replaced while it was evaluated; evaluate it again")
+                    raise FatalError(
+                        f"bundle '{job['path']}' was replaced during the evaluation; run the evaluation again"
+                    )
                 self._server = PolicyServer(
                     bundle, sampling=job["sampling"], temperature=job["temperature"], watch=WatchLimits.lockstep()
                 )
@@ -123,40 +136,40 @@ class RolloutWorker:
             self._server_key = key
         return self._server
 
-    def _place(self, task: Task, bundle: Bundle, visuals: str) -> World:
+    def _open_env(self, task: Task, bundle: Bundle, visuals: str) -> SimEnv:
         size = bundle.contract.cameras[0].height
         key = (task.suite, task.index, size, visuals)
-        if self._world is None or key != self._world_key:
-            self._drop_world()
+        if self._env is None or key != self._env_key:
+            self._close_env()
             try:
-                self._world = self._suites.make_world(task, size=size, visuals=visuals)
+                self._env = self._suites.make_sim_env(task, size=size, visuals=visuals)
             except M2DistillError as error:
                 raise FatalError(str(error)) from error
-            self._world_key = key
+            self._env_key = key
         try:
             bundle.contract.require_same(
-                self._world.contract,
+                self._env.contract,
                 f"bundle {bundle.identifier}",
-                f"the world of '{task.name}'",
-                # A world has no text encoder, and its response is measured from demonstrations, not known beforehand.
+                f"the environment of '{task.name}'",
+                # An environment has no text encoder, and no response: that is fitted to demonstrations.
                 ignore=("text", "action.response"),
             )
         except M2DistillError as error:
             raise FatalError(str(error)) from error
-        return self._world
+        return self._env
 
-    def _drop_world(self) -> None:
-        world, self._world = self._world, None
-        if world is not None:
-            world.close()
+    def _close_env(self) -> None:
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
 
 def main(suites: str) -> int:
-    """Answer jobs until stdin ends."""
-    # Whatever a library prints must not end up among the answers.
+    """Run jobs from stdin until it ends. ``suites``: see :class:`RolloutWorker`."""
+    # What a library prints must not mix with the answers, so stdout becomes stderr.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    # Ctrl-C reaches the whole group: the parent decides, and closes our stdin.
+    # Ctrl-C reaches this process too. The parent decides and closes our stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def answer(message: dict[str, Any]) -> None:
@@ -166,7 +179,7 @@ def main(suites: str) -> int:
 
     cv2.setNumThreads(1)
     worker = RolloutWorker(suites)
-    with contextlib.suppress(BrokenPipeError):  # the parent was killed in the middle of a rollout: nobody asks any more
+    with contextlib.suppress(BrokenPipeError):  # the parent was killed during a rollout
         answer({"ready": True})
         for line in sys.stdin.buffer:
             job = json.loads(line)
@@ -174,7 +187,7 @@ def main(suites: str) -> int:
                 message = {"number": job["number"], "done": worker.run(job)}
             except FatalError as error:
                 message = {"number": job["number"], "fatal": str(error)}
-            except Exception as error:  # making a network or a world failed in a way nobody foresaw
+            except Exception as error:  # an unexpected error while the policy or the environment was made
                 message = {"number": job["number"], "fatal": f"{type(error).__name__}: {error}"}
             answer(message)
     return 0

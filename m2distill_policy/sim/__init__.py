@@ -1,8 +1,8 @@
-"""Simulated worlds: suites of tasks, scripted experts, fast visuals."""
+"""Simulated environments: suites of tasks, scripted experts and fast rendering."""
 
 from m2distill_policy.sim.gl import choose_gl
-from m2distill_policy.sim.libraries import prepare_libraries
+from m2distill_policy.sim.library_settings import prepare_libraries
 
-# Before anything here can import mujoco, which reads the choice once and for all.
+# mujoco and robosuite read these settings when they are imported, so they are made before any module here can do that.
 choose_gl()
 prepare_libraries()

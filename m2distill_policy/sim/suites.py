@@ -1,4 +1,4 @@
-"""Suites of tasks by name, and the world of a task."""
+"""Suites of tasks by name: their contracts, tasks, environments and scripted experts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ from typing import TYPE_CHECKING
 
 from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.errors import SimulationError, closest
-from m2distill_policy.sim.algebra import use_one_thread
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.blas_threads import use_one_thread
+from m2distill_policy.sim.env import Task
 
 if TYPE_CHECKING:
-    from m2distill_policy.sim.arm import ArmWorld
+    from m2distill_policy.sim.arm_env import ArmEnv
     from m2distill_policy.sim.experts.episode import Expert
 
-#: Every suite that is known. LIBERO's need its package and its scenes; see :mod:`m2distill_policy.sim.libero`.
+#: All suites. Those of LIBERO need its package and its scenes, see :mod:`m2distill_policy.sim.libero`.
 SUITES = ("tabletop", "libero_spatial", "libero_object", "libero_goal", "libero_10")
-#: The suites whose tasks a scripted expert can demonstrate.
+#: The suites whose tasks have a scripted expert.
 SUITES_WITH_EXPERTS = ("tabletop", "libero_spatial", "libero_object", "libero_goal")
 
 
 def suite_contract(name: str, size: int) -> Contract:
-    """The contract of every world of suite ``name`` with views of ``size`` x ``size`` pixels; no world is made."""
+    """Return the contract of the environments of a suite, without making one.
+
+    Args:
+        name: Name of the suite.
+        size: Height and width of the views in pixels.
+    """
     if name == "tabletop":
         from m2distill_policy.sim.tabletop import scene
 
@@ -29,7 +34,11 @@ def suite_contract(name: str, size: int) -> Contract:
 
 
 def suite_tasks(name: str) -> tuple[Task, ...]:
-    """The tasks of suite ``name`` in order. :class:`SimulationError` for one that is unknown or cannot be read."""
+    """Return the tasks of suite ``name`` in order.
+
+    Raises:
+        SimulationError: There is no such suite, or its tasks cannot be read.
+    """
     if name == "tabletop":
         from m2distill_policy.sim.tabletop.tasks import TASKS
 
@@ -38,54 +47,73 @@ def suite_tasks(name: str) -> tuple[Task, ...]:
         from m2distill_policy.sim.libero.files import libero_tasks
 
         return libero_tasks(name)
-    raise SimulationError(f"suite '{name}' is not known; allowed are {', '.join(SUITES)}{closest(name, SUITES)}")
+    raise SimulationError(f"there is no suite '{name}'; choose one of {', '.join(SUITES)}{closest(name, SUITES)}")
 
 
 def suite_task(name: str, index: int) -> Task:
-    """Task ``index`` of suite ``name``; raises :class:`SimulationError` where there is none."""
+    """Return task ``index`` of suite ``name``.
+
+    Raises:
+        SimulationError: There is no such task.
+    """
     tasks = suite_tasks(name)
     if not 0 <= index < len(tasks):
         raise SimulationError(f"suite '{name}' has tasks 0 to {len(tasks) - 1}; there is no task {index}")
     return tasks[index]
 
 
-def make_world(task: Task, *, size: int = 128, visuals: str = "fast") -> ArmWorld:
-    """A world of ``task``, its views ``size`` x ``size`` pixels, drawn with profile ``visuals`` (``fast``, ``stock``).
+def make_sim_env(task: Task, *, size: int = 128, visuals: str = "fast") -> ArmEnv:
+    """Make the environment of a task. Close it when done.
 
-    Building one takes about a second (LIBERO: several); close it when done. One process holds one world at a time.
+    This takes about one second, and several seconds for LIBERO.
+
+    Args:
+        task: The task.
+        size: Height and width of the views in pixels, 16 to 1024.
+        visuals: Visual profile, ``fast`` or ``stock``, see :mod:`m2distill_policy.sim.visuals`.
+
+    Raises:
+        SimulationError: An argument is not allowed, or the scene cannot be built.
     """
     if not 16 <= size <= 1024:
-        raise SimulationError(f"views of {size} x {size} pixels were asked for; allowed are 16 to 1024")
+        raise SimulationError(f"size is {size} pixels; 16 to 1024 are allowed")
     use_one_thread()
     if task.suite == "tabletop":
-        from m2distill_policy.sim.tabletop.world import TabletopWorld
+        from m2distill_policy.sim.tabletop.env import TabletopEnv
 
-        return TabletopWorld(task, size=size, visuals=visuals)
+        return TabletopEnv(task, size=size, visuals=visuals)
     if task.suite in SUITES:
-        from m2distill_policy.sim.libero.world import LiberoWorld
+        from m2distill_policy.sim.libero.env import LiberoEnv
 
-        return LiberoWorld(task, size=size, visuals=visuals)
+        return LiberoEnv(task, size=size, visuals=visuals)
     raise SimulationError(
-        f"suite '{task.suite}' of task '{task.name}' is not known; "
-        f"allowed are {', '.join(SUITES)}{closest(task.suite, SUITES)}"
+        f"task '{task.name}' is of suite '{task.suite}', which does not exist; choose one of "
+        f"{', '.join(SUITES)}{closest(task.suite, SUITES)}"
     )
 
 
-def make_expert(world: ArmWorld, seed: int) -> Expert:
-    """The scripted expert of ``world.task``, from the state that ``world`` was just reset to; ``seed``: its manner.
+def make_expert(env: ArmEnv, seed: int) -> Expert:
+    """Make the scripted expert of an environment that was just reset.
 
-    :class:`SimulationError` for a task that no expert knows.
+    Args:
+        env: The environment.
+        seed: Seed of the expert's motion style.
+
+    Raises:
+        SimulationError: There is no expert for the task.
     """
-    from m2distill_policy.sim.tabletop.world import TabletopWorld
+    from m2distill_policy.sim.tabletop.env import TabletopEnv
 
-    if isinstance(world, TabletopWorld):
+    if isinstance(env, TabletopEnv):
         from m2distill_policy.sim.tabletop.expert import TabletopExpert
 
-        return TabletopExpert(world)
-    from m2distill_policy.sim.libero.world import LiberoWorld
+        return TabletopExpert(env)
+    from m2distill_policy.sim.libero.env import LiberoEnv
 
-    if isinstance(world, LiberoWorld):
+    if isinstance(env, LiberoEnv):
         from m2distill_policy.sim.libero.expert import LiberoExpert
 
-        return LiberoExpert(world, seed)
-    raise SimulationError(f"no expert knows worlds of suite '{world.task.suite}'")
+        return LiberoExpert(env, seed)
+    raise SimulationError(
+        f"suite '{env.task.suite}' has no scripted experts; choose one of {', '.join(SUITES_WITH_EXPERTS)}"
+    )

@@ -30,7 +30,7 @@ from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.status import StatusCode
-from m2distill_policy.sim.world import World
+from m2distill_policy.sim.env import SimEnv
 from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Heard, Link
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class SimRobot:
         lockstep: which of the two ways of running will be used.
     """
 
-    def __init__(self, link: Link, world: World, *, lockstep: bool, options: RobotOptions | None = None) -> None:
+    def __init__(self, link: Link, world: SimEnv, *, lockstep: bool, options: RobotOptions | None = None) -> None:
         self.options = options or RobotOptions()
         self._link = link
         self._world = world

@@ -11,10 +11,10 @@ from typing import TypeAlias
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.evaluation.seeds import state_seed
 from m2distill_policy.signals import stop_on_signals
-from m2distill_policy.sim.suites import make_world, suite_task, suite_tasks
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
+from m2distill_policy.sim.seeds import state_seed
+from m2distill_policy.sim.suites import make_sim_env, suite_task, suite_tasks
 from m2distill_policy.sim_robot.link import Follow, Link
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
 from m2distill_policy.storage import write_atomic
@@ -49,7 +49,7 @@ def roll_out(args: argparse.Namespace, link_for: LinkMaker) -> int:
     ]
     bundle = open_bundle(args.bundle) if args.bundle is not None else None
     size = args.size or (bundle.contract.cameras[0].height if bundle is not None else 128)
-    world = make_world(task, size=size, visuals=args.visuals)
+    world = make_sim_env(task, size=size, visuals=args.visuals)
     try:
         if bundle is not None:
             bundle.contract.require_same(

@@ -32,7 +32,7 @@ from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import BundleError, TrainingError
 from m2distill_policy.lock import only_writer
 from m2distill_policy.progress import ProgressBar
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
 from m2distill_policy.storage import whole_file
 from training import distributed
 from training.data.joint_data import JointData

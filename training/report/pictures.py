@@ -8,7 +8,7 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 
-from m2distill_policy.sim.suites import make_world, suite_task
+from m2distill_policy.sim.suites import make_sim_env, suite_task
 
 SIZE = 256
 
@@ -17,7 +17,7 @@ def main(suite: str, folder: Path) -> None:
     """Write ``fast.png`` and ``stock.png``: every view of the contract side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     for visuals in ("fast", "stock"):
-        world = make_world(suite_task(suite, 0), size=SIZE, visuals=visuals)
+        world = make_sim_env(suite_task(suite, 0), size=SIZE, visuals=visuals)
         try:
             observation = world.reset(0)
             views = [observation.images[name] for name in world.contract.camera_names]

@@ -17,8 +17,8 @@ from m2distill_policy.demonstrations import DemonstrationFile, demonstration_pat
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.sim.suites import make_world, suite_contract
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
+from m2distill_policy.sim.suites import make_sim_env, suite_contract
 from training.data.task_data import TaskData
 from training.export import export_bundle
 from training.lifelong.memory import Memory
@@ -149,7 +149,7 @@ def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
 
 def _control_seconds(config: RunConfig, contract: Contract, task: Task) -> float:
     """Mean seconds of a control step: the world, its views, and the network as it is exported."""
-    world = make_world(task, size=config.image_size, visuals=config.evaluation.visuals)
+    world = make_sim_env(task, size=config.image_size, visuals=config.evaluation.visuals)
     try:
         data = noise(contract, 0)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What scripted experts of every suite share: one episode, moving the hand, the disturbance of what they do.
+"""What the scripted experts of all suites share: running an episode, moving the hand, and noise on the actions.
 
-What an expert knows of a suite's objects lies in the suite's own folder.
+What an expert knows about the objects of a suite is in that suite's own package.
 """

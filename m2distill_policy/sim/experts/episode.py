@@ -1,4 +1,4 @@
-"""One episode of a world's task by its expert, simulated without drawing."""
+"""Run one episode of a task with its scripted expert, without rendering."""
 
 from __future__ import annotations
 
@@ -10,29 +10,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import SimulationError
-from m2distill_policy.sim.arm import ArmWorld
-from m2distill_policy.sim.experts.motion import Target, towards
+from m2distill_policy.sim.arm_env import ArmEnv
+from m2distill_policy.sim.experts.motion import Target, action_towards
 from m2distill_policy.sim.experts.noise import Noise, NoiseSource
 from m2distill_policy.sim.osc import vector_from_rotation
 
 
 class ExpertLostError(SimulationError):
-    """The expert sees no way to go on from here; the attempt has failed."""
+    """The expert cannot continue from this state. The attempt has failed."""
 
 
 class Expert(Protocol):
-    """Does the task of one world, from the scene as it truly is, which a policy never sees."""
+    """Does the task of one environment. It sees the true state of the scene, which a policy does not."""
 
     def target(self) -> Target:
-        """Where the hand should go now. Raises :class:`ExpertLostError`."""
+        """Return where the hand should go now.
+
+        Raises:
+            ExpertLostError: The expert cannot continue from this state.
+        """
 
 
 @dataclass(frozen=True)
-class Run:
-    """One episode of L steps, before drawing. What is at index t is from before action t.
+class ExpertRun:
+    """One episode of L steps, before rendering. Entry t was read before action t.
 
-    states (L, S); actions (L, 7) the expert's own; executed (L, 7) with the disturbance; ee (L, 6) m, rad, base frame;
-    proprioception: group -> (L, n) float32; robot_states (L, 9): fingers, grip position, grip quaternion (x, y, z, w).
+    Attributes:
+        states: Flattened MuJoCo states (L, S).
+        actions: The expert's own actions (L, 7), in [-1, 1].
+        executed: The executed actions (L, 7), with noise and disturbance.
+        ee: End-effector poses (L, 6): position in m and rotation vector in rad, base frame.
+        proprioception: Values (L, n) float32 of each group.
+        robot_states: (L, 9): two fingers in m, grip position in m, grip quaternion (x, y, z, w).
+        success: Whether the task was done.
     """
 
     states: NDArray[np.float64]
@@ -45,58 +55,64 @@ class Run:
 
 
 def run_expert(
-    world: ArmWorld,
+    env: ArmEnv,
     seed: int,
+    make_expert: Callable[[ArmEnv, int], Expert],
     *,
     noise: Noise | None = None,
-    told: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
-) -> Run:
-    """One episode of ``world.task`` from ``seed``, ended by success, an expert at a loss, or the task's horizon.
+    disturb_action: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> ExpertRun:
+    """Run one episode. It ends with success, when the expert cannot continue, or at the task's horizon.
 
-    Nothing is drawn.
+    Args:
+        env: The environment.
+        seed: Seed of the initial state, the expert's motion style and the noise.
+        make_expert: Makes the expert of an environment that was just reset.
+        noise: Noise on the executed actions, or None.
+        disturb_action: Returns what reaches the arm instead of an action (7,), or None.
 
-    told: what reaches the arm of an action (7,), where that is not the action itself.
+    Returns:
+        The episode.
     """
-    from m2distill_policy.sim.suites import make_expert
-
-    world.reset_state(seed)
-    expert = make_expert(world, seed)
+    env.reset_state(seed)
+    expert = make_expert(env, seed)
     source = NoiseSource(noise, seed) if noise is not None else None
-    states, actions, executed, poses, readings, robot = [], [], [], [], [], []
+    states, actions, executed, poses, proprioception, robot = [], [], [], [], [], []
     success = False
-    for _ in range(world.task.horizon):
+    for _ in range(env.task.horizon):
         try:
             target = expert.target()
         except ExpertLostError:
             break
-        position, rotation = world.grip_pose()
-        action = towards(target, position, rotation, world.contract.action)
-        reading = world.proprioception()
-        done = source.disturb(action, target.free, 1.0 - target.care) if source is not None else action
-        done = told(done) if told is not None else done
-        states.append(world.state())
-        poses.append(world.end_effector())
-        readings.append(reading)
-        robot.append(np.concatenate([reading["gripper_states"], position, _quaternion(rotation)]))
+        position, rotation = env.grip_pose()
+        action = action_towards(target, position, rotation, env.contract.action)
+        joints = env.proprioception()
+        done = source.disturb(action, target.can_push, 1.0 - target.noise_reduction) if source is not None else action
+        done = disturb_action(done) if disturb_action is not None else done
+        states.append(env.state())
+        poses.append(env.end_effector())
+        proprioception.append(joints)
+        robot.append(np.concatenate([joints["gripper_states"], position, _quaternion(rotation)]))
         actions.append(action)
         executed.append(done)
-        world.advance(done)
-        if world.success():
+        env.advance(done)
+        if env.success():
             success = True
             break
-    return Run(
+    groups = proprioception[0] if proprioception else {}
+    return ExpertRun(
         np.array(states),
         np.array(actions),
         np.array(executed),
         np.array(poses),
-        {name: np.stack([reading[name] for reading in readings]) for name in (readings[0] if readings else {})},
+        {name: np.stack([step[name] for step in proprioception]) for name in groups},
         np.array(robot),
         success,
     )
 
 
 def _quaternion(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(x, y, z, w) of a rotation matrix."""
+    """Return the quaternion (x, y, z, w) of a rotation matrix."""
     vector = vector_from_rotation(rotation)
     angle = float(np.linalg.norm(vector))
     axis = vector / angle if angle > 0 else vector

@@ -1,4 +1,4 @@
-"""From where the hand should be to the action that moves it there."""
+"""Compute the action that moves the hand to a target."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Action
 from m2distill_policy.sim.osc import vector_from_rotation
 
-#: The grip site's rotation when the hand points straight down with its fingers along y.
+#: Rotation of the grip site when the hand points straight down with its fingers along y, world frame.
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 
-#: Set-point ahead of the arm for a distance to go; the arm then closes in without overshoot.
+#: The set-point is this many times the remaining distance ahead of the arm. The arm then stops without overshoot.
 _GAIN = 1.5
 _TURN_GAIN = 0.8
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the hand should be: grip site (3,) m and rotation (3, 3), world frame; gripper -1 open to 1 closed.
+    """Where the hand should go.
 
-    speed, turn: largest sizes of the action's translation and rotation.
-    free: the open hand meets nothing here, so that it may be pushed aside for practice. care: share of the disturbance
-    that is taken off, 0 to 1, where the hand has to be exact.
+    Attributes:
+        position: Position (3,) of the grip site in m, world frame.
+        rotation: Rotation (3, 3) of the grip site, world frame.
+        gripper: -1 open to 1 closed.
+        speed: Largest length of the action's translation.
+        turn: Largest length of the action's rotation.
+        can_push: Whether the noise may push the hand aside here, because it would hit nothing.
+        noise_reduction: Share of the noise that is removed, 0 to 1, because the hand must be exact here.
     """
 
     position: NDArray[np.float64]
@@ -32,23 +37,33 @@ class Target:
     gripper: float
     speed: float = 0.95
     turn: float = 0.5
-    free: bool = False
-    care: float = 0.0
+    can_push: bool = False
+    noise_reduction: float = 0.0
 
 
-def towards(
+def action_towards(
     target: Target, position: NDArray[np.float64], rotation: NDArray[np.float64], scale: Action
 ) -> NDArray[np.float64]:
-    """The action (7,) in [-1, 1] that moves a hand at ``position``, ``rotation`` (world frame) to ``target``."""
+    """Return the action that moves the hand to a target.
+
+    Args:
+        target: The target.
+        position: Position (3,) of the grip site in m, world frame.
+        rotation: Rotation (3, 3) of the grip site, world frame.
+        scale: Scales of the contract's action.
+
+    Returns:
+        The action (7,) in [-1, 1].
+    """
     action = np.zeros(7)
-    action[:3] = limit(_GAIN * (target.position - position) / scale.translation_scale, target.speed)
+    action[:3] = limit_length(_GAIN * (target.position - position) / scale.translation_scale, target.speed)
     turn = vector_from_rotation(target.rotation @ rotation.T)
-    action[3:6] = limit(_TURN_GAIN * turn / scale.rotation_scale, target.turn)
+    action[3:6] = limit_length(_TURN_GAIN * turn / scale.rotation_scale, target.turn)
     action[6] = target.gripper
     return action
 
 
-def limit(vector: NDArray[np.float64], top: float) -> NDArray[np.float64]:
-    """Shorten ``vector`` to a length of at most ``top``."""
+def limit_length(vector: NDArray[np.float64], top: float) -> NDArray[np.float64]:
+    """Return ``vector``, shortened to a length of at most ``top``."""
     length = float(np.linalg.norm(vector))
     return vector if length <= top else np.asarray(vector * (top / length))

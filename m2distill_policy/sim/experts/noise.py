@@ -1,4 +1,4 @@
-"""Disturbance of what an expert does, so that its demonstrations show how to recover."""
+"""Noise on the actions of an expert, so that its demonstrations show how to recover."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Noise:
-    """Disturbance of the executed action, drawn an episode: the label stays clean, so demonstrations show recovery.
+    """Noise on the executed action. The stored action stays the expert's own, so demonstrations show recovery.
 
-    translation, rotation: standard deviation in action units; correlation: share kept from step to step.
-    push: translation action of a push, which for 3 to 8 steps stands in the place of the expert's action and sends the
-    hand anywhere; first_push, push_rate: chance of one at the first step and at any later one, while the open hand is
-    high over the table. Without pushes the way that the arm has come gives the target away: a network learns to go on
-    as it began, and nothing makes it look which object was named ("copycat", de Haan et al. 2019,
-    https://arxiv.org/abs/1905.11979; disturbed demonstrations, Laskey et al. 2017, https://arxiv.org/abs/1703.09327).
+    A push replaces the translation of the expert's action for 3 to 8 steps and moves the hand in a random direction.
+    Without pushes, the past motion of the arm reveals the target. A network then learns to continue the motion and
+    ignores which object the instruction names ("copycat problem", de Haan et al. 2019,
+    https://arxiv.org/abs/1905.11979; noise in demonstrations: Laskey et al. 2017, https://arxiv.org/abs/1703.09327).
+
+    Attributes:
+        translation: Standard deviation of the translation noise, in action units.
+        rotation: Standard deviation of the rotation noise, in action units.
+        correlation: Share of the noise that is kept from step to step, 0 to 1.
+        push: Length of a push, in action units.
+        first_push: Probability of a push at the first step.
+        push_rate: Probability of a push at each later step. Pushes happen only while ``Target.can_push`` is true.
     """
 
     translation: float = 0.18
@@ -28,7 +34,7 @@ class Noise:
     push_rate: float = 0.06
 
     def scaled(self, factor: float) -> Noise:
-        """The same kind of disturbance, ``factor`` times as strong."""
+        """Return the same noise, ``factor`` times as strong."""
         return replace(
             self,
             translation=self.translation * factor,
@@ -38,7 +44,12 @@ class Noise:
 
 
 class NoiseSource:
-    """What is executed instead of the expert's action: first-order correlated noise on it, and pushes; from a seed."""
+    """Samples noise of first-order correlation and pushes.
+
+    Args:
+        noise: Parameters of the noise.
+        seed: Random seed. It also gives the strength of the noise in this episode.
+    """
 
     def __init__(self, noise: Noise, seed: int) -> None:
         self._rng = np.random.default_rng([77, seed])
@@ -50,8 +61,17 @@ class NoiseSource:
         self._chance = noise.first_push
         self._push, self._push_steps = np.zeros(3), 0
 
-    def disturb(self, action: NDArray[np.float64], free: bool, share: float = 1.0) -> NDArray[np.float64]:
-        """The next executed action (7,) in [-1, 1]; ``free``: the hand may be pushed here; ``share`` of the noise."""
+    def disturb(self, action: NDArray[np.float64], can_push: bool, share: float = 1.0) -> NDArray[np.float64]:
+        """Return the executed action of the next step.
+
+        Args:
+            action: The expert's action (7,).
+            can_push: Whether a push may happen.
+            share: Share of the noise that is applied, 0 to 1.
+
+        Returns:
+            The executed action (7,) in [-1, 1].
+        """
         fresh = self._rng.normal(size=6) * self._scale
         kept = self._noise.correlation
         self._value = kept * self._value + np.sqrt(1.0 - kept**2) * fresh
@@ -64,7 +84,7 @@ class NoiseSource:
         executed = action.copy()
         if self._push_steps > 0:
             self._push_steps -= 1
-            if free:
+            if can_push:
                 executed[:3] = self._push
         executed[:6] = np.clip(executed[:6] + share * self._value, -1.0, 1.0)
         return executed

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import SimulationError
-from m2distill_policy.sim.world import Task
+from m2distill_policy.sim.env import Task
 
 #: LIBERO's own limit of control steps for a rollout.
 HORIZON = 600

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.arm_env import ArmEnv
 from m2distill_policy.sim.experts.episode import ExpertLostError
 from m2distill_policy.sim.experts.motion import DOWN
 from m2distill_policy.sim.libero.shapes import Shapes
@@ -22,28 +22,28 @@ UNDERSIDE = 0.024
 #: The fingertips reach this far (m) beyond the grip site.
 TIP = 0.0125
 #: Where (m before the grasp) the way in is tried.
-_STRAIGHT = (0.16, 0.12, 0.08, 0.04, 0.0)
+_APPROACH_DISTANCES = (0.16, 0.12, 0.08, 0.04, 0.0)
 _DIRECTIONS = 24
 #: Of the inverse kinematics: damping, and iterations after which there is no solution.
 _DAMPING, _ITERATIONS = 1e-5, 24
 #: What meeting anything costs, beside how deep: walls are thin.
-_MEETING = 1.0
+_COLLISION_COST = 1.0
 #: How far (m) each finger is out at two moments of closing.
-_CLOSING = (0.024, 0.010)
+_CLOSING_HALF_WIDTHS = (0.024, 0.010)
 #: How far (m) along the fingers a hand may be beside where it should be.
-_SLACK = 0.006
+_SIDE_ERROR = 0.006
 #: How near (rad) to a joint's limit begins to cost, and how small a singular value of the Jacobian: 0.22 with the arm
 #: bent, 0 with it straight, where the controller no longer moves the hand as it is told.
-_MARGIN, _OBEYS = 0.3, 0.13
-_MARGIN_COST, _OBEYS_COST = 4.0, 15.0
+_JOINT_MARGIN, _MIN_SINGULAR_VALUE = 0.3, 0.13
+_JOINT_LIMIT_COST, _SINGULARITY_COST = 4.0, 15.0
 #: How far (rad) a hand leans in a narrow place.
 _LEAN = 0.5
 #: What leaning costs: the thing is carried askew.
 _LEAN_COST = 0.4
 #: How much a demonstrator's liking may weigh.
-_WHIM = 0.15
+_PREFERENCE_NOISE = 0.15
 #: A grasp that costs more than this is only taken where leaning ones are worse.
-_AWKWARD = 0.8
+_TRY_LEANING_FROM = 0.8
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Grasp:
         return Grasp(position + rotation @ self.position, rotation @ self.rotation)
 
 
-def turned(yaw: float) -> NDArray[np.float64]:
+def down_at_yaw(yaw: float) -> NDArray[np.float64]:
     """Rotation of a hand that points straight down, turned by ``yaw`` (rad) about the vertical."""
     return rotation_from_vector(np.array([0.0, 0.0, yaw])) @ DOWN
 
@@ -100,7 +100,7 @@ def grasps_from_above(points: NDArray[np.float64]) -> list[Grasp]:
         slab = points
     found = []
     for yaw in np.linspace(-np.pi / 2, np.pi / 2, _DIRECTIONS, endpoint=False):
-        rotation = turned(yaw)
+        rotation = down_at_yaw(yaw)
         along, across = slab @ rotation[:, 0], slab @ rotation[:, 1]
         if along.max() - along.min() > OPENING:
             continue
@@ -117,14 +117,14 @@ def _grasps_of_rim(points: NDArray[np.float64]) -> list[Grasp]:
     found = []
     for angle in np.linspace(0.0, 2 * np.pi, _DIRECTIONS, endpoint=False):
         out = np.array([np.cos(angle), np.sin(angle)])
-        reach = float(((rim[:, :2] - middle) @ out).max())
+        radius = float(((rim[:, :2] - middle) @ out).max())
         yaw = angle % np.pi - np.pi / 2  # fingers along ``out``, either way round
         for beyond in (-0.026, -0.004, 0.012):
-            found.append(Grasp(np.array([*(middle + out * (reach + beyond)), top - 0.012]), turned(yaw)))
+            found.append(Grasp(np.array([*(middle + out * (radius + beyond)), top - 0.012]), down_at_yaw(yaw)))
     return found
 
 
-def leaning(grasps: Iterable[Grasp]) -> list[Grasp]:
+def leaned(grasps: Iterable[Grasp]) -> list[Grasp]:
     """The same grasps with the hand leaning to either side of the plane of its fingers, for narrow places."""
     return [
         Grasp(grasp.position, rotation_from_vector(lean * grasp.rotation[:, 0]) @ grasp.rotation)
@@ -136,13 +136,13 @@ def leaning(grasps: Iterable[Grasp]) -> list[Grasp]:
 class GraspPlanner:
     """Tries grasps in a copy of a scene."""
 
-    def __init__(self, world: ArmWorld, shapes: Shapes) -> None:
+    def __init__(self, env: ArmEnv, shapes: Shapes) -> None:
         import mujoco
 
-        self._mujoco, self._world, self._shapes = mujoco, world, shapes
-        self._data = mujoco.MjData(world.model)
-        joints = [world.model.joint(f"robot0_joint{i}").id for i in range(1, 8)]
-        self._range = world.model.jnt_range[joints]
+        self._mujoco, self._env, self._shapes = mujoco, env, shapes
+        self._data = mujoco.MjData(env.model)
+        joints = [env.model.joint(f"robot0_joint{i}").id for i in range(1, 8)]
+        self._range = env.model.jnt_range[joints]
 
     def best(
         self,
@@ -159,11 +159,11 @@ class GraspPlanner:
         :class:`ExpertLostError` where none can be reached.
         """
         cost, grasp = self._cheapest(grasps, geoms, carry, rng, np.inf)
-        if lean and cost > _AWKWARD:
-            _, leant = self._cheapest(leaning(grasps), geoms, carry, rng, cost - _LEAN_COST)
-            grasp = leant or grasp
+        if lean and cost > _TRY_LEANING_FROM:
+            _, leaned_grasp = self._cheapest(leaned(grasps), geoms, carry, rng, cost - _LEAN_COST)
+            grasp = leaned_grasp or grasp
         if grasp is None:
-            raise ExpertLostError(f"the expert of '{self._world.task.name}' found no way to take hold of it")
+            raise ExpertLostError(f"the expert of '{self._env.task.name}' found no way to take hold of it")
         return grasp
 
     def _cheapest(
@@ -175,9 +175,9 @@ class GraspPlanner:
         limit: float,
     ) -> tuple[float, Grasp | None]:
         """The cheapest grasp below ``limit``, tried from the one that the hand turns least for."""
-        _, rotation = self._world.grip_pose()
+        _, rotation = self._env.grip_pose()
         turns = [0.3 * float(np.linalg.norm(vector_from_rotation(g.rotation @ rotation.T))) for g in grasps]
-        first = np.array(turns) + _WHIM * rng.random(len(grasps))
+        first = np.array(turns) + _PREFERENCE_NOISE * rng.random(len(grasps))
         best: Grasp | None = None
         for index in map(int, np.argsort(first)):
             if first[index] >= limit:
@@ -196,78 +196,78 @@ class GraspPlanner:
         limit: float = np.inf,
     ) -> float:
         """``cost``, and what the hand would meet or overstretch; inf where it is out of reach or over ``limit``."""
-        world = self._world
-        joints = world.home
-        for back in _STRAIGHT:
+        env = self._env
+        joints = env.home
+        for back in _APPROACH_DISTANCES:
             solved = self._solve(grasp.position - back * grasp.approach, grasp.rotation, joints)
             if solved is None:
                 return np.inf
             joints = solved
-            cost += self._meeting(joints)
+            cost += self._collision_cost(joints)
             if cost > limit:
                 return np.inf
-        cost += self._strain(joints)
-        for half in _CLOSING:  # nothing else may get between the fingers
-            cost += self._meeting(joints, half, geoms)
+        cost += self._posture_cost(joints)
+        for half in _CLOSING_HALF_WIDTHS:  # nothing else may get between the fingers
+            cost += self._collision_cost(joints, half, geoms)
         if cost > limit:
             return np.inf
         if np.any(carry):
             carried = self._solve(grasp.position + carry, grasp.rotation, joints)
-            cost += np.inf if carried is None else self._strain(carried)
-        for aside in (-_SLACK, _SLACK):  # a hand is never quite where it should be
+            cost += np.inf if carried is None else self._posture_cost(carried)
+        for aside in (-_SIDE_ERROR, _SIDE_ERROR):  # a hand is never quite where it should be
             near = self._solve(grasp.position + aside * grasp.rotation[:, 0], grasp.rotation, joints)
-            cost += np.inf if near is None else 0.5 * self._meeting(near)
+            cost += np.inf if near is None else 0.5 * self._collision_cost(near)
         return cost
 
-    def _strain(self, joints: NDArray[np.float64]) -> float:
+    def _posture_cost(self, joints: NDArray[np.float64]) -> float:
         """What it costs to be near a joint's limit, or with the arm so stretched that it obeys badly."""
         margin = float(np.minimum(joints - self._range[:, 0], self._range[:, 1] - joints).min())
-        world, data = self._world, self._data
-        data.qpos[world.arm_positions] = joints
-        self._mujoco.mj_kinematics(world.model, data)
-        self._mujoco.mj_comPos(world.model, data)
-        jacobian = np.zeros((6, world.model.nv))
-        self._mujoco.mj_jacSite(world.model, data, jacobian[:3], jacobian[3:], world.grip_site)
-        obeys = float(np.linalg.svd(jacobian[:, world.arm_dofs], compute_uv=False)[-1])
-        return _MARGIN_COST * max(0.0, _MARGIN - margin) + _OBEYS_COST * max(0.0, _OBEYS - obeys)
+        env, data = self._env, self._data
+        data.qpos[env.arm_positions] = joints
+        self._mujoco.mj_kinematics(env.model, data)
+        self._mujoco.mj_comPos(env.model, data)
+        jacobian = np.zeros((6, env.model.nv))
+        self._mujoco.mj_jacSite(env.model, data, jacobian[:3], jacobian[3:], env.grip_site)
+        smallest = float(np.linalg.svd(jacobian[:, env.arm_dofs], compute_uv=False)[-1])
+        return _JOINT_LIMIT_COST * max(0.0, _JOINT_MARGIN - margin) + _SINGULARITY_COST * max(
+            0.0, _MIN_SINGULAR_VALUE - smallest
+        )
 
     def _solve(
         self, position: NDArray[np.float64], rotation: NDArray[np.float64], start: NDArray[np.float64]
     ) -> NDArray[np.float64] | None:
         """Joint angles (7,) rad with the grip site there, by damped least squares; None where there are none."""
-        mujoco, world, data = self._mujoco, self._world, self._data
-        data.qpos[:] = world.data.qpos
-        joints, jacobian = start.copy(), np.zeros((6, world.model.nv))
+        mujoco, env, data = self._mujoco, self._env, self._data
+        data.qpos[:] = env.data.qpos
+        joints, jacobian = start.copy(), np.zeros((6, env.model.nv))
         for _ in range(_ITERATIONS):
-            data.qpos[world.arm_positions] = joints
-            mujoco.mj_kinematics(world.model, data)
-            mujoco.mj_comPos(world.model, data)
-            here = data.site_xmat[world.grip_site].reshape(3, 3)
-            error = np.concatenate(
-                [position - data.site_xpos[world.grip_site], vector_from_rotation(rotation @ here.T)]
-            )
+            data.qpos[env.arm_positions] = joints
+            mujoco.mj_kinematics(env.model, data)
+            mujoco.mj_comPos(env.model, data)
+            here = data.site_xmat[env.grip_site].reshape(3, 3)
+            error = np.concatenate([position - data.site_xpos[env.grip_site], vector_from_rotation(rotation @ here.T)])
             if float(np.linalg.norm(error)) < 1e-3:
                 return joints
             error *= min(1.0, 0.5 / float(np.linalg.norm(error)))
-            mujoco.mj_jacSite(world.model, data, jacobian[:3], jacobian[3:], world.grip_site)
-            j = jacobian[:, world.arm_dofs]
+            mujoco.mj_jacSite(env.model, data, jacobian[:3], jacobian[3:], env.grip_site)
+            j = jacobian[:, env.arm_dofs]
             step = j.T @ np.linalg.solve(j @ j.T + _DAMPING * np.eye(6), error)
             joints = np.clip(joints + step, self._range[:, 0], self._range[:, 1])
         return None
 
-    def _meeting(
-        self, joints: NDArray[np.float64], half: float = 0.04, without: NDArray[np.int64] | None = None
+    def _collision_cost(
+        self, joints: NDArray[np.float64], half: float = 0.04, ignored: NDArray[np.int64] | None = None
     ) -> float:
         """What it costs to be where the robot, each finger ``half`` (m) out, meets things other than ``without``."""
-        world, data = self._world, self._data
-        data.qpos[:] = world.data.qpos
-        data.qpos[world.arm_positions] = joints
-        data.qpos[world.finger_positions] = (half, -half)
-        self._mujoco.mj_fwdPosition(world.model, data)
+        env, data = self._env, self._data
+        data.qpos[:] = env.data.qpos
+        data.qpos[env.arm_positions] = joints
+        data.qpos[env.finger_positions] = (half, -half)
+        self._mujoco.mj_fwdPosition(env.model, data)
         pairs, depth = data.contact.geom[: data.ncon], -data.contact.dist[: data.ncon]
         robot = self._shapes.robot
-        met = robot[pairs[:, 0]] != robot[pairs[:, 1]]
-        if without is not None:
-            met &= ~np.isin(pairs, without).any(axis=1)
-        total = float(np.maximum(depth[met] - 0.0015, 0.0).sum())
-        return _MEETING + 40.0 * total if total > 0 else 0.0
+        collides = robot[pairs[:, 0]] != robot[pairs[:, 1]]
+        if ignored is not None:
+            collides &= ~np.isin(pairs, ignored).any(axis=1)
+        total = float(np.maximum(depth[collides] - 0.0015, 0.0).sum())
+        return _COLLISION_COST + 40.0 * total if total > 0 else 0.0

@@ -33,7 +33,7 @@ class Shapes:
         self.fingers = tuple(np.array([name in finger for name in names]) for finger in _FINGERS)
         bounded = model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
         #: Geoms that something can stand on or bump into; the robot's own are none.
-        self.things = np.flatnonzero(solid & bounded & ~self.robot)
+        self.objects = np.flatnonzero(solid & bounded & ~self.robot)
         self._parents = model.body_parentid
         self._points: dict[int, NDArray[np.float64]] = {}
         self._geoms: dict[int, NDArray[np.int64]] = {}
@@ -45,7 +45,7 @@ class Shapes:
         inside = np.zeros(self.model.nbody, dtype=bool)
         for index in range(self.model.nbody):  # parents come before children
             inside[index] = index == body or (index > 0 and inside[self._parents[index]])
-        found = self.things[inside[self.model.geom_bodyid[self.things]]]
+        found = self.objects[inside[self.model.geom_bodyid[self.objects]]]
         if len(found) == 0:
             raise SimulationError(f"body '{self.model.body(body).name}' has nothing solid to take hold of")
         self._geoms[body] = found
@@ -90,14 +90,14 @@ class Shapes:
         self._points[geom] = points
         return points
 
-    def top_over(
-        self, start: NDArray[np.float64], end: NDArray[np.float64], radius: float, without: NDArray[np.int64]
+    def highest_on_way(
+        self, start: NDArray[np.float64], end: NDArray[np.float64], radius: float, ignored: NDArray[np.int64]
     ) -> float:
         """Height of the highest thing within ``radius`` of the straight way from ``start`` to ``end``, seen from above.
 
         ``without``: geoms that do not count. -inf where there is nothing.
         """
-        geoms = np.setdiff1d(self.things, without)
+        geoms = np.setdiff1d(self.objects, ignored)
         low, high = self.boxes(geoms)
         way = np.linspace(start[:2], end[:2], 2 + int(np.linalg.norm(end[:2] - start[:2]) / 0.02))
         nearest = np.clip(way[:, None], low[:, :2], high[:, :2])
@@ -105,7 +105,7 @@ class Shapes:
         near = distance < radius
         return float(high[near, 2].max()) if near.any() else -np.inf
 
-    def way_from_under(self, geoms: NDArray[np.int64], margin: float) -> NDArray[np.float64] | None:
+    def direction_from_under(self, geoms: NDArray[np.int64], margin: float) -> NDArray[np.float64] | None:
         """Unit vector (2,) away from what hangs over ``geoms``, less than 0.2 m above; None where nothing does.
 
         ``margin`` (m) is kept beside it.
@@ -113,7 +113,7 @@ class Shapes:
         points = self.points(geoms)
         top = points[points[:, 2] > points[:, 2].max() - 0.01]
         top = top[:: max(1, len(top) // 24)]
-        others = np.setdiff1d(self.things, geoms)
+        others = np.setdiff1d(self.objects, geoms)
         rotation = self.data.geom_xmat[others].reshape(-1, 3, 3)
         center = self.data.geom_xpos[others] + np.einsum("nij,nj->ni", rotation, self.model.geom_aabb[others, :3])
         half = self.model.geom_aabb[others, 3:] + margin
@@ -129,10 +129,10 @@ class Shapes:
         away = top[:, :2].mean(axis=0) - center[over, :2].mean(axis=0)
         return np.asarray(away / max(1e-6, float(np.linalg.norm(away))))
 
-    def support_of(self, geoms: NDArray[np.int64]) -> float:
+    def support_height(self, geoms: NDArray[np.int64]) -> float:
         """Height of the highest thing right under ``geoms``; their own lowest point where there is none."""
         low, high = self.boxes(geoms)
-        others_low, others_high = self.boxes(np.setdiff1d(self.things, geoms))
+        others_low, others_high = self.boxes(np.setdiff1d(self.objects, geoms))
         bottom = float(low[:, 2].min())
         under = others_high[:, 2] < bottom + 0.01
         under &= np.all(

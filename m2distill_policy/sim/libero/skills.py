@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.arm_env import ArmEnv
 from m2distill_policy.sim.experts.motion import DOWN, Target
 from m2distill_policy.sim.libero.grasps import TIP, UNDERSIDE, Grasp
 from m2distill_policy.sim.libero.shapes import Shapes
@@ -25,18 +25,18 @@ _STRAIGHT_ENOUGH = 0.003
 _NEAR, _NEAR_ANGLE = 0.008, 0.12
 _STILL_NEAR, _STILL_NEAR_ANGLE = 0.045, 0.35
 #: Fingers closer together than this (m) are closing.
-_CLOSING = 0.070
+_CLOSING_WIDTH = 0.070
 #: Steps (1 / 20 s) after which fingers that have not got hold of anything are opened again.
-_PATIENCE = 25
+_CLOSING_TIMEOUT = 25
 #: A hand nearer to the base than this (m, seen from above) is not pushed about: the arm would fold, and stay folded.
-_FOLDED = 0.42
+_TOO_NEAR_BASE = 0.42
 #: Half the hand's width (m) along the fingers' axis, and what the hand keeps clear of things that it passes over.
 _HAND = 0.105
 _CLEARANCE = 0.03
 
 
 @dataclass(frozen=True)
-class Manner:
+class MotionStyle:
     """How one demonstrator moves: top speed (action units), height over a grasp at which the hand comes in (m), what is
     carried higher than need be (m)."""
 
@@ -45,19 +45,19 @@ class Manner:
     lift: float = 0.0
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator) -> Manner:
+    def sample(cls, rng: np.random.Generator) -> MotionStyle:
         """A manner at random."""
         return cls(float(rng.uniform(0.75, 0.95)), float(rng.uniform(0.08, 0.12)), float(rng.uniform(0.0, 0.03)))
 
 
-class Patience:
+class ProgressTimeout:
     """Notices that a distance has not shrunk for a while."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._best, self._waiting = np.inf, 0
 
-    def is_out(self, distance: float) -> bool:
+    def update(self, distance: float) -> bool:
         """To be asked once a step. Begins anew when it is out."""
         if distance < self._best - 0.005:
             self._best, self._waiting = distance, 0
@@ -71,81 +71,83 @@ class Patience:
 class Hand:
     """The skills, for one world and one manner."""
 
-    def __init__(self, world: ArmWorld, shapes: Shapes, manner: Manner) -> None:
-        self._world, self._shapes, self._manner = world, shapes, manner
+    def __init__(self, env: ArmEnv, shapes: Shapes, style: MotionStyle) -> None:
+        self._env, self._shapes, self._style = env, shapes, style
         #: Steps for which the fingers have been closing, and whether they closed around nothing in the end.
         self._closing, self._missed = 0, False
 
-    def reach(self) -> float:
+    def distance_from_base(self) -> float:
         """How far (m) the hand is from the base, seen from above."""
-        return float(np.linalg.norm(self._world.end_effector()[:2]))
+        return float(np.linalg.norm(self._env.end_effector()[:2]))
 
-    def fold(self) -> Target:
+    def retract(self) -> Target:
         """The open hand back towards the base, as it is."""
-        grip, rotation = self._world.grip_pose()
-        back = self._world.base_position()[:2] - grip[:2]
+        grip, rotation = self._env.grip_pose()
+        back = self._env.base_position()[:2] - grip[:2]
         step = 0.06 * back / max(1e-6, float(np.linalg.norm(back)))
-        return Target(np.array([*(grip[:2] + step), grip[2]]), rotation, -1.0, self._manner.speed, care=0.5)
+        return Target(np.array([*(grip[:2] + step), grip[2]]), rotation, -1.0, self._style.speed, noise_reduction=0.5)
 
-    def missed(self) -> bool:
+    def pop_missed_grasp(self) -> bool:
         """Whether the fingers closed around nothing since this was last asked."""
         missed, self._missed = self._missed, False
         return missed
 
     def holds(self, geoms: NDArray[np.int64]) -> bool:
         """Whether both fingers are at rest against one of ``geoms``."""
-        held = all(self._shapes.touched_by_fingers(geoms)) and self._world.fingers_still()
+        held = all(self._shapes.touched_by_fingers(geoms)) and self._env.fingers_stopped()
         if held:
             self._closing = 0
         return held
 
     def distance_to(self, grasp: Grasp) -> float:
         """How far the hand is from a grasp: m, and 0.1 m for a radian."""
-        grip, rotation = self._world.grip_pose()
+        grip, rotation = self._env.grip_pose()
         angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
         return float(np.linalg.norm(grip - grasp.position)) + 0.1 * angle
 
     def fetch(self, grasp: Grasp, geoms: NDArray[np.int64]) -> Target:
         """Come in along the grasp's approach, and close around ``geoms``."""
-        grip, rotation = self._world.grip_pose()
+        grip, rotation = self._env.grip_pose()
         angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
         away = grip - grasp.position
-        closing = self._world.gripper_width() < _CLOSING
+        closing = self._env.gripper_width() < _CLOSING_WIDTH
         near, near_angle = (_STILL_NEAR, _STILL_NEAR_ANGLE) if closing else (_NEAR, _NEAR_ANGLE)
-        if self._gave_up(float(np.linalg.norm(away))):
-            return Target(grip - 0.04 * grasp.approach, grasp.rotation, -1.0, speed=0.6, care=0.7)
+        if self._is_retrying(float(np.linalg.norm(away))):
+            return Target(grip - 0.04 * grasp.approach, grasp.rotation, -1.0, speed=0.6, noise_reduction=0.7)
         if float(np.linalg.norm(away)) < near and angle < near_angle:
             self._closing += 1
             # Once a finger is against it, the thing may yield; the hand stays where it is.
-            return Target(grip if closing else grasp.position, grasp.rotation, 1.0, speed=0.5, care=0.9)
+            return Target(grip if closing else grasp.position, grasp.rotation, 1.0, speed=0.5, noise_reduction=0.9)
         aside = float(np.linalg.norm(away - grasp.approach * (away @ grasp.approach)))
         narrow = _FUNNEL * max(0.0, aside - _STRAIGHT_ENOUGH) + 0.3 * max(0.0, angle - 0.1)
-        if self._world.gripper_width() < 0.06:  # still opening
+        if self._env.gripper_width() < 0.06:  # still opening
             narrow = max(narrow, 0.05)
-        goal = grasp.position - grasp.approach * min(self._manner.hover, narrow)
-        return self._move(goal, grasp.rotation, -1.0, without=geoms if aside < 0.12 else geoms[:0])
+        goal = grasp.position - grasp.approach * min(self._style.hover, narrow)
+        return self._move(goal, grasp.rotation, -1.0, ignored=geoms if aside < 0.12 else geoms[:0])
 
-    def _gave_up(self, away: float) -> bool:
+    def _is_retrying(self, away: float) -> bool:
         """Whether fingers that closed around nothing are on their way back, to try again."""
-        if self._closing > _PATIENCE and away < 0.06:
+        if self._closing > _CLOSING_TIMEOUT and away < 0.06:
             self._missed = True
             return True
-        if self._closing > _PATIENCE or away > 0.06:
+        if self._closing > _CLOSING_TIMEOUT or away > 0.06:
             self._closing = 0
         return False
 
     def retreat(self, grasp: Grasp) -> Target:
         """Let go and leave a grasp by the way that the hand came in."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         away = grip - grasp.position
         aside = away - grasp.approach * (away @ grasp.approach)
-        return Target(grip - 0.06 * grasp.approach - aside, grasp.rotation, -1.0, self._manner.speed, care=0.5)
+        return Target(
+            grip - 0.06 * grasp.approach - aside, grasp.rotation, -1.0, self._style.speed, noise_reduction=0.5
+        )
 
-    def straighten(self, place: NDArray[np.float64]) -> Target:
+    def point_down_over(self, place: NDArray[np.float64]) -> Target:
         """Over ``place`` (3,), the hand pointing down again."""
-        return Target(place + np.array([0.0, 0.0, 0.05]), DOWN, -1.0, self._manner.speed, 0.8, care=0.5)
+        return Target(place + np.array([0.0, 0.0, 0.05]), DOWN, -1.0, self._style.speed, 0.8, noise_reduction=0.5)
 
-    def put(
+    def place(
         self,
         geoms: NDArray[np.int64],
         body: NDArray[np.float64],
@@ -156,45 +158,45 @@ class Hand:
 
         rotation: of the hand, as it took hold, so that the thing stays upright.
         """
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         shapes = self._shapes
         low, _ = shapes.boxes(geoms)
         hang = float(grip[2] - low[:, 2].min())
         to_go = goal - body[:2]
         distance = float(np.linalg.norm(to_go))
         end = np.array([*(grip[:2] + to_go), grip[2]])
-        surface = shapes.top_over(np.array([*goal, 0.0]), np.array([*goal, 0.0]), 0.015, geoms)
+        surface = shapes.highest_on_way(np.array([*goal, 0.0]), np.array([*goal, 0.0]), 0.015, geoms)
         across = rotation[:, 0] * (_HAND - 0.02)
-        around = max(shapes.top_over(end - across, end + across, 0.03, geoms), surface)
+        around = max(shapes.highest_on_way(end - across, end + across, 0.03, geoms), surface)
         lowest = max(surface + hang - 0.003, around - UNDERSIDE + 0.008)
         if distance < 0.012 and grip[2] < lowest + 0.006:
-            return Target(np.array([*end[:2], lowest]), rotation, -1.0, speed=0.4, care=0.8)
+            return Target(np.array([*end[:2], lowest]), rotation, -1.0, speed=0.4, noise_reduction=0.8)
         if distance < 0.03:
             height = lowest + _FUNNEL * max(0.0, distance - 0.006)
-            return Target(np.array([*end[:2], height - 0.004]), rotation, 1.0, speed=0.6, care=0.8)
-        away = shapes.way_from_under(geoms, 0.01)
+            return Target(np.array([*end[:2], height - 0.004]), rotation, 1.0, speed=0.6, noise_reduction=0.8)
+        away = shapes.direction_from_under(geoms, 0.01)
         if away is not None:  # out from under that first, just off the ground
-            height = shapes.support_of(geoms) + hang + 0.012
-            return Target(np.array([*(grip[:2] + 0.04 * away), height]), rotation, 1.0, speed=0.6, care=0.8)
-        over = shapes.top_over(grip, end, 0.07, geoms)
-        safe = max(over + hang + _CLEARANCE, over - UNDERSIDE + _CLEARANCE, lowest + 0.03) + self._manner.lift
-        return self._across(end[:2], safe, rotation, 1.0)
+            height = shapes.support_height(geoms) + hang + 0.012
+            return Target(np.array([*(grip[:2] + 0.04 * away), height]), rotation, 1.0, speed=0.6, noise_reduction=0.8)
+        over = shapes.highest_on_way(grip, end, 0.07, geoms)
+        safe = max(over + hang + _CLEARANCE, over - UNDERSIDE + _CLEARANCE, lowest + 0.03) + self._style.lift
+        return self._move_over(end[:2], safe, rotation, 1.0)
 
     def pull(self, direction: NDArray[np.float64], rotation: NDArray[np.float64]) -> Target:
         """Draw what is held along ``direction`` (3,)."""
-        grip, _ = self._world.grip_pose()
-        return Target(grip + 0.05 * direction, rotation, 1.0, speed=self._manner.speed, care=0.7)
+        grip, _ = self._env.grip_pose()
+        return Target(grip + 0.05 * direction, rotation, 1.0, speed=self._style.speed, noise_reduction=0.7)
 
     def turn(self, pivot: NDArray[np.float64], angle: float, rotation: NDArray[np.float64]) -> Target:
         """Turn what is held by ``angle`` (rad) about the vertical through ``pivot`` (3,)."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         swing = rotation_from_vector(np.array([0.0, 0.0, angle]))
         goal = pivot + swing @ (grip - pivot)
-        return Target(goal, swing @ rotation, 1.0, speed=self._manner.speed, turn=0.9, care=0.8)
+        return Target(goal, swing @ rotation, 1.0, speed=self._style.speed, turn=0.9, noise_reduction=0.8)
 
     def push(self, geoms: NDArray[np.int64], body: NDArray[np.float64], goal: NDArray[np.float64]) -> Target:
         """Draw a dish at ``body`` (3,) to ``goal`` (2,), with closed fingers from inside its rim."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         low, _ = self._shapes.boxes(geoms)
         to_go = goal - body[:2]
         ahead = to_go / max(1e-6, float(np.linalg.norm(to_go)))
@@ -203,33 +205,43 @@ class Hand:
         inside = float(np.linalg.norm(grip[:2] - body[:2])) < 0.05 and grip[2] < height + 0.012
         if inside:
             # Pressed down a little, so that the fingers do not climb over the rim.
-            return Target(np.array([*(grip[:2] + 0.03 * ahead), height - 0.015]), DOWN, 1.0, speed=0.6, care=0.8)
+            return Target(
+                np.array([*(grip[:2] + 0.03 * ahead), height - 0.015]), DOWN, 1.0, speed=0.6, noise_reduction=0.8
+            )
         aside = float(np.linalg.norm(grip[:2] - start))
-        above = height + min(self._manner.hover, _FUNNEL * max(0.0, aside - 0.008))
-        return self._move(np.array([*start, above]), DOWN, 1.0, without=geoms)
+        above = height + min(self._style.hover, _FUNNEL * max(0.0, aside - 0.008))
+        return self._move(np.array([*start, above]), DOWN, 1.0, ignored=geoms)
 
     def _move(
-        self, goal: NDArray[np.float64], rotation: NDArray[np.float64], gripper: float, without: NDArray[np.int64]
+        self, goal: NDArray[np.float64], rotation: NDArray[np.float64], gripper: float, ignored: NDArray[np.int64]
     ) -> Target:
         """An empty hand on its way: over what stands between, then to ``goal``."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         distance = float(np.linalg.norm(goal[:2] - grip[:2]))
-        over = self._shapes.top_over(grip, goal, 0.08, without)
+        over = self._shapes.highest_on_way(grip, goal, 0.08, ignored)
         safe = max(over + TIP + _CLEARANCE, goal[2])
-        free = bool(gripper < 0 and grip[2] > over + 0.06 and distance > 0.1 and self.reach() > _FOLDED)
+        is_high = bool(grip[2] > over + 0.06)
+        can_push = gripper < 0 and is_high and distance > 0.1 and self.distance_from_base() > _TOO_NEAR_BASE
         if distance < 0.08 or grip[2] > safe - 0.01:
             # Down only as fast as the distance shrinks.
             height = max(goal[2], min(safe, goal[2] + 1.2 * max(0.0, distance - 0.02))) if distance > 0.02 else goal[2]
             target = np.array([goal[0], goal[1], height])
-            return Target(target, rotation, gripper, self._manner.speed, 0.8, free, 0.8 if distance < 0.06 else 0.0)
-        return self._across(goal[:2], safe, rotation, gripper, free)
+            return Target(target, rotation, gripper, self._style.speed, 0.8, can_push, 0.8 if distance < 0.06 else 0.0)
+        return self._move_over(goal[:2], safe, rotation, gripper, can_push)
 
-    def _across(
-        self, goal: NDArray[np.float64], safe: float, rotation: NDArray[np.float64], gripper: float, free: bool = False
+    def _move_over(
+        self,
+        goal: NDArray[np.float64],
+        safe: float,
+        rotation: NDArray[np.float64],
+        gripper: float,
+        can_push: bool = False,
     ) -> Target:
         """Up, and across as far as the height allows."""
-        grip, _ = self._world.grip_pose()
+        grip, _ = self._env.grip_pose()
         share = float(np.clip(1.0 - (safe - grip[2]) / 0.04, 0.0, 1.0))
         spot = grip[:2] + share * (goal - grip[:2])
-        care = 0.5 if gripper > 0 else 0.0
-        return Target(np.array([*spot, safe + 0.005]), rotation, gripper, self._manner.speed, 0.8, free, care)
+        noise_reduction = 0.5 if gripper > 0 else 0.0
+        return Target(
+            np.array([*spot, safe + 0.005]), rotation, gripper, self._style.speed, 0.8, can_push, noise_reduction
+        )

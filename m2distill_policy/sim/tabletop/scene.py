@@ -1,7 +1,7 @@
-"""The table, its objects, its bin and its cameras, built from robosuite's models; and where things may stand.
+"""The scene of the tabletop: table, objects, bin and cameras, made of robosuite's models, and the initial layouts.
 
 World frame: the table's top is the plane z = 0.8 m with its centre at x = y = 0; the robot's base is at x = -0.56,
-looking along +x; the agentview camera looks back at it from +x. So +y is to the right in the agentview picture.
+looking along +x; the agentview camera looks back at it from +x. So +y is to the right in the agentview image.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from m2distill_policy.sim.gl import choose_gl
 TABLE_TOP = 0.8
 TABLE_SIZE = (0.8, 0.8, 0.05)
 
-#: Where the grip site starts (m, world), above the middle of the workspace, pointing down.
+#: Where the grip site starts (m, world frame): above the middle of the workspace, pointing down.
 HOME = (-0.03, 0.02, TABLE_TOP + 0.2)
 #: Standard deviation (rad) of the arm's initial joint angles.
 JOINT_NOISE = 0.008
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object: its group of slots, the height of its origin over the table at rest, and where to grasp it.
+class SceneObject:
+    """One object of the scene.
 
-    rest, grasp: m above the table's top; grasp is where the grip site should be. half_width: m along the fingers' axis.
+    Attributes:
+        name: Name of the object.
+        group: Its group of slots, a key of :data:`SLOTS`.
+        rest: Height of its origin above the table at rest, in m.
+        grasp: Height of the grip site above the table when the object is grasped, in m.
+        half_width: Half the width of the object along the fingers' axis, in m.
     """
 
     name: str
@@ -38,12 +43,12 @@ class Thing:
     half_width: float
 
 
-THINGS: tuple[Thing, ...] = (
-    Thing("red_box", "front", 0.030, 0.034, 0.0225),
-    Thing("green_box", "front", 0.030, 0.034, 0.0225),
-    Thing("blue_box", "front", 0.030, 0.034, 0.0225),
-    Thing("can", "back", 0.040, 0.052, 0.025),
-    Thing("bread", "back", 0.029, 0.030, 0.025),
+OBJECTS: tuple[SceneObject, ...] = (
+    SceneObject("red_box", "front", 0.030, 0.034, 0.0225),
+    SceneObject("green_box", "front", 0.030, 0.034, 0.0225),
+    SceneObject("blue_box", "front", 0.030, 0.034, 0.0225),
+    SceneObject("can", "back", 0.040, 0.052, 0.025),
+    SceneObject("bread", "back", 0.029, 0.030, 0.025),
 )
 
 COLORS = {
@@ -52,19 +57,19 @@ COLORS = {
     "blue_box": (0.10, 0.20, 0.85, 1.0),
 }
 
-#: Centres (x, y) in m of the places that a group's objects share. Rows and columns are far enough apart that the
-#: open hand (0.2 m wide, its underside 3 cm above the grip site) clears every neighbour at the largest jitter.
+#: Centres (x, y) in m of the slots that the objects of a group share. They are far enough apart that the open hand
+#: (0.2 m wide, its underside 3 cm above the grip site) does not touch a neighbour.
 SLOTS: dict[str, tuple[tuple[float, float], ...]] = {
     "front": ((0.07, -0.18), (0.07, -0.03), (0.07, 0.12)),
     "back": ((-0.10, -0.13), (-0.10, 0.07)),
 }
-#: Half the side (m) of the square around a slot's centre in which an object stands.
+#: Largest distance (m) of an object from the centre of its slot, in x and in y.
 JITTER = 0.025
-#: Largest turn (rad) of an object about the vertical.
+#: Largest rotation (rad) of an object about the vertical.
 YAW = 0.15
 
 BIN_CENTER = (-0.03, 0.28)
-#: Half the inner side (m) of the bin, its walls' thickness and height.
+#: Half the inner width of the bin, half the thickness of its walls, and their height, in m.
 BIN_HALF = 0.085
 BIN_WALL = 0.006
 BIN_HEIGHT = 0.035
@@ -76,7 +81,7 @@ HAND_FOV = 75.0
 
 
 def build_xml() -> str:
-    """MJCF of the scene. Deterministic."""
+    """Return the MJCF of the scene. It is always the same."""
     choose_gl()
     from robosuite.models.arenas import TableArena
     from robosuite.models.grippers import gripper_factory
@@ -100,7 +105,7 @@ def build_xml() -> str:
     root = ElementTree.fromstring(ManipulationTask(arena, robot, objects).get_xml())
     for mesh in root.iter("mesh"):
         if mesh.get("name") == "bread_mesh":
-            # robosuite shrinks its loaf to 0.8; whole, it is as large as the boxes and as easy to see.
+            # robosuite scales its loaf to 0.8. At full size it is as large and as easy to see as the boxes.
             mesh.set("scale", "1 1 1")
     worldbody = root.find("worldbody")
     assert worldbody is not None, "robosuite's task model has a world body"
@@ -109,7 +114,7 @@ def build_xml() -> str:
 
 
 def _bin() -> ElementTree.Element:
-    """An open box that does not move: a floor and four walls, each a collision geom and a visual twin."""
+    """Return a fixed open box: a floor and four walls, each as a collision geom and a visual geom."""
     body = ElementTree.Element("body", name="bin", pos=f"{BIN_CENTER[0]} {BIN_CENTER[1]} {TABLE_TOP}")
     outer, wall, height = BIN_HALF + 2 * BIN_WALL, BIN_WALL, BIN_HEIGHT
     middle = BIN_HALF + BIN_WALL
@@ -125,14 +130,14 @@ def _bin() -> ElementTree.Element:
         ElementTree.SubElement(
             body, "geom", {**shape, "name": f"bin_{name}", "group": "0", "friction": "1 0.005 0.0001"}
         )
-        seen = {"name": f"bin_{name}_visual", "group": "1", "contype": "0", "conaffinity": "0"}
+        visual = {"name": f"bin_{name}_visual", "group": "1", "contype": "0", "conaffinity": "0"}
         color = "0.30 0.26 0.34 1" if name == "floor" else "0.42 0.36 0.48 1"
-        ElementTree.SubElement(body, "geom", {**shape, **seen, "rgba": color})
+        ElementTree.SubElement(body, "geom", {**shape, **visual, "rgba": color})
     return body
 
 
 def _look_at(position: tuple[float, float, float], target: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Quaternion (w, x, y, z) of a camera at ``position`` whose -z axis points to ``target``, upright."""
+    """Return the quaternion (w, x, y, z) of an upright camera at ``position`` that looks at ``target``."""
     back = np.subtract(position, target)
     back = back / np.linalg.norm(back)
     right = np.cross([0.0, 0.0, 1.0], back)
@@ -145,18 +150,26 @@ def _look_at(position: tuple[float, float, float], target: tuple[float, float, f
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every object stands: name -> (x, y, yaw), m and rad; and the arm's joint noise (7,) in rad."""
+    """An initial layout.
+
+    Attributes:
+        places: Position and rotation (x, y, yaw) of each object, in m and rad, world frame.
+        joint_noise: Offset (7,) of the arm's initial joint angles, in rad.
+    """
 
     places: dict[str, tuple[float, float, float]]
     joint_noise: NDArray[np.float64]
 
 
-def draw_layout(seed: int) -> Layout:
-    """An initial layout from ``seed`` alone: objects permuted in their group's slots, shifted and turned a little."""
+def sample_layout(seed: int) -> Layout:
+    """Sample an initial layout from ``seed`` alone.
+
+    The objects of a group are permuted over its slots, and each is shifted and rotated a little.
+    """
     rng = np.random.default_rng([20240, seed])
     places: dict[str, tuple[float, float, float]] = {}
     for group, slots in SLOTS.items():
-        names = [thing.name for thing in THINGS if thing.group == group]
+        names = [item.name for item in OBJECTS if item.group == group]
         order = rng.permutation(len(slots))
         for name, slot in zip(names, order, strict=True):
             dx, dy = rng.uniform(-JITTER, JITTER, 2)

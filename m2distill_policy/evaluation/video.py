@@ -1,4 +1,4 @@
-"""A film of a rollout, as an MP4 that browsers play."""
+"""Write a video of a rollout as an MP4 file that browsers play."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Height and width of a film in pixels; multiples of 16, which the codec wants.
-FILM_SIZE = 256
+#: Height and width of a video in pixels. The codec needs multiples of 16.
+VIDEO_SIZE = 256
 
 
-class FilmWriter:
-    """Writes (FILM_SIZE, FILM_SIZE, 3) uint8 RGB frames to ``path``; the file appears under its name when closed.
+class VideoWriter:
+    """Writes RGB frames to an MP4 file. The file gets its name when it is closed.
 
-    Uses the ffmpeg inside imageio-ffmpeg's wheel: no system package is needed.
+    It uses the ffmpeg in the wheel of imageio-ffmpeg, so no system package is needed.
+
+    Args:
+        path: The file. Its folder is created if it does not exist.
+        rate_hz: Frames per second.
     """
 
     def __init__(self, path: Path, rate_hz: float) -> None:
@@ -27,18 +31,18 @@ class FilmWriter:
         self._writer: Any = imageio.get_writer(self._unfinished, format="FFMPEG", fps=rate_hz, quality=7)  # type: ignore[arg-type, unused-ignore]
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        """Append one frame."""
+        """Append one frame, (VIDEO_SIZE, VIDEO_SIZE, 3) uint8 RGB."""
         self._writer.append_data(frame)
 
     def close(self) -> None:
-        """Finish the file and give it its name."""
+        """Finish the file and rename it to ``path``."""
         try:
             self._writer.close()
             self._unfinished.replace(self.path)
-        finally:  # there only if something failed above
+        finally:  # it still exists only if something above failed
             self._unfinished.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Stop and leave nothing behind."""
+        """Stop and delete the unfinished file."""
         self._writer.close()
         self._unfinished.unlink(missing_ok=True)

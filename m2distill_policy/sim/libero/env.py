@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim.arm import CAMERAS, ArmWorld
+from m2distill_policy.sim.arm_env import CAMERAS, ArmEnv
+from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.libero import files as libero_files
 from m2distill_policy.sim.libero.files import libero_tasks
 from m2distill_policy.sim.rendering import Renderer
-from m2distill_policy.sim.seeds import is_demonstration
+from m2distill_policy.sim.seeds import is_demonstration_seed
 from m2distill_policy.sim.visuals import is_visual_only, visual_model, visual_profile
-from m2distill_policy.sim.world import Task
 
 _log = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ class Slide:
     open: float
 
 
-class LiberoWorld(ArmWorld):
-    """One task of a LIBERO suite. See :class:`m2distill_policy.sim.world.World`.
+class LiberoEnv(ArmEnv):
+    """One task of a LIBERO suite. See :class:`m2distill_policy.sim.env.World`.
 
     ``reset(seed)`` takes LIBERO's initial state ``seed`` modulo their count (50), and lets it settle as LIBERO does.
     Seeds of demonstrations draw a fresh one instead, so that no demonstration begins where a policy is measured.
@@ -101,8 +101,8 @@ class LiberoWorld(ArmWorld):
         problems = _import_libero()
         profile = visual_profile(visuals)
         self._initial_states = libero_files.initial_states(task)
-        self._env = _build(problems, task)
-        env = self._env
+        self._libero = _build(problems, task)
+        env = self._libero
         env.visualize(vis_settings=dict.fromkeys(env._visualizations, False))
         model, data = env.sim.model._model, env.sim.data._data
         if self._initial_states.shape[1] != 1 + model.nq + model.nv:
@@ -131,12 +131,12 @@ class LiberoWorld(ArmWorld):
         goals: dict[str, Any] = {}
         for task in libero_tasks(self.task.suite):
             parsed = parse(str(libero_files.bddl_file(task.suite, task.name)))
-            same = parsed["problem_name"] == self._env.parsed_problem["problem_name"]
+            same = parsed["problem_name"] == self._libero.parsed_problem["problem_name"]
             if same and all(
-                name in self._env.object_states_dict for state in parsed["goal_state"] for name in state[1:]
+                name in self._libero.object_states_dict for state in parsed["goal_state"] for name in state[1:]
             ):
                 goals[task.name] = parsed["goal_state"]
-        own = self._env.parsed_problem["goal_state"]
+        own = self._libero.parsed_problem["goal_state"]
         # libero_spatial says the same goal of ten scenes: one that equals this task's own is not another task's.
         return {self.task.name: own} | {name: goal for name, goal in goals.items() if goal != own}
 
@@ -145,16 +145,16 @@ class LiberoWorld(ArmWorld):
         draws them; settled. Stamp 0.0, nothing drawn."""
         if seed < 0:
             raise SimulationError(f"a seed is a whole number from 0 on; got {seed}")
-        if is_demonstration(seed):
-            self._begin(self._draw_state(seed))
+        if is_demonstration_seed(seed):
+            self._begin(self._sample_state(seed))
         else:
             self._begin(self._initial_states[seed % len(self._initial_states)])
         for _ in range(_SETTLE_STEPS):
             self.advance(np.zeros(7))
         self._steps = 0
-        self._start_judging()
+        self._reset_tracking()
 
-    def _draw_state(self, seed: int) -> NDArray[np.float64]:
+    def _sample_state(self, seed: int) -> NDArray[np.float64]:
         """A flattened state with every object where LIBERO's samplers put it; fixtures stay where they are."""
         from robosuite.utils.errors import RandomizationError
 
@@ -162,13 +162,13 @@ class LiberoWorld(ArmWorld):
         for _ in range(_PLACEMENT_ATTEMPTS):
             self._mujoco.mj_resetData(self.model, self.data)
             try:
-                with _own_random_numbers(int(rng.integers(2**32))), self._fixtures_at_origin() as fixtures:
+                with _seeded_numpy(int(rng.integers(2**32))), self._fixtures_at_origin() as fixtures:
                     placed = self._sample_placements(fixtures)
             except RandomizationError:
                 continue
             for thing, (position, quaternion, model) in placed.items():
                 if thing not in fixtures:
-                    self._env.sim.data.set_joint_qpos(model.joints[-1], np.concatenate([position, quaternion]))
+                    self._libero.sim.data.set_joint_qpos(model.joints[-1], np.concatenate([position, quaternion]))
             self.data.qpos[self._qpos] = self.home + rng.normal(0.0, _JOINT_NOISE, 7)
             return self.state()
         raise SimulationError(
@@ -181,7 +181,7 @@ class LiberoWorld(ArmWorld):
 
         LIBERO's samplers add a fixture's pose to what they read from the simulation.
         """
-        model, env = self.model, self._env
+        model, env = self.model, self._libero
         bodies = {n: env.obj_body_id[n] for n in env.fixtures_dict if n in env.obj_body_id}
         poses = {n: (model.body_pos[b].copy(), model.body_quat[b].copy()) for n, b in bodies.items()}
         try:
@@ -194,7 +194,7 @@ class LiberoWorld(ArmWorld):
 
     def _sample_placements(self, fixtures: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any, Any]]:
         """What LIBERO's ``_reset_internal`` draws: name -> position, quaternion, model; and drawers that begin open."""
-        env = self._env
+        env = self._libero
         for sampler in env.object_property_initializers:
             env.object_states_dict[sampler.name].set_joint(sampler.sample())
         self._mujoco.mj_forward(self.model, self.data)
@@ -212,23 +212,23 @@ class LiberoWorld(ArmWorld):
     def _begin(self, state: NDArray[np.float64]) -> None:
         # robosuite's gripper starts in the middle of its range.
         self._restore(state, self.home, np.zeros(2))
-        self._env._post_process()
-        self._start_judging()
+        self._libero._post_process()
+        self._reset_tracking()
 
-    def _start_judging(self) -> None:
-        self._heights = {name: self._height(name) for name in self._env.objects_dict}
+    def _reset_tracking(self) -> None:
+        self._heights = {name: self._height(name) for name in self._libero.objects_dict}
         self._achieved.clear()
         self._lifted.clear()
 
     def _height(self, name: str) -> float:
-        return float(self.data.xpos[self._env.obj_body_id[name], 2])
+        return float(self.data.xpos[self._libero.obj_body_id[name], 2])
 
     def success(self) -> bool:
         """Whether LIBERO's goal of this task holds now."""
         return self._holds(self._goals[self.task.name])
 
     def _holds(self, goal: Any) -> bool:
-        return all(bool(self._env._eval_predicate(state)) for state in goal)
+        return all(bool(self._libero._eval_predicate(state)) for state in goal)
 
     def achieved(self) -> tuple[str, ...]:
         """Names of the suite's tasks that this scene can judge and whose goal has been reached since reset."""
@@ -248,26 +248,26 @@ class LiberoWorld(ArmWorld):
 
     def holds(self, part: list[str]) -> bool:
         """Whether one part of the goal holds now."""
-        return bool(self._env._eval_predicate(part))
+        return bool(self._libero._eval_predicate(part))
 
     def object_body(self, name: str) -> int:
         """The body of an object or fixture."""
-        return int(self._env.obj_body_id[name])
+        return int(self._libero.obj_body_id[name])
 
     def place_position(self, place: str) -> NDArray[np.float64]:
         """Where a place is (3,) m: an object's origin, or a region's middle."""
-        if place in self._env.obj_body_id:
-            return np.array(self.data.xpos[self._env.obj_body_id[place]])
+        if place in self._libero.obj_body_id:
+            return np.array(self.data.xpos[self._libero.obj_body_id[place]])
         return np.array(self.data.site(place).xpos)
 
-    def is_ground(self, place: str) -> bool:
+    def is_surface_region(self, place: str) -> bool:
         """Whether a place is a marked area of the table or floor itself."""
-        state = self._env.object_states_dict.get(place)
-        return getattr(state, "object_state_type", "") == "site" and state.parent_name not in self._env.obj_body_id
+        state = self._libero.object_states_dict.get(place)
+        return getattr(state, "object_state_type", "") == "site" and state.parent_name not in self._libero.obj_body_id
 
     def slide_of(self, place: str) -> Slide | None:
         """What a region slides with: a drawer; None for one that stays where it is."""
-        joints = getattr(self._env.object_sites_dict.get(place), "joints", None) or []
+        joints = getattr(self._libero.object_sites_dict.get(place), "joints", None) or []
         for joint in map(self.model.joint, joints):
             if joint.type[0] == self._mujoco.mjtJoint.mjJNT_SLIDE:
                 low, high = joint.range
@@ -278,7 +278,7 @@ class LiberoWorld(ArmWorld):
 
     def hinge_of(self, name: str) -> tuple[int, NDArray[np.float64], float]:
         """The body of a fixture's knob, where its axis is (3,) m, and in which sense it turns on (1 or -1)."""
-        for joint in map(self.model.joint, self._env.get_object(name).joints):
+        for joint in map(self.model.joint, self._libero.get_object(name).joints):
             if joint.type[0] == self._mujoco.mjtJoint.mjJNT_HINGE:
                 low, high = joint.range
                 return int(joint.bodyid[0]), np.array(self.data.xanchor[joint.id]), -1.0 if -low > high else 1.0
@@ -286,7 +286,7 @@ class LiberoWorld(ArmWorld):
 
     def _after_step(self) -> None:
         self._mujoco.mj_kinematics(self.model, self.data)
-        self._env._post_process()
+        self._libero._post_process()
         for name, start in self._heights.items():
             if name not in self._lifted and self._height(name) >= start + _LIFT_HEIGHT:
                 self._lifted.append(name)
@@ -296,32 +296,32 @@ class LiberoWorld(ArmWorld):
 
     def observe(self) -> Observation:
         """What the views and joints say now; a stove that is on glows."""
-        self._mark()
+        self._update_markers()
         return super().observe()
 
     def views(self, state: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.uint8]]:
         """What the contract's views show in a flattened state; the simulation itself stays where it is."""
         now = self.data.qpos.copy()
         self.data.qpos[:] = np.asarray(state, dtype=np.float64)[1 : 1 + self.model.nq]
-        self._env._post_process()
-        self._mark()
+        self._libero._post_process()
+        self._update_markers()
         self.data.qpos[:] = now
-        self._env._post_process()
+        self._libero._post_process()
         return super().views(state)
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
         """An upright RGB picture (height, width, 3); ``camera`` is a view of the contract or a camera of the scene."""
-        self._mark()
+        self._update_markers()
         return super().render(camera, height, width)
 
-    def _mark(self) -> None:
+    def _update_markers(self) -> None:
         """Draw the markers that LIBERO shows now: a stove's glow. robosuite hides the hand's by a negative opacity."""
         self._renderer.model.site_rgba[:] = np.maximum(self.model.site_rgba, 0.0)
 
     def close(self) -> None:
         """Free the renderer and LIBERO's environment."""
         super().close()
-        self._env.close()
+        self._libero.close()
 
 
 def _build(problems: Any, task: Task) -> Any:
@@ -332,9 +332,9 @@ def _build(problems: Any, task: Task) -> Any:
     bddl = str(libero_files.bddl_file(task.suite, task.name))
     problem = sys.modules["libero.libero.envs.bddl_utils"].get_problem_info(bddl)["problem_name"]
     for attempt in range(_PLACEMENT_ATTEMPTS):
-        with _own_random_numbers(attempt):
+        with _seeded_numpy(attempt):
             try:
-                return _tolerant(problems[problem])(
+                return _hiding_missing_visuals(problems[problem])(
                     bddl_file_name=bddl,
                     robots=["Panda"],
                     controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
@@ -356,18 +356,18 @@ def _build(problems: Any, task: Task) -> Any:
     raise SimulationError(f"LIBERO found no room for the objects of '{task.name}' in {_PLACEMENT_ATTEMPTS} attempts")
 
 
-def _tolerant(problem: Any) -> Any:
+def _hiding_missing_visuals(problem: Any) -> Any:
     """LIBERO's environment class, able to build a scene some of whose looks are missing on disk."""
 
     def build_scene(self: Any, xml_string: str | None = None) -> None:
-        self.m2distill_xml = without_missing_looks(xml_string or self.model.get_xml())
+        self.m2distill_xml = hide_missing_visuals(xml_string or self.model.get_xml())
         problem._initialize_sim(self, self.m2distill_xml)
 
     # The class must keep its name: LIBERO compares it with the task's file.
     return type(problem.__name__, (problem,), {"_initialize_sim": build_scene})
 
 
-def without_missing_looks(xml: str) -> str:
+def hide_missing_visuals(xml: str) -> str:
     """The MJCF with every mesh that is only seen and whose file is absent made invisible; each is told in the log.
 
     A mesh that something collides with is left for MuJoCo to refuse: without it the physics would be another's.
@@ -393,7 +393,7 @@ def without_missing_looks(xml: str) -> str:
 
 
 @contextlib.contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
+def _seeded_numpy(seed: int) -> Iterator[None]:
     """Have numpy's global generator, with which LIBERO places objects, begin at ``seed``; leave it as it was found."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002

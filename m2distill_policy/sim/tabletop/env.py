@@ -1,4 +1,4 @@
-"""A world of the suite ``tabletop``."""
+"""The environment of the suite ``tabletop``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim import arm
-from m2distill_policy.sim.arm import ArmWorld
+from m2distill_policy.sim.arm_env import ArmEnv
+from m2distill_policy.sim.env import Task
+from m2distill_policy.sim.osc import vector_from_rotation
 from m2distill_policy.sim.rendering import Renderer
-from m2distill_policy.sim.tabletop import goals, scene
+from m2distill_policy.sim.tabletop import scene, tasks
 from m2distill_policy.sim.visuals import physics_xml, visual_model, visual_profile
-from m2distill_policy.sim.world import Task
 
-#: robosuite's own initial pose of the Panda: where the search for the joint angles of :data:`scene.HOME` starts.
+#: robosuite's initial joint angles of the Panda. The search for the joint angles of :data:`scene.HOME` starts here.
 _PANDA_POSE = (0.0, math.pi / 16.0, 0.0, -math.pi / 2.0 - math.pi / 3.0, 0.0, math.pi - 0.2, math.pi / 4)
-#: Fingers start open: a gripper that is neither open nor closed would be one more thing to learn.
+#: The fingers start open. A half-open gripper would be one more state to learn.
 _OPEN_FINGERS = (0.04, -0.04)
 _OPEN_SETPOINT = (1.0, -1.0)
 
@@ -30,8 +30,14 @@ def _scene_xml() -> str:
     return scene.build_xml()
 
 
-class TabletopWorld(ArmWorld):
-    """One task of ``tabletop``. See :class:`m2distill_policy.sim.world.World`."""
+class TabletopEnv(ArmEnv):
+    """An environment of the suite ``tabletop``, see :class:`m2distill_policy.sim.env.SimEnv`.
+
+    Args:
+        task: The task.
+        size: Height and width of the views in pixels.
+        visuals: Visual profile.
+    """
 
     def __init__(self, task: Task, *, size: int = 128, visuals: str = "fast") -> None:
         from m2distill_policy.sim.gl import choose_gl
@@ -45,10 +51,10 @@ class TabletopWorld(ArmWorld):
         renderer = Renderer(visual_model(xml, profile), profile)
         contract = libero_contract(size, fov_agentview=scene.AGENTVIEW_FOV, fov_hand=scene.HAND_FOV)
         super().__init__(task, contract, model, mujoco.MjData(model), renderer, xml)
-        names = [thing.name for thing in scene.THINGS]
+        names = [item.name for item in scene.OBJECTS]
         self._objects = {name: int(model.joint(f"{name}_joint0").qposadr[0]) for name in names}
         bodies = {int(model.joint(f"{name}_joint0").bodyid[0]): name for name in names}
-        #: Geom -> object it belongs to, and which geoms are fingers, for the contact test.
+        #: For the contact test: the object that each geom belongs to, and which geoms are fingers.
         self._geom_object = np.full(model.ngeom, -1)
         self._geom_finger = np.zeros(model.ngeom, dtype=bool)
         for geom in range(model.ngeom):
@@ -64,21 +70,21 @@ class TabletopWorld(ArmWorld):
     # ---- resetting --------------------------------------------------------------------------------------------
 
     def reset_state(self, seed: int) -> None:
-        """:meth:`reset` without drawing the views."""
+        """Do :meth:`reset` without rendering."""
         if seed < 0:
-            raise SimulationError(f"a seed is a whole number from 0 on; got {seed}")
-        layout = scene.draw_layout(seed)
+            raise SimulationError(f"seed is {seed}; use 0 or more")
+        layout = scene.sample_layout(seed)
         state = np.zeros(1 + self.model.nq + self.model.nv)
         qpos = state[1 : 1 + self.model.nq]
         qpos[self._qpos] = self.home + layout.joint_noise
         qpos[self._fingers] = _OPEN_FINGERS
-        for thing in scene.THINGS:
-            x, y, yaw = layout.places[thing.name]
-            start = self._objects[thing.name]
+        for item in scene.OBJECTS:
+            x, y, yaw = layout.places[item.name]
+            start = self._objects[item.name]
             qpos[start : start + 7] = (
                 x,
                 y,
-                scene.TABLE_TOP + thing.rest,
+                scene.TABLE_TOP + item.rest,
                 math.cos(yaw / 2),
                 0.0,
                 0.0,
@@ -95,7 +101,7 @@ class TabletopWorld(ArmWorld):
         values = np.asarray(state, dtype=np.float64)
         setpoint = np.array(_OPEN_SETPOINT)
         if values.shape == (1 + self.model.nq + self.model.nv,):
-            # A state says where the fingers are, not where they were told to go; take them as having arrived.
+            # A state holds the finger positions but not their set-points. Assume that the fingers have reached them.
             fingers = values[1:][self._fingers]
             setpoint = np.clip((fingers - self._finger_bias) / self._finger_weight, -1.0, 1.0)
         self._restore(values, self.home, setpoint)
@@ -103,7 +109,10 @@ class TabletopWorld(ArmWorld):
         self._lifted.clear()
 
     def _solve_home(self) -> NDArray[np.float64]:
-        """Joint angles (7,) rad with the grip site at :data:`scene.HOME`, pointing down, by damped least squares."""
+        """Return joint angles (7,) in rad with the grip site at :data:`scene.HOME`, pointing down.
+
+        Damped least squares, as in Buss 2004, "Introduction to inverse kinematics".
+        """
         mujoco, model, data = self._mujoco, self.model, self.data
         down = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
         q = np.array(_PANDA_POSE)
@@ -113,29 +122,29 @@ class TabletopWorld(ArmWorld):
             mujoco.mj_kinematics(model, data)
             mujoco.mj_comPos(model, data)
             position, rotation = self._site_pose()
-            error = np.concatenate([np.subtract(scene.HOME, position), arm.vector_from_rotation(down @ rotation.T)])
+            error = np.concatenate([np.subtract(scene.HOME, position), vector_from_rotation(down @ rotation.T)])
             if float(np.linalg.norm(error)) < 1e-9:
                 return q
             mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._site)
             j = jacobian[:, self._dofs]
             q = q + j.T @ np.linalg.solve(j @ j.T + 1e-6 * np.eye(6), error)
-        raise SimulationError(f"the arm's start pose at {scene.HOME} m cannot be reached")
+        raise SimulationError(f"the arm cannot reach its start pose at {scene.HOME} m; this is a bug in the scene")
 
-    def serve(self, task: Task) -> bool:
-        """Every task has the same table."""
+    def switch_task(self, task: Task) -> bool:
+        """Continue with another task of the suite. All tasks have the same scene."""
         if task.suite != self.task.suite:
             return False
         self.task = task
         return True
 
-    # ---- judging ----------------------------------------------------------------------------------------------
+    # ---- goals ------------------------------------------------------------------------------------------------
 
     def positions(self) -> dict[str, NDArray[np.float64]]:
-        """Position (3,) m, world frame, of every object."""
+        """Return the position (3,) of each object in m, world frame."""
         return {name: self.data.qpos[start : start + 3].copy() for name, start in self._objects.items()}
 
-    def held(self) -> frozenset[str]:
-        """Objects that a finger touches."""
+    def touched(self) -> frozenset[str]:
+        """Return the names of the objects that a finger touches."""
         n = self.data.ncon
         if n == 0:
             return frozenset()
@@ -147,22 +156,22 @@ class TabletopWorld(ArmWorld):
         return frozenset(found)
 
     def success(self) -> bool:
-        """Whether this world's task is done now."""
-        return goals.reached(self.task, self.positions(), self.held())
+        """Return whether the task is done now."""
+        return tasks.is_reached(self.task, self.positions(), self.touched())
 
     def achieved(self) -> tuple[str, ...]:
-        """Names of the suite's tasks whose goal has been reached since reset."""
+        """Return the names of the suite's tasks whose goal was reached since the reset."""
         return tuple(self._achieved)
 
     def lifted(self) -> tuple[str, ...]:
-        """Names of the objects that were raised by 4 cm or more since reset."""
+        """Return the names of the objects that were raised by 4 cm or more since the reset."""
         return tuple(self._lifted)
 
     def _after_step(self) -> None:
         positions = self.positions()
         for name, position in positions.items():
-            if name not in self._lifted and goals.is_lifted(name, position):
+            if name not in self._lifted and tasks.is_lifted(name, position):
                 self._lifted.append(name)
-        for name in goals.reached_tasks(positions, self.held()):
+        for name in tasks.reached_tasks(positions, self.touched()):
             if name not in self._achieved:
                 self._achieved.append(name)

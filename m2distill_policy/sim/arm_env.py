@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.observation import Observation
+from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.osc import (
     DRIVE_STIFFNESS,
     STIFFNESS,
@@ -22,7 +23,6 @@ from m2distill_policy.sim.osc import (
     vector_from_rotation,
 )
 from m2distill_policy.sim.rendering import Renderer
-from m2distill_policy.sim.world import Task
 
 #: The contract's views and the cameras of robosuite's models that see them.
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}
@@ -38,7 +38,7 @@ _GRIPPER_SPEED = 0.01
 _DRIVE_LEAD = (0.02, 0.15)
 
 
-class ArmWorld:
+class ArmEnv:
     """Physics, controller and views of a scene with one Panda. A suite's world derives from it.
 
     The physics model may belong to somebody else (LIBERO's environment); ``data`` is then shared with it.
@@ -119,7 +119,7 @@ class ArmWorld:
         return int(self._site)
 
     @property
-    def drawn_model(self) -> Any:
+    def render_model(self) -> Any:
         """The MuJoCo model that the views are drawn with: cameras, lights and colours may be changed in it."""
         return self._renderer.model
 
@@ -278,7 +278,7 @@ class ArmWorld:
         left, right = self.data.qpos[self._fingers]
         return float(left - right)
 
-    def fingers_still(self) -> bool:
+    def fingers_stopped(self) -> bool:
         """Whether the fingers have stopped moving: slower than 1 cm/s each."""
         return bool(np.all(np.abs(self.data.qvel[self._finger_dofs]) < 0.01))
 
@@ -309,7 +309,7 @@ class ArmWorld:
         self.reset_state(seed)
         return self.observe()
 
-    def serve(self, task: Task) -> bool:
+    def switch_task(self, task: Task) -> bool:
         """Go on as the world of another task of the suite; False where that has a scene of its own."""
         return task == self.task
 
