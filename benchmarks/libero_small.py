@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import lifelong
 from benchmarks.lifelong import Place, Study
 from benchmarks.output import command
-from training.lifelong.m2distill import TERMS
+from training.lifelong.strategies.m2distill import TERMS
 from training.studies.arms import Arm
 
 SUITES = ("libero_object", "libero_goal", "libero_spatial")

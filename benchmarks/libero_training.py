@@ -36,8 +36,8 @@ from m2distill_policy.demonstrations import DemonstrationFile
 from m2distill_policy.errors import TrainingError
 from training.data.task_data import TaskData, load_task
 from training.lifelong.memory import Memory
-from training.lifelong.run import make_strategy
 from training.lifelong.stage import pick_device, pick_precision, train_stage
+from training.lifelong.strategies import make_strategy
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 

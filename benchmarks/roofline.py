@@ -22,8 +22,8 @@ from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Text, libero_contract
 from training.allocator import keep_freed_memory
 from training.lifelong.memory import Memory
-from training.lifelong.run import make_strategy
 from training.lifelong.stage import Learner, pick_device, pick_precision
+from training.lifelong.strategies import make_strategy
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 

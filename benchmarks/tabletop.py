@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from benchmarks import lifelong
 from benchmarks.output import command
-from training.lifelong.m2distill import TERMS
+from training.lifelong.strategies.m2distill import TERMS
 from training.studies.arms import Arm
 
 _KEEP = ("memory.episodes=5",)

@@ -18,14 +18,14 @@ from benchmarks.output import add_out, command, percentiles, write
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Text, libero_contract
 from training.lifelong.memory import Memory
-from training.lifelong.run import make_strategy
 from training.lifelong.stage import end_stage, train_stage
+from training.lifelong.strategies import make_strategy, strategy_class, strategy_names
 from training.models.resnet_t import ResNetT
-from training.run_config import JOINT, STRATEGIES, RunConfig
+from training.run_config import RunConfig
 from training.studies.plan import noise
 
 #: Those with a second stage to time.
-IN_TURN = tuple(name for name in STRATEGIES if name not in JOINT)
+IN_TURN = tuple(name for name in strategy_names() if not strategy_class(name).learns_jointly)
 #: Episodes of each old task that are kept where the configuration keeps none.
 _KEPT = 5
 

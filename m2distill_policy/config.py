@@ -23,7 +23,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -31,12 +31,28 @@ from m2distill_policy import strict_json
 from m2distill_policy.config_text import SUFFIXES, read_plain, shown
 from m2distill_policy.errors import ConfigError, closest
 
-__all__ = ["SUFFIXES", "from_dict", "from_json", "load_config", "override", "read_file", "to_dict", "to_json"]
+__all__ = [
+    "SUFFIXES", "from_dict", "from_json", "load_config", "open_sections", "override", "read_file", "to_dict", "to_json",
+]  # fmt: skip
 
 T = TypeVar("T")
 
+#: Where a field's metadata holds what :func:`open_sections` was given.
+_OPEN = "open sections"
 _NULL_WORDS = ("null", "none")
 _BOOL_WORDS = {"true": True, "false": False}
+
+
+def open_sections(lookup: Callable[[], Mapping[str, type[Any]]]) -> Any:
+    """A dataclass field for sections that are registered elsewhere; the class does not list them.
+
+    Each registered section is a table at the level of the class itself. The field holds those that were given, as a
+    tuple of dataclass instances in the order of their names.
+
+    Args:
+        lookup: returns the sections that are registered now: name -> dataclass.
+    """
+    return dataclasses.field(default=(), metadata={_OPEN: lookup})
 
 
 def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequence[str] = ()) -> T:
@@ -98,6 +114,9 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
         if key not in fields:
             raise ConfigError(_unknown(cls, str(key), where))
     values = {key: _convert(fields[key].type, value, _join(where, key)) for key, value in data.items()}
+    holder, sections = _open(cls)
+    if holder is not None:
+        values[holder] = tuple(values.pop(name) for name in sorted(sections) if name in values)
     missing = [name for name, field in fields.items() if field.required and name not in values]
     if missing:
         raise ConfigError(f"'{_join(where, missing[0])}' is not given, and it has no default")
@@ -111,7 +130,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Plain JSON types: sections as dictionaries, tuples as lists, paths as strings. ``from_dict`` reads it back."""
     if isinstance(config, type) or not dataclasses.is_dataclass(config):
         raise TypeError(f"{config!r} is not an instance of a dataclass")
-    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config) if field.init}
+    holder, sections = _open(type(config))
+    plain = {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init and f.name != holder}
+    if holder is not None:
+        names = {kind: name for name, kind in sections.items()}
+        plain |= {names[type(section)]: to_dict(section) for section in getattr(config, holder)}
+    return plain
 
 
 def to_json(config: Any) -> str:
@@ -137,8 +161,28 @@ class _Field:
     required: bool
 
 
-@functools.cache
+def _open(cls: type) -> tuple[str | None, Mapping[str, type[Any]]]:
+    """The field of ``cls`` that :func:`open_sections` made, and what is registered for it; None where it has none."""
+    for field in dataclasses.fields(cls):
+        if _OPEN in field.metadata:
+            return field.name, field.metadata[_OPEN]()
+    return None, {}
+
+
 def _fields(cls: type) -> dict[str, _Field]:
+    """The keys of ``cls``: its fields, and the sections that are registered for it."""
+    holder, sections = _open(cls)
+    if holder is None:
+        return _own_fields(cls)
+    own = {name: field for name, field in _own_fields(cls).items() if name != holder}
+    both = own.keys() & sections.keys()
+    if both:
+        raise TypeError(f"a section is registered as '{min(both)}', which is a key of {cls.__name__}; rename it")
+    return {**own, **{name: _Field(kind, required=False) for name, kind in sections.items()}}
+
+
+@functools.cache
+def _own_fields(cls: type) -> dict[str, _Field]:
     # get_type_hints resolves the strings that `from __future__ import annotations` leaves behind.
     hints = typing.get_type_hints(cls)
     missing = dataclasses.MISSING

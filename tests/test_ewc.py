@@ -11,14 +11,14 @@ import torch
 from m2distill_policy.errors import ConfigError
 from tests.test_stage import start
 from tests.training_fixtures import CONTRACT, config, task_data
-from training.lifelong.ewc import Ewc, EwcConfig
 from training.lifelong.memory import Memory
-from training.lifelong.run import make_strategy
 from training.lifelong.stage import end_stage, train_stage
+from training.lifelong.strategies import make_strategy
+from training.lifelong.strategies.ewc import Ewc, EwcConfig
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 
-RUN = config(strategy="ewc", ewc=EwcConfig(weight=50.0, batches=3))
+RUN = config(strategy="ewc", sections=(EwcConfig(weight=50.0, batches=3),))
 
 
 def _strategy(run: RunConfig = RUN) -> Ewc:
@@ -43,10 +43,10 @@ def test_what_is_held_is_the_mean_squared_gradient_and_fades() -> None:
         return (number + 1.0) * weight.sum()
 
     strategy.end_stage(policy, imitate)
-    assert torch.allclose(strategy.kept["text.weight"], torch.full_like(weight, (1 + 4 + 9) / 3))
-    assert not strategy.kept["text.bias"].any()
+    assert torch.allclose(strategy.state["text.weight"], torch.full_like(weight, (1 + 4 + 9) / 3))
+    assert not strategy.state["text.bias"].any()
     strategy.end_stage(policy, imitate)
-    assert torch.allclose(strategy.kept["text.weight"], torch.full_like(weight, 1.9 * (1 + 4 + 9) / 3))
+    assert torch.allclose(strategy.state["text.weight"], torch.full_like(weight, 1.9 * (1 + 4 + 9) / 3))
 
 
 def test_estimating_leaves_the_policy_as_it_is() -> None:
@@ -56,23 +56,23 @@ def test_estimating_leaves_the_policy_as_it_is() -> None:
     end_stage(policy, strategy, task_data(0), RUN, 0)
     assert all(torch.equal(values, before[name]) for name, values in policy.state_dict().items())
     assert all(p.grad is None for p in policy.parameters())
-    assert sum(float(values.sum()) for values in strategy.kept.values()) > 0
+    assert sum(float(values.sum()) for values in strategy.state.values()) > 0
     again = _strategy()
     end_stage(policy, again, task_data(0), RUN, 0)
-    assert all(torch.equal(values, again.kept[name]) for name, values in strategy.kept.items())
+    assert all(torch.equal(values, again.state[name]) for name, values in strategy.state.items())
 
 
 def test_the_penalty_is_zero_at_first_and_holds(tmp_path: Path) -> None:
     moved = {}
     for weight in (0.0, 1e6):
-        run = dataclasses.replace(RUN, ewc=EwcConfig(weight=weight, batches=3))
+        run = dataclasses.replace(RUN, sections=(EwcConfig(weight=weight, batches=3),))
         policy, strategy = start(run), _strategy(run)
         assert "penalty" not in _learn(policy, strategy, run, 0, tmp_path / f"first_{weight:g}")[-1]
         before = {name: p.detach().clone() for name, p in policy.named_parameters()}
         terms = _learn(policy, strategy, run, 1, tmp_path / f"second_{weight:g}")
         assert terms[0]["penalty"] == 0 < terms[-1]["penalty"]
         assert terms[-1]["total"] == pytest.approx(terms[-1]["bc"] + weight * terms[-1]["penalty"], rel=1e-4)
-        held = strategy.kept  # of both stages; what the second added is small beside this comparison
+        held = strategy.state  # of both stages; what the second added is small beside this comparison
         with torch.no_grad():
             moved[weight] = sum(
                 float((held[name] * (p - before[name]).square()).sum()) for name, p in policy.named_parameters()

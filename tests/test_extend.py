@@ -249,7 +249,7 @@ def test_what_no_world_can_be_asked_about_is_published_by_name_alone(
         (["network.embed=32"], [2], r"under another setting: network.embed is 16 there and 32 here; leave it as it is"),
         (["memory.episodes=2"], [2], r"kept memory.episodes=1 of each task's demonstrations and 2 were asked for"),
         (["evaluation.points=2"], [2], r"points is 1 there and 2 here"),
-        (["strategy=ewc"], [2], r"strategy=m2distill, which did not measure what strategy=ewc holds"),
+        (["strategy=ewc"], [2], r"strategy=m2distill, which did not save the state that strategy=ewc starts from"),
         (["strategy=multitask"], [2], r"cannot be extended from or by strategy=multitask"),
         (["seed=3"], [2], r"seed is 0 there and 3 here"),
     ],

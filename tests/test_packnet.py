@@ -11,12 +11,12 @@ import torch
 
 from m2distill_policy.errors import ConfigError
 from tests.test_stage import CONTRACT, config, memory_of_one, start, task_data
-from training.lifelong.packnet import PackNet, PackNetConfig, prune
-from training.lifelong.run import make_strategy
 from training.lifelong.stage import to_inputs, train_stage
+from training.lifelong.strategies import make_strategy
+from training.lifelong.strategies.packnet import PackNet, PackNetConfig, prune
 from training.models.resnet_t import ResNetT
 
-RUN = config(strategy="packnet", packnet=PackNetConfig(prune=0.75, retrain=0.5))
+RUN = config(strategy="packnet", sections=(PackNetConfig(prune=0.75, retrain=0.5),))
 
 
 def _learn(policy: ResNetT, strategy: PackNet, stage: int, folder: Path) -> None:
@@ -44,26 +44,26 @@ def test_a_task_is_answered_by_what_its_own_stage_left(tmp_path: Path) -> None:
     policy, strategy = start(RUN), _strategy()
     _learn(policy, strategy, 0, tmp_path / "first")
     first = {name: values.clone() for name, values in policy.state_dict().items()}
-    owner = {name: values.clone() for name, values in strategy.kept.items()}
+    owner = {name: values.clone() for name, values in strategy.state.items()}
     for name, values in owner.items():
         share = float((values == 1).float().mean())
         assert share == pytest.approx(0.25, abs=0.02) or values.numel() < 100, (name, share)
         assert not first[name][values == 0].any(), "what is free is zero"
 
     second = _strategy()
-    second.kept = owner
+    second.state = owner
     _learn(policy, second, 1, tmp_path / "second")
     now = {name: values.clone() for name, values in policy.state_dict().items()}
     moved = 0
     for name, before in first.items():
         if name in owner:
             assert torch.equal(now[name][owner[name] == 1], before[owner[name] == 1]), name
-            moved += int((second.kept[name] == 2).sum())
+            moved += int((second.state[name] == 2).sum())
         else:
             assert torch.equal(now[name], before), f"{name}: fixed after the first task"
     assert moved, "the second task got no weights of its own"
 
-    masked = {n: torch.where(second.kept[n] == 1, v, 0.0) if n in owner else v for n, v in now.items()}
+    masked = {n: torch.where(second.state[n] == 1, v, 0.0) if n in owner else v for n, v in now.items()}
     inputs = to_inputs(task_data(0).windows(np.random.default_rng(0), 4, 10), torch.device("cpu"))
     answers = []
     for weights in (first, masked, now):
@@ -76,8 +76,8 @@ def test_a_task_is_answered_by_what_its_own_stage_left(tmp_path: Path) -> None:
 def test_a_stage_that_ends_unpruned_leaves_nothing_free() -> None:
     policy, strategy = start(RUN), _strategy()
     strategy.end_stage(policy, lambda number: torch.zeros(()))
-    assert set(strategy.kept) == {name for name, p in policy.named_parameters() if p.dim() > 1}
-    assert all(torch.equal(values == 1, policy.state_dict()[name] != 0) for name, values in strategy.kept.items())
+    assert set(strategy.state) == {name for name, p in policy.named_parameters() if p.dim() > 1}
+    assert all(torch.equal(values == 1, policy.state_dict()[name] != 0) for name, values in strategy.state.items())
 
 
 @pytest.mark.parametrize("setting", [{"prune": 0.0}, {"prune": 1.0}, {"retrain": 1.5}])
@@ -87,5 +87,5 @@ def test_settings_out_of_range_are_refused(setting: dict[str, float]) -> None:
 
 
 def test_checkpoints_before_the_pruning_are_not_chosen_from() -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.points is 2 and packnet prunes"):
+    with pytest.raises(ConfigError, match=r"evaluation\.points is 2, and strategy=packnet prunes"):
         dataclasses.replace(RUN, evaluation=dataclasses.replace(RUN.evaluation, points=2))

@@ -27,9 +27,10 @@ from training.extend import extend_run
 from training.gate import gate
 from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json
-from training.lifelong.run import LifelongRun, make_strategy, share_first_stage
+from training.lifelong.run import LifelongRun, share_first_stage
 from training.lifelong.stage import end_stage
-from training.pipeline import create_run, finish_run, label
+from training.lifelong.strategies import make_strategy
+from training.pipeline import create_run, finish_run
 from training.report.page import distinct_labels, text_table
 from training.run_config import RunConfig, first_difference
 
@@ -195,7 +196,7 @@ def test_each_task_of_packnet_is_answered_by_its_own_network(tmp_path: Path, who
     assert not share_first_stage(LifelongRun.open(whole), run), "its first stage prunes"
     results = finish_run(run, quiet=True)
     assert results is not None and results["metrics"]["nbt"] == 0 and results["bytes_kept"] > 0
-    assert "packnet" in text_table([results])
+    assert "PackNet (task identity)" in text_table([results])
     bundles = [open_bundle(run.bundle_folder(stage)) for stage in (0, 1)]
     assert [bundle.instructions for bundle in bundles] == [("lift the red box",), ("lift the green box",)]
     for stage, bundle in enumerate(bundles):
@@ -265,13 +266,13 @@ def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path
     for point in (1, 2):
         strategy = make_strategy(run.config, run.memory(0), run.contract.history)
         end_stage(run.point_policy(0, point), strategy, run.data(0), run.config, 0)
-        alike = all(torch.equal(value, strategy.kept[name]) for name, value in run.kept(0).items())
+        alike = all(torch.equal(value, strategy.state[name]) for name, value in run.strategy_state(0).items())
         assert alike == (point == 1)
     latest = [*points, "evaluation.ties=latest", "evaluation.rollouts=1"]
     last = create_run(tmp_path / "last", load_config(RunConfig, "config/tiny.toml", latest), demonstrations)
     assert finish_run(last, quiet=True) is not None
     assert read_json(last.stage_folder(0) / "selection.json") == {"rates": [0.0, 0.0], "chosen": 2}
-    assert last.kept(0) and next((last.folder / "memory").glob("ewc_*")).name == "ewc_0_2.safetensors"
+    assert last.strategy_state(0) and next((last.folder / "memory").glob("ewc_*")).name == "ewc_0_2.safetensors"
     later = create_run(tmp_path / "later", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
     assert finish_run(later, quiet=True, evaluate=False) is None
     results = finish_run(LifelongRun.open(later.folder), quiet=True)
@@ -343,7 +344,7 @@ def test_what_only_another_strategy_reads_makes_no_other_run() -> None:
     ("overrides", "sentence"),
     [
         (["memory.episodes=9", "episodes=8"], "memory.episodes is 9 of only episodes = 8"),
-        (["strategy=er", "memory.episodes=0"], "er replays demonstrations and memory.episodes is 0"),
+        (["strategy=er", "memory.episodes=0"], "strategy=er replays demonstrations, and memory.episodes is 0"),
         (["seed=5000"], "seed is 5000; 0 to 4999 are allowed"),
         (["optim.steps=3", "evaluation.points=4"], "evaluation.points is 4 in optim.steps = 3"),
         (["optim.later_lr=0.0"], "optim.later_lr is 0"),
@@ -362,7 +363,7 @@ def test_labels_tell_runs_apart() -> None:
     runs.append({"label": "sequential", "seed": 0, "run": "d"})
     assert [r["label"] for r in distinct_labels(runs)] == ["er, seed 0", "er, seed 1, b", "er, seed 1, c", "sequential"]
     off = load_config(RunConfig, "config/tiny.toml", ["distill.image.on=false", "distill.policy.on=false"])
-    assert label(off).endswith("without image, policy")
+    assert off.strategy_class.describe(off).endswith("without image, policy")
 
 
 def test_export_and_report_commands(tmp_path: Path, whole: Path) -> None:

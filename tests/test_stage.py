@@ -16,10 +16,10 @@ from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import TrainingError
 from tests.training_fixtures import CONTRACT, config, task_data
 from training.lifelong.checkpoint import load_tensors, read_json, save_tensors
-from training.lifelong.m2distill import DistillConfig, M2Distill
 from training.lifelong.memory import Memory
-from training.lifelong.run import make_strategy
 from training.lifelong.stage import learning_rate, to_inputs, train_stage
+from training.lifelong.strategies import make_strategy
+from training.lifelong.strategies.m2distill import DistillConfig, M2Distill
 from training.models.image_encoder import ImageEncoder
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
@@ -70,7 +70,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path, strategy:
 
 def test_teacher_is_frozen_and_let_go() -> None:
     run = config()
-    strategy = M2Distill(memory_of_one(run), CONTRACT.history, run.distill)
+    strategy = M2Distill(memory_of_one(run), CONTRACT.history, run.section(DistillConfig))
     policy = start(run)
     strategy.begin_stage(policy, 0)
     assert strategy.teacher is None
@@ -194,7 +194,11 @@ def test_every_distillation_term_is_logged_and_each_switch_works(tmp_path: Path)
         for place in ("new", "memory", "old_instructions"):
             assert f"{name}/{place}" in seen
     for name in ("image", "text", "extra", "policy"):
-        off = config(distill=from_dict(DistillConfig, {**to_dict(run.distill), name: {"weight": 1.0, "on": False}}))
+        off = config(
+            sections=(
+                from_dict(DistillConfig, {**to_dict(run.section(DistillConfig)), name: {"weight": 1.0, "on": False}}),
+            )
+        )
         seen.clear()
         (tmp_path / name).mkdir()
         strategy = make_strategy(off, memory_of_one(off), CONTRACT.history)

@@ -24,9 +24,10 @@ from tests.training_fixtures import CONTRACT, NETWORK, config, task_data
 from training.extend import extend_run
 from training.lifelong.checkpoint import read_json, save_tensors, write_json
 from training.lifelong.memory import Memory
-from training.lifelong.run import LifelongRun, make_strategy
+from training.lifelong.run import LifelongRun
 from training.lifelong.stage import train_stage
 from training.lifelong.stop import StoppedError
+from training.lifelong.strategies import make_strategy
 from training.models.resnet_t import ResNetT
 from training.pipeline import create_run, finish_run
 from training.run_config import RunConfig

@@ -22,7 +22,7 @@ from training.data.task_data import check_file
 from training.gate import LetThrough
 from training.lifelong import samples
 from training.lifelong.checkpoint import write_json
-from training.lifelong.run import STRATEGY_CLASSES, LifelongRun
+from training.lifelong.run import LifelongRun
 from training.pipeline import own_files, require_distinct, tasks_of
 from training.run_config import RunConfig, first_difference
 from training.text import embed
@@ -126,17 +126,17 @@ def _going_on(folder: Path, record: dict[str, Any]) -> LifelongRun:
 
 def _require_fit(source: LifelongRun, config: RunConfig) -> None:
     """:class:`TrainingError` unless ``source`` is finished and ``config`` leaves alone what its stages fixed."""
-    if "multitask" in (source.config.strategy, config.strategy):
-        raise TrainingError(
-            f"{source.folder} cannot be extended from or by strategy=multitask, which learns all tasks at once; begin "
-            "a new run with all of them, or one that learns the old ones jointly (jointly=...) and goes on by another "
-            "strategy"
-        )
-    for strategy in (source.config.strategy, config.strategy):
-        if STRATEGY_CLASSES[strategy].own_network:
+    for strategy in (source.config.strategy_class, config.strategy_class):
+        if strategy.learns_jointly:
             raise TrainingError(
-                f"{source.folder} cannot be extended from or by strategy={strategy}, which has a network for each "
-                "task and none for all; begin a new run"
+                f"{source.folder} cannot be extended from or by strategy={strategy.name}, which learns all tasks in "
+                "one stage; start a new run with all tasks, or one that learns the old tasks jointly (jointly=...) and "
+                "the new ones by another strategy"
+            )
+        if strategy.network_per_task:
+            raise TrainingError(
+                f"{source.folder} cannot be extended from or by strategy={strategy.name}, which has a network for each "
+                "task and none for all; start a new run"
             )
     missing = [source.learned(stage) - 1 for stage in range(source.stages) if not source.trained(stage)]
     if missing:
@@ -154,7 +154,7 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
                 f"{source.folder} cannot be extended under another setting: {difference}; leave it as it is, or begin "
                 "a new run"
             )
-    replays = STRATEGY_CLASSES[config.strategy].uses_exemplars and config.memory.demonstrations
+    replays = config.strategy_class.uses_memory and config.memory.demonstrations
     if replays and not source.memory(1).exemplars:
         raise TrainingError(
             f"{source.folder} was trained by strategy={source.config.strategy} and kept no demonstrations; set "
@@ -168,10 +168,11 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
                 f"{source.folder} kept memory.{rule}={kept} of each task's demonstrations and {asked} were asked for; "
                 "leave it as it is, or 0 for none"
             )
-    if config.strategy == "ewc" and not source.kept(source.stages - 1):
+    saved = source.config.strategy == config.strategy and source.strategy_state(source.stages - 1)
+    if config.strategy_class.requires_state and not saved:
         raise TrainingError(
-            f"{source.folder} was trained by strategy={source.config.strategy}, which did not measure what "
-            "strategy=ewc holds; extend it by strategy=m2distill"
+            f"{source.folder} was trained by strategy={source.config.strategy}, which did not save the state that "
+            f"strategy={config.strategy} starts from; extend it by strategy=m2distill"
         )
 
 

@@ -19,6 +19,7 @@ from m2distill_policy.errors import DivergedError, TrainingError
 from m2distill_policy.progress import ProgressBar
 from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun
+from training.lifelong.strategies import import_options
 from training.run_config import RunConfig, first_difference
 
 
@@ -65,7 +66,8 @@ class Job:
 
     def command(self) -> list[str]:
         """What starts it, or goes on with it."""
-        base = [sys.executable, "-m", "m2distill_policy", "train", "--out", str(self.folder), "--quiet"]
+        base = [sys.executable, "-m", "m2distill_policy", "train", *import_options()]
+        base += ["--out", str(self.folder), "--quiet"]
         return [*base, "--resume"] if LifelongRun.begun(self.folder) else [*base, *self.arguments]
 
 

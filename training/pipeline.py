@@ -27,7 +27,6 @@ from training import distributed
 from training.allocator import free_bytes
 from training.data.task_data import check_file
 from training.lifelong.checkpoint import read_json, write_json
-from training.lifelong.m2distill import TERMS
 from training.lifelong.run import LifelongRun
 from training.lifelong.stage import pick_device
 from training.metrics import first_best, hold_from, joint_metrics, lifelong_metrics, until_perfect
@@ -344,7 +343,7 @@ def sum_up(run: LifelongRun, told: list[dict[str, Any]] | None = None) -> dict[s
 def _about(run: LifelongRun, rows: list[Any], told: list[dict[str, Any]] | None) -> dict[str, Any]:
     """What results say beside the metrics. rows: the cells evaluated after each stage."""
     return {
-        "label": label(run.config),
+        "label": run.config.strategy_class.describe(run.config),
         "run": run.folder.name,
         "strategy": run.config.strategy,
         "seed": run.config.seed,
@@ -365,21 +364,3 @@ def _about(run: LifelongRun, rows: list[Any], told: list[dict[str, Any]] | None)
         "trained": [run.made_by(stage) for stage in range(run.stages)],
         **provenance.describe(),
     }
-
-
-def label(config: RunConfig) -> str:
-    """A short name for tables: the strategy and what it keeps."""
-    if config.strategy in ("sequential", "ewc", "packnet", "multitask"):
-        return config.strategy
-    kept = []
-    if config.memory.episodes:
-        kept.append(f"{config.memory.episodes} demos")
-    if config.memory.windows:
-        kept.append(f"first {config.memory.windows} windows")
-    if config.strategy == "m2distill" and config.memory.instructions:
-        kept.append("words")
-    words = f"{config.strategy} ({' + '.join(kept) or 'nothing kept'})"
-    if config.strategy == "m2distill":
-        off = [term for term in TERMS if not getattr(config.distill, term).on]
-        words += f" without {', '.join(off)}" if off else ""
-    return words

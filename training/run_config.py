@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from m2distill_policy.config import open_sections
 from m2distill_policy.contract import IMAGE_SIDE
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.options import MANY, MOST_PROCESSES
@@ -13,15 +14,11 @@ from m2distill_policy.ranges import require_within
 from m2distill_policy.sim.env import FILES
 from m2distill_policy.sim.seeds import RUN_SEEDS, count_initial_states
 from training.data.augment import AugmentConfig
-from training.lifelong.ewc import EwcConfig
-from training.lifelong.m2distill import DistillConfig
 from training.lifelong.memory import LARGEST_BATCH, MemoryConfig
-from training.lifelong.packnet import PackNetConfig
+from training.lifelong.strategies import sections, strategy_class
+from training.lifelong.strategy import Strategy
 from training.models.config import NetworkConfig
 
-STRATEGIES = ("sequential", "er", "ewc", "packnet", "m2distill", "multitask")
-#: Those that learn all tasks at once, in one stage.
-JOINT = ("multitask",)
 #: Settings that change how long a result takes, not what it is.
 _NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds", "optim.recompute")
 #: Setting of a section -> smallest and largest: more than anybody needs, less than a slip of the pen asks for.
@@ -45,8 +42,7 @@ _EVALUATION_RANGES = {
     "told": (0, MANY),
     "horizon": (0, MANY),
 }
-#: Sections that one strategy reads and no other.
-_OWN_SECTIONS = {"distill": "m2distill", "ewc": "ewc", "packnet": "packnet"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -168,16 +164,15 @@ class RunConfig:
     later_episodes: int = 0
     image_size: int = 128
     text_encoder: str = "auto"
-    strategy: Literal["sequential", "er", "ewc", "packnet", "m2distill", "multitask"] = "m2distill"
+    strategy: str = "m2distill"
     seed: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    ewc: EwcConfig = field(default_factory=EwcConfig)
-    packnet: PackNetConfig = field(default_factory=PackNetConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    #: Sections of strategies: those that were given, and the one of ``strategy`` in any case.
+    sections: tuple[Any, ...] = open_sections(sections)
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -200,21 +195,8 @@ class RunConfig:
                 )
         if not 1 <= self.jointly <= len(self.tasks):
             raise ConfigError(f"jointly is {self.jointly}; allowed are 1 to {len(self.tasks)}, the number of tasks")
-        if self.strategy == "er" and not self.memory.demonstrations:
-            raise ConfigError(
-                "strategy er replays demonstrations and memory.episodes is 0; keep some (or memory.windows=1000, "
-                "LIBERO's rule), or use strategy=sequential"
-            )
-        if self.strategy == "packnet" and self.evaluation.points > 1:
-            raise ConfigError(
-                f"evaluation.points is {self.evaluation.points} and packnet prunes within a stage: what is there "
-                "before is no policy yet; set evaluation.points=1"
-            )
-        if self.distill.rank > self.network.embed:
-            raise ConfigError(
-                f"distill.rank is {self.distill.rank} and a token has network.embed = {self.network.embed} entries; "
-                "ask for fewer directions, or 0 for all"
-            )
+        self._add_own_section()
+        self.strategy_class.check(self)
         if self.memory.widen and not self.optim.apart:
             raise ConfigError(
                 f"memory.widen is {self.memory.widen} and optim.apart is 0: windows are not widened; set optim.apart "
@@ -244,10 +226,26 @@ class RunConfig:
                 f"states{why} ask for at most {most}"
             )
 
+    def _add_own_section(self) -> None:
+        kind = self.strategy_class.config_class
+        if kind is not None and not any(type(section) is kind for section in self.sections):
+            names = {kind: name for name, kind in sections().items()}
+            added = sorted((*self.sections, kind()), key=lambda section: names[type(section)])
+            object.__setattr__(self, "sections", tuple(added))
+
+    @property
+    def strategy_class(self) -> type[Strategy]:
+        """The class of the strategy."""
+        return strategy_class(self.strategy)
+
+    def section(self, kind: type[T]) -> T:
+        """Return a strategy's section by its dataclass; its defaults where it was not given."""
+        return next((section for section in self.sections if type(section) is kind), None) or kind()
+
     @property
     def first_tasks(self) -> int:
         """How many tasks the first stage learns."""
-        return len(self.tasks) if self.strategy in JOINT else self.jointly
+        return len(self.tasks) if self.strategy_class.learns_jointly else self.jointly
 
     @property
     def stages(self) -> int:
@@ -271,11 +269,19 @@ class RunConfig:
         return self.later_episodes or self.episodes if self.stage_of(task) else self.episodes
 
 
+def _unread_sections(strategies: set[str]) -> set[str]:
+    """Sections that none of ``strategies`` reads; empty where no strategy is named."""
+    if not strategies:
+        return set()
+    classes = [strategy_class(name) for name in strategies]
+    return set(sections()) - {found.section for found in classes if found.config_class is not None}
+
+
 def first_difference(made: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> str | None:
     """The first setting in which two configurations, as dictionaries, differ in a way that changes results: not in one
     that only another strategy reads."""
     strategies = {config["strategy"] for config in (made, wanted) if "strategy" in config}
-    unread = {section for section, owner in _OWN_SECTIONS.items() if strategies and owner not in strategies}
+    unread = _unread_sections(strategies)
     for key in sorted({*made, *wanted}):
         name = f"{within}{key}"
         if name in _NO_RESULT or name in unread:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from m2distill_policy import cluster
-from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import LARGEST_SEED, MOST_PROCESSES, whole
 
 
@@ -33,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     cluster.add_option(parser, "runs")
+    _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -56,6 +57,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left, print the table."""
+    _own_strategies.load(args)
     from training.studies.ablation import ablate, table
     from training.studies.arms import Setting
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import MANY, whole
 
 
@@ -35,11 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="runs that differ in their seed (default: %(default)s)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Count, time, and print."""
+    _own_strategies.load(args)
     from m2distill_policy.config import load_config
     from m2distill_policy.errors import ConfigError
     from m2distill_policy.sim.env import FILES

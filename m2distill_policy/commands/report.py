@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.commands import SUMMARIES, _own_strategies
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,11 +20,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     parser.add_argument("--latents", action="store_true", help="also show how the tasks' latents moved (t-SNE)")
+    _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print the table."""
+    _own_strategies.load(args)
     from m2distill_policy.storage import write_atomic
     from training.lifelong.checkpoint import read_json
     from training.report.page import build_page, distinct_labels, text_table

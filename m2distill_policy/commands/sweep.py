@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from m2distill_policy import cluster
-from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, whole
 
 
@@ -51,11 +51,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     cluster.add_option(parser, "runs")
+    _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left, print the trials."""
+    _own_strategies.load(args)
     from m2distill_policy.commands.ablate import seeds_of
     from m2distill_policy.config import load_config
     from training.studies.arms import Setting

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2distill_policy.commands import SUMMARIES
+from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import MANY, real, whole
 
 if TYPE_CHECKING:
@@ -71,11 +71,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Create or open the run, go through its stages, and see whether an extended one may go to the robot."""
+    _own_strategies.load(args)
     from training import distributed
     from training.lifelong.run import LifelongRun
     from training.pipeline import finish_run

@@ -41,13 +41,7 @@ from training.drift import latent_drift
 from training.export import Parity, Precision, export_bundle
 from training.lifelong import samples
 from training.lifelong.checkpoint import digest_of, load_tensors, read_json, save_tensors, write_json
-from training.lifelong.er import ExperienceReplay
-from training.lifelong.ewc import Ewc
-from training.lifelong.m2distill import M2Distill
 from training.lifelong.memory import Memory
-from training.lifelong.multitask import Multitask
-from training.lifelong.packnet import PackNet
-from training.lifelong.sequential import Sequential
 from training.lifelong.stage import (
     append_json_line,
     drop_partial,
@@ -56,32 +50,13 @@ from training.lifelong.stage import (
     pick_precision,
     train_stage,
 )
+from training.lifelong.strategies import make_strategy
 from training.lifelong.strategy import Strategy
 from training.models.resnet_t import ResNetT
-from training.run_config import JOINT, RunConfig
-
-STRATEGY_CLASSES: dict[str, type[Strategy]] = {
-    "sequential": Sequential,
-    "er": ExperienceReplay,
-    "ewc": Ewc,
-    "packnet": PackNet,
-    "m2distill": M2Distill,
-    "multitask": Multitask,
-}
+from training.run_config import RunConfig
 
 #: Every so many steps a row goes to metrics.jsonl and TensorBoard.
 LOG_EVERY = 10
-
-
-def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
-    """The strategy that the configuration names."""
-    if config.strategy == "ewc":
-        return Ewc(memory, history, config.ewc, config.optim.apart)
-    if config.strategy == "packnet":
-        return PackNet(memory, history, config.packnet, config.optim.apart)
-    if config.strategy == "m2distill":
-        return M2Distill(memory, history, config.distill, config.optim.apart)
-    return STRATEGY_CLASSES[config.strategy](memory, history, config.optim.apart)
 
 
 class LifelongRun:
@@ -175,7 +150,7 @@ class LifelongRun:
     @property
     def joint(self) -> bool:
         """Whether all tasks are learned at once: there is no old task."""
-        return self.config.strategy in JOINT or self.config.jointly == len(self.tasks) > 1
+        return self.config.strategy_class.learns_jointly or self.config.jointly == len(self.tasks) > 1
 
     @property
     def stages(self) -> int:
@@ -188,7 +163,7 @@ class LifelongRun:
 
     def answering(self, stage: int, task: int) -> int:
         """The stage whose network answers ``task`` once stage ``stage`` has ended: that one, for most strategies."""
-        return self.config.stage_of(task) if STRATEGY_CLASSES[self.config.strategy].own_network else stage
+        return self.config.stage_of(task) if self.config.strategy_class.network_per_task else stage
 
     def trained(self, stage: int) -> bool:
         """Whether stage ``stage`` has been trained."""
@@ -245,10 +220,10 @@ class LifelongRun:
     def memory(self, stages: int) -> Memory:
         """What is kept after the first ``stages`` stages."""
         memory = Memory(self.config.memory)
-        uses = STRATEGY_CLASSES[self.config.strategy]
-        if not uses.uses_exemplars:
+        uses = self.config.strategy_class
+        if not uses.uses_memory:
             memory = Memory(dataclasses.replace(self.config.memory, episodes=0, windows=0))
-        if not uses.uses_instructions:
+        if not uses.uses_old_instructions:
             memory = Memory(dataclasses.replace(memory.config, instructions=False))
         for task in range(self.learned(stages - 1) if stages else 0):
             path = self.folder / "memory" / f"exemplars_{task}.safetensors"
@@ -283,7 +258,7 @@ class LifelongRun:
                         f"checkpoint {path} is damaged or missing; restore it, or start the run anew in another folder"
                     )
             self.memory(stage + 1)
-            self.kept(stage)
+            self.strategy_state(stage)
             if samples.have(folder):
                 samples.episode(folder, "", "")
                 samples.probes(folder)
@@ -332,7 +307,7 @@ class LifelongRun:
         memory = self.memory(stage)
         strategy = make_strategy(self.config, memory, self.contract.history)
         if stage:
-            strategy.kept = self.kept(stage - 1)
+            strategy.state = self.strategy_state(stage - 1)
         points: dict[int, str] = {}
 
         if not distributed.is_first():
@@ -403,13 +378,13 @@ class LifelongRun:
             exemplars[str(task)] = digest_of(path) if path.exists() else None
         self.put_aside(stage, parts[-1])
         record: dict[str, Any] = {"exemplars": exemplars, "kept": None}
-        if strategy.kept:
+        if strategy.state:
             name = f"{strategy.name}_{stage}_{point}.safetensors"
-            digest = save_tensors(self.folder / "memory" / name, strategy.kept)
+            digest = save_tensors(self.folder / "memory" / name, strategy.state)
             record["kept"] = {"strategy": strategy.name, "file": name, "sha256": digest}
         return record
 
-    def kept(self, stage: int) -> dict[str, torch.Tensor]:
+    def strategy_state(self, stage: int) -> dict[str, torch.Tensor]:
         """What the run's strategy kept beside the memory when ``stage`` had ended; what another one kept is nothing to
         it."""
         record = read_json(self.stage_folder(stage) / "points.json").get("kept")
@@ -431,11 +406,11 @@ class LifelongRun:
         EWC holds every weight where the next stage finds it."""
         folder = self.stage_folder(stage)
         record = read_json(folder / "points.json")
-        if self.kept(stage) and point != self.config.evaluation.points:
+        if self.strategy_state(stage) and point != self.config.evaluation.points:
             parts, before = self._parts(stage), record["kept"]["file"]
             data: Demonstrated = JointData(parts) if len(parts) > 1 else parts[0]
             strategy = make_strategy(self.config, self.memory(stage), self.contract.history)
-            strategy.kept = self.kept(stage - 1) if stage else {}
+            strategy.state = self.strategy_state(stage - 1) if stage else {}
             end_stage(self.point_policy(stage, point), strategy, data, self.config, stage)
             record |= self.keep(stage, parts, strategy, point)
             write_json(folder / "points.json", record)
@@ -444,7 +419,7 @@ class LifelongRun:
         self.choose(stage, point)
 
     def _bytes(self, stage: int) -> int:
-        beside = self.kept(stage).values()
+        beside = self.strategy_state(stage).values()
         return self.memory(stage + 1).bytes + sum(values.nbytes for values in beside)
 
     def point_policy(self, stage: int, point: int) -> ResNetT:
@@ -576,9 +551,8 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
             "contract": run.contract.to_dict(),
         }
 
-    alone = {run.config.strategy for run in (source, target) if STRATEGY_CLASSES[run.config.strategy].own_network}
     if (
-        alone
+        not all(run.config.strategy_class.shares_first_stage for run in (source, target))
         or target.joint
         or source.joint
         or target.trained(0)

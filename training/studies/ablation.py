@@ -14,7 +14,7 @@ from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import to_dict
 from m2distill_policy.errors import ConfigError
 from training.lifelong.checkpoint import write_json
-from training.lifelong.m2distill import TERMS
+from training.lifelong.strategies.m2distill import TERMS, DistillConfig
 from training.studies.arms import Arm, Setting, jobs_of, results_of, run_seed
 
 #: Shown for every arm: name in results.json -> heading.
@@ -38,7 +38,7 @@ def ablate(setting: Setting, seeds: Sequence[int], at_once: int, launcher: Launc
         raise ConfigError(f"the seeds name one twice: {list(seeds)}")
     jobs = {seed: jobs_of(seed, ARMS, setting) for seed in seeds}
     config = jobs[seeds[0]][0].config
-    off = [term for term in TERMS if not getattr(config.distill, term).value]
+    off = [term for term in TERMS if not getattr(config.section(DistillConfig), term).value]
     if off:
         raise ConfigError(f"distill.{off[0]} is off or weighs nothing: there is nothing to leave out; give it a weight")
     if not config.evaluation.rollouts:

@@ -15,7 +15,7 @@ from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config
 from training.launch import Job, run_alone, run_jobs
 from training.lifelong.checkpoint import read_json
-from training.run_config import JOINT, RunConfig
+from training.run_config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def jobs_of(seed: int, arms: Sequence[Arm], setting: Setting) -> list[Job]:
     for arm in arms:
         settings = (*setting.overrides, *arm.overrides, f"seed={seed}")
         config = load_config(RunConfig, setting.config, settings)
-        alone = arm is arms[0] or config.strategy in ("packnet", *JOINT)
+        alone = arm is arms[0] or not config.strategy_class.shares_first_stage
         shared = [] if alone else ["--first-stage-from", str(root / arms[0].name)]
         jobs.append(
             Job(f"seed {seed} {arm.name}", root / arm.name, (*common, *shared, *settings), config, setting.data)

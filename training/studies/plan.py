@@ -22,8 +22,8 @@ from m2distill_policy.sim.suites import make_sim_env, suite_contract
 from training.data.task_data import TaskData
 from training.export import export_bundle
 from training.lifelong.memory import Memory
-from training.lifelong.run import make_strategy
 from training.lifelong.stage import end_stage, train_stage
+from training.lifelong.strategies import make_strategy
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 
@@ -124,6 +124,7 @@ def measure(config: RunConfig, task: Task, say: Callable[[str], None]) -> Speed:
 def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
     """Median seconds of a step of stage 0 or of a later one."""
     steps = 2 * _TIMED_TRAINING
+    chosen = config.strategy_class
     optim = dataclasses.replace(
         config.optim, steps=steps, epochs=0.0, first_epochs=0.0, warmup=0, checkpoint_seconds=1e9
     )
@@ -131,7 +132,7 @@ def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
         config,
         optim=optim,
         evaluation=dataclasses.replace(config.evaluation, points=1),
-        ewc=dataclasses.replace(config.ewc, batches=1),
+        sections=tuple(chosen.quick(own) if type(own) is chosen.config_class else own for own in config.sections),
     )
     memory = Memory(timed.memory)
     policy, strategy = ResNetT(timed.network, contract), make_strategy(timed, memory, contract.history)

@@ -22,7 +22,7 @@ from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.errors import ConfigError, DivergedError, TrainingError
 from training.launch import Job, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
-from training.run_config import JOINT, RunConfig, first_difference
+from training.run_config import RunConfig, first_difference
 from training.studies.arms import Arm, Setting, jobs_of, results_of
 
 #: What a setting can be.
@@ -101,7 +101,7 @@ def sweep(
         raise ConfigError(f"{trials} trials were asked for; at least 1 is needed")
     if not base.evaluation.rollouts:
         raise ConfigError("a trial is told by its rollouts, and evaluation.rollouts is 0; ask for some")
-    if base.strategy in JOINT and config.metric != "mean_final":
+    if base.strategy_class.learns_jointly and config.metric != "mean_final":
         raise ConfigError(
             f"strategy={base.strategy} learns all tasks at once and has no {config.metric}; its metric is mean_final"
         )

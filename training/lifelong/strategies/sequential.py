@@ -13,6 +13,7 @@ class Sequential(Strategy):
     """Behaviour cloning on the new task alone."""
 
     name = "sequential"
+    label = "sequential fine-tuning"
 
     def loss(
         self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator

@@ -9,15 +9,19 @@ the first task and then fixed, as in the paper; LIBERO's version leaves them as 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from m2distill_policy.errors import ConfigError
 from training.lifelong.memory import Memory
-from training.lifelong.sequential import Sequential
+from training.lifelong.strategies.sequential import Sequential
 from training.lifelong.strategy import Imitate
 from training.models.resnet_t import ResNetT
+
+if TYPE_CHECKING:
+    from training.run_config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -42,25 +46,38 @@ class PackNet(Sequential):
     """
 
     name = "packnet"
-    own_network = True
+    label = "PackNet"
+    config_class = PackNetConfig
+    config: PackNetConfig
+    network_per_task = True
+    needs_task_identity = True
+    shares_first_stage = False
 
-    def __init__(self, memory: Memory, history: int, config: PackNetConfig, apart: float = 0.0) -> None:
-        super().__init__(memory, history, apart)
-        self.config = config
+    def __init__(self, memory: Memory, history: int, config: PackNetConfig | None = None, apart: float = 0.0) -> None:
+        super().__init__(memory, history, config, apart)
         self._stage = 0
         #: Each parameter, where it was as the stage began, and which of its entries stay there.
         self._fixed: list[tuple[Tensor, Tensor, Tensor]] = []
         #: Each parameter and which of its entries are zero until the stage ends; empty before the pruning.
         self._pruned: list[tuple[Tensor, Tensor]] = []
 
+    @classmethod
+    def check(cls, config: RunConfig) -> None:
+        """Refuse checkpoint candidates: within a stage the network is not pruned yet."""
+        if config.evaluation.points > 1:
+            raise ConfigError(
+                f"evaluation.points is {config.evaluation.points}, and strategy=packnet prunes within a stage, so an "
+                "earlier checkpoint is no policy; set evaluation.points=1"
+            )
+
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
         """Fix what belongs to earlier stages."""
         self._stage = stage
         self._pruned = []
-        self.kept = self._owners(policy)
+        self.state = self._owners(policy)
         self._fixed = []
         for name, parameter in policy.named_parameters() if stage else ():
-            owned = self.kept[name] > 0 if name in self.kept else torch.ones_like(parameter, dtype=torch.bool)
+            owned = self.state[name] > 0 if name in self.state else torch.ones_like(parameter, dtype=torch.bool)
             self._fixed.append((parameter, parameter.detach().clone(), owned))
 
     def before_step(self, policy: ResNetT, step: int, steps: int) -> None:
@@ -70,9 +87,9 @@ class PackNet(Sequential):
         prune_at = min(steps - 1, round(steps * (1 - self.config.retrain)))
         if step == prune_at:
             for name, weight in _weights(policy).items():
-                prune(weight, self.kept[name] == 0, self.config.prune)
+                prune(weight, self.state[name] == 0, self.config.prune)
         if step >= prune_at and not self._pruned:  # also when the stage is gone on with behind the pruning
-            self._pruned = [(w, (self.kept[n] == 0) & (w == 0)) for n, w in _weights(policy).items()]
+            self._pruned = [(w, (self.state[n] == 0) & (w == 0)) for n, w in _weights(policy).items()]
 
     @torch.no_grad()
     def after_step(self, policy: ResNetT) -> None:
@@ -84,17 +101,17 @@ class PackNet(Sequential):
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
         """What is not zero belongs to this stage from now on."""
-        self.kept = self._owners(policy)
+        self.state = self._owners(policy)
         for name, weight in _weights(policy).items():
-            owner = self.kept[name]
-            self.kept[name] = torch.where((owner == 0) & (weight.detach() != 0), self._stage + 1, owner)
+            owner = self.state[name]
+            self.state[name] = torch.where((owner == 0) & (weight.detach() != 0), self._stage + 1, owner)
         self._fixed, self._pruned = [], []
 
     def _owners(self, policy: ResNetT) -> dict[str, Tensor]:
         """What is kept, where the policy is; all is free where nothing is kept yet."""
         return {
-            name: self.kept[name].to(weight.device)
-            if name in self.kept
+            name: self.state[name].to(weight.device)
+            if name in self.state
             else torch.zeros_like(weight, dtype=torch.uint8)
             for name, weight in _weights(policy).items()
         }

@@ -6,10 +6,12 @@ because there are none.
 
 from __future__ import annotations
 
-from training.lifelong.sequential import Sequential
+from training.lifelong.strategies.sequential import Sequential
 
 
 class Multitask(Sequential):
     """Behaviour cloning on the demonstrations of all tasks."""
 
     name = "multitask"
+    learns_jointly = True
+    shares_first_stage = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from training.lifelong.memory import Memory
 from training.lifelong.strategy import Composed, Imitate, Strategy, Targets, imitation
 from training.losses.terms import latent_distance, policy_divergence, reverse_divergence, subspace_distance
 from training.models.resnet_t import Inputs, Output, ResNetT
+
+if TYPE_CHECKING:
+    from training.run_config import RunConfig
 
 #: The paper's terms, each a section of :class:`DistillConfig`.
 TERMS = ("image", "text", "extra", "policy")
@@ -90,13 +93,33 @@ class M2Distill(Strategy):
     """Behaviour cloning plus the four terms against the frozen policy of the previous stage."""
 
     name = "m2distill"
-    uses_exemplars = True
-    uses_instructions = True
+    label = "M2Distill"
+    config_class = DistillConfig
+    section = "distill"
+    config: DistillConfig
+    uses_memory = True
+    uses_old_instructions = True
 
-    def __init__(self, memory: Memory, history: int, config: DistillConfig, apart: float = 0.0) -> None:
-        super().__init__(memory, history, apart)
-        self.config = config
+    def __init__(self, memory: Memory, history: int, config: DistillConfig | None = None, apart: float = 0.0) -> None:
+        super().__init__(memory, history, config, apart)
         self.teacher: ResNetT | None = None
+
+    @classmethod
+    def check(cls, config: RunConfig) -> None:
+        """Refuse more directions than a token has entries."""
+        rank = config.section(DistillConfig).rank
+        if rank > config.network.embed:
+            raise ConfigError(
+                f"distill.rank is {rank}, and a token has network.embed = {config.network.embed} entries; set a "
+                "smaller distill.rank, or 0 for all directions"
+            )
+
+    @classmethod
+    def describe(cls, config: RunConfig) -> str:
+        """Add the terms that are switched off."""
+        distill = config.section(DistillConfig)
+        off = [term for term in TERMS if not getattr(distill, term).on]
+        return super().describe(config) + (f" without {', '.join(off)}" if off else "")
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
         """Freeze the policy as it stands: from the second stage on it is the teacher."""
@@ -109,7 +132,7 @@ class M2Distill(Strategy):
         bc = imitation(composed, output, targets)
         terms = {"bc": bc, "total": bc}
         config = self.config
-        weights = {name: getattr(config, name).value for name in ("image", "text", "extra", "policy")}
+        weights = {name: getattr(config, name).value for name in TERMS}
         if self.teacher is None or not any(weights.values()):
             return terms
         with torch.no_grad():

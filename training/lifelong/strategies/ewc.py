@@ -6,6 +6,7 @@ factor. What is kept of old tasks is therefore one number a weight, and no data.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from m2distill_policy.options import MANY
 from m2distill_policy.ranges import require_within
 from training.lifelong.memory import Memory
-from training.lifelong.sequential import Sequential
+from training.lifelong.strategies.sequential import Sequential
 from training.lifelong.strategy import Composed, Imitate, Targets
 from training.models.resnet_t import Inputs, Output, ResNetT
 
@@ -41,19 +42,27 @@ class Ewc(Sequential):
     """Behaviour cloning on the new task, and a spring on every weight; kept: how hard each is held."""
 
     name = "ewc"
+    label = "EWC"
+    config_class = EwcConfig
+    config: EwcConfig
+    requires_state = True
 
-    def __init__(self, memory: Memory, history: int, config: EwcConfig, apart: float = 0.0) -> None:
-        super().__init__(memory, history, apart)
-        self.config = config
+    def __init__(self, memory: Memory, history: int, config: EwcConfig | None = None, apart: float = 0.0) -> None:
+        super().__init__(memory, history, config, apart)
         #: Each parameter, where it was, and how hard it is held there.
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @classmethod
+    def quick(cls, config: EwcConfig) -> EwcConfig:
+        """Estimate the Fisher information on one batch."""
+        return dataclasses.replace(config, batches=1)
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
         """Hold the weights where they are: those of the evaluation point that the stage begins with."""
         self._held = [
-            (p, p.detach().clone(), self.kept[name].to(p.device))
+            (p, p.detach().clone(), self.state[name].to(p.device))
             for name, p in policy.named_parameters()
-            if name in self.kept
+            if name in self.state
         ]
 
     def loss(
@@ -78,6 +87,6 @@ class Ewc(Sequential):
                 if p.grad is not None:
                     fisher[name] += p.grad.square() / self.config.batches
         policy.zero_grad(set_to_none=True)
-        older = self.kept
-        self.kept = {n: f + self.config.fade * older[n].to(f.device) if older else f for n, f in fisher.items()}
+        older = self.state
+        self.state = {n: f + self.config.fade * older[n].to(f.device) if older else f for n, f in fisher.items()}
         self._held = []
