@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from m2distill_policy.errors import M2DistillError
     from m2distill_policy.policy import PRETRAINED, Action, Policy, load
     from m2distill_policy.runtime.mixture import Mixture
+    from m2distill_policy.sim.gym_env import make_env
 
 #: Public name -> the module that defines it.
 _MODULES = {
@@ -33,12 +34,13 @@ _MODULES = {
     "PRETRAINED": "policy",
     "Policy": "policy",
     "load": "policy",
+    "make_env": "sim.gym_env",
     "open_bundle": "bundle",
 }
 
 __all__ = [
     "PRETRAINED", "Action", "Bundle", "Contract", "M2DistillError", "Mixture", "Policy", "__version__", "load",
-    "open_bundle",
+    "make_env", "open_bundle",
 ]  # fmt: skip
 
 
