@@ -1,0 +1,66 @@
+"""Write the list of modules in docs/architecture.md: ``python -m scripts.module_map``.
+
+Each module's line is the first sentence of its docstring, so the list cannot disagree with the code.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "architecture.md"
+BEGIN, END = "<!-- modules -->\n", "<!-- /modules -->\n"
+TOPS = ("m2distill_policy", "training")
+
+
+def module_files() -> list[Path]:
+    """Every module of the product, packages after their own modules."""
+    files = [path for top in TOPS for path in (ROOT / top).rglob("*.py")]
+    return sorted(files, key=lambda path: (path.parent.relative_to(ROOT).as_posix(), path.name))
+
+
+def summary(path: Path) -> str:
+    """The first paragraph of a module's docstring, up to its first full stop.
+
+    Raises:
+        SystemExit: the module has no docstring.
+    """
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    if not text:
+        raise SystemExit(f"{path.relative_to(ROOT)} has no docstring; say in one line what it is for")
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    return paragraph.partition(". ")[0].rstrip(".:")
+
+
+def module_map() -> str:
+    """The list as Markdown: a table for each package."""
+    lines: list[str] = []
+    folder = None
+    for path in module_files():
+        if path.name == "__main__.py" or (path.name == "__init__.py" and not path.read_text(encoding="utf-8").strip()):
+            continue
+        if path.parent != folder:
+            folder = path.parent
+            lines += ["", f"### `{folder.relative_to(ROOT).as_posix()}/`", ""]
+            package = folder / "__init__.py"
+            if package.exists() and package.read_text(encoding="utf-8").strip():
+                lines += [f"{summary(package)}.", ""]
+            lines += ["| module | job |", "|---|---|"]
+        if path.name != "__init__.py":
+            lines.append(f"| `{path.stem}` | {summary(path).replace('|', chr(92) + '|')} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def with_module_map(page: str) -> str:
+    """``page`` with the list between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{module_map()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    found = with_module_map(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(found, encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)
