@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.output import add_out, command, write
 from m2distill_policy.errors import TrainingError
-from training.launch import run_alone
 from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun
+from training.parallel_runs import run_alone
 
 SETTINGS = (
     "tasks=[0,1,2]", "episodes=8", "image_size=64", "optim.steps=80", "optim.checkpoint_seconds=0",

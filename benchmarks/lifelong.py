@@ -25,8 +25,8 @@ from m2distill_policy import cluster
 from m2distill_policy.config import from_dict, load_config, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.evaluation.results import wilson
-from training.launch import Job, progress, run_alone
 from training.lifelong.checkpoint import read_json, write_json
+from training.parallel_runs import Job, progress, run_alone
 from training.run_config import RunConfig, first_difference
 from training.studies import arms
 from training.studies.arms import Arm

@@ -18,7 +18,7 @@ from benchmarks.output import command, write
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.sim.disturbances import KINDS
-from training.launch import Job
+from training.parallel_runs import Job
 from training.run_config import RunConfig
 
 #: What demonstrations are collected under, by the name of the bundle.

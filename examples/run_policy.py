@@ -33,4 +33,4 @@ def main(bundle: str | None = None, steps: int = 150) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -31,9 +31,16 @@ def test_tabletop_plans_every_arm_and_seed(tmp_path: Path) -> None:
 
 
 def test_results_of_another_configuration_are_not_summed_up(tmp_path: Path) -> None:
+    from m2distill_policy import provenance
+    from m2distill_policy.config import load_config
+    from training.lifelong.records import RunRecord, write_record
+    from training.run_config import RunConfig
+
     run = tmp_path / "seed_0" / "er"
     run.mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"config": {"strategy": "er", "episodes": 3, "memory": {"episodes": 1}}}))
+    config = load_config(RunConfig, None, ["strategy=er", "episodes=3", "memory.episodes=1"])
+    made = RunRecord(config, {}, (), (), "elsewhere", **provenance.describe())
+    write_record(run / "run.json", made)
     assert _tabletop("--plan", "--folder", tmp_path).returncode == 0, "nothing of it was trained"
     (run / "results.json").write_text("{}")
     done = _tabletop("--plan", "--folder", tmp_path)

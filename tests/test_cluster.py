@@ -17,7 +17,7 @@ from m2distill_policy.errors import ConfigError, SimulationError, TrainingError
 from m2distill_policy.evaluation.results import RolloutResult, make_cells
 from m2distill_policy.evaluation.rollouts import RolloutPool
 from tests.bundles import write_toy
-from training.launch import Job, run_jobs
+from training.parallel_runs import Job, run_jobs
 from training.run_config import RunConfig
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (requirements/ray.txt)")

@@ -18,12 +18,18 @@ from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import DemonstrationError, TrainingError
 from m2distill_policy.runtime.watcher import FolderWatcher
 from tests.test_run import SMALL, m2distill
+from training.drift import run_drift
 from training.extend import extend_run
-from training.gate import Gate, LetThrough, gate, publish, verdict
+from training.gate import Gate, gate, publish, verdict
 from training.lifelong.checkpoint import read_json
+from training.lifelong.records import EvaluationRecord, ExtensionRecord, RunResults, read_record, write_record
 from training.lifelong.run import LifelongRun
-from training.pipeline import create_run, finish_run, sum_up
+from training.lifelong.stage_bundle import export_stage
+from training.new_run import create_run
+from training.pipeline import finish_run
+from training.release import ReleaseCriteria
 from training.report.latents import flatten, latents
+from training.results import sum_up
 from training.run_config import RunConfig
 
 TINY = "config/tiny.toml"
@@ -96,7 +102,7 @@ def test_the_same_extension_again_goes_on_and_another_one_is_refused(
     again = extend_run(source, tmp_path / "more", source.config, [2], demonstrations)
     assert again.folder == made.folder and (made.folder / "run.json").read_bytes() == record
     with pytest.raises(TrainingError, match=r"another one: its 'extends' differs"):
-        extend_run(source, made.folder, source.config, [2], demonstrations, LetThrough(margin=0.5))
+        extend_run(source, made.folder, source.config, [2], demonstrations, ReleaseCriteria(margin=0.5))
     (tmp_path / "notes").mkdir()
     with pytest.raises(TrainingError, match="holds no run"):
         extend_run(source, tmp_path / "notes", source.config, [2], demonstrations)
@@ -106,8 +112,8 @@ def test_a_run_folder_alone_is_enough(tmp_path: Path, first: Path) -> None:
     """Exported and summed up where its demonstrations are not to be had."""
     run = LifelongRun.open(Path(shutil.copytree(first, tmp_path / "moved")))
     for stage in range(2):
-        assert run.export(stage, tmp_path / f"bundle_{stage}").largest <= 1e-4
-    assert sum_up(run)["drift"] == json.loads((first / "results.json").read_text())["drift"]
+        assert export_stage(run, stage, tmp_path / f"bundle_{stage}").largest <= 1e-4
+    assert sum_up(run).drift == read_record(RunResults, first / "results.json").drift
 
 
 def test_the_report_shows_where_latents_went(tmp_path: Path, first: Path) -> None:
@@ -132,16 +138,16 @@ def test_the_gate_names_what_fell_and_publishes_nothing(
 ) -> None:
     config = override(LifelongRun.open(first).config, ["optim.steps=2"])
     watched = tmp_path / "watched"
-    told = LetThrough(publish=str(watched))
+    told = ReleaseCriteria(publish=str(watched))
     run = extend_run(LifelongRun.open(first), tmp_path / "more", config, [2], demonstrations, told)
     assert gate(run, 0.2) is None, "the new stage is not there yet"
     finish_run(run, quiet=True)
     rows = run.folder / "evaluation"
     for stage, rates in ((1, (0.9, 0.8)), (2, (0.65, 0.6))):
-        cells = json.loads((rows / f"stage_{stage}.json").read_text())
-        for cell, rate in zip(cells, rates, strict=False):
-            cell |= {"rate": rate, "successes": round(20 * rate), "rollouts": 20}
-        (rows / f"stage_{stage}.json").write_text(json.dumps(cells))
+        cells = list(run.cells(stage) or ())
+        for index, rate in enumerate(rates):
+            cells[index] = dataclasses.replace(cells[index], rate=rate, successes=round(20 * rate), rollouts=20)
+        write_record(rows / f"stage_{stage}.json", EvaluationRecord(tuple(cells)))
     found = gate(run, 0.2)
     assert found is not None and found.fallen == ("'lift the red box' from 0.90 to 0.65",)
     again = ["train", "--resume", "--out", str(run.folder), "--quiet"]
@@ -153,8 +159,8 @@ def test_the_gate_names_what_fell_and_publishes_nothing(
     assert "0.90 -> 0.65, 0.80 -> 0.60" in capsys.readouterr().out and len(list(watched.iterdir())) == 1
     assert not Gate(("a", "b"), (0.9, 0.8), (0.7, 0.6), 0.2, 20).fallen
     # One rollout that succeeded and nineteen in which the policy gave up: its rate is 1, and it is nothing to publish.
-    cells[0] |= {"rate": 1.0, "successes": 1, "rollouts": 20, "errors": 19}
-    (rows / "stage_2.json").write_text(json.dumps(cells))
+    cells[0] = dataclasses.replace(cells[0], rate=1.0, successes=1, rollouts=20, errors=19)
+    write_record(rows / "stage_2.json", EvaluationRecord(tuple(cells)))
     found = gate(run, 0.2)
     assert found is not None and found.fallen == ("'lift the red box' from 0.90 to 0.05",)
     assert "(19 of them ended in an error and count as failures)" in verdict(found, tmp_path)
@@ -162,16 +168,19 @@ def test_the_gate_names_what_fell_and_publishes_nothing(
 
 def test_several_extensions_together_may_not_cost_more_than_one(tmp_path: Path, first: Path) -> None:
     run = LifelongRun.open(Path(shutil.copytree(first, tmp_path / "run")))
-    run.record["extends"] = [{"stages": 1}]
-    for stage, rates in ((0, [1.0]), (1, [0.7, 0.9])):
-        cells = [{"rate": rate} for rate in rates]
-        (run.folder / "evaluation" / f"stage_{stage}.json").write_text(json.dumps(cells))
-    run.record["extends"].append({"stages": 2})
-    run.record["tasks"] = run.record["tasks"] * 2
-    run.tasks = (*run.tasks, run.tasks[0])
-    run.config = dataclasses.replace(run.config, tasks=(0, 1, 2))
-    (run.folder / "evaluation" / "stage_2.json").write_text(
-        json.dumps([{"rate": r, "successes": 10 * r, "rollouts": 10, "errors": 0} for r in (0.6, 0.9, 1.0)])
+    known = (run.cells(1) or ())[0]
+
+    def evaluated(stage: int, rates: list[float]) -> None:
+        cells = (dataclasses.replace(known, rate=r, successes=round(10 * r), rollouts=10, errors=0) for r in rates)
+        write_record(run.evaluation_path(stage), EvaluationRecord(tuple(cells)))
+
+    for stage, rates in ((0, [1.0]), (1, [0.7, 0.9]), (2, [0.6, 0.9, 1.0])):
+        evaluated(stage, rates)
+    run.record = dataclasses.replace(
+        run.record,
+        config=dataclasses.replace(run.config, tasks=(0, 1, 2)),
+        tasks=(*run.tasks, run.tasks[0]),
+        extends=tuple(ExtensionRecord("earlier", stages, run.config, ReleaseCriteria()) for stages in (1, 2)),
     )
     found = gate(run, 0.2)
     assert found is not None and found.before == (1.0, 0.9) and found.after == (0.6, 0.9)
@@ -298,14 +307,14 @@ def test_a_run_without_samples_gets_them_once_from_its_demonstrations(tmp_path: 
     more = extend_run(run, tmp_path / "more", run.config, [1], demonstrations)
     shutil.rmtree(data)
     finish_run(more, quiet=True)
-    assert len(more.drift()[1]) == 2 and more.export(0, tmp_path / "bundle").largest <= 1e-4
+    assert len(run_drift(more)[1]) == 2 and export_stage(more, 0, tmp_path / "bundle").largest <= 1e-4
     with pytest.raises(DemonstrationError, match="no demonstration file at"):
         extend_run(LifelongRun.open(run.folder), tmp_path / "late", run.config, [1], demonstrations)
     assert not (tmp_path / "late").exists()
     probes = more.stage_folder(0) / "probes.safetensors"
     probes.write_bytes(probes.read_bytes()[:-1] + b"x")
     with pytest.raises(TrainingError, match=r"probes\.safetensors is damaged or missing; restore it"):
-        more.drift()
+        run_drift(more)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -25,12 +26,16 @@ from m2distill_policy.lock import only_writer
 from m2distill_policy.storage import no_room
 from training.extend import extend_run
 from training.gate import gate
-from training.launch import Job, progress, run_jobs
 from training.lifelong.checkpoint import read_json
-from training.lifelong.run import LifelongRun, share_first_stage
+from training.lifelong.first_stage import share_first_stage
+from training.lifelong.records import RunResults, SelectionRecord, read_record
+from training.lifelong.run import LifelongRun
 from training.lifelong.stage import end_stage
+from training.lifelong.stage_bundle import export_stage
 from training.lifelong.strategies import make_strategy
-from training.pipeline import create_run, finish_run
+from training.new_run import create_run
+from training.parallel_runs import Job, progress, run_jobs
+from training.pipeline import finish_run
 from training.report.page import distinct_labels, text_table
 from training.run_config import RunConfig, first_difference
 
@@ -79,13 +84,13 @@ def test_a_run_that_is_being_trained_is_not_gone_on_with(whole: Path) -> None:
 
 
 def test_run_folder_holds_everything(whole: Path) -> None:
-    results = json.loads((whole / "results.json").read_text())
-    assert [len(row) for row in results["success"]] == [1, 2]
-    assert results["errors"] == 0
-    assert results["bytes_kept"] > 0
-    assert set(results["drift"][1][0]) == {"text", "joint_states", "gripper_states", "agentview_rgb", "eye_in_hand_rgb"}
-    assert results["drift"][1][0]["agentview_rgb"]["l2"] > 0
-    assert results["drift"][1][1]["agentview_rgb"]["l2"] == 0
+    results = read_record(RunResults, whole / "results.json")
+    assert [len(row) for row in results.success] == [1, 2]
+    assert results.errors == 0
+    assert results.bytes_kept > 0
+    assert set(results.drift[1][0]) == {"text", "joint_states", "gripper_states", "agentview_rgb", "eye_in_hand_rgb"}
+    assert results.drift[1][0]["agentview_rgb"].l2 > 0
+    assert results.drift[1][1]["agentview_rgb"].l2 == 0
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {0, 1}
     assert any("policy/old_instructions" in row for row in rows)
@@ -95,9 +100,9 @@ def test_run_folder_holds_everything(whole: Path) -> None:
     bundle = open_bundle(whole / "bundles" / "stage_1")
     assert bundle.instructions == ("lift the red box", "lift the green box")
     assert bundle.provenance["parity"]["largest_difference"] <= 1e-4
-    assert results["config"]["optim"]["steps"] == 30
+    assert results.config.optim.steps == 30
     run = LifelongRun.open(whole)
-    assert results["data"] == {str(task): run.data(task).content_hash() for task in (0, 1)}
+    assert results.data == {str(task): run.data(task).content_hash() for task in (0, 1)}
 
 
 def test_a_damaged_memory_is_noticed(whole: Path, tmp_path: Path) -> None:
@@ -178,15 +183,15 @@ def test_all_tasks_at_once(tmp_path: Path, whole: Path, demonstrations: Path) ->
     run = create_run(tmp_path / "joint", joint, demonstrations)
     assert not share_first_stage(LifelongRun.open(whole), run)
     results = finish_run(run, quiet=True)
-    assert results is not None and [len(row) for row in results["success"]] == [2]
-    assert results["metrics"]["mean_final"] == sum(results["success"][0]) / 2
-    assert results["metrics"]["nbt"] is None and results["bytes_kept"] == 0
+    assert results is not None and [len(row) for row in results.success] == [2]
+    assert results.metrics["mean_final"] == sum(rate or 0.0 for rate in results.success[0]) / 2
+    assert results.metrics["nbt"] is None and results.bytes_kept == 0
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == rows[-1]["steps"] == 2 * 4
     bundle = open_bundle(run.bundle_folder(0))
     assert bundle.instructions == ("lift the red box", "lift the green box")
     assert "multitask" in text_table([results]) and "--" in text_table([results])
-    assert run.export(0, tmp_path / "again").largest <= 1e-4
+    assert export_stage(run, 0, tmp_path / "again").largest <= 1e-4
     m2distill("report", str(whole), str(run.folder), "--out", str(tmp_path / "report.html"))
 
 
@@ -195,7 +200,7 @@ def test_each_task_of_packnet_is_answered_by_its_own_network(tmp_path: Path, who
     run = create_run(tmp_path / "run", packed, demonstrations)
     assert not share_first_stage(LifelongRun.open(whole), run), "its first stage prunes"
     results = finish_run(run, quiet=True)
-    assert results is not None and results["metrics"]["nbt"] == 0 and results["bytes_kept"] > 0
+    assert results is not None and results.metrics["nbt"] == 0 and results.bytes_kept > 0
     assert "PackNet (task identity)" in text_table([results])
     bundles = [open_bundle(run.bundle_folder(stage)) for stage in (0, 1)]
     assert [bundle.instructions for bundle in bundles] == [("lift the red box",), ("lift the green box",)]
@@ -203,8 +208,8 @@ def test_each_task_of_packnet_is_answered_by_its_own_network(tmp_path: Path, who
         lines = (run.folder / "evaluation" / f"stage_{stage}.jsonl").read_text().splitlines()
         asked = [(row["instruction"], row["bundle"]) for row in map(json.loads, lines)]
         assert asked == [(bundle.instructions[0], bundle.identifier)], "what it answered once is not asked again"
-    assert results["cells"][1][0] == results["cells"][0][0]
-    assert all(figures["l2"] == 0 for figures in results["drift"][1][0].values())
+    assert results.cells[1][0] == results.cells[0][0]
+    assert all(figures.l2 == 0 for figures in results.drift[1][0].values())
     with pytest.raises(TrainingError, match="cannot be extended from or by strategy=packnet"):
         extend_run(run, tmp_path / "more", packed, [2], demonstrations)
 
@@ -248,11 +253,11 @@ def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path
     points = [*SMALL, "tasks=[0]", "evaluation.points=2", "optim.steps=4", "strategy=ewc", "ewc.batches=2"]
     run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
     results = finish_run(run, quiet=True)
-    assert results is not None and len(results["success_curves"][0]) == 3
+    assert results is not None and len(results.success_curves[0]) == 3
     chosen = json.loads((run.stage_folder(0) / "selection.json").read_text())
-    assert chosen == {"rates": [0.0, 0.0], "chosen": 1}, "of equals the earliest"
+    assert (chosen["rates"], chosen["chosen"]) == ([0.0, 0.0], 1), "of equals the earliest"
     stage = json.loads((run.stage_folder(0) / "stage.json").read_text())
-    assert (stage["point"], stage["policy"]) == (1, "point_1.safetensors")
+    assert (stage["point"], stage["file"]) == (1, "point_1.safetensors")
     logs = {path.name: path.read_text() for path in (run.folder / "evaluation").glob("*.jsonl")}
     assert {name: '"selection"' in log for name, log in logs.items()} == {
         "stage_0.jsonl": False,
@@ -271,13 +276,13 @@ def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path
     latest = [*points, "evaluation.ties=latest", "evaluation.rollouts=1"]
     last = create_run(tmp_path / "last", load_config(RunConfig, "config/tiny.toml", latest), demonstrations)
     assert finish_run(last, quiet=True) is not None
-    assert read_json(last.stage_folder(0) / "selection.json") == {"rates": [0.0, 0.0], "chosen": 2}
+    assert read_record(SelectionRecord, last.selection_path(0)) == SelectionRecord(2, (0.0, 0.0))
     assert last.strategy_state(0) and next((last.folder / "memory").glob("ewc_*")).name == "ewc_0_2.safetensors"
     later = create_run(tmp_path / "later", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
     assert finish_run(later, quiet=True, evaluate=False) is None
     results = finish_run(LifelongRun.open(later.folder), quiet=True)
     assert results is not None
-    assert json.loads((later.stage_folder(0) / "selection.json").read_text()) == {"rates": None, "chosen": 2}
+    assert read_record(SelectionRecord, later.selection_path(0)) == SelectionRecord(2, None)
     assert json.loads((later.stage_folder(0) / "stage.json").read_text())["point"] == 2
     assert {path.name for path in (later.folder / "evaluation").glob("*.jsonl")} == {
         "stage_0.jsonl",
@@ -358,10 +363,11 @@ def test_what_could_only_fail_later_is_refused_at_once(overrides: list[str], sen
         load_config(RunConfig, "config/tiny.toml", overrides)
 
 
-def test_labels_tell_runs_apart() -> None:
-    runs = [{"label": "er", "seed": s, "run": r} for s, r in ((0, "a"), (1, "b"), (1, "c"))]
-    runs.append({"label": "sequential", "seed": 0, "run": "d"})
-    assert [r["label"] for r in distinct_labels(runs)] == ["er, seed 0", "er, seed 1, b", "er, seed 1, c", "sequential"]
+def test_labels_tell_runs_apart(whole: Path) -> None:
+    known = read_record(RunResults, whole / "results.json")
+    runs = [dataclasses.replace(known, label="er", seed=s, run=r) for s, r in ((0, "a"), (1, "b"), (1, "c"))]
+    runs.append(dataclasses.replace(known, label="sequential", seed=0, run="d"))
+    assert [r.label for r in distinct_labels(runs)] == ["er, seed 0", "er, seed 1, b", "er, seed 1, c", "sequential"]
     off = load_config(RunConfig, "config/tiny.toml", ["distill.image.on=false", "distill.policy.on=false"])
     assert off.strategy_class.describe(off).endswith("without image, policy")
 
@@ -405,8 +411,8 @@ def test_several_tasks_learned_together_before_the_others_come_one_at_a_time(
     run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", settings), demonstrations)
     results = finish_run(run, quiet=True)
     assert results is not None and run.stages == 2
-    assert [len(row) for row in results["success"]] == [2, 3] and len(results["success_curves"]) == 2
-    assert [len(row) for row in results["drift"]] == [1, 2]
+    assert [len(row) for row in results.success] == [2, 3] and len(results.success_curves) == 2
+    assert [len(row) for row in results.drift] == [1, 2]
     assert [open_bundle(run.bundle_folder(stage)).task_names for stage in (0, 1)] == [
         tuple(task.name for task in run.tasks[:2]), tuple(task.name for task in run.tasks)
     ]  # fmt: skip
@@ -425,7 +431,7 @@ def test_several_tasks_learned_together_before_the_others_come_one_at_a_time(
     ))  # fmt: skip
     more = extend_run(run, tmp_path / "more", run.config, [3], demonstrations)
     results = finish_run(more, quiet=True)
-    assert results is not None and [len(row) for row in results["success"]] == [2, 3, 4]
+    assert results is not None and [len(row) for row in results.success] == [2, 3, 4]
     found = gate(more, 0.2)
     assert found is not None and found.tasks == tuple(task.instruction for task in run.tasks)
     (run.folder / "memory" / "exemplars_1.safetensors").write_bytes(b"")

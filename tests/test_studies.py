@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from m2distill_policy import provenance
 from m2distill_policy.cli import main
-from m2distill_policy.config import load_config, to_dict
+from m2distill_policy.config import load_config
 from m2distill_policy.errors import ConfigError, TrainingError
 from tests.test_run import SMALL, m2distill
-from training.launch import run_alone
+from training.lifelong.records import RunRecord, write_record
+from training.parallel_runs import run_alone
 from training.studies.ablation import ARMS, ablate, interval, table
 from training.studies.arms import Setting, jobs_of
 from training.studies.sweep import Axis, SweepConfig, sweep
@@ -40,9 +42,8 @@ def _finished(setting: Setting, seeds: tuple[int, ...], auc: dict[str, float]) -
     for i, seed in enumerate(seeds):
         for arm, job in zip(ARMS, jobs_of(seed, ARMS, setting), strict=True):
             job.folder.mkdir(parents=True)
-            (job.folder / "run.json").write_text(
-                json.dumps({"config": to_dict(job.config), "demonstrations": str(setting.data.resolve())})
-            )
+            made = RunRecord(job.config, {}, (), (), str(setting.data.resolve()), **provenance.describe())
+            write_record(job.folder / "run.json", made)
             metrics = {"mean_final": 0.5, "nbt": 0.1, "auc": auc[arm.name] + 0.02 * i, "fwt": 0.9}
             (job.folder / "results.json").write_text(json.dumps({"metrics": metrics}))
 
@@ -174,7 +175,8 @@ def test_a_first_stage_is_stopped_with_who_waits_for_it(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="'first' ended with code 3; see its message above"):
         run_alone([sys.executable, "-c", "raise SystemExit(3)"], "first")
     child = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
-    waits = f"from training.launch import run_alone; import sys; run_alone([sys.executable, '-c', {child!r}], 'first')"
+    waits = "import sys; from training.parallel_runs import run_alone\n"
+    waits += f"run_alone([sys.executable, '-c', {child!r}], 'first')"
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     process = subprocess.Popen([sys.executable, "-c", waits], cwd=tmp_path, env=environment)
     until = time.monotonic() + 60

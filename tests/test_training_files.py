@@ -29,7 +29,8 @@ from training.lifelong.stage import train_stage
 from training.lifelong.stop import StoppedError
 from training.lifelong.strategies import make_strategy
 from training.models.resnet_t import ResNetT
-from training.pipeline import create_run, finish_run
+from training.new_run import create_run
+from training.pipeline import finish_run
 from training.run_config import RunConfig
 
 OWN = [*SMALL, "suite=files", "evaluation.rollouts=0", "optim.steps=2", "tasks=[0,1]", "episodes=2"]
@@ -113,7 +114,7 @@ TOO_LARGE = ("optim.batch=100000000", "network.embed=1000000000", "optim.batch=6
 def test_sizes_that_cannot_be_trained_leave_nothing(
     tmp_path: Path, data: Path, sizes: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.pipeline.free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("training.new_run.free_bytes", lambda device: 2**20)
     assert main(_train(tmp_path / "run", data, sizes)) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and sizes.partition("=")[0].partition(".")[0] in said.splitlines()[-1]

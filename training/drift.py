@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from training.data.task_data import WindowBatch
+from training.lifelong.records import Drift
+from training.lifelong.run import LifelongRun
 from training.lifelong.stage import to_inputs
 from training.losses.terms import masked_mean
 from training.models.resnet_t import ResNetT
-
-
-@dataclass(frozen=True)
-class Drift:
-    """l2: mean distance between then and now; relative: the same over the mean norm then; cosine: mean similarity.
-
-    cka: linear centred kernel alignment (Kornblith et al. 2019, https://arxiv.org/abs/1905.00414) over all steps: 1
-    where now is then turned, stretched alike or moved, which a next layer can undo; None where then is the same token
-    for every step.
-    """
-
-    l2: float
-    relative: float
-    cosine: float
-    cka: float | None
 
 
 def modalities(policy: ResNetT) -> dict[str, slice]:
@@ -59,3 +44,27 @@ def linear_cka(a: Tensor, b: Tensor) -> float | None:
     if not scale > 1e-12 * len(a):
         return None
     return float((b.T @ a).norm().square() / scale)
+
+
+def run_drift(run: LifelongRun) -> tuple[tuple[dict[str, Drift], ...], ...]:
+    """Return the drift of old latents after each trained stage of a run.
+
+    Returns:
+        Row ``stage`` has an entry for the last task of each stage up to it: modality -> drift. Empty for a run that
+        learned all tasks jointly.
+    """
+    probes = {}
+    for stage in range(0 if run.joint else run.stages):
+        if run.trained(stage):
+            probes[stage] = (run.policy(stage), run.probes(stage))
+    return tuple(
+        tuple(
+            latent_drift(
+                probes[before][0],
+                probes[run.answering(stage, run.learned(before) - 1)][0],
+                probes[before][1],
+            )
+            for before in range(stage + 1)
+        )
+        for stage in probes
+    )

@@ -7,11 +7,9 @@ been given all tasks at once: with the same settings and files it ends with the 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from m2distill_policy import provenance
 from m2distill_policy.config import to_dict
@@ -19,11 +17,11 @@ from m2distill_policy.demonstrations import DemonstrationFile, demonstration_pat
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.sim.env import FILES
 from training.data.task_data import check_file
-from training.gate import LetThrough
 from training.lifelong import samples
-from training.lifelong.checkpoint import write_json
+from training.lifelong.records import ExtensionRecord, RunRecord, write_record
 from training.lifelong.run import LifelongRun
-from training.pipeline import own_files, require_distinct, tasks_of
+from training.new_run import own_files, require_distinct, tasks_of
+from training.release import ReleaseCriteria
 from training.run_config import RunConfig, first_difference
 from training.text import embed
 
@@ -40,14 +38,14 @@ def extend_run(
     config: RunConfig,
     new: Sequence[int],
     demonstrations: Path,
-    let_through: LetThrough | None = None,
+    release: ReleaseCriteria | None = None,
     *,
     files: bool = False,
 ) -> LifelongRun:
     """Make the run in ``folder`` that goes on where ``source`` ended.
 
     config: of the new stages; its ``tasks`` are the source's. new: tasks to add, indices into the suite, or of the
-    files in ``demonstrations`` where the suite is one's own files. let_through: when its bundle may go to the robot.
+    files in ``demonstrations`` where the suite is one's own files. release: when its bundle is published.
     files: the new tasks are one's own files although the old ones are a suite's: recordings of an arm on top of
     simulation. They cannot be rolled out; the old ones still are.
 
@@ -78,45 +76,38 @@ def extend_run(
         )
     tasks = (*source.tasks, *added)
     config = dataclasses.replace(config, tasks=tuple(task.index for task in tasks))
-    record: dict[str, Any] = {
-        **source.record,
+    made_from = ExtensionRecord(source.folder.name, source.stages, source.config, release or ReleaseCriteria())
+    record = dataclasses.replace(
+        source.record,
+        config=config,
+        tasks=tasks,
+        embeddings=(*source.record.embeddings, *map(tuple, embeddings.tolist())),
+        demonstrations=str(demonstrations.resolve()),
+        extends=(*source.extends, made_from),
         **provenance.describe(),
-        "config": to_dict(config),
-        "tasks": [dataclasses.asdict(task) for task in tasks],
-        "embeddings": [*source.record["embeddings"], *embeddings.tolist()],
-        "demonstrations": str(demonstrations.resolve()),
-        "extends": [
-            *source.extends,
-            {
-                "run": source.folder.name,
-                "stages": source.stages,
-                "config": source.record["config"],
-                "let_through": (let_through or LetThrough()).to_dict(),
-            },
-        ],
-    }
+    )
     if folder.exists():
         return _going_on(folder, record)
-    # A run made before samples were put aside needs its demonstrations this once.
-    bare = {
+    # Samples that were removed, because they were damaged, are made again from the source's own demonstrations.
+    removed = {
         stage: source.data(source.learned(stage) - 1)
         for stage in range(source.stages)
         if not samples.have(source.stage_folder(stage))
     }
     temporary = _copy(source, folder, record, evaluation=_same_evaluation(source.config, config))
-    for stage, data in bare.items():
+    for stage, data in removed.items():
         LifelongRun.open(temporary).put_aside(stage, data)
     temporary.rename(folder)
     return LifelongRun.open(folder)
 
 
-def _going_on(folder: Path, record: dict[str, Any]) -> LifelongRun:
+def _going_on(folder: Path, record: RunRecord) -> LifelongRun:
     """The run in ``folder``, if it is the one that ``record`` describes; :class:`TrainingError` otherwise."""
     if not (folder / "run.json").exists():
         raise TrainingError(f"{folder} is there already and holds no run; choose another folder")
     run = LifelongRun.open(folder)
     for key in ("extends", "tasks", "config", "demonstrations"):
-        if run.record.get(key) != json.loads(json.dumps(record[key])):
+        if getattr(run.record, key) != getattr(record, key):
             raise TrainingError(
                 f"{folder} already holds a run, and another one: its '{key}' differs; go on with it by --resume or "
                 "choose another folder"
@@ -181,7 +172,7 @@ def _same_evaluation(made: RunConfig, wanted: RunConfig) -> bool:
     return first_difference(to_dict(made.evaluation), to_dict(wanted.evaluation), "evaluation.") is None
 
 
-def _copy(source: LifelongRun, folder: Path, record: dict[str, Any], *, evaluation: bool) -> Path:
+def _copy(source: LifelongRun, folder: Path, record: RunRecord, *, evaluation: bool) -> Path:
     """The source's folder under a temporary name beside ``folder``, which :meth:`Path.rename` then makes it: whole or
     not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -198,5 +189,5 @@ def _copy(source: LifelongRun, folder: Path, record: dict[str, Any], *, evaluati
             if (Path(at) == source.folder and name in left_out) or name.startswith("partial") or name == "told.jsonl"
         ],
     )
-    write_json(temporary / "run.json", record)
+    write_record(temporary / "run.json", record)
     return temporary

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from m2distill_policy.bundle import open_bundle
-from m2distill_policy.errors import ConfigError, TrainingError
-from training.lifelong.checkpoint import write_json
+from m2distill_policy.errors import TrainingError
+from training.lifelong.records import write_record
 from training.lifelong.run import LifelongRun
-
-
-@dataclass(frozen=True)
-class LetThrough:
-    """margin: share by which success on an old task may fall. publish: the folder for a bundle that is let through.
-    untested: publish also where nothing is known of the old tasks, because no world can be asked."""
-
-    margin: float = 0.2
-    publish: str | None = None
-    untested: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin <= 1:
-            raise ConfigError(f"the margin is {self.margin}; it is a share of rollouts, 0 to 1")
-
-    def to_dict(self) -> dict[str, float | str | bool | None]:
-        """As it stands in a run's record."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -56,23 +38,23 @@ class Gate:
 def gate(run: LifelongRun, margin: float) -> Gate | None:
     """The gate of an extended run whose last stage was evaluated, kept in ``gate.json``; None where there was nothing
     to compare: a suite without worlds, or no evaluation."""
-    stages = run.extends[-1]["stages"]
+    stages = run.extends[-1].stages
     old = [task for task in range(run.learned(stages - 1)) if run.tasks[task].has_env]
     rows = [run.success(stage) for stage in range(run.stages)]
     if not old or any(row is None for row in rows):
         return None
     rates = [[rate or 0.0 for rate in row or ()] for row in rows]
-    now = [(run.cells(run.stages - 1) or [])[task] for task in old]
+    now = [(run.cells(run.stages - 1) or ())[task] for task in old]
     found = Gate(
         tuple(run.tasks[task].instruction for task in old),
         # Of several extensions each may cost a little; together they may not cost more.
         tuple(max(rates[run.config.stage_of(task)][task], rates[stages - 1][task]) for task in old),
-        tuple(cell["successes"] / cell["rollouts"] for cell in now),
+        tuple(cell.successes / cell.rollouts for cell in now),
         margin,
         run.config.evaluation.rollouts,
-        sum(cell["errors"] for cell in now),
+        sum(cell.errors for cell in now),
     )
-    write_json(run.folder / "gate.json", {**asdict(found), "fallen": found.fallen})
+    write_record(run.folder / "gate.json", found)
     return found
 
 

@@ -34,6 +34,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Walk the road."""
-    from training.demo import Demo
+    from training.end_to_end import Demo
 
     return Demo(args.out, args.config, tuple(args.overrides)).walk()

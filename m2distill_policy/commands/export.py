@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     _own_strategies.load(args)
     from m2distill_policy.errors import ExportError
     from training.lifelong.run import LifelongRun
+    from training.lifelong.stage_bundle import export_stage
 
     lifelong = LifelongRun.open(args.run_folder)
     trained = [stage for stage in range(lifelong.stages) if lifelong.trained(stage)]
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     stage = trained[-1] if args.stage is None else args.stage
     if stage not in trained:
         raise ExportError(f"stage {stage} of {args.run_folder} is not trained; trained are {trained}")
-    parity = lifelong.export(stage, args.out, precision=args.precision, overwrite=args.overwrite)
+    parity = export_stage(lifelong, stage, args.out, precision=args.precision, overwrite=args.overwrite)
     print(f"{args.out}: stage {stage}, largest difference between ONNX Runtime and torch {parity.largest:.1e}")
     if parity.int8 is not None:
         print(

@@ -28,12 +28,12 @@ def run(args: argparse.Namespace) -> int:
     """Write the page and print the table."""
     _own_strategies.load(args)
     from m2distill_policy.storage import write_atomic
-    from training.lifelong.checkpoint import read_json
+    from training.lifelong.records import RunResults, read_record
     from training.report.page import build_page, distinct_labels, text_table
     from training.report.rows import loss_rows
 
-    results = distinct_labels([read_json(folder / "results.json") for folder in args.runs])
-    losses = {r["label"]: loss_rows(folder) for r, folder in zip(results, args.runs, strict=True)}
+    results = distinct_labels([read_record(RunResults, folder / "results.json") for folder in args.runs])
+    losses = {r.label: loss_rows(folder) for r, folder in zip(results, args.runs, strict=True)}
     charts: list[str] = []
     if args.latents:
         from training.lifelong.run import LifelongRun
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
         for result, folder in zip(results, args.runs, strict=True):
             print(f"latents of {folder}", file=sys.stderr, flush=True)
-            charts += latent_charts(LifelongRun.open(folder), result["label"])
+            charts += latent_charts(LifelongRun.open(folder), result.label)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     page = build_page(results, title="Lifelong imitation learning", losses=losses, latents=charts)
     write_atomic(args.out, page.encode())

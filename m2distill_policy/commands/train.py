@@ -11,8 +11,8 @@ from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import MANY, real, whole
 
 if TYPE_CHECKING:
-    from training.gate import LetThrough
     from training.lifelong.run import LifelongRun
+    from training.release import ReleaseCriteria
     from training.run_config import RunConfig
 
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         print(text_table([results]))
     print(f"bundles: {lifelong.folder / 'bundles'}")
     if lifelong.extends and lifelong.trained(lifelong.stages - 1):
-        return _let_through(lifelong, args)
+        return _release(lifelong, args)
     return 0
 
 
@@ -103,8 +103,9 @@ def _made(args: argparse.Namespace) -> LifelongRun:
     """The run that was asked for: a new one, or the one to go on with."""
     from m2distill_policy.config import load_config
     from m2distill_policy.errors import ConfigError
-    from training.lifelong.run import LifelongRun, share_first_stage
-    from training.pipeline import create_run
+    from training.lifelong.first_stage import share_first_stage
+    from training.lifelong.run import LifelongRun
+    from training.new_run import create_run
     from training.run_config import RunConfig
 
     let_through = args.publish or args.untested or args.margin is not None
@@ -145,8 +146,8 @@ def _require_same(run: LifelongRun, config: RunConfig, data: Path) -> None:
     from training.run_config import first_difference
 
     difference = first_difference(to_dict(run.config), to_dict(config))
-    if run.extends or difference is not None or run.record["demonstrations"] != str(data.resolve()):
-        why = difference or ("it extends another run" if run.extends else f"it learns {run.record['demonstrations']}")
+    if run.extends or difference is not None or run.record.demonstrations != str(data.resolve()):
+        why = difference or ("it extends another run" if run.extends else f"it learns {run.record.demonstrations}")
         raise TrainingError(
             f"{run.folder} already holds a run, and another one: {why}; go on with it by --resume or choose another "
             "folder"
@@ -158,8 +159,8 @@ def _extended(args: argparse.Namespace) -> LifelongRun:
     from m2distill_policy.config import override
     from m2distill_policy.errors import ConfigError
     from training.extend import extend_run
-    from training.gate import LetThrough
     from training.lifelong.run import LifelongRun
+    from training.release import ReleaseCriteria
 
     if args.config or args.first_stage_from:
         raise ConfigError("--extend goes on with RUN's configuration; change it by key=value, without --config")
@@ -171,7 +172,7 @@ def _extended(args: argparse.Namespace) -> LifelongRun:
         ) from None
     source = LifelongRun.open(args.extend)
     config = override(source.config, args.overrides)
-    told = _told(LetThrough(), args)
+    told = _told(ReleaseCriteria(), args)
     if told.publish and not told.untested:
         if config.suite == "files":
             raise ConfigError(
@@ -191,22 +192,22 @@ def _say_going_on(run: LifelongRun) -> None:
     print(f"{run.folder} holds this run already: going on with it", file=sys.stderr)
 
 
-def _told(before: LetThrough, args: argparse.Namespace) -> LetThrough:
+def _told(before: ReleaseCriteria, args: argparse.Namespace) -> ReleaseCriteria:
     """What the options say, and where they say nothing what was said before."""
-    from training.gate import LetThrough
+    from training.release import ReleaseCriteria
 
-    return LetThrough(
+    return ReleaseCriteria(
         before.margin if args.margin is None else args.margin,
         before.publish if args.publish is None else str(args.publish.resolve()),
         before.untested or args.untested,
     )
 
 
-def _let_through(run: LifelongRun, args: argparse.Namespace) -> int:
+def _release(run: LifelongRun, args: argparse.Namespace) -> int:
     """Compare old tasks before and after, and publish; 1 where they fell too far or it is not known."""
-    from training.gate import LetThrough, gate, publish, verdict
+    from training.gate import gate, publish, verdict
 
-    told = _told(LetThrough(**run.extends[-1]["let_through"]), args)
+    told = _told(run.extends[-1].release, args)
     stage = run.stages - 1
     bundle = run.bundle_folder(stage)
     found = gate(run, told.margin)

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.storage import whole_file
 from training.data.task_data import TaskData, WindowBatch
-from training.lifelong.checkpoint import digest_of, read_json, write_json
+from training.lifelong.checkpoint import digest_of
+from training.lifelong.records import SamplesRecord, read_record, write_record
 
 #: Windows on which drift is measured.
 PROBES = 8
@@ -33,16 +34,17 @@ def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: i
     tensors |= {name: getattr(batch, name) for name in ("actions", "valid", "embedding", "apart")}
     with whole_file(folder / _PROBES) as temporary:
         save_file(tensors, temporary)
-    write_json(folder / _RECORD, {name: digest_of(folder / name) for name in (_EPISODE, _PROBES)})
+    write_record(folder / _RECORD, SamplesRecord(digest_of(folder / _EPISODE), digest_of(folder / _PROBES)))
 
 
 def have(folder: Path) -> bool:
-    """Whether a stage's folder holds its samples; runs made before there were any do not."""
+    """Whether a stage's folder holds its samples."""
     return (folder / _RECORD).exists()
 
 
 def _verified(folder: Path, name: str) -> Path:
-    path, known = folder / name, read_json(folder / _RECORD)[name]
+    record = read_record(SamplesRecord, folder / _RECORD)
+    path, known = folder / name, record.episode if name == _EPISODE else record.probes
     if not path.exists() or digest_of(path) != known:
         raise TrainingError(
             f"{path} is damaged or missing; restore it, or, where the run's demonstrations are still there, remove "

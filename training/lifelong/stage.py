@@ -23,14 +23,7 @@ from training import distributed
 from training.allocator import free_bytes, keep_freed_memory
 from training.data.augment import augment
 from training.data.task_data import Demonstrated, WindowBatch
-from training.lifelong.checkpoint import (
-    load_tensors,
-    optimiser_tensors,
-    read_json,
-    restore_optimiser,
-    save_tensors,
-    write_json,
-)
+from training.lifelong.partial import resume_partial, save_partial
 from training.lifelong.stop import StoppedError, stop_requests
 from training.lifelong.strategy import Composed, Strategy, Targets, imitation
 from training.models.resnet_t import Inputs, ResNetT
@@ -125,7 +118,7 @@ def train_stage(
         )
     points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
     strategy.begin_stage(policy, stage)
-    done = _resume(policy, optimiser, folder, stage)
+    done = resume_partial(policy, optimiser, folder, stage)
     distributed.wait()  # before the first process saves again
     learner.join()
     saved_at = time.monotonic()
@@ -142,7 +135,7 @@ def train_stage(
                 snapshot(points[step + 1])
             due = time.monotonic() - saved_at >= config.optim.checkpoint_seconds
             if distributed.is_first() and (request.number or (step + 1 < steps and due)):
-                _save_partial(policy, optimiser, folder, stage, step + 1)
+                save_partial(policy, optimiser, folder, stage, step + 1)
                 saved_at = time.monotonic()
             if request.number:
                 raise StoppedError(request.number, folder.parent.parent, stage, step + 1)
@@ -252,36 +245,6 @@ class Learner:
         optimiser.step()
         self.strategy.after_step(self.policy)
         return values
-
-
-def _save_partial(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Path, stage: int, step: int) -> None:
-    tensors = {f"policy.{k}": v for k, v in policy.state_dict().items()} | optimiser_tensors(optimiser)
-    path = folder / f"partial_{step}.safetensors"
-    digest = save_tensors(path, tensors)
-    write_json(folder / "partial.json", {"stage": stage, "step": step, "file": path.name, "sha256": digest})
-    for old in folder.glob("partial_*.safetensors"):
-        if old != path:
-            old.unlink()
-
-
-def _resume(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Path, stage: int) -> int:
-    """Steps already done, after loading them; 0 where there is nothing to go on from."""
-    if not (folder / "partial.json").exists():
-        return 0
-    record = read_json(folder / "partial.json")
-    if record["stage"] != stage:
-        return 0
-    tensors = load_tensors(folder / record["file"], record["sha256"])
-    policy.load_state_dict({k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")})
-    restore_optimiser(optimiser, tensors)
-    return int(record["step"])
-
-
-def drop_partial(folder: Path) -> None:
-    """Forget the partial checkpoint, once the stage's own counts."""
-    (folder / "partial.json").unlink(missing_ok=True)
-    for old in folder.glob("partial_*.safetensors"):
-        old.unlink()
 
 
 def append_json_line(path: Path, row: dict[str, object]) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from training.lifelong.records import Drift
+
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
@@ -64,12 +66,12 @@ def heatmap(rows: Sequence[Sequence[float | None]], names: Sequence[str], title:
     return _svg(figure)
 
 
-def drift_chart(drift: Sequence[Sequence[Mapping[str, Mapping[str, float]]]], title: str) -> str:
+def drift_chart(drift: Sequence[Sequence[Mapping[str, Drift]]], title: str) -> str:
     """Relative L2 drift of the first task's latents after every stage, one line a modality."""
     figure, axis = plt.subplots(figsize=(4.2, 2.8))
     if drift:
         for name in drift[0][0]:
-            axis.plot(range(1, len(drift) + 1), [row[0][name]["relative"] for row in drift], marker="o", label=name)
+            axis.plot(range(1, len(drift) + 1), [row[0][name].relative for row in drift], marker="o", label=name)
     axis.set_xticks(range(1, len(drift) + 1))
     axis.set_xlabel("stages learned")
     axis.set_ylabel("distance / norm")

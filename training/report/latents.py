@@ -14,7 +14,6 @@ from sklearn.manifold import TSNE
 
 from m2distill_policy.errors import TrainingError
 from training.drift import modalities
-from training.lifelong import samples
 from training.lifelong.run import LifelongRun
 from training.lifelong.stage import to_inputs
 from training.report.charts import scatter_chart
@@ -37,9 +36,7 @@ def latents(run: LifelongRun) -> dict[str, list[Moved]]:
     found: dict[str, list[Moved]] = {}
     for learned in range(run.stages):
         task = run.learned(learned) - 1
-        if not samples.have(run.stage_folder(learned)):  # a run made before they were kept
-            run.put_aside(learned, run.data(task))
-        probe = samples.probes(run.stage_folder(learned))
+        probe = run.probes(learned)
         inputs, valid = to_inputs(probe, torch.device("cpu")), torch.from_numpy(probe.valid)
         times = []
         for stage in (learned, run.answering(last, task)):

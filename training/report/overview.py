@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as imageio
 import matplotlib as mpl
@@ -15,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from training.lifelong.checkpoint import read_json
+from training.lifelong.records import RunResults, read_record
 from training.report.charts import cell_matrix
 
 #: Frames of a film in the strip.
@@ -28,9 +27,9 @@ def _strip(film: Path) -> np.ndarray:
     return np.concatenate([frames[i] for i in chosen], axis=1)
 
 
-def _matrix(axis: Axes, result: dict[str, Any], title: str) -> None:
-    count = len(result["tasks"])
-    matrix = cell_matrix(result["success"], count)
+def _matrix(axis: Axes, result: RunResults, title: str) -> None:
+    count = len(result.tasks)
+    matrix = cell_matrix(result.success, count)
     axis.imshow(np.ma.masked_invalid(matrix), vmin=0, vmax=1, cmap="Greens")
     for i in range(count):
         for j in range(i + 1):
@@ -46,14 +45,14 @@ def _matrix(axis: Axes, result: dict[str, Any], title: str) -> None:
 
 def main(demo: Path, out: Path) -> None:
     """Film strips of the last policy on every task, and the success matrices of both strategies."""
-    results = {name: read_json(demo / name / "results.json") for name in ("sequential", "m2distill")}
-    tasks = results["m2distill"]["tasks"]
-    films = [next((demo / "films").rglob(f"{task['name']}-*.mp4")) for task in tasks]
+    results = {name: read_record(RunResults, demo / name / "results.json") for name in ("sequential", "m2distill")}
+    tasks = results["m2distill"].tasks
+    films = [next((demo / "films").rglob(f"{task.name}-*.mp4")) for task in tasks]
     figure = plt.figure(figsize=(12, 6.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))  # type: ignore[misc]
     for axis, film, task in zip(np.atleast_1d(left.subplots(len(films), 1)), films, tasks, strict=True):
         axis.imshow(_strip(film))
-        axis.set_title(f"“{task['instruction']}”", fontsize=12, loc="left")
+        axis.set_title(f"“{task.instruction}”", fontsize=12, loc="left")
         axis.axis("off")
     axes = right.subplots(2, 1)
     _matrix(axes[0], results["sequential"], "success, fine-tuning in turn")

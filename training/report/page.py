@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import json
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.lifelong.records import RunResults
 from training.report.charts import drift_chart, heatmap, loss_chart
 
 _STYLE = """
@@ -53,16 +55,16 @@ def film(path: Path, caption: str) -> str:
     return f"<figure>{inner}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def metrics_table(results: Sequence[Mapping[str, Any]]) -> str:
+def metrics_table(results: Sequence[RunResults]) -> str:
     """One row a run."""
     head = "".join(f"<th>{label}</th>" for _, label in METRICS)
     rows = []
     for result in results:
-        cells = "".join(f"<td>{_share(result['metrics'][key])}</td>" for key, _ in METRICS)
-        wrong = [value for value in result["wrong_object"][-1] if value is not None]
+        cells = "".join(f"<td>{_share(result.metrics[key])}</td>" for key, _ in METRICS)
+        wrong = [value for value in result.wrong_object[-1] if value is not None]
         rows.append(
-            f"<tr><td>{html.escape(result['label'])}</td>{cells}<td>{sum(wrong) / max(1, len(wrong)):.2f}</td>"
-            f"<td>{result['bytes_kept'] / 2**20:.2f} MiB</td><td>{result['errors']}</td></tr>"
+            f"<tr><td>{html.escape(result.label)}</td>{cells}<td>{sum(wrong) / max(1, len(wrong)):.2f}</td>"
+            f"<td>{result.bytes_kept / 2**20:.2f} MiB</td><td>{result.errors}</td></tr>"
         )
     return (
         f"<table><tr><th>run</th>{head}<th>wrong object at the end</th><th>kept of old tasks</th><th>errors</th></tr>"
@@ -72,7 +74,7 @@ def metrics_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def build_page(
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[RunResults],
     *,
     title: str,
     films: Sequence[tuple[Path, str]] = (),
@@ -81,7 +83,7 @@ def build_page(
     losses: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     latents: Sequence[str] = (),
 ) -> str:
-    """The page's HTML. ``results`` are the contents of the runs' ``results.json``; ``latents`` are charts."""
+    """The page's HTML. ``latents`` are charts."""
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",
@@ -90,18 +92,18 @@ def build_page(
         first = results[0]
         tasks = max((_names(r) for r in results), key=len)
         parts.append(
-            f"<p class=small>commit {html.escape(str(first['commit']))}, {first['rollouts']} rollouts a cell from "
-            f"held-out initial states, sampling {html.escape(first['sampling'])}</p><ol>"
+            f"<p class=small>commit {html.escape(str(first.commit))}, {first.rollouts} rollouts a cell from "
+            f"held-out initial states, sampling {html.escape(first.sampling)}</p><ol>"
             + "".join(f"<li>{html.escape(t)}</li>" for t in tasks)
             + "</ol>"
         )
         parts += ["<h2>Success: rows are stages, columns are tasks</h2><div class=row>"]
-        parts += [heatmap(r["success"], _names(r), r["label"]) for r in results]
+        parts += [heatmap(r.success, _names(r), r.label) for r in results]
         parts += ["</div><h2>Wrong object lifted</h2><div class=row>"]
-        parts += [heatmap(r["wrong_object"], _names(r), r["label"], bad=True) for r in results]
+        parts += [heatmap(r.wrong_object, _names(r), r.label, bad=True) for r in results]
         parts += ["</div><h2>Lifelong metrics</h2>", metrics_table(results)]
         parts += ["<h2>Drift of the first task's latents</h2><div class=row>"]
-        parts += [drift_chart(r["drift"], r["label"]) for r in results]
+        parts += [drift_chart(r.drift, r.label) for r in results]
         parts += ["</div>"]
         if latents:
             parts += ["<h2>Latents of every task: rings as they were learned, crosses at the end (t-SNE)</h2>"]
@@ -117,7 +119,7 @@ def build_page(
     if served:
         parts += ["<h2>Served over DDS</h2><pre>", html.escape(json.dumps(served, indent=2)), "</pre>"]
     if results:
-        about = {k: results[0][k] for k in ("versions", "machine", "seed") if k in results[0]}
+        about = {"versions": first.versions, "machine": first.machine, "seed": first.seed}
         parts += ["<h2>Where this comes from</h2><pre>", html.escape(json.dumps(about, indent=2)), "</pre>"]
     return "".join(parts) + "</html>"
 
@@ -126,33 +128,34 @@ def _share(value: float | None) -> str:
     return "--" if value is None else f"{value:.2f}"
 
 
-def _names(result: Mapping[str, Any]) -> list[str]:
-    return [task["instruction"] for task in result["tasks"]]
+def _names(result: RunResults) -> list[str]:
+    return [task.instruction for task in result.tasks]
 
 
-def distinct_labels(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def distinct_labels(results: Sequence[RunResults]) -> list[RunResults]:
     """The same results, their labels told apart by seed and, where that is not enough, by the run's name."""
-    named = [dict(r) for r in results]
-    for more in ("seed {seed}", "{run}"):
-        seen = Counter(r["label"] for r in named)
-        for r in named:
-            if seen[r["label"]] > 1:
-                r["label"] += ", " + more.format(**r)
+    named = list(results)
+    for more in ("seed {r.seed}", "{r.run}"):
+        seen = Counter(r.label for r in named)
+        named = [
+            dataclasses.replace(r, label=f"{r.label}, {more.format(r=r)}") if seen[r.label] > 1 else r for r in named
+        ]
     return named
 
 
-def text_table(results: Sequence[Mapping[str, Any]]) -> str:
+def text_table(results: Sequence[RunResults]) -> str:
     """The same table for a terminal."""
-    lines = [f"{'run':<28}{'mean':>7}{'FWT':>7}{'NBT':>7}{'AUC':>7}{'wrong':>7}{'kept MiB':>10}"]
+    width = 2 + max(26, *(len(r.label) for r in results))
+    lines = [f"{'run':<{width}}{'mean':>7}{'FWT':>7}{'NBT':>7}{'AUC':>7}{'wrong':>7}{'kept MiB':>10}"]
     for r in results:
-        m = r["metrics"]
-        wrong = [v for v in r["wrong_object"][-1] if v is not None]
+        m = r.metrics
+        wrong = [v for v in r.wrong_object[-1] if v is not None]
         lines.append(
-            f"{r['label']:<28}"
+            f"{r.label:<{width}}"
             + "".join(f"{_share(m[name]):>7}" for name in ("mean_final", "fwt", "nbt", "auc"))
-            + f"{sum(wrong) / max(1, len(wrong)):>7.2f}{r['bytes_kept'] / 2**20:>10.2f}"
+            + f"{sum(wrong) / max(1, len(wrong)):>7.2f}{r.bytes_kept / 2**20:>10.2f}"
         )
     for r in results:
-        lines.append(f"\nsuccess of {r['label']} (rows: after task, columns: task)")
-        lines += ["  " + " ".join("  -- " if v is None else f"{v:5.2f}" for v in row) for row in r["success"]]
+        lines.append(f"\nsuccess of {r.label} (rows: after task, columns: task)")
+        lines += ["  " + " ".join("  -- " if v is None else f"{v:5.2f}" for v in row) for row in r.success]
     return "\n".join(lines)

@@ -13,8 +13,8 @@ from typing import Any
 
 from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config
-from training.launch import Job, run_alone, run_jobs
 from training.lifelong.checkpoint import read_json
+from training.parallel_runs import Job, run_alone, run_jobs
 from training.run_config import RunConfig
 
 

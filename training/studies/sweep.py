@@ -20,8 +20,8 @@ from m2distill_policy import provenance
 from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.errors import ConfigError, DivergedError, TrainingError
-from training.launch import Job, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
+from training.parallel_runs import Job, run_jobs
 from training.run_config import RunConfig, first_difference
 from training.studies.arms import Arm, Setting, jobs_of, results_of
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from m2distill_policy.cluster import Here, Launcher, Process, why_lost
-from m2distill_policy.config import from_dict, to_dict
+from m2distill_policy.config import to_dict
 from m2distill_policy.errors import DivergedError, TrainingError
 from m2distill_policy.progress import ProgressBar
-from training.lifelong.checkpoint import read_json
+from training.lifelong.records import RunRecord, read_record
 from training.lifelong.run import LifelongRun
 from training.lifelong.strategies import import_options
 from training.run_config import RunConfig, first_difference
@@ -45,17 +45,16 @@ class Job:
         """
         if not LifelongRun.begun(self.folder):
             return
-        record = read_json(self.folder / "run.json")
-        made = from_dict(RunConfig, record["config"])
-        difference = first_difference(to_dict(made), to_dict(self.config))
+        record = read_record(RunRecord, self.folder / "run.json")
+        difference = first_difference(to_dict(record.config), to_dict(self.config))
         if difference is not None:
             raise TrainingError(
                 f"{self.folder} holds a run under another configuration: {difference}; choose another folder or "
                 "remove that one"
             )
-        if Path(record["demonstrations"]) != self.data.resolve():
+        if Path(record.demonstrations) != self.data.resolve():
             raise TrainingError(
-                f"{self.folder} holds a run of the demonstrations in {record['demonstrations']}, and {self.data} was "
+                f"{self.folder} holds a run of the demonstrations in {record.demonstrations}, and {self.data} was "
                 "given; choose another folder or remove that one"
             )
 
@@ -170,8 +169,7 @@ def progress(folder: Path) -> tuple[float, str]:
     """How far a run is, as a share of its stages, and in words. Cheap: reads the last logged row alone."""
     if not (folder / "run.json").exists():
         return 0.0, "starting"
-    record = read_json(folder / "run.json")
-    count = from_dict(RunConfig, record["config"]).stages
+    count = read_record(RunRecord, folder / "run.json").config.stages
     row = _last_row(folder / "metrics.jsonl")
     stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(count))
     done = float(stages) if row is None else max(stages, row["stage"] + row["step"] / row["steps"])

@@ -26,8 +26,9 @@ from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.sim.suites import suite_task
 from m2distill_policy.storage import write_atomic
 from training.gate import publish
-from training.launch import Job, run_alone, run_jobs
 from training.lifelong.checkpoint import read_json, write_json
+from training.lifelong.records import RunResults, read_record
+from training.parallel_runs import Job, run_alone, run_jobs
 from training.report.page import build_page, text_table
 from training.report.rows import loss_rows
 from training.run_config import RunConfig
@@ -238,7 +239,7 @@ class Demo:
         """The table in the terminal and the page."""
         self._title("5. report")
         folders = [self.folder / "sequential", self.folder / "m2distill"]
-        results = [read_json(folder / "results.json") for folder in folders]
+        results = [read_record(RunResults, folder / "results.json") for folder in folders]
         page = self.folder / "report.html"
         html = build_page(
             results,
@@ -249,7 +250,7 @@ class Demo:
             ],
             pictures=[(self.folder / "pictures" / f"{n}.png", f"visual profile '{n}'") for n in ("fast", "stock")],
             served=read_json(self.folder / "served.json"),
-            losses={r["label"]: loss_rows(f) for r, f in zip(results, folders, strict=True)},
+            losses={r.label: loss_rows(f) for r, f in zip(results, folders, strict=True)},
         )
         write_atomic(page, html.encode())
         print(text_table(results))

@@ -1,0 +1,86 @@
+"""Share a trained first stage between runs that would train the very same one.
+
+In the first stage there is no old task, so runs that differ in strategy, memory or distillation alone start with the
+same weights, and one of them can train for all.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from m2distill_policy.config import to_dict
+from training.lifelong.checkpoint import read_json, write_json
+from training.lifelong.records import CandidatesRecord, write_record
+from training.lifelong.run import LifelongRun
+from training.lifelong.stage import end_stage
+from training.lifelong.strategies import make_strategy
+from training.lifelong.trainer import choose, keep, together
+
+
+def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
+    """Copy a trained first stage into another run, with its evaluation where that is the same too.
+
+    Args:
+        source: the run that has trained it.
+        target: the run that takes it.
+
+    Returns:
+        False where ``target`` would train another first stage; nothing is copied then.
+    """
+    if (
+        not all(run.config.strategy_class.shares_first_stage for run in (source, target))
+        or target.joint
+        or source.joint
+        or target.trained(0)
+        or not source.trained(0)
+        or _decides(source) != _decides(target)
+    ):
+        return False
+    parts = target.new_data(0)
+    if any(source.record.data.get(str(i)) != target.record.data[str(i)] for i in range(len(parts))):
+        return False
+    folder = target.stage_folder(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in source.stage_folder(0).glob("point_*.safetensors"):
+        shutil.copy2(path, folder / path.name)
+    record, point = source.candidates(0), source.stage_record(0).point
+    strategy = make_strategy(target.config, target.memory(0), target.contract.history)
+    end_stage(source.point_policy(0, point), strategy, together(parts), target.config, 0)
+    exemplars, state = keep(target, 0, parts, strategy, point)
+    write_record(target.candidates_path(0), CandidatesRecord(record.points, record.made_by, exemplars, state))
+    choose(target, 0, point)
+    if source.config.evaluation == target.config.evaluation:
+        _copy_evaluation(source, target)
+    return True
+
+
+def _decides(run: LifelongRun) -> dict[str, Any]:
+    """Everything that decides how a run's first stage is trained."""
+    # An extended run's first stage was trained under the configuration of the run that it began with.
+    made = to_dict(run.extends[0].config if run.extends else run.config)
+    return {
+        **{k: made[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
+        "tasks": made["tasks"][: run.config.first_tasks],
+        "optim": {k: v for k, v in made["optim"].items() if k not in ("later_lr", "checkpoint_seconds", "recompute")},
+        **{k: made["evaluation"][k] for k in ("points", "choose_on", "ties")},
+        "contract": run.contract.to_dict(),
+    }
+
+
+def _copy_evaluation(source: LifelongRun, target: LifelongRun) -> None:
+    """The same weights on the same states: one evaluation is enough.
+
+    Each file says that those before it are complete; killed in between, the rest is evaluated again.
+    """
+    to = target.folder / "evaluation"
+    to.mkdir(exist_ok=True)
+    for path in (source.folder / "evaluation").glob("stage_0*.jsonl"):
+        shutil.copy2(path, to / path.name)
+    for old, new in (
+        (source.selection_path(0), target.selection_path(0)),
+        (source.curve_path(0), target.curve_path(0)),
+        (source.evaluation_path(0), target.evaluation_path(0)),
+    ):
+        if old.exists():
+            write_json(new, read_json(old))

@@ -1,0 +1,192 @@
+"""Train the stages of a run, and write down what each stage leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from m2distill_policy import provenance
+from m2distill_policy.progress import ProgressBar
+from m2distill_policy.storage import whole_file
+from training import distributed
+from training.data.joint_data import JointData
+from training.data.task_data import Demonstrated, TaskData
+from training.lifelong.checkpoint import digest_of, save_tensors
+from training.lifelong.partial import drop_partial, partial_step
+from training.lifelong.records import CandidatesRecord, FileRecord, StageRecord, StateRecord, write_record
+from training.lifelong.run import LifelongRun
+from training.lifelong.stage import append_json_line, end_stage, pick_device, pick_precision, train_stage
+from training.lifelong.strategies import make_strategy
+from training.lifelong.strategy import Strategy
+
+#: Every so many steps a row goes to metrics.jsonl and TensorBoard.
+LOG_EVERY = 10
+
+
+def train_stages(
+    run: LifelongRun,
+    after_stage: Callable[[int], None],
+    say: Callable[[str], None],
+    *,
+    quiet: bool = False,
+    stages: int | None = None,
+) -> None:
+    """Train every stage that is not trained yet.
+
+    Args:
+        run: whose stages.
+        after_stage: called with the number of each stage, whether it is trained now or was trained before.
+        say: prints a line for people.
+        quiet: show no progress bar.
+        stages: stop after so many; None: all.
+    """
+    for stage in range(run.stages)[:stages]:
+        if not run.trained(stage):
+            what = ", ".join(run.tasks[index].instruction for index in run.config.new_tasks(stage))
+            say(f"{run.config.strategy}: stage {stage + 1} of {run.stages}, {what}")
+            distributed.wait()  # no process may look whether the stage is trained once the first one has written it
+            _train(run, stage, quiet)
+        if distributed.is_first():
+            after_stage(stage)
+        distributed.wait()
+
+
+def _train(run: LifelongRun, stage: int, quiet: bool) -> None:
+    config, folder = run.config, run.stage_folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = run.new_data(stage)
+    data = together(parts)
+    policy = run.policy(stage - 1) if stage else run.new_policy()
+    made_by = provenance.describe()
+    made_by["precision"] = str(pick_precision(config.optim.precision, pick_device()) or torch.float32)
+    if stage == 0 and config.network.normalise:
+        policy.fit_normalisation({name: torch.from_numpy(v) for name, v in data.proprioception.items()})
+    strategy = make_strategy(config, run.memory(stage), run.contract.history)
+    if stage:
+        strategy.state = run.strategy_state(stage - 1)
+    points: dict[int, str] = {}
+
+    if not distributed.is_first():
+        train_stage(policy, strategy, data, config, stage, folder, lambda *_: None, lambda _: None)
+        return
+
+    def snapshot(point: int) -> None:
+        points[point] = save_tensors(folder / f"point_{point}.safetensors", policy.state_dict())
+
+    with (
+        SummaryWriter(str(run.folder / "tensorboard" / f"stage_{stage}"), purge_step=partial_step(folder)) as writer,
+        ProgressBar(
+            total=config.optim.stage_steps(stage, data.steps, run.contract.history, data.tasks),
+            desc=f"{config.strategy} {data.name}",
+            unit="step",
+            disable=quiet,
+        ) as bar,
+    ):
+        _drop_rows_after(run, stage, partial_step(folder))
+
+        def listener(step: int, steps: int, terms: dict[str, float]) -> None:
+            bar.update(step - bar.n)
+            if step % LOG_EVERY == 0 or step == steps:
+                bar.set_postfix(loss=f"{terms['total']:.3f}", bc=f"{terms['bc']:.3f}", refresh=False)
+                row: dict[str, object] = {"stage": stage, "step": step, "steps": steps, **terms}
+                append_json_line(run.folder / "metrics.jsonl", row)
+                for name, value in terms.items():
+                    writer.add_scalar(name, value, step)
+
+        train_stage(policy, strategy, data, config, stage, folder, listener, snapshot)
+    # A stage that was resumed after a snapshot has the earlier snapshots on disk, not in this process.
+    for path in folder.glob("point_*.safetensors"):
+        points.setdefault(int(path.stem.split("_")[1]), digest_of(path))
+    exemplars, state = keep(run, stage, parts, strategy, config.evaluation.points)
+    files = {str(point): FileRecord(f"point_{point}.safetensors", sha256) for point, sha256 in sorted(points.items())}
+    write_record(run.candidates_path(stage), CandidatesRecord(files, made_by, exemplars, state))
+    choose(run, stage, config.evaluation.points)
+    drop_partial(folder)
+
+
+def together(parts: Sequence[TaskData]) -> Demonstrated:
+    """The demonstrations of several tasks as one; of one task, itself."""
+    return JointData(tuple(parts)) if len(parts) > 1 else parts[0]
+
+
+def keep(
+    run: LifelongRun, stage: int, parts: Sequence[TaskData], strategy: Strategy, point: int
+) -> tuple[dict[str, str | None], StateRecord | None]:
+    """Write what stays of a trained stage; to be called before the record that makes the stage count.
+
+    Args:
+        run: whose stage.
+        stage: its number.
+        parts: the demonstrations that it learned from, a task each.
+        strategy: as the stage left it.
+        point: the checkpoint candidate that the stage ends with.
+
+    Returns:
+        Position of a task -> sha256 of its kept demonstrations (None: none are kept), and the record of the tensors
+        that the strategy carries on (None: it has none).
+    """
+    exemplars: dict[str, str | None] = {}
+    for task, data in zip(run.config.new_tasks(stage), parts, strict=True):
+        # Exemplars are sampled by the seed alone.
+        strategy.memory.add(data, np.random.default_rng([run.config.seed, task, 2**31]))
+        path = run.exemplars_path(task)
+        path.unlink(missing_ok=True)  # left by a process that ended before it recorded the file
+        strategy.memory.save(run.memory_folder)
+        exemplars[str(task)] = digest_of(path) if path.exists() else None
+    run.put_aside(stage, parts[-1])
+    if not strategy.state:
+        return exemplars, None
+    file = f"{strategy.name}_{stage}_{point}.safetensors"
+    return exemplars, StateRecord(strategy.name, file, save_tensors(run.memory_folder / file, strategy.state))
+
+
+def choose(run: LifelongRun, stage: int, point: int) -> None:
+    """Make a checkpoint candidate the stage's policy: the next stage starts from it, and it is exported."""
+    candidate = run.candidates(stage).points[str(point)]
+    record = StageRecord(candidate.file, candidate.sha256, point, _bytes_kept(run, stage))
+    write_record(run.stage_folder(stage) / "stage.json", record)
+
+
+def end_at(run: LifelongRun, stage: int, point: int) -> None:
+    """Choose a checkpoint candidate, and let the strategy make its state there instead of at the last candidate.
+
+    EWC, for one, regularises every weight towards the value that the next stage starts from.
+    """
+    record = run.candidates(stage)
+    if run.strategy_state(stage) and point != run.config.evaluation.points:
+        assert record.state is not None
+        parts, before = run.new_data(stage), record.state.file
+        strategy = make_strategy(run.config, run.memory(stage), run.contract.history)
+        strategy.state = run.strategy_state(stage - 1) if stage else {}
+        end_stage(run.point_policy(stage, point), strategy, together(parts), run.config, stage)
+        exemplars, state = keep(run, stage, parts, strategy, point)
+        write_record(run.candidates_path(stage), CandidatesRecord(record.points, record.made_by, exemplars, state))
+        if state is not None and state.file != before:
+            (run.memory_folder / before).unlink(missing_ok=True)
+    choose(run, stage, point)
+
+
+def _bytes_kept(run: LifelongRun, stage: int) -> int:
+    return run.memory(stage + 1).bytes + sum(values.nbytes for values in run.strategy_state(stage).values())
+
+
+def _drop_rows_after(run: LifelongRun, stage: int, done: int) -> None:
+    """Drop the logged rows that a resumed stage, of which ``done`` steps are done, will log again."""
+    path = run.folder / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a killed process can be cut; its step is logged again
+        if (row["stage"], row["step"]) <= (stage, done):
+            kept.append(line)
+    with whole_file(path) as temporary:
+        Path(temporary).write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,98 @@
+"""Sum up a finished run: success, lifelong metrics, drift, and where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from m2distill_policy import provenance
+from m2distill_policy.errors import TrainingError
+from m2distill_policy.evaluation.results import CellSummary
+from training.drift import run_drift
+from training.lifelong.records import CurveRecord, RunResults, read_record
+from training.lifelong.run import LifelongRun
+from training.metrics import hold_from, joint_metrics, lifelong_metrics
+
+
+def with_environment(run: LifelongRun, tasks: Sequence[int]) -> list[int]:
+    """Return those of ``tasks`` that can be rolled out: recordings come without a simulated environment."""
+    return [task for task in tasks if run.tasks[task].has_env]
+
+
+def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunResults:
+    """Return the results of a run of which every stage is trained and evaluated.
+
+    Args:
+        run: to sum up.
+        told: the cross-instruction evaluation; None where it was not asked for.
+
+    Raises:
+        TrainingError: a stage has no evaluation, or one that does not fit its checkpoint candidates.
+    """
+    rows = []
+    for stage in range(run.stages):
+        cells = run.cells(stage)
+        if cells is None:
+            raise TrainingError(
+                f"stage {stage} of {run.folder} has no evaluation; finish the run with 'm2distill train --resume "
+                f"--out {run.folder}'"
+            )
+        rows.append(cells)
+    success = [[cell.rate for cell in row] for row in rows]
+    environments = with_environment(run, range(len(run.tasks)))
+    curves: list[list[float]] = []
+    metrics: dict[str, float | None]
+    if run.joint or len(environments) < len(run.tasks):
+        last = success[-1]
+        metrics = joint_metrics([rate for rate in (last[task] for task in environments) if rate is not None])
+    else:
+        # Tasks that were learned together count as their mean, with the weight of all of them.
+        parts = [run.config.new_tasks(stage) for stage in range(run.stages)]
+        final = [
+            [float(np.mean([rate for rate in (row[i] for i in part) if rate is not None])) for part in parts[: k + 1]]
+            for k, row in enumerate(success)
+        ]
+        curves = [_curve(run, stage, final[stage][stage]) for stage in range(run.stages)]
+        metrics = dataclasses.asdict(lifelong_metrics(final, curves, [len(part) for part in parts]))
+    rates = [cell.rate for cell in told or () if cell.rate is not None]
+    return RunResults(
+        label=run.config.strategy_class.describe(run.config),
+        run=run.folder.name,
+        strategy=run.config.strategy,
+        seed=run.config.seed,
+        tasks=run.tasks,
+        rollouts=run.config.evaluation.rollouts,
+        sampling=run.config.evaluation.sampling,
+        success=tuple(map(tuple, success)),
+        wrong_object=tuple(tuple(cell.wrong_rate for cell in row) for row in rows),
+        errors=sum(cell.errors for row in rows for cell in row),
+        cells=tuple(rows),
+        told=None if told is None else tuple(told),
+        told_success=float(np.mean(rates)) if rates else None,
+        success_curves=tuple(map(tuple, curves)),
+        metrics=metrics,
+        bytes_kept=run.stage_record(run.stages - 1).bytes_kept,
+        drift=run_drift(run),
+        config=run.config,
+        data=run.record.data,
+        trained=tuple(run.candidates(stage).made_by for stage in range(run.stages)),
+        **provenance.describe(),
+    )
+
+
+def _curve(run: LifelongRun, stage: int, final: float) -> list[float]:
+    """Success at each checkpoint candidate of a stage; what was not measured after the chosen one is held at it."""
+    if run.config.evaluation.points == 1:
+        return [final]
+    path, again = run.curve_path(stage), run.evaluation_path(stage)
+    if not path.exists():
+        raise TrainingError(f"{path} is missing; remove {again} and continue with --resume")
+    curve, chosen = read_record(CurveRecord, path).rates, run.chosen(stage)
+    if len(curve) != chosen + 1:
+        raise TrainingError(
+            f"{path} holds {len(curve)} values, and the stage ends at checkpoint candidate {chosen}; remove {path} and "
+            f"{again}, and continue with --resume"
+        )
+    return hold_from(list(curve), chosen, run.config.evaluation.points + 1)
