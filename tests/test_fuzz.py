@@ -145,6 +145,6 @@ def test_a_process_that_took_long_to_begin_is_no_finding(tmp_path: Path, monkeyp
     monkeypatch.setenv(SEED, "fine")
     monkeypatch.setattr(fuzz_main, "GRACE", -60.0)  # it is too late from the start
     supervisor = Supervisor("faulty", tmp_path / "work", tmp_path / "findings", fresh=True)
-    supervisor.slice("mutate", 60)
+    supervisor.slice("seeds", 60)
     assert not supervisor.result.findings and not list((tmp_path / "findings").glob("faulty/*/report.json"))
     assert supervisor.result.seconds < 30
