@@ -7,46 +7,50 @@ from pathlib import Path
 
 import numpy as np
 
+from m2distill_policy.config_keys import require_ranges, setting
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.options import MANY
-from m2distill_policy.ranges import require_within
 from training.data.task_data import TaskData, WindowBatch, concatenate
 from training.data.widen import widen
 
 #: Windows in one batch, of each kind.
 LARGEST_BATCH = 65_536
-_RANGES = {
-    "episodes": (0, MANY),
-    "windows": (0, 100 * MANY),
-    "replay_batch": (0, LARGEST_BATCH),
-    "instruction_batch": (0, LARGEST_BATCH),
-    "widen_noise": (0, 100.0),
-}
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """episodes: demonstrations kept of each old task, drawn by the seed; replay_batch: windows of them in every batch.
+    """What is kept of old tasks, and how much of it goes into a batch."""
 
-    windows: in their place, LIBERO's own rule: the first so many windows of a task's file (there 1000), which are its
-    first demonstrations up to so many steps in all.
-
-    instructions: keep the old tasks' words and ask them of new observations; instruction_batch: so many windows.
-    widen: share of the unrelated steps among those observations that are made unlike any demonstration before they
-    are asked about (see :mod:`training.data.widen`); needs ``optim.apart``. widen_noise: how far their readings move.
-    """
-
-    episodes: int = 0
-    windows: int = 0
-    replay_batch: int = 16
-    instructions: bool = False
-    instruction_batch: int = 16
-    widen: float = 0.0
-    widen_noise: float = 0.3
+    episodes: int = setting(
+        0, "Demonstrations kept of each old task, sampled by the seed.", unit="demonstrations", low=0, high=MANY
+    )
+    windows: int = setting(
+        0,
+        "Instead of memory.episodes, LIBERO's rule: keep the first so many windows of a task's file (LIBERO: 1000).",
+        unit="windows",
+        low=0,
+        high=100 * MANY,
+    )
+    replay_batch: int = setting(
+        16, "Windows of kept demonstrations in every batch.", unit="windows", low=0, high=LARGEST_BATCH
+    )
+    instructions: bool = setting(
+        False, "Keep the instructions of old tasks, and evaluate new observations under them in every batch."
+    )
+    instruction_batch: int = setting(
+        16, "Windows under old instructions in every batch.", unit="windows", low=0, high=LARGEST_BATCH
+    )
+    widen: float = setting(
+        0.0,
+        "Share of the single steps under old instructions that are augmented beyond the demonstrations: colour "
+        "channels exchanged, noise on the proprioception. Needs optim.apart above 0.",
+    )
+    widen_noise: float = setting(
+        0.3, "That noise, in standard deviations of each number of the proprioception.", low=0, high=100.0
+    )
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            require_within(f"memory.{name}", getattr(self, name), low, high)
+        require_ranges(self, "memory.")
         if not 0 <= self.widen <= 1:
             raise ConfigError(f"memory.widen is {self.widen}; it is a share, 0 to 1")
         if self.episodes and self.windows:

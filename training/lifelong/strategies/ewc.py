@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m2distill_policy.config_keys import require_ranges, setting
 from m2distill_policy.options import MANY
-from m2distill_policy.ranges import require_within
 from training.lifelong.memory import Memory
 from training.lifelong.strategies.sequential import Sequential
 from training.lifelong.strategy import Composed, Imitate, Targets
@@ -22,20 +22,27 @@ from training.models.resnet_t import Inputs, Output, ResNetT
 
 @dataclass(frozen=True)
 class EwcConfig:
-    """weight: of the penalty, LIBERO's ``e_lambda``; fade: what older stages' holds are multiplied by, its ``gamma``.
+    """Elastic weight consolidation (strategy=ewc).
 
-    batches: how many batches of a stage's demonstrations its Fisher information is estimated on; LIBERO's are one pass
-    over the data. As there, a gradient is squared a batch and not a demonstration.
+    As in LIBERO, a gradient is squared for each batch and not for each demonstration.
     """
 
-    weight: float = 50_000.0
-    fade: float = 0.9
-    batches: int = 200
+    weight: float = setting(50_000.0, "Factor on the penalty; LIBERO's e_lambda.", low=0, high=1e12)
+    fade: float = setting(
+        0.9, "What the importance of weights for older stages is multiplied by after each stage; LIBERO's gamma.",
+        low=0, high=10.0,
+    )  # fmt: skip
+    batches: int = setting(
+        200,
+        "Batches of a stage's demonstrations from which the Fisher information is estimated; LIBERO takes one pass "
+        "over the data.",
+        unit="batches",
+        low=1,
+        high=MANY,
+    )
 
     def __post_init__(self) -> None:
-        require_within("ewc.weight", self.weight, 0, 1e12)
-        require_within("ewc.fade", self.fade, 0, 10.0)
-        require_within("ewc.batches", self.batches, 1, MANY)
+        require_ranges(self, "ewc.")
 
 
 class Ewc(Sequential):

@@ -8,15 +8,15 @@ driven by language, so without the last two nothing ever asks it an old question
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from m2distill_policy.config_keys import require_ranges, section, setting
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.options import MANY
-from m2distill_policy.ranges import require_within
 from training.lifelong.memory import Memory
 from training.lifelong.strategy import Composed, Imitate, Strategy, Targets, imitation
 from training.losses.terms import latent_distance, policy_divergence, reverse_divergence, subspace_distance
@@ -31,13 +31,13 @@ TERMS = ("image", "text", "extra", "policy")
 
 @dataclass(frozen=True)
 class TermConfig:
-    """A term's weight, and its switch for ablations."""
+    """One term of the distillation."""
 
-    weight: float
-    on: bool = True
+    weight: float = setting(0.1, "Factor on the term.", low=0, high=1e9)
+    on: bool = setting(True, "Use the term; false leaves it out, for ablations.")
 
     def __post_init__(self) -> None:
-        require_within("a distillation weight", self.weight, 0, 1e9)
+        require_ranges(self, "a distillation ")
 
     @property
     def value(self) -> float:
@@ -47,46 +47,63 @@ class TermConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Weights of the four terms; the published ones are not known, so these are our own.
+    """Distillation from the previous policy (strategy=m2distill).
 
-    samples: N of the Monte Carlo estimate. floor: least standard deviation within the KL term alone.
-    new_policy, new_latents: factors on the terms where they are taken on the new task's windows under the new
-    instruction: there the previous policy knows features worth keeping but no action worth repeating.
-    rank: hold latents only within so many directions, those that the previous policy uses most; 0 holds all.
-    confident: of the ``samples`` compare only so many, those that the previous policy thinks likeliest; 0 compares all.
-    direction: of the divergence. ``forward`` is the paper's, KL(previous || present); ``reverse`` the other, whose
-    samples are the present policy's.
-
-    A distance is summed over a token's entries; a mean over them would be the same at a weight so many times smaller.
+    The paper does not publish its weights; these are our own. A distance is summed over the entries of a token; a mean
+    over them would be the same at a smaller weight.
     """
 
-    image: TermConfig = field(default_factory=lambda: TermConfig(0.1))
-    text: TermConfig = field(default_factory=lambda: TermConfig(0.1))
-    extra: TermConfig = field(default_factory=lambda: TermConfig(0.1))
-    policy: TermConfig = field(default_factory=lambda: TermConfig(0.5))
-    samples: int = 4
-    floor: float = 0.03
-    new_policy: float = 0.1
-    new_latents: float = 1.0
-    rank: int = 0
-    confident: int = 0
-    direction: Literal["forward", "reverse"] = "forward"
+    image: TermConfig = section(TermConfig, "The term on image latents.")
+    text: TermConfig = section(TermConfig, "The term on text latents.")
+    extra: TermConfig = section(TermConfig, "The term on proprioception latents.")
+    policy: TermConfig = section(TermConfig, "The term on the distribution of actions (a divergence).", weight=0.5)
+    samples: int = setting(4, "Monte Carlo samples of the divergence.", unit="samples", low=1, high=4096)
+    floor: float = setting(
+        0.03, "Lower limit of the mixture's standard deviations inside the divergence alone.", low=0, high=10.0
+    )
+    new_policy: float = setting(
+        0.1,
+        "Factor on the policy term for windows of the new task: there the previous policy knows no action worth "
+        "repeating.",
+        low=0,
+        high=1e9,
+    )
+    new_latents: float = setting(
+        1.0,
+        "Factor on the latent terms for windows of the new task; 0 distils latents on kept demonstrations and under "
+        "old instructions alone.",
+        low=0,
+        high=1e9,
+    )
+    rank: int = setting(
+        0,
+        "Compare latents only in so many directions, those that the previous policy uses most; 0: in all.",
+        unit="directions",
+        low=0,
+        high=MANY,
+    )
+    confident: int = setting(
+        0,
+        "Compare only so many of distill.samples, those that the previous policy finds most likely; 0: all.",
+        unit="samples",
+    )
+    direction: Literal["forward", "reverse"] = setting(
+        "forward",
+        "Of the divergence. forward: KL(previous || current), as in the paper. reverse: KL(current || previous), with "
+        "samples of the current policy.",
+    )
 
     def __post_init__(self) -> None:
         if self.direction == "reverse" and self.confident:
             raise ConfigError(
-                f"distill.confident is {self.confident} and distill.direction reverse, whose samples are the present "
-                "policy's; set distill.confident=0"
+                f"distill.confident is {self.confident}, and distill.direction=reverse takes samples of the current "
+                "policy; set distill.confident=0"
             )
-        require_within("distill.samples", self.samples, 1, 4096)
+        require_ranges(self, "distill.")
         if not 0 <= self.confident <= self.samples:
             raise ConfigError(
                 f"distill.confident is {self.confident}; allowed are 0 (all) to distill.samples = {self.samples}"
             )
-        require_within("distill.floor", self.floor, 0, 10.0)
-        for name in ("new_policy", "new_latents"):
-            require_within(f"distill.{name}", getattr(self, name), 0, 1e9)
-        require_within("distill.rank", self.rank, 0, MANY)
 
 
 class M2Distill(Strategy):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from m2distill_policy.config_keys import setting
 from m2distill_policy.errors import ConfigError
 from training.lifelong.memory import Memory
 from training.lifelong.strategies.sequential import Sequential
@@ -26,11 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackNetConfig:
-    """prune: share of a layer's free weights that a stage gives back, LIBERO's ``prune_perc``; retrain: share of a
-    stage's steps that come after the pruning. LIBERO adds as many epochs again: half, here, of the same budget."""
+    """Pruning and weights of its own for each task (strategy=packnet)."""
 
-    prune: float = 0.75
-    retrain: float = 0.5
+    prune: float = setting(
+        0.75, "Share of a layer's free weights that a stage gives back, between 0 and 1; LIBERO's prune_perc."
+    )
+    retrain: float = setting(
+        0.5,
+        "Share of a stage's steps after the pruning, between 0 and 1. LIBERO adds as many epochs again: that is half "
+        "of a common budget.",
+    )
 
     def __post_init__(self) -> None:
         for name in ("prune", "retrain"):
