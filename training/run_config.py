@@ -45,7 +45,7 @@ class OptimConfig:
         high=MANY,
     )  # fmt: skip
     batch: int = setting(32, "Windows of the new task in every batch.", unit="windows", low=1, high=LARGEST_BATCH)
-    apart: float = setting(
+    single_steps: float = setting(
         0.0,
         "History dropout: share of rows of a batch that are single steps, each read without history, instead of a "
         "window. In a window the past motion gives the target away, and the network continues it instead of looking "
@@ -95,8 +95,8 @@ class OptimConfig:
             highest = getattr(self, name)
             if highest is not None and not 0 <= self.lr_end <= highest:
                 raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.{name} = {highest}")
-        if not 0 <= self.apart <= 1:
-            raise ConfigError(f"optim.apart is {self.apart}; it is a share, 0 to 1")
+        if not 0 <= self.single_steps <= 1:
+            raise ConfigError(f"optim.single_steps is {self.single_steps}; it is a share, 0 to 1")
         if self.first_epochs and not self.epochs:
             raise ConfigError(
                 f"optim.first_epochs is {self.first_epochs:g} and optim.epochs 0: stages are counted in optim.steps; "
@@ -229,10 +229,10 @@ class RunConfig:
             raise ConfigError(f"jointly is {self.jointly}; allowed are 1 to {len(self.tasks)}, the number of tasks")
         self._add_own_section()
         self.strategy_class.check(self)
-        if self.memory.widen and not self.optim.apart:
+        if self.memory.out_of_distribution and not self.optim.single_steps:
             raise ConfigError(
-                f"memory.widen is {self.memory.widen} and optim.apart is 0: windows are not widened; set optim.apart "
-                "above 0, or memory.widen=0"
+                f"memory.out_of_distribution is {self.memory.out_of_distribution} and optim.single_steps is 0, but "
+                "only single steps are changed; set optim.single_steps above 0, or memory.out_of_distribution=0"
             )
         if not self.optim.epochs and self.evaluation.points > self.optim.steps:
             raise ConfigError(

@@ -1,7 +1,8 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796), as LIBERO runs it.
 
-After a stage every weight is held where it is, by the square of its gradient there; older stages' holds fade by a
-factor. What is kept of old tasks is therefore one number a weight, and no data.
+After a stage every weight gets an importance, its Fisher information: the mean square of its gradient. The next stage
+pays a penalty for moving a weight, in proportion. The importance for older stages is multiplied by a factor after each
+stage. So the run keeps one number for each weight, and no data.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class EwcConfig:
 
 
 class Ewc(Sequential):
-    """Behaviour cloning on the new task, and a spring on every weight; kept: how hard each is held."""
+    """Behaviour cloning on the new task, and a quadratic penalty on every weight. state: importance of each weight."""
 
     name = "ewc"
     label = "EWC"
@@ -54,10 +55,12 @@ class Ewc(Sequential):
     config: EwcConfig
     requires_state = True
 
-    def __init__(self, memory: Memory, history: int, config: EwcConfig | None = None, apart: float = 0.0) -> None:
-        super().__init__(memory, history, config, apart)
-        #: Each parameter, where it was, and how hard it is held there.
-        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(
+        self, memory: Memory, history: int, config: EwcConfig | None = None, single_steps: float = 0.0
+    ) -> None:
+        super().__init__(memory, history, config, single_steps)
+        #: Each parameter, its value as the stage began, and its importance.
+        self._anchored: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @classmethod
     def quick(cls, config: EwcConfig) -> EwcConfig:
@@ -65,8 +68,8 @@ class Ewc(Sequential):
         return dataclasses.replace(config, batches=1)
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Hold the weights where they are: those of the evaluation point that the stage begins with."""
-        self._held = [
+        """Remember the weights that the stage starts from, which the penalty pulls towards."""
+        self._anchored = [
             (p, p.detach().clone(), self.state[name].to(p.device))
             for name, p in policy.named_parameters()
             if name in self.state
@@ -76,9 +79,9 @@ class Ewc(Sequential):
         self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator
     ) -> dict[str, Tensor]:
         terms = super().loss(composed, inputs, output, targets, generator)
-        if not self._held:
+        if not self._anchored:
             return terms
-        penalty = torch.stack([(fisher * (p - then).square()).sum() for p, then, fisher in self._held]).sum()
+        penalty = torch.stack([(fisher * (p - before).square()).sum() for p, before, fisher in self._anchored]).sum()
         return {**terms, "penalty": penalty.detach(), "total": terms["bc"] + self.config.weight * penalty}
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
@@ -96,4 +99,4 @@ class Ewc(Sequential):
         policy.zero_grad(set_to_none=True)
         older = self.state
         self.state = {n: f + self.config.fade * older[n].to(f.device) if older else f for n, f in fisher.items()}
-        self._held = []
+        self._anchored = []

@@ -1,8 +1,8 @@
-"""M2Distill (Roy et al. 2024, https://arxiv.org/abs/2410.00064): the previous policy holds the present one.
+"""M2Distill (Roy et al. 2024, https://arxiv.org/abs/2410.00064): the previous policy is distilled into the current one.
 
-Each of the four terms is evaluated in up to three places: on the new task's windows (the paper), on kept
-demonstrations of old tasks, and on the new task's observations under the old tasks' instructions. The network is
-driven by language, so without the last two nothing ever asks it an old question.
+Each of the four terms is evaluated on up to three kinds of rows: windows of the new task (as in the paper), kept
+demonstrations of old tasks, and observations of the new task under the instructions of old tasks. The policy depends on
+the instruction, so without the last two kinds nothing constrains it under an old instruction.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class DistillConfig:
 
 
 class M2Distill(Strategy):
-    """Behaviour cloning plus the four terms against the frozen policy of the previous stage."""
+    """Behaviour cloning, and distillation from the frozen policy of the previous stage (the teacher) by four terms."""
 
     name = "m2distill"
     label = "M2Distill"
@@ -117,8 +117,10 @@ class M2Distill(Strategy):
     uses_memory = True
     uses_old_instructions = True
 
-    def __init__(self, memory: Memory, history: int, config: DistillConfig | None = None, apart: float = 0.0) -> None:
-        super().__init__(memory, history, config, apart)
+    def __init__(
+        self, memory: Memory, history: int, config: DistillConfig | None = None, single_steps: float = 0.0
+    ) -> None:
+        super().__init__(memory, history, config, single_steps)
         self.teacher: ResNetT | None = None
 
     @classmethod
@@ -139,7 +141,7 @@ class M2Distill(Strategy):
         return super().describe(config) + (f" without {', '.join(off)}" if off else "")
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Freeze the policy as it stands: from the second stage on it is the teacher."""
+        """Freeze a copy of the policy: from the second stage on it is the teacher."""
         if stage > 0:
             self.teacher = copy.deepcopy(policy).eval().requires_grad_(False)
 
@@ -153,7 +155,7 @@ class M2Distill(Strategy):
         if self.teacher is None or not any(weights.values()):
             return terms
         with torch.no_grad():
-            held = self.teacher(inputs)
+            teacher = self.teacher(inputs)
         groups = len(self.teacher.groups)
         tokens = {"text": slice(0, 1), "extra": slice(1, 1 + groups), "image": slice(1 + groups, None)}
         places = (
@@ -168,16 +170,16 @@ class M2Distill(Strategy):
             valid = targets.valid[rows]
             for name, part in tokens.items():
                 if weights[name] and latent_factor:
-                    then, now = held.tokens[rows, :, part], output.tokens[rows, :, part]
+                    earlier, current = teacher.tokens[rows, :, part], output.tokens[rows, :, part]
                     distance = (
-                        subspace_distance(then, now, valid, config.rank)
+                        subspace_distance(earlier, current, valid, config.rank)
                         if config.rank
-                        else latent_distance(then, now, valid)
+                        else latent_distance(earlier, current, valid)
                     )
                     terms[f"{name}/{place}"] = distance.detach()
                     total = total + weights[name] * latent_factor * distance
             if weights["policy"] and policy_factor:
-                mixtures = held.mixture.select(rows), output.mixture.select(rows)
+                mixtures = teacher.mixture.select(rows), output.mixture.select(rows)
                 if config.direction == "forward":
                     divergence = policy_divergence(
                         *mixtures, valid, config.samples, config.floor, generator, config.confident
@@ -191,5 +193,5 @@ class M2Distill(Strategy):
         return terms
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
-        """Let the teacher go; the next stage makes its own."""
+        """Release the teacher; the next stage makes its own."""
         self.teacher = None
