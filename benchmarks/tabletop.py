@@ -16,7 +16,7 @@ _NO_DEMOS = ("memory.episodes=0",)
 _NO_WORDS = ("memory.instructions=false",)
 #: How the previous policy is asked, with demonstrations and without: its latents only where an old question is asked,
 #: and most of the old questions of widened observations. Without demonstrations their windows are spent on words.
-_ASKED = ("distill.new_latents=0.0", "memory.widen=0.8")
+_ASKED = ("distill.new_latents=0.0", "memory.out_of_distribution=0.8")
 
 
 def weights(image: float, text: float, extra: float, policy: float) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ _LIBERO_S_MEMORY = ("memory.episodes=0", "memory.windows=1000")
 SETTINGS = (
     "tasks=[0,1,2,3,4]", "optim.epochs=12",
     "evaluation.rollouts=20", "evaluation.told=3", "evaluation.workers=1",
-    "distill.new_latents=1.0", "memory.widen=0.0", *weights(0.01, 0.1, 0.1, 0.5),
+    "distill.new_latents=1.0", "memory.out_of_distribution=0.0", *weights(0.01, 0.1, 0.1, 0.5),
 )  # fmt: skip
 
 #: The first is trained first: the others take its first stage.

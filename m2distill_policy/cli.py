@@ -26,6 +26,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "demos": ("robot", "sim"),
     "import-bag": ("robot", "train"),
     "plan": ("robot", "train", "sim"),
+    "config": ("robot", "train"),
     "train": ("robot", "train", "sim"),
     "ablate": ("robot", "train", "sim"),
     "sweep": ("robot", "train", "sim"),

@@ -32,15 +32,34 @@ from m2distill_policy.config_text import SUFFIXES, read_plain, shown
 from m2distill_policy.errors import ConfigError, closest
 
 __all__ = [
-    "SUFFIXES", "from_dict", "from_json", "load_config", "open_sections", "override", "read_file", "to_dict", "to_json",
+    "SUFFIXES", "closest_keys", "from_dict", "from_json", "keys_of", "load_config", "name_of_type", "open_sections",
+    "override", "read_file", "to_dict", "to_json",
 ]  # fmt: skip
 
 T = TypeVar("T")
 
 #: Where a field's metadata holds what :func:`open_sections` was given.
 _OPEN = "open sections"
+#: How many files may extend one another.
+_MOST_EXTENDS = 8
 _NULL_WORDS = ("null", "none")
 _BOOL_WORDS = {"true": True, "false": False}
+
+
+def keys_of(cls: type[Any]) -> dict[str, Any]:
+    """Return the keys and sections of a configuration class: name -> annotation."""
+    return {name: field.type for name, field in _fields(cls).items()}
+
+
+def name_of_type(annotation: Any) -> str:
+    """Return an annotation in words, as messages have it."""
+    return _name(annotation)
+
+
+def closest_keys(key: str, keys: Sequence[str]) -> str:
+    """Return a hint at the key that is meant, such as "; did you mean 'optim.lr'?"; empty where none is close."""
+    same = [known for known in keys if known.rpartition(".")[2] == key]
+    return f"; did you mean '{same[0]}'?" if same else closest(key, keys)
 
 
 def open_sections(lookup: Callable[[], Mapping[str, type[Any]]]) -> Any:
@@ -60,7 +79,8 @@ def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequenc
 
     Args:
         cls: a dataclass.
-        path: a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file; None means the dataclass's defaults.
+        path: a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file; None means the dataclass's defaults. With
+            ``extends = "other.toml"``, a path beside the file, it starts from what that file says, and changes it.
         overrides: ``key=value`` or ``section.key=value``, later ones win. The text is read by the field's type:
             ``lr=1e-3``, ``name=tiny``, ``augment=false``, ``channels=32,64`` or ``channels=[32,64]``,
             ``resume=null``, ``optimizer={"lr": 1e-3}``.
@@ -68,7 +88,7 @@ def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequenc
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is not allowed.
     """
-    data = {} if path is None else read_file(path)
+    data = {} if path is None else _extended(Path(path))
     source = "" if path is None else f"{path}: "
     for override in overrides:
         _apply_override(cls, data, override)
@@ -76,6 +96,29 @@ def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequenc
         return from_dict(cls, data)
     except ConfigError as error:
         raise ConfigError(f"{source}{error}") from error
+
+
+def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file and those that it extends; its own values win, and its tables are merged with theirs."""
+    here = path.resolve()
+    if here in below or len(below) >= _MOST_EXTENDS:
+        chain = " -> ".join(file.name for file in (*below, here))
+        raise ConfigError(f"{path}: the files extend one another in a circle, or too many of them ({chain})")
+    data = read_file(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: 'extends' is {_got(base)}; allowed is the path of another file, as text")
+    return _merged(_extended(path.parent / base, (*below, here)), data)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(base)
+    for key, value in changes.items():
+        old = both.get(key)
+        both[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
 
 
 def override(config: T, overrides: Sequence[str]) -> T:

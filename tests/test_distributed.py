@@ -15,9 +15,9 @@ from training.lifelong.run import LifelongRun
 
 #: What every process draws by itself is switched off: dropout, and the samples of the policy term.
 ALIKE = [
-    *SMALL, "optim.steps=8", "optim.batch=4", "memory.replay_batch=2", "memory.instruction_batch=2", "optim.apart=0.5",
-    "network.dropout=0", "network.drop_path=0", "distill.policy.weight=0", "evaluation.rollouts=0",
-    "optim.precision=fp32",
+    *SMALL, "optim.steps=8", "optim.batch=4", "memory.replay_batch=2", "memory.instruction_batch=2",
+    "optim.single_steps=0.5", "network.dropout=0", "network.drop_path=0", "distill.policy.weight=0",
+    "evaluation.rollouts=0", "optim.precision=fp32",
 ]  # fmt: skip
 
 

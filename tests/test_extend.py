@@ -19,7 +19,7 @@ from m2distill_policy.errors import DemonstrationError, TrainingError
 from m2distill_policy.runtime.watcher import FolderWatcher
 from tests.test_run import SMALL, m2distill
 from training.drift import run_drift
-from training.extend import extend_run
+from training.extension import extend_run
 from training.gate import Gate, gate, publish, verdict
 from training.lifelong.checkpoint import read_json
 from training.lifelong.records import EvaluationRecord, ExtensionRecord, RunResults, read_record, write_record
@@ -241,11 +241,11 @@ def test_what_no_world_can_be_asked_about_is_published_by_name_alone(
     words = ["train", "--extend", tmp_path / "run", "--tasks", "1", "--data", demonstrations, "--quiet"]
     words += ["--out", tmp_path / "more", "--publish", tmp_path / "watched"]
     assert main([str(word) for word in words]) == 2
-    assert "suite=files has no world for them" in capsys.readouterr().err and not (tmp_path / "more").exists()
+    assert "suite=files has no simulator for them" in capsys.readouterr().err and not (tmp_path / "more").exists()
     assert main([str(word) for word in words[:-2]]) == 0
     again = ["train", "--resume", "--out", str(tmp_path / "more"), "--publish", str(tmp_path / "watched"), "--quiet"]
     assert main(again) == 1 and not (tmp_path / "watched").exists()
-    assert "not published; no world can be asked: say --untested" in capsys.readouterr().out
+    assert "not published; there is no simulator for these tasks: use --untested" in capsys.readouterr().out
     assert main([*again, "--untested"]) == 0
     assert "nothing is known of them" in capsys.readouterr().out
     assert open_bundle(tmp_path / "watched" / "more_stage_1")

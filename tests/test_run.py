@@ -24,7 +24,7 @@ from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, DivergedError, StorageError, TrainingError
 from m2distill_policy.lock import only_writer
 from m2distill_policy.storage import no_room
-from training.extend import extend_run
+from training.extension import extend_run
 from training.gate import gate
 from training.lifelong.checkpoint import read_json
 from training.lifelong.first_stage import share_first_stage

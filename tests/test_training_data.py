@@ -13,8 +13,8 @@ from m2distill_policy.errors import ConfigError, TrainingError
 from tests.training_fixtures import CONTRACT, NETWORK, task_data
 from training.data.augment import AugmentConfig, augment
 from training.data.joint_data import JointData
+from training.data.out_of_distribution import perturb_single_steps
 from training.data.task_data import TaskData, WindowBatch
-from training.data.widen import widen
 from training.lifelong.memory import Memory, MemoryConfig
 from training.lifelong.stage import to_inputs
 from training.models.resnet_t import ResNetT
@@ -43,35 +43,39 @@ def test_windows_never_cross_an_episode() -> None:
 
 def test_steps_drawn_apart_come_from_everywhere_and_the_share_is_kept() -> None:
     data = indexed((18, 21))
-    batch = data.windows(np.random.default_rng(0), 2000, 10, apart=0.75)
-    assert 0.7 < batch.apart.mean() < 0.8
+    batch = data.windows(np.random.default_rng(0), 2000, 10, single_steps=0.75)
+    assert 0.7 < batch.single_steps.mean() < 0.8
     steps = batch.actions[:, :, 0].astype(int)
-    assert not np.any(np.all(np.diff(steps[batch.apart], axis=1) == 1, axis=1))
-    assert np.all(np.diff(steps[~batch.apart], axis=1) == 1)
+    assert not np.any(np.all(np.diff(steps[batch.single_steps], axis=1) == 1, axis=1))
+    assert np.all(np.diff(steps[~batch.single_steps], axis=1) == 1)
     assert batch.valid.all()
-    assert set(steps[batch.apart].ravel()) == set(range(39))
-    assert not data.windows(np.random.default_rng(0), 50, 10).apart.any()
+    assert set(steps[batch.single_steps].ravel()) == set(range(39))
+    assert not data.windows(np.random.default_rng(0), 50, 10).single_steps.any()
 
 
 def test_no_step_of_a_row_drawn_apart_sees_another() -> None:
     torch.manual_seed(0)
     policy = ResNetT(NETWORK, CONTRACT).eval()
     batch = task_data(0).windows(np.random.default_rng(0), 4, 10)
-    apart = np.array([True, False, True, False])
+    single_steps = np.array([True, False, True, False])
     other = {n: f.copy() for n, f in batch.images.items()}
     for frames in other.values():
         frames[:, 3] = 255 - frames[:, 3]
     with torch.no_grad():
         whole = policy(to_inputs(batch, torch.device("cpu"))).mixture.means
         before, after = (
-            policy(to_inputs(dataclasses.replace(batch, images=images, apart=apart), torch.device("cpu"))).mixture.means
+            policy(
+                to_inputs(dataclasses.replace(batch, images=images, single_steps=single_steps), torch.device("cpu"))
+            ).mixture.means
             for images in (batch.images, other)
         )
     same = [t for t in range(10) if t != 3]
-    assert torch.allclose(before[apart][:, same], after[apart][:, same], atol=1e-6)
-    assert not torch.allclose(before[apart, 3], after[apart, 3], atol=1e-4)
-    assert not torch.allclose(before[~apart][:, 4:], after[~apart][:, 4:], atol=1e-4), "a window remembers"
-    assert torch.allclose(before[~apart], whole[~apart], atol=1e-6)
+    assert torch.allclose(before[single_steps][:, same], after[single_steps][:, same], atol=1e-6)
+    assert not torch.allclose(before[single_steps, 3], after[single_steps, 3], atol=1e-4)
+    assert not torch.allclose(before[~single_steps][:, 4:], after[~single_steps][:, 4:], atol=1e-4), (
+        "a window remembers"
+    )
+    assert torch.allclose(before[~single_steps], whole[~single_steps], atol=1e-6)
     assert torch.allclose(before[:, 0], whole[:, 0], atol=1e-6), "the first step has no history either way"
 
 
@@ -143,8 +147,8 @@ def test_views_are_changed_alike_or_each_by_itself() -> None:
     views = {"a": frames, "b": frames.clone()}
     alike = augment(views, AugmentConfig(), np.random.default_rng(0))
     assert torch.equal(alike["a"], alike["b"])
-    apart = augment(views, AugmentConfig(together=False, skip=0.0), np.random.default_rng(0))
-    assert not torch.equal(apart["a"], apart["b"])
+    each = augment(views, AugmentConfig(together=False, skip=0.0), np.random.default_rng(0))
+    assert not torch.equal(each["a"], each["b"])
 
 
 def test_rows_of_a_batch_are_changed_as_they_would_be_in_it() -> None:
@@ -171,7 +175,7 @@ def test_memory_keeps_what_it_says_and_counts_its_bytes() -> None:
     replay = memory.replay(np.random.default_rng(0), 10)
     assert replay is not None and len(replay) == 6
     new = task_data(1).windows(np.random.default_rng(1), 4, 10)
-    asked = memory.ask_old(new, np.random.default_rng(1))
+    asked = memory.with_old_instructions(new, np.random.default_rng(1))
     assert asked is not None and len(asked) == 3
     assert np.array_equal(asked.embedding, np.stack([data.embedding] * 3))
     frames = {f.tobytes() for f in new.images["agentview_rgb"]}
@@ -202,38 +206,42 @@ def test_memory_of_text_alone_keeps_no_demonstration() -> None:
 
 
 def test_widened_steps_have_other_colours_and_readings_and_windows_stay() -> None:
-    batch = task_data(0, (60, 60)).windows(np.random.default_rng(0), 200, 10, apart=0.5)
-    wide = widen(batch, np.random.default_rng(1), share=0.8, noise=0.3)
+    batch = task_data(0, (60, 60)).windows(np.random.default_rng(0), 200, 10, single_steps=0.5)
+    wide = perturb_single_steps(batch, np.random.default_rng(1), share=0.8, noise=0.3)
     for name, frames in batch.images.items():
-        assert np.array_equal(frames[~batch.apart], wide.images[name][~batch.apart])
+        assert np.array_equal(frames[~batch.single_steps], wide.images[name][~batch.single_steps])
         # Whatever the order of the channels, a pixel keeps its three values.
         assert np.array_equal(np.sort(frames, axis=-1), np.sort(wide.images[name], axis=-1))
-        changed = (frames != wide.images[name]).any(axis=(2, 3, 4))[batch.apart]
+        changed = (frames != wide.images[name]).any(axis=(2, 3, 4))[batch.single_steps]
         assert 0.8 * 5 / 6 - 0.05 < changed.mean() < 0.8 * 5 / 6 + 0.05
     first, second = (wide.images[n] != batch.images[n] for n in batch.images)
     assert (first.any(axis=(2, 3, 4)) != second.any(axis=(2, 3, 4))).any(), "each view has an order of its own"
     for name, values in batch.proprioception.items():
         moved = wide.proprioception[name] - values
         assert wide.proprioception[name].dtype == values.dtype
-        assert not moved[~batch.apart].any()
-        steps = moved[batch.apart].any(axis=-1)
+        assert not moved[~batch.single_steps].any()
+        steps = moved[batch.single_steps].any(axis=-1)
         assert 0.75 < steps.mean() < 0.85
-        spread = moved[batch.apart][steps].std(axis=0) / values[batch.apart].std(axis=(0, 1))
+        spread = moved[batch.single_steps][steps].std(axis=0) / values[batch.single_steps].std(axis=(0, 1))
         np.testing.assert_allclose(spread, 0.3, rtol=0.15)
     assert np.array_equal(wide.actions, batch.actions) and np.array_equal(wide.embedding, batch.embedding)
 
 
 def test_old_instructions_are_asked_of_widened_observations_where_configured() -> None:
-    new = task_data(1).windows(np.random.default_rng(1), 8, 10, apart=1.0)
+    new = task_data(1).windows(np.random.default_rng(1), 8, 10, single_steps=1.0)
 
     def asked(**settings: float) -> WindowBatch:
         memory = Memory(MemoryConfig(instructions=True, instruction_batch=4, **settings))  # type: ignore[arg-type]
         memory.add(task_data(0), np.random.default_rng(0))
-        found = memory.ask_old(new, np.random.default_rng(2))
+        found = memory.with_old_instructions(new, np.random.default_rng(2))
         assert found is not None
         return found
 
-    plain, wide, still = asked(), asked(widen=1.0), asked(widen=1.0, widen_noise=0.0)
+    plain, wide, still = (
+        asked(),
+        asked(out_of_distribution=1.0),
+        asked(out_of_distribution=1.0, out_of_distribution_noise=0.0),
+    )
     name = "joint_states"
     assert np.array_equal(plain.proprioception[name], still.proprioception[name])
     assert not np.array_equal(plain.proprioception[name], wide.proprioception[name])
@@ -244,9 +252,9 @@ def test_old_instructions_are_asked_of_widened_observations_where_configured() -
 
 def test_widening_that_would_do_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="it is a share, 0 to 1"):
-        MemoryConfig(widen=1.5)
-    with pytest.raises(ConfigError, match="windows are not widened"):
-        RunConfig(memory=MemoryConfig(instructions=True, widen=0.5), optim=OptimConfig(apart=0.0))
+        MemoryConfig(out_of_distribution=1.5)
+    with pytest.raises(ConfigError, match="only single steps are changed"):
+        RunConfig(memory=MemoryConfig(instructions=True, out_of_distribution=0.5), optim=OptimConfig(single_steps=0.0))
 
 
 def test_memory_that_asks_for_too_much_is_refused() -> None:

@@ -21,7 +21,7 @@ from m2distill_policy.errors import ConfigError, DemonstrationError, M2DistillEr
 from tests.test_demonstrations import recording
 from tests.test_run import SMALL
 from tests.training_fixtures import CONTRACT, NETWORK, config, task_data
-from training.extend import extend_run
+from training.extension import extend_run
 from training.lifelong.checkpoint import read_json, save_tensors, write_json
 from training.lifelong.memory import Memory
 from training.lifelong.run import LifelongRun

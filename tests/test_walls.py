@@ -114,6 +114,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.lock": _names("errors"),
     "m2distill_policy.storage": _names("errors"),
     "m2distill_policy.config": _names("errors", "config_text", "strict_json"),
+    "m2distill_policy.config_keys": _names("errors", "ranges", "config"),
     "m2distill_policy.config_text": _names("errors", "strict_json", outside="yaml"),
     "m2distill_policy.hdf5": _names("errors"),
     "m2distill_policy.hdf5_reader": _names(outside="h5py"),
@@ -163,7 +164,18 @@ ALLOWED: dict[str, frozenset[str]] = {
     ),
     "training": _names(
         *_CORE,
-        *("cluster", "lock", "progress", "config", "demonstrations", "bundle", "runtime", "sim", "evaluation"),
+        *(
+            "cluster",
+            "lock",
+            "progress",
+            "config",
+            "config_keys",
+            "demonstrations",
+            "bundle",
+            "runtime",
+            "sim",
+            "evaluation",
+        ),
         outside="training torch onnx onnxruntime cv2 h5py transformers tokenizers safetensors yaml",
     ),
 }

@@ -1,4 +1,4 @@
-"""Whether a run that was extended may go to the robot: what it could do before, it still does."""
+"""The regression gate: a bundle is published only if success on the old tasks has not dropped by more than a margin."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from training.lifelong.run import LifelongRun
 
 @dataclass(frozen=True)
 class Gate:
-    """Success on each old task (a share) before, which is the better of when it was learned and just before the new
-    ones were, and after. margin: how far it may fall. errors: rollouts afterwards that ended in an error; to a robot a
-    policy that halts is no better than one that fails, so here they count as failures."""
+    """Success on the old tasks before and after an extension.
+
+    tasks: their instructions. before: share of rollouts that succeeded, the better of two: when the task was learned,
+    and just before the new tasks were. after: the same after the new tasks. margin: share by which it may drop.
+    rollouts: of each task. errors: rollouts afterwards that ended in an error; they count as failures, because for a
+    robot a policy that halts is no better than one that fails.
+    """
 
     tasks: tuple[str, ...]
     before: tuple[float, ...]
@@ -27,7 +31,7 @@ class Gate:
 
     @property
     def fallen(self) -> tuple[str, ...]:
-        """A phrase for each old task that fell by more than the margin."""
+        """A phrase for each old task whose success dropped by more than the margin."""
         found = zip(self.tasks, self.before, self.after, strict=True)
         return tuple(
             f"'{task}' from {before:.2f} to {after:.2f}" for task, before, after in found
@@ -36,8 +40,11 @@ class Gate:
 
 
 def gate(run: LifelongRun, margin: float) -> Gate | None:
-    """The gate of an extended run whose last stage was evaluated, kept in ``gate.json``; None where there was nothing
-    to compare: a suite without worlds, or no evaluation."""
+    """Compare the old tasks of an extended run before and after, and write ``gate.json``.
+
+    Returns:
+        None where there is nothing to compare: no simulated environment, or no evaluation.
+    """
     stages = run.extends[-1].stages
     old = [task for task in range(run.learned(stages - 1)) if run.tasks[task].has_env]
     rows = [run.success(stage) for stage in range(run.stages)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from m2distill_policy import config_keys
 from m2distill_policy.config import open_sections
+from m2distill_policy.config_keys import require_ranges, section, setting
 from m2distill_policy.contract import IMAGE_SIDE
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.options import MANY, MOST_PROCESSES
@@ -21,81 +23,80 @@ from training.models.config import NetworkConfig
 
 #: Settings that change how long a result takes, not what it is.
 _NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds", "optim.recompute")
-#: Setting of a section -> smallest and largest: more than anybody needs, less than a slip of the pen asks for.
-_OPTIM_RANGES = {
-    "steps": (1, 100 * MANY),
-    "epochs": (0, MANY),
-    "first_epochs": (0, MANY),
-    "batch": (1, LARGEST_BATCH),
-    "lr": (1e-12, 10.0),
-    "text_lr_factor": (1e-9, 1e9),
-    "warmup": (0, 100 * MANY),
-    "weight_decay": (0, 100.0),
-    "clip": (1e-9, 1e12),
-    "threads": (0, MOST_PROCESSES),
-    "checkpoint_seconds": (0, 1e9),
-}
-_EVALUATION_RANGES = {
-    "rollouts": (0, MANY),
-    "points": (1, 10_000),
-    "workers": (1, MOST_PROCESSES),
-    "told": (0, MANY),
-    "horizon": (0, MANY),
-}
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """steps a stage, batch windows a step; AdamW with a cosine from lr to lr_end after ``warmup`` linear steps.
+    """Optimisation: AdamW, whose learning rate rises linearly and then falls along half a cosine."""
 
-    epochs: in place of ``steps`` where above 0: a stage reads every demonstrated step so many times, so a task of
-    longer demonstrations is learned for longer. LIBERO's epoch has a window begin at every step, and so reads each
-    ``history`` times: one of its epochs is ten of these.
-    first_epochs: ``epochs`` of the first stage, which begins with a random network; 0: as many.
-    later_lr: highest rate of the later stages, or None for ``lr``.
-    apart: share of rows that are no windows but as many unrelated steps, each read without history. In a window the way
-    that the arm has come gives the target away, and the network goes on as it began instead of looking ("copycat", de
-    Haan et al. 2019, https://arxiv.org/abs/1905.11979); a step alone has to be answered from what is seen and said.
-    text_lr_factor: times the rate for the layers that read the text embedding. Adam moves every weight by about the
-    rate whatever the gradient, and hundreds of entries of order 1 add up: at 1e-3 one step moves a FiLM term by 0.3,
-    scales walk to +-16, the spatial softmax saturates, and a second task is not learned any more.
-    clip: largest gradient norm. precision: ``auto`` is bf16 where the hardware computes in it, else fp32.
-    recompute: true keeps the inputs of the encoders' stem and blocks alone for the backward pass and computes the
-    rest again: a fraction of the memory, the same weights, about a third more time. ``auto`` does so where a batch's
-    feature maps would take more than half of the memory that is free, on a CPU also above 4.5 GiB.
-    threads: of torch on the CPU; 0 leaves torch's own choice. Part of the configuration, because sums depend on it.
-    checkpoint_seconds: how much work a kill may cost at most.
-    """
-
-    steps: int = 2500
-    epochs: float = 0.0
-    first_epochs: float = 0.0
-    batch: int = 32
-    apart: float = 0.0
-    lr: float = 1e-4
-    lr_end: float = 1e-5
-    later_lr: float | None = None
-    text_lr_factor: float = 1.0
-    warmup: int = 0
-    weight_decay: float = 1e-4
-    clip: float = 100.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    recompute: bool | Literal["auto"] = "auto"
-    threads: int = 0
-    checkpoint_seconds: float = 60.0
+    steps: int = setting(2500, "Optimiser steps of a stage.", unit="steps", low=1, high=100 * MANY)
+    epochs: float = setting(
+        0.0,
+        "Instead of optim.steps, where above 0: how often a stage reads every demonstrated step, so that a task of "
+        "longer demonstrations is trained for longer. LIBERO starts a window at every step, so one of its epochs is "
+        "ten of these (history 10).",
+        unit="epochs",
+        low=0,
+        high=MANY,
+    )
+    first_epochs: float = setting(
+        0.0, "optim.epochs of the first stage, which starts from random weights; 0: the same.", unit="epochs", low=0,
+        high=MANY,
+    )  # fmt: skip
+    batch: int = setting(32, "Windows of the new task in every batch.", unit="windows", low=1, high=LARGEST_BATCH)
+    single_steps: float = setting(
+        0.0,
+        "History dropout: share of rows of a batch that are single steps, each read without history, instead of a "
+        "window. In a window the past motion gives the target away, and the network continues it instead of looking "
+        "(the copycat problem, de Haan et al. 2019, https://arxiv.org/abs/1905.11979).",
+    )
+    lr: float = setting(1e-4, "Highest learning rate.", low=1e-12, high=10.0)
+    lr_end: float = setting(1e-5, "Learning rate of the last step; 0 to optim.lr.")
+    later_lr: float | None = setting(
+        None, "Highest learning rate of the stages after the first; null: optim.lr.", low=1e-12, high=10.0
+    )
+    text_lr_factor: float = setting(
+        1.0,
+        "Factor on the learning rate of the layers that read the text embedding. Adam moves every weight by about the "
+        "rate, and hundreds of entries of order 1 add up: at a rate of 1e-3 FiLM's scales grow to 16, the spatial "
+        "softmax saturates, and a second task is not learned.",
+        low=1e-9,
+        high=1e9,
+    )
+    warmup: int = setting(
+        0, "Steps in which the learning rate rises to its highest.", unit="steps", low=0, high=100 * MANY
+    )
+    weight_decay: float = setting(1e-4, "Weight decay of AdamW.", low=0, high=100.0)
+    clip: float = setting(100.0, "Largest norm of the gradient; a larger one is scaled down.", low=1e-9, high=1e12)
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "Precision of the forward pass. auto: bf16 where the hardware computes in it, else fp32."
+    )
+    recompute: bool | Literal["auto"] = setting(
+        "auto",
+        "Compute the feature maps of the image encoders again in the backward pass instead of keeping them: less "
+        "memory, the same weights, about a third more time. auto: where a batch's maps would take more than half of "
+        "the free memory, on a CPU also where more than 4.5 GiB.",
+    )
+    threads: int = setting(
+        0,
+        "Threads of torch on the CPU; 0: torch's own choice. The weights depend on it, because sums do.",
+        unit="threads",
+        low=0,
+        high=MOST_PROCESSES,
+    )
+    checkpoint_seconds: float = setting(
+        60.0, "Time between partial checkpoints: the work that a kill costs at most.", unit="s", low=0, high=1e9
+    )
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _OPTIM_RANGES.items():
-            require_within(f"optim.{name}", getattr(self, name), low, high)
-        if self.later_lr is not None:
-            require_within("optim.later_lr", self.later_lr, *_OPTIM_RANGES["lr"])
+        require_ranges(self, "optim.")
         for name in ("lr", "later_lr"):
             highest = getattr(self, name)
             if highest is not None and not 0 <= self.lr_end <= highest:
                 raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.{name} = {highest}")
-        if not 0 <= self.apart <= 1:
-            raise ConfigError(f"optim.apart is {self.apart}; it is a share, 0 to 1")
+        if not 0 <= self.single_steps <= 1:
+            raise ConfigError(f"optim.single_steps is {self.single_steps}; it is a share, 0 to 1")
         if self.first_epochs and not self.epochs:
             raise ConfigError(
                 f"optim.first_epochs is {self.first_epochs:g} and optim.epochs 0: stages are counted in optim.steps; "
@@ -119,58 +120,91 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """rollouts a cell, on held-out initial states; points: checkpoints of a stage among which the best is chosen on
-    selection states (1: the last alone, nothing to choose). sampling: how actions are drawn from the mixture.
+    """Evaluation after every stage, and the choice among a stage's checkpoint candidates."""
 
-    choose_on: the states that choose: ``selection`` ones, which nothing else sees, or the ``reported`` ones, which is
-    LIBERO's own rule and flatters.
-    ties: which of several points that do equally well is taken: the ``earliest``, which is LIBERO's rule, or the
-    ``latest``. With few rollouts a point, equals are the rule, and the earliest of them ends a stage while its rate is
-    still high: the new task is done by then, but what was held of the old ones has not settled again.
-    horizon: control steps after which a rollout has failed, where that is sooner than the task says; 0: the task's own.
-    told: also tell every world each other task's instruction, at the end of the run, with so many rollouts a pair.
-    """
-
-    rollouts: int = 20
-    points: int = 1
-    choose_on: Literal["selection", "reported"] = "selection"
-    ties: Literal["earliest", "latest"] = "earliest"
-    sampling: Literal["sample", "low_noise", "mode"] = "low_noise"
-    workers: int = 2
-    visuals: Literal["fast", "stock"] = "fast"
-    told: int = 0
-    horizon: int = 0
+    rollouts: int = setting(
+        20, "Rollouts of each task after each stage, from held-out initial states; 0: none.", unit="rollouts", low=0,
+        high=MANY,
+    )  # fmt: skip
+    points: int = setting(
+        1,
+        "Checkpoint candidates of a stage, evenly spaced; the best ends the stage. 1: the last one, nothing to choose.",
+        unit="checkpoints",
+        low=1,
+        high=10_000,
+    )
+    choose_on: Literal["selection", "reported"] = setting(
+        "selection",
+        "Initial states on which candidates are compared. selection: states that nothing else uses. reported: those of "
+        "the results, as in LIBERO, which flatters.",
+    )
+    ties: Literal["earliest", "latest"] = setting(
+        "earliest",
+        "Which of several equally good candidates ends the stage. earliest: LIBERO's rule. latest: better with few "
+        "rollouts, where ties are frequent and the learning rate of the earliest is still high.",
+    )
+    sampling: Literal["sample", "low_noise", "mode"] = setting(
+        "low_noise",
+        "How an action is chosen from the mixture. sample: at random. low_noise: a mode at random, then its mean. "
+        "mode: the mean of the most likely mode.",
+    )
+    workers: int = setting(2, "Processes that run rollouts in parallel.", unit="processes", low=1, high=MOST_PROCESSES)
+    visuals: Literal["fast", "stock"] = setting(
+        "fast", "How the simulator renders: fast, or with robosuite's own textures and shadows (stock)."
+    )
+    told: int = setting(
+        0,
+        "Cross-instruction evaluation at the end of the run: rollouts of each environment under each other task's "
+        "instruction; 0: none.",
+        unit="rollouts",
+        low=0,
+        high=MANY,
+    )
+    horizon: int = setting(
+        0, "Control steps after which a rollout has failed, where below the task's own; 0: the task's own.",
+        unit="control steps", low=0, high=MANY,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _EVALUATION_RANGES.items():
-            require_within(f"evaluation.{name}", getattr(self, name), low, high)
+        require_ranges(self, "evaluation.")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One lifelong run. ``tasks`` are indices into the suite, in the order in which they are learned.
+    """One lifelong run: data, network, optimisation, strategy, memory and evaluation."""
 
-    suite: of simulated worlds, or ``files``: demonstrations of one's own, in order of file name, learned without
-    rollouts. episodes: how many of each task's file are learned from, the first ones.
-    jointly: how many of the tasks, from the first on, are learned together in the first stage, as a policy is trained
-    before it meets its first new task; LOTUS (https://arxiv.org/abs/2311.02058) and M2Distill's own evaluation have 6
-    of 10. later_episodes: ``episodes`` of the tasks after those; 0: as many.
-    """
-
-    suite: str = "tabletop"
-    tasks: tuple[int, ...] = (0, 1, 2)
-    jointly: int = 1
-    episodes: int = 40
-    later_episodes: int = 0
-    image_size: int = 128
-    text_encoder: str = "auto"
-    strategy: str = "m2distill"
-    seed: int = 0
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    suite: str = setting(
+        "tabletop", "Suite of simulated tasks, or files: demonstrations of your own, learned without rollouts."
+    )
+    tasks: tuple[int, ...] = setting(
+        (0, 1, 2), "Tasks of the suite, in the order in which they are learned; of files, their position by name."
+    )
+    jointly: int = setting(
+        1,
+        "How many of the tasks, from the first on, are learned together in the first stage. LOTUS "
+        "(https://arxiv.org/abs/2311.02058) and M2Distill's own evaluation learn 6 of 10 together.",
+        unit="tasks",
+    )
+    episodes: int = setting(
+        40, "Demonstrations of each task that are learned from, the first of its file.", unit="demonstrations", low=1,
+        high=MANY,
+    )  # fmt: skip
+    later_episodes: int = setting(
+        0, "episodes of the tasks after the first stage; 0: the same.", unit="demonstrations", low=0, high=MANY
+    )
+    image_size: int = setting(
+        128, "Height and width of the camera images.", unit="pixels", low=IMAGE_SIDE[0], high=IMAGE_SIDE[1]
+    )
+    text_encoder: str = setting(
+        "auto", "Model that embeds instructions: minilm, bert-base-cased, a folder, or auto (the best that is there)."
+    )
+    strategy: str = setting("m2distill", "Lifelong learning strategy, by name; --import loads one of your own.")
+    seed: int = setting(0, "Seed of everything that is random in the run.", low=0, high=RUN_SEEDS - 1)
+    network: NetworkConfig = section(NetworkConfig, "The sizes of the network, ResNet-T.")
+    augment: AugmentConfig = section(AugmentConfig, "The augmentation of images, sampled for each window.")
+    optim: OptimConfig = section(OptimConfig, "Optimisation with AdamW.")
+    memory: MemoryConfig = section(MemoryConfig, "What is kept of old tasks, and how much of it goes into a batch.")
+    evaluation: EvaluationConfig = section(EvaluationConfig, "Evaluation after every stage.")
     #: Sections of strategies: those that were given, and the one of ``strategy`` in any case.
     sections: tuple[Any, ...] = open_sections(sections)
 
@@ -181,9 +215,7 @@ class RunConfig:
             raise ConfigError(f"tasks names one twice: {list(self.tasks)}")
         for task in self.tasks:
             require_within("a number in tasks", task, 0, MANY)
-        require_within("image_size", self.image_size, *IMAGE_SIDE, "pixels")
-        require_within("episodes", self.episodes, 1, MANY)
-        require_within("later_episodes", self.later_episodes, 0, MANY)
+        require_ranges(self)
         require_within("augment.shift", self.augment.shift, 0, self.image_size, "pixels")
         if not 0 <= self.seed < RUN_SEEDS:
             raise ConfigError(f"seed is {self.seed}; 0 to {RUN_SEEDS - 1} are allowed")
@@ -197,10 +229,10 @@ class RunConfig:
             raise ConfigError(f"jointly is {self.jointly}; allowed are 1 to {len(self.tasks)}, the number of tasks")
         self._add_own_section()
         self.strategy_class.check(self)
-        if self.memory.widen and not self.optim.apart:
+        if self.memory.out_of_distribution and not self.optim.single_steps:
             raise ConfigError(
-                f"memory.widen is {self.memory.widen} and optim.apart is 0: windows are not widened; set optim.apart "
-                "above 0, or memory.widen=0"
+                f"memory.out_of_distribution is {self.memory.out_of_distribution} and optim.single_steps is 0, but "
+                "only single steps are changed; set optim.single_steps above 0, or memory.out_of_distribution=0"
             )
         if not self.optim.epochs and self.evaluation.points > self.optim.steps:
             raise ConfigError(
@@ -267,6 +299,18 @@ class RunConfig:
     def episodes_of(self, task: int) -> int:
         """How many demonstrations the task at this position is learned from."""
         return self.later_episodes or self.episodes if self.stage_of(task) else self.episodes
+
+
+def reference() -> str:
+    """Return the reference of all configuration keys as Markdown: ``docs/reference/configuration.md``."""
+    return config_keys.reference(
+        RunConfig,
+        "Training configuration",
+        "Every key of a configuration for `m2distill train`. This page is made by `m2distill config --markdown`; the "
+        "text stands beside each key in the code. A configuration is a TOML or YAML file. "
+        '`extends = "other.toml"` starts from another file, given by its path relative to this one. On the command '
+        "line a key is changed by `section.key=value`. The section of a strategy is read by that strategy alone.",
+    )
 
 
 def _unread_sections(strategies: set[str]) -> set[str]:

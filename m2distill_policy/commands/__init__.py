@@ -12,6 +12,7 @@ SUMMARIES: dict[str, str] = {
     "demos": "collect demonstrations of a suite's tasks with scripted experts",
     "import-bag": "make demonstrations of a robot's recordings (rosbag2)",
     "plan": "say how long a run takes on this machine, before it starts",
+    "config": "explain the keys of a training configuration, or print one with all defaults",
     "train": "learn tasks one after another from demonstrations",
     "ablate": "train with each term of the distillation left out, on several seeds, into one table",
     "sweep": "search the settings of training, every trial a run",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,9 @@ from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import MANY, real, whole
 
 if TYPE_CHECKING:
+    from training.api import Trained
     from training.lifelong.run import LifelongRun
     from training.release import ReleaseCriteria
-    from training.run_config import RunConfig
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,40 +75,31 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Create or open the run, go through its stages, and see whether an extended one may go to the robot."""
+    """Train, resume or extend a run, and see whether an extended one may go to the robot."""
     _own_strategies.load(args)
     from training import distributed
-    from training.lifelong.run import LifelongRun
-    from training.pipeline import finish_run
     from training.report.page import text_table
 
+    _check_options(args)
     with distributed.joined():
-        # The first of several processes makes the folder, the others find it made.
-        lifelong = _made(args) if distributed.is_first() else None
-        distributed.wait()
-        lifelong = lifelong or LifelongRun.open(args.out)
-        results = finish_run(lifelong, evaluate=not args.no_evaluation, stages=args.stages, quiet=args.quiet)
+        trained = _trained(args)
         if not distributed.is_first():
             return 0
-    if results is not None:
-        print(text_table([results]))
+    lifelong = trained.run
+    if trained.results is not None:
+        print(text_table([trained.results]))
     print(f"bundles: {lifelong.folder / 'bundles'}")
     if lifelong.extends and lifelong.trained(lifelong.stages - 1):
         return _release(lifelong, args)
     return 0
 
 
-def _made(args: argparse.Namespace) -> LifelongRun:
-    """The run that was asked for: a new one, or the one to go on with."""
-    from m2distill_policy.config import load_config
+def _check_options(args: argparse.Namespace) -> None:
     from m2distill_policy.errors import ConfigError
-    from training.lifelong.first_stage import share_first_stage
     from training.lifelong.run import LifelongRun
-    from training.new_run import create_run
-    from training.run_config import RunConfig
 
-    let_through = args.publish or args.untested or args.margin is not None
-    if not args.extend and (args.tasks or args.files or (let_through and not args.resume)):
+    release = args.publish or args.untested or args.margin is not None
+    if not args.extend and (args.tasks or args.files or (release and not args.resume)):
         raise ConfigError(
             "--tasks, --files, --margin, --publish and --untested belong to --extend RUN; a new run's tasks are a "
             "setting: tasks=[0,1]"
@@ -120,76 +110,56 @@ def _made(args: argparse.Namespace) -> LifelongRun:
                 "--resume goes on with the run's own configuration and data; leave --config, --data, --extend and "
                 "key=value out"
             )
-        lifelong = LifelongRun.open(args.out)
-        if not lifelong.extends and (args.publish or args.margin is not None):
+        if (args.publish or args.margin is not None) and not LifelongRun.open(args.out).extends:
             raise ConfigError(f"{args.out} extends no other run: there is nothing to compare its bundle with")
     elif args.data is None:
         raise ConfigError("--data is missing; name the folder that 'm2distill demos' wrote")
-    elif args.extend:
-        lifelong = _extended(args)
-    elif LifelongRun.begun(args.out):
-        lifelong = LifelongRun.open(args.out)
-        _require_same(lifelong, load_config(RunConfig, args.config, args.overrides), args.data)
-    else:
-        # Opened before the new run exists: a source that is not there must not leave half a run behind.
-        source = LifelongRun.open(args.first_stage_from) if args.first_stage_from is not None else None
-        lifelong = create_run(args.out, load_config(RunConfig, args.config, args.overrides), args.data)
-        if source is not None and not share_first_stage(source, lifelong):
-            print(f"{args.first_stage_from} began otherwise: the first stage is trained here", file=sys.stderr)
-    return lifelong
+    elif args.extend and (args.config or args.first_stage_from):
+        raise ConfigError("--extend goes on with RUN's configuration; change it by key=value, without --config")
 
 
-def _require_same(run: LifelongRun, config: RunConfig, data: Path) -> None:
-    """The same command once more goes on with the run that it began; :class:`TrainingError` where it is another."""
-    from m2distill_policy.config import to_dict
-    from m2distill_policy.errors import TrainingError
-    from training.run_config import first_difference
-
-    difference = first_difference(to_dict(run.config), to_dict(config))
-    if run.extends or difference is not None or run.record.demonstrations != str(data.resolve()):
-        why = difference or ("it extends another run" if run.extends else f"it learns {run.record.demonstrations}")
-        raise TrainingError(
-            f"{run.folder} already holds a run, and another one: {why}; go on with it by --resume or choose another "
-            "folder"
-        )
-    _say_going_on(run)
-
-
-def _extended(args: argparse.Namespace) -> LifelongRun:
-    from m2distill_policy.config import override
-    from m2distill_policy.errors import ConfigError
-    from training.extend import extend_run
+def _trained(args: argparse.Namespace) -> Trained:
+    """Make the call that the options ask for."""
+    import training
+    from m2distill_policy.config import load_config, override
     from training.lifelong.run import LifelongRun
     from training.release import ReleaseCriteria
+    from training.run_config import RunConfig
 
-    if args.config or args.first_stage_from:
-        raise ConfigError("--extend goes on with RUN's configuration; change it by key=value, without --config")
+    evaluate = not args.no_evaluation
+    if args.resume:
+        return training.resume(args.out, evaluate=evaluate, stages=args.stages, quiet=args.quiet)
+    if args.extend:
+        return training.extend(
+            args.extend,
+            _new_tasks(args.tasks or ""),
+            args.data,
+            args.out,
+            config=override(LifelongRun.open(args.extend).config, args.overrides),
+            release=_told(ReleaseCriteria(), args),
+            files=args.files,
+            evaluate=evaluate,
+            stages=args.stages,
+            quiet=args.quiet,
+        )
+    return training.train(
+        load_config(RunConfig, args.config, args.overrides),
+        args.data,
+        args.out,
+        first_stage_from=args.first_stage_from,
+        evaluate=evaluate,
+        stages=args.stages,
+        quiet=args.quiet,
+    )
+
+
+def _new_tasks(text: str) -> tuple[int, ...]:
+    from m2distill_policy.errors import ConfigError
+
     try:
-        new = tuple(int(part) for part in (args.tasks or "").split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(
-            f"--tasks is '{(args.tasks or '')[:60]}'; name the tasks to add, such as --tasks 3,4"
-        ) from None
-    source = LifelongRun.open(args.extend)
-    config = override(source.config, args.overrides)
-    told = _told(ReleaseCriteria(), args)
-    if told.publish and not told.untested:
-        if config.suite == "files":
-            raise ConfigError(
-                "--publish needs rollouts of the old tasks, and suite=files has no world for them: leave it out and "
-                "try the bundle on the robot, or say --untested"
-            )
-        if not config.evaluation.rollouts:
-            raise ConfigError("--publish needs rollouts of the old tasks, and evaluation.rollouts is 0; ask for some")
-    there = args.out.exists()
-    run = extend_run(source, args.out, config, new, args.data, told, files=args.files)
-    if there:
-        _say_going_on(run)
-    return run
-
-
-def _say_going_on(run: LifelongRun) -> None:
-    print(f"{run.folder} holds this run already: going on with it", file=sys.stderr)
+        raise ConfigError(f"--tasks is '{text[:60]}'; name the tasks to add, such as --tasks 3,4") from None
 
 
 def _told(before: ReleaseCriteria, args: argparse.Namespace) -> ReleaseCriteria:
@@ -221,8 +191,10 @@ def _release(run: LifelongRun, args: argparse.Namespace) -> int:
         print("the old tasks were not rolled out, so nothing is known of them: try the bundle before you rely on it")
         if told.publish and not told.untested:
             worlds = any(task.has_env for task in run.tasks)
-            way = "evaluate with --resume, without --no-evaluation"
-            print(f"not published; {way if worlds else 'no world can be asked: say --untested'}")
+            if worlds:
+                print("not published; evaluate with --resume, without --no-evaluation")
+            else:
+                print("not published; there is no simulator for these tasks: use --untested to publish all the same")
             return 1
     if told.publish:
         print(f"published: {publish(bundle, Path(told.publish), f'{run.folder.name}_stage_{stage}')}")

@@ -15,31 +15,30 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from m2distill_policy.errors import ConfigError
+from m2distill_policy.config_keys import require_ranges, setting
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """brightness, contrast, saturation: factors drawn from [1 - x, 1 + x]; hue: turns drawn from [-x, x], at most 0.5;
-    skip: share of windows left in their colours; shift: pixels of translation in all (half to each side).
+    """The augmentation of images: colour jitter and shifts, sampled for each window."""
 
-    together: all views of a window are changed alike, as in LIBERO; False changes each by itself.
-    """
-
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.3
-    hue: float = 0.3
-    skip: float = 0.1
-    shift: int = 8
-    together: bool = True
+    brightness: float = setting(0.3, "x: brightness is multiplied by a factor from [1 - x, 1 + x].", low=0, high=1)
+    contrast: float = setting(0.3, "x: contrast is multiplied by a factor from [1 - x, 1 + x].", low=0, high=1)
+    saturation: float = setting(0.3, "x: saturation is multiplied by a factor from [1 - x, 1 + x].", low=0, high=1)
+    hue: float = setting(
+        0.3,
+        "x: hue is rotated by -x to x. LIBERO's 0.3 is a third of the circle; where colour names the object, set it "
+        "near 0.",
+        unit="full circles",
+        low=0,
+        high=0.5,
+    )
+    skip: float = setting(0.1, "Share of windows whose colours are left as they are.", low=0, high=1)
+    shift: int = setting(8, "Range of the random shift, half of it to each side.", unit="pixels", low=0, high=4096)
+    together: bool = setting(True, "Change all views of a window alike, as in LIBERO; false: each view by itself.")
 
     def __post_init__(self) -> None:
-        for name, top in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5), ("skip", 1.0)):
-            if not 0.0 <= getattr(self, name) <= top:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; allowed are 0 to {top}")
-        if self.shift < 0:
-            raise ConfigError(f"augment.shift is {self.shift} pixels; it cannot be negative")
+        require_ranges(self, "augment.")
 
 
 _GREY = (0.299, 0.587, 0.114)

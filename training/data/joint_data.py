@@ -34,12 +34,12 @@ class JointData:
 
     @property
     def proprioception(self) -> dict[str, NDArray[np.float32]]:
-        """Readings of all tasks, one after another: group -> (N, n)."""
+        """Proprioception of all tasks, one after another: group -> (N, n)."""
         return {n: np.concatenate([d.proprioception[n] for d in self.parts]) for n in self.parts[0].proprioception}
 
-    def windows(self, rng: np.random.Generator, count: int, length: int, apart: float = 0.0) -> WindowBatch:
-        """Draw ``count`` windows, see :meth:`TaskData.windows`."""
+    def windows(self, rng: np.random.Generator, count: int, length: int, single_steps: float = 0.0) -> WindowBatch:
+        """Sample ``count`` windows, see :meth:`TaskData.windows`."""
         counts = rng.multinomial(count, [data.steps / self.steps for data in self.parts])
         return concatenate(
-            [d.windows(rng, int(n), length, apart) for d, n in zip(self.parts, counts, strict=True) if n]
+            [d.windows(rng, int(n), length, single_steps) for d, n in zip(self.parts, counts, strict=True) if n]
         )

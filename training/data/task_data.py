@@ -1,4 +1,4 @@
-"""The demonstrations of one task as flat arrays, and windows drawn from them."""
+"""The demonstrations of one task as flat arrays, and windows sampled from them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from m2distill_policy.storage import whole_file
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """B windows of L steps, uint8 still: images view -> (B, L, H, W, 3); proprioception group -> (B, L, n) float32;
-    actions (B, L, A) float32; valid (B, L) bool, False where an episode was shorter than the window;
-    embedding (B, text size) float32; apart (B,) bool, True where a row is no window but L unrelated steps, to be read
-    without history."""
+    """A batch of B windows of L steps.
+
+    images: view -> (B, L, H, W, 3) uint8. proprioception: group -> (B, L, n) float32. actions: (B, L, A) float32.
+    valid: (B, L) bool, False where an episode is shorter than the window. embedding: (B, text size) float32.
+    single_steps: (B,) bool, True where a row is no window but L unrelated steps, each to be read without history.
+    """
 
     images: dict[str, NDArray[np.uint8]]
     proprioception: dict[str, NDArray[np.float32]]
     actions: NDArray[np.float32]
     valid: NDArray[np.bool_]
     embedding: NDArray[np.float32]
-    apart: NDArray[np.bool_]
+    single_steps: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -45,7 +47,7 @@ class WindowBatch:
             actions=self.actions[rows],
             valid=self.valid[rows],
             embedding=self.embedding[rows],
-            apart=self.apart[rows],
+            single_steps=self.single_steps[rows],
         )
 
 
@@ -57,7 +59,7 @@ def concatenate(parts: list[WindowBatch]) -> WindowBatch:
         actions=np.concatenate([p.actions for p in parts]),
         valid=np.concatenate([p.valid for p in parts]),
         embedding=np.concatenate([p.embedding for p in parts]),
-        apart=np.concatenate([p.apart for p in parts]),
+        single_steps=np.concatenate([p.single_steps for p in parts]),
     )
 
 
@@ -80,7 +82,7 @@ class Demonstrated(Protocol):
     def proprioception(self) -> dict[str, NDArray[np.float32]]:
         """Readings, group -> (steps, n)."""
 
-    def windows(self, rng: np.random.Generator, count: int, length: int, apart: float = 0.0) -> WindowBatch:
+    def windows(self, rng: np.random.Generator, count: int, length: int, single_steps: float = 0.0) -> WindowBatch:
         """Draw windows, see :meth:`TaskData.windows`."""
 
 
@@ -130,12 +132,18 @@ class TaskData:
         ]
         return sum(a.nbytes for a in arrays)
 
-    def windows(self, rng: np.random.Generator, count: int, length: int, apart: float = 0.0) -> WindowBatch:
-        """Draw ``count`` windows of ``length`` steps.
+    def windows(self, rng: np.random.Generator, count: int, length: int, single_steps: float = 0.0) -> WindowBatch:
+        """Sample windows.
 
-        The newest step is drawn uniformly over all steps, and the window ends there; near an episode's beginning
+        The newest step is sampled uniformly over all steps, and the window ends there. Near the beginning of an episode
         the window starts at its first step instead, so that early steps are learned with as little history as they
-        have when the policy runs. ``apart``: chance that a row holds unrelated steps instead, each drawn uniformly.
+        have when the policy runs.
+
+        Args:
+            rng: source of every random choice.
+            count: windows.
+            length: steps in a window.
+            single_steps: chance that a row holds unrelated steps instead, each sampled uniformly.
         """
         starts_of_episodes = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         newest = rng.integers(0, self.steps, size=count)
@@ -146,16 +154,16 @@ class TaskData:
         offsets = start[:, None] + np.arange(length)[None, :]
         valid = offsets < self.lengths[episode][:, None]
         index = starts_of_episodes[episode][:, None] + np.minimum(offsets, self.lengths[episode][:, None] - 1)
-        loose = rng.random(count) < apart if apart > 0 else np.zeros(count, dtype=np.bool_)
-        index[loose] = rng.integers(0, self.steps, size=(int(loose.sum()), length))
-        valid[loose] = True
+        chosen = rng.random(count) < single_steps if single_steps > 0 else np.zeros(count, dtype=np.bool_)
+        index[chosen] = rng.integers(0, self.steps, size=(int(chosen.sum()), length))
+        valid[chosen] = True
         return WindowBatch(
             images={name: frames[index] for name, frames in self.images.items()},
             proprioception={name: values[index] for name, values in self.proprioception.items()},
             actions=self.actions[index],
             valid=valid,
             embedding=np.broadcast_to(self.embedding, (count, len(self.embedding))).copy(),
-            apart=loose,
+            single_steps=chosen,
         )
 
     def subset(self, episodes: Sequence[int]) -> TaskData:
@@ -298,7 +306,7 @@ def check_file(file: DemonstrationFile, instruction: str, contract: Contract, li
 def load_task(
     path: Path, instruction: str, embedding: NDArray[np.float32], contract: Contract, limit: int | None = None
 ) -> TaskData:
-    """Read a demonstration file, refusing one that was recorded under another contract or another instruction.
+    """Read a demonstration file; one with another contract or another instruction is refused.
 
     ``limit`` takes the first so many episodes; fewer in the file is an error.
     """

@@ -7,48 +7,52 @@ from pathlib import Path
 
 import numpy as np
 
+from m2distill_policy.config_keys import require_ranges, setting
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.options import MANY
-from m2distill_policy.ranges import require_within
+from training.data.out_of_distribution import perturb_single_steps
 from training.data.task_data import TaskData, WindowBatch, concatenate
-from training.data.widen import widen
 
 #: Windows in one batch, of each kind.
 LARGEST_BATCH = 65_536
-_RANGES = {
-    "episodes": (0, MANY),
-    "windows": (0, 100 * MANY),
-    "replay_batch": (0, LARGEST_BATCH),
-    "instruction_batch": (0, LARGEST_BATCH),
-    "widen_noise": (0, 100.0),
-}
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """episodes: demonstrations kept of each old task, drawn by the seed; replay_batch: windows of them in every batch.
+    """What is kept of old tasks, and how much of it goes into a batch."""
 
-    windows: in their place, LIBERO's own rule: the first so many windows of a task's file (there 1000), which are its
-    first demonstrations up to so many steps in all.
-
-    instructions: keep the old tasks' words and ask them of new observations; instruction_batch: so many windows.
-    widen: share of the unrelated steps among those observations that are made unlike any demonstration before they
-    are asked about (see :mod:`training.data.widen`); needs ``optim.apart``. widen_noise: how far their readings move.
-    """
-
-    episodes: int = 0
-    windows: int = 0
-    replay_batch: int = 16
-    instructions: bool = False
-    instruction_batch: int = 16
-    widen: float = 0.0
-    widen_noise: float = 0.3
+    episodes: int = setting(
+        0, "Demonstrations kept of each old task, sampled by the seed.", unit="demonstrations", low=0, high=MANY
+    )
+    windows: int = setting(
+        0,
+        "Instead of memory.episodes, LIBERO's rule: keep the first so many windows of a task's file (LIBERO: 1000).",
+        unit="windows",
+        low=0,
+        high=100 * MANY,
+    )
+    replay_batch: int = setting(
+        16, "Windows of kept demonstrations in every batch.", unit="windows", low=0, high=LARGEST_BATCH
+    )
+    instructions: bool = setting(
+        False, "Keep the instructions of old tasks, and evaluate new observations under them in every batch."
+    )
+    instruction_batch: int = setting(
+        16, "Windows under old instructions in every batch.", unit="windows", low=0, high=LARGEST_BATCH
+    )
+    out_of_distribution: float = setting(
+        0.0,
+        "Share of the single steps under old instructions that are augmented beyond the demonstrations: colour "
+        "channels exchanged, noise on the proprioception. Needs optim.single_steps above 0.",
+    )
+    out_of_distribution_noise: float = setting(
+        0.3, "That noise, in standard deviations of each number of the proprioception.", low=0, high=100.0
+    )
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            require_within(f"memory.{name}", getattr(self, name), low, high)
-        if not 0 <= self.widen <= 1:
-            raise ConfigError(f"memory.widen is {self.widen}; it is a share, 0 to 1")
+        require_ranges(self, "memory.")
+        if not 0 <= self.out_of_distribution <= 1:
+            raise ConfigError(f"memory.out_of_distribution is {self.out_of_distribution}; it is a share, 0 to 1")
         if self.episodes and self.windows:
             raise ConfigError(
                 f"memory.episodes is {self.episodes} and memory.windows {self.windows}: two rules for what is kept; "
@@ -77,11 +81,11 @@ class Memory:
     @property
     def bytes(self) -> int:
         """What is kept beyond the network: exemplars' arrays, and old instructions' embeddings where used."""
-        words = sum(e.nbytes for e in self.embeddings) if self.config.instructions else 0
-        return words + sum(data.bytes for data in self.exemplars)
+        instructions = sum(e.nbytes for e in self.embeddings) if self.config.instructions else 0
+        return instructions + sum(data.bytes for data in self.exemplars)
 
     def add(self, data: TaskData, rng: np.random.Generator) -> None:
-        """Keep of ``data`` what the configuration says; ``memory.episodes`` are drawn without replacement."""
+        """Keep of ``data`` what the configuration says; ``memory.episodes`` are sampled without replacement."""
         self.embeddings.append(data.embedding)
         if self.config.episodes:
             if data.episodes < self.config.episodes:
@@ -93,30 +97,46 @@ class Memory:
         elif self.config.windows:
             self.exemplars.append(data.first_steps(self.config.windows))
 
-    def replay(self, rng: np.random.Generator, length: int, apart: float = 0.0) -> WindowBatch | None:
-        """Windows of old tasks, each old task equally likely; None where nothing is kept. ``apart``: see TaskData."""
+    def replay(self, rng: np.random.Generator, length: int, single_steps: float = 0.0) -> WindowBatch | None:
+        """Sample windows of old tasks, each old task equally likely.
+
+        Args:
+            rng: source of every random choice.
+            length: steps in a window.
+            single_steps: share of rows that are single steps, see :meth:`TaskData.windows`.
+
+        Returns:
+            ``memory.replay_batch`` windows; None where no demonstrations are kept.
+        """
         if not self.exemplars:
             return None
         counts = rng.multinomial(self.config.replay_batch, [1 / len(self.exemplars)] * len(self.exemplars))
-        parts = [d.windows(rng, int(n), length, apart) for d, n in zip(self.exemplars, counts, strict=True) if n]
+        parts = [d.windows(rng, int(n), length, single_steps) for d, n in zip(self.exemplars, counts, strict=True) if n]
         return concatenate(parts)
 
-    def ask_old(self, new: WindowBatch, rng: np.random.Generator) -> WindowBatch | None:
-        """New observations, widened as configured, under old instructions; None where the words are not kept or there
-        is no old task."""
+    def with_old_instructions(self, new: WindowBatch, rng: np.random.Generator) -> WindowBatch | None:
+        """Give observations of the new task with old instructions, changed beyond the demonstrations as configured.
+
+        Returns:
+            ``memory.instruction_batch`` windows; None where instructions are not kept, or there is no old task.
+        """
         if not (self.config.instructions and self.embeddings):
             return None
         rows = rng.integers(0, len(new), size=self.config.instruction_batch)
-        told = rng.integers(0, len(self.embeddings), size=self.config.instruction_batch)
-        asked = WindowBatch(
+        chosen = rng.integers(0, len(self.embeddings), size=self.config.instruction_batch)
+        batch = WindowBatch(
             images={name: frames[rows] for name, frames in new.images.items()},
             proprioception={name: values[rows] for name, values in new.proprioception.items()},
             actions=new.actions[rows],
             valid=new.valid[rows],
-            embedding=np.stack([self.embeddings[t] for t in told]),
-            apart=new.apart[rows],
+            embedding=np.stack([self.embeddings[t] for t in chosen]),
+            single_steps=new.single_steps[rows],
         )
-        return widen(asked, rng, self.config.widen, self.config.widen_noise) if self.config.widen else asked
+        return (
+            perturb_single_steps(batch, rng, self.config.out_of_distribution, self.config.out_of_distribution_noise)
+            if self.config.out_of_distribution
+            else batch
+        )
 
     def save(self, folder: Path) -> None:
         """Write the newest exemplars beside the older ones."""

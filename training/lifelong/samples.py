@@ -31,7 +31,7 @@ def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: i
     batch = data.windows(rng, PROBES, history)
     tensors: dict[str, NDArray[np.generic]] = {f"images.{name}": frames for name, frames in batch.images.items()}
     tensors |= {f"proprioception.{name}": values for name, values in batch.proprioception.items()}
-    tensors |= {name: getattr(batch, name) for name in ("actions", "valid", "embedding", "apart")}
+    tensors |= {name: getattr(batch, name) for name in ("actions", "valid", "embedding", "single_steps")}
     with whole_file(folder / _PROBES) as temporary:
         save_file(tensors, temporary)
     write_record(folder / _RECORD, SamplesRecord(digest_of(folder / _EPISODE), digest_of(folder / _PROBES)))
@@ -68,5 +68,5 @@ def probes(folder: Path) -> WindowBatch:
     return WindowBatch(
         part["images"],
         part["proprioception"],
-        *(tensors[name] for name in ("actions", "valid", "embedding", "apart")),
+        *(tensors[name] for name in ("actions", "valid", "embedding", "single_steps")),
     )

@@ -77,7 +77,7 @@ def to_inputs(batch: WindowBatch, device: torch.device) -> Inputs:
         },
         proprioception={name: torch.from_numpy(v).to(device) for name, v in batch.proprioception.items()},
         embedding=torch.from_numpy(batch.embedding).to(device),
-        apart=torch.from_numpy(batch.apart).to(device),
+        single_steps=torch.from_numpy(batch.single_steps).to(device),
     )
 
 
@@ -178,7 +178,7 @@ class Learner:
         seed = int(rng.integers(2**62))
         torch.manual_seed(seed)
         generator = torch.Generator(device=self.device).manual_seed(seed + 1)
-        windows = self.data.windows(rng, config.optim.batch, history, config.optim.apart)
+        windows = self.data.windows(rng, config.optim.batch, history, config.optim.single_steps)
         composed = self.strategy.compose(windows, rng)
         rows = distributed.shared_rows((composed.new, composed.memory, composed.old_instructions))
         of = None

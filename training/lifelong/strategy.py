@@ -119,16 +119,16 @@ class Strategy(ABC):
             cls.section = name
         REGISTERED[name] = cls
 
-    def __init__(self, memory: Memory, history: int, config: Any = None, apart: float = 0.0) -> None:
+    def __init__(self, memory: Memory, history: int, config: Any = None, single_steps: float = 0.0) -> None:
         """Make the strategy of one run.
 
         Args:
             memory: what is kept of old tasks.
             history: steps in a window.
             config: its configuration section; None means the defaults.
-            apart: share of rows that are no windows but single steps.
+            single_steps: share of rows that are no windows but single steps.
         """
-        self.memory, self.history, self.apart = memory, history, apart
+        self.memory, self.history, self.single_steps = memory, history, single_steps
         self.config: Any = self.config_class() if config is None and self.config_class is not None else config
         #: Tensors that are carried from stage to stage beside the memory; empty for most strategies.
         self.state: dict[str, Tensor] = {}
@@ -175,8 +175,8 @@ class Strategy(ABC):
     def compose(self, new: WindowBatch, rng: np.random.Generator) -> Composed:
         """Add old windows and old questions to the new ones, as the memory and the strategy allow."""
         parts, count = [new], len(new)
-        replay = self.memory.replay(rng, self.history, self.apart) if self.uses_memory else None
-        asked = self.memory.ask_old(new, rng) if self.uses_old_instructions else None
+        replay = self.memory.replay(rng, self.history, self.single_steps) if self.uses_memory else None
+        asked = self.memory.with_old_instructions(new, rng) if self.uses_old_instructions else None
         if replay is not None:
             parts.append(replay)
         end_memory = count + (len(replay) if replay is not None else 0)

@@ -5,70 +5,56 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from m2distill_policy.config_keys import require_ranges, setting
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.ranges import require_within
-
-#: Setting -> smallest and largest: far more than a policy of this kind needs, far less than a slip of the pen asks for.
-_RANGES = {
-    "stem_kernel": (1, 31),
-    "stem_stride": (1, 16),
-    "layer2_stride": (1, 16),
-    "keypoints": (1, 4096),
-    "softmax_temperature": (1e-3, 1e3),
-    "embed": (2, 8192),
-    "layers": (1, 128),
-    "heads": (1, 256),
-    "head_size": (1, 1024),
-    "mlp": (1, 65_536),
-    "head_hidden": (1, 65_536),
-    "modes": (1, 1024),
-    "min_std": (1e-9, 1.0),
-}
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """ResNet-T's sizes; the defaults are LIBERO's ``bc_transformer_policy`` (the ``paper`` profile).
+    """The sizes of the network, ResNet-T. The defaults are LIBERO's (``bc_transformer_policy``, config/paper.toml)."""
 
-    stem_kernel, stem_stride, stem_pool: first convolution, and whether a 3 x 3 max-pool of stride 2 follows it.
-    channels: of the stem with layer 1, and of layer 2. layer2_stride: 1 keeps the map's resolution.
-    keypoints: of the spatial softmax (2 numbers each). softmax_temperature: divides its logits (robomimic's name for
-    it); below 1 a later task was learned sooner. embed: width of a token.
-    head_hidden: width of the mixture head's two hidden layers. min_std: floor under every standard deviation.
-    batch_norm: ``train`` follows the batch in every stage, as LIBERO does; ``frozen_after_first`` keeps the first
-    stage's statistics ever after, which closes a path of forgetting that no loss on tokens sees.
-    normalise: bring every reading to mean 0 and deviation 1 over the first task's demonstrations before its linear
-    layer. LIBERO feeds them raw: fingers move by 0.02 m, and the network has to learn that this is much.
-    drop_path: stochastic depth on the feed-forward branch, where LIBERO applies it alone; drop_path_both: on the
-    attention's too.
-    """
-
-    stem_kernel: int = 7
-    stem_stride: int = 2
-    stem_pool: bool = True
-    channels: tuple[int, int] = (64, 128)
-    layer2_stride: int = 2
-    keypoints: int = 32
-    softmax_temperature: float = 1.0
-    embed: int = 64
-    layers: int = 4
-    heads: int = 6
-    head_size: int = 64
-    mlp: int = 256
-    dropout: float = 0.1
-    drop_path: float = 0.1
-    drop_path_both: bool = False
-    head_hidden: int = 1024
-    modes: int = 5
-    min_std: float = 1e-4
-    batch_norm: Literal["train", "frozen_after_first"] = "train"
-    normalise: bool = False
+    stem_kernel: int = setting(7, "Width of the first convolution.", unit="pixels", low=1, high=31)
+    stem_stride: int = setting(2, "Stride of the first convolution.", unit="pixels", low=1, high=16)
+    stem_pool: bool = setting(True, "Add a 3 x 3 max-pool of stride 2 after the first convolution.")
+    channels: tuple[int, int] = setting(
+        (64, 128), "Channels of the stem with layer 1, and of layer 2.", low=1, high=2048
+    )
+    layer2_stride: int = setting(2, "Stride of layer 2; 1 keeps the resolution of the map.", low=1, high=16)
+    keypoints: int = setting(32, "Keypoints of the spatial softmax; each gives two numbers.", low=1, high=4096)
+    softmax_temperature: float = setting(
+        1.0,
+        "Divides the logits of the spatial softmax (robomimic's name). Below 1 a later task was learned sooner.",
+        low=1e-3,
+        high=1e3,
+    )
+    embed: int = setting(64, "Width of a token; an even number.", low=2, high=8192)
+    layers: int = setting(4, "Layers of the transformer.", low=1, high=128)
+    heads: int = setting(6, "Attention heads of a layer.", low=1, high=256)
+    head_size: int = setting(64, "Width of an attention head.", low=1, high=1024)
+    mlp: int = setting(256, "Width of the feed-forward branch of a layer.", low=1, high=65_536)
+    dropout: float = setting(0.1, "Share of activations that dropout sets to zero; 0 up to, not including, 1.")
+    drop_path: float = setting(
+        0.1,
+        "Chance that stochastic depth skips a feed-forward branch (LIBERO applies it to that branch only); 0 up to, "
+        "not including, 1.",
+    )
+    drop_path_both: bool = setting(False, "Apply stochastic depth to the attention branch too.")
+    head_hidden: int = setting(1024, "Width of the two hidden layers of the mixture head.", low=1, high=65_536)
+    modes: int = setting(5, "Modes of the Gaussian mixture.", low=1, high=1024)
+    min_std: float = setting(1e-4, "Lower limit of every standard deviation of the mixture.", low=1e-9, high=1.0)
+    batch_norm: Literal["train", "frozen_after_first"] = setting(
+        "train",
+        "train: the statistics of batch norms follow the batch in every stage, as in LIBERO. frozen_after_first: they "
+        "stay as the first stage left them, which closes a path of forgetting that no loss on tokens sees.",
+    )
+    normalise: bool = setting(
+        False,
+        "Scale every number of the proprioception to mean 0 and deviation 1 over the first stage's demonstrations. "
+        "LIBERO does not: fingers move by 0.02 m, and the network has to learn that this is much.",
+    )
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            require_within(f"network.{name}", getattr(self, name), low, high)
-        for index, channels in enumerate(self.channels):
-            require_within(f"network.channels[{index}]", channels, 1, 2048)
+        require_ranges(self, "network.")
         if self.embed % 2:
             raise ConfigError(f"network.embed is {self.embed}; it must be even (sines and cosines)")
         for name in ("dropout", "drop_path"):

@@ -22,13 +22,13 @@ class Inputs:
     """A batch of windows as the network reads them.
 
     images: view -> (B, L, 3, H, W) float in [0, 1]; proprioception: group -> (B, L, n); embedding: (B, text size);
-    apart: (B,) bool or None, True where the L steps of a row are unrelated and none sees another.
+    single_steps: (B,) bool or None, True where the L steps of a row are unrelated and none sees another.
     """
 
     images: dict[str, Tensor]
     proprioception: dict[str, Tensor]
     embedding: Tensor
-    apart: Tensor | None = None
+    single_steps: Tensor | None = None
 
 
 class Output(NamedTuple):
@@ -159,9 +159,9 @@ class ResNetT(nn.Module):
         ).reshape(batch, length, self.tokens_per_step, -1)
         size = length * self.tokens_per_step
         mask = self.mask[:size, :size]
-        if inputs.apart is not None and inputs.apart.any():
+        if inputs.single_steps is not None and inputs.single_steps.any():
             # Positions stay: a step may stand anywhere in the window that the policy will run with.
-            mask = torch.where(inputs.apart[:, None, None, None], self.step_mask[:size, :size], mask)
+            mask = torch.where(inputs.single_steps[:, None, None, None], self.step_mask[:size, :size], mask)
         return Output(tokens, self.head(self.decode(tokens, self.positions[:length], mask)))
 
     def fit_normalisation(self, readings: dict[str, Tensor]) -> None:

@@ -67,7 +67,7 @@ def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
     """
     found = strategy_class(config.strategy)
     own = None if found.config_class is None else config.section(found.config_class)
-    return found(memory, history, own, config.optim.apart)
+    return found(memory, history, own, config.optim.single_steps)
 
 
 def import_strategies(sources: Iterable[str]) -> None:

@@ -1,7 +1,8 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796), as LIBERO runs it.
 
-After a stage every weight is held where it is, by the square of its gradient there; older stages' holds fade by a
-factor. What is kept of old tasks is therefore one number a weight, and no data.
+After a stage every weight gets an importance, its Fisher information: the mean square of its gradient. The next stage
+pays a penalty for moving a weight, in proportion. The importance for older stages is multiplied by a factor after each
+stage. So the run keeps one number for each weight, and no data.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from m2distill_policy.config_keys import require_ranges, setting
 from m2distill_policy.options import MANY
-from m2distill_policy.ranges import require_within
 from training.lifelong.memory import Memory
 from training.lifelong.strategies.sequential import Sequential
 from training.lifelong.strategy import Composed, Imitate, Targets
@@ -22,24 +23,31 @@ from training.models.resnet_t import Inputs, Output, ResNetT
 
 @dataclass(frozen=True)
 class EwcConfig:
-    """weight: of the penalty, LIBERO's ``e_lambda``; fade: what older stages' holds are multiplied by, its ``gamma``.
+    """Elastic weight consolidation (strategy=ewc).
 
-    batches: how many batches of a stage's demonstrations its Fisher information is estimated on; LIBERO's are one pass
-    over the data. As there, a gradient is squared a batch and not a demonstration.
+    As in LIBERO, a gradient is squared for each batch and not for each demonstration.
     """
 
-    weight: float = 50_000.0
-    fade: float = 0.9
-    batches: int = 200
+    weight: float = setting(50_000.0, "Factor on the penalty; LIBERO's e_lambda.", low=0, high=1e12)
+    fade: float = setting(
+        0.9, "What the importance of weights for older stages is multiplied by after each stage; LIBERO's gamma.",
+        low=0, high=10.0,
+    )  # fmt: skip
+    batches: int = setting(
+        200,
+        "Batches of a stage's demonstrations from which the Fisher information is estimated; LIBERO takes one pass "
+        "over the data.",
+        unit="batches",
+        low=1,
+        high=MANY,
+    )
 
     def __post_init__(self) -> None:
-        require_within("ewc.weight", self.weight, 0, 1e12)
-        require_within("ewc.fade", self.fade, 0, 10.0)
-        require_within("ewc.batches", self.batches, 1, MANY)
+        require_ranges(self, "ewc.")
 
 
 class Ewc(Sequential):
-    """Behaviour cloning on the new task, and a spring on every weight; kept: how hard each is held."""
+    """Behaviour cloning on the new task, and a quadratic penalty on every weight. state: importance of each weight."""
 
     name = "ewc"
     label = "EWC"
@@ -47,10 +55,12 @@ class Ewc(Sequential):
     config: EwcConfig
     requires_state = True
 
-    def __init__(self, memory: Memory, history: int, config: EwcConfig | None = None, apart: float = 0.0) -> None:
-        super().__init__(memory, history, config, apart)
-        #: Each parameter, where it was, and how hard it is held there.
-        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(
+        self, memory: Memory, history: int, config: EwcConfig | None = None, single_steps: float = 0.0
+    ) -> None:
+        super().__init__(memory, history, config, single_steps)
+        #: Each parameter, its value as the stage began, and its importance.
+        self._anchored: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @classmethod
     def quick(cls, config: EwcConfig) -> EwcConfig:
@@ -58,8 +68,8 @@ class Ewc(Sequential):
         return dataclasses.replace(config, batches=1)
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Hold the weights where they are: those of the evaluation point that the stage begins with."""
-        self._held = [
+        """Remember the weights that the stage starts from, which the penalty pulls towards."""
+        self._anchored = [
             (p, p.detach().clone(), self.state[name].to(p.device))
             for name, p in policy.named_parameters()
             if name in self.state
@@ -69,9 +79,9 @@ class Ewc(Sequential):
         self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator
     ) -> dict[str, Tensor]:
         terms = super().loss(composed, inputs, output, targets, generator)
-        if not self._held:
+        if not self._anchored:
             return terms
-        penalty = torch.stack([(fisher * (p - then).square()).sum() for p, then, fisher in self._held]).sum()
+        penalty = torch.stack([(fisher * (p - before).square()).sum() for p, before, fisher in self._anchored]).sum()
         return {**terms, "penalty": penalty.detach(), "total": terms["bc"] + self.config.weight * penalty}
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
@@ -89,4 +99,4 @@ class Ewc(Sequential):
         policy.zero_grad(set_to_none=True)
         older = self.state
         self.state = {n: f + self.config.fade * older[n].to(f.device) if older else f for n, f in fisher.items()}
-        self._held = []
+        self._anchored = []

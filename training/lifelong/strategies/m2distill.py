@@ -1,22 +1,22 @@
-"""M2Distill (Roy et al. 2024, https://arxiv.org/abs/2410.00064): the previous policy holds the present one.
+"""M2Distill (Roy et al. 2024, https://arxiv.org/abs/2410.00064): the previous policy is distilled into the current one.
 
-Each of the four terms is evaluated in up to three places: on the new task's windows (the paper), on kept
-demonstrations of old tasks, and on the new task's observations under the old tasks' instructions. The network is
-driven by language, so without the last two nothing ever asks it an old question.
+Each of the four terms is evaluated on up to three kinds of rows: windows of the new task (as in the paper), kept
+demonstrations of old tasks, and observations of the new task under the instructions of old tasks. The policy depends on
+the instruction, so without the last two kinds nothing constrains it under an old instruction.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from m2distill_policy.config_keys import require_ranges, section, setting
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.options import MANY
-from m2distill_policy.ranges import require_within
 from training.lifelong.memory import Memory
 from training.lifelong.strategy import Composed, Imitate, Strategy, Targets, imitation
 from training.losses.terms import latent_distance, policy_divergence, reverse_divergence, subspace_distance
@@ -31,13 +31,13 @@ TERMS = ("image", "text", "extra", "policy")
 
 @dataclass(frozen=True)
 class TermConfig:
-    """A term's weight, and its switch for ablations."""
+    """One term of the distillation."""
 
-    weight: float
-    on: bool = True
+    weight: float = setting(0.1, "Factor on the term.", low=0, high=1e9)
+    on: bool = setting(True, "Use the term; false leaves it out, for ablations.")
 
     def __post_init__(self) -> None:
-        require_within("a distillation weight", self.weight, 0, 1e9)
+        require_ranges(self, "a distillation ")
 
     @property
     def value(self) -> float:
@@ -47,50 +47,67 @@ class TermConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Weights of the four terms; the published ones are not known, so these are our own.
+    """Distillation from the previous policy (strategy=m2distill).
 
-    samples: N of the Monte Carlo estimate. floor: least standard deviation within the KL term alone.
-    new_policy, new_latents: factors on the terms where they are taken on the new task's windows under the new
-    instruction: there the previous policy knows features worth keeping but no action worth repeating.
-    rank: hold latents only within so many directions, those that the previous policy uses most; 0 holds all.
-    confident: of the ``samples`` compare only so many, those that the previous policy thinks likeliest; 0 compares all.
-    direction: of the divergence. ``forward`` is the paper's, KL(previous || present); ``reverse`` the other, whose
-    samples are the present policy's.
-
-    A distance is summed over a token's entries; a mean over them would be the same at a weight so many times smaller.
+    The paper does not publish its weights; these are our own. A distance is summed over the entries of a token; a mean
+    over them would be the same at a smaller weight.
     """
 
-    image: TermConfig = field(default_factory=lambda: TermConfig(0.1))
-    text: TermConfig = field(default_factory=lambda: TermConfig(0.1))
-    extra: TermConfig = field(default_factory=lambda: TermConfig(0.1))
-    policy: TermConfig = field(default_factory=lambda: TermConfig(0.5))
-    samples: int = 4
-    floor: float = 0.03
-    new_policy: float = 0.1
-    new_latents: float = 1.0
-    rank: int = 0
-    confident: int = 0
-    direction: Literal["forward", "reverse"] = "forward"
+    image: TermConfig = section(TermConfig, "The term on image latents.")
+    text: TermConfig = section(TermConfig, "The term on text latents.")
+    extra: TermConfig = section(TermConfig, "The term on proprioception latents.")
+    policy: TermConfig = section(TermConfig, "The term on the distribution of actions (a divergence).", weight=0.5)
+    samples: int = setting(4, "Monte Carlo samples of the divergence.", unit="samples", low=1, high=4096)
+    floor: float = setting(
+        0.03, "Lower limit of the mixture's standard deviations inside the divergence alone.", low=0, high=10.0
+    )
+    new_policy: float = setting(
+        0.1,
+        "Factor on the policy term for windows of the new task: there the previous policy knows no action worth "
+        "repeating.",
+        low=0,
+        high=1e9,
+    )
+    new_latents: float = setting(
+        1.0,
+        "Factor on the latent terms for windows of the new task; 0 distils latents on kept demonstrations and under "
+        "old instructions alone.",
+        low=0,
+        high=1e9,
+    )
+    rank: int = setting(
+        0,
+        "Compare latents only in so many directions, those that the previous policy uses most; 0: in all.",
+        unit="directions",
+        low=0,
+        high=MANY,
+    )
+    confident: int = setting(
+        0,
+        "Compare only so many of distill.samples, those that the previous policy finds most likely; 0: all.",
+        unit="samples",
+    )
+    direction: Literal["forward", "reverse"] = setting(
+        "forward",
+        "Of the divergence. forward: KL(previous || current), as in the paper. reverse: KL(current || previous), with "
+        "samples of the current policy.",
+    )
 
     def __post_init__(self) -> None:
         if self.direction == "reverse" and self.confident:
             raise ConfigError(
-                f"distill.confident is {self.confident} and distill.direction reverse, whose samples are the present "
-                "policy's; set distill.confident=0"
+                f"distill.confident is {self.confident}, and distill.direction=reverse takes samples of the current "
+                "policy; set distill.confident=0"
             )
-        require_within("distill.samples", self.samples, 1, 4096)
+        require_ranges(self, "distill.")
         if not 0 <= self.confident <= self.samples:
             raise ConfigError(
                 f"distill.confident is {self.confident}; allowed are 0 (all) to distill.samples = {self.samples}"
             )
-        require_within("distill.floor", self.floor, 0, 10.0)
-        for name in ("new_policy", "new_latents"):
-            require_within(f"distill.{name}", getattr(self, name), 0, 1e9)
-        require_within("distill.rank", self.rank, 0, MANY)
 
 
 class M2Distill(Strategy):
-    """Behaviour cloning plus the four terms against the frozen policy of the previous stage."""
+    """Behaviour cloning, and distillation from the frozen policy of the previous stage (the teacher) by four terms."""
 
     name = "m2distill"
     label = "M2Distill"
@@ -100,8 +117,10 @@ class M2Distill(Strategy):
     uses_memory = True
     uses_old_instructions = True
 
-    def __init__(self, memory: Memory, history: int, config: DistillConfig | None = None, apart: float = 0.0) -> None:
-        super().__init__(memory, history, config, apart)
+    def __init__(
+        self, memory: Memory, history: int, config: DistillConfig | None = None, single_steps: float = 0.0
+    ) -> None:
+        super().__init__(memory, history, config, single_steps)
         self.teacher: ResNetT | None = None
 
     @classmethod
@@ -122,7 +141,7 @@ class M2Distill(Strategy):
         return super().describe(config) + (f" without {', '.join(off)}" if off else "")
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Freeze the policy as it stands: from the second stage on it is the teacher."""
+        """Freeze a copy of the policy: from the second stage on it is the teacher."""
         if stage > 0:
             self.teacher = copy.deepcopy(policy).eval().requires_grad_(False)
 
@@ -136,7 +155,7 @@ class M2Distill(Strategy):
         if self.teacher is None or not any(weights.values()):
             return terms
         with torch.no_grad():
-            held = self.teacher(inputs)
+            teacher = self.teacher(inputs)
         groups = len(self.teacher.groups)
         tokens = {"text": slice(0, 1), "extra": slice(1, 1 + groups), "image": slice(1 + groups, None)}
         places = (
@@ -151,16 +170,16 @@ class M2Distill(Strategy):
             valid = targets.valid[rows]
             for name, part in tokens.items():
                 if weights[name] and latent_factor:
-                    then, now = held.tokens[rows, :, part], output.tokens[rows, :, part]
+                    earlier, current = teacher.tokens[rows, :, part], output.tokens[rows, :, part]
                     distance = (
-                        subspace_distance(then, now, valid, config.rank)
+                        subspace_distance(earlier, current, valid, config.rank)
                         if config.rank
-                        else latent_distance(then, now, valid)
+                        else latent_distance(earlier, current, valid)
                     )
                     terms[f"{name}/{place}"] = distance.detach()
                     total = total + weights[name] * latent_factor * distance
             if weights["policy"] and policy_factor:
-                mixtures = held.mixture.select(rows), output.mixture.select(rows)
+                mixtures = teacher.mixture.select(rows), output.mixture.select(rows)
                 if config.direction == "forward":
                     divergence = policy_divergence(
                         *mixtures, valid, config.samples, config.floor, generator, config.confident
@@ -174,5 +193,5 @@ class M2Distill(Strategy):
         return terms
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
-        """Let the teacher go; the next stage makes its own."""
+        """Release the teacher; the next stage makes its own."""
         self.teacher = None

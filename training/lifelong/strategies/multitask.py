@@ -1,7 +1,6 @@
-"""All tasks at once: the upper bound that lifelong learning is measured against, as in LIBERO.
+"""All tasks jointly: the upper bound that lifelong learning is measured against, as in LIBERO.
 
-Nothing is learned in turn: one stage, as long as the stages of all tasks together, and nothing is kept of old tasks
-because there are none.
+There is one stage, as long as the stages of all tasks together, and no old task.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """PackNet (Mallya & Lazebnik 2018, https://arxiv.org/abs/1711.05769): each task has weights of its own in one network.
 
-A stage trains all weights that are free, sets the smallest of them to zero, layer by layer, and trains what is left for
-the rest of its steps; from then on those weights stay as they are. So a task is answered for ever by the network as its
-own stage left it, where every weight that is still free is zero. Biases, norms and their statistics are learned with
-the first task and then fixed, as in the paper; LIBERO's version leaves them as they were drawn.
+A stage trains all free weights, sets the smallest of them to zero, layer by layer, and trains the others for the rest
+of its steps; from then on those stay fixed. So each task keeps the network that its own stage ended with, in which all
+weights that are still free are zero. Biases, norms and their statistics are learned with the first task and then fixed,
+as in the paper; LIBERO's version leaves them at their random initial values.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from m2distill_policy.config_keys import setting
 from m2distill_policy.errors import ConfigError
 from training.lifelong.memory import Memory
 from training.lifelong.strategies.sequential import Sequential
@@ -26,11 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackNetConfig:
-    """prune: share of a layer's free weights that a stage gives back, LIBERO's ``prune_perc``; retrain: share of a
-    stage's steps that come after the pruning. LIBERO adds as many epochs again: half, here, of the same budget."""
+    """Pruning and weights of its own for each task (strategy=packnet)."""
 
-    prune: float = 0.75
-    retrain: float = 0.5
+    prune: float = setting(
+        0.75, "Share of a layer's free weights that a stage gives back, between 0 and 1; LIBERO's prune_perc."
+    )
+    retrain: float = setting(
+        0.5,
+        "Share of a stage's steps after the pruning, between 0 and 1. LIBERO adds as many epochs again: that is half "
+        "of a common budget.",
+    )
 
     def __post_init__(self) -> None:
         for name in ("prune", "retrain"):
@@ -41,8 +47,8 @@ class PackNetConfig:
 class PackNet(Sequential):
     """Behaviour cloning with the weights that no earlier task owns.
 
-    kept: whose each entry is of every matrix and kernel, parameter -> uint8 of its shape: 0 free, else the stage it
-    belongs to, from 1.
+    state: the owner of each entry of every matrix and kernel, parameter -> uint8 of its shape: 0 is free, else the
+    number of the stage that owns it, from 1.
     """
 
     name = "packnet"
@@ -53,8 +59,10 @@ class PackNet(Sequential):
     needs_task_identity = True
     shares_first_stage = False
 
-    def __init__(self, memory: Memory, history: int, config: PackNetConfig | None = None, apart: float = 0.0) -> None:
-        super().__init__(memory, history, config, apart)
+    def __init__(
+        self, memory: Memory, history: int, config: PackNetConfig | None = None, single_steps: float = 0.0
+    ) -> None:
+        super().__init__(memory, history, config, single_steps)
         self._stage = 0
         #: Each parameter, where it was as the stage began, and which of its entries stay there.
         self._fixed: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -94,8 +102,8 @@ class PackNet(Sequential):
     @torch.no_grad()
     def after_step(self, policy: ResNetT) -> None:
         """Put back what the optimiser's weight decay and momentum have moved."""
-        for parameter, then, owned in self._fixed:
-            torch.where(owned, then, parameter, out=parameter.data)
+        for parameter, before, owned in self._fixed:
+            torch.where(owned, before, parameter, out=parameter.data)
         for weight, zero in self._pruned:
             weight.masked_fill_(zero, 0.0)
 

@@ -1,0 +1,197 @@
+"""The public calls of the package: train, resume, evaluate and extend a run. ``m2distill train`` makes the same calls.
+
+    import training
+    from m2distill_policy.config import load_config
+
+    config = load_config(training.RunConfig, "config/tiny.toml", ["tasks=[0,1]"])
+    trained = training.train(config, "demos", "runs/first")
+    print(trained.bundle, trained.results.metrics if trained.results else "not evaluated")
+    training.extend("runs/first", [2], "demos", "runs/second")
+
+Under ``torchrun``, make a call inside ``with training.distributed.joined():`` in every process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2distill_policy.config import to_dict
+from m2distill_policy.errors import ConfigError, TrainingError
+from m2distill_policy.sim.env import FILES
+from training import distributed
+from training.extension import extend_run
+from training.lifelong.first_stage import share_first_stage
+from training.lifelong.records import RunResults
+from training.lifelong.run import LifelongRun
+from training.new_run import create_run
+from training.pipeline import finish_run
+from training.release import ReleaseCriteria
+from training.run_config import RunConfig, first_difference
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run after a call. results: None until every stage is trained and evaluated."""
+
+    run: LifelongRun
+    results: RunResults | None
+
+    @property
+    def bundle(self) -> Path | None:
+        """The bundle of the last trained stage; None before there is one."""
+        stages = [stage for stage in range(self.run.stages) if self.run.bundle_folder(stage).exists()]
+        return self.run.bundle_folder(stages[-1]) if stages else None
+
+
+def train(
+    config: RunConfig,
+    demonstrations: Path | str,
+    out: Path | str,
+    *,
+    first_stage_from: Path | str | None = None,
+    evaluate: bool = True,
+    stages: int | None = None,
+    quiet: bool = False,
+) -> Trained:
+    """Train a run, export every stage as a bundle, and evaluate it. The same call again continues where it stopped.
+
+    Args:
+        config: settings of the run.
+        demonstrations: folder of ``<task>_demo.hdf5`` files.
+        out: folder of the run.
+        first_stage_from: folder of a run whose first stage is the same; it is copied instead of trained.
+        evaluate: roll the bundles out in simulation, as ``config.evaluation`` says.
+        stages: stop after so many stages; None: train all.
+        quiet: show no progress bars.
+
+    Returns:
+        The run, and its results once all stages are done.
+
+    Raises:
+        TrainingError: ``out`` holds another run, the settings do not fit the demonstrations, or training failed.
+        DemonstrationError: a demonstration file is missing or damaged.
+    """
+    out, demonstrations = Path(out), Path(demonstrations)
+
+    def made() -> LifelongRun:
+        if LifelongRun.begun(out):
+            run = LifelongRun.open(out)
+            _require_same(run, config, demonstrations)
+            return run
+        # Opened before the new run exists: a source that is missing must not leave half a run behind.
+        source = LifelongRun.open(Path(first_stage_from)) if first_stage_from is not None else None
+        run = create_run(out, config, demonstrations)
+        if source is not None and not share_first_stage(source, run):
+            print(f"{first_stage_from} has another first stage: it is trained here", file=sys.stderr)
+        return run
+
+    return _finished(made, out, evaluate, stages, quiet)
+
+
+def resume(out: Path | str, *, evaluate: bool = True, stages: int | None = None, quiet: bool = False) -> Trained:
+    """Continue the run in ``out`` with its own configuration and demonstrations; see :func:`train`."""
+    out = Path(out)
+    return _finished(lambda: LifelongRun.open(out), out, evaluate, stages, quiet)
+
+
+def evaluate(out: Path | str, *, quiet: bool = False) -> RunResults:
+    """Evaluate a run that was trained without evaluation; what has been evaluated is not evaluated again.
+
+    Args:
+        out: folder of the run.
+        quiet: show no progress bars.
+
+    Raises:
+        TrainingError: a stage is not trained yet.
+        ConfigError: the configuration asks for no rollouts.
+    """
+    run = LifelongRun.open(Path(out))
+    missing = [stage for stage in range(run.stages) if not run.trained(stage)]
+    if missing:
+        raise TrainingError(
+            f"stage {missing[0]} of {out} is not trained yet; finish it with 'm2distill train --resume --out {out}'"
+        )
+    results = finish_run(run, quiet=quiet)
+    if results is None:
+        raise ConfigError(f"{out} has evaluation.rollouts=0: there is nothing to evaluate")
+    return results
+
+
+def extend(
+    source: Path | str,
+    tasks: Sequence[int],
+    demonstrations: Path | str,
+    out: Path | str,
+    *,
+    config: RunConfig | None = None,
+    release: ReleaseCriteria | None = None,
+    files: bool = False,
+    evaluate: bool = True,
+    stages: int | None = None,
+    quiet: bool = False,
+) -> Trained:
+    """Train new tasks on top of a finished run, in a new run; the old demonstrations are not needed.
+
+    Args:
+        source: folder of the finished run, which stays as it is.
+        tasks: to add: numbers in the suite, or positions of the files in ``demonstrations``.
+        demonstrations: folder of the new tasks' files.
+        out: folder of the new run.
+        config: settings of the new stages; None: those of ``source``.
+        release: when a bundle of the new run may be published; written into the run, acted on by ``m2distill train``.
+        files: the new tasks are recordings of your own although the old ones are of a simulated suite.
+        evaluate, stages, quiet: see :func:`train`.
+
+    Raises:
+        TrainingError: the settings or tasks do not fit ``source``, or ``out`` holds another run.
+        ConfigError: a bundle is to be published and the old tasks are not evaluated.
+    """
+    source, demonstrations, out = Path(source), Path(demonstrations), Path(out)
+
+    def made() -> LifelongRun:
+        old = LifelongRun.open(source)
+        wanted = config or old.config
+        if release is not None and release.publish and not release.untested:
+            _require_rollouts(wanted)
+        there = out.exists()
+        run = extend_run(old, out, wanted, tasks, demonstrations, release, files=files)
+        if there:
+            _say_continues(run)
+        return run
+
+    return _finished(made, out, evaluate, stages, quiet)
+
+
+def _finished(made: Callable[[], LifelongRun], out: Path, evaluate: bool, stages: int | None, quiet: bool) -> Trained:
+    # The first of several processes makes the folder, the others find it made.
+    first = made() if distributed.is_first() else None
+    distributed.wait()
+    run = first or LifelongRun.open(out)
+    return Trained(run, finish_run(run, evaluate=evaluate, stages=stages, quiet=quiet))
+
+
+def _require_same(run: LifelongRun, config: RunConfig, demonstrations: Path) -> None:
+    difference = first_difference(to_dict(run.config), to_dict(config))
+    if run.extends or difference is not None or run.record.demonstrations != str(demonstrations.resolve()):
+        why = difference or ("it extends another run" if run.extends else f"it learns {run.record.demonstrations}")
+        raise TrainingError(
+            f"{run.folder} already holds another run: {why}; continue that one with --resume, or choose another folder"
+        )
+    _say_continues(run)
+
+
+def _require_rollouts(config: RunConfig) -> None:
+    if config.suite == FILES:
+        raise ConfigError(
+            f"--publish needs rollouts of the old tasks, and suite={FILES} has no simulator for them: leave it out and "
+            "try the bundle on the robot, or use --untested to publish without evaluation"
+        )
+    if not config.evaluation.rollouts:
+        raise ConfigError("--publish needs rollouts of the old tasks, and evaluation.rollouts is 0; ask for some")
+
+
+def _say_continues(run: LifelongRun) -> None:
+    print(f"{run.folder} holds this run already: going on with it", file=sys.stderr)

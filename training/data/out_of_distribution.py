@@ -1,0 +1,49 @@
+"""Out-of-distribution augmentation of observations: colour channels exchanged, proprioception changed by noise.
+
+The demonstrations of a new task never show the hand closing over an old task's object, so distilling the previous
+policy on them alone leaves the policy free to change there. A previous policy has an answer to any input, and
+distilling on inputs far beyond the data constrains the whole function better than distilling on the data (Beyer et al.
+2022, "Knowledge distillation: a good teacher is patient and consistent", https://arxiv.org/abs/2106.05237).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import permutations
+
+import numpy as np
+
+from training.data.task_data import WindowBatch
+
+_ORDERS = np.array(list(permutations(range(3))))
+
+
+def perturb_single_steps(batch: WindowBatch, rng: np.random.Generator, share: float, noise: float) -> WindowBatch:
+    """Change single steps beyond the demonstrations; windows stay as they are.
+
+    A changed step has its colour channels in a random order, one for each view, and normal noise on every number of the
+    proprioception. The actions stay: they answer the original observation, so a changed step is for distillation and
+    not for imitation.
+
+    Args:
+        batch: of which the rows of single steps are changed.
+        rng: source of every random choice.
+        share: chance that a step is changed, 0 to 1.
+        noise: its standard deviation, in standard deviations of each number over the single steps of the batch.
+    """
+    rows = np.flatnonzero(batch.single_steps)
+    if len(rows) == 0:
+        return batch
+    shape = (len(rows), batch.actions.shape[1])
+    taken = rng.random(shape) < share
+    images, proprioception = {}, {}
+    for name, frames in batch.images.items():
+        order = np.where(taken[..., None], _ORDERS[rng.integers(0, len(_ORDERS), size=shape)], _ORDERS[0])
+        images[name] = frames.copy()
+        images[name][rows] = np.take_along_axis(frames[rows], order[:, :, None, None, :], axis=-1)
+    for name, values in batch.proprioception.items():
+        steps = values[rows]
+        moved = rng.standard_normal(steps.shape) * noise * steps.std(axis=(0, 1)) * taken[..., None]
+        proprioception[name] = values.copy()
+        proprioception[name][rows] = steps + moved.astype(values.dtype)
+    return dataclasses.replace(batch, images=images, proprioception=proprioception)
