@@ -63,7 +63,7 @@ def main() -> None:
     total = 0.0
     for action in recording.episode.actions:
         _, reward, terminated, truncated, info = env.step(action)
-        total += reward
+        total += float(reward)
         if terminated or truncated:
             break
     env.close()
