@@ -144,7 +144,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[LiberoEnv]:
 @pytest.mark.libero
 @pytest.mark.slow
 @needs_scenes
-@pytest.mark.parametrize("world", [("libero_spatial", 4)], indirect=True)
+@pytest.mark.parametrize("env", [("libero_spatial", 4)], indirect=True)
 def test_demonstrations_begin_in_fresh_states(env: LiberoEnv) -> None:
     """A bowl in an open drawer and another on the cabinet: placed relative to a fixture, which stays where it is."""
     fixtures = env.model.body_pos.copy()
@@ -166,7 +166,7 @@ def test_demonstrations_begin_in_fresh_states(env: LiberoEnv) -> None:
 @pytest.mark.slow
 @needs_scenes
 @pytest.mark.parametrize(
-    "world",
+    "env",
     [("libero_object", 1), ("libero_spatial", 2), ("libero_goal", 0), ("libero_goal", 5), ("libero_goal", 7)],
     indirect=True,
     ids=["carry", "by the rim", "pull", "push", "turn"],
@@ -185,7 +185,7 @@ def test_experts_reach_the_goal(env: LiberoEnv) -> None:
 @pytest.mark.libero
 @pytest.mark.slow
 @needs_scenes
-@pytest.mark.parametrize("world", [("libero_goal", 7)], indirect=True)
+@pytest.mark.parametrize("env", [("libero_goal", 7)], indirect=True)
 def test_a_recording_shows_what_the_world_shows(env: LiberoEnv) -> None:
     """Drawn afterwards from its states: the glow of a stove that is on, and no marker of the hand."""
     made = None
@@ -216,7 +216,7 @@ def _with(state: np.ndarray, index: int, value: float) -> np.ndarray:
 @pytest.mark.libero
 @pytest.mark.slow
 @needs_scenes
-@pytest.mark.parametrize("world", [("libero_object", 1)], indirect=True)
+@pytest.mark.parametrize("env", [("libero_object", 1)], indirect=True)
 def test_an_expert_at_a_loss_has_failed(env: LiberoEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(expert: LiberoExpert) -> None:
         raise ExpertLostError("no way")
