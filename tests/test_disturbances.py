@@ -91,9 +91,9 @@ def test_a_gain_moves_further_or_less_far(env: TabletopEnv) -> None:
 
 
 def test_what_is_no_disturbance_is_refused() -> None:
-    with pytest.raises(SimulationError, match=r"'lights' is not known; allowed are camera, .*; did you mean 'light'\?"):
+    with pytest.raises(SimulationError, match=r"'lights'; .* camera, .*; did you mean 'light'\?"):
         Disturbance("lights", 0.5)
-    with pytest.raises(SimulationError, match=r"at level 1.5; allowed are 0 to 1"):
+    with pytest.raises(SimulationError, match=r"is 1.5; 0 to 1"):
         Disturbance("light", 1.5)
 
 
@@ -139,5 +139,5 @@ def test_demonstrations_in_worlds_that_are_a_little_wrong(env: TabletopEnv) -> N
         assert unlike.episode.executed is not None
         assert not np.array_equal(unlike.episode.executed, unlike.episode.actions)
         assert np.array_equal(unlike.episode.images["agentview_rgb"][0], plain.episode.images["agentview_rgb"][0])
-    with pytest.raises(SimulationError, match="'lights' is not known"):
+    with pytest.raises(SimulationError, match="'lights'"):
         Collection(folder=Path("nowhere"), tasks=(0,), randomise=("lights",))

@@ -47,7 +47,7 @@ def shapes() -> Shapes:
 
 
 def test_what_stands_where(shapes: Shapes) -> None:
-    box = shapes.of(shapes.model.body("box").id)
+    box = shapes.geoms_of(shapes.model.body("box").id)
     low, high = shapes.boxes(box)
     assert np.allclose(low, [[0.08, -0.04, 0.42]]) and np.allclose(high, [[0.12, 0.04, 0.48]])
     points = shapes.points(box)
@@ -57,17 +57,17 @@ def test_what_stands_where(shapes: Shapes) -> None:
     start, end = np.array([-0.4, -0.4, 0.5]), np.array([-0.2, -0.4, 0.5])
     assert shapes.highest_on_way(start, end, 0.05, nothing) == pytest.approx(0.42), "the table, not what is only seen"
     across = np.array([0.1, -0.3, 0.5]), np.array([0.1, -0.02, 0.5])
-    shelf = shapes.of(shapes.model.body("shelf").id)
+    shelf = shapes.geoms_of(shapes.model.body("shelf").id)
     assert shapes.highest_on_way(*across, 0.03, shelf) == pytest.approx(0.48)
     assert shapes.support_height(box) == pytest.approx(0.42)
     far = np.array([3.0, 3.0, 0.0])
     assert shapes.highest_on_way(far, far, 0.05, nothing) == -np.inf
-    with pytest.raises(SimulationError, match="nothing solid"):
-        shapes.of(shapes.model.body("seen").id)
+    with pytest.raises(SimulationError, match="no collision geom"):
+        shapes.geoms_of(shapes.model.body("seen").id)
 
 
 def test_the_way_out_from_under_a_shelf(shapes: Shapes) -> None:
-    box = shapes.of(shapes.model.body("box").id)
+    box = shapes.geoms_of(shapes.model.body("box").id)
     away = shapes.direction_from_under(box, 0.01)
     assert away is not None and np.linalg.norm(away) == pytest.approx(1.0)
     qpos = shapes.data.qpos
@@ -89,7 +89,7 @@ def test_a_hand_that_points_down() -> None:
 
 
 def test_a_narrow_thing_is_taken_across(shapes: Shapes) -> None:
-    points = shapes.points(shapes.of(shapes.model.body("box").id))
+    points = shapes.points(shapes.geoms_of(shapes.model.body("box").id))
     grasps = grasps_from_above(points)
     assert grasps
     for grasp in grasps:
@@ -144,7 +144,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[LiberoEnv]:
 @pytest.mark.libero
 @pytest.mark.slow
 @needs_scenes
-@pytest.mark.parametrize("world", [("libero_spatial", 4)], indirect=True)
+@pytest.mark.parametrize("env", [("libero_spatial", 4)], indirect=True)
 def test_demonstrations_begin_in_fresh_states(env: LiberoEnv) -> None:
     """A bowl in an open drawer and another on the cabinet: placed relative to a fixture, which stays where it is."""
     fixtures = env.model.body_pos.copy()
@@ -166,7 +166,7 @@ def test_demonstrations_begin_in_fresh_states(env: LiberoEnv) -> None:
 @pytest.mark.slow
 @needs_scenes
 @pytest.mark.parametrize(
-    "world",
+    "env",
     [("libero_object", 1), ("libero_spatial", 2), ("libero_goal", 0), ("libero_goal", 5), ("libero_goal", 7)],
     indirect=True,
     ids=["carry", "by the rim", "pull", "push", "turn"],
@@ -185,7 +185,7 @@ def test_experts_reach_the_goal(env: LiberoEnv) -> None:
 @pytest.mark.libero
 @pytest.mark.slow
 @needs_scenes
-@pytest.mark.parametrize("world", [("libero_goal", 7)], indirect=True)
+@pytest.mark.parametrize("env", [("libero_goal", 7)], indirect=True)
 def test_a_recording_shows_what_the_world_shows(env: LiberoEnv) -> None:
     """Drawn afterwards from its states: the glow of a stove that is on, and no marker of the hand."""
     made = None
@@ -216,7 +216,7 @@ def _with(state: np.ndarray, index: int, value: float) -> np.ndarray:
 @pytest.mark.libero
 @pytest.mark.slow
 @needs_scenes
-@pytest.mark.parametrize("world", [("libero_object", 1)], indirect=True)
+@pytest.mark.parametrize("env", [("libero_object", 1)], indirect=True)
 def test_an_expert_at_a_loss_has_failed(env: LiberoEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(expert: LiberoExpert) -> None:
         raise ExpertLostError("no way")
@@ -228,7 +228,7 @@ def test_an_expert_at_a_loss_has_failed(env: LiberoEnv, monkeypatch: pytest.Monk
     monkeypatch.undo()
     monkeypatch.setitem(env._goals, env.task.name, [["close", "cream_cheese_1"]])
     monkeypatch.setattr(LiberoEnv, "holds", lambda env, part: False)
-    with pytest.raises(SimulationError, match="no skill reaches 'close cream_cheese_1'"):
+    with pytest.raises(SimulationError, match="no skill for 'close cream_cheese_1'"):
         LiberoExpert(env, 0).target()
 
 

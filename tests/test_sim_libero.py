@@ -58,7 +58,7 @@ def test_scenes_are_found_by_one_rule(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_missing_looks_are_told_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    from m2distill_policy.sim.libero.env import hide_missing_visuals
+    from m2distill_policy.sim.libero.build import hide_missing_visuals
 
     xml = """<mujoco><asset><mesh name="seen" file="/absent/seen.msh"/>
     <mesh name="solid" file="/absent/solid.msh"/></asset>

@@ -1,7 +1,7 @@
-"""A Panda in a scene: the part of a world that every suite shares.
+"""A Panda in a scene: the part of an environment that all suites share.
 
-robosuite builds the models; here they are stepped. Its environments update every observable after each of the
-25 physics steps of a control step; this reads joint positions and draws the views once, when a control step ends.
+robosuite builds the models, and this module steps them. robosuite's own environments update every observable after
+each of the 25 physics steps of a control step. Here, joints are read and views are rendered once per control step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from m2distill_policy.sim.osc import (
 )
 from m2distill_policy.sim.rendering import Renderer
 
-#: The contract's views and the cameras of robosuite's models that see them.
+#: The contract's views, and the cameras of robosuite's models that show them.
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}
 
 ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))
@@ -32,16 +32,27 @@ FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 GRIP_SITE = "gripper0_grip_site"
 BASE_BODY = "robot0_base"
 
-#: Share of the gripper's range that its set-point moves in one physics step (robosuite's PandaGripper.speed).
+#: Part of the gripper's range by which its set-point moves in one physics step (robosuite's PandaGripper.speed).
 _GRIPPER_SPEED = 0.01
-#: How far the velocity drive's set-point may run ahead of an arm that is held back by a contact: m, rad.
+#: Largest lead of the velocity drive's set-point over an arm that a contact blocks, in m and rad.
 _DRIVE_LEAD = (0.02, 0.15)
 
 
 class ArmEnv:
-    """Physics, controller and views of a scene with one Panda. A suite's world derives from it.
+    """Physics, controller and views of a scene with one Panda. Each suite has a subclass.
 
-    The physics model may belong to somebody else (LIBERO's environment); ``data`` is then shared with it.
+    See :class:`m2distill_policy.sim.env.SimEnv` for the interface.
+
+    Args:
+        task: The task.
+        contract: The contract of the observations and actions.
+        model: MuJoCo model of the physics. It may belong to another environment, such as LIBERO's.
+        data: Its data, which is then shared with that environment.
+        renderer: Renders the views.
+        xml: MJCF of the scene.
+
+    Raises:
+        SimulationError: The rendered model, the period or the joints do not fit the physics model.
     """
 
     def __init__(self, task: Task, contract: Contract, model: Any, data: Any, renderer: Renderer, xml: str) -> None:
@@ -56,7 +67,7 @@ class ArmEnv:
         self._xml = xml
         if renderer.model.nq != model.nq:
             raise SimulationError(
-                "the drawn model has other joints than the simulated one; this is a bug in the visual profile"
+                "the rendered model has other joints than the physics model; this is a bug in the visual profile"
             )
         self._substeps = round(contract.period / model.opt.timestep)
         if abs(self._substeps * model.opt.timestep - contract.period) > 1e-9:
@@ -79,7 +90,7 @@ class ArmEnv:
         self._site = model.site(GRIP_SITE).id
         self._base = model.body(BASE_BODY).id
         self._posture = np.zeros(7)
-        #: Joint angles (7,) rad that a fresh episode begins near; a suite's world sets them.
+        #: Joint angles (7,) in rad near which an episode begins. The subclass sets them.
         self.home = np.zeros(7)
         self._gripper = (0.0, 0.0)
         self._goal_rotation = np.eye(3)
@@ -87,10 +98,8 @@ class ArmEnv:
         self._steps = 0
         self._first_q, self._first_dof = int(self._qpos[0]), int(self._dofs[0])
         if np.any(np.diff(self._qpos) != 1) or np.any(np.diff(self._dofs) != 1):
-            raise SimulationError(
-                "the arm's joints are not one after another in the scene; the controller relies on it"
-            )
-        # MuJoCo's arrays stay where they are while ``data`` lives; looking them up 25 times a step would cost more
+            raise SimulationError("the arm's joints are not one after another in the scene; the controller needs that")
+        # MuJoCo's arrays keep their memory while ``data`` exists. Looking them up 25 times a step would take longer
         # than the controller.
         self._ctrl, self._positions, self._velocities = data.ctrl, data.qpos, data.qvel
         self._bias = data.qfrc_bias
@@ -100,68 +109,80 @@ class ArmEnv:
 
     @property
     def arm_positions(self) -> NDArray[np.int64]:
-        """Where the arm's joints are in ``qpos`` (7,)."""
+        """Indices (7,) of the arm's joints in ``qpos``."""
         return self._qpos
 
     @property
     def arm_dofs(self) -> NDArray[np.int64]:
-        """Where the arm's joints are in ``qvel`` (7,)."""
+        """Indices (7,) of the arm's joints in ``qvel``."""
         return self._dofs
 
     @property
     def finger_positions(self) -> NDArray[np.int64]:
-        """Where the fingers' joints are in ``qpos`` (2,)."""
+        """Indices (2,) of the fingers' joints in ``qpos``."""
         return self._fingers
 
     @property
     def grip_site(self) -> int:
-        """The site between the fingertips."""
+        """Index of the site between the fingertips."""
         return int(self._site)
 
     @property
     def render_model(self) -> Any:
-        """The MuJoCo model that the views are drawn with: cameras, lights and colours may be changed in it."""
+        """The MuJoCo model that is rendered. Cameras, lights and colours may be changed in it."""
         return self._renderer.model
 
     # ---- stepping ---------------------------------------------------------------------------------------------
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
-        """One control period under the ``osc`` drive; ``action`` (7,) is clipped to [-1, 1].
+        """Move one control period with a set-point delta (OSC drive).
 
-        Raises :class:`SimulationError` for another shape or a value that is not finite.
+        Args:
+            action: The action (7,), clipped to [-1, 1].
+
+        Raises:
+            SimulationError: The action is not 7 finite numbers, or the physics becomes unstable.
         """
         self.advance(action)
         return self.observe()
 
     def advance(self, action: NDArray[np.floating[Any]]) -> None:
-        """:meth:`step` without drawing the views, for whoever needs the state alone."""
+        """Do :meth:`step` without rendering."""
         wanted = np.asarray(action, dtype=np.float64)
         if wanted.shape != (7,) or not np.all(np.isfinite(wanted)):
-            raise SimulationError(f"an action is 7 finite numbers; got shape {wanted.shape}: {wanted}")
+            raise SimulationError(f"the action has shape {wanted.shape} and is {wanted}; it must be 7 finite numbers")
         wanted = np.clip(wanted, -1.0, 1.0)
         self._drive = None
         self._mujoco.mj_fwdPosition(self.model, self.data)
         position, rotation = self._site_pose()
         goal_position = position + self.contract.action.translation_scale * wanted[:3]
-        # robosuite keeps the last orientation goal while no rotation is asked for.
+        # As in robosuite, the last orientation goal stays while the action has no rotation.
         if np.any(np.abs(wanted[3:6]) > 0.0):
             turn = rotation_from_vector(self.contract.action.rotation_scale * wanted[3:6])
             self._goal_rotation = turn @ rotation
-        still = np.zeros(6)
+        no_velocity = np.zeros(6)
         for _ in range(self._substeps):
-            self._substep(goal_position, self._goal_rotation, still, STIFFNESS, float(wanted[6]))
+            self._substep(goal_position, self._goal_rotation, no_velocity, STIFFNESS, float(wanted[6]))
         self._finish()
 
     def step_twist(self, twist: NDArray[np.floating[Any]], gripper: float) -> Observation:
-        """One control period under the ``velocity`` drive: ``twist`` (6,), m/s, rad/s, base frame; gripper -1 to 1.
+        """Move one control period with a velocity.
 
-        A set-point pose is integrated from where the last one was and tracked stiffly, so that the speed is kept
-        under load, as a velocity-driven arm does; it never runs further ahead than a held arm's controller would.
+        The velocity is integrated to a set-point pose that is tracked stiffly. So the arm keeps its speed under load,
+        as a velocity-driven arm does. The lead of the set-point is limited, as in the controller of a real arm.
+
+        Args:
+            twist: Velocity (6,) in m/s and rad/s, base frame.
+            gripper: -1 open to 1 closed.
+
+        Raises:
+            SimulationError: A number is not finite, the twist has another shape, or the physics becomes unstable.
         """
         velocity = np.asarray(twist, dtype=np.float64)
         if velocity.shape != (6,) or not np.all(np.isfinite(velocity)) or not np.isfinite(gripper):
             raise SimulationError(
-                f"a twist is 6 finite numbers and a gripper command; got shape {velocity.shape}: {velocity}, {gripper}"
+                f"the twist has shape {velocity.shape} and is {velocity}, and the gripper command is {gripper}; "
+                "they must be 6 finite numbers and 1"
             )
         self._mujoco.mj_fwdPosition(self.model, self.data)
         position, rotation = self._site_pose()
@@ -193,7 +214,7 @@ class ArmEnv:
         stiffness: float,
         gripper: float,
     ) -> None:
-        """One physics step: position and velocity terms, torques from them, then forces and integration."""
+        """Do one physics step: compute positions and velocities, then torques, then integrate."""
         mujoco, model, data = self._mujoco, self.model, self.data
         mujoco.mj_step1(model, data)
         mujoco.mj_jacSite(model, data, self._jacobian[0], self._jacobian[1], self._site)
@@ -233,30 +254,30 @@ class ArmEnv:
         self._after_step()
 
     def _after_step(self) -> None:
-        """Let a suite note what was reached. Called once a control step, before the observation."""
+        """Record which goals were reached. Called once per control step, before the observation."""
 
     # ---- reading ----------------------------------------------------------------------------------------------
 
     def observe(self) -> Observation:
-        """What the views and joints say now."""
+        """Return the observation now."""
         self._renderer.pose(self.data.qpos)
-        images = {c.name: self._renderer.draw(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
+        images = {c.name: self._renderer.render(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
         return Observation(images, self.proprioception(), self._steps * self.contract.period)
 
     def views(self, state: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.uint8]]:
-        """What the contract's views show in a flattened state; the simulation itself stays where it is."""
+        """Render the views in a flattened state. The simulation itself does not change."""
         self._renderer.pose(np.asarray(state, dtype=np.float64)[1 : 1 + self.model.nq])
-        return {c.name: self._renderer.draw(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
+        return {c.name: self._renderer.render(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
 
     def proprioception(self) -> dict[str, NDArray[np.float32]]:
-        """``joint_states`` (7,) rad and ``gripper_states`` (2,) m."""
+        """Return ``joint_states`` (7,) in rad and ``gripper_states`` (2,) in m, float32."""
         return {
             "joint_states": self.data.qpos[self._qpos].astype(np.float32),
             "gripper_states": self.data.qpos[self._fingers].astype(np.float32),
         }
 
     def end_effector(self) -> NDArray[np.float64]:
-        """Pose (6,) of the grip site: position in m and rotation vector in rad, base frame."""
+        """Return the pose (6,) of the grip site: position in m and rotation vector in rad, base frame."""
         self._mujoco.mj_kinematics(self.model, self.data)
         position, rotation = self._site_pose()
         base = self.data.xmat[self._base].reshape(3, 3)
@@ -265,56 +286,56 @@ class ArmEnv:
         )
 
     def grip_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Position (3,) m and rotation (3, 3) of the grip site, world frame, as of now."""
+        """Return the position (3,) in m and rotation (3, 3) of the grip site, world frame."""
         self._mujoco.mj_kinematics(self.model, self.data)
         return self._site_pose()
 
     def base_position(self) -> NDArray[np.float64]:
-        """Where the robot's base stands (3,) m, world frame."""
+        """Return the position (3,) of the robot's base in m, world frame."""
         return np.array(self.data.xpos[self._base])
 
     def gripper_width(self) -> float:
-        """Distance between the fingers in m, 0..0.08."""
+        """Return the distance between the fingers in m, 0 to 0.08."""
         left, right = self.data.qpos[self._fingers]
         return float(left - right)
 
     def fingers_stopped(self) -> bool:
-        """Whether the fingers have stopped moving: slower than 1 cm/s each."""
+        """Return whether both fingers are slower than 1 cm/s."""
         return bool(np.all(np.abs(self.data.qvel[self._finger_dofs]) < 0.01))
 
     def _site_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return self.data.site_xpos[self._site].copy(), self.data.site_xmat[self._site].reshape(3, 3).copy()
 
     def state(self) -> NDArray[np.float64]:
-        """Time, joint positions and velocities in one vector, robosuite's flattened state."""
+        """Return robosuite's flattened state: time, joint positions and joint velocities."""
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
 
     def model_xml(self) -> str:
-        """The scene's MJCF, as robosuite wrote it."""
+        """Return the MJCF of the scene, as robosuite wrote it."""
         return self._xml
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """An upright RGB picture (height, width, 3); ``camera`` is a view of the contract or a camera of the scene."""
+        """Return an upright RGB image (height, width, 3) of a view of the contract or a camera of the scene."""
         self._renderer.pose(self.data.qpos)
-        return self._renderer.draw(CAMERAS.get(camera, camera), height, width)
+        return self._renderer.render(CAMERAS.get(camera, camera), height, width)
 
     def close(self) -> None:
         """Free the renderer."""
         self._renderer.close()
 
-    # ---- resetting and judging --------------------------------------------------------------------------------
+    # ---- resetting and goals ----------------------------------------------------------------------------------
 
     def reset(self, seed: int) -> Observation:
-        """Draw an initial state from ``seed`` alone and return the first observation (stamp 0.0)."""
+        """Sample an initial state from ``seed`` alone and return the first observation (stamp 0.0)."""
         self.reset_state(seed)
         return self.observe()
 
     def switch_task(self, task: Task) -> bool:
-        """Go on as the world of another task of the suite; False where that has a scene of its own."""
+        """Continue with another task of the suite and return True, or return False if it has another scene."""
         return task == self.task
 
     def reset_state(self, seed: int) -> None:
-        """:meth:`reset` without drawing the views."""
+        """Do :meth:`reset` without rendering."""
         raise NotImplementedError
 
     def reset_to(self, state: NDArray[np.float64]) -> Observation:
@@ -322,27 +343,27 @@ class ArmEnv:
         raise NotImplementedError
 
     def success(self) -> bool:
-        """Whether this world's task is done now."""
+        """Return whether the task is done now."""
         raise NotImplementedError
 
     def achieved(self) -> tuple[str, ...]:
-        """Names of the suite's tasks whose goal has been reached since reset."""
+        """Return the names of the suite's tasks whose goal was reached since the reset."""
         raise NotImplementedError
 
     def lifted(self) -> tuple[str, ...]:
-        """Names of the objects that were raised by 4 cm or more since reset."""
+        """Return the names of the objects that were raised by 4 cm or more since the reset."""
         raise NotImplementedError
 
     def _restore(
         self, state: NDArray[np.floating[Any]], posture: NDArray[np.float64], gripper: NDArray[np.float64]
     ) -> None:
-        """Put the scene into ``state`` with a controller that has no past."""
+        """Put the scene into ``state`` and reset the controller."""
         model, data = self.model, self.data
         values = np.asarray(state, dtype=np.float64)
         if values.shape != (1 + model.nq + model.nv,) or not np.all(np.isfinite(values)):
             raise SimulationError(
-                f"a state of task '{self.task.name}' is {1 + model.nq + model.nv} finite numbers "
-                f"(time, {model.nq} positions, {model.nv} velocities); got shape {values.shape}"
+                f"the state has shape {values.shape}; a state of task '{self.task.name}' has {1 + model.nq + model.nv} "
+                f"finite numbers (time, {model.nq} positions, {model.nv} velocities)"
             )
         self._mujoco.mj_resetData(model, data)
         data.time = values[0]

@@ -1,4 +1,4 @@
-"""The folder where derived files (decimated meshes, converted initial states) are kept between runs."""
+"""The cache folder for derived files, such as decimated meshes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def cache_dir(name: str) -> Path | None:
-    """The folder ``name`` in the user's cache, made if need be; None where it cannot be written.
+    """Return folder ``name`` of the user's cache, or None if it cannot be written. It is created if necessary.
 
-    ``M2DISTILL_CACHE`` names another place than ``$XDG_CACHE_HOME/m2distill`` (or ``~/.cache/m2distill``).
-    A cache only saves time: callers go on without it.
+    The cache is ``$M2DISTILL_CACHE``, or else ``$XDG_CACHE_HOME/m2distill``, or else ``~/.cache/m2distill``. It only
+    saves time, so callers work without it.
     """
     named, general = os.environ.get("M2DISTILL_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
         folder = Path(named) if named else (Path(general) if general else Path.home() / ".cache") / "m2distill"
         folder /= name
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a user without a home is a RuntimeError
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home folder
         return None
     return folder if os.access(folder, os.W_OK) else None

@@ -1,4 +1,4 @@
-"""Which OpenGL library draws: decided before mujoco or robosuite is imported, because both read it at import."""
+"""Choose the OpenGL library before mujoco or robosuite is imported, because both read the choice at import."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 
 def choose_gl() -> str:
-    """Set ``MUJOCO_GL`` where it is unset and return it: ``egl`` where a GPU and the library are seen, else ``osmesa``.
+    """Set the environment variable ``MUJOCO_GL`` if it is not set, and return it.
 
-    Safe to call often; a value that the user set always wins.
+    The choice is ``egl`` if there is a GPU and the EGL library, otherwise ``osmesa``. A value that the user set stays.
     """
     chosen = os.environ.get("MUJOCO_GL")
     if not chosen:
@@ -21,18 +21,18 @@ def choose_gl() -> str:
         chosen = "egl" if has_gpu and ctypes.util.find_library("EGL") else "osmesa"
         os.environ["MUJOCO_GL"] = chosen
     if chosen == "osmesa":
-        # PyOpenGL picks its own platform unless told.
+        # PyOpenGL would choose its own platform.
         os.environ.setdefault("PYOPENGL_PLATFORM", "osmesa")
-        # Mesa draws in a thread a core by default. A view is so small that its corners are what costs, which are worked
-        # out in one thread anyway; handing the pixels to others takes half as long again where every core is busy.
+        # By default, Mesa renders with one thread for each core. In a small view most of the time goes into vertices,
+        # which one thread processes anyway. When all cores are busy, more threads make it 1.5 times slower.
         os.environ.setdefault("LP_NUM_THREADS", "0")
     return chosen
 
 
 def gl_context(size: int) -> Any:
-    """An OpenGL context with ``size`` x ``size`` pixels, of the library that ``MUJOCO_GL`` names now.
+    """Return an OpenGL context of ``size`` x ``size`` pixels from the library that ``MUJOCO_GL`` names now.
 
-    mujoco itself goes by what the variable said when it was first imported, perhaps by somebody else.
+    mujoco itself uses the value at its first import, which may have happened elsewhere.
     """
     chosen = choose_gl().lower()
     if platform.system() == "Linux" and chosen in ("osmesa", "egl"):

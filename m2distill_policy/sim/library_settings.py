@@ -1,4 +1,4 @@
-"""What robosuite and numba write to, decided before they are imported: nothing outside this user's own folders."""
+"""Settings of robosuite and numba, made before they are imported, so that they write only to the user's own folders."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _NUMBA = "NUMBA_CACHE_DIR"
 
 
 def prepare_libraries() -> None:
-    """Give robosuite its settings, and numba a folder that it can write. Safe to call often."""
+    """Switch off robosuite's log file, and give numba a cache folder that it can write."""
     _set_macros()
     _set_numba_cache()
 
 
 class _Settings(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for robosuite's file of personal settings, ``macros_private``.
+    """Provides robosuite's module of personal settings, ``macros_private``.
 
-    By its own settings robosuite logs to /tmp/robosuite.log, which only the first user of a machine can open; and it
-    asks for that file at every import.
+    By default, robosuite writes to /tmp/robosuite.log, which only the first user of a machine can open. It also warns
+    at every import that there is no such module.
     """
 
     def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        """The module of that name, and no other."""
+        """Return the spec of that module, and None for any other."""
         return importlib.machinery.ModuleSpec(name, self) if name == "robosuite.macros_private" else None
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """Switch off the log file: robosuite imports this module before any that logs."""
+        """Switch off the log file. robosuite imports this module before any module that logs."""
         importlib.import_module("robosuite.macros").FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
 
 
@@ -46,9 +46,9 @@ def _set_macros() -> None:
 
 
 def _set_numba_cache() -> None:
-    """Name a folder for numba's compiled code where it could neither write beside the code nor in a home.
+    """Set a folder for numba's compiled code if it cannot write beside the code.
 
-    Without any, numba ends the import of the code that it compiles.
+    Without a folder, the import of the code fails.
     """
     if os.environ.get(_NUMBA) or all(_is_writable(folder) for folder in _code_folders()):
         return
@@ -58,7 +58,7 @@ def _set_numba_cache() -> None:
 
 
 def _code_folders() -> list[Path]:
-    """Where the functions lie that numba compiles and keeps."""
+    """Return the folders of the functions whose compiled code numba caches."""
     found = [Path(__file__).parent]
     robosuite = importlib.util.find_spec("robosuite")
     for place in (robosuite.submodule_search_locations or []) if robosuite is not None else []:
@@ -76,9 +76,9 @@ def _is_writable(folder: Path) -> bool:
 
 
 def private_temporary(name: str) -> Path | None:
-    """A folder of this user's own in the temporary folder, the same for all its processes; None where there is none.
+    """Return a folder of this user in the temporary folder, or None if there is none. All processes get the same one.
 
-    Compiled code is run from there, so nobody else may have made it or be able to write to it.
+    Compiled code runs from there, so no other user may own it or be able to write to it.
     """
     try:
         folder = Path(tempfile.gettempdir()) / f"m2distill-{name}-{os.geteuid()}"

@@ -1,4 +1,4 @@
-"""Coarser copies of meshes that are only seen, kept in the user's cache by the content they were made from."""
+"""Decimate visual meshes. The results are cached by the content of the original file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from m2distill_policy.sim.cache import cache_dir
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.storage import write_atomic
 
-#: Raised when the same request gives another mesh: older cached ones are then not taken.
+#: Raise this when the same request gives another mesh, so that older cached meshes are not used.
 _VERSION = 5
-#: In the cache of a mesh that stays as it is. An empty file is one that a power cut left.
+#: Content of the cache file of a mesh that is not decimated. A power cut can leave an empty file.
 _AS_IT_IS = b"as it is"
 
-#: How hard the decimation may pull at a surface to reach its number of faces, 0 to 10.
+#: Aggressiveness of the decimation, 0 to 10.
 _AGGRESSION = 3
 
 
 @dataclass(frozen=True)
 class _Mesh:
-    """vertices (n, 3) in m; faces (m, 3) indices; uv (m, 3, 2) texture coordinates of every face's corners, or None."""
+    """A triangle mesh.
+
+    Attributes:
+        vertices: Vertices (n, 3) in m.
+        faces: Indices (m, 3) of the vertices.
+        uv: Texture coordinates (m, 3, 2) of the corners of each face, or None.
+    """
 
     vertices: NDArray[np.float64]
     faces: NDArray[np.int32]
@@ -37,10 +43,19 @@ class _Mesh:
 def coarse_mesh(
     file: Path, scale: str, *, keep: float, least: int, most: int, textured: bool
 ) -> tuple[str, bytes] | None:
-    """The mesh in ``file``, scaled, with a share ``keep`` of its faces within ``least`` to ``most``.
+    """Return a decimated copy of a mesh.
 
-    Returns its format (``stl``, or ``obj`` with texture coordinates where ``textured``) and content; None where the
-    mesh is small already, or cannot be made coarser.
+    Args:
+        file: The mesh file.
+        scale: MJCF's scale of the mesh.
+        keep: Share of the faces to keep.
+        least: Smallest number of faces to keep.
+        most: Largest number of faces to keep.
+        textured: Whether to keep texture coordinates.
+
+    Returns:
+        The format (``obj`` if textured, otherwise ``stl``) and the content. None if the mesh is small already or
+        cannot be decimated.
     """
     suffix = "obj" if textured else "stl"
     request = repr((file.suffix, scale, keep, least, most, textured, _VERSION)).encode()
@@ -49,18 +64,18 @@ def coarse_mesh(
     cached = folder / f"{key}.{suffix}" if folder is not None else None
     content = b""
     if cached is not None:
-        with contextlib.suppress(OSError):  # not there yet, or another user's
+        with contextlib.suppress(OSError):  # it does not exist, or another user wrote it
             content = cached.read_bytes()
     if not content:
         content = _make(file, scale, keep, least, most, textured) or _AS_IT_IS
         if cached is not None:
-            with contextlib.suppress(OSError):  # a full disk costs time at the next start, nothing else
+            with contextlib.suppress(OSError):  # without the cache, the next start only takes longer
                 write_atomic(cached, content)
     return None if content == _AS_IT_IS else (suffix, content)
 
 
 def _make(file: Path, scale: str, keep: float, least: int, most: int, textured: bool) -> bytes:
-    """Content of the coarser mesh; empty where the original should stay."""
+    """Return the content of the decimated mesh, or nothing if the original should be used."""
     import fast_simplification
 
     mesh = _load(file, scale)
@@ -79,7 +94,7 @@ def _make(file: Path, scale: str, keep: float, least: int, most: int, textured: 
 
 
 def _load(file: Path, scale: str) -> _Mesh:
-    """A mesh in its file's own frame, read by MuJoCo's own loaders."""
+    """Read a mesh with MuJoCo's own loader, in the frame of its file."""
     choose_gl()
     import mujoco
 
@@ -87,11 +102,11 @@ def _load(file: Path, scale: str) -> _Mesh:
     ElementTree.SubElement(ElementTree.SubElement(root, "asset"), "mesh", name="m", file=str(file), scale=scale)
     ElementTree.SubElement(ElementTree.SubElement(root, "worldbody"), "geom", type="mesh", mesh="m")
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
-    # The compiler moves a mesh to its centre of mass and principal axes; undo that.
+    # The compiler moves a mesh to its centre of mass and principal axes. Undo that.
     rotation = np.zeros(9)
     mujoco.mju_quat2Mat(rotation, model.mesh_quat[0])
     vertices = model.mesh_vert @ rotation.reshape(3, 3).T + model.mesh_pos[0]
-    # Vertices that were split for their normals are welded, or decimation would tear the seams open.
+    # Merge vertices that were split for their normals. Otherwise the decimation would open the seams.
     unique, index = np.unique(vertices.round(7), axis=0, return_inverse=True)
     uv = None
     if model.nmeshtexcoord:
@@ -100,29 +115,29 @@ def _load(file: Path, scale: str) -> _Mesh:
 
 
 def _transfer_uv(mesh: _Mesh, corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Texture coordinates (m, 3, 2) for new triangles (m, 3, 3), from the old face nearest to each triangle's middle.
+    """Return texture coordinates (m, 3, 2) for new triangles (m, 3, 3).
 
-    One old face a triangle: its linear map is continued to all three corners, so no triangle ever spans a seam of
-    the texture.
+    Each triangle uses the linear map of the old face nearest to its centre, so no triangle crosses a seam of the
+    texture.
     """
     from scipy.spatial import cKDTree
 
     assert mesh.uv is not None, "only called for meshes with texture coordinates"
     old = mesh.vertices[mesh.faces]
-    # Four points on every old face stand for it: its middle, and three towards its corners.
+    # Each old face is represented by four points: its centre, and one towards each corner.
     weights = np.array([[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4]], dtype=np.float64)
     weights /= weights.sum(axis=1, keepdims=True)
     samples = np.einsum("sc,fcd->fsd", weights, old).reshape(-1, 3)
     middle = corners.mean(axis=1)
     _, candidates = cKDTree(samples).query(middle, k=min(8, len(samples)))
     candidates = candidates.reshape(len(middle), -1) // len(weights)
-    # Of the near ones, take the one that faces the same way: thin walls have a wrong side close by.
+    # Of the nearest faces, use one with the same orientation: a thin wall has its other side close by.
     normals = _unit(np.cross(old[:, 1] - old[:, 0], old[:, 2] - old[:, 0]))
     new_normals = _unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
     agreement = np.einsum("mkd,md->mk", normals[candidates], new_normals)
     rank = np.where(agreement > 0.5, np.arange(candidates.shape[1]), 100 - agreement)
     chosen = candidates[np.arange(len(middle)), np.argmin(rank, axis=1)]
-    # Barycentric coordinates of the new corners in the chosen face's plane.
+    # Barycentric coordinates of the new corners in the plane of the chosen face.
     a, b, c = old[chosen, 0], old[chosen, 1], old[chosen, 2]
     e1, e2 = b - a, c - a
     d11, d12, d22 = (e1 * e1).sum(1), (e1 * e2).sum(1), (e2 * e2).sum(1)
@@ -131,7 +146,7 @@ def _transfer_uv(mesh: _Mesh, corners: NDArray[np.float64]) -> NDArray[np.float6
     p1, p2 = np.einsum("mkd,md->mk", offset, e1), np.einsum("mkd,md->mk", offset, e2)
     v = (d22[:, None] * p1 - d12[:, None] * p2) / determinant
     w = (d11[:, None] * p2 - d12[:, None] * p1) / determinant
-    # A sliver's map explodes when it is continued; far outside, its own middle must do.
+    # The map of a very thin face is useless far outside it. Use the centre of the face there.
     wild = (np.abs(v).max(axis=1) > 12) | (np.abs(w).max(axis=1) > 12)
     v[wild] = w[wild] = 1.0 / 3.0
     u0, u1, u2 = (mesh.uv[chosen, k][:, None] for k in range(3))
@@ -143,7 +158,7 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _stl(corners: NDArray[np.float64]) -> bytes:
-    """Binary STL of triangles (m, 3, 3)."""
+    """Return the binary STL of triangles (m, 3, 3)."""
     record = np.zeros(len(corners), dtype=[("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
     record["normal"] = _unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
     record["corners"] = corners
@@ -151,7 +166,10 @@ def _stl(corners: NDArray[np.float64]) -> bytes:
 
 
 def _obj(corners: NDArray[np.float64], uv: NDArray[np.float64]) -> bytes:
-    """Wavefront OBJ of triangles (m, 3, 3) with uv (m, 3, 2); MuJoCo counts v from the top, OBJ from the bottom."""
+    """Return the Wavefront OBJ of triangles (m, 3, 3) with uv (m, 3, 2).
+
+    MuJoCo counts v from the top, OBJ from the bottom.
+    """
     vertices, index = np.unique(corners.reshape(-1, 3).round(7), axis=0, return_inverse=True)
     index = index.reshape(-1, 3) + 1
     out = io.StringIO()

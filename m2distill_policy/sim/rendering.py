@@ -1,4 +1,4 @@
-"""Drawing a scene off screen: one OpenGL context, small and cheap for policies, large on demand for films."""
+"""Render a scene off screen: small images for policies, and large ones for videos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from m2distill_policy.sim.visuals import VisualProfile
 
 
 class Renderer:
-    """Draws the cameras of one model. Not thread-safe; holds an OpenGL context until :meth:`close`."""
+    """Renders the cameras of one model. Not thread-safe. It has OpenGL contexts until :meth:`close`.
+
+    Args:
+        model: The MuJoCo model.
+        profile: The visual profile.
+        sites: Whether markers (MuJoCo sites) are rendered.
+    """
 
     def __init__(self, model: Any, profile: VisualProfile, *, sites: bool = False) -> None:
         choose_gl()
@@ -28,26 +34,30 @@ class Renderer:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = profile.reflections
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = 0  # collision shapes
-        if not sites:  # markers; LIBERO shows a stove's glow with one
+        if not sites:  # LIBERO shows the glow of a stove with a site
             self._option.sitegroup[:] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        #: One pair of OpenGL context and buffers a size: clearing and reading a larger buffer than needed is slow.
+        #: OpenGL context and buffers for each size. Clearing and reading a larger buffer than needed would be slow.
         self._contexts: dict[int, tuple[Any, Any]] = {}
 
     def pose(self, qpos: NDArray[np.float64]) -> None:
-        """Move the drawn scene to the joint positions ``qpos`` (nq,)."""
+        """Move the rendered scene to the joint positions ``qpos`` (nq,)."""
         self.data.qpos[:] = qpos
         self._mujoco.mj_kinematics(self.model, self.data)
         self._mujoco.mj_camlight(self.model, self.data)
 
-    def draw(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """The view of ``camera``: (height, width, 3) uint8 RGB, upright. :class:`SimulationError` if unknown."""
+    def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        """Return the upright image (height, width, 3) uint8 RGB of a camera.
+
+        Raises:
+            SimulationError: There is no such camera, or OpenGL cannot render here.
+        """
         mujoco = self._mujoco
         index = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
         if index < 0:
             known = [self.model.camera(i).name for i in range(self.model.ncam)]
-            raise SimulationError(f"the scene has no camera '{camera}'; it has {known}")
+            raise SimulationError(f"the scene has no camera '{camera}'; choose one of {known}")
         factor = self.profile.supersample if max(height, width) <= self.profile.supersample_up_to else 1
         context = self._context(factor * max(height, width))
         self._camera.fixedcamid = index
@@ -63,7 +73,7 @@ class Renderer:
         return _halve(frame)
 
     def _context(self, size: int) -> Any:
-        """Drawing buffers of ``size`` x ``size`` pixels, made current."""
+        """Return the buffers of ``size`` x ``size`` pixels and make their OpenGL context current."""
         mujoco = self._mujoco
         if size in self._contexts:
             gl, context = self._contexts[size]
@@ -77,8 +87,8 @@ class Renderer:
             context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except Exception as error:
             raise SimulationError(
-                f"no OpenGL picture can be drawn here ({type(error).__name__}: {error}); set MUJOCO_GL=osmesa "
-                "and install libosmesa6, or MUJOCO_GL=egl on a machine with a GPU"
+                f"OpenGL cannot render here ({type(error).__name__}: {error}); set MUJOCO_GL=osmesa and install "
+                "libosmesa6, or set MUJOCO_GL=egl on a machine with a GPU"
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
         self._contexts[size] = (gl, context)
@@ -94,7 +104,7 @@ class Renderer:
 
 
 def _halve(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Average 2 x 2 pixels of a bottom-up frame and turn it upright."""
+    """Return a bottom-up frame upright and at half its size, by averaging 2 x 2 pixels."""
     wide = frame[::-1].astype(np.uint16)
     total = wide[0::2, 0::2] + wide[0::2, 1::2] + wide[1::2, 0::2] + wide[1::2, 1::2]
     return ((total + 2) >> 2).astype(np.uint8)

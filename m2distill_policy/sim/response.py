@@ -1,7 +1,7 @@
-"""The velocity that an action meant, fitted from demonstrations: for arms that are driven by velocity.
+"""Fit the velocity that an action causes to demonstrations, for arms that are driven by velocity.
 
-An OSC delta is a set-point ahead of an arm that follows with a lag. A velocity-driven arm needs the speed that the
-demonstrated arm reached; see :class:`m2distill_policy.contract.VelocityResponse`.
+An action is a set-point ahead of the arm, and the arm follows it with a lag. A velocity-driven arm needs the speed that
+the demonstrated arm reached, see :class:`m2distill_policy.contract.VelocityResponse`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,29 @@ from m2distill_policy.demonstrations import Episode
 from m2distill_policy.errors import DemonstrationError
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 
-#: Sizes of an action between which the response is linear.
+#: Sizes of an action. Between them, the response is linear.
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-#: Fewer steps than this say nothing about three axes and as many turns.
+#: Smallest number of steps for a fit of six axes.
 _FEWEST_STEPS = 50
-#: Weight of the first guess, in steps: it decides where the demonstrations never went (a gripper that never turns).
+#: Weight of the default response, in steps. It decides where there is no data, such as for a hand that never turns.
 _PRIOR_STEPS = 3.0
 
 
 def fit_velocity_response(episodes: Iterable[Episode], *, rate_hz: float = 20.0) -> VelocityResponse:
-    """Fit, an axis, the speed (m/s, rad/s) as a rising piecewise-linear function of the action's size.
+    """Fit the speed of each axis as an increasing, piecewise linear function of the action's size.
 
-    Least squares on what the end effector did in the control period of each executed action, with rises that may
-    not be negative; the default response is weak evidence, so that levels which nobody demonstrated stay sensible.
-    Raises :class:`DemonstrationError` where the episodes have no end-effector poses or too few steps.
+    Non-negative least squares on the motion of the end effector in the control period of each executed action. The
+    default response has a small weight, so that sizes without demonstrations keep a plausible speed.
+
+    Args:
+        episodes: The demonstrations, with end-effector poses.
+        rate_hz: Control rate in Hz.
+
+    Returns:
+        The response: speeds in m/s and rad/s.
+
+    Raises:
+        DemonstrationError: A demonstration has no end-effector poses, or there are too few steps.
     """
     actions, velocities = [], []
     for episode in episodes:
@@ -47,7 +56,9 @@ def fit_velocity_response(episodes: Iterable[Episode], *, rate_hz: float = 20.0)
         velocities.append(_velocities(episode.ee, rate_hz))
     steps = sum(len(a) for a in actions)
     if steps < _FEWEST_STEPS:
-        raise DemonstrationError(f"a velocity response needs at least {_FEWEST_STEPS} demonstrated steps; got {steps}")
+        raise DemonstrationError(
+            f"a velocity response needs at least {_FEWEST_STEPS} demonstrated steps; there are {steps}"
+        )
     action, velocity = np.concatenate(actions), np.concatenate(velocities)
     guess = VelocityResponse.default()
     rows = []
@@ -58,7 +69,7 @@ def fit_velocity_response(episodes: Iterable[Episode], *, rate_hz: float = 20.0)
 
 
 def _velocities(ee: NDArray[np.floating], rate_hz: float) -> NDArray[np.float64]:
-    """Twist (L-1, 6) between successive poses (L, 6), in m/s and rad/s."""
+    """Return the twists (L-1, 6) between successive poses (L, 6), in m/s and rad/s."""
     pose = np.asarray(ee, dtype=np.float64)
     linear = np.diff(pose[:, :3], axis=0)
     rotations = [rotation_from_vector(vector) for vector in pose[:, 3:]]
@@ -69,9 +80,9 @@ def _velocities(ee: NDArray[np.floating], rate_hz: float) -> NDArray[np.float64]
 def _fit_axis(
     action: NDArray[np.float64], velocity: NDArray[np.float64], expected: NDArray[np.float64]
 ) -> tuple[float, ...]:
-    """Speeds at :data:`LEVELS`, from actions and velocities (n,) of one axis."""
+    """Return the speeds at :data:`LEVELS` from the actions and velocities (n,) of one axis."""
     size, along = np.abs(action), np.sign(action) * velocity
-    # Column k is how far an action has come through the k-th interval, 0..1; its factor is the rise there.
+    # Column k says how much of the k-th interval an action covers, 0 to 1. Its coefficient is the increase there.
     edges = np.asarray(LEVELS)
     low, width = edges[:-1], np.diff(edges)
     design = np.clip((size[:, None] - low) / width, 0.0, 1.0)

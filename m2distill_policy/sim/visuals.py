@@ -1,13 +1,13 @@
-"""Visual profiles: what a scene looks like, and what drawing it costs. Physics never passes through here.
+"""Visual profiles: how a scene looks and how fast it renders. They do not change the physics.
 
-A world holds two models made from one MJCF text: :func:`physics_xml` drops what is only seen, and is the same for
-every profile; :func:`visual_model` is only drawn, with the joint positions copied over. So no profile can change a
-trajectory.
+An environment has two models from one MJCF text. :func:`physics_xml` removes everything that is only visual, and is
+the same for every profile. :func:`visual_model` is only rendered, and gets its joint positions from the physics. So no
+profile can change a trajectory.
 
 ``stock``: the scene as robosuite or LIBERO describe it.
-``fast``: visual meshes decimated (robosuite's Panda has 180,000 faces, nearly all screws and seams that no camera
-here resolves), no reflections, no shadow map, no multisampling (frames are drawn at twice the size and averaged
-instead, which on a CPU costs a third of four samples a pixel).
+``fast``: visual meshes are decimated (robosuite's Panda has 180,000 faces, most of them screws and seams that no camera
+here resolves). There are no reflections, no shadows and no multisampling. Small images are rendered at twice their
+size and averaged instead, which on a CPU takes a third of the time of four samples per pixel.
 """
 
 from __future__ import annotations
@@ -22,18 +22,28 @@ from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.meshes import coarse_mesh
 
-#: Raised when a profile looks different than before: meshes are made anew, and demonstrations say what they show.
+#: Raise this when a profile looks different. It is stored in demonstrations, which then count as other ones.
 VISUALS_VERSION = 3
 
 
 @dataclass(frozen=True)
 class VisualProfile:
-    """keep: share of the faces that a visual mesh keeps, within ``least`` to ``most`` faces; 1.0 leaves meshes alone.
+    """How a scene is rendered.
 
-    least_textured, most_textured: the same for meshes that carry a texture. least_near: ``least`` for the gripper,
-    which the hand's camera sees from centimetres. slices: how round cylinders and spheres are drawn.
-    supersample: frames up to ``supersample_up_to`` pixels high are drawn this many times larger and averaged.
-    multisample: OpenGL samples a pixel. shadows, reflections: drawn or not.
+    Attributes:
+        name: Name of the profile.
+        keep: Share of the faces that a visual mesh keeps. 1.0: meshes are not decimated.
+        least: Smallest number of faces of a mesh.
+        least_near: The same for the gripper, which the hand camera sees from a few centimetres.
+        most: Largest number of faces of a mesh.
+        least_textured: Smallest number of faces of a mesh with a texture.
+        most_textured: Largest number of faces of a mesh with a texture.
+        slices: Number of slices of cylinders and spheres.
+        supersample: Images up to ``supersample_up_to`` pixels are rendered this many times larger and averaged.
+        supersample_up_to: See ``supersample``.
+        multisample: OpenGL samples per pixel.
+        shadows: Whether shadows are rendered.
+        reflections: Whether reflections are rendered.
     """
 
     name: str
@@ -58,29 +68,36 @@ PROFILES = {
 
 
 def visual_profile(name: str) -> VisualProfile:
-    """The profile called ``name``; raises :class:`SimulationError` for an unknown one."""
+    """Return the profile of that name.
+
+    Raises:
+        SimulationError: There is no such profile.
+    """
     if name not in PROFILES:
         raise SimulationError(
-            f"visual profile '{name}' is not known; allowed are {sorted(PROFILES)}{closest(name, PROFILES)}"
+            f"there is no visual profile '{name}'; choose one of {', '.join(sorted(PROFILES))}{closest(name, PROFILES)}"
         )
     return PROFILES[name]
 
 
 def is_visual_only(geom: ElementTree.Element) -> bool:
-    """Whether an MJCF geom is only seen: it collides with nothing, and is outside group 0, the one that has mass."""
+    """Return whether an MJCF geom is only visual: it collides with nothing and is not in group 0, which has mass."""
     return geom.get("contype") == "0" and geom.get("conaffinity") == "0" and geom.get("group", "0") != "0"
 
 
 def physics_xml(xml: str) -> str:
-    """The MJCF without what is only seen: visual geoms, materials, textures and the meshes that nothing else uses.
+    """Return the MJCF without visual geoms, materials, textures and unused meshes.
 
-    robosuite's base model takes inertia from group 0 alone (``inertiagrouprange``), so motion is unchanged.
+    robosuite's base model computes inertia from group 0 alone (``inertiagrouprange``), so the motion is the same.
+
+    Raises:
+        SimulationError: The scene computes inertia from visual geoms too.
     """
     root = ElementTree.fromstring(xml)
     compiler = root.find("compiler")
     if compiler is None or compiler.get("inertiagrouprange") != "0 0":
         raise SimulationError(
-            "the scene takes inertia from visual geoms (inertiagrouprange is not '0 0'); they cannot be dropped"
+            "the scene computes inertia from visual geoms (inertiagrouprange is not '0 0'), so they cannot be removed"
         )
     for parent in list(root.iter()):
         for child in list(parent):
@@ -98,7 +115,11 @@ def physics_xml(xml: str) -> str:
 
 
 def visual_model(xml: str, profile: VisualProfile) -> Any:
-    """Compile the model that is drawn. Its joints are the physics model's, in the same order."""
+    """Compile the model that is rendered. It has the joints of the physics model in the same order.
+
+    Raises:
+        SimulationError: The scene cannot be compiled.
+    """
     choose_gl()
     import mujoco
 
@@ -115,7 +136,7 @@ def visual_model(xml: str, profile: VisualProfile) -> Any:
     try:
         model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"), files)
     except ValueError as error:
-        raise SimulationError(f"the scene cannot be compiled for drawing: {error}") from error
+        raise SimulationError(f"MuJoCo cannot compile the scene for rendering: {error}") from error
     if not profile.shadows:
         model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = profile.multisample
@@ -125,16 +146,16 @@ def visual_model(xml: str, profile: VisualProfile) -> Any:
 
 
 def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, bytes]:
-    """Point every mesh that is only seen to a coarser copy; the copies' contents by their file names.
+    """Replace every visual mesh by a decimated copy, and return the contents of the copies by file name.
 
-    Collision geoms are not drawn and not simulated in this model, so they go, and their meshes with them.
+    Collision geoms are neither rendered nor simulated in this model, so they and their meshes are removed.
     """
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag == "geom" and child.get("group", "0") == "0":
                 parent.remove(child)
     compiler = root.find("compiler")
-    if compiler is not None:  # what lost its mass with its collision geoms never moves by itself, but must compile
+    if compiler is not None:  # bodies without collision geoms have no mass left, but must compile
         compiler.set("boundmass", "0.001")
         compiler.set("boundinertia", "0.001")
     used = {geom.get("mesh") for geom in root.iter("geom")}
@@ -160,7 +181,7 @@ def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, by
 
 
 def _limits(file: str, textured: bool, profile: VisualProfile) -> dict[str, Any]:
-    """How coarse a mesh may become. A texture carries an object's looks, so textured meshes keep more."""
+    """Return how far a mesh may be decimated. Textured meshes keep more faces, because the texture must fit."""
     if textured:
         return {"keep": profile.keep, "least": profile.least_textured, "most": profile.most_textured, "textured": True}
     least = profile.least_near if "gripper" in file else profile.least

@@ -1,5 +1,5 @@
-"""LIBERO's suites: where its files lie, its worlds, and what scripted experts do in them.
+"""LIBERO's suites: their files, environments and scripted experts.
 
-``files.py`` reads LIBERO's package as data; ``world.py`` lets its environment build a scene and judge the goal;
-``shapes.py``, ``grasps.py``, ``skills.py`` and ``expert.py`` demonstrate, from the goal of the task alone.
+``files.py`` reads LIBERO's package as data. ``build.py`` builds a scene with LIBERO's environment, and ``env.py`` has
+the environment. ``shapes.py``, ``grasps.py``, ``skills.py`` and ``expert.py`` demonstrate any task from its goal alone.
 """

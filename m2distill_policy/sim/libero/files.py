@@ -1,8 +1,8 @@
-"""Where LIBERO's package and scenes lie, its tasks and its initial states, read without importing its benchmark module.
+"""Find LIBERO's package and scenes, and read its tasks and initial states without importing its benchmark module.
 
-That module imports torch, asks a question on standard input when a file is missing in the home folder, and unpickles
-the initial states. Here the list of tasks is read as a literal, and the initial states are read by walking the
-pickle's opcodes, of which exactly one sequence is accepted: nothing in the file is ever executed.
+That module imports torch, asks a question on standard input if a file is missing in the home folder, and unpickles the
+initial states. Here, the list of tasks is read as a literal. The initial states are read from the opcodes of the
+pickle, and only one sequence of opcodes is accepted. Nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.sim.env import Task
 
-#: LIBERO's own limit of control steps for a rollout.
+#: LIBERO's limit of control steps for a rollout.
 HORIZON = 600
 
-#: What torch.save writes for one float64 matrix: every file of the four suites is of this form.
+#: The opcodes that torch.save writes for one float64 matrix. Every file of the four suites has this form.
 _MATRIX = [
     *("PROTO", "GLOBAL", "BINPUT", "GLOBAL", "BINPUT", "BININT1", "TUPLE1", "BINPUT"),
     *("GLOBAL", "BINPUT", "BINUNICODE", "BINPUT", "BINUNICODE", "BINPUT", "TUPLE2", "BINPUT"),
@@ -38,7 +38,11 @@ _MATRIX = [
 
 
 def package_folder() -> Path:
-    """The folder ``libero/libero`` of the installed package. :class:`SimulationError` where it is not installed."""
+    """Return the folder ``libero/libero`` of the installed package.
+
+    Raises:
+        SimulationError: LIBERO is not installed.
+    """
     spec = importlib.util.find_spec("libero")
     locations = [] if spec is None else list(spec.submodule_search_locations or [])
     for location in locations:
@@ -51,30 +55,37 @@ def package_folder() -> Path:
 
 
 def assets_folder() -> Path:
-    """The meshes and textures of LIBERO's scenes, by one rule.
+    """Return the folder with the meshes and textures of LIBERO's scenes. Nothing is downloaded.
 
-    ``M2DISTILL_LIBERO_ASSETS`` where it is set; else ``../shared/libero_assets`` beside the repository; else the
-    package's own ``assets``. Nothing is downloaded. Raises :class:`SimulationError` saying what to do.
+    This is the environment variable ``M2DISTILL_LIBERO_ASSETS`` if it is set. Otherwise it is
+    ``../shared/libero_assets`` beside the repository if that exists, or else the package's own ``assets``.
+
+    Raises:
+        SimulationError: There is no such folder.
     """
     named = os.environ.get("M2DISTILL_LIBERO_ASSETS")
     if named:
         if (Path(named) / "scenes").is_dir():
             return Path(named)
         raise SimulationError(
-            f"M2DISTILL_LIBERO_ASSETS is {named}, which has no folder 'scenes'; name LIBERO's folder 'assets'"
+            f"M2DISTILL_LIBERO_ASSETS is {named}, which has no folder 'scenes'; set it to LIBERO's folder 'assets'"
         )
     beside = Path(__file__).resolve().parents[3].parent / "shared" / "libero_assets"
     for folder in (beside, package_folder() / "assets"):
         if (folder / "scenes").is_dir():
             return folder
     raise SimulationError(
-        "LIBERO's scenes are not here; get the folder 'libero/libero/assets' of "
+        "LIBERO's scenes were not found; get the folder 'libero/libero/assets' of "
         "github.com/Lifelong-Robot-Learning/LIBERO and set M2DISTILL_LIBERO_ASSETS to it"
     )
 
 
 def libero_tasks(suite: str) -> tuple[Task, ...]:
-    """The tasks of a LIBERO suite in its standard order (order 0)."""
+    """Return the tasks of a LIBERO suite in its standard order (order 0).
+
+    Raises:
+        SimulationError: LIBERO is not installed, or has no such suite.
+    """
     file = package_folder() / "benchmark" / "libero_suite_task_map.py"
     try:
         tree = ast.parse(file.read_text())
@@ -89,20 +100,24 @@ def libero_tasks(suite: str) -> tuple[Task, ...]:
 
 
 def _task(suite: str, index: int, name: str) -> Task:
-    words = name
-    if name[0].isupper():  # LIBERO-10 puts the scene before the words: KITCHEN_SCENE3_turn_on_the_stove
-        words = name.split("SCENE", 1)[1].split("_", 1)[1]
-    return Task(suite, index, name, words.replace("_", " "), HORIZON, targets=_targets(suite, name))
+    text = name
+    if name[0].isupper():  # LIBERO-10 has the scene first: KITCHEN_SCENE3_turn_on_the_stove
+        text = name.split("SCENE", 1)[1].split("_", 1)[1]
+    return Task(suite, index, name, text.replace("_", " "), HORIZON, targets=_targets(suite, name))
 
 
 def _targets(suite: str, name: str) -> tuple[str, ...]:
-    """The objects that the task's file calls of interest."""
+    """Return the objects of interest in the task's file."""
     text = bddl_file(suite, name).read_text()
     return tuple(text.partition("(:obj_of_interest")[2].partition(")")[0].split())
 
 
 def bddl_file(suite: str, name: str) -> Path:
-    """The file that describes a task's scene and goal."""
+    """Return the file that describes the scene and goal of a task.
+
+    Raises:
+        SimulationError: The file is missing.
+    """
     file = package_folder() / "bddl_files" / suite / f"{name}.bddl"
     if not file.is_file():
         raise SimulationError(f"LIBERO's task file {file} is missing; reinstall hf-libero 0.1.4")
@@ -110,7 +125,11 @@ def bddl_file(suite: str, name: str) -> Path:
 
 
 def initial_states(task: Task) -> NDArray[np.float64]:
-    """LIBERO's initial states of a task: (n, S) flattened MuJoCo states."""
+    """Return LIBERO's initial states of a task: flattened MuJoCo states (n, S).
+
+    Raises:
+        SimulationError: The file cannot be read.
+    """
     file = package_folder() / "init_files" / task.suite / f"{task.name}.pruned_init"
     try:
         with zipfile.ZipFile(file) as archive:
@@ -121,7 +140,11 @@ def initial_states(task: Task) -> NDArray[np.float64]:
 
 
 def read_matrix(content: bytes) -> NDArray[np.float64]:
-    """The float64 matrix in a pickle of exactly the known form, without executing it. ValueError for any other."""
+    """Return the float64 matrix in a pickle of the known form. Nothing is executed.
+
+    Raises:
+        ValueError: The pickle has another form.
+    """
     operations: list[tuple[str, Any]] = [(code.name, argument) for code, argument, _ in pickletools.genops(content)]
     names = [name for name, _ in operations]
     shape_at = _MATRIX.index("INT")

@@ -1,4 +1,4 @@
-"""Ways to take hold of a thing: found from its shape, tried in the scene by inverse kinematics and collision."""
+"""Find grasps of an object from its shape, and rate them by inverse kinematics and collision."""
 
 from __future__ import annotations
 
@@ -14,43 +14,47 @@ from m2distill_policy.sim.experts.motion import DOWN
 from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 
-#: Between the fingers there is room for this much (m); how far under a thing's top it is taken; and how far over the
-#: grip site the hand's underside is.
+#: Widest object (m) between the fingers; distance of a grasp below the object's top (m); and height of the hand's
+#: underside above the grip site (m).
 OPENING = 0.072
 PALM = 0.020
 UNDERSIDE = 0.024
-#: The fingertips reach this far (m) beyond the grip site.
+#: Distance (m) of the fingertips beyond the grip site.
 TIP = 0.0125
-#: Where (m before the grasp) the way in is tried.
+#: Distances (m) before the grasp at which the approach is checked.
 _APPROACH_DISTANCES = (0.16, 0.12, 0.08, 0.04, 0.0)
 _DIRECTIONS = 24
-#: Of the inverse kinematics: damping, and iterations after which there is no solution.
+#: Damping of the inverse kinematics, and its largest number of iterations.
 _DAMPING, _ITERATIONS = 1e-5, 24
-#: What meeting anything costs, beside how deep: walls are thin.
+#: Fixed cost of a collision, beside its depth: walls are thin, so the depth can be small.
 _COLLISION_COST = 1.0
-#: How far (m) each finger is out at two moments of closing.
+#: Positions (m) of each finger at which the closing is checked.
 _CLOSING_HALF_WIDTHS = (0.024, 0.010)
-#: How far (m) along the fingers a hand may be beside where it should be.
+#: Position error (m) along the fingers that a grasp must tolerate.
 _SIDE_ERROR = 0.006
-#: How near (rad) to a joint's limit begins to cost, and how small a singular value of the Jacobian: 0.22 with the arm
-#: bent, 0 with it straight, where the controller no longer moves the hand as it is told.
+#: Below this distance (rad) to a joint limit, and below this smallest singular value of the Jacobian, a posture has a
+#: cost. The singular value is 0.22 with a bent arm and 0 with a straight one, which the controller cannot move well.
 _JOINT_MARGIN, _MIN_SINGULAR_VALUE = 0.3, 0.13
 _JOINT_LIMIT_COST, _SINGULARITY_COST = 4.0, 15.0
-#: How far (rad) a hand leans in a narrow place.
+#: Angle (rad) by which a hand leans in a narrow place.
 _LEAN = 0.5
-#: What leaning costs: the thing is carried askew.
+#: Cost of leaning: the object is carried at an angle.
 _LEAN_COST = 0.4
-#: How much a demonstrator's liking may weigh.
+#: Largest random preference for one grasp over another.
 _PREFERENCE_NOISE = 0.15
-#: A grasp that costs more than this is only taken where leaning ones are worse.
+#: If the best upright grasp costs more than this, leaning grasps are tried too.
 _TRY_LEANING_FROM = 0.8
 
 
 @dataclass(frozen=True)
 class Grasp:
-    """Where the grip site should be when the fingers close: position (3,) m and rotation (3, 3), world frame.
+    """A pose of the grip site in which the fingers close.
 
-    The fingers move along the rotation's first column; the hand comes in along the third.
+    The fingers move along the first column of the rotation. The hand approaches along the third column.
+
+    Attributes:
+        position: Position (3,) in m, world frame.
+        rotation: Rotation (3, 3), world frame.
     """
 
     position: NDArray[np.float64]
@@ -58,40 +62,43 @@ class Grasp:
 
     @property
     def approach(self) -> NDArray[np.float64]:
-        """Unit vector (3,) along which the hand comes in."""
+        """Unit vector (3,) along which the hand approaches."""
         return np.asarray(self.rotation[:, 2])
 
     def relative_to(self, position: NDArray[np.float64], rotation: NDArray[np.float64]) -> Grasp:
-        """The same grasp in the frame of a body at ``position``, ``rotation``."""
+        """Return the grasp in the frame of a body at ``position``, ``rotation``."""
         return Grasp(rotation.T @ (self.position - position), rotation.T @ self.rotation)
 
     def is_like(self, other: Grasp) -> bool:
-        """Whether ``other``, in the same frame, is within 2 cm and 20 degrees of this one."""
+        """Return whether ``other``, in the same frame, is within 2 cm and 20 degrees."""
         turn = float(np.linalg.norm(vector_from_rotation(self.rotation @ other.rotation.T)))
         return float(np.linalg.norm(self.position - other.position)) < 0.02 and turn < 0.35
 
     def seen_from(self, position: NDArray[np.float64], rotation: NDArray[np.float64]) -> Grasp:
-        """A grasp that is relative to a body at ``position``, ``rotation``, in the world frame."""
+        """Return a grasp in the frame of a body at ``position``, ``rotation`` in the world frame."""
         return Grasp(position + rotation @ self.position, rotation @ self.rotation)
 
 
 def down_at_yaw(yaw: float) -> NDArray[np.float64]:
-    """Rotation of a hand that points straight down, turned by ``yaw`` (rad) about the vertical."""
+    """Return the rotation of a hand that points straight down, turned by ``yaw`` (rad) about the vertical."""
     return rotation_from_vector(np.array([0.0, 0.0, yaw])) @ DOWN
 
 
 def pointing_down(along: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation of a hand that points straight down, its fingers along the horizontal part of ``along`` (3,)."""
+    """Return the rotation of a hand that points straight down, fingers along the horizontal part of ``along`` (3,)."""
     flat = np.array([along[0], along[1], 0.0])
     first, third = flat / max(1e-6, float(np.linalg.norm(flat))), np.array([0.0, 0.0, -1.0])
     return np.stack([first, np.cross(third, first), third], axis=1)
 
 
 def grasps_from_above(points: NDArray[np.float64]) -> list[Grasp]:
-    """Grasps with the hand pointing down of a thing with corners ``points`` (n, 3): across it, or at its rim.
+    """Return grasps of an object with the hand pointing down.
 
-    Across: the fingers on both sides at the depth that the palm allows. A thing too wide for that is taken by the
-    edge of its top, from every direction.
+    The fingers go to both sides of the object, as deep as the palm allows. An object that is too wide is grasped by the
+    rim of its top, from every direction.
+
+    Args:
+        points: Points (n, 3) on the edges of the object, in m, world frame.
     """
     top, bottom = points[:, 2].max(), points[:, 2].min()
     height = max(top - PALM, bottom + min(TIP, 0.5 * (top - bottom)))
@@ -110,7 +117,7 @@ def grasps_from_above(points: NDArray[np.float64]) -> list[Grasp]:
 
 
 def _grasps_of_rim(points: NDArray[np.float64]) -> list[Grasp]:
-    """From every direction; with the rim in the middle between the fingers, or nearer to the outer or the inner one."""
+    """Return grasps of the rim from every direction, with the rim at three positions between the fingers."""
     top = points[:, 2].max()
     rim = points[points[:, 2] > top - 0.012]
     middle = (rim[:, :2].max(axis=0) + rim[:, :2].min(axis=0)) / 2
@@ -118,14 +125,14 @@ def _grasps_of_rim(points: NDArray[np.float64]) -> list[Grasp]:
     for angle in np.linspace(0.0, 2 * np.pi, _DIRECTIONS, endpoint=False):
         out = np.array([np.cos(angle), np.sin(angle)])
         radius = float(((rim[:, :2] - middle) @ out).max())
-        yaw = angle % np.pi - np.pi / 2  # fingers along ``out``, either way round
+        yaw = angle % np.pi - np.pi / 2  # the fingers along ``out``, in one of two orders
         for beyond in (-0.026, -0.004, 0.012):
             found.append(Grasp(np.array([*(middle + out * (radius + beyond)), top - 0.012]), down_at_yaw(yaw)))
     return found
 
 
 def leaned(grasps: Iterable[Grasp]) -> list[Grasp]:
-    """The same grasps with the hand leaning to either side of the plane of its fingers, for narrow places."""
+    """Return the grasps with the hand leaning to either side of the plane of its fingers, for narrow places."""
     return [
         Grasp(grasp.position, rotation_from_vector(lean * grasp.rotation[:, 0]) @ grasp.rotation)
         for grasp in grasps
@@ -134,7 +141,12 @@ def leaned(grasps: Iterable[Grasp]) -> list[Grasp]:
 
 
 class GraspPlanner:
-    """Tries grasps in a copy of a scene."""
+    """Rates grasps in a copy of the scene.
+
+    Args:
+        env: The environment.
+        shapes: Its collision shapes.
+    """
 
     def __init__(self, env: ArmEnv, shapes: Shapes) -> None:
         import mujoco
@@ -153,17 +165,24 @@ class GraspPlanner:
         *,
         lean: bool = True,
     ) -> Grasp:
-        """The grasp of ``geoms`` that the arm reaches, that meets nothing else, turns least, and bears carrying.
+        """Return the grasp with the lowest cost.
 
-        carry: how far (3,) m. rng: may prefer a neighbour. lean: whether leaning hands are tried too. Raises
-        :class:`ExpertLostError` where none can be reached.
+        Args:
+            grasps: The grasps to choose from.
+            geoms: Geoms of the object.
+            carry: How far the object is carried afterwards, (3,) in m.
+            rng: Random generator of the preference.
+            lean: Whether leaning grasps may be tried too.
+
+        Raises:
+            ExpertLostError: The arm can reach none of them.
         """
         cost, grasp = self._cheapest(grasps, geoms, carry, rng, np.inf)
         if lean and cost > _TRY_LEANING_FROM:
             _, leaned_grasp = self._cheapest(leaned(grasps), geoms, carry, rng, cost - _LEAN_COST)
             grasp = leaned_grasp or grasp
         if grasp is None:
-            raise ExpertLostError(f"the expert of '{self._env.task.name}' found no way to take hold of it")
+            raise ExpertLostError(f"the expert of '{self._env.task.name}' found no grasp that the arm can reach")
         return grasp
 
     def _cheapest(
@@ -174,7 +193,7 @@ class GraspPlanner:
         rng: np.random.Generator,
         limit: float,
     ) -> tuple[float, Grasp | None]:
-        """The cheapest grasp below ``limit``, tried from the one that the hand turns least for."""
+        """Return the cheapest grasp below ``limit`` and its cost. Grasps that need the smallest turn come first."""
         _, rotation = self._env.grip_pose()
         turns = [0.3 * float(np.linalg.norm(vector_from_rotation(g.rotation @ rotation.T))) for g in grasps]
         first = np.array(turns) + _PREFERENCE_NOISE * rng.random(len(grasps))
@@ -195,7 +214,18 @@ class GraspPlanner:
         cost: float = 0.0,
         limit: float = np.inf,
     ) -> float:
-        """``cost``, and what the hand would meet or overstretch; inf where it is out of reach or over ``limit``."""
+        """Return the cost of a grasp.
+
+        Args:
+            grasp: The grasp.
+            geoms: Geoms of the object.
+            carry: How far the object is carried afterwards, (3,) in m.
+            cost: Cost to start from.
+            limit: Stop as soon as the cost is higher.
+
+        Returns:
+            The cost, or inf if the grasp is out of reach or its cost is above ``limit``.
+        """
         env = self._env
         joints = env.home
         for back in _APPROACH_DISTANCES:
@@ -207,20 +237,20 @@ class GraspPlanner:
             if cost > limit:
                 return np.inf
         cost += self._posture_cost(joints)
-        for half in _CLOSING_HALF_WIDTHS:  # nothing else may get between the fingers
+        for half in _CLOSING_HALF_WIDTHS:  # no other object may be between the fingers
             cost += self._collision_cost(joints, half, geoms)
         if cost > limit:
             return np.inf
         if np.any(carry):
             carried = self._solve(grasp.position + carry, grasp.rotation, joints)
             cost += np.inf if carried is None else self._posture_cost(carried)
-        for aside in (-_SIDE_ERROR, _SIDE_ERROR):  # a hand is never quite where it should be
+        for aside in (-_SIDE_ERROR, _SIDE_ERROR):  # the hand never reaches the exact position
             near = self._solve(grasp.position + aside * grasp.rotation[:, 0], grasp.rotation, joints)
             cost += np.inf if near is None else 0.5 * self._collision_cost(near)
         return cost
 
     def _posture_cost(self, joints: NDArray[np.float64]) -> float:
-        """What it costs to be near a joint's limit, or with the arm so stretched that it obeys badly."""
+        """Return the cost of joint angles (7,) near a joint limit or a singularity."""
         margin = float(np.minimum(joints - self._range[:, 0], self._range[:, 1] - joints).min())
         env, data = self._env, self._data
         data.qpos[env.arm_positions] = joints
@@ -236,7 +266,10 @@ class GraspPlanner:
     def _solve(
         self, position: NDArray[np.float64], rotation: NDArray[np.float64], start: NDArray[np.float64]
     ) -> NDArray[np.float64] | None:
-        """Joint angles (7,) rad with the grip site there, by damped least squares; None where there are none."""
+        """Return joint angles (7,) in rad with the grip site at a pose, or None if none were found.
+
+        Damped least squares, as in Buss 2004, "Introduction to inverse kinematics".
+        """
         mujoco, env, data = self._mujoco, self._env, self._data
         data.qpos[:] = env.data.qpos
         joints, jacobian = start.copy(), np.zeros((6, env.model.nv))
@@ -258,7 +291,7 @@ class GraspPlanner:
     def _collision_cost(
         self, joints: NDArray[np.float64], half: float = 0.04, ignored: NDArray[np.int64] | None = None
     ) -> float:
-        """What it costs to be where the robot, each finger ``half`` (m) out, meets things other than ``without``."""
+        """Return the cost of collisions at joint angles (7,), each finger at ``half`` (m), except with ``ignored``."""
         env, data = self._env, self._data
         data.qpos[:] = env.data.qpos
         data.qpos[env.arm_positions] = joints

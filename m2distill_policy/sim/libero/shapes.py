@@ -1,4 +1,4 @@
-"""What takes up room in a scene, and where: read from the collision geoms, as the simulation has them now."""
+"""The collision shapes in a scene and their positions, read from the simulation as it is now."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ _FINGERS = (
     ("gripper0_rightfinger", "gripper0_finger_joint2_tip"),
 )
 
-#: Points along an edge of a shape.
+#: Number of points along an edge of a shape.
 _ALONG_EDGE = 7
 
 
 class Shapes:
-    """The solid parts of one model. Positions are in m, world frame, as of the data's last kinematics."""
+    """The collision shapes of one MuJoCo model. Positions are in m, world frame, as of the last kinematics.
+
+    Args:
+        model: The MuJoCo model.
+        data: Its data.
+
+    Attributes:
+        robot: Whether each geom belongs to the robot (ngeom,).
+        fingers: For each of the two fingers, whether each geom belongs to it (ngeom,).
+        objects: Solid geoms that are not the robot's and not a plane.
+    """
 
     def __init__(self, model: Any, data: Any) -> None:
         import mujoco
@@ -32,14 +42,13 @@ class Shapes:
         self.robot = np.array([name.startswith(_ROBOT) for name in names])
         self.fingers = tuple(np.array([name in finger for name in names]) for finger in _FINGERS)
         bounded = model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
-        #: Geoms that something can stand on or bump into; the robot's own are none.
         self.objects = np.flatnonzero(solid & bounded & ~self.robot)
         self._parents = model.body_parentid
         self._points: dict[int, NDArray[np.float64]] = {}
         self._geoms: dict[int, NDArray[np.int64]] = {}
 
-    def of(self, body: int) -> NDArray[np.int64]:
-        """The solid geoms of ``body`` and of everything that hangs on it."""
+    def geoms_of(self, body: int) -> NDArray[np.int64]:
+        """Return the solid geoms of ``body`` and its child bodies."""
         if body in self._geoms:
             return self._geoms[body]
         inside = np.zeros(self.model.nbody, dtype=bool)
@@ -47,12 +56,12 @@ class Shapes:
             inside[index] = index == body or (index > 0 and inside[self._parents[index]])
         found = self.objects[inside[self.model.geom_bodyid[self.objects]]]
         if len(found) == 0:
-            raise SimulationError(f"body '{self.model.body(body).name}' has nothing solid to take hold of")
+            raise SimulationError(f"body '{self.model.body(body).name}' has no collision geom that could be grasped")
         self._geoms[body] = found
         return found
 
     def boxes(self, geoms: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Lowest and highest corners (n, 3) of the axis-aligned boxes around ``geoms``."""
+        """Return the lowest and the highest corners (n, 3) of the axis-aligned boxes around ``geoms``."""
         model, data = self.model, self.data
         rotation = data.geom_xmat[geoms].reshape(-1, 3, 3)
         center = data.geom_xpos[geoms] + np.einsum("nij,nj->ni", rotation, model.geom_aabb[geoms, :3])
@@ -60,7 +69,7 @@ class Shapes:
         return center - half, center + half
 
     def points(self, geoms: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Points (n, 3) on the edges of the shapes themselves, a mesh's or a box's."""
+        """Return points (n, 3) on the edges of the meshes and boxes of ``geoms``."""
         parts = []
         for geom in map(int, geoms):
             rotation = self.data.geom_xmat[geom].reshape(3, 3)
@@ -84,7 +93,7 @@ class Shapes:
             signs = np.array(np.meshgrid(*[(-1.0, 1.0)] * 3)).reshape(3, -1).T
             corners = model.geom_aabb[geom, :3] + signs * model.geom_aabb[geom, 3:]
             edges = np.array([(a, b) for a in range(8) for b in range(a) if np.sum(signs[a] != signs[b]) == 1])
-        # Along the edges too: a tall box has no corner at the height where it is taken.
+        # Corners alone are not enough: a tall box has none at the height of the grasp.
         share = np.linspace(0.0, 1.0, _ALONG_EDGE)[:, None, None]
         points = ((1 - share) * corners[edges[:, 0]] + share * corners[edges[:, 1]]).reshape(-1, 3)
         self._points[geom] = points
@@ -93,9 +102,16 @@ class Shapes:
     def highest_on_way(
         self, start: NDArray[np.float64], end: NDArray[np.float64], radius: float, ignored: NDArray[np.int64]
     ) -> float:
-        """Height of the highest thing within ``radius`` of the straight way from ``start`` to ``end``, seen from above.
+        """Return the height of the highest object on a straight way.
 
-        ``without``: geoms that do not count. -inf where there is nothing.
+        Args:
+            start: Start (3,) or (2,) of the way. Only x and y are used.
+            end: End of the way.
+            radius: Distance from the way within which objects count, seen from above, in m.
+            ignored: Geoms that do not count.
+
+        Returns:
+            The height in m, or -inf if there is no object.
         """
         geoms = np.setdiff1d(self.objects, ignored)
         low, high = self.boxes(geoms)
@@ -106,9 +122,14 @@ class Shapes:
         return float(high[near, 2].max()) if near.any() else -np.inf
 
     def direction_from_under(self, geoms: NDArray[np.int64], margin: float) -> NDArray[np.float64] | None:
-        """Unit vector (2,) away from what hangs over ``geoms``, less than 0.2 m above; None where nothing does.
+        """Return the horizontal direction that leads ``geoms`` out from under another object.
 
-        ``margin`` (m) is kept beside it.
+        Args:
+            geoms: The geoms of the object that is to be lifted.
+            margin: Distance that is kept beside the other object, in m.
+
+        Returns:
+            A unit vector (2,), or None if no object is less than 0.2 m above.
         """
         points = self.points(geoms)
         top = points[points[:, 2] > points[:, 2].max() - 0.01]
@@ -117,7 +138,7 @@ class Shapes:
         rotation = self.data.geom_xmat[others].reshape(-1, 3, 3)
         center = self.data.geom_xpos[others] + np.einsum("nij,nj->ni", rotation, self.model.geom_aabb[others, :3])
         half = self.model.geom_aabb[others, 3:] + margin
-        # A ray straight up from each point, against each oriented box (the slab method).
+        # Intersect a ray straight up from each point with each oriented box (slab method, Kay and Kajiya 1986).
         start = np.einsum("nij,npi->npj", rotation, top[None] - center[:, None])
         up = np.einsum("nij,i->nj", rotation, np.array([0.0, 0.0, 1.0]))[:, None]
         up = np.where(np.abs(up) < 1e-9, 1e-9, up)
@@ -130,7 +151,7 @@ class Shapes:
         return np.asarray(away / max(1e-6, float(np.linalg.norm(away))))
 
     def support_height(self, geoms: NDArray[np.int64]) -> float:
-        """Height of the highest thing right under ``geoms``; their own lowest point where there is none."""
+        """Return the height of the highest object right under ``geoms``, or else of their own lowest point."""
         low, high = self.boxes(geoms)
         others_low, others_high = self.boxes(np.setdiff1d(self.objects, geoms))
         bottom = float(low[:, 2].min())
@@ -141,7 +162,7 @@ class Shapes:
         return float(others_high[under, 2].max()) if under.any() else bottom
 
     def touched_by_fingers(self, geoms: NDArray[np.int64]) -> tuple[bool, bool]:
-        """Whether each of the two fingers touches one of ``geoms``."""
+        """Return, for each of the two fingers, whether it touches one of ``geoms``."""
         data = self.data
         pairs = data.contact.geom[: data.ncon]
         mine = np.zeros(self.model.ngeom, dtype=bool)

@@ -1,7 +1,7 @@
-"""What a hand can do, each a function of where things are: fetch, carry and put down, pull, push, turn.
+"""The skills of a hand: fetch, place, pull, push and turn. Each depends on the present scene.
 
-None remembers what it did before, but for how long it has been getting nowhere: so what an expert does can be read from
-the views and joints, and a thing that was dropped is taken up again.
+The skills remember only for how long there was no progress. So an action can be predicted from the images and joints,
+and a dropped object is picked up again.
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ from m2distill_policy.sim.libero.grasps import TIP, UNDERSIDE, Grasp
 from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 
-#: How steeply the hand comes in as its distance from the axis of the grasp shrinks.
+#: How steeply the hand approaches as its distance from the axis of the grasp shrinks.
 _FUNNEL = 5.0
-#: Distance (m) from the axis of a grasp that is no distance.
+#: A smaller distance (m) from the axis of a grasp counts as none.
 _STRAIGHT_ENOUGH = 0.003
-#: Distances (m) and angles (rad) at which the fingers may close, and stay closed.
+#: Distances (m) and angles (rad) at which the fingers start to close, and continue to close.
 _NEAR, _NEAR_ANGLE = 0.008, 0.12
 _STILL_NEAR, _STILL_NEAR_ANGLE = 0.045, 0.35
-#: Fingers closer together than this (m) are closing.
+#: Below this distance (m) between the fingers, they are closing.
 _CLOSING_WIDTH = 0.070
-#: Steps (1 / 20 s) after which fingers that have not got hold of anything are opened again.
+#: Steps (1/20 s) after which fingers that grasped nothing open again.
 _CLOSING_TIMEOUT = 25
-#: A hand nearer to the base than this (m, seen from above) is not pushed about: the arm would fold, and stay folded.
+#: Nearer to the base than this (m, seen from above), noise does not push the hand: the arm would stay folded.
 _TOO_NEAR_BASE = 0.42
-#: Half the hand's width (m) along the fingers' axis, and what the hand keeps clear of things that it passes over.
+#: Half the hand's width (m) along the fingers' axis, and the clearance (m) above objects that it passes over.
 _HAND = 0.105
 _CLEARANCE = 0.03
 
 
 @dataclass(frozen=True)
 class MotionStyle:
-    """How one demonstrator moves: top speed (action units), height over a grasp at which the hand comes in (m), what is
-    carried higher than need be (m)."""
+    """How one demonstrator moves.
+
+    Attributes:
+        speed: Largest translation, in action units.
+        hover: Height above a grasp at which the hand approaches, in m.
+        lift: Additional height at which an object is carried, in m.
+    """
 
     speed: float = 0.9
     hover: float = 0.10
@@ -46,19 +51,23 @@ class MotionStyle:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> MotionStyle:
-        """A manner at random."""
+        """Sample a motion style."""
         return cls(float(rng.uniform(0.75, 0.95)), float(rng.uniform(0.08, 0.12)), float(rng.uniform(0.0, 0.03)))
 
 
 class ProgressTimeout:
-    """Notices that a distance has not shrunk for a while."""
+    """Detects that a distance has not shrunk for a number of steps.
+
+    Args:
+        steps: The number of steps.
+    """
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._best, self._waiting = np.inf, 0
 
     def update(self, distance: float) -> bool:
-        """To be asked once a step. Begins anew when it is out."""
+        """Record the distance (m) of this step and return whether the time is up. It then starts again."""
         if distance < self._best - 0.005:
             self._best, self._waiting = distance, 0
         self._waiting += 1
@@ -69,44 +78,50 @@ class ProgressTimeout:
 
 
 class Hand:
-    """The skills, for one world and one manner."""
+    """The skills in one environment with one motion style.
+
+    Args:
+        env: The environment.
+        shapes: Its collision shapes.
+        style: The motion style.
+    """
 
     def __init__(self, env: ArmEnv, shapes: Shapes, style: MotionStyle) -> None:
         self._env, self._shapes, self._style = env, shapes, style
-        #: Steps for which the fingers have been closing, and whether they closed around nothing in the end.
+        #: Steps for which the fingers have been closing, and whether they closed around nothing.
         self._closing, self._missed = 0, False
 
     def distance_from_base(self) -> float:
-        """How far (m) the hand is from the base, seen from above."""
+        """Return the distance (m) of the hand from the base, seen from above."""
         return float(np.linalg.norm(self._env.end_effector()[:2]))
 
     def retract(self) -> Target:
-        """The open hand back towards the base, as it is."""
+        """Move the open hand back towards the base, without turning it."""
         grip, rotation = self._env.grip_pose()
         back = self._env.base_position()[:2] - grip[:2]
         step = 0.06 * back / max(1e-6, float(np.linalg.norm(back)))
         return Target(np.array([*(grip[:2] + step), grip[2]]), rotation, -1.0, self._style.speed, noise_reduction=0.5)
 
     def pop_missed_grasp(self) -> bool:
-        """Whether the fingers closed around nothing since this was last asked."""
+        """Return whether the fingers closed around nothing since the last call."""
         missed, self._missed = self._missed, False
         return missed
 
     def holds(self, geoms: NDArray[np.int64]) -> bool:
-        """Whether both fingers are at rest against one of ``geoms``."""
+        """Return whether both fingers touch one of ``geoms`` and do not move."""
         held = all(self._shapes.touched_by_fingers(geoms)) and self._env.fingers_stopped()
         if held:
             self._closing = 0
         return held
 
     def distance_to(self, grasp: Grasp) -> float:
-        """How far the hand is from a grasp: m, and 0.1 m for a radian."""
+        """Return the distance of the hand from a grasp in m. One radian counts as 0.1 m."""
         grip, rotation = self._env.grip_pose()
         angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
         return float(np.linalg.norm(grip - grasp.position)) + 0.1 * angle
 
     def fetch(self, grasp: Grasp, geoms: NDArray[np.int64]) -> Target:
-        """Come in along the grasp's approach, and close around ``geoms``."""
+        """Approach a grasp and close the fingers around ``geoms``."""
         grip, rotation = self._env.grip_pose()
         angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
         away = grip - grasp.position
@@ -116,7 +131,7 @@ class Hand:
             return Target(grip - 0.04 * grasp.approach, grasp.rotation, -1.0, speed=0.6, noise_reduction=0.7)
         if float(np.linalg.norm(away)) < near and angle < near_angle:
             self._closing += 1
-            # Once a finger is against it, the thing may yield; the hand stays where it is.
+            # When a finger touches the object, the object may move. The hand stays where it is.
             return Target(grip if closing else grasp.position, grasp.rotation, 1.0, speed=0.5, noise_reduction=0.9)
         aside = float(np.linalg.norm(away - grasp.approach * (away @ grasp.approach)))
         narrow = _FUNNEL * max(0.0, aside - _STRAIGHT_ENOUGH) + 0.3 * max(0.0, angle - 0.1)
@@ -126,7 +141,7 @@ class Hand:
         return self._move(goal, grasp.rotation, -1.0, ignored=geoms if aside < 0.12 else geoms[:0])
 
     def _is_retrying(self, away: float) -> bool:
-        """Whether fingers that closed around nothing are on their way back, to try again."""
+        """Return whether the hand moves back for a new try, because the fingers closed around nothing."""
         if self._closing > _CLOSING_TIMEOUT and away < 0.06:
             self._missed = True
             return True
@@ -135,7 +150,7 @@ class Hand:
         return False
 
     def retreat(self, grasp: Grasp) -> Target:
-        """Let go and leave a grasp by the way that the hand came in."""
+        """Release the object and move back along the approach."""
         grip, _ = self._env.grip_pose()
         away = grip - grasp.position
         aside = away - grasp.approach * (away @ grasp.approach)
@@ -144,7 +159,7 @@ class Hand:
         )
 
     def point_down_over(self, place: NDArray[np.float64]) -> Target:
-        """Over ``place`` (3,), the hand pointing down again."""
+        """Move above ``place`` (3,) and turn the hand straight down."""
         return Target(place + np.array([0.0, 0.0, 0.05]), DOWN, -1.0, self._style.speed, 0.8, noise_reduction=0.5)
 
     def place(
@@ -154,9 +169,13 @@ class Hand:
         goal: NDArray[np.float64],
         rotation: NDArray[np.float64],
     ) -> Target:
-        """Carry what is held, whose body is at ``body`` (3,), over ``goal`` (2,), lower it and let go.
+        """Carry the grasped object above a goal, lower it and release it.
 
-        rotation: of the hand, as it took hold, so that the thing stays upright.
+        Args:
+            geoms: Geoms of the object.
+            body: Position (3,) of its body in m, world frame.
+            goal: The goal (2,) in m, world frame.
+            rotation: Rotation (3, 3) of the hand when it grasped the object, so that the object stays upright.
         """
         grip, _ = self._env.grip_pose()
         shapes = self._shapes
@@ -175,7 +194,7 @@ class Hand:
             height = lowest + _FUNNEL * max(0.0, distance - 0.006)
             return Target(np.array([*end[:2], height - 0.004]), rotation, 1.0, speed=0.6, noise_reduction=0.8)
         away = shapes.direction_from_under(geoms, 0.01)
-        if away is not None:  # out from under that first, just off the ground
+        if away is not None:  # first move out from under the other object, just above the surface
             height = shapes.support_height(geoms) + hang + 0.012
             return Target(np.array([*(grip[:2] + 0.04 * away), height]), rotation, 1.0, speed=0.6, noise_reduction=0.8)
         over = shapes.highest_on_way(grip, end, 0.07, geoms)
@@ -183,19 +202,19 @@ class Hand:
         return self._move_over(end[:2], safe, rotation, 1.0)
 
     def pull(self, direction: NDArray[np.float64], rotation: NDArray[np.float64]) -> Target:
-        """Draw what is held along ``direction`` (3,)."""
+        """Pull the grasped object along ``direction`` (3,)."""
         grip, _ = self._env.grip_pose()
         return Target(grip + 0.05 * direction, rotation, 1.0, speed=self._style.speed, noise_reduction=0.7)
 
     def turn(self, pivot: NDArray[np.float64], angle: float, rotation: NDArray[np.float64]) -> Target:
-        """Turn what is held by ``angle`` (rad) about the vertical through ``pivot`` (3,)."""
+        """Turn the grasped object by ``angle`` (rad) about the vertical axis through ``pivot`` (3,)."""
         grip, _ = self._env.grip_pose()
         swing = rotation_from_vector(np.array([0.0, 0.0, angle]))
         goal = pivot + swing @ (grip - pivot)
         return Target(goal, swing @ rotation, 1.0, speed=self._style.speed, turn=0.9, noise_reduction=0.8)
 
     def push(self, geoms: NDArray[np.int64], body: NDArray[np.float64], goal: NDArray[np.float64]) -> Target:
-        """Draw a dish at ``body`` (3,) to ``goal`` (2,), with closed fingers from inside its rim."""
+        """Push a dish at ``body`` (3,) to ``goal`` (2,), with closed fingers inside its rim."""
         grip, _ = self._env.grip_pose()
         low, _ = self._shapes.boxes(geoms)
         to_go = goal - body[:2]
@@ -204,7 +223,7 @@ class Hand:
         height = float(low[:, 2].min()) + 0.008 + TIP
         inside = float(np.linalg.norm(grip[:2] - body[:2])) < 0.05 and grip[2] < height + 0.012
         if inside:
-            # Pressed down a little, so that the fingers do not climb over the rim.
+            # Press down a little, so that the fingers do not slip over the rim.
             return Target(
                 np.array([*(grip[:2] + 0.03 * ahead), height - 0.015]), DOWN, 1.0, speed=0.6, noise_reduction=0.8
             )
@@ -215,7 +234,7 @@ class Hand:
     def _move(
         self, goal: NDArray[np.float64], rotation: NDArray[np.float64], gripper: float, ignored: NDArray[np.int64]
     ) -> Target:
-        """An empty hand on its way: over what stands between, then to ``goal``."""
+        """Move an empty hand over the objects in between and then to ``goal``."""
         grip, _ = self._env.grip_pose()
         distance = float(np.linalg.norm(goal[:2] - grip[:2]))
         over = self._shapes.highest_on_way(grip, goal, 0.08, ignored)
@@ -223,7 +242,7 @@ class Hand:
         is_high = bool(grip[2] > over + 0.06)
         can_push = gripper < 0 and is_high and distance > 0.1 and self.distance_from_base() > _TOO_NEAR_BASE
         if distance < 0.08 or grip[2] > safe - 0.01:
-            # Down only as fast as the distance shrinks.
+            # Descend only as fast as the distance shrinks.
             height = max(goal[2], min(safe, goal[2] + 1.2 * max(0.0, distance - 0.02))) if distance > 0.02 else goal[2]
             target = np.array([goal[0], goal[1], height])
             return Target(target, rotation, gripper, self._style.speed, 0.8, can_push, 0.8 if distance < 0.06 else 0.0)
@@ -237,7 +256,7 @@ class Hand:
         gripper: float,
         can_push: bool = False,
     ) -> Target:
-        """Up, and across as far as the height allows."""
+        """Move up, and across as far as the height allows."""
         grip, _ = self._env.grip_pose()
         share = float(np.clip(1.0 - (safe - grip[2]) / 0.04, 0.0, 1.0))
         spot = grip[:2] + share * (goal - grip[:2])
