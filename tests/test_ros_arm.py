@@ -46,17 +46,18 @@ pytestmark = pytest.mark.usefixtures("own_domain")
 @contextlib.contextmanager
 def driven(tmp_path: Path, **parameters: object) -> Iterator[RosRobot]:
     """A robot whose policy node, in this process, is active and enabled."""
-    told = {"bundle": str(write_toy(tmp_path / "toy")), "instruction": INSTRUCTIONS[0], "enable": True, **parameters}
-    with policy_node(**told), contextlib.closing(RosRobot(CONTRACT)) as robot:
+    bundle = str(write_toy(tmp_path / "toy"))
+    given = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "enable": True, **parameters}
+    with policy_node(**given), contextlib.closing(RosRobot(CONTRACT)) as robot:
         assert robot.operator.change(Transition.TRANSITION_CONFIGURE)
         yield robot
 
 
 @pytest.mark.parametrize("kind", ["gripper_command", "parallel_gripper_command"])
-def test_the_gripper_is_told_by_its_drivers_action(tmp_path: Path, kind: str) -> None:
-    """Refused once, the command is told again; without a driver the status says so."""
-    told = {"gripper__interface": kind, "gripper__action": "/hand/command", "gripper__joint": "knuckle"}
-    with driven(tmp_path, gripper__max_effort=5.0, sampling="sample", **told) as robot:
+def test_the_gripper_is_commanded_by_its_drivers_action(tmp_path: Path, kind: str) -> None:
+    """If the driver refuses the command, it is sent again. Without a driver, the status says so."""
+    gripper = {"gripper__interface": kind, "gripper__action": "/hand/command", "gripper__joint": "knuckle"}
+    with driven(tmp_path, gripper__max_effort=5.0, sampling="sample", **gripper) as robot:
         assert robot.operator.change(Transition.TRANSITION_ACTIVATE)
         drive_until(robot, StatusCode.RUNNING, "first answer")
         robot.drive(observations(CONTRACT, 20))

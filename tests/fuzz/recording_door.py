@@ -361,7 +361,8 @@ def _with_more_joints(message: Said, count: int, first: bool) -> Said:
     content = _content(message) if message.kind == JOINTS else None
     if content is None or len(content.name) != len(content.position):
         return message
-    names, more = list(content.name), [f"leg_{index}" for index in range(count)]
+    # Names of their own when this is done to a message again: a joint twice with two positions is no whole recording.
+    names, more = list(content.name), [f"leg_{len(content.name) + index}" for index in range(count)]
     content.name = more + names if first else names + more
     values = np.linspace(-1, 1, count)
     content.position = np.concatenate([values, content.position] if first else [content.position, values])
