@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.fuzz import __main__ as fuzz_main
 from tests.fuzz import door as doors
 from tests.fuzz import invariant
 from tests.fuzz.__main__ import Supervisor
@@ -138,3 +139,12 @@ def test_each_engine_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         supervisor = Supervisor("faulty", tmp_path / engine, tmp_path / f"{engine}-findings", fresh=True)
         supervisor.slice(engine, 3)
         assert [key for key in supervisor.result.findings if key.startswith("error: KeyError")], engine
+
+
+def test_a_process_that_took_long_to_begin_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SEED, "fine")
+    monkeypatch.setattr(fuzz_main, "GRACE", -60.0)  # it is too late from the start
+    supervisor = Supervisor("faulty", tmp_path / "work", tmp_path / "findings", fresh=True)
+    supervisor.slice("seeds", 60)
+    assert not supervisor.result.findings and not list((tmp_path / "findings").glob("faulty/*/report.json"))
+    assert supervisor.result.seconds < 30

@@ -19,7 +19,7 @@ from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.server import Decision, PolicyServer
 from m2distill_policy.runtime.status import StatusCode
-from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 from tests.bundles import INSTRUCTIONS, observations, server_state, toy_contract, write_toy
 
 CONTRACT = toy_contract()
@@ -338,6 +338,39 @@ def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothin
     _drive(server, 8)
     server.other_publisher("Another node publishes '/twist'.")
     assert _drive(server)[-1].status.code is StatusCode.DISABLED, "in shadow another one may drive"
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "fault", ["stale", "future", "not finite", "no view", "silence", "a stream", "emergency stop", "halt", "held"]
+)
+def test_no_zeros_go_between_the_commands_of_another_whatever_else_is_wrong(tmp_path: Path, fault: str) -> None:
+    """A fault of the observations is named first; the arm is the other publisher's all the same."""
+    server = _server(tmp_path, resume="enable" if fault == "held" else "auto")
+    _driving(server)
+    server.other_publisher("Another node publishes '/twist'.")
+    _drive(server, 10)
+    if fault == "emergency stop":
+        server.emergency_stop(True)
+    if fault == "halt":
+        server.halt("a test")
+    found = []
+    for at, seen in enumerate(observations(CONTRACT, 10, seed=5)):
+        now = 1e5 + at * CONTRACT.period
+        stamp = {"stale": now - 1.0, "future": now + 1.0}.get(fault, now)
+        observation = dataclasses.replace(seen, stamp=stamp)
+        if fault == "not finite":
+            values = {name: np.full_like(group, np.nan) for name, group in seen.proprioception.items()}
+            observation = dataclasses.replace(observation, proprioception=values)
+        if fault == "no view":
+            observation = dataclasses.replace(observation, images={})
+        if fault == "silence":
+            found.append(server.tick_without_observation(now, steady=now))
+        else:
+            of_streams = Fault(StatusCode.UNSYNCHRONISED, "Two streams are apart.") if fault == "a stream" else None
+            found.append(server.step(observation, now, steady=now, fault=of_streams))
+    assert not any(decision.command for decision in found), [decision.status.code for decision in found]
+    assert not any(decision.status.code is StatusCode.RUNNING for decision in found)
     server.close()
 
 

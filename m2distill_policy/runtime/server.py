@@ -695,9 +695,9 @@ class PolicyServer:
         if self._resume == "enable" and driving and fault.code.is_fault:
             self._held = Fault(StatusCode.HELD, f"{fault.sentence} Enable the policy to go on.")
         # The ramp is always sent to its end. Zeros follow it only while the arm is ours: enabled, told something, and
-        # commanded by nobody else.
-        no_zeros = (StatusCode.WAITING, StatusCode.OTHER_PUBLISHER)
-        ours = self._enabled and self._instruction is not None and fault.code not in no_zeros
+        # commanded by nobody else, whatever fault is named first.
+        ours = self._enabled and self._instruction is not None and fault.code is not StatusCode.WAITING
+        ours = ours and self._other_publisher is None
         command = ours or self._governor.motion is not Motion.HALTED
         return self._decision(self._governor.halt(newest), command, None, None, fault, stamp, 0, begin)
 

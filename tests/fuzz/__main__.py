@@ -51,6 +51,10 @@ class Result:
     skipped: str = ""
 
 
+#: s beyond its time after which a process of the fuzzer is ended.
+GRACE = 120.0
+
+
 class Supervisor:
     """Starts processes that try inputs of one door, and notices when one dies or hangs."""
 
@@ -109,7 +113,7 @@ class Supervisor:
             try:
                 # To count lines makes everything a few times slower.
                 limit = self._limit * (4 if engine == "atheris" else 1)
-                died = self._watch(process, current, began + seconds + 120, limit)
+                died = self._watch(process, current, began + seconds + GRACE, limit)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -135,19 +139,24 @@ class Supervisor:
         return found
 
     def _watch(self, process: subprocess.Popen[bytes], current: Current, latest: float, limit: float) -> bool:
-        started, at_start = -1.0, 0.0
+        started, at_start, waited = -1.0, 0.0, 0.0
+        before, last = time.monotonic(), None
         while process.poll() is None:
             time.sleep(0.1)
             _, began, _ = current.read()
             now = time.monotonic()
+            waited += min(now - before, 1.0)  # a machine that was paused meanwhile is no hang
+            before = now
             if began != started:
-                started, at_start = began, _processor_time(process.pid)
-            elif began and (_processor_time(process.pid) - at_start > 2 * limit or now - began > 10 * limit):
+                started, at_start, waited = began, _processor_time(process.pid), 0.0
+            elif began and (_processor_time(process.pid) - at_start > 2 * limit or waited > 10 * limit):
                 self._hangs(process, current)
                 return True
+            # Too late, as where a busy machine took long to begin: end it once the present input has been tried.
             if now > latest:
-                self._hangs(process, current) if began else None
-                return True
+                last = began if last is None else last
+                if not began or began != last:
+                    return True
         if process.returncode == 0:
             return False
         _, began, data = current.read()

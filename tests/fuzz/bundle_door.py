@@ -279,7 +279,7 @@ class BundleDoor(Door):
         if not arrays:
             return files
         key = choice.pick(sorted(arrays))
-        value = arrays[key]
+        value = np.atleast_1d(arrays[key])  # an input that was kept may hold a single number
         kind = choice.integer(0, 7)
         if kind == 0:
             arrays[key] = value[:0]
