@@ -9,7 +9,6 @@ Pictures are noise. With ``--swap`` a second bundle appears in the watched folde
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -24,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.child import child
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.dds.domain import reserve_domain
@@ -174,7 +174,7 @@ def serialiser(height: int, width: int, rounds: int = 300) -> dict[str, dict[str
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--bundle", type=Path, help="serve this one (default: random weights of --config's sizes)")
     parser.add_argument("--second", type=Path, help="swap to a copy of this one (default: other random weights)")
     parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
@@ -218,7 +218,7 @@ def main() -> None:
     by: dict[str, int] = {}
     for stamp in answered:
         by[robot.answers[stamp][1]] = by.get(robot.answers[stamp][1], 0) + 1
-    write(
+    write_measurement(
         "command_latency",
         {
             "bundle": open_bundle(args.bundle).identifier if args.bundle else f"random weights, {args.config}",

@@ -7,7 +7,6 @@ warm; what is read was read before. One process, rounds in turn, medians.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -20,7 +19,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.demonstrations import DemonstrationFile
 
 #: Frames a chunk of the variant with larger chunks.
@@ -66,7 +66,7 @@ def draw(frames: Any, starts: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("file", type=Path, help="a demonstration file")
     parser.add_argument("--episodes", type=int, default=10, help="so many of its episodes (default: 10)")
     parser.add_argument("--windows", type=int, default=64, help="windows of ten frames a round")
@@ -100,7 +100,7 @@ def main() -> None:
             },
             "in_memory": {"windows_a_second": round(args.windows / memory)},
         }
-    write(
+    write_measurement(
         "data_at_rest", {"episodes": args.episodes, "windows": args.windows, "rounds": args.rounds}, figures, args.out
     )
 

@@ -6,7 +6,6 @@ collection. Resumable: every attempt is a line of ``--log``. Nothing is drawn.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -18,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy import provenance
 from m2distill_policy.evaluation.results import wilson
 from m2distill_policy.progress import ProgressBar
@@ -92,7 +92,7 @@ def summarise(rows: list[dict[str, Any]], suites: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure what is left and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES)
     parser.add_argument("--attempts", type=int, default=100, help="a task, half of them from fresh states")
     parser.add_argument("--noise", type=float, default=1.0, help="times a collection's disturbance")
@@ -125,7 +125,7 @@ def main() -> None:
             log.flush()
     mine = [row for row in rows if row["suite"] in args.suites and row["number"] < args.attempts]
     figures = summarise(mine, args.suites)
-    write("experts", {"attempts": args.attempts, "noise": args.noise}, figures, args.out)
+    write_measurement("experts", {"attempts": args.attempts, "noise": args.noise}, figures, args.out)
     for task in figures["tasks"]:
         print(f"{task['suite']:<16}{task['name']:<96}{task['successes']:>4} / {task['attempts']}", file=sys.stderr)
 

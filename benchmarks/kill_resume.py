@@ -7,7 +7,6 @@ every stage, what every rollout did, the metrics and the drift.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.errors import TrainingError
 from training.launch import run_alone
 from training.lifelong.checkpoint import read_json
@@ -103,7 +103,7 @@ def train_until(
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_kill_resume"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,7 +127,9 @@ def main() -> None:
             pass
         same.append(same_end(alone, killed))
     figures = {"whole_s": round(whole, 1), "runs": len(same), "kills": moments, "same": same}
-    write("kill_resume", {"settings": list(SETTINGS), "seed": args.seed, "kills": args.kills}, figures, args.out)
+    write_measurement(
+        "kill_resume", {"settings": list(SETTINGS), "seed": args.seed, "kills": args.kills}, figures, args.out
+    )
     if not all(all(run.values()) for run in same):
         sys.exit("benchmarks.kill_resume: a run that was killed did not end as the one left alone")
 

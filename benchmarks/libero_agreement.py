@@ -7,7 +7,6 @@ where batch norms follow the batch. Reported are the numbers of parameters and t
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.libero_policy import libero_policy
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from benchmarks.training_speed import noise
 from m2distill_policy.config import load_config
 from m2distill_policy.contract import Text, libero_contract
@@ -81,7 +81,7 @@ def _without_dropout(network: nn.Module) -> None:
 
 def main() -> None:
     """Compare and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--libero", type=Path, metavar="FOLDER", required=True)
     parser.add_argument("--text-size", type=int, default=768)
     parser.add_argument("--windows", type=int, default=8)
@@ -119,7 +119,7 @@ def main() -> None:
             name: float((a - b.reshape(a.shape)).abs().max()) for name, (a, b) in pairs.items()
         }
     shape = list(inputs.images[contract.camera_names[0]].shape)
-    write(
+    write_measurement(
         "libero_agreement", {"windows": args.windows, "pictures": shape, "text_size": args.text_size}, figures, args.out
     )
 

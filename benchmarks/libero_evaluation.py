@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.evaluation.results import make_cells
@@ -129,7 +130,7 @@ def in_a_process(args: argparse.Namespace, processes: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("bundle", type=Path, help="one that knows the task's instruction")
     parser.add_argument("--suite", default="libero_object")
     parser.add_argument("--task", type=int, default=0)
@@ -165,7 +166,7 @@ def main() -> None:
         "rounds": rounds,
     }
     config = {"suite": args.suite, "task": args.task, "rollouts": args.rollouts, "steps": args.steps}
-    write("libero_evaluation", config, figures, args.out)
+    write_measurement("libero_evaluation", config, figures, args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ writes. Ours are compressed and LIBERO's are not, so LIBERO's loop reads an unco
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import multiprocessing
 import sys
@@ -29,7 +28,8 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 
 from benchmarks.libero_policy import libero_policy
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Contract, Text, libero_contract
 from m2distill_policy.demonstrations import DemonstrationFile
@@ -144,7 +144,7 @@ def uncompressed(source: Path, target: Path) -> None:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--libero", type=Path, metavar="FOLDER", required=True)
     parser.add_argument("--data", type=Path, metavar="FILE", required=True)
     parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
@@ -195,7 +195,7 @@ def main() -> None:
         "torch_threads": torch.get_num_threads(),
         "precision": str(pick_precision(config.optim.precision, pick_device())),
     }
-    write("libero_training", {**to_dict(config), **about, "loader_workers": LOADERS}, figures, args.out)
+    write_measurement("libero_training", {**to_dict(config), **about, "loader_workers": LOADERS}, figures, args.out)
 
 
 if __name__ == "__main__":

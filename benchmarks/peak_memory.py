@@ -7,7 +7,6 @@ whole batch are held as in a long one. The peak is the operating system's, of th
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.demonstrations import DemonstrationWriter, Episode, Recording, demonstration_path
@@ -48,7 +48,7 @@ def demonstrate(folder: Path, task: int, episodes: int, steps: int, size: int) -
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
     parser.add_argument("--tasks", type=int, default=10)
     parser.add_argument("--length", type=int, default=150, help="steps of a demonstration")
@@ -83,7 +83,7 @@ def main() -> None:
             ),
             "minutes": round((time.monotonic() - begin) / 60, 1),
         }
-    write("peak_memory", to_dict(config), figures, args.out)
+    write_measurement("peak_memory", to_dict(config), figures, args.out)
 
 
 if __name__ == "__main__":

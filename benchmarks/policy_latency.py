@@ -8,7 +8,6 @@ threads. Frames are noise, weights are untrained. ``--profile`` adds where ONNX 
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -21,7 +20,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
 from benchmarks.training_speed import noise
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.config import load_config, to_dict
@@ -39,7 +39,7 @@ _WARM = 20
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
     parser.add_argument("--text-size", type=int, default=384)
     parser.add_argument("--steps", type=int, default=300)
@@ -83,7 +83,7 @@ def main() -> None:
     counted = {name: np.array(seconds[_WARM:]) for name, seconds in taken.items()}
     median = {name: float(np.median(seconds)) for name, seconds in counted.items()}
     slow = [name for name in rivals if not name.startswith("onnxruntime")]
-    write(
+    write_measurement(
         "policy_latency",
         {**to_dict(config.network), "image_size": config.image_size, "threads": args.threads, "steps": args.steps},
         {

@@ -8,7 +8,6 @@ Frames are noise: a convolution costs the same whatever it sees.
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from benchmarks.training_speed import noise
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Text, libero_contract
@@ -82,7 +82,7 @@ def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
     parser.add_argument("--text-size", type=int, default=768)
     parser.add_argument("--steps", type=int, default=3)
@@ -124,7 +124,7 @@ def main() -> None:
         "share_of_time": {name: round(value / total, 3) for name, value in sorted(shares.items(), key=lambda i: -i[1])},
     }
     about = {"torch_threads": torch.get_num_threads(), "precision": str(dtype)}
-    write("roofline", {**to_dict(config), **about}, figures, args.out)
+    write_measurement("roofline", {**to_dict(config), **about}, figures, args.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ fault's end until the arm is driven again. Where ROS 2 and ros2_ws are sourced, 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import os
@@ -26,7 +25,8 @@ import rclpy
 from std_msgs.msg import Bool
 
 from benchmarks.command_latency import random_bundle
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from benchmarks.ros_events import EVENTS, killed
 from benchmarks.ros_robot import Robot, node
 from m2distill_policy.bundle import open_bundle
@@ -198,7 +198,7 @@ def emergency_stop(robot: Robot) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"), help="of the random network")
     parser.add_argument("--picture", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="pixels")
     add_out(parser)
@@ -228,7 +228,7 @@ def main() -> None:
             inside.mkdir()
             note(named, happens(bundle, inside))
     rclpy.shutdown()
-    write(
+    write_measurement(
         "ros_faults",
         {
             "bundle": f"random weights, {args.config}",

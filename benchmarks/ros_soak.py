@@ -9,7 +9,6 @@ publish, are those of /diagnostics. Pictures are noise.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import subprocess
@@ -22,7 +21,8 @@ import numpy as np
 import rclpy
 
 from benchmarks.command_latency import random_bundle
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
 from benchmarks.ros_robot import Robot, node
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import TransportError
@@ -38,7 +38,7 @@ def resident(pid: int) -> float:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"), help="of the random networks")
     parser.add_argument("--bundles", type=Path, nargs=2, help="two bundles, made by this option's default elsewhere")
     parser.add_argument("--seconds", type=float, default=600.0)
@@ -75,7 +75,7 @@ def main() -> None:
             after.append(robot.answers[this][0] - robot.sent[this])
     steps = np.array([robot.steps[stamp] for stamp in measured if stamp in robot.steps])
     whole = np.array(robot.cycles)
-    write(
+    write_measurement(
         "ros_soak",
         {
             "bundles": [bundle.identifier for bundle in opened],

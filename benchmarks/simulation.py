@@ -9,14 +9,14 @@ objects than the suite ``tabletop``, so the comparison does not flatter.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
 
 #: A slow descent: the arm moves, nothing is touched.
 _ACTION = np.array([0.05, 0.0, -0.1, 0.0, 0.0, 0.0, -1.0])
@@ -24,7 +24,7 @@ _ACTION = np.array([0.05, 0.0, -0.1, 0.0, 0.0, 0.0, -1.0])
 
 def main() -> None:
     """Measure and print JSON."""
-    parser = argparse.ArgumentParser(description="Rendering and control steps: robosuite, stock and fast visuals.")
+    parser = make_parser(__doc__)
     parser.add_argument("--size", type=int, default=128, help="pixels a side of both views (default: %(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=12, help="rounds of interleaved measurement (default: %(default)s)"
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     figures = measure(args.size, args.rounds, args.steps, with_robosuite=not args.no_robosuite)
     config = {"size": args.size, "rounds": args.rounds, "steps_a_round": args.steps, "views": 2}
-    write("simulation", config, figures, args.out)
+    write_measurement("simulation", config, figures, args.out)
 
 
 def measure(size: int, rounds: int, steps: int, *, with_robosuite: bool = True) -> dict[str, Any]:

@@ -6,7 +6,6 @@ slows all of them alike; a sample is one step of one window of the new task (two
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Text, libero_contract
 from training.lifelong.memory import Memory
@@ -32,7 +32,7 @@ _KEPT = 5
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
     parser.add_argument("--text-size", type=int, default=384)
     parser.add_argument("--steps", type=int, default=6, help="timed steps a strategy and round")
@@ -90,7 +90,7 @@ def main() -> None:
     fastest = float(np.median(seconds["sequential"]))
     for name, values in seconds.items():
         figures[name]["cost_beside_sequential"] = round(float(np.median(values)) / fastest, 2)
-    write("training_speed", {**to_dict(base), "torch_threads": torch.get_num_threads()}, figures, args.out)
+    write_measurement("training_speed", {**to_dict(base), "torch_threads": torch.get_num_threads()}, figures, args.out)
 
 
 if __name__ == "__main__":
