@@ -1,8 +1,8 @@
 """Compare strategies of lifelong learning on LIBERO's suites, at a size that two CPU cores can train.
 
 Every suite has ten tasks. Under ``--protocol in_turn`` they are learned one after another, as in LIBERO. Under
-``--protocol six_four`` six are learned jointly and the other four one after another from ten demonstrations each, as in
-the published results of LOTUS and M2Distill. The network and the budget are smaller than LIBERO's
+``--protocol six_four`` six are learned jointly and the other four one after another from ten demonstrations each, as
+in the published results of LOTUS and M2Distill. The network and the budget are smaller than LIBERO's
 (``config/libero_small.toml``). ``benchmarks.libero_results`` writes the results into docs/results.md. A run of ten
 tasks takes hours; run the same command again to resume.
 

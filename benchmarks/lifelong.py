@@ -1,8 +1,8 @@
 """Run a study of lifelong learning and keep its results: shared by the benchmarks of the tabletop and LIBERO suites.
 
 A study can be stopped at any moment; the same command resumes it. A run is a folder. The results of finished runs are
-written to one file (:mod:`benchmarks.result_files`). With ``--reuse-results`` a run whose result is in that file counts
-as done, so that another machine can continue the study.
+written to one file (:mod:`benchmarks.result_files`). With ``--reuse-results`` a run whose result is in that file
+counts as done, so that another machine can continue the study.
 
 The arms of a seed train for the same number of steps and are evaluated on the same held-out initial states. Arms that
 are trained in the same folder share the first stage.

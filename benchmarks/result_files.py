@@ -4,9 +4,9 @@
 one line.
 
 ``<study>.jsonl`` holds the finished runs of a study. The first line is the header: the format's version, the study's
-name, the configuration that its runs share, and the machines with their package versions. Every other line is one run;
-:class:`RunResult` describes it. A run states only the settings in which it differs from the header's configuration,
-and names its machine by its position in the header.
+name, the configuration that its runs share, and the machines with their package versions. Every other line is one
+run; :class:`RunResult` describes it. A run states only the settings in which it differs from the header's
+configuration, and names its machine by its position in the header.
 """
 
 from __future__ import annotations
@@ -256,6 +256,42 @@ def write_measurement(name: str, config: Mapping[str, Any], figures: Mapping[str
     print(text, end="")
     if out is not None:
         _write(out, text)
+
+
+class PartialFigures:
+    """Figures of a measurement that is not finished, kept in ``<out>.partial`` so that its command can resume."""
+
+    def __init__(self, out: Path | None, config: Mapping[str, Any]) -> None:
+        """Read the figures of an earlier call.
+
+        Args:
+            out: the measurement's file; None: nothing is kept.
+            config: of the measurement.
+
+        Raises:
+            TrainingError: the figures were measured with another configuration.
+        """
+        self._path = None if out is None else out.with_name(f"{out.name}.partial")
+        self._config = json.loads(json.dumps(config))
+        self.figures: dict[str, Any] = {}
+        if self._path is not None and self._path.exists():
+            record = json.loads(self._path.read_text(encoding="utf-8"))
+            if record["config"] != self._config:
+                raise TrainingError(
+                    f"{self._path} has figures of other options; repeat those, remove the file, or choose another --out"
+                )
+            self.figures = record["figures"]
+
+    def add(self, name: str, figure: Any) -> None:
+        """Keep a figure."""
+        self.figures[name] = figure
+        if self._path is not None:
+            _write(self._path, json.dumps({"config": self._config, "figures": self.figures}))
+
+    def remove(self) -> None:
+        """Remove the file, once the measurement itself is written."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
 def flatten(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Compare strategies of lifelong learning on five tabletop tasks.
 
-Three boxes to lift, then a can and a loaf of bread to put into a bin, learned one after another. Objects start anywhere
-in their region. The study takes many hours; run the same command again to resume it.
+Three boxes to lift, then a can and a loaf of bread to put into a bin, learned one after another. Objects start
+anywhere in their region. The study takes many hours; run the same command again to resume it.
 
 Example:
     python -m benchmarks.tabletop --seeds 0 --arms sequential m2distill_demos --out mine.jsonl
