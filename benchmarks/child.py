@@ -1,4 +1,4 @@
-"""Processes that are measured."""
+"""Run the processes that are measured."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from pathlib import Path
 
 from m2distill_policy.errors import TransportError
 
-_PATIENCE = 20.0
+#: Seconds that a process has to end.
+_TIMEOUT_S = 20.0
 
 
 @contextlib.contextmanager
 def child(
     command: Sequence[object], log: Path, *, end: signal.Signals = signal.SIGTERM
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """``command`` in a process of its own, of one thread a library, its output in ``log``; ended by ``end``.
+    """Run ``command`` in its own process, with one thread for each library, and its output in ``log``.
 
-    Raises :class:`TransportError` with the end of its output where it then ends with another status than 0, or not at
-    all. One that has ended before is left alone.
+    Args:
+        command: the program and its arguments.
+        log: file of its output.
+        end: signal that ends it. A process that has already ended gets none.
+
+    Raises:
+        TransportError: after the signal it did not end, or ended with a status other than 0.
     """
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -42,11 +48,11 @@ def child(
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for the end that was asked for."""
+    """Wait until the process has ended after its signal."""
     try:
-        status = process.wait(_PATIENCE)
+        status = process.wait(_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise TransportError(f"{process.args!r} did not end within {_PATIENCE:g} s: {_tail(log)}") from None
+        raise TransportError(f"{process.args!r} did not end within {_TIMEOUT_S:g} s: {_tail(log)}") from None
     if status != 0:
         raise TransportError(f"{process.args!r} ended with {status}: {_tail(log)}")
 

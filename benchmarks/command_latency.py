@@ -1,15 +1,17 @@
-"""Command latency over DDS between two processes: ``python -m benchmarks.command_latency``.
+"""Measure the command latency over DDS between two processes.
 
-``m2distill serve`` runs in a process of its own; this one publishes two cameras and the joints at the contract's rate,
-as a robot does, and notes when the action that answers each observation arrives. Latency counts from the moment the
-observation's last message was handed to DDS to the moment the action is in our hands, in this process's steady clock.
-Pictures are noise. With ``--swap`` a second bundle appears in the watched folder half way: what that costs is seen in
-``unanswered``. The image serialiser is measured beside it.
+``m2distill serve`` runs in its own process. This process publishes two cameras and the joints at the contract's rate,
+as a robot does, and records when the action for each observation arrives. The latency is the time from handing the
+observation's last message to DDS until the action arrives, by this process's monotonic clock. Images are noise. With
+``--swap`` a second bundle appears in the watched folder after half of the time; ``unanswered`` shows the effect. The
+image serialiser is measured as well. It is one session and does not resume.
+
+Example:
+    python -m benchmarks.command_latency --seconds 300 --swap --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -24,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.child import child
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.dds.domain import reserve_domain
@@ -35,22 +38,26 @@ from m2distill_policy.dds.types import Header, JointState, Time
 from m2distill_policy.errors import TransportError
 from m2distill_policy.node import topics
 from m2distill_policy.node.messages import optical_frame
+from m2distill_policy.progress import ProgressBar
 
 _MAIN = "import sys; from m2distill_policy.cli import main; sys.exit(main(sys.argv[1:]))"
 _START = 60.0
 
 
 class Publisher:
-    """The robot's side: publishes observations, collects answers.
+    """The robot's side: publishes observations and collects the actions.
 
-    sent: stamp (ns) -> steady time (s) of the last message. answers: stamp -> (steady time, bundle).
-    steps: stamp -> s in the policy server. idle: statuses of cycles without an observation since the first answer.
-    late: observations that this process itself sent over half a period late: the machine had no time for it.
+    Attributes:
+        sent: stamp (ns) -> monotonic time (s) after the last message.
+        answers: stamp -> monotonic time (s) of the action's arrival, and its bundle.
+        steps: stamp -> seconds in the policy server.
+        idle: cycles without an observation since the first action.
+        late: observations that this process sent over half a period late, because the machine was busy.
     """
 
     def __init__(self, participant: Participant, contract: Contract, height: int, width: int) -> None:
         rng = np.random.default_rng(0)
-        self._pictures = rng.integers(0, 256, (8, height, width, 3), dtype=np.uint8)
+        self._images = rng.integers(0, 256, (8, height, width, 3), dtype=np.uint8)
         self._views: dict[str, Writer[Image]] = {
             name: participant.writer(topics.camera_topic(name), Image, depth=2) for name in contract.camera_names
         }
@@ -66,8 +73,8 @@ class Publisher:
         self.idle = 0
         self.late = 0
 
-    def meet(self) -> None:
-        """Wait until the policy is there."""
+    def connect(self) -> None:
+        """Wait until the policy is connected."""
         endpoints: list[Reader[Any] | Writer[Any]] = [
             *self._views.values(),
             self._joints,
@@ -77,15 +84,15 @@ class Publisher:
         self._participant.wait_for_peers(endpoints, _START, "'m2distill serve' was started by this program")
 
     def run(self, seconds: float, period: float, half_way: Callable[[], None] = lambda: None) -> None:
-        """Publish one observation a period for ``seconds``."""
+        """Publish one observation a period for ``seconds``; call ``half_way`` after half of them."""
         due = time.monotonic()
         count = round(seconds / period)
-        for i in range(count):
+        for i in ProgressBar(iterable=range(count), unit="observation", disable=count < 200):
             if i == count // 2:
                 half_way()
             self._publish(i)
             now = time.monotonic()
-            # A camera does not send in a burst what it could not send in time; nor does this.
+            # Like a camera, it drops what it cannot send in time instead of sending it in a burst.
             self.late += now - due > period / 2
             due = max(due, now - period / 2) + period
             while (left := due - time.monotonic()) > 0:
@@ -96,8 +103,8 @@ class Publisher:
         stamp = time.time_ns()
         at = Time.from_nanoseconds(stamp)
         for name, writer in self._views.items():
-            writer.write(Image.from_rgb(self._pictures[i % len(self._pictures)], at, optical_frame(name)))
-        # Joints move a little, so that pictures that repeat after a while are not taken for a frozen camera.
+            writer.write(Image.from_rgb(self._images[i % len(self._images)], at, optical_frame(name)))
+        # The joints move a little: repeated images would otherwise count as a frozen camera.
         self._joints.write(JointState(Header(at, "base"), self._names, [0.01 * np.sin(i / 10)] * len(self._names)))
         self.sent[stamp] = time.monotonic()
 
@@ -114,7 +121,7 @@ class Publisher:
 
 @contextlib.contextmanager
 def served(bundle: Path, watched: Path, domain: int, log: Path, more: list[str]) -> Iterator[None]:
-    """``m2distill serve`` in a process of its own, ended by SIGTERM."""
+    """Run ``m2distill serve`` in its own process; SIGTERM ends it."""
     instruction = open_bundle(bundle).instructions[0]
     arguments = ["serve", bundle, "--instruction", instruction, "--watch", watched, "--swap-when", "now"]
     with child([sys.executable, "-c", _MAIN, *arguments, "--domain", domain, *more], log):
@@ -122,15 +129,15 @@ def served(bundle: Path, watched: Path, domain: int, log: Path, more: list[str])
 
 
 def random_bundle(folder: Path, seed: int, config: Path) -> Path:
-    """A bundle of a network with random weights, of the sizes in ``config``; needs torch."""
+    """Write a bundle with random weights and the sizes in ``config``. This needs torch."""
     import torch
 
-    from benchmarks.training_speed import noise
     from m2distill_policy.config import load_config
     from m2distill_policy.contract import Text, libero_contract
     from training.export import export_bundle
     from training.models.resnet_t import ResNetT
     from training.run_config import RunConfig
+    from training.studies.plan import noise
 
     run = load_config(RunConfig, config)
     contract = libero_contract(run.image_size, Text("noise", "0", "none", 1.0, 384))
@@ -149,12 +156,12 @@ def random_bundle(folder: Path, seed: int, config: Path) -> Path:
 
 
 def serialiser(height: int, width: int, rounds: int = 300) -> dict[str, dict[str, float]]:
-    """Milliseconds to write and to read one picture: ours, and the generic serialiser for a few rounds."""
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    image = Image.from_rgb(picture, Time(1, 2), "camera_optical_frame")
+    """Measure the milliseconds to serialise and deserialise one image: our serialiser and the generic one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.from_rgb(pixels, Time(1, 2), "camera_optical_frame")
     wire = image.serialize()
-    plain = Image.from_rgb(picture, Time(1, 2), "camera_optical_frame")
-    plain.data = picture.reshape(-1).tolist()
+    plain = Image.from_rgb(pixels, Time(1, 2), "camera_optical_frame")
+    plain.data = pixels.reshape(-1).tolist()
 
     def measure(work: Callable[[], object], times: int) -> dict[str, float]:
         taken: list[float] = []
@@ -173,16 +180,16 @@ def serialiser(height: int, width: int, rounds: int = 300) -> dict[str, dict[str
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="serve this one (default: random weights of --config's sizes)")
-    parser.add_argument("--second", type=Path, help="swap to a copy of this one (default: other random weights)")
-    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--swap", action="store_true", help="swap bundles half way")
-    parser.add_argument("--reliable-input", action="store_true", help="the policy asks for lost pictures again")
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--bundle", type=Path, help="bundle to serve (default: random weights with --config's sizes)")
+    parser.add_argument("--second", type=Path, help="bundle to swap to (default: other random weights)")
+    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"), help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=480, help="of the images (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=640, help="of the images (default: %(default)s)")
+    parser.add_argument("--swap", action="store_true", help="swap bundles after half of the time")
+    parser.add_argument("--reliable-input", action="store_true", help="use reliable transport for images")
     add_out(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, reserve_domain() as domain:
@@ -202,8 +209,8 @@ def main() -> None:
         more = ["--reliable-input"] if args.reliable_input else []
         with served(bundle, watched, domain, folder / "serve.log", more), Participant(domain) as participant:
             robot = Publisher(participant, contract, args.height, args.width)
-            robot.meet()
-            robot.run(2.0, contract.period)  # the first pictures find the policy warm, but not yet driving
+            robot.connect()
+            robot.run(2.0, contract.period)  # not counted: the policy has not started to move yet
             warm = set(robot.sent)
             robot.idle = robot.late = 0
             robot.run(args.seconds, contract.period, swap)
@@ -211,20 +218,21 @@ def main() -> None:
     answered = [stamp for stamp in measured if stamp in robot.answers]
     if not answered:
         raise TransportError(
-            "no observation was answered; see whether net.core.rmem_max lets pictures of this size pass"
+            "no observation was answered; check that net.core.rmem_max is larger than an image, or give a smaller "
+            "--height and --width"
         )
     latency: NDArray[np.float64] = np.array([robot.answers[s][0] - robot.sent[s] for s in answered])
     steps: NDArray[np.float64] = np.array([robot.steps.get(s, np.nan) for s in answered])
     by: dict[str, int] = {}
     for stamp in answered:
         by[robot.answers[stamp][1]] = by.get(robot.answers[stamp][1], 0) + 1
-    write(
+    write_measurement(
         "command_latency",
         {
             "bundle": open_bundle(args.bundle).identifier if args.bundle else f"random weights, {args.config}",
             "views": len(contract.cameras),
-            "picture": [args.height, args.width],
-            "network_picture": list(contract.cameras[0].shape[:2]),
+            "image": [args.height, args.width],
+            "network_image": list(contract.cameras[0].shape[:2]),
             "rate_hz": contract.rate_hz,
             "seconds": args.seconds,
             "swap": args.swap,

@@ -1,13 +1,15 @@
-"""How demonstrations should lie on disk: ``python -m benchmarks.data_at_rest FILE_demo.hdf5``.
+"""Compare storage formats of demonstrations.
 
-The same pictures as our files have them (a gzipped chunk a frame), as plain HDF5, as HDF5 with larger chunks, and as a
-memory map: bytes, seconds to read all of it, and windows a second drawn at random straight from each. The page cache is
-warm; what is read was read before. One process, rounds in turn, medians.
+The same images in our format (a gzipped chunk a frame), as plain HDF5, as HDF5 with larger chunks, and as a memory
+map: size, seconds to read all of it, and randomly sampled windows a second. The page cache is warm. One process; the
+formats alternate, and the figures are medians. It takes a few minutes and does not resume.
+
+Example:
+    python -m benchmarks.data_at_rest FILE_demo.hdf5 --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -20,16 +22,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.demonstrations import DemonstrationFile
 
-#: Frames a chunk of the variant with larger chunks.
+#: Frames in a large chunk.
 _LARGE = 16
 _HISTORY = 10
 
 
 def layouts(folder: Path, frames: NDArray[np.uint8]) -> dict[str, Path]:
-    """Write ``frames`` (N, H, W, 3) in every way; name -> file."""
+    """Write ``frames`` (N, H, W, 3) in every format; return name -> file."""
     one, many = (1, *frames.shape[1:]), (_LARGE, *frames.shape[1:])
     variants: dict[str, dict[str, Any]] = {
         "hdf5": {},
@@ -53,24 +56,24 @@ def opened(name: str, path: Path) -> Any:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` takes."""
+    """Return the seconds that ``work`` takes."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
-def draw(frames: Any, starts: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """Copies of the windows that begin at ``starts``."""
+def sample(frames: Any, starts: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """Copy the windows that begin at ``starts``."""
     return [np.array(frames[start : start + _HISTORY]) for start in starts]
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
     parser.add_argument("file", type=Path, help="a demonstration file")
-    parser.add_argument("--episodes", type=int, default=10, help="so many of its episodes (default: 10)")
-    parser.add_argument("--windows", type=int, default=64, help="windows of ten frames a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=10, help="episodes to store (default: %(default)s)")
+    parser.add_argument("--windows", type=int, default=64, help="windows of ten frames a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     add_out(parser)
     args = parser.parse_args()
     source = DemonstrationFile(args.file)
@@ -86,8 +89,8 @@ def main() -> None:
             for layout, path in files.items():
                 data = opened(layout, path)
                 whole[layout].append(timed(partial(np.array, data)))
-                drawn[layout].append(timed(partial(draw, data, starts)))
-        memory = timed(partial(draw, frames, starts))
+                drawn[layout].append(timed(partial(sample, data, starts)))
+        memory = timed(partial(sample, frames, starts))
         figures = {
             "frames": list(frames.shape),
             "layouts": {
@@ -100,8 +103,11 @@ def main() -> None:
             },
             "in_memory": {"windows_a_second": round(args.windows / memory)},
         }
-    write(
-        "data_at_rest", {"episodes": args.episodes, "windows": args.windows, "rounds": args.rounds}, figures, args.out
+    write_measurement(
+        "data_at_rest",
+        {"data_sha256": source.sha256(), "episodes": args.episodes, "windows": args.windows, "rounds": args.rounds},
+        figures,
+        args.out,
     )
 
 

@@ -1,12 +1,14 @@
-"""How often the scripted experts of LIBERO's suites succeed: ``python -m benchmarks.experts``.
+"""Measure how often the scripted experts of LIBERO's suites succeed.
 
-A hundred attempts a task, half from LIBERO's own initial states and half from fresh ones, with the disturbance of a
-collection. Resumable: every attempt is a line of ``--log``. Nothing is drawn.
+A hundred attempts a task, half from LIBERO's initial states and half from new ones, with the noise of a data
+collection. Nothing is rendered. Every attempt is a line of ``--log``; run the same command again to resume.
+
+Example:
+    python -m benchmarks.experts --suites libero_goal --attempts 20 --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import sys
@@ -18,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy import provenance
 from m2distill_policy.evaluation.results import wilson
 from m2distill_policy.progress import ProgressBar
@@ -26,20 +29,20 @@ from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
 from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, make_expert, make_sim_env, suite_task, suite_tasks
 
-#: Attempts at a task before the next one's world is made.
+#: Attempts at a task before the next task's environment is made.
 _AT_A_TIME = 10
 SUITES = tuple(suite for suite in SUITES_WITH_EXPERTS if suite.startswith("libero"))
 
 
 def attempt_task(suite: str, index: int, numbers: list[int], noise: float) -> Iterator[dict[str, Any]]:
-    """Attempts ``numbers`` at one task; even ones begin in a fresh state, odd ones in LIBERO's."""
+    """Make the attempts ``numbers`` at one task. Even ones start from a new state, odd ones from one of LIBERO's."""
     from m2distill_policy.sim.experts.episode import run_expert
     from m2distill_policy.sim.experts.noise import Noise
 
     world, commit = make_sim_env(suite_task(suite, index), size=16), provenance.commit()
     try:
         for number in numbers:
-            # Collections with seed 0 begin with the same fresh states: 999 is nobody's.
+            # Seed 999 is used by no collection, so these states are in no demonstrations.
             fresh = number % 2 == 0
             seed = demonstration_seed(999, index, number) if fresh else number // 2
             begin = time.monotonic()
@@ -58,7 +61,7 @@ def _all_of(*args: Any) -> list[dict[str, Any]]:
 
 
 def summarise(rows: list[dict[str, Any]], suites: list[str]) -> dict[str, Any]:
-    """A line a task."""
+    """Summarise the attempts: one entry a task."""
     tasks: list[dict[str, Any]] = []
     for suite in suites:
         for task in suite_tasks(suite):
@@ -91,13 +94,19 @@ def summarise(rows: list[dict[str, Any]], suites: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what is left and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES)
-    parser.add_argument("--attempts", type=int, default=100, help="a task, half of them from fresh states")
-    parser.add_argument("--noise", type=float, default=1.0, help="times a collection's disturbance")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--log", type=Path, default=Path("runs/experts.jsonl"))
+    """Measure what is left, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES, help="default: all")
+    parser.add_argument(
+        "--attempts", type=int, default=100, help="at each task, half of them from new states (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--noise", type=float, default=1.0, help="factor of a collection's noise (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--log", type=Path, default=Path("runs/experts.jsonl"), help="attempts so far (default: %(default)s)"
+    )
     add_out(parser)
     args = parser.parse_args()
     choose_gl()
@@ -106,7 +115,7 @@ def main() -> None:
     rows = [row for row in map(json.loads, lines) if row["noise"] == args.noise]
     done = {(row["suite"], row["task"], row["number"]) for row in rows}
     todo = []
-    for start in range(0, args.attempts, _AT_A_TIME):  # every task a little first
+    for start in range(0, args.attempts, _AT_A_TIME):  # a few attempts at every task first
         numbers = range(start, min(start + _AT_A_TIME, args.attempts))
         for suite in args.suites:
             for task in suite_tasks(suite):
@@ -125,7 +134,7 @@ def main() -> None:
             log.flush()
     mine = [row for row in rows if row["suite"] in args.suites and row["number"] < args.attempts]
     figures = summarise(mine, args.suites)
-    write("experts", {"attempts": args.attempts, "noise": args.noise}, figures, args.out)
+    write_measurement("experts", {"attempts": args.attempts, "noise": args.noise}, figures, args.out)
     for task in figures["tasks"]:
         print(f"{task['suite']:<16}{task['name']:<96}{task['successes']:>4} / {task['attempts']}", file=sys.stderr)
 

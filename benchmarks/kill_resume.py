@@ -1,13 +1,16 @@
-"""A run that is killed at random moments ends as one that was left alone: ``python -m benchmarks.kill_resume``.
+"""Check that a run that is killed at random moments ends exactly like an undisturbed one.
 
-A small run over three tasks, with a checkpoint after every step and rollouts after every stage, is made once as it is
-and once killed with SIGKILL, with everything it started, at moments drawn from the seed. Compared are the weights of
-every stage, what every rollout did, the metrics and the drift.
+A small run over three tasks saves a checkpoint after every step and evaluates after every stage. It is made once
+undisturbed and once with SIGKILL to all of its processes at moments sampled from the seed. Compared are the weights
+of every stage, the result of every rollout, the metrics and the drift. It takes hours; run the same command again to
+resume.
+
+Example:
+    python -m benchmarks.kill_resume --kills 5 --folder runs/kill_resume --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -20,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import PartialFigures, write_measurement
 from m2distill_policy.errors import TrainingError
 from training.lifelong.checkpoint import read_json
 from training.lifelong.run import LifelongRun
@@ -33,7 +37,7 @@ SETTINGS = (
 
 
 def train(folder: Path, data: Path) -> subprocess.Popen[bytes]:
-    """Begin the run, or go on with it, in a process group of its own."""
+    """Start the run or resume it, in its own process group."""
     words = ["--resume"] if (folder / "run.json").exists() else ["--config", "config/tiny.toml", "--data", str(data)]
     new = [] if "--resume" in words else list(SETTINGS)
     with folder.with_suffix(".log").open("ab") as log:
@@ -44,7 +48,7 @@ def train(folder: Path, data: Path) -> subprocess.Popen[bytes]:
 
 
 def where(folder: Path) -> str:
-    """What the run was at when it was killed."""
+    """Return what the run was doing when it was killed."""
     if not (folder / "run.json").exists():
         return "beginning"
     if any(folder.rglob("*.tmp")):
@@ -56,7 +60,7 @@ def where(folder: Path) -> str:
 
 
 def same_end(a: Path, b: Path) -> dict[str, bool]:
-    """What is alike in two finished runs."""
+    """Compare two finished runs: name of the comparison -> whether they are equal."""
     ours, theirs = LifelongRun.open(a), LifelongRun.open(b)
     weights = True
     for stage in range(ours.stages):
@@ -83,53 +87,67 @@ def same_end(a: Path, b: Path) -> dict[str, bool]:
 def train_until(
     folder: Path, data: Path, rng: np.random.Generator, whole: float, moments: list[dict[str, Any]], kills: int
 ) -> bool:
-    """Go on with the run until a moment that ``rng`` draws, and kill it then; False where it was over before, or where
-    it had been killed often enough and was left to end."""
+    """Start or resume the run, and kill it at a moment sampled from ``rng``.
+
+    Returns:
+        Whether it was killed. Otherwise it has finished, before that moment or because it had been killed ``kills``
+        times.
+
+    Raises:
+        TrainingError: the run failed.
+    """
     process = train(folder, data)
-    # Late enough for something to have been done since it began.
-    patience = float(rng.uniform(3.0, 12.0) + rng.uniform(0.0, 0.1) * whole) if len(moments) < kills else None
+    # Late enough that the run has made some progress since it was started.
+    wait = float(rng.uniform(3.0, 12.0) + rng.uniform(0.0, 0.1) * whole) if len(moments) < kills else None
     try:
-        code = process.wait(patience)
+        code = process.wait(wait)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        moments.append({"run": folder.name, "after_s": round(patience or 0.0, 2), "at": where(folder)})
+        moments.append({"run": folder.name, "after_s": round(wait or 0.0, 2), "at": where(folder)})
         print(json.dumps(moments[-1]), file=sys.stderr, flush=True)
         return True
     if code != 0:
-        raise TrainingError(f"the run could not be gone on with (code {code}); see {folder.with_suffix('.log')}")
+        raise TrainingError(f"the run could not resume (code {code}); see {folder.with_suffix('.log')}")
     return False
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_kill_resume"))
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/benchmark_kill_resume"), help="of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     add_out(parser)
     args = parser.parse_args()
-    if args.folder.exists():
-        raise TrainingError(f"{args.folder} is there already, and a run is killed once; remove it or give --folder")
+    config = {"settings": list(SETTINGS), "seed": args.seed, "kills": args.kills}
+    partial = PartialFigures(args.folder / "benchmark", config)
     data, alone = (args.folder / name for name in ("demonstrations", "alone"))
-    demos = ["demos", "--tasks", "0,1,2", "--episodes", "8", "--size", "64", "--out", str(data)]
-    run_alone([sys.executable, "-m", "m2distill_policy", *demos], "demos")
-    begin = time.monotonic()
-    if train(alone, data).wait() != 0:
-        raise TrainingError(f"the run that was left alone failed; see {alone.with_suffix('.log')}")
-    whole = time.monotonic() - begin
-    rng = np.random.default_rng(args.seed)
-    moments: list[dict[str, Any]] = []
-    same: list[dict[str, bool]] = []
+    if "whole_s" not in partial.figures:
+        if args.folder.exists():  # an interrupted run would not have been measured as a whole
+            raise TrainingError(f"{args.folder} exists without an undisturbed run; remove it or give another --folder")
+        demos = ["demos", "--tasks", "0,1,2", "--episodes", "8", "--size", "64", "--out", str(data)]
+        run_alone([sys.executable, "-m", "m2distill_policy", *demos], "demos")
+        begin = time.monotonic()
+        if train(alone, data).wait() != 0:
+            raise TrainingError(f"the undisturbed run failed; see {alone.with_suffix('.log')}")
+        partial.add("whole_s", time.monotonic() - begin)
+    whole: float = partial.figures["whole_s"]
+    moments: list[dict[str, Any]] = partial.figures.get("kills", [])
+    same: list[dict[str, bool]] = partial.figures.get("same", [])
+    # A seed of its own for every moment, so that a resumed benchmark kills at the same moments.
     while len(moments) < args.kills:
         killed = args.folder / f"killed_{len(same)}"  # one run may end before it was killed so often
-        while train_until(killed, data, rng, whole, moments, args.kills):
-            pass
+        while train_until(killed, data, np.random.default_rng([args.seed, len(moments)]), whole, moments, args.kills):
+            partial.add("kills", moments)
         same.append(same_end(alone, killed))
+        partial.add("same", same)
     figures = {"whole_s": round(whole, 1), "runs": len(same), "kills": moments, "same": same}
-    write("kill_resume", {"settings": list(SETTINGS), "seed": args.seed, "kills": args.kills}, figures, args.out)
+    write_measurement("kill_resume", config, figures, args.out)
     if not all(all(run.values()) for run in same):
-        sys.exit("benchmarks.kill_resume: a run that was killed did not end as the one left alone")
+        sys.exit("benchmarks.kill_resume: a run that was killed did not end like the undisturbed one")
 
 
 if __name__ == "__main__":

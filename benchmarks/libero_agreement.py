@@ -1,13 +1,16 @@
-"""Whether our network is LIBERO's: ``python -m benchmarks.libero_agreement --libero FOLDER``.
+"""Check that our network computes the same as LIBERO's.
 
-Both are made in the paper's configuration (see :mod:`benchmarks.libero_policy` for what FOLDER is), LIBERO's weights
-are given to ours, and both read the same windows of noise: in evaluation mode, and in training mode without dropout,
-where batch norms follow the batch. Reported are the numbers of parameters and the mixture's largest differences.
+Both networks have the paper's configuration (see :mod:`benchmarks.libero_policy` for FOLDER). Ours gets LIBERO's
+weights, and both read the same windows of noise: in evaluation mode, and in training mode without dropout, where
+batch norm uses the batch. Reported are the numbers of parameters and the largest differences of the mixture. It takes
+seconds and does not resume.
+
+Example:
+    python -m benchmarks.libero_agreement --libero FOLDER --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
@@ -16,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.libero_policy import libero_policy
-from benchmarks.output import add_out, command, write
-from benchmarks.training_speed import noise
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config
 from m2distill_policy.contract import Text, libero_contract
 from m2distill_policy.errors import TrainingError
@@ -25,8 +28,9 @@ from training.lifelong.stage import to_inputs
 from training.models.resnet_t import ResNetT
 from training.models.transformer import StochasticDepth
 from training.run_config import RunConfig
+from training.studies.plan import noise
 
-#: LIBERO's name -> ours; numbers that name a layer are carried over, blocks and FiLM layers count from 1 there.
+#: LIBERO's name -> ours. Layer numbers are the same, but LIBERO's blocks and FiLM layers count from 1.
 _NAMES = (
     (r"encoders\.(\d)\.resnet18_base\.([01])\.(.*)", r"views.\1.stem.\2.\3"),
     (r"encoders\.(\d)\.block_(\d)\.(.*)", r"views.\1.blocks.<\2>.\3"),
@@ -45,12 +49,16 @@ _NAMES = (
     (r"policy_head\.logstd_layer\.(.*)", r"head.scales.\1"),
     (r"policy_head\.logits_layer\.(.*)", r"head.logits.\1"),
 )
-#: Held beside the encoders under a second name, or made anew by ours: no weights.
+#: A second name of the same weights, or values that our network computes itself.
 _NOT_OURS = (r"extra_encoder\.proprio_mlp\..*", r"temporal_position_encoding_fn\..*", r".*\.spatial_softmax\.pos_[xy]")
 
 
 def ours_from(theirs: dict[str, Tensor], policy: ResNetT) -> None:
-    """Give LIBERO's weights to our network; :class:`TrainingError` unless every one of both finds its place."""
+    """Give LIBERO's weights to our network.
+
+    Raises:
+        TrainingError: a weight of either network has no counterpart.
+    """
     taken: dict[str, Tensor] = {}
     for name, values in theirs.items():
         if any(re.fullmatch(pattern, name) for pattern in _NOT_OURS):
@@ -61,11 +69,11 @@ def ours_from(theirs: dict[str, Tensor], policy: ResNetT) -> None:
                 taken[re.sub(r"<(\d)>", lambda m: str(int(m.group(1)) - 1), found.expand(ours))] = values
                 break
         else:
-            raise TrainingError(f"LIBERO's '{name}' has no place in our network")
+            raise TrainingError(f"LIBERO's '{name}' has no counterpart in our network")
     left = set(policy.state_dict()) - set(taken)
-    # Normalisation of readings is nothing here: mean 0, deviation 1.
+    # Proprioception is not normalised here: mean 0, deviation 1.
     if left - {f"groups.{i}.{part}" for i in range(len(policy.groups)) for part in ("mean", "deviation")}:
-        raise TrainingError(f"LIBERO's network has nothing for {sorted(left)}")
+        raise TrainingError(f"LIBERO's network has no counterpart for {sorted(left)}")
     policy.load_state_dict(taken, strict=False)
 
 
@@ -80,11 +88,11 @@ def _without_dropout(network: nn.Module) -> None:
 
 
 def main() -> None:
-    """Compare and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--libero", type=Path, metavar="FOLDER", required=True)
-    parser.add_argument("--text-size", type=int, default=768)
-    parser.add_argument("--windows", type=int, default=8)
+    """Compare, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--libero", type=Path, metavar="FOLDER", required=True, help="a clone of LIBERO's repository")
+    parser.add_argument("--text-size", type=int, default=768, help="size of a text embedding (default: %(default)s)")
+    parser.add_argument("--windows", type=int, default=8, help="default: %(default)s")
     add_out(parser)
     args = parser.parse_args()
     config = load_config(RunConfig, Path("config/paper.toml"), [])
@@ -119,8 +127,8 @@ def main() -> None:
             name: float((a - b.reshape(a.shape)).abs().max()) for name, (a, b) in pairs.items()
         }
     shape = list(inputs.images[contract.camera_names[0]].shape)
-    write(
-        "libero_agreement", {"windows": args.windows, "pictures": shape, "text_size": args.text_size}, figures, args.out
+    write_measurement(
+        "libero_agreement", {"windows": args.windows, "images": shape, "text_size": args.text_size}, figures, args.out
     )
 
 

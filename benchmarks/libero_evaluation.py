@@ -1,9 +1,13 @@
-"""Rollouts a minute of LIBERO's own evaluation loop beside ours: ``python -m benchmarks.libero_evaluation BUNDLE``.
+"""Compare rollouts a minute of LIBERO's evaluation loop and of ours, with the same policy.
 
-Theirs is the loop of ``lifelong/metric.py`` over their ``OffScreenRenderEnv`` in their ``SubprocVectorEnv``, from their
-initial states; ours is :class:`RolloutPool`. The policy is the same bundle in ONNX Runtime for both, so that worlds and
-loops are what is compared. Rollouts end after ``--steps`` or with success; rounds in turn, each side in processes of
-its own. Ours is measured with 1, 2 and 4 workers, and must give the same results with each.
+LIBERO's is the loop of ``lifelong/metric.py`` over its ``OffScreenRenderEnv`` in its ``SubprocVectorEnv``, from its
+initial states. Ours is :class:`RolloutPool` with 1, 2 and 4 workers, which must give the same results with each. Both
+run the same bundle in ONNX Runtime, so that environments and loops are compared. A rollout ends after ``--steps`` or
+with success. The two sides alternate, each in its own processes. Takes minutes a round; with ``--out``, finished
+rounds are kept in ``FILE.partial``, and the same command resumes.
+
+Example:
+    python -m benchmarks.libero_evaluation BUNDLE --processes 2 10 --rounds 1 --out mine.json
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import PartialFigures, write_measurement
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import SimulationError
 from m2distill_policy.evaluation.results import make_cells
@@ -32,7 +37,7 @@ _WORKERS = (1, 2, 4)
 
 
 def theirs(bundle: Path, suite: str, index: int, rollouts: int, steps: int, processes: int) -> dict[str, Any]:
-    """LIBERO's loop. In a process of its own: it imports LIBERO's whole package."""
+    """Run LIBERO's loop. It needs its own process, because it imports LIBERO's whole package."""
     from m2distill_policy.observation import Observation
     from m2distill_policy.runtime.server import PolicyServer
     from m2distill_policy.runtime.watchdog import WatchLimits
@@ -98,7 +103,7 @@ def theirs(bundle: Path, suite: str, index: int, rollouts: int, steps: int, proc
 
 
 def ours(bundle: Path, suite: str, index: int, rollouts: int, steps: int, workers: int) -> dict[str, Any]:
-    """Our pool, its start and end included."""
+    """Run our pool, its start and end included."""
     begin = time.monotonic()
     with RolloutPool(workers) as pool:
         results = pool.evaluate(bundle, make_cells(suite, [index], rollouts, horizon=steps), sampling="mode")
@@ -115,28 +120,34 @@ def ours(bundle: Path, suite: str, index: int, rollouts: int, steps: int, worker
     }
 
 
-def in_a_process(args: argparse.Namespace, processes: int) -> dict[str, Any]:
-    """:func:`theirs` in a process of its own."""
+def in_own_process(args: argparse.Namespace, processes: int) -> dict[str, Any]:
+    """Run :func:`theirs` in its own process."""
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.libero_evaluation", str(args.bundle)]
     words += ["--suite", args.suite, "--task", str(args.task), "--rollouts", str(args.rollouts)]
     words += ["--steps", str(args.steps), "--theirs", str(processes)]
     done = subprocess.run(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False, text=True)
     if done.returncode:
-        raise SimulationError(f"LIBERO's loop ended with code {done.returncode}; its words are above")
+        raise SimulationError(f"LIBERO's loop ended with code {done.returncode}; see its output above")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path, help="one that knows the task's instruction")
-    parser.add_argument("--suite", default="libero_object")
-    parser.add_argument("--task", type=int, default=0)
-    parser.add_argument("--rollouts", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--processes", type=int, nargs="+", default=[2, 20], help="of LIBERO's loop; its default is 20")
+    parser = make_parser(__doc__)
+    parser.add_argument("bundle", type=Path, help="a bundle with the task's instruction")
+    parser.add_argument("--suite", default="libero_object", help="default: %(default)s")
+    parser.add_argument("--task", type=int, default=0, help="its index (default: %(default)s)")
+    parser.add_argument("--rollouts", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=600, help="of a rollout, at most (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[2, 20],
+        help="of LIBERO's loop, whose default is 20 (default: %(default)s)",
+    )
     parser.add_argument("--theirs", type=int, help=argparse.SUPPRESS)
     add_out(parser)
     args = parser.parse_args()
@@ -144,15 +155,17 @@ def main() -> None:
     if args.theirs:
         print(json.dumps(theirs(*asked, args.theirs)))
         return
-    rounds = []
-    for number in range(args.rounds):
-        print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-        rounds.append(
-            {
-                "theirs": [in_a_process(args, processes) for processes in args.processes],
+    config = {"suite": args.suite, "task": args.task, "rollouts": args.rollouts, "steps": args.steps}
+    partial = PartialFigures(args.out, {**config, "bundle": str(args.bundle), "processes": args.processes})
+    for number in range(1, args.rounds + 1):
+        print(f"round {number} of {args.rounds}", file=sys.stderr)
+        if f"round {number}" not in partial.figures:
+            found = {
+                "theirs": [in_own_process(args, processes) for processes in args.processes],
                 "ours": [ours(*asked, workers) for workers in _WORKERS],
             }
-        )
+            partial.add(f"round {number}", found)
+    rounds = [partial.figures[f"round {number}"] for number in range(1, args.rounds + 1)]
     each = [result.pop("each") for part in rounds for result in part["ours"]]
     per_minute = {
         side: max(60 * args.rollouts / result["seconds"] for part in rounds for result in part[side])
@@ -164,8 +177,8 @@ def main() -> None:
         "same_with_any_number_of_workers": all(one == each[0] for one in each),
         "rounds": rounds,
     }
-    config = {"suite": args.suite, "task": args.task, "rollouts": args.rollouts, "steps": args.steps}
-    write("libero_evaluation", config, figures, args.out)
+    write_measurement("libero_evaluation", config, figures, args.out)
+    partial.remove()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""LIBERO's own transformer policy, from a copy of its sources, to be timed beside ours.
+"""LIBERO's own transformer policy, made from its sources, for comparison with ours.
 
-The wheel of LIBERO lacks a part of its models, so ``folder`` is a clone of
-https://github.com/Lifelong-Robot-Learning/LIBERO; ``robomimic`` and ``einops`` have to be installed (``pip install
---no-deps robomimic==0.3.0 einops``). Of torchvision it needs a ResNet-18 to take the first half of; where that is not
-installed the same layers are made here.
+LIBERO's wheel lacks a part of its models. ``folder`` is therefore a clone of
+https://github.com/Lifelong-Robot-Learning/LIBERO. ``robomimic`` and ``einops`` must be installed (``pip install
+--no-deps robomimic==0.3.0 einops``). Of torchvision, LIBERO uses the first half of a ResNet-18; where torchvision is
+not installed, the same layers are made here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from m2distill_policy.observation import Observation
 def libero_get_action(
     folder: Path, contract: Contract, text_size: int
 ) -> Callable[[Observation, Tensor], NDArray[np.float32]]:
-    """LIBERO's ``get_action`` of an untrained policy in evaluation mode.
+    """Return LIBERO's ``get_action`` of an untrained policy in evaluation mode.
 
-    The result takes an observation of ``contract`` and the task's embedding (text size,). Raises as
-    :func:`libero_policy` does.
+    Returns:
+        A function of an observation of ``contract`` and the task's embedding (text size,).
+
+    Raises:
+        TrainingError: see :func:`libero_policy`.
     """
     policy = libero_policy(folder, contract, text_size).eval()
 
@@ -51,25 +54,31 @@ def libero_get_action(
 
 
 def libero_policy(folder: Path, contract: Contract, text_size: int, *, augment: bool = False) -> Any:
-    """LIBERO's ``BCTransformerPolicy`` of the paper's configuration, untrained; a module.
+    """Make LIBERO's ``BCTransformerPolicy`` in the paper's configuration, untrained.
 
-    augment: with its augmentation, in training mode; needs torchvision itself.
-    Raises :class:`TrainingError` where ``folder`` or a package is missing.
+    Args:
+        folder: a clone of LIBERO's repository.
+        contract: cameras and proprioception.
+        text_size: size of a text embedding.
+        augment: whether it has its augmentation, for training. This needs torchvision.
+
+    Raises:
+        TrainingError: ``folder`` or a package is missing.
     """
     if augment and importlib.util.find_spec("torchvision") is None:
         raise TrainingError("LIBERO's augmentation needs the package 'torchvision'; install it")
     if not augment:
         _stand_in_for_torchvision()
-        # What augmentation needs of robomimic brings torchvision too, and is never called here.
+        # Only augmentation calls this part of robomimic, which needs torchvision.
         sys.modules.setdefault(
             "robomimic.models.base_nets", _module("robomimic.models.base_nets", CropRandomizer=nn.Module)
         )
     if not (folder / "libero" / "lifelong" / "models" / "modules").is_dir():
-        raise TrainingError(f"{folder} holds no libero/lifelong/models/modules; give a clone of LIBERO's repository")
+        raise TrainingError(f"{folder} has no libero/lifelong/models/modules; give a clone of LIBERO's repository")
     for name in [name for name in sys.modules if name.split(".")[0] == "libero"]:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
-    for package in ("libero", "libero.lifelong"):  # without their __init__, which imports far more
+    for package in ("libero", "libero.lifelong"):  # without their __init__, which imports much more
         made = _module(package)
         made.__path__ = [str(folder.joinpath(*package.split(".")))]
         sys.modules[package] = made
@@ -84,7 +93,7 @@ def libero_policy(folder: Path, contract: Contract, text_size: int, *, augment: 
 
 
 def _configuration(contract: Contract, text_size: int, augment: bool) -> Any:
-    """LIBERO's ``configs/policy/bc_transformer_policy.yaml`` with what it refers to."""
+    """Return LIBERO's ``configs/policy/bc_transformer_policy.yaml`` with the files that it includes."""
     none = {"network": "IdentityAug", "network_kwargs": {"input_shape": None}}
     ranges = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.3, "epsilon": 0.1}
     jitter = {"network": "BatchWiseImgColorJitterAug", "network_kwargs": {"input_shape": None, **ranges}}
@@ -146,7 +155,7 @@ def _stand_in_for_torchvision() -> None:
 
 
 class _BasicBlock(nn.Module):
-    """torchvision's block: two 3 x 3 convolutions beside a shortcut."""
+    """torchvision's residual block: two 3 x 3 convolutions and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -168,7 +177,7 @@ class _BasicBlock(nn.Module):
 
 
 def _resnet18(pretrained: bool = False) -> nn.Module:
-    """torchvision's ResNet-18, in so far as its children are taken: the last four are removed by LIBERO."""
+    """Make torchvision's ResNet-18 without its last four children, which LIBERO removes."""
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
     layer1 = nn.Sequential(_BasicBlock(64, 64, 1), _BasicBlock(64, 64, 1))
     layer2 = nn.Sequential(_BasicBlock(64, 128, 2), _BasicBlock(128, 128, 1))

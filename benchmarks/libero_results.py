@@ -1,20 +1,25 @@
-"""Fills the tables of docs/results.md and draws docs/results.svg from what :mod:`benchmarks.libero_small` measured:
-``python -m benchmarks.libero_results``.
+"""Update the tables of docs/results.md and draw docs/results.svg.
 
-Every figure is read from ``benchmarks/results``, but for the published ones; a cell that was not run says so.
+The figures come from :mod:`benchmarks.libero_small`, except the published ones. A row that was not run says so.
+
+Example:
+    python -m benchmarks.libero_results
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from benchmarks import tables
-from benchmarks.libero_small import ABLATION, PROTOCOLS, STRATEGIES, SUITES, short, study_of
+from benchmarks.libero_small import ABLATION, ARMS, PROTOCOLS, STRATEGIES, SUITES, short_name, study_name
 from benchmarks.output import command
+from benchmarks.result_files import RunResult, read_runs
+from benchmarks.svg import svg_settings, write_svg
 from benchmarks.tables import METRICS, metric
 from training.studies.arms import Arm
 
@@ -42,87 +47,83 @@ _COLOURS = {
 }  # fmt: skip
 
 
-def _runs(suite: str, arm: Arm, results: Path, protocol: str = "in_turn") -> list[dict[str, Any]]:
-    return tables.runs_of(results / study_of(suite, protocol).name, arm)
+def _file(suite: str, results: Path, protocol: str = "in_turn") -> Path:
+    return results / f"{study_name(suite, protocol)}.jsonl"
 
 
 def _rows(suite: str, arms: Sequence[Arm], results: Path, protocol: str = "in_turn") -> list[str]:
-    return tables.rows(results / study_of(suite, protocol).name, arms, _COLUMNS)
+    return tables.rows(_file(suite, results, protocol), arms, _COLUMNS)
 
 
 def _published(title: str, table: _Published) -> list[str]:
-    rows = [f"| {title} | {' | '.join(short(s).upper() for s in SUITES)} |", "|---|---|---|---|"]
+    rows = [f"| {title} | {' | '.join(short_name(s).upper() for s in SUITES)} |", "|---|---|---|---|"]
     for name, suites in table.items():
         cells = []
         for suite in SUITES:
-            figures = suites.get(short(suite))
+            figures = suites.get(short_name(suite))
             cells.append(" / ".join("-" if f is None else f"{f:.2f}" for f in figures) if figures else "-")
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 
 
-def seen_success(run: Mapping[str, Any]) -> list[float]:
-    """Mean success over the tasks learned so far, after every stage."""
-    return [float(np.mean(row)) for row in run["success"]]
+def success_so_far(run: RunResult) -> list[float]:
+    """Return the mean success rate over the tasks learned so far, after every stage."""
+    return [float(np.mean(row)) for row in run.success]
 
 
-def first_task_drift(run: Mapping[str, Any], view: str = "agentview_rgb") -> list[float]:
-    """How far the first task's image latents have moved, as a share of their length, after every stage."""
-    return [float(row[0][view]["relative"]) for row in run["drift"]] if run["drift"] else []
+def first_task_drift(run: RunResult, view: str = "agentview_rgb") -> list[float]:
+    """Return the relative drift of the first task's image latents, after every stage."""
+    return [row[0] for row in run.drift.get(view, [])]
 
 
 def commits(results: Path) -> list[str]:
-    """The commits that the runs were trained at."""
-    arms = (*STRATEGIES, *ABLATION)
-    found = {
-        stage["commit"] for protocol in PROTOCOLS for suite in SUITES for arm in arms
-        for run in _runs(suite, arm, results, protocol) for stage in run["trained"]
-    }  # fmt: skip
-    return sorted(found)
+    """Return the commits at which the runs were trained."""
+    files = [_file(suite, results, protocol) for suite in SUITES for protocol in PROTOCOLS]
+    names = [arm.name for arm in ARMS]
+    runs = [run for file in files for run in read_runs(file) if run.arm in names]
+    return sorted({origin.commit for run in runs for origin in run.trained})
 
 
 def blocks(results: Path) -> dict[str, list[str]]:
-    """The page's tables by name: lines of Markdown."""
+    """Return the page's tables by name, as lines of Markdown."""
     terms: list[str] = []
-    asked = [suite for suite in SUITES if any(_runs(suite, arm, results) for arm in ABLATION)]
-    for suite in asked or SUITES[:1]:
-        title = f"LIBERO-{short(suite).upper()}:"
+    measured = [suite for suite in SUITES if any(tables.runs_of(_file(suite, results), arm) for arm in ABLATION)]
+    for suite in measured or SUITES[:1]:
+        title = f"LIBERO-{short_name(suite).upper()}:"
         terms += [title, "", *_rows(suite, (STRATEGIES[-1], *ABLATION), results), ""]
     joint: list[str] = []
     for suite in SUITES:
         table = _rows(suite, _SIX_FOUR, results, "six_four")
-        joint += [f"LIBERO-{short(suite).upper()}:", "", *table, ""]
+        joint += [f"LIBERO-{short_name(suite).upper()}:", "", *table, ""]
     made = commits(results)
     return {
-        **{short(suite): _rows(suite, STRATEGIES, results) for suite in SUITES},
+        **{short_name(suite): _rows(suite, STRATEGIES, results) for suite in SUITES},
         "terms": terms[:-1],
         "six_four": joint[:-1],
         "published": [
             *_published("ten tasks in turn, ResNet-T (LIBERO)", _STREAM), "",
             *_published("six jointly, then four in turn", _SIX_AND_FOUR),
         ],
-        "commits": [f"Trained at {', '.join(f'`{commit}`' for commit in made)}." if made else "Nothing was run yet."],
+        "commits": [f"Trained at {', '.join(f'`{commit}`' for commit in made)}." if made else "No run is finished."],
     }  # fmt: skip
 
 
 def fill(page: str, results: Path) -> str:
-    """``page`` with everything between ``<!-- name -->`` and ``<!-- end -->`` written anew."""
+    """Replace the page's tables."""
     return tables.fill(page, blocks(results))
 
 
 def draw(results: Path, out: Path) -> None:
-    """docs/results.svg: a column a suite, success above and drift below; the mean over seeds."""
-    import matplotlib
+    """Draw success (top) and drift (bottom) over the learned tasks, one column a suite; lines are means over seeds."""
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.hashsalt"] = "m2distill"  # the same picture for the same figures
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     axes = figure.subplots(2, len(SUITES), sharex=True, sharey="row", squeeze=False)
     for column, suite in enumerate(SUITES):
         above, below = axes[0][column], axes[1][column]
         for arm in STRATEGIES:
-            runs = _runs(suite, arm, results)
-            for axis, curve in ((above, seen_success), (below, first_task_drift)):
+            runs = tables.runs_of(_file(suite, results), arm)
+            for axis, curve in ((above, success_so_far), (below, first_task_drift)):
                 lines = [curve(run) for run in runs]
                 if lines and lines[0]:
                     mean = np.mean(np.array(lines), axis=0)
@@ -131,7 +132,7 @@ def draw(results: Path, out: Path) -> None:
                     )
         if not above.lines:
             above.text(0.5, 0.5, tables.NOT_RUN, transform=above.transAxes, ha="center", color="#888888")
-        above.set_title(f"LIBERO-{short(suite).upper()}", fontsize=10)
+        above.set_title(f"LIBERO-{short_name(suite).upper()}", fontsize=10)
         above.set_ylim(0, 1.02)
         below.set_xlabel("tasks learned")
         for axis in (above, below):
@@ -144,11 +145,14 @@ def draw(results: Path, out: Path) -> None:
         figure.legend(
             list(handles.values()), list(map(str, handles)), loc="outside lower center", ncols=5, frameon=False
         )
-    figure.savefig(out, metadata={"Date": None})
+    drawn = io.StringIO()
+    with svg_settings():
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    write_svg(out, drawn.getvalue())
 
 
 def main() -> None:
-    """Write the page and draw its picture."""
+    """Update the page and its chart."""
     results, page = tables.main(__doc__, Path("docs/results.md"), fill)
     draw(results, page.with_suffix(".svg"))
 

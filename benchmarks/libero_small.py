@@ -1,74 +1,75 @@
-"""Lifelong learning on LIBERO's suites as far as a CPU gets: ``python -m benchmarks.libero_small``.
+"""Compare strategies of lifelong learning on LIBERO's suites, at a size that two CPU cores can train.
 
-The ten tasks of a suite under ``config/libero_small.toml``, strategies side by side, and m2distill without each of its
-four terms: one task after another as LIBERO has it, or (``--protocol six_four``) six learned jointly and the other four
-one after another from ten demonstrations each, as LOTUS and M2Distill's published rows have it. This
-is not LIBERO's own protocol in full; ``benchmarks.libero_results`` writes what was run into
-docs/results.md. How it goes on after a stop: :mod:`benchmarks.lifelong`.
+Every suite has ten tasks. Under ``--protocol in_turn`` they are learned one after another, as in LIBERO. Under
+``--protocol six_four`` six are learned jointly and the other four one after another from ten demonstrations each, as
+in the published results of LOTUS and M2Distill. The network and the budget are smaller than LIBERO's
+(``config/libero_small.toml``). ``benchmarks.libero_results`` writes the results into docs/results.md. A run of ten
+tasks takes hours; run the same command again to resume.
+
+Example:
+    python -m benchmarks.libero_small --suites libero_object --seeds 0 --arms er m2distill --out mine
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from benchmarks import lifelong
-from benchmarks.lifelong import Place, Study
-from benchmarks.output import command
-from training.lifelong.strategies.m2distill import TERMS
-from training.studies.arms import Arm
+from benchmarks.lifelong import Benchmark
+from benchmarks.output import command, make_parser
+from training.studies.arms import Arm, Study, strategy_arm, without_each_term
 
 SUITES = ("libero_object", "libero_goal", "libero_spatial")
 
-#: What differs from the configuration file by protocol, and what its studies' names end in.
+#: Protocol -> the suffix of its studies' names, and its changes to the configuration file.
 PROTOCOLS = {"in_turn": ("", ()), "six_four": ("_six_four", ("jointly=6", "later_episodes=10"))}
 
 #: Runs share the cores, not the rollouts of one run.
 SETTINGS = ("evaluation.workers=1",)
 
 STRATEGIES: tuple[Arm, ...] = (
-    Arm("sequential", "sequential fine-tuning", ("strategy=sequential",)),
-    Arm("er", "experience replay, 5 demonstrations an old task", ("strategy=er",)),
-    Arm("ewc", "ewc, LIBERO's weight and fading", ("strategy=ewc",)),
-    # It prunes within a stage: what is there before the stage's end is no policy yet.
-    Arm("packnet", "packnet, told which task it is", ("strategy=packnet", "evaluation.points=1")),
-    Arm("m2distill", "m2distill, the same 5 demonstrations", ("strategy=m2distill",)),
+    strategy_arm("sequential"),
+    strategy_arm("er", detail="5 demonstrations of each old task"),
+    strategy_arm("ewc"),
+    # It prunes within a stage: a checkpoint from before the stage's end is not a usable policy.
+    strategy_arm("packnet", "evaluation.points=1"),
+    strategy_arm("m2distill", detail="the same 5 demonstrations"),
 )
-ABLATION: tuple[Arm, ...] = tuple(
-    Arm(f"m2distill_no_{term}", f"m2distill without {term}", ("strategy=m2distill", f"distill.{term}.on=false"))
-    for term in TERMS
-)
+ABLATION = without_each_term(("strategy=m2distill",))
 ARMS = (*STRATEGIES, *ABLATION)
 
 
-def short(suite: str) -> str:
-    """``object`` for ``libero_object``."""
+def short_name(suite: str) -> str:
+    """Return ``object`` for ``libero_object``."""
     return suite.removeprefix("libero_")
 
 
-def study_of(suite: str, protocol: str = "in_turn", config: Path = Path("config/libero_small.toml")) -> Study:
-    """The runs of one suite under one of :data:`PROTOCOLS`."""
-    suffix, settings = PROTOCOLS[protocol]
-    return Study(f"libero_small_{short(suite)}{suffix}", config, (f"suite={suite}", *settings, *SETTINGS), ARMS)
+def study_name(suite: str, protocol: str = "in_turn") -> str:
+    """Return the name of the study of one suite under one of :data:`PROTOCOLS`."""
+    return f"libero_small_{short_name(suite)}{PROTOCOLS[protocol][0]}"
 
 
 def main() -> None:
-    """Go on where the last call stopped, a suite after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES)
-    parser.add_argument("--protocol", default="in_turn", choices=PROTOCOLS)
-    parser.add_argument("--config", type=Path, default=Path("config/libero_small.toml"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/libero_small"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the tables")
+    """Run the studies of the suites one after another, or resume them."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES, help="default: all three")
+    parser.add_argument("--protocol", default="in_turn", choices=PROTOCOLS, help="default: %(default)s")
+    parser.add_argument("--config", type=Path, default=Path("config/libero_small.toml"), help="default: %(default)s")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/libero_small"), help="of the runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), help="folder of results (default: %(default)s)"
+    )
     lifelong.add_options(parser, ARMS)
     args = parser.parse_args()
+    suffix, settings = PROTOCOLS[args.protocol]
     for suite in args.suites:
-        study = study_of(suite, args.protocol, args.config)
-        folder = args.folder / f"{suite}{PROTOCOLS[args.protocol][0]}"
-        out = args.out / f"{study.name}.json"
+        name = study_name(suite, args.protocol)
+        overrides = (f"suite={suite}", *settings, *SETTINGS, *args.overrides)
         data = args.folder / suite / "demonstrations"
-        place = Place(folder, out, tuple(args.overrides), args.go_on, data)
-        lifelong.go(study, place, args)
+        study = Study(args.config, data, args.folder / f"{suite}{suffix}", overrides, ARMS)
+        lifelong.execute(Benchmark(name, study, args.out / f"{name}.jsonl", args.reuse_results), args)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""Our training loop beside LIBERO's: ``python -m benchmarks.libero_training --libero FOLDER --data FILE``.
+"""Compare the speed of our training loop with LIBERO's.
 
-The same network, batch, pictures and cores, in turn, a round each, either in a process of its own. LIBERO's: its
-policy with its augmentation and its optimiser, fed by robomimic's ``SequenceDataset`` through a ``DataLoader`` of four
-workers, as ``libero/lifelong`` does. Ours: a stage of sequential fine-tuning, which is what LIBERO's loop learns by. A
-sample is one window of ten steps and two views. See :mod:`benchmarks.libero_policy` for what FOLDER is; this one needs
-``robomimic==0.2.0``, which is LIBERO's, and torchvision (an old one imports without its compiled part, which is not
-used).
+Both have the same network, batch, images and cores. They run alternately, a round each, in their own processes.
+LIBERO's loop is its policy with its augmentation and optimiser, fed by robomimic's ``SequenceDataset`` through a
+``DataLoader`` of four workers, as in ``libero/lifelong``. Ours is a stage of sequential fine-tuning, which is what
+LIBERO's loop does. A sample is one window of ten steps and two views. See :mod:`benchmarks.libero_policy` for FOLDER.
+It needs ``robomimic==0.2.0``, which is LIBERO's version, and torchvision (an old one imports without its compiled
+part, which is not used).
 
-FILE: demonstrations of one task in LIBERO's layout, such as ``m2distill demos --tasks 0 --episodes 20 --size 128``
-writes. Ours are compressed and LIBERO's are not, so LIBERO's loop reads an uncompressed copy.
+FILE has demonstrations of one task in LIBERO's layout, for example from ``m2distill demos --tasks 0 --episodes 20
+--size 128``. Our files are compressed and LIBERO's are not, so LIBERO's loop reads an uncompressed copy. It takes
+minutes; it is one session and does not resume.
+
+Example:
+    python -m benchmarks.libero_training --libero FOLDER --data FILE --steps 3 --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import multiprocessing
 import sys
@@ -29,7 +32,8 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 
 from benchmarks.libero_policy import libero_policy
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Contract, Text, libero_contract
 from m2distill_policy.demonstrations import DemonstrationFile
@@ -66,20 +70,20 @@ class Theirs:
         )
 
     def round(self, steps: int) -> None:
-        """Take ``steps`` steps; the loader begins anew and prepares no batch too many."""
+        """Take ``steps`` steps with a new loader that prepares exactly as many batches."""
         sampler = RandomSampler(self.dataset, replacement=True, num_samples=steps * self.config.batch)
         loader = DataLoader(
             self.dataset,
             batch_size=self.config.batch,
             num_workers=LOADERS,
             sampler=sampler,
-            multiprocessing_context="fork",  # as it is where LIBERO is started; a process that was spawned spawns
+            multiprocessing_context="fork",  # as where LIBERO is started; the default of a spawned process is to spawn
         )
         for data in loader:
             self.observe(data)
 
     def observe(self, data: Any) -> float:
-        """As ``libero.lifelong.algos.base.Sequential.observe``."""
+        """Take one step, as ``libero.lifelong.algos.base.Sequential.observe`` does."""
         data = self._map(data, lambda x: x.to(self.policy.device))
         self.optimiser.zero_grad()
         loss = self.policy.compute_loss(data)
@@ -98,7 +102,7 @@ class Ours:
         self.strategy = make_strategy(config, Memory(config.memory), contract.history)
 
     def round(self, steps: int) -> None:
-        """Take ``steps`` steps, which the configuration names too."""
+        """Take ``steps`` steps; the configuration has the same number."""
         assert steps == self.config.optim.steps
         with tempfile.TemporaryDirectory() as folder:
             train_stage(
@@ -107,7 +111,7 @@ class Ours:
 
 
 def serve(name: str, pipe: Connection, folder: Path, file: Path, text_size: int, config: RunConfig) -> None:
-    """A process that is one of the sides: for every number of steps it is sent, the seconds they took."""
+    """Run one side in its own process: receive a number of steps, take them, and send the seconds that they took."""
     contract = libero_contract(config.image_size, Text("noise", "0", "none", 1.0, text_size))
     if name == "libero":
         side: Theirs | Ours = Theirs(folder, contract, text_size, file, config)
@@ -123,15 +127,19 @@ def serve(name: str, pipe: Connection, folder: Path, file: Path, text_size: int,
 
 
 def answer(name: str, pipe: Connection) -> float:
-    """What a side's process says; :class:`TrainingError` where it has ended."""
+    """Receive from a side's process.
+
+    Raises:
+        TrainingError: the process has ended.
+    """
     try:
         return float(pipe.recv())
     except EOFError:
-        raise TrainingError(f"the process of '{name}' ended; its words are above") from None
+        raise TrainingError(f"the process of '{name}' ended; see its output above") from None
 
 
 def uncompressed(source: Path, target: Path) -> None:
-    """A copy as LIBERO publishes them: contiguous arrays."""
+    """Write a copy with contiguous arrays, as LIBERO publishes them."""
 
     def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
         made = new.create_dataset(name, data=item[()]) if isinstance(item, h5py.Dataset) else new.require_group(name)
@@ -143,19 +151,19 @@ def uncompressed(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--libero", type=Path, metavar="FOLDER", required=True)
-    parser.add_argument("--data", type=Path, metavar="FILE", required=True)
-    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
-    parser.add_argument("--text-size", type=int, default=768)
-    parser.add_argument("--steps", type=int, default=8, help="of a round, each side")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of ours")
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--libero", type=Path, metavar="FOLDER", required=True, help="a clone of LIBERO's repository")
+    parser.add_argument("--data", type=Path, metavar="FILE", required=True, help="demonstrations of one task")
+    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"), help="default: %(default)s")
+    parser.add_argument("--text-size", type=int, default=768, help="size of a text embedding (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="of a round and side (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration of ours")
     add_out(parser)
     args = parser.parse_args()
     if not args.data.is_file():
-        raise TrainingError(f"{args.data} is no file; give one task's demonstrations (m2distill demos)")
+        raise TrainingError(f"{args.data} is not a file; give one task's demonstrations (see m2distill demos)")
     settings = [*args.overrides, "strategy=sequential", f"optim.steps={args.steps}", "evaluation.points=1"]
     config = load_config(RunConfig, args.config, [*settings, "optim.checkpoint_seconds=1e9"])
     seconds: dict[str, list[float]] = {"libero": [], "ours": []}
@@ -193,9 +201,10 @@ def main() -> None:
     }
     about = {
         "torch_threads": torch.get_num_threads(),
+        "data_sha256": DemonstrationFile(args.data).sha256(),
         "precision": str(pick_precision(config.optim.precision, pick_device())),
     }
-    write("libero_training", {**to_dict(config), **about, "loader_workers": LOADERS}, figures, args.out)
+    write_measurement("libero_training", {**to_dict(config), **about, "loader_workers": LOADERS}, figures, args.out)
 
 
 if __name__ == "__main__":

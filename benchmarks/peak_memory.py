@@ -1,13 +1,16 @@
-"""The most memory that a run of ten tasks takes: ``python -m benchmarks.peak_memory --config config/paper.toml``.
+"""Measure the peak memory of a run of ten tasks.
 
-Ten files of as many demonstrations of as many steps as LIBERO's have, of pictures without meaning: memory depends on
-their size alone. Every stage is two steps long; the demonstrations, the memory of old tasks, the previous policy and a
-whole batch are held as in a long one. The peak is the operating system's, of the process that trains and exports.
+The ten files have as many demonstrations of as many steps as LIBERO's. Their images have no content: memory depends
+on their size only. Every stage has two steps, but the demonstrations, the replay buffer, the teacher and a whole
+batch take as much memory as in a long run. The peak is the operating system's, for the process that trains and
+exports. It takes minutes. It is one session and does not resume.
+
+Example:
+    python -m benchmarks.peak_memory --config config/paper.toml --tasks 3 --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.output import add_out, command, write
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.demonstrations import DemonstrationWriter, Episode, Recording, demonstration_path
@@ -26,7 +30,7 @@ from training.run_config import RunConfig
 
 
 def demonstrate(folder: Path, task: int, episodes: int, steps: int, size: int) -> None:
-    """One task's file; its frames are of one colour each, so that the disk holds it."""
+    """Write one task's file. Each image has one colour, so that the file is small."""
     contract = libero_contract(size)
     writer = DemonstrationWriter(
         demonstration_path(folder, f"task_{task}"), instruction=f"do the thing number {task}", contract=contract
@@ -35,24 +39,24 @@ def demonstrate(folder: Path, task: int, episodes: int, steps: int, size: int) -
     for number in range(episodes):
         colours = rng.integers(0, 256, (steps, 1, 1, 3), dtype=np.uint8)
         frames = np.broadcast_to(colours, (steps, size, size, 3))
-        readings = {
+        proprioception = {
             g.name: rng.uniform(g.low, g.high, (steps, g.size)).astype(np.float32) for g in contract.proprioception
         }
         actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
         episode = Episode(
-            {c.name: frames for c in contract.cameras}, readings, actions, ee=np.zeros((steps, 6), np.float32)
+            {c.name: frames for c in contract.cameras}, proprioception, actions, ee=np.zeros((steps, 6), np.float32)
         )
         writer.add(Recording(episode), number)
     writer.finish(list(range(episodes)), episodes)
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
-    parser.add_argument("--tasks", type=int, default=10)
-    parser.add_argument("--length", type=int, default=150, help="steps of a demonstration")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"), help="default: %(default)s")
+    parser.add_argument("--tasks", type=int, default=10, help="default: %(default)s")
+    parser.add_argument("--length", type=int, default=150, help="steps of a demonstration (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     add_out(parser)
     args = parser.parse_args()
     settings = [
@@ -75,7 +79,7 @@ def main() -> None:
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            raise TrainingError(f"the run ended with code {os.waitstatus_to_exitcode(status)}; its words are above")
+            raise TrainingError(f"the run ended with code {os.waitstatus_to_exitcode(status)}; see its output above")
         figures = {
             "peak_gib": round(usage.ru_maxrss / 2**20, 2),
             "demonstrations_of_a_task_gib": round(
@@ -83,7 +87,7 @@ def main() -> None:
             ),
             "minutes": round((time.monotonic() - begin) / 60, 1),
         }
-    write("peak_memory", to_dict(config), figures, args.out)
+    write_measurement("peak_memory", to_dict(config), figures, args.out)
 
 
 if __name__ == "__main__":

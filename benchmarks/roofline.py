@@ -1,14 +1,17 @@
-"""What a training step computes, what the hardware gives, and where the rest goes: ``python -m benchmarks.roofline``.
+"""Measure the operations of a training step, the hardware's peak rates, and where the time goes.
 
-Operations are counted by torch's ``FlopCounterMode`` (a multiplication and an addition are two). What the hardware
-gives is one large matrix product, and one convolution of layer 1 forward and backward by weights and by pictures, in
-the step's precision; its bandwidth is that of a copy. Where the time goes is the profiler's, on a step of its own.
-Frames are noise: a convolution costs the same whatever it sees.
+torch's ``FlopCounterMode`` counts the operations (a multiplication and an addition are two). The hardware's rates
+come from one large matrix product and one convolution of layer 1 (forward, gradient of weights, gradient of images)
+in the step's precision, and from a memory copy. The shares of time come from the profiler, in a separate step. Images
+are noise: the cost of a convolution does not depend on its input. It takes a minute. It is one session and does not
+resume.
+
+Example:
+    python -m benchmarks.roofline --config config/tiny.toml --text-size 384 --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -16,18 +19,20 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.output import add_out, command, write
-from benchmarks.training_speed import noise
+from benchmarks.output import add_out, command, make_parser
+from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Text, libero_contract
+from m2distill_policy.progress import ProgressBar
 from training.allocator import keep_freed_memory
 from training.lifelong.memory import Memory
 from training.lifelong.stage import Learner, pick_device, pick_precision
 from training.lifelong.strategies import make_strategy
 from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
+from training.studies.plan import noise
 
-#: Groups of operators by a part of their names, first match first.
+#: Groups of operators, by parts of the operators' names; the first match counts.
 GROUPS = (
     ("convolution, backward", ("convolution_backward",)),
     ("convolution", ("convolution",)),
@@ -38,14 +43,17 @@ GROUPS = (
 
 
 def group(operator: str) -> str:
-    """The group that an operator is counted in."""
+    """Return the group of an operator."""
     return next((name for name, parts in GROUPS if any(part in operator for part in parts)), "all else")
 
 
 def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """GFLOP/s of a product of two matrices of 2048, and of 3 x 3 convolutions of 64 channels on 64 maps of 32 x 32.
+    """Measure the hardware's rates.
 
-    GB/s of a copy, of what is read and what is written.
+    Returns:
+        GFLOP/s of a product of two 2048 x 2048 matrices, and of 3 x 3 convolutions of 64 channels on 64
+        maps of 32 x 32;
+        GB/s of a copy, reading and writing together.
     """
     a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
     source = torch.randn(2**26, device=device)
@@ -73,7 +81,7 @@ def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
     return {
         "convolution_gflop_s": round(flop / best(lambda: torch.conv2d(x, w, padding=1), 8) / 1e9, 1),
-        "convolution_by_pictures_gflop_s": round(flop / best(lambda: backward(True, False, False), 8) / 1e9, 1),
+        "convolution_by_images_gflop_s": round(flop / best(lambda: backward(True, False, False), 8) / 1e9, 1),
         "convolution_by_weights_gflop_s": round(flop / best(lambda: backward(False, True, False), 8) / 1e9, 1),
         "matrix_product_gflop_s": round(2 * 2048**3 / best(lambda: a @ b, 8) / 1e9, 1),
         "copy_gb_s": round(2 * 4 * 2**26 / best(lambda: target.copy_(source), 8) / 1e9, 1),
@@ -81,12 +89,12 @@ def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"))
-    parser.add_argument("--text-size", type=int, default=768)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--config", type=Path, default=Path("config/paper.toml"), help="default: %(default)s")
+    parser.add_argument("--text-size", type=int, default=768, help="size of a text embedding (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     add_out(parser)
     args = parser.parse_args()
     config = load_config(RunConfig, args.config, ["strategy=sequential", *args.overrides])
@@ -104,7 +112,7 @@ def main() -> None:
     with FlopCounterMode(display=False) as counted:
         learner.step(0, 100, optimiser)
     seconds = []
-    for step in range(1, 1 + args.steps):
+    for step in ProgressBar(iterable=range(1, 1 + args.steps), unit="step"):
         begin = time.perf_counter()
         learner.step(step, 100, optimiser)
         seconds.append(time.perf_counter() - begin)
@@ -124,7 +132,7 @@ def main() -> None:
         "share_of_time": {name: round(value / total, 3) for name, value in sorted(shares.items(), key=lambda i: -i[1])},
     }
     about = {"torch_threads": torch.get_num_threads(), "precision": str(dtype)}
-    write("roofline", {**to_dict(config), **about}, figures, args.out)
+    write_measurement("roofline", {**to_dict(config), **about}, figures, args.out)
 
 
 if __name__ == "__main__":

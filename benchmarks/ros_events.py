@@ -1,6 +1,6 @@
-"""What happens to the node itself and to what it stands on; see :mod:`benchmarks.ros_faults`, which runs these.
+"""Faults of the node, its files and its surroundings. :mod:`benchmarks.ros_faults` runs them.
 
-Each takes a bundle that knows the instruction 'noise' and an empty folder, and returns what was seen.
+Each takes a bundle with the instruction 'noise' and an empty folder, and returns the status and the times.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.runtime.status import StatusCode
 from tests.bundles import INSTRUCTIONS, toy_contract, write_toy
 
-_DRIVEN, _BROKEN = 2.0, 2.0
+#: Seconds of normal operation before a fault, and of the fault.
+_NORMAL_S, _FAULT_S = 2.0, 2.0
 
 
 def _robot(bundle: Path) -> contextlib.closing[Robot]:
@@ -39,11 +40,11 @@ def _robot(bundle: Path) -> contextlib.closing[Robot]:
 
 def _drive(robot: Robot) -> None:
     robot.drive_until(StatusCode.RUNNING)
-    robot.drive(_DRIVEN)
+    robot.drive(_NORMAL_S)
 
 
 def bundle_gone_and_tampered(bundle: Path, folder: Path) -> dict[str, Any]:
-    """The running bundle is deleted, then one is offered of which a byte was changed."""
+    """The running bundle is deleted, then a bundle with one changed byte is offered."""
     running, tampered = folder / "running", folder / "tampered"
     shutil.copytree(bundle, running)
     shutil.copytree(bundle, tampered)
@@ -58,37 +59,38 @@ def bundle_gone_and_tampered(bundle: Path, folder: Path) -> dict[str, Any]:
         before = set(robot.sent)
         robot.drive(1.0)
         robot.ask_for_swap(tampered)
-        robot.drive(_BROKEN)
+        robot.drive(_FAULT_S)
         answered = [robot.answers[stamp][1] for stamp in robot.sent if stamp not in before and stamp in robot.answers]
         if len(robot.swaps) != 1 or robot.swaps[0].success:
-            raise TransportError("a bundle that was tampered with was not refused")
+            raise TransportError("the node accepted a bundle with a changed byte")
         return {
             "status": robot.statuses[-1][1].name,
-            "sentence": robot.swaps[0].sentence,
+            "message": robot.swaps[0].sentence,
             "observations": len(robot.sent) - len(before),
             "answered_by_the_old_bundle": sum(one == open_bundle(bundle).identifier for one in answered),
         }
 
 
 def disk_full(bundle: Path, folder: Path) -> dict[str, Any]:
-    """Nothing can be written to a file any more, the log among it, and then the instruction is one to be refused."""
+    """No file can be written any more, not even the log; then an unknown instruction arrives."""
     with node(bundle, folder / "node.log") as process, _robot(bundle) as robot:
-        tell = robot.node.create_publisher(String, topics.resolve(topics.INSTRUCTION), qos.latched())
+        instruction = robot.node.create_publisher(String, topics.resolve(topics.INSTRUCTION), qos.latched())
         robot.bring_up()
         _drive(robot)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
         begin = time.monotonic()
-        tell.publish(String(data="fly away"))
-        robot.drive(_BROKEN)
+        instruction.publish(String(data="fly away"))
+        robot.drive(_FAULT_S)
         found = robot.halted(begin, StatusCode.UNKNOWN_INSTRUCTION)
-        tell.publish(String(data="noise"))
-        return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
+        instruction.publish(String(data="noise"))
+        return {**found, "moves_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
 
 
 def provider_lost(bundle: Path, folder: Path) -> dict[str, Any]:
-    """ONNX Runtime fails on every step for two seconds: a small network that fails where the first joint is above 0.05.
+    """ONNX Runtime fails on every step for two seconds.
 
-    The network of ``bundle`` cannot be made to fail from outside.
+    The network of ``bundle`` cannot be made to fail from outside. A small network that fails where the first joint is
+    above 0.05 rad takes its place.
     """
     contract = toy_contract()
     fragile = write_toy(folder / "fragile", contract=contract, fails_above=0.05)
@@ -96,22 +98,22 @@ def provider_lost(bundle: Path, folder: Path) -> dict[str, Any]:
     def far(robot: Robot, i: int) -> None:
         stamp = time.time_ns()
         for name, publisher in robot.views.items():
-            publisher.publish(robot.picture(name, i, stamp))
+            publisher.publish(robot.image(name, i, stamp))
         state = robot.joint_state(i, stamp)
-        state.position[0] = 0.08  # not so far that no joint could have got there
+        state.position[0] = 0.08  # near enough that the joint can have moved there
         robot.joints.publish(state)
 
     with node(fragile, folder / "node.log", instruction=INSTRUCTIONS[0]), _robot(fragile) as robot:
         robot.bring_up()
         _drive(robot)
         begin = time.monotonic()
-        robot.drive(_BROKEN, far)
+        robot.drive(_FAULT_S, far)
         found = robot.halted(begin, StatusCode.ENGINE_FAILED)
-        return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
+        return {**found, "moves_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
 
 
 def nan_offered(bundle: Path, folder: Path) -> dict[str, Any]:
-    """A bundle whose network answers NaN is offered for a swap while another drives: from the request on."""
+    """A bundle whose network returns NaN is offered while another one runs. Times count from the request."""
     sound = write_toy(folder / "sound")
     broken = write_toy(folder / "broken", seed=1, bias_nan=True)
     with node(sound, folder / "node.log", instruction=INSTRUCTIONS[0]) as _, _robot(sound) as robot:
@@ -119,89 +121,91 @@ def nan_offered(bundle: Path, folder: Path) -> dict[str, Any]:
         _drive(robot)
         begin = time.monotonic()
         robot.ask_for_swap(broken)
-        while not robot.swaps and time.monotonic() < begin + 60.0:  # it is loaded by a process of its own
+        while not robot.swaps and time.monotonic() < begin + 60.0:  # a separate process loads it
             robot.drive(0.5)
-        robot.drive(_BROKEN)
+        robot.drive(_FAULT_S)
         if robot.swaps and not robot.swaps[0].success:
-            return {"status": robot.statuses[-1][1].name, "sentence": robot.swaps[0].sentence}
+            return {"status": robot.statuses[-1][1].name, "message": robot.swaps[0].sentence}
         found = robot.halted(begin, StatusCode.BAD_OUTPUT)
         robot.ask_for_swap(sound)
-        return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
+        return {**found, "moves_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
 
 
 def another_publisher(bundle: Path, folder: Path) -> dict[str, Any]:
-    """Somebody else sends moving twists to the arm for two seconds."""
+    """Another node sends twists to the arm for two seconds."""
     with node(bundle, folder / "node.log") as _, _robot(bundle) as robot:
         robot.bring_up()
         _drive(robot)
         other = robot.node.create_publisher(TwistStamped, topics.resolve(topics.TWIST), qos.reliable(10))
-        robot.drive(1.0)  # it is found, and says nothing yet
+        robot.drive(1.0)  # it is discovered and does not publish yet
         begin = time.monotonic()
 
-        def say(robot: Robot, i: int) -> None:
+        def publish(robot: Robot, i: int) -> None:
             twist = TwistStamped(header=MESSAGES.header(time.time_ns(), "base"))
             twist.twist.linear.x = 0.05
             other.publish(twist)
             robot.publish(i)
 
-        robot.drive(_BROKEN, say)
+        robot.drive(_FAULT_S, publish)
         found = robot.halted(begin, StatusCode.OTHER_PUBLISHER)
         robot.node.destroy_publisher(other)
-        return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
+        return {**found, "moves_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
 
 
-#: A workspace, with which the policy needs the end effector's pose.
+#: A limited workspace: the node then needs the end effector's pose.
 _BOX = {"safety.workspace_low": "[0.2, -0.5, 0.0]", "safety.workspace_high": "[0.6, 0.5, 0.8]"}
 
 
 def _poses(robot: Robot) -> Callable[..., Callable[[Robot, int], None]]:
-    """Makes what says observations with the end effector at ``x`` (m); as measured, or frozen."""
+    """Return a function that makes publishers of observations with the end effector at ``x`` (m).
+
+    The pose has measurement noise unless it is frozen.
+    """
     pose = robot.node.create_publisher(PoseStamped, topics.resolve(topics.END_EFFECTOR_POSE), qos.reliable(10))
 
     def at(x: float, frozen: bool = False) -> Callable[[Robot, int], None]:
-        def say(robot: Robot, i: int) -> None:
+        def publish(robot: Robot, i: int) -> None:
             stamp = time.time_ns()
             noise = 0.0 if frozen else 1e-5 * (i % 7)
             pose.publish(MESSAGES.pose(np.array([x + noise, 0.0, 0.4, np.pi, 0.0, 0.0]), stamp, "base"))
             robot.publish(i, stamp)
 
-        return say
+        return publish
 
     return at
 
 
-def pose_freezes(bundle: Path, folder: Path) -> dict[str, Any]:
-    """In a limited workspace, the pose stays the same for two seconds under fresh stamps."""
+def _pose_fault(bundle: Path, folder: Path, x: float, *, frozen: bool, recovers: bool) -> dict[str, Any]:
+    """In a limited workspace, the pose is faulty for two seconds: at ``x`` (m) where 0.4 is right, or frozen."""
     with node(bundle, folder / "node.log", **_BOX) as _, _robot(bundle) as robot:
         at = _poses(robot)
         robot.bring_up()
         robot.drive_until(StatusCode.RUNNING, at(0.4))
-        robot.drive(_DRIVEN, at(0.4))
+        robot.drive(_NORMAL_S, at(0.4))
         begin = time.monotonic()
-        robot.drive(_BROKEN, at(0.4, frozen=True))
+        robot.drive(_FAULT_S, at(x, frozen))
         found = robot.halted(begin, StatusCode.BAD_POSE)
-        return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING, at(0.4)), 3)}
+        if recovers:
+            return {**found, "moves_again_s": round(robot.drive_until(StatusCode.RUNNING, at(0.4)), 3)}
+        robot.drive(_FAULT_S, at(0.4))
+        return {**found, "moves_again_s": None, "let_go": robot.statuses[-1][1].name}
+
+
+def pose_freezes(bundle: Path, folder: Path) -> dict[str, Any]:
+    """The pose stays the same under new stamps."""
+    return _pose_fault(bundle, folder, 0.4, frozen=True, recovers=True)
 
 
 def pose_jumps(bundle: Path, folder: Path) -> dict[str, Any]:
-    """In a limited workspace, the pose is 3 m away for two seconds."""
-    with node(bundle, folder / "node.log", **_BOX) as _, _robot(bundle) as robot:
-        at = _poses(robot)
-        robot.bring_up()
-        robot.drive_until(StatusCode.RUNNING, at(0.4))
-        robot.drive(_DRIVEN, at(0.4))
-        begin = time.monotonic()
-        robot.drive(_BROKEN, at(3.4))
-        found = robot.halted(begin, StatusCode.BAD_POSE)
-        robot.drive(_BROKEN, at(0.4))
-        return {**found, "driven_again_s": None, "let_go": robot.statuses[-1][1].name}
+    """The pose is 3 m away. The node then waits to be enabled."""
+    return _pose_fault(bundle, folder, 3.4, frozen=False, recovers=False)
 
 
 def clock_set_back(bundle: Path, folder: Path) -> dict[str, Any]:
-    """The clock that stamps and the node follow, /clock here, is set back by a minute while the arm moves."""
+    """The clock of the stamps and of the node (/clock) is set back by a minute while the arm moves."""
     now = 1000.0
 
-    def say(robot: Robot, i: int) -> None:
+    def publish(robot: Robot, i: int) -> None:
         nonlocal now
         now += robot.contract.period
         stamp = round(now * 1e9)
@@ -212,22 +216,24 @@ def clock_set_back(bundle: Path, folder: Path) -> dict[str, Any]:
     with node(bundle, folder / "node.log", use_sim_time="true"), _robot(bundle) as robot:
         clock = robot.node.create_publisher(Clock, "/clock", qos.reliable(10))
         robot.bring_up()
-        robot.drive_until(StatusCode.RUNNING, say)
-        robot.drive(_DRIVEN, say)
+        robot.drive_until(StatusCode.RUNNING, publish)
+        robot.drive(_NORMAL_S, publish)
         now -= 60.0
         begin = time.monotonic()
-        robot.drive(1.0, say)
+        robot.drive(1.0, publish)
         ramp = robot.first(begin, lambda s: s.motion != 0)
-        again = robot.first(ramp[0], lambda s: s.code == StatusCode.RUNNING) if ramp is not None else None
-        if ramp is None or again is None:
-            raise TransportError(f"a clock that was set back was not noticed, or not followed: {robot.statuses[-1:]}")
-        still = robot.first(begin, lambda s: s.halted)
+        moving = robot.first(ramp[0], lambda s: s.code == StatusCode.RUNNING) if ramp is not None else None
+        if ramp is None or moving is None:
+            raise TransportError(
+                f"the node did not react to the clock that was set back; its last status is {robot.statuses[-1:]}"
+            )
+        stopped = robot.first(begin, lambda s: s.halted)
         return {
             "status": ramp[1].name,
-            "sentence": ramp[1].sentence,
+            "message": ramp[1].sentence,
             "ramp_begins_s": round(ramp[0] - begin, 3),
-            "stands_still_s": round(still[0] - begin, 3) if still is not None and still[0] < again[0] else None,
-            "driven_again_s": round(again[0] - begin, 3),
+            "fully_stopped_s": round(stopped[0] - begin, 3) if stopped is not None and stopped[0] < moving[0] else None,
+            "moves_again_s": round(moving[0] - begin, 3),
         }
 
 
@@ -247,8 +253,10 @@ def terminated(bundle: Path, folder: Path) -> dict[str, Any]:
 
 
 def killed(bundle: Path, folder: Path) -> dict[str, Any]:
-    """kill -9 while the arm moves, and the launch file's ``respawn``. The arm's own timeout has to stop it: the node
-    can say nothing any more."""
+    """kill -9 while the arm moves, with the launch file's ``respawn``.
+
+    The node cannot publish any more, so the arm's own timeout has to stop it.
+    """
     words = {"bundle": bundle, "instruction": "noise", "enable": "true", "respawn": "true"}
     command = ["ros2", "launch", "m2distill_policy", "policy.launch.py", *(f"{k}:={v}" for k, v in words.items())]
     log = folder / "launch.log"
@@ -262,18 +270,18 @@ def killed(bundle: Path, folder: Path) -> dict[str, Any]:
         driven = robot.drive_until(StatusCode.RUNNING)
         return {
             "status": "none",
-            "sentence": "no status and no command comes",
+            "message": "no status and no command is published",
             "last_command_s": round(last, 3),
-            "driven_again_s": round(1.0 + driven, 3),
+            "moves_again_s": round(1.0 + driven, 3),
         }
 
 
 EVENTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
-    "the running bundle is deleted, another tampered with": bundle_gone_and_tampered,
+    "the running bundle is deleted, and a corrupted one is offered": bundle_gone_and_tampered,
     "the disk is full": disk_full,
-    "the provider is lost": provider_lost,
-    "a bundle is offered that answers NaN": nan_offered,
-    "somebody else commands the arm": another_publisher,
+    "the execution provider fails": provider_lost,
+    "a bundle whose network returns NaN is offered": nan_offered,
+    "another node commands the arm": another_publisher,
     "the pose jumps by 3 m": pose_jumps,
     "the pose freezes": pose_freezes,
     "the clock is set back": clock_set_back,

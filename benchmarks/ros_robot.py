@@ -1,4 +1,4 @@
-"""A robot of noise on ROS 2, and the policy node in a process of its own: what the ROS benchmarks share."""
+"""A robot on ROS 2 that publishes noise, and the policy node in its own process: shared by the ROS benchmarks."""
 
 from __future__ import annotations
 
@@ -32,21 +32,26 @@ from m2distill_policy.ros import qos
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.runtime.status import StatusCode
 
-_PATIENCE = 60.0
+_TIMEOUT_S = 60.0
 #: As the launch files do.
 os.environ.setdefault("CYCLONEDDS_URI", (Path(__file__).parent.parent / "config" / "cyclonedds.xml").as_uri())
 
 
 class Robot:
-    """Publishes observations and keeps what came back.
+    """Publishes observations and records the node's messages. Times are in seconds of the monotonic clock.
 
-    sent: stamp (ns) -> s, when the last message was out. answers, steps: stamp -> s of arrival and bundle; s in the
-    policy server. statuses: each with s of arrival. twists: s of arrival. cycles: /diagnostics' percentiles of whole
-    cycles, one entry a message. swaps: how each swap that was asked for went.
+    Attributes:
+        sent: stamp (ns) -> time after the last message of the observation was published.
+        answers: stamp -> time of the action's arrival, and its bundle.
+        steps: stamp -> seconds in the policy server.
+        statuses: time of arrival and status.
+        twists: times of arrival.
+        cycles: percentiles of whole cycles in /diagnostics, one entry a message.
+        swaps: responses to the requests for a hot swap.
     """
 
-    #: Height and width of the pictures, in pixels.
-    picture_size = (480, 640)
+    #: Height and width of the images, in pixels.
+    image_size = (480, 640)
 
     def __init__(self, contract: Contract) -> None:
         self.contract = contract
@@ -54,9 +59,9 @@ class Robot:
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
         rng = np.random.default_rng(0)
-        height, width = self.picture_size
-        # More than the policy remembers: a camera that shows the same few in turn is a frozen one.
-        self._pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8).tobytes() for _ in range(16)]
+        height, width = self.image_size
+        # More than the policy remembers: a few repeating images count as a frozen camera.
+        self._images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8).tobytes() for _ in range(16)]
         self._height, self._width = height, width
         self.views = {
             name: self.node.create_publisher(Image, topics.camera_topic(name), qos.reliable(2))
@@ -95,24 +100,24 @@ class Robot:
                 self.cycles.append(tuple(float(number) for number in pair.value.split(",")))
 
     def close(self) -> None:
-        """Leave ROS 2's graph."""
+        """Destroy the ROS node."""
         self.executor.shutdown()
         self.node.destroy_node()
 
     def wait(self, future: Future) -> Any:
-        """What a service answers."""
-        deadline = time.monotonic() + _PATIENCE
+        """Wait for a service's response and return it."""
+        deadline = time.monotonic() + _TIMEOUT_S
         while not future.done():
             if time.monotonic() > deadline:
-                raise TransportError(f"the node did not answer within {_PATIENCE:g} s")
+                raise TransportError(f"the node did not answer within {_TIMEOUT_S:g} s")
             self.executor.spin_once(timeout_sec=0.1)
         return future.result()
 
     def bring_up(self) -> None:
         """Configure the node and activate it."""
         client = self.node.create_client(ChangeState, topics.resolve("~/change_state"))
-        if not client.wait_for_service(_PATIENCE):
-            raise TransportError(f"the node did not appear within {_PATIENCE:g} s")
+        if not client.wait_for_service(_TIMEOUT_S):
+            raise TransportError(f"the node did not appear within {_TIMEOUT_S:g} s")
         for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
             request = ChangeState.Request()
             request.transition.id = transition
@@ -120,73 +125,82 @@ class Robot:
                 raise TransportError("the node cannot be brought up; its log says why")
 
     def ask_for_swap(self, bundle: Path) -> None:
-        """Without waiting for the answer."""
+        """Request a hot swap, without waiting for the response."""
         future = self._load.call_async(LoadPolicy.Request(path=str(bundle)))
         future.add_done_callback(lambda done: self.swaps.append(done.result()))
 
-    def picture(self, name: str, i: int, stamp: int) -> Image:
-        """The view ``name``'s picture of observation ``i``, stamped ``stamp`` ns."""
+    def image(self, name: str, i: int, stamp: int) -> Image:
+        """Make the image of view ``name`` for observation ``i``, stamped ``stamp`` ns."""
         image = Image(header=MESSAGES.header(stamp, optical_frame(name)), encoding="rgb8")
         image.height, image.width, image.step = self._height, self._width, 3 * self._width
-        image.data.frombytes(self._pictures[i % len(self._pictures)])
+        image.data.frombytes(self._images[i % len(self._images)])
         return image
 
     def joint_state(self, i: int, stamp: int) -> JointState:
-        """Joints move a little, so that pictures that repeat after a while are not taken for a frozen camera."""
+        """Make the joint state of observation ``i``. The joints move so little that repeated images are no fault."""
         positions = [float(0.01 * np.sin(i / 10))] * len(self._names)
         state: JointState = MESSAGES.joints(list(self._names), positions, stamp, "base")
         return state
 
     def publish(self, i: int, stamp: int | None = None) -> None:
-        """Observation ``i``, stamped ``stamp`` ns or with the present time."""
+        """Publish observation ``i``, stamped ``stamp`` ns or with the current time."""
         stamp = time.time_ns() if stamp is None else stamp
         for name, publisher in self.views.items():
-            publisher.publish(self.picture(name, i, stamp))
+            publisher.publish(self.image(name, i, stamp))
         self.joints.publish(self.joint_state(i, stamp))
         self.sent[stamp] = time.monotonic()
 
-    def drive(self, seconds: float, say: Callable[[Robot, int], object] | None = None) -> None:
-        """One observation a period for ``seconds``; say: publishes number ``i`` where it is not a sound one."""
+    def drive(self, seconds: float, publish: Callable[[Robot, int], object] | None = None) -> None:
+        """Publish one observation a period for ``seconds``.
+
+        Args:
+            seconds: duration.
+            publish: publishes observation number ``i``; None: a valid one.
+        """
         due = time.monotonic()
         for _ in range(round(seconds / self.contract.period)):
-            (say or Robot.publish)(self, self._count)
+            (publish or Robot.publish)(self, self._count)
             self._count += 1
             due += self.contract.period
             while (left := due - time.monotonic()) > 0:
                 self.executor.spin_once(timeout_sec=left)
 
-    def drive_until(self, code: StatusCode, say: Callable[[Robot, int], object] | None = None) -> float:
-        """Drive until the policy's status is ``code``; s from now until it was."""
+    def drive_until(self, code: StatusCode, publish: Callable[[Robot, int], object] | None = None) -> float:
+        """Publish observations until the status is ``code``; return the seconds until then."""
         begin = time.monotonic()
         while (found := self.first(begin, lambda s: s.code == code)) is None:
-            if time.monotonic() - begin > _PATIENCE:
-                raise TransportError(f"the policy is not {code.name} within {_PATIENCE:g} s: {self.statuses[-1:]}")
-            self.drive(4 * self.contract.period, say)
+            if time.monotonic() - begin > _TIMEOUT_S:
+                raise TransportError(f"the policy is not {code.name} within {_TIMEOUT_S:g} s: {self.statuses[-1:]}")
+            self.drive(4 * self.contract.period, publish)
         return found[0] - begin
 
     def first(self, since: float, fits: Callable[[PolicyStatus], bool]) -> tuple[float, PolicyStatus] | None:
-        """The first status since ``since`` that fits, with s of its arrival."""
+        """Return the first status since ``since`` that fits, with its time of arrival."""
         return next(((at, status) for at, status in self.statuses if at >= since and fits(status)), None)
 
     def halted(self, since: float, code: StatusCode) -> dict[str, Any]:
-        """How the arm was halted for ``code`` since ``since`` (s): what was said, s to the ramp and to standstill."""
+        """Return the status, its message, and the seconds from ``since`` to the ramp and to the full stop.
+
+        Raises:
+            TransportError: the arm was not halted for ``code``.
+        """
         ramp = self.first(since, lambda s: s.code == code and s.motion != 0)
-        still = self.first(ramp[0], lambda s: s.halted) if ramp is not None else None
-        if ramp is None or still is None:
+        stopped = self.first(ramp[0], lambda s: s.halted) if ramp is not None else None
+        if ramp is None or stopped is None:
             raise TransportError(f"no {code.name} and a halt; the last status is {self.statuses[-1:]}")
-        said = ramp[1]
+        status = ramp[1]
         return {
-            "status": said.name,
-            "sentence": f"{said.sentence} {said.warning}".strip(),
+            "status": status.name,
+            "message": f"{status.sentence} {status.warning}".strip(),
             "ramp_begins_s": round(ramp[0] - since, 3),
-            "stands_still_s": round(still[0] - since, 3),
+            "fully_stopped_s": round(stopped[0] - since, 3),
         }
 
 
 @contextlib.contextmanager
 def node(bundle: Path, log: Path, **parameters: object) -> Iterator[subprocess.Popen[bytes]]:
-    """The policy node in a process of its own, not yet configured, ended by SIGTERM."""
-    told = {"bundle": bundle, "instruction": "noise", "enable": "true", "swap_when": "now", **parameters}
-    words = [word for name, value in told.items() for word in ("-p", f"{name}:={value}")]
+    """Run the policy node in its own process, not yet configured; SIGTERM ends it."""
+    settings = {"bundle": bundle, "instruction": "noise", "enable": "true", "swap_when": "now", **parameters}
+    words = [word for name, value in settings.items() for word in ("-p", f"{name}:={value}")]
     with child([sys.executable, "-m", "m2distill_policy.ros.main", "--ros-args", *words], log) as process:
         yield process

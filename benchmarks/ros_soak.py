@@ -1,15 +1,18 @@
-"""The ROS 2 node over a long time: ``python -m benchmarks.ros_soak`` where ROS 2 and ros2_ws are sourced.
+"""Run the ROS 2 node for a long time with hot swaps.
 
-The node runs in a process of its own. This one publishes two cameras and the joints at the contract's rate, asks for a
-hot swap between two bundles every few seconds, and notes which observation was answered, by which network, when the
-twist came, and how much memory the node holds. An observation is missed when no command answers it before the next one
-is sent. The node's own latencies, from the entry of the callback that completes a set to the return of the last
-publish, are those of /diagnostics. Pictures are noise.
+The node runs in its own process. This process publishes two cameras and the joints at the contract's rate and
+requests a hot swap between two bundles every few seconds. It records which observations were answered, by which
+network, when the twist arrived, and the node's memory. An observation is missed when no command answers it before the
+next one is sent. The node's own latencies come from /diagnostics: from the entry of the callback that completes an
+observation to the return of the last publish. Images are noise. It needs ROS 2 and ros2_ws sourced, or the
+environment of ``make test-ros``. It is one session and does not resume.
+
+Example:
+    eval "$(scripts/ros_env.sh .venv-ros .venv/bin/python)" && "$ROS_PYTHON" -m benchmarks.ros_soak --seconds 60
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import subprocess
@@ -22,7 +25,8 @@ import numpy as np
 import rclpy
 
 from benchmarks.command_latency import random_bundle
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
 from benchmarks.ros_robot import Robot, node
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import TransportError
@@ -31,20 +35,27 @@ from m2distill_policy.runtime.status import StatusCode
 
 
 def resident(pid: int) -> float:
-    """MiB that a process holds in memory."""
+    """Return the resident memory of a process, in MiB."""
     text = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"), help="of the random networks")
-    parser.add_argument("--bundles", type=Path, nargs=2, help="two bundles, made by this option's default elsewhere")
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--swaps", type=int, default=200)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=640)
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path("config/tiny.toml"),
+        help="sizes of the random networks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bundles", type=Path, nargs=2, help="two bundles to swap (default: random networks, which need torch)"
+    )
+    parser.add_argument("--seconds", type=float, default=600.0, help="duration (default: %(default)s)")
+    parser.add_argument("--swaps", type=int, default=200, help="hot swaps (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=480, help="of the images (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=640, help="of the images (default: %(default)s)")
     add_out(parser)
     args = parser.parse_args()
     rclpy.init()
@@ -55,7 +66,7 @@ def main() -> None:
         contract = opened[0].contract
         begin = time.monotonic()
         with node(bundles[0], folder / "node.log") as process:
-            Robot.picture_size = (args.height, args.width)
+            Robot.image_size = (args.height, args.width)
             robot = Robot(contract)
             robot.bring_up()
             robot.drive_until(StatusCode.RUNNING)
@@ -75,13 +86,13 @@ def main() -> None:
             after.append(robot.answers[this][0] - robot.sent[this])
     steps = np.array([robot.steps[stamp] for stamp in measured if stamp in robot.steps])
     whole = np.array(robot.cycles)
-    write(
+    write_measurement(
         "ros_soak",
         {
             "bundles": [bundle.identifier for bundle in opened],
             "views": len(contract.cameras),
-            "picture": [args.height, args.width],
-            "network_picture": list(contract.cameras[0].shape[:2]),
+            "image": [args.height, args.width],
+            "network_image": list(contract.cameras[0].shape[:2]),
             "rate_hz": contract.rate_hz,
             "seconds": args.seconds,
             "rmw": rclpy.get_rmw_implementation_identifier(),
@@ -107,7 +118,7 @@ def main() -> None:
             "there_and_back_ms": percentiles(np.array(after)),
             "memory_mib": {
                 "before": round(memory[0], 1),
-                # A swap holds two networks for a moment: what counts is whether it goes on growing after the first.
+                # A swap holds two networks for a moment; what matters is whether memory grows after the first one.
                 "at_each_fifth": [round(memory[len(memory) * i // 5 - 1], 1) for i in range(1, 6)],
                 "most": round(max(memory), 1),
             },
@@ -117,14 +128,18 @@ def main() -> None:
 
 
 def changes(bundles: list[str]) -> int:
-    """How often the network that answers has changed."""
+    """Count how often the answering network changes."""
     return sum(a != b for a, b in itertools.pairwise(bundles))
 
 
 def drive(
     robot: Robot, seconds: float, bundles: list[Path], swaps: int, process: subprocess.Popen[bytes]
 ) -> list[float]:
-    """Publish for ``seconds`` and ask for ``swaps``; returns what the node held in memory, MiB, every 5 s at 20 Hz."""
+    """Publish for ``seconds`` and request ``swaps`` hot swaps.
+
+    Returns:
+        The node's memory in MiB, after every 100 observations.
+    """
     period = robot.contract.period
     count = round(seconds / period)
     memory = [resident(process.pid)]

@@ -1,45 +1,47 @@
-"""What a control step costs: robosuite as it comes, and this package's worlds with stock and with fast visuals.
+"""Measure the time of a control step: robosuite, and our environments with stock and fast rendering.
 
-    python -m benchmarks.simulation --size 128 --out benchmarks/results/simulation.json
+Everything runs in one process and alternates every few steps, so that a busy machine slows all alike. ``robosuite``
+is robosuite's own Lift environment with the same robot, controller, rate and two cameras. It has fewer objects than
+the suite ``tabletop``, so the comparison favours robosuite. It takes minutes. It is one session and does not resume.
 
-Everything is measured in one process and interleaved, a few steps of each in turn, so that a busy machine slows all
-alike. ``robosuite`` is robosuite's own Lift environment with the same robot, controller, rate and two views: fewer
-objects than the suite ``tabletop``, so the comparison does not flatter.
+Example:
+    python -m benchmarks.simulation --size 128 --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
+from m2distill_policy.progress import ProgressBar
 
-#: A slow descent: the arm moves, nothing is touched.
+#: A slow descent: the arm moves and touches nothing.
 _ACTION = np.array([0.05, 0.0, -0.1, 0.0, 0.0, 0.0, -1.0])
 
 
 def main() -> None:
-    """Measure and print JSON."""
-    parser = argparse.ArgumentParser(description="Rendering and control steps: robosuite, stock and fast visuals.")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side of both views (default: %(default)s)")
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--size", type=int, default=128, help="image size in pixels (default: %(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=12, help="rounds of interleaved measurement (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=5, help="control steps a round (default: %(default)s)")
-    parser.add_argument("--no-robosuite", action="store_true", help="leave robosuite's own environment out")
+    parser.add_argument("--steps", type=int, default=5, help="control steps in a round (default: %(default)s)")
+    parser.add_argument("--no-robosuite", action="store_true", help="skip robosuite's own environment")
     add_out(parser)
     args = parser.parse_args()
     figures = measure(args.size, args.rounds, args.steps, with_robosuite=not args.no_robosuite)
     config = {"size": args.size, "rounds": args.rounds, "steps_a_round": args.steps, "views": 2}
-    write("simulation", config, figures, args.out)
+    write_measurement("simulation", config, figures, args.out)
 
 
 def measure(size: int, rounds: int, steps: int, *, with_robosuite: bool = True) -> dict[str, Any]:
-    """Milliseconds of drawing both views and of a whole control step with both, for each kind, and their ratios."""
+    """Measure the milliseconds of rendering both views and of a control step with both, and their ratios."""
     from m2distill_policy.sim.env import SimEnv
     from m2distill_policy.sim.suites import make_sim_env, suite_tasks
 
@@ -58,7 +60,7 @@ def measure(size: int, rounds: int, steps: int, *, with_robosuite: bool = True) 
         resets[name] = lambda world=world: world.reset(0)  # type: ignore[misc]
     if with_robosuite:
         env = _robosuite(size)
-        # robosuite draws into whatever context is current; with several in one process that must be said.
+        # robosuite renders into the current context; with several in one process it has to be selected.
         current = env.sim._render_context_offscreen.gl_ctx.make_current
         whole["robosuite"] = lambda: (current(), env.step(_ACTION))
         resets["robosuite"] = lambda: (current(), env.reset())
@@ -67,7 +69,7 @@ def measure(size: int, rounds: int, steps: int, *, with_robosuite: bool = True) 
         whole[name]()  # the first step compiles and uploads
     times: dict[str, list[float]] = {f"{name} step": [] for name in whole}
     times |= {f"{name} drawing": [] for name in drawing}
-    for _ in range(rounds):
+    for _ in ProgressBar(iterable=range(rounds), unit="round"):
         for name in whole:
             resets[name]()
             times[f"{name} step"] += [_seconds(whole[name]) for _ in range(steps)]
@@ -97,7 +99,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _robosuite(size: int) -> Any:
-    """robosuite's Lift with the contract's robot, controller, rate and views."""
+    """Make robosuite's Lift with the contract's robot, controller, rate and cameras."""
     import robosuite
 
     np.random.seed(0)  # noqa: NPY002 - robosuite draws from the global generator

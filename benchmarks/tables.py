@@ -1,63 +1,65 @@
-"""Tables of the documentation, written from the results of runs that lie in ``benchmarks/results``.
+"""Make the tables of the documentation from the results in ``benchmarks/results``.
 
-A page holds ``<!-- name -->`` ... ``<!-- end -->``; what is between is written anew. A test holds the pages to it.
+A page marks a table by ``<!-- name -->`` and ``<!-- end -->``; the lines in between are replaced. A test checks that
+the pages agree with the results.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from training.lifelong.checkpoint import read_json
+from benchmarks.output import make_parser
+from benchmarks.result_files import RunResult, read_runs
 from training.studies.arms import Arm
 
-Run: TypeAlias = Mapping[str, Any]
-#: Heading of a column, and what a run has there (None: nothing).
-Column: TypeAlias = tuple[str, Callable[[Run], float | None]]
+#: Heading of a column, and a run's value in it (None: it has none).
+Column: TypeAlias = tuple[str, Callable[[RunResult], float | None]]
 
 NOT_RUN = "not run"
 
 
 def metric(heading: str, name: str) -> Column:
-    """A column of one of :class:`training.metrics.LifelongMetrics`."""
-    return heading, lambda run: run["metrics"][name]
+    """Make a column of one of :class:`training.metrics.LifelongMetrics`."""
+    return heading, lambda run: run.metrics[name]
 
 
 METRICS = (metric("NBT", "nbt"), metric("AUC", "auc"), metric("FWT", "fwt"))
 
 
-def runs_of(folder: Path, arm: Arm) -> list[dict[str, Any]]:
-    """The kept results of one arm of the study whose results lie in ``folder``, in order of seed."""
-    found = [read_json(path) for path in folder.glob(f"seed_*_{arm.name}.json")]
-    return sorted(found, key=lambda run: int(run["seed"]))
+def runs_of(results: Path, arm: Arm) -> list[RunResult]:
+    """Read the runs of one arm from a study's file of results, in order of seed."""
+    return [run for run in read_runs(results) if run.arm == arm.name]
 
 
-def rows(folder: Path, arms: Sequence[Arm], columns: Sequence[Column]) -> list[str]:
-    """A table in Markdown: a row an arm, and in a cell the mean over seeds with the least and the greatest behind it;
-    last how many rollouts ended in an error, what was kept of old tasks and which seeds were run."""
+def rows(results: Path, arms: Sequence[Arm], columns: Sequence[Column]) -> list[str]:
+    """Make a Markdown table with one row an arm.
+
+    A cell has the mean over seeds, with the smallest and the largest value in parentheses. The last columns are the
+    rollouts that ended in an error, the memory size of the first seed, and the seeds.
+    """
     table = [
-        f"| | {' | '.join(heading for heading, _ in columns)} | errors | kept of old tasks | seeds |",
+        f"| | {' | '.join(heading for heading, _ in columns)} | errors | memory size | seeds |",
         f"|---|{'---|' * (len(columns) + 3)}",
     ]
     for arm in arms:
-        runs = runs_of(folder, arm)
+        runs = runs_of(results, arm)
         if not runs:
-            table.append(f"| {arm.words} | {NOT_RUN} |{' |' * (len(columns) + 2)}")
+            table.append(f"| {arm.label} | {NOT_RUN} |{' |' * (len(columns) + 2)}")
             continue
-        cells = [_spread([value(run) for run in runs]) for _, value in columns]
-        errors = sum(run["errors"] for run in runs)
-        kept, seeds = _size(runs[0]["bytes_kept"]), ", ".join(str(run["seed"]) for run in runs)
-        table.append(f"| {arm.words} | {' | '.join(cells)} | {errors} | {kept} | {seeds} |")
+        cells = [_mean_and_range([value(run) for run in runs]) for _, value in columns]
+        errors = sum(run.error_count for run in runs)
+        memory, seeds = _size(runs[0].memory_bytes), ", ".join(str(run.seed) for run in runs)
+        table.append(f"| {arm.label} | {' | '.join(cells)} | {errors} | {memory} | {seeds} |")
     return table
 
 
 def fill(page: str, blocks: Mapping[str, Sequence[str]]) -> str:
-    """``page`` with the lines of each block between its marks."""
+    """Replace the lines of each marked block of a page."""
 
     def block(match: re.Match[str]) -> str:
         return "\n".join([f"<!-- {match[1]} -->", *blocks[match[1]], "<!-- end -->"])
@@ -66,20 +68,28 @@ def fill(page: str, blocks: Mapping[str, Sequence[str]]) -> str:
 
 
 def main(doc: str | None, page: Path, write: Callable[[str, Path], str]) -> tuple[Path, Path]:
-    """The command that writes a page anew. write: the page's text with its tables, from the folder of results.
+    """Run a command that updates a page.
 
-    Returns the folder of results and the page.
+    Args:
+        doc: description of the command.
+        page: the page, unless an option names another one.
+        write: makes the page's new text from its text and the folder of results.
+
+    Returns:
+        The folder of results, and the page.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--page", type=Path, default=page)
+    parser = make_parser(doc)
+    parser.add_argument(
+        "--results", type=Path, default=Path("benchmarks/results"), help="folder of results (default: %(default)s)"
+    )
+    parser.add_argument("--page", type=Path, default=page, help="page to update (default: %(default)s)")
     args = parser.parse_args()
     args.page.write_text(write(args.page.read_text(encoding="utf-8"), args.results), encoding="utf-8")
     print(f"written: {args.page}")
     return args.results, args.page
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def _mean_and_range(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return ""
@@ -88,4 +98,4 @@ def _spread(values: Sequence[float | None]) -> str:
 
 
 def _size(count: int) -> str:
-    return "nothing" if not count else f"{count / 2**20:.1f} MiB" if count >= 2**19 else f"{count / 2**10:.1f} KiB"
+    return "0" if not count else f"{count / 2**20:.1f} MiB" if count >= 2**19 else f"{count / 2**10:.1f} KiB"

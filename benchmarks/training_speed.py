@@ -1,12 +1,15 @@
-"""Training samples a second, a strategy: ``python -m benchmarks.training_speed --config config/tiny.toml``.
+"""Measure the training samples a second of every strategy.
 
-Frames are noise: a convolution costs the same whatever it sees. Strategies are interleaved, so that a busy machine
-slows all of them alike; a sample is one step of one window of the new task (two views).
+Images are noise: the cost of a convolution does not depend on its input. The strategies alternate, so that a busy
+machine slows all alike. A sample is one step of one window of the new task (two cameras). It takes minutes. It is one
+session and does not resume.
+
+Example:
+    python -m benchmarks.training_speed --config config/tiny.toml --out mine.json
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -14,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.output import add_out, command, percentiles, write
+from benchmarks.output import add_out, command, make_parser, percentiles
+from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import Text, libero_contract
+from m2distill_policy.progress import ProgressBar
 from training.lifelong.memory import Memory
 from training.lifelong.stage import end_stage, train_stage
 from training.lifelong.strategies import make_strategy, strategy_class, strategy_names
@@ -24,29 +29,31 @@ from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 from training.studies.plan import noise
 
-#: Those with a second stage to time.
+#: Strategies with a second stage.
 IN_TURN = tuple(name for name in strategy_names() if not strategy_class(name).learns_jointly)
-#: Episodes of each old task that are kept where the configuration keeps none.
-_KEPT = 5
+#: Demonstrations of each old task in memory where the configuration asks for none.
+_DEMONSTRATIONS = 5
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"))
-    parser.add_argument("--text-size", type=int, default=384)
-    parser.add_argument("--steps", type=int, default=6, help="timed steps a strategy and round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    """Measure, and write the result."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--config", type=Path, default=Path("config/tiny.toml"), help="default: %(default)s")
+    parser.add_argument("--text-size", type=int, default=384, help="size of a text embedding (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=6, help="timed steps of a strategy and round (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     add_out(parser)
     args = parser.parse_args()
     base = load_config(RunConfig, args.config, args.overrides)
-    if not base.memory.demonstrations:  # er replays some in any profile
-        args.overrides.append(f"memory.episodes={_KEPT}")
+    if not base.memory.demonstrations:  # er needs some
+        args.overrides.append(f"memory.episodes={_DEMONSTRATIONS}")
         base = load_config(RunConfig, args.config, args.overrides)
     contract = libero_contract(base.image_size, Text("noise", "0", "none", 1.0, args.text_size))
     seconds: dict[str, list[float]] = {name: [] for name in IN_TURN}
-    for _ in range(args.rounds):
+    for _ in ProgressBar(iterable=range(args.rounds), unit="round"):
         for name in IN_TURN:
             config = load_config(
                 RunConfig,
@@ -57,7 +64,7 @@ def main() -> None:
                     f"optim.steps={args.steps + 2}",
                     "optim.checkpoint_seconds=1e9",
                     "ewc.batches=1",
-                    # Nothing is evaluated here, and packnet allows no candidate before it has pruned.
+                    # packnet allows no checkpoint candidate before it has pruned; nothing is evaluated here.
                     "evaluation.points=1",
                 ],
             )
@@ -66,7 +73,8 @@ def main() -> None:
             stamps: list[float] = []
             policy = ResNetT(config.network, contract)
             strategy = make_strategy(config, memory, contract.history)
-            end_stage(policy, strategy, noise(contract, 1), config, 0)  # what it keeps of the first stage
+            # The strategy stores what it needs of the first stage.
+            end_stage(policy, strategy, noise(contract, 1), config, 0)
             with tempfile.TemporaryDirectory() as folder:
                 train_stage(
                     policy,
@@ -90,7 +98,7 @@ def main() -> None:
     fastest = float(np.median(seconds["sequential"]))
     for name, values in seconds.items():
         figures[name]["cost_beside_sequential"] = round(float(np.median(values)) / fastest, 2)
-    write("training_speed", {**to_dict(base), "torch_threads": torch.get_num_threads()}, figures, args.out)
+    write_measurement("training_speed", {**to_dict(base), "torch_threads": torch.get_num_threads()}, figures, args.out)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_a_plan_counts_what_a_run_does() -> None:
     )
     work = count(config, tasks, [4000, 2000, 6000], history=10)
     assert work.steps == (200, 100, 300)
-    assert work.rollouts == {"reported": 5 * (1 + 2 + 3), "told": 6}
+    assert work.rollouts == {"reported": 5 * (1 + 2 + 3), "cross-instruction": 6}
     assert work.control_steps == (30 + 6) * 90
     chosen = override(config, ["evaluation.points=3", "evaluation.horizon=50", "evaluation.told=0"])
     assert count(chosen, tasks, [4000] * 3, 10).rollouts == {"selection": 45, "points": 45, "reported": 30}
@@ -57,7 +57,7 @@ def test_a_plan_takes_the_files_lengths(tmp_path: Path) -> None:
         writer.add(Recording(Episode(views, readings, np.zeros((length, 7), np.float32))), number)
     writer.finish([0, 1, 2], 3)
     assert demonstrated_steps(config, [task], tmp_path, 130) == [16]
-    with pytest.raises(TrainingError, match="holds 3 episodes and 4 are asked for"):
+    with pytest.raises(TrainingError, match="has 3 episodes and the configuration asks for 4"):
         demonstrated_steps(override(config, ["episodes=4"]), [task], tmp_path, 130)
 
 

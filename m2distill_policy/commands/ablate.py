@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     """Run what is left, print the table."""
     _own_strategies.load(args)
     from training.studies.ablation import ablate, table
-    from training.studies.arms import Setting
+    from training.studies.arms import Study
 
-    setting = Setting(args.config, args.data, args.out, tuple(args.overrides))
-    print(table(ablate(setting, seeds_of(args.seeds), args.at_once, cluster.launcher(args.ray))))
+    study = Study(args.config, args.data, args.out, tuple(args.overrides))
+    print(table(ablate(study, seeds_of(args.seeds), args.at_once, cluster.launcher(args.ray))))
     print(f"written: {args.out / 'ablation.json'}")
     return 0

@@ -60,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
     _own_strategies.load(args)
     from m2distill_policy.commands.ablate import seeds_of
     from m2distill_policy.config import load_config
-    from training.studies.arms import Setting
+    from training.studies.arms import Study
     from training.studies.sweep import SweepConfig, sweep, table
 
-    setting = Setting(args.config, args.data, args.out, tuple(args.overrides))
+    study = Study(args.config, args.data, args.out, tuple(args.overrides))
     found = sweep(
         load_config(SweepConfig, args.search),
-        setting,
+        study,
         seeds_of(args.seeds),
         args.trials,
         args.at_once,

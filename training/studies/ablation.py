@@ -1,7 +1,8 @@
-"""What each of the four terms does: the whole, the whole without one of them, and without all, over several seeds."""
+"""Ablation: m2distill with all four distillation terms, without each one, and without any, over several seeds."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,34 +16,48 @@ from m2distill_policy.config import to_dict
 from m2distill_policy.errors import ConfigError
 from training.lifelong.checkpoint import write_json
 from training.lifelong.strategies.m2distill import TERMS, DistillConfig
-from training.studies.arms import Arm, Setting, jobs_of, results_of, run_seed
+from training.studies.arms import TERMS_OFF, Arm, Study, results_of, run_seed, without_each_term
 
-#: Shown for every arm: name in results.json -> heading.
+#: Metrics of every arm: name in results.json -> heading.
 METRICS = {"mean_final": "success", "nbt": "NBT", "auc": "AUC", "fwt": "FWT"}
 
+_M2DISTILL = ("strategy=m2distill",)
 ARMS: tuple[Arm, ...] = (
-    Arm("whole", "the four terms", ("strategy=m2distill",)),
-    *(Arm(f"no_{term}", f"without {term}", ("strategy=m2distill", f"distill.{term}.on=false")) for term in TERMS),
-    Arm("none", "without any", ("strategy=m2distill", *(f"distill.{term}.on=false" for term in TERMS))),
+    Arm("whole", "all four terms", _M2DISTILL),
+    *without_each_term(_M2DISTILL, name="no_", label=""),
+    Arm("none", "without any", (*_M2DISTILL, *TERMS_OFF)),
 )
 
 
-def ablate(setting: Setting, seeds: Sequence[int], at_once: int, launcher: Launcher | None = None) -> dict[str, Any]:
-    """Every arm on every seed; what is finished is not run again. Writes ``<folder>/ablation.json`` and returns it.
+def ablate(study: Study, seeds: Sequence[int], at_once: int, launcher: Launcher | None = None) -> dict[str, Any]:
+    """Run every arm on every seed. A finished run is not run again.
 
-    launcher: where the runs are (default: this machine).
+    Args:
+        study: configuration, demonstrations and folder; its arms are replaced by :data:`ARMS`.
+        seeds: each once.
+        at_once: how many runs at the same time.
+        launcher: where they run; None: on this machine.
 
-    Raises :class:`ConfigError` where the configuration has a term switched off already, or no rollouts.
+    Returns:
+        What is written to ``<folder>/ablation.json``.
+
+    Raises:
+        ConfigError: a term is off or has weight 0 in the configuration, or it asks for no rollouts.
     """
     if len(set(seeds)) != len(seeds):
-        raise ConfigError(f"the seeds name one twice: {list(seeds)}")
-    jobs = {seed: jobs_of(seed, ARMS, setting) for seed in seeds}
+        raise ConfigError(f"the seeds are {list(seeds)}, and one is named twice; name each once")
+    study = dataclasses.replace(study, arms=ARMS)
+    jobs = {seed: study.jobs(seed) for seed in seeds}
     config = jobs[seeds[0]][0].config
     off = [term for term in TERMS if not getattr(config.section(DistillConfig), term).value]
     if off:
-        raise ConfigError(f"distill.{off[0]} is off or weighs nothing: there is nothing to leave out; give it a weight")
+        raise ConfigError(
+            f"distill.{off[0]} is off or has weight 0, so leaving it out changes nothing; give it a weight above 0"
+        )
     if not config.evaluation.rollouts:
-        raise ConfigError("an ablation is told by its rollouts, and evaluation.rollouts is 0; ask for some")
+        raise ConfigError(
+            "evaluation.rollouts is 0, and an ablation compares success in rollouts; set evaluation.rollouts above 0"
+        )
     for job in (job for runs in jobs.values() for job in runs):
         job.require_same()
     for runs in jobs.values():
@@ -54,10 +69,10 @@ def ablate(setting: Setting, seeds: Sequence[int], at_once: int, launcher: Launc
     found = {
         "seeds": list(seeds),
         "config": to_dict(config),
-        "demonstrations": str(setting.data.resolve()),
+        "demonstrations": str(study.data.resolve()),
         "arms": {
             arm.name: {
-                "words": arm.words,
+                "label": arm.label,
                 "values": values[arm.name],
                 "mean_and_interval": {m: interval(values[arm.name][m]) for m in METRICS},
                 "beside_whole": {
@@ -69,12 +84,12 @@ def ablate(setting: Setting, seeds: Sequence[int], at_once: int, launcher: Launc
         },
         **provenance.describe(),
     }
-    write_json(setting.folder / "ablation.json", found)
+    write_json(study.folder / "ablation.json", found)
     return found
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None, float | None]:
-    """Mean, and the ends of its Student interval over seeds; None for both where there is a single seed."""
+    """Return the mean over seeds and the ends of its Student interval; None for both ends where there is one seed."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None, None
@@ -84,15 +99,19 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
 
 def table(found: dict[str, Any]) -> str:
-    """The same for a terminal: means, and each arm's AUC beside the whole's, seed by seed, with its interval."""
+    """Make a table for a terminal: means, and the AUC of each arm minus that of the whole, paired by seed."""
     lines = [
-        f"{'':<18}" + "".join(f"{words:>9}" for words in METRICS.values()) + "   AUC beside the whole (95 % interval)"
+        f"{'':<18}"
+        + "".join(f"{heading:>9}" for heading in METRICS.values())
+        + "   AUC minus that of all four (95 % interval)"
     ]
     for name, arm in found["arms"].items():
-        line = f"{arm['words']:<18}" + "".join(f"{arm['mean_and_interval'][m][0]:>9.2f}" for m in METRICS)
+        line = f"{arm['label']:<18}" + "".join(f"{arm['mean_and_interval'][m][0]:>9.2f}" for m in METRICS)
         if name != "whole":
             mean, low, high = arm["beside_whole"]["auc"]
             line += f"   {mean:+.2f}" + ("" if low is None else f" ({low:+.2f} to {high:+.2f})")
         lines.append(line)
     seeds = ", ".join(map(str, found["seeds"]))
-    return "\n".join([*lines, f"seeds {seeds}" + ("" if len(found["seeds"]) > 1 else "; one seed carries no interval")])
+    return "\n".join(
+        [*lines, f"seeds {seeds}" + ("" if len(found["seeds"]) > 1 else "; there is no interval from one seed")]
+    )

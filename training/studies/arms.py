@@ -1,6 +1,7 @@
-"""Runs that differ in a few settings, over several seeds: each a folder, trained side by side, their first stage once.
+"""A study: runs that differ in a few settings (arms), each over several seeds.
 
-No strategy has an old task to hold on to in the first stage, so every arm of a seed takes it from the first arm.
+Every run has its own folder. The runs of one seed share their first stage where they can: no strategy regularises
+anything in the first stage, so its result is the same for every arm.
 """
 
 from __future__ import annotations
@@ -14,61 +15,122 @@ from typing import Any
 from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config
 from training.lifelong.checkpoint import read_json
+from training.lifelong.strategies.m2distill import TERMS
 from training.parallel_runs import Job, run_alone, run_jobs
 from training.run_config import RunConfig
+
+#: Strategy -> its label in tables.
+STRATEGY_LABELS = {
+    "sequential": "sequential fine-tuning",
+    "er": "experience replay",
+    "ewc": "ewc, LIBERO's weight and decay",
+    "packnet": "packnet, task identity given",
+    "multitask": "multitask, all tasks jointly",
+    "m2distill": "m2distill",
+}
+#: Settings that switch the four distillation terms off.
+TERMS_OFF = tuple(f"distill.{term}.on=false" for term in TERMS)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of a table: a name for folders, words for readers, and what differs from the configuration."""
+    """One variant that a study compares: one row of its table.
+
+    Attributes:
+        name: of the run's folder.
+        label: in tables.
+        overrides: ``key=value`` settings in which it differs from the study's configuration.
+    """
 
     name: str
-    words: str
+    label: str
     overrides: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the arms have in common: the configuration file, the demonstrations' folder, where the runs lie, and
-    changes to the configuration."""
+class Study:
+    """What the runs of a study share, and the arms that it compares.
+
+    Attributes:
+        config: the configuration file; None: the defaults.
+        data: folder of the demonstrations.
+        folder: of the runs; a run lies in ``seed_<seed>/<arm>``.
+        overrides: ``key=value`` changes to the configuration file.
+        arms: what is compared. The others take the first one's first stage.
+    """
 
     config: Path | None
     data: Path
     folder: Path
     overrides: tuple[str, ...] = ()
+    arms: tuple[Arm, ...] = ()
+
+    def shared_config(self) -> RunConfig:
+        """Return the configuration that the runs share, before the arms' own settings."""
+        return load_config(RunConfig, self.config, self.overrides)
+
+    def jobs(self, seed: int) -> list[Job]:
+        """Return the runs of one seed, in the order of the arms."""
+        root = self.folder / f"seed_{seed}"
+        common = [] if self.config is None else ["--config", str(self.config)]
+        common += ["--data", str(self.data)]
+        jobs = []
+        for arm in self.arms:
+            settings = (*self.overrides, *arm.overrides, f"seed={seed}")
+            config = load_config(RunConfig, self.config, settings)
+            alone = arm is self.arms[0] or not config.strategy_class.shares_first_stage
+            shared = [] if alone else ["--first-stage-from", str(root / self.arms[0].name)]
+            arguments = (*common, *shared, *settings)
+            jobs.append(Job(f"seed {seed} {arm.name}", root / arm.name, arguments, config, self.data))
+        return jobs
 
 
-def jobs_of(seed: int, arms: Sequence[Arm], setting: Setting) -> list[Job]:
-    """The runs of one seed, in ``<folder>/seed_<seed>/<arm>``; the first one's first stage is the others' too."""
-    root = setting.folder / f"seed_{seed}"
-    common = [] if setting.config is None else ["--config", str(setting.config)]
-    common += ["--data", str(setting.data)]
-    jobs = []
-    for arm in arms:
-        settings = (*setting.overrides, *arm.overrides, f"seed={seed}")
-        config = load_config(RunConfig, setting.config, settings)
-        alone = arm is arms[0] or not config.strategy_class.shares_first_stage
-        shared = [] if alone else ["--first-stage-from", str(root / arms[0].name)]
-        jobs.append(
-            Job(f"seed {seed} {arm.name}", root / arm.name, (*common, *shared, *settings), config, setting.data)
-        )
-    return jobs
+def strategy_arm(strategy: str, *overrides: str, detail: str = "") -> Arm:
+    """Make the arm of a strategy.
+
+    Args:
+        strategy: its name, which is also the arm's.
+        overrides: settings besides the strategy.
+        detail: appended to the strategy's label.
+    """
+    label = f"{STRATEGY_LABELS[strategy]}, {detail}" if detail else STRATEGY_LABELS[strategy]
+    return Arm(strategy, label, (f"strategy={strategy}", *overrides))
+
+
+def without_each_term(
+    overrides: Sequence[str], name: str = "m2distill_no_", label: str = "m2distill"
+) -> tuple[Arm, ...]:
+    """Make four arms: m2distill without one of its four distillation terms.
+
+    Args:
+        overrides: settings of m2distill with all four terms, ``strategy=m2distill`` among them.
+        name: prefix of the arms' names; the term follows.
+        label: prefix of their labels; ``without <term>`` follows.
+    """
+    return tuple(
+        Arm(f"{name}{term}", f"{label} without {term}".strip(), (*overrides, f"distill.{term}.on=false"))
+        for term in TERMS
+    )
 
 
 def run_seed(first: Job, jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None) -> None:
-    """Bring ``jobs`` to their end; ``first``, whose first stage they take, goes through that stage alone before.
+    """Finish the runs of one seed.
 
-    launcher: where the runs go on after it (default: this machine).
+    Args:
+        first: the run whose first stage the others take. It goes through that stage alone before the others start.
+        jobs: the runs to finish.
+        at_once: how many run at the same time.
+        launcher: where they run; None: on this machine.
     """
     if any(not job.finished for job in jobs) and not (first.folder / "evaluation" / "stage_0.json").exists():
         first.require_same()
-        print(f"{first.name}: the first task, shared by all arms", file=sys.stderr)
+        print(f"{first.name}: first stage, shared by all arms", file=sys.stderr)
         command = [word for word in first.command() if word != "--quiet"]
         run_alone([*command, "--stages", "1"], first.name)
     run_jobs(jobs, at_once, launcher)
 
 
 def results_of(job: Job) -> dict[str, Any]:
-    """What a finished run's results are."""
+    """Read the results of a finished run."""
     found: dict[str, Any] = read_json(job.folder / "results.json")
     return found

@@ -1,4 +1,4 @@
-"""How long a run takes on this machine: counted from its configuration, timed on a few steps of the real thing."""
+"""Estimate how long a run takes on this machine, from its configuration and a few timed steps."""
 
 from __future__ import annotations
 
@@ -28,13 +28,19 @@ from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 
 _INSTRUCTION = "noise"
-#: Steps of training and of a world that are timed, after as many that are not.
-_TIMED_TRAINING, _TIMED_WORLD = 4, 20
+#: Timed steps of training and of an environment. As many warm-up steps come before them.
+_TIMED_TRAINING, _TIMED_CONTROL = 4, 20
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run consists of: optimiser steps a stage, rollouts by what they are for, their control steps at most."""
+    """The work of a run.
+
+    Attributes:
+        steps: optimiser steps of every stage.
+        rollouts: purpose -> number of rollouts.
+        control_steps: of all rollouts, at most.
+    """
 
     steps: tuple[int, ...]
     rollouts: dict[str, int]
@@ -43,7 +49,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of an optimiser step in the first stage and in a later one, and of a control step of one worker."""
+    """Seconds of a step.
+
+    Attributes:
+        first_step: optimiser step in the first stage.
+        later_step: optimiser step in a later stage.
+        control_step: control step of one worker.
+    """
 
     first_step: float
     later_step: float
@@ -51,7 +63,17 @@ class Speed:
 
 
 def demonstrated_steps(config: RunConfig, tasks: Sequence[Task], data: Path | None, length: int) -> list[int]:
-    """Steps that are demonstrated of each task: of the files in ``data``, or ``length`` an episode without files."""
+    """Return the number of demonstrated steps of each task.
+
+    Args:
+        config: of the run.
+        tasks: of the run.
+        data: folder of the demonstrations; None: assume ``length`` steps an episode.
+        length: steps of an assumed episode.
+
+    Raises:
+        TrainingError: a file has fewer episodes than the configuration asks for.
+    """
     if data is None:
         return [config.episodes_of(i) * length for i in range(len(tasks))]
     found = []
@@ -59,7 +81,7 @@ def demonstrated_steps(config: RunConfig, tasks: Sequence[Task], data: Path | No
         file, wanted = DemonstrationFile(demonstration_path(data, task.name)), config.episodes_of(i)
         if len(file) < wanted:
             raise TrainingError(
-                f"{file.path} holds {len(file)} episodes and {wanted} are asked for; collect more, or ask for fewer: "
+                f"{file.path} has {len(file)} episodes and the configuration asks for {wanted}; collect more, or set "
                 f"episodes={len(file)}"
             )
         found.append(sum(file.lengths()[:wanted]))
@@ -67,7 +89,7 @@ def demonstrated_steps(config: RunConfig, tasks: Sequence[Task], data: Path | No
 
 
 def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int], history: int) -> Work:
-    """Count what ``config`` asks for."""
+    """Count the work that ``config`` asks for."""
     horizons = [min(config.evaluation.horizon or task.horizon, task.horizon) for task in tasks]
     number, evaluation = len(tasks), config.evaluation
     # Tasks that each stage learns anew, and those that are measured after it.
@@ -80,20 +102,23 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
     points = evaluation.points if evaluation.points > 1 else 0
     measured = {
         "selection": [i for part in new for i in part] * points,
-        # As the stage began, and at the points before the chosen one, which is the last at most.
+        # At the start of a stage, and at the checkpoint candidates before the chosen one, which is at most the last.
         "points": [i for part in new for i in part] * points,
         "reported": [i for part in known for i in part],
     }
     rollouts = {name: len(cells) * evaluation.rollouts for name, cells in measured.items()}
     control = evaluation.rollouts * sum(horizons[i] for cells in measured.values() for i in cells)
     if evaluation.rollouts:
-        rollouts["told"] = number * (number - 1) * evaluation.told
+        rollouts["cross-instruction"] = number * (number - 1) * evaluation.told
         control += evaluation.told * (number - 1) * sum(horizons)
     return Work(steps, {name: value for name, value in rollouts.items() if value}, control)
 
 
 def noise(contract: Contract, seed: int, episodes: int = 10, episode: int = 60) -> TaskData:
-    """Demonstrations of ``episode`` steps each, made of noise: a convolution costs the same whatever it sees."""
+    """Make demonstrations of noise, of ``episode`` steps each.
+
+    A convolution costs the same whatever its input is.
+    """
     steps = episodes * episode
     rng = np.random.default_rng(seed)
     assert contract.text is not None
@@ -109,7 +134,7 @@ def noise(contract: Contract, seed: int, episodes: int = 10, episode: int = 60) 
 
 
 def measure(config: RunConfig, task: Task, say: Callable[[str], None]) -> Speed:
-    """Time a few steps of everything, with the network, batch and world that ``config`` asks for. Takes a minute."""
+    """Time a few steps with the network, batch and environment that ``config`` asks for. It takes a minute."""
     text = Text(_INSTRUCTION, "0", "none", 1.0, 768 if "bert" in config.text_encoder else 384)
     contract = dataclasses.replace(suite_contract(config.suite, config.image_size), text=text)
     say("timing training")
@@ -122,7 +147,7 @@ def measure(config: RunConfig, task: Task, say: Callable[[str], None]) -> Speed:
 
 
 def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
-    """Median seconds of a step of stage 0 or of a later one."""
+    """Return the median seconds of a step, of stage 0 or of a later one."""
     steps = 2 * _TIMED_TRAINING
     chosen = config.strategy_class
     optim = dataclasses.replace(
@@ -149,8 +174,8 @@ def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
 
 
 def _control_seconds(config: RunConfig, contract: Contract, task: Task) -> float:
-    """Mean seconds of a control step: the world, its views, and the network as it is exported."""
-    world = make_sim_env(task, size=config.image_size, visuals=config.evaluation.visuals)
+    """Return the mean seconds of a control step: simulation, rendering, and the exported network."""
+    env = make_sim_env(task, size=config.image_size, visuals=config.evaluation.visuals)
     try:
         data = noise(contract, 0)
         with tempfile.TemporaryDirectory() as folder:
@@ -165,20 +190,20 @@ def _control_seconds(config: RunConfig, contract: Contract, task: Task) -> float
             )
             server = PolicyServer(open_bundle(bundle), sampling="mode", watch=WatchLimits.lockstep())
             server.set_instruction(_INSTRUCTION)
-            observation = world.reset(0)
+            observation = env.reset(0)
             begin = 0.0
-            for step in range(2 * _TIMED_WORLD):
-                if step == _TIMED_WORLD:
+            for step in range(2 * _TIMED_CONTROL):
+                if step == _TIMED_CONTROL:
                     begin = time.perf_counter()
                 decision = server.step(observation, observation.stamp)
-                observation = world.step(decision.action)
-            return (time.perf_counter() - begin) / _TIMED_WORLD
+                observation = env.step(decision.action)
+            return (time.perf_counter() - begin) / _TIMED_CONTROL
     finally:
-        world.close()
+        env.close()
 
 
 def table(config: RunConfig, work: Work, speed: Speed, seeds: int) -> str:
-    """Both for a terminal, with the hours."""
+    """Make a table for a terminal, with the hours."""
     training = work.steps[0] * speed.first_step + sum(work.steps[1:]) * speed.later_step
     rollouts = work.control_steps * speed.control_step / config.evaluation.workers
     lines = [

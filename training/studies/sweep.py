@@ -1,14 +1,14 @@
-"""Which settings are best: a search by Optuna (https://optuna.org), every trial a run a seed.
+"""Search for the best settings with Optuna (https://optuna.org). A trial is one run a seed.
 
-What was tried lies in ``study.journal``, a file of JSON lines, and in the runs' folders. A search that was cut off
-goes on with the trial it was in. The seeds should be none that are reported.
+The trials are recorded in ``study.journal``, a file of JSON lines, and in the runs' folders. A search that was
+interrupted resumes with the trial that was running. Use seeds that no table reports.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -23,19 +23,26 @@ from m2distill_policy.errors import ConfigError, DivergedError, TrainingError
 from training.lifelong.checkpoint import read_json, write_json
 from training.parallel_runs import Job, run_jobs
 from training.run_config import RunConfig, first_difference
-from training.studies.arms import Arm, Setting, jobs_of, results_of
+from training.studies.arms import Arm, Study, results_of
 
-#: What a setting can be.
+#: Types of a setting's value.
 Value: TypeAlias = bool | int | float | str
 
-#: Metrics that are better when smaller.
-SMALL_IS_GOOD = ("nbt", "nbt_k_minus_1")
+#: Metrics of which a lower value is better.
+LOWER_IS_BETTER = ("nbt", "nbt_k_minus_1")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One setting's range: ``low`` to ``high`` (by order of magnitude where ``log``; whole numbers where ``whole``), or
-    one of ``choices``."""
+    """The range of one setting.
+
+    Attributes:
+        low: smallest value; None with ``choices``.
+        high: largest value; None with ``choices``.
+        log: whether values are sampled on a logarithmic scale.
+        whole: whether values are whole numbers.
+        choices: the allowed values, instead of a range.
+    """
 
     low: float | None = None
     high: float | None = None
@@ -45,24 +52,24 @@ class Axis:
 
     def __post_init__(self) -> None:
         if bool(self.choices) == (self.low is not None or self.high is not None):
-            raise ConfigError("an axis of the space has either choices, or low and high")
+            raise ConfigError("an axis of the search space has either choices, or low and high; give one of the two")
         if self.choices:
             return
         if self.low is None or self.high is None or not self.low < self.high:
-            raise ConfigError(f"an axis goes from low to high; got low = {self.low} and high = {self.high}")
+            raise ConfigError(f"low is {self.low} and high is {self.high}; an axis needs both, with low below high")
         if self.log and self.low <= 0:
-            raise ConfigError(f"an axis by order of magnitude begins above 0; got low = {self.low}")
+            raise ConfigError(f"low is {self.low}; on a logarithmic axis it must be above 0")
 
     @property
     def lowest(self) -> Value:
-        """A value that is allowed: the first of the choices, or the least."""
+        """An allowed value: the first choice, or the smallest value."""
         if self.choices:
             return self.choices[0]
         assert self.low is not None
         return round(self.low) if self.whole else self.low
 
-    def draw(self, trial: optuna.Trial, name: str) -> Value:
-        """A value for ``trial``."""
+    def sample(self, trial: optuna.Trial, name: str) -> Value:
+        """Sample a value for ``trial``."""
         if self.choices:
             return cast("Value", trial.suggest_categorical(name, self.choices))
         assert self.low is not None and self.high is not None
@@ -73,78 +80,103 @@ class Axis:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """metric: of ``results.json``, made large (NBT small), mean over seeds. space: setting -> its range."""
+    """What a search looks for, and where.
+
+    Attributes:
+        metric: of ``results.json``. The mean over seeds is maximised, or minimised for NBT.
+        space: setting -> its range.
+    """
 
     metric: Literal["auc", "nbt", "nbt_k_minus_1", "mean_final", "fwt", "fwt_final"] = "auc"
     space: dict[str, Axis] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.space:
-            raise ConfigError("the sweep's space is empty; name settings and their ranges under [space]")
+            raise ConfigError("the search space is empty; name settings and their ranges under [space]")
 
 
 def sweep(
-    config: SweepConfig, setting: Setting, seeds: Sequence[int], trials: int, at_once: int, seed: int = 0,
+    config: SweepConfig, runs: Study, seeds: Sequence[int], trials: int, at_once: int, seed: int = 0,
     say: Callable[[str], None] = print, launcher: Launcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Try ``trials`` settings in all, those of earlier calls included. Writes ``<folder>/sweep.json`` and returns it.
+    """Run trials until there are ``trials`` in all, those of earlier calls included.
 
-    seed: of the search. launcher: where the runs are (default: this machine). A trial whose run fails (a loss that is
-    not finite), or whose settings are none together, does not count; two in a row, or the first, end the search. Raises
-    :class:`ConfigError` where the folder holds another search.
+    A trial does not count if its run diverges or if its settings are not allowed together. Two such trials in a row, or
+    a first one, end the search.
+
+    Args:
+        config: metric and search space.
+        runs: configuration, demonstrations and folder of the runs; its arms are replaced.
+        seeds: of the runs of every trial.
+        trials: how many successful trials are wanted.
+        at_once: how many runs at the same time.
+        seed: of the search itself.
+        say: prints progress.
+        launcher: where the runs are; None: on this machine.
+
+    Returns:
+        What is written to ``<folder>/sweep.json``.
+
+    Raises:
+        ConfigError: a setting does not exist, or the folder holds another search.
+        TrainingError: the search cannot continue.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for name, axis in config.space.items():  # a setting that does not exist is known before anything is run
-        load_config(RunConfig, setting.config, [*setting.overrides, *_overrides({name: axis.lowest})])
-    base = load_config(RunConfig, setting.config, setting.overrides)
+    for name, axis in config.space.items():  # an unknown setting is an error before anything runs
+        load_config(RunConfig, runs.config, [*runs.overrides, *_overrides({name: axis.lowest})])
+    base = runs.shared_config()
     if trials < 1:
-        raise ConfigError(f"{trials} trials were asked for; at least 1 is needed")
+        raise ConfigError(f"the number of trials is {trials}; it must be at least 1")
     if not base.evaluation.rollouts:
-        raise ConfigError("a trial is told by its rollouts, and evaluation.rollouts is 0; ask for some")
+        raise ConfigError(
+            "evaluation.rollouts is 0, and trials are compared by success in rollouts; set evaluation.rollouts above 0"
+        )
     if base.strategy_class.learns_jointly and config.metric != "mean_final":
         raise ConfigError(
-            f"strategy={base.strategy} learns all tasks at once and has no {config.metric}; its metric is mean_final"
+            f"strategy={base.strategy} learns all tasks jointly and has no {config.metric}; set metric to mean_final"
         )
-    setting.folder.mkdir(parents=True, exist_ok=True)
-    _require_same(config, setting, base, seeds)
-    direction: Literal["minimize", "maximize"] = "minimize" if config.metric in SMALL_IS_GOOD else "maximize"
-    storage = JournalStorage(JournalFileBackend(str(setting.folder / "study.journal")))
+    runs.folder.mkdir(parents=True, exist_ok=True)
+    _require_same(config, runs, base, seeds)
+    direction: Literal["minimize", "maximize"] = "minimize" if config.metric in LOWER_IS_BETTER else "maximize"
+    storage = JournalStorage(JournalFileBackend(str(runs.folder / "study.journal")))
     study = optuna.create_study(study_name="sweep", storage=storage, direction=direction, load_if_exists=True)
     for begun in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if set(begun.params) != set(config.space):
-            # Cut off while it was being drawn: nothing was run under it.
+            # Interrupted while it was being sampled: nothing ran with it.
             study.tell(begun.number, state=TrialState.FAIL)
             continue
-        say(f"trial {begun.number}: going on with it")
-        _finish(study, begun.number, begun.params, config, setting, seeds, at_once, say, launcher)
+        say(f"trial {begun.number}: resumed")
+        _finish(study, begun.number, begun.params, config, runs, seeds, at_once, say, launcher)
     while len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < trials:
-        # The sampler draws from the trials there are and this seed: a search that was cut off goes on as it would have.
-        drawn = seed + len(study.get_trials(deepcopy=False))
-        study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=min(10, max(3, trials // 3)))
+        # The sampler depends on the trials so far and on this seed only, so a resumed search samples the same values.
+        trial_seed = seed + len(study.get_trials(deepcopy=False))
+        study.sampler = optuna.samplers.TPESampler(seed=trial_seed, n_startup_trials=min(10, max(3, trials // 3)))
         trial = study.ask()
-        chosen = {name: axis.draw(trial, name) for name, axis in config.space.items()}
-        _finish(study, trial.number, chosen, config, setting, seeds, at_once, say, launcher)
-    found = _summary(study, config, setting, seeds)
-    write_json(setting.folder / "sweep.json", found)
+        chosen = {name: axis.sample(trial, name) for name, axis in config.space.items()}
+        _finish(study, trial.number, chosen, config, runs, seeds, at_once, say, launcher)
+    found = _summary(study, config, runs, seeds)
+    write_json(runs.folder / "sweep.json", found)
     return found
 
 
 def _finish(
-    study: optuna.Study, number: int, chosen: dict[str, Any], config: SweepConfig, setting: Setting,
+    study: optuna.Study, number: int, chosen: dict[str, Any], config: SweepConfig, runs: Study,
     seeds: Sequence[int], at_once: int, say: Callable[[str], None], launcher: Launcher | None,
 ) -> None:  # fmt: skip
-    """Run what is left of one trial and tell the study."""
-    words = ", ".join(f"{name}={_word(value)}" for name, value in chosen.items())
-    say(f"trial {number}: {words}")
-    arm = Arm(f"trial_{number}", words, _overrides(chosen))
+    """Run what is left of one trial and report it to Optuna."""
+    label = ", ".join(f"{name}={_text(value)}" for name, value in chosen.items())
+    say(f"trial {number}: {label}")
+    arm = Arm(f"trial_{number}", label, _overrides(chosen))
     try:
-        jobs = [_job(seed, arm, setting) for seed in seeds]
+        jobs = [_job(seed, arm, runs) for seed in seeds]
         run_jobs(jobs, at_once, launcher)
-    except (ConfigError, DivergedError) as error:  # whatever else ends a run says nothing of its settings
+    except (ConfigError, DivergedError) as error:  # other errors say nothing about the settings
         study.tell(number, state=TrialState.FAIL)
         before = study.get_trials(deepcopy=False)[number - 1].state if number else TrialState.FAIL
         if before == TrialState.FAIL:
-            raise TrainingError(f"trial {number} failed, and no trial before it went well: {error}") from error
+            raise TrainingError(
+                f"trial {number} failed, and no trial before it succeeded: {error}; change the search space"
+            ) from error
         say(f"trial {number} failed and does not count: {error}")
         return
     values = [float(results_of(job)["metrics"][config.metric]) for job in jobs]
@@ -152,30 +184,31 @@ def _finish(
     say(f"trial {number}: {config.metric} {np.mean(values):.3f} over seeds {', '.join(map(str, seeds))}")
 
 
-def _job(seed: int, arm: Arm, setting: Setting) -> Job:
-    """The run of one trial and seed; its first stage is an earlier trial's where that would be the very same."""
-    root = setting.folder / f"seed_{seed}"
+def _job(seed: int, arm: Arm, runs: Study) -> Job:
+    """Return the run of one trial and seed. It takes the first stage of an earlier trial where there is one."""
+    root = runs.folder / f"seed_{seed}"
     begun = sorted(root.glob("trial_*/stages/stage_0/stage.json"))
     first = Arm(begun[0].parents[2].name if begun else arm.name, "", ())
-    return jobs_of(seed, (arm,) if first.name == arm.name else (first, arm), setting)[-1]
+    arms = (arm,) if first.name == arm.name else (first, arm)
+    return replace(runs, arms=arms).jobs(seed)[-1]
 
 
-def _word(value: Any) -> str:
+def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _overrides(chosen: dict[str, Any]) -> tuple[str, ...]:
-    # Numbers in full, so that the run's configuration says the very value that the study holds.
+    # All digits, so that the run's configuration has exactly the value that Optuna recorded.
     return tuple(f"{n}={value if isinstance(value, str) else json.dumps(value)}" for n, value in chosen.items())
 
 
-def _require_same(config: SweepConfig, setting: Setting, base: RunConfig, seeds: Sequence[int]) -> None:
-    """One folder is one search: ranges, metric, seeds, data and configuration do not change within it."""
-    record = setting.folder / "search.json"
+def _require_same(config: SweepConfig, runs: Study, base: RunConfig, seeds: Sequence[int]) -> None:
+    """Raise where the folder holds a search with other ranges, metric, seeds, data or configuration."""
+    record = runs.folder / "search.json"
     wanted = {
         "sweep": to_dict(config),
         "seeds": list(seeds),
-        "data": str(setting.data.resolve()),
+        "data": str(runs.data.resolve()),
         **to_dict(base),
     }
     if not record.exists():
@@ -184,27 +217,26 @@ def _require_same(config: SweepConfig, setting: Setting, base: RunConfig, seeds:
     difference = first_difference(read_json(record), json.loads(json.dumps(wanted)))
     if difference is not None:
         raise ConfigError(
-            f"{setting.folder} holds another search: {difference}; go on with that one as it was, or choose another "
-            "folder"
+            f"{runs.folder} holds another search: {difference}; repeat that one's settings, or choose another folder"
         )
 
 
-def _summary(study: optuna.Study, config: SweepConfig, setting: Setting, seeds: Sequence[int]) -> dict[str, Any]:
+def _summary(study: optuna.Study, config: SweepConfig, runs: Study, seeds: Sequence[int]) -> dict[str, Any]:
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ranked = sorted(done, key=lambda t: t.value or 0.0, reverse=config.metric not in SMALL_IS_GOOD)
+    ranked = sorted(done, key=lambda t: t.value or 0.0, reverse=config.metric not in LOWER_IS_BETTER)
     return {
         "metric": config.metric,
         "seeds": list(seeds),
         "best": dict(ranked[0].params),
         "trials": [{"number": t.number, "value": t.value, "settings": dict(t.params)} for t in ranked],
         "importance": _importance(study, len(done)),
-        "overrides": list(setting.overrides),
+        "overrides": list(runs.overrides),
         **provenance.describe(),
     }
 
 
 def _importance(study: optuna.Study, done: int) -> dict[str, float] | None:
-    """How much of the metric's spread each setting explains; None for too few trials or where all are equal."""
+    """Return the share of the metric's variance that each setting explains; None: too few trials, or all equal."""
     if done < 4 or len({t.value for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}) < 2:
         return None
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
@@ -212,11 +244,11 @@ def _importance(study: optuna.Study, done: int) -> dict[str, float] | None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The trials, best first, and what mattered."""
+    """Make a table for a terminal: the trials, best first, and the importance of each setting."""
     lines = [f"{'trial':>6}{found['metric']:>8}  settings"]
     for trial in found["trials"]:
-        words = ", ".join(f"{name}={_word(value)}" for name, value in trial["settings"].items())
-        lines.append(f"{trial['number']:>6}{trial['value']:>8.3f}  {words}")
+        settings = ", ".join(f"{name}={_text(value)}" for name, value in trial["settings"].items())
+        lines.append(f"{trial['number']:>6}{trial['value']:>8.3f}  {settings}")
     if found["importance"]:
-        lines.append("what mattered: " + ", ".join(f"{n} {v:.2f}" for n, v in found["importance"].items()))
+        lines.append("importance: " + ", ".join(f"{n} {v:.2f}" for n, v in found["importance"].items()))
     return "\n".join(lines)

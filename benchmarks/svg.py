@@ -1,0 +1,35 @@
+"""Write the charts of the documentation as small SVG files."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+
+
+@contextlib.contextmanager
+def svg_settings() -> Iterator[None]:
+    """Draw with text instead of a path for every glyph, and with the same identifiers in every run."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "m2distill"}):
+        yield
+
+
+def write_svg(path: Path, text: str) -> None:
+    """Write an SVG without metadata and white space, one group a line, with coordinates of two decimals.
+
+    Args:
+        path: of the file.
+        text: the SVG, as matplotlib makes it.
+    """
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<g) id="[\w.]*"', r"\1", text)
+    text = re.sub(r"\s+", " ", text).replace("> <", "><").replace(' "', '"')
+    text = _NUMBER.sub(lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.replace("<g><g><path", "\n<g><g><path").strip() + "\n", encoding="utf-8")
