@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What libraries would tell their vendors, and store about this machine, is off: in this process before any of them is
 # imported, and in its child processes. onnxruntime 1.31 looks up a host and writes a device id when it is imported.

@@ -18,6 +18,7 @@ from typing import NoReturn
 from m2distill_policy import __version__
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest, printable, shorten
+from m2distill_policy.installation import install_command
 from m2distill_policy.storage import no_room
 from m2distill_policy.streams import give_up_what_cannot_be_written
 
@@ -39,9 +40,6 @@ ROLES: dict[str, tuple[str, ...]] = {
     "report": ("robot", "train", "sim"),
     "doctor": ("robot",),
 }
-
-#: Roles with a second requirements file, for ``pip install --no-deps``.
-WITH_NODEPS = ("train", "sim")
 
 #: Top-level modules that ``requirements/`` brings: the absence of one is a role that is not installed, not a bug.
 _ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig", "cryptography")
@@ -130,13 +128,9 @@ def missing_dependency(error: ImportError, command: str) -> str | None:
     if package not in INSTALLABLE or command not in ROLES:
         return None
     roles = ROLES[command]
-    install = "pip install " + " ".join(f"-r requirements/{role}.txt" for role in roles)
-    apart = " ".join(f"-r requirements/{role}-nodeps.txt" for role in roles if role in WITH_NODEPS)
-    if apart:
-        install += f" && pip install --no-deps {apart}"
     return (
-        f"'m2distill {command}' needs the package '{package}', which is not installed; it comes with the role"
-        f"{'s' if len(roles) > 1 else ''} {', '.join(roles)}: make venv ROLES='{' '.join(roles)}', or {install}"
+        f"'m2distill {command}' needs the package '{package}', which is not installed; install the packages of the "
+        f"role{'s' if len(roles) > 1 else ''} {', '.join(roles)}: {install_command(*roles)}"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from m2distill_policy import __version__, cli
+from m2distill_policy import __version__, cli, installation
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import BundleError
 
@@ -150,31 +150,28 @@ def test_other_errors_are_bugs_and_keep_their_traceback(run_train: Any) -> None:
         run_train(raises(ImportError("no such thing", name="m2distill_policy.nothing")))
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        ("torch", "'m2distill train' needs the package 'torch', which is not installed"),
-        ("torch", "make venv ROLES='robot train sim'"),
-        ("robosuite.utils", "pip install --no-deps -r requirements/train-nodeps.txt -r requirements/sim-nodeps.txt"),
-        ("rclpy", "source /opt/ros/"),
-    ],
-)
-def test_a_missing_role_names_its_requirements(
-    run_train: Any, capsys: pytest.CaptureFixture[str], module: str, words: str
+@pytest.mark.parametrize("module", ["torch", "robosuite.utils"])
+def test_a_missing_package_names_the_command_that_installs_it(
+    run_train: Any, capsys: pytest.CaptureFixture[str], module: str
 ) -> None:
     assert run_train(raises(ModuleNotFoundError(f"No module named '{module}'", name=module))) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert f"'{module.split('.')[0]}'" in error
+    assert installation.install_command("robot", "train", "sim") in error
     assert "Traceback" not in error
 
 
-def test_every_command_has_roles_and_every_file_that_is_named_exists() -> None:
+def test_missing_ros_names_its_setup_file(run_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_train(raises(ModuleNotFoundError("No module named 'rclpy'", name="rclpy"))) == 2
+    assert "source /opt/ros/" in capsys.readouterr().err
+
+
+def test_every_command_has_roles_and_every_role_has_its_files() -> None:
     assert set(cli.ROLES) == set(SUMMARIES)
     folder = Path(cli.__file__).parents[1] / "requirements"
     for role in {role for roles in cli.ROLES.values() for role in roles}:
-        assert (folder / f"{role}.txt").is_file()
-    for role in cli.WITH_NODEPS:
-        assert (folder / f"{role}-nodeps.txt").is_file()
+        for file in installation.requirement_files(role):
+            assert (folder / file).is_file()
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
