@@ -117,10 +117,13 @@ def as_text(findings: list[Finding]) -> str:
     width = max(len(finding.name) for finding in findings)
     marks = {"ok": "ok     ", "missing": "MISSING", "optional": "absent "}
     lines: list[str] = []
+    first: dict[str, str] = {}  # several findings often have the same cure, a long command
     for finding in findings:
         lines.append(f"{marks[finding.state]}  {finding.name:<{width}}  {finding.detail}")
         if finding.cure:
-            lines.append(f"{'':7}  {'':<{width}}  -> {finding.cure}")
+            name = first.setdefault(finding.cure, finding.name)
+            cure = finding.cure if name == finding.name else f"as for '{name}'"
+            lines.append(f"{'':7}  {'':<{width}}  -> {cure}")
     lines.append("")
     for command in NEEDED_BY:
         missing = missing_for(command, findings)

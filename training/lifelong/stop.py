@@ -17,8 +17,7 @@ class StoppedError(TrainingError):
 
     def __init__(self, number: int, run: Path, stage: int, step: int) -> None:
         super().__init__(
-            f"stopped by {signal.Signals(number).name}; stage {stage + 1} is saved after step {step}: go on with "
-            f"'m2distill train --resume --out {run}'"
+            f"stopped by {signal.Signals(number).name}; stage {stage + 1} of {run} is saved after step {step}"
         )
         self.exit_code = 128 + number
 
