@@ -8,7 +8,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Telemetry of libraries is off, in this process before any of them is imported and in its child processes.
 # onnxruntime 1.31 looks up a host and writes a device id when it is imported.

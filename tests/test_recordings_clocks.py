@@ -127,7 +127,7 @@ def test_a_known_difference_is_corrected_on_request(tmp_path: Path, capfd: pytes
     assert "/joint_states are 0.800 s ahead" in capfd.readouterr().err
     for rule in ("/joint_states", "=1", "/joint_states=soon", "/joint_states=nan", "/joint_states=1e400"):
         assert cli.main([str(word) for word in (*words, "--shift", rule)]) == 2
-        assert "is not of the form TOPIC=SECONDS" in capfd.readouterr().err
+        assert "TOPIC=SECONDS" in capfd.readouterr().err
     assert cli.main([str(word) for word in (*words, "--shift", "/joint_stats=1")]) == 2
     assert "did you mean '/joint_states'?" in capfd.readouterr().err
     assert cli.main([str(word) for word in (*words, "--shift", "/joint_states=-0.8")]) == 0

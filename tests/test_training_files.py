@@ -99,7 +99,7 @@ def test_the_same_command_goes_on_and_another_is_refused(
 ) -> None:
     stamp = (finished / "stages" / "stage_1" / "stage.json").stat().st_mtime_ns
     assert main(_train(finished, data)) == 0
-    assert "going on with it" in capsys.readouterr().err
+    assert "continuing the run" in capsys.readouterr().err
     assert (finished / "stages" / "stage_1" / "stage.json").stat().st_mtime_ns == stamp
     assert main(_train(finished, data, "optim.lr=1e-4")) == 2
     assert "optim.lr" in capsys.readouterr().err

@@ -176,9 +176,9 @@ def _finished(made: Callable[[], LifelongRun], out: Path, evaluate: bool, stages
 def _require_same(run: LifelongRun, config: RunConfig, demonstrations: Path) -> None:
     difference = first_difference(to_dict(run.config), to_dict(config))
     if run.extends or difference is not None or run.record.demonstrations != str(demonstrations.resolve()):
-        why = difference or ("it extends another run" if run.extends else f"it learns {run.record.demonstrations}")
+        why = difference or ("it extends another run" if run.extends else f"it uses {run.record.demonstrations}")
         raise TrainingError(
-            f"{run.folder} already holds another run: {why}; continue that one with --resume, or choose another folder"
+            f"{run.folder} already holds a different run: {why}; continue it with --resume, or choose another folder"
         )
     _say_continues(run)
 
@@ -186,12 +186,12 @@ def _require_same(run: LifelongRun, config: RunConfig, demonstrations: Path) -> 
 def _require_rollouts(config: RunConfig) -> None:
     if config.suite == FILES:
         raise ConfigError(
-            f"--publish needs rollouts of the old tasks, and suite={FILES} has no simulator for them: leave it out and "
-            "try the bundle on the robot, or use --untested to publish without evaluation"
+            f"--publish evaluates the old tasks, and suite={FILES} has no simulator for them; use --untested to "
+            "publish without evaluation, or remove --publish and try the bundle on the robot"
         )
     if not config.evaluation.rollouts:
-        raise ConfigError("--publish needs rollouts of the old tasks, and evaluation.rollouts is 0; ask for some")
+        raise ConfigError("--publish evaluates the old tasks, and evaluation.rollouts is 0; set it to 20, for example")
 
 
 def _say_continues(run: LifelongRun) -> None:
-    print(f"{run.folder} holds this run already: going on with it", file=sys.stderr)
+    print(f"continuing the run in {run.folder}", file=sys.stderr)

@@ -229,7 +229,7 @@ class Demo:
             self._call(
                 "evaluate", str(self.folder / "m2distill" / "bundles" / f"stage_{count - 1}"),
                 "--suite", self.config.suite, "--tasks", ",".join(map(str, self.config.tasks)),
-                "--rollouts", "1", "--film", "1", "--sampling", self.config.evaluation.sampling,
+                "--rollouts", "1", "--videos", "1", "--sampling", self.config.evaluation.sampling,
                 "--seed", str(self.config.seed), "--visuals", self.config.evaluation.visuals, "--out", str(films),
             )  # fmt: skip
         if not (self.folder / "pictures" / "stock.png").exists():

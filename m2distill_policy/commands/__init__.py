@@ -1,28 +1,30 @@
-"""The subcommands of ``m2distill``: one module each.
+"""The subcommands of ``m2distill``, one module each.
 
-A module has ``add_parser(subparsers)``, which adds a parser of its own name (a dash for an underscore) with
-``set_defaults(run=run)``, and ``run(args) -> int``, which returns the exit code. Only the module that is called is
-imported, and what is heavy or belongs to another role (torch, robosuite, cyclonedds) is imported inside ``run``.
+A module has ``add_parser(subparsers)``, which adds a parser with the module's name (with dashes) and
+``set_defaults(run=run)``, and ``run(args) -> int``, which returns the exit code. Only the given subcommand's module is
+imported. Heavy packages and those of other roles (torch, robosuite, cyclonedds) are imported inside ``run``.
 """
 
 from __future__ import annotations
 
-#: Every subcommand and its line in ``m2distill --help``, in the order of the road. A closed list.
+#: Every subcommand and its line in ``m2distill --help``, in the order in which a user needs them.
 SUMMARIES: dict[str, str] = {
-    "demos": "collect demonstrations of a suite's tasks with scripted experts",
-    "import-bag": "make demonstrations of a robot's recordings (rosbag2)",
-    "plan": "say how long a run takes on this machine, before it starts",
-    "config": "explain the keys of a training configuration, or print one with all defaults",
-    "train": "learn tasks one after another from demonstrations",
-    "ablate": "train with each term of the distillation left out, on several seeds, into one table",
-    "sweep": "search the settings of training, every trial a run",
-    "export": "export a stage of a run as a bundle that a robot loads",
-    "sign": "sign a bundle, so that robots take it and no other",
-    "evaluate": "roll a bundle out in a world and count successes",
-    "serve": "drive a robot with a bundle over DDS",
-    "sim": "run a simulated robot that takes what a real one takes",
-    "viewpoint": "say how a camera must be turned to see what it saw in training",
-    "demo": "the whole road, from demonstrations to a served policy, with a report",
-    "report": "make report.html from runs and evaluations",
-    "doctor": "say what this machine can do, and how to get what is missing",
+    "tasks": "list the simulated tasks and their instructions",
+    "demos": "collect demonstrations of simulated tasks with scripted experts",
+    "import-bag": "convert a robot's rosbag2 recordings to demonstrations",
+    "plan": "estimate the training time on this machine",
+    "config": "explain the settings of training, or print a configuration file with all defaults",
+    "train": "train a policy on one task after another; also exports and evaluates it",
+    "ablate": "train with and without each distillation term, on several seeds",
+    "sweep": "search for the best training settings",
+    "export": "export a trained stage as a bundle for a robot",
+    "sign": "sign a bundle, so that a robot can check who made it",
+    "evaluate": "measure a bundle's success rate in simulation",
+    "serve": "run a bundle on a robot, over DDS",
+    "sim": "run a simulated robot with the same interface as a real one",
+    "viewpoint": "compare a camera's view with the view in training",
+    "demo": "run everything once: collect, train, export, serve, report",
+    "report": "compare runs in a table and an HTML page",
+    "info": "show what a run, bundle, demonstration file or recording holds",
+    "doctor": "check this machine, and say how to install what is missing",
 }

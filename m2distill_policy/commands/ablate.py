@@ -1,4 +1,4 @@
-"""``m2distill ablate``: what each of the four terms does."""
+"""``m2distill ablate``: measure the effect of each distillation term."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from m2distill_policy import cluster
+from m2distill_policy.arguments import add_overrides, say_next, training_config
 from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import LARGEST_SEED, MOST_PROCESSES, whole
 
@@ -16,29 +17,38 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "ablate",
         help=SUMMARIES["ablate"],
         description=(
-            "Train m2distill whole, without each of its terms and without all, on several seeds, and print one table "
-            "with intervals. Killed at any moment, the same command goes on where it was."
+            "Train the strategy m2distill with all terms, without each term and without any, on several seeds, and "
+            "print one table with intervals. If it is stopped, the same command continues."
         ),
-        epilog="example: m2distill ablate --config config/tiny.toml --data demos --out runs/ablation --seeds 0,1,2",
+        epilog="example:\n  m2distill ablate --config tiny --data demos --out runs/ablation --seeds 0,1,2",
     )
-    parser.add_argument("--config", type=Path, help="TOML or YAML file (config/tiny.toml, config/paper.toml)")
+    parser.add_argument(
+        "--config", type=training_config, help="TOML or YAML file, or a profile: tiny, paper, libero_small"
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>_demo.hdf5 files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and ablation.json")
-    parser.add_argument("--seeds", default="0,1,2", help="of the runs (default: 0,1,2)")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of the runs (default: 0,1,2)")
     parser.add_argument(
         "--at-once",
         type=whole("--at-once", 1, MOST_PROCESSES),
         default=2,
-        help="runs in parallel, one thread each (default: 2)",
+        help="number of parallel runs, one thread each (default: 2)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    add_overrides(parser)
     cluster.add_option(parser, "runs")
     _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """The seeds that an option names; :class:`ConfigError` for anything else."""
+    """Parse a list of seeds.
+
+    Args:
+        text: Whole numbers with commas between them, such as ``0,1,2``.
+
+    Raises:
+        ConfigError: It is something else, or names a seed twice.
+    """
     from m2distill_policy.errors import ConfigError
 
     try:
@@ -56,7 +66,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is left, print the table."""
+    """Run the missing runs and print the table."""
     _own_strategies.load(args)
     from training.studies.ablation import ablate, table
     from training.studies.arms import Study
@@ -64,4 +74,5 @@ def run(args: argparse.Namespace) -> int:
     study = Study(args.config, args.data, args.out, tuple(args.overrides))
     print(table(ablate(study, seeds_of(args.seeds), args.at_once, cluster.launcher(args.ray))))
     print(f"written: {args.out / 'ablation.json'}")
+    say_next("m2distill", "info", args.out)
     return 0

@@ -1,16 +1,12 @@
-"""``m2distill demo``: the whole road on this machine, from nothing to a robot that moves."""
+"""``m2distill demo``: the whole pipeline on this machine, from demonstrations to a served policy."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from m2distill_policy.arguments import add_overrides, say_next, training_config
 from m2distill_policy.commands import SUMMARIES
-
-#: In a checkout, and where an installation has put it.
-_PLACES = (Path(__file__).resolve().parents[2], Path(sys.prefix) / "share" / "m2distill_policy")
-_CONFIG = next((p for place in _PLACES if (p := place / "config" / "tiny.toml").exists()), Path("config/tiny.toml"))
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,21 +15,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "demo",
         help=SUMMARIES["demo"],
         description=(
-            "Collect demonstrations, learn tasks in turn with and without distillation, export, evaluate, serve the "
-            "policy to a simulated robot and swap its weights while it moves. Stopped, it goes on where it was."
+            "Collect demonstrations, train on three tasks in turn with and without distillation, export, evaluate, "
+            "serve the policy to a simulated robot and swap its weights while the robot moves. About ten minutes on "
+            "two cores. If it is stopped, the same command continues."
         ),
-        epilog="example: m2distill demo --out runs/demo",
+        epilog="example:\n  m2distill demo --out runs/demo",
     )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all files (default: runs/demo)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder for everything (default: runs/demo)"
+        "--config", type=training_config, default="tiny", help="TOML or YAML file, or a profile (default: tiny)"
     )
-    parser.add_argument("--config", type=Path, default=_CONFIG, help="configuration of the runs (default: %(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    add_overrides(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Walk the road."""
+    """Run the demo."""
     from training.end_to_end import Demo
 
-    return Demo(args.out, args.config, tuple(args.overrides)).walk()
+    code = Demo(args.out, args.config, tuple(args.overrides)).walk()
+    if code == 0:
+        say_next("m2distill", "info", args.out / "m2distill")
+    return code

@@ -1,66 +1,78 @@
-"""``m2distill demos``: scripted experts fill a folder with demonstrations."""
+"""``m2distill demos``: collect demonstrations with scripted experts."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from m2distill_policy.arguments import say_next
+from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, real, whole
-
-SUMMARY = "collect demonstrations of a suite's tasks with scripted experts"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser(
         "demos",
-        help=SUMMARY,
+        help=SUMMARIES["demos"],
         description=(
-            "Collect demonstrations in parallel processes, one HDF5 file a task in LIBERO's layout, successes only. "
-            "Killed at any moment, the same command goes on where it was and ends with the same file; "
-            "run again when finished, it changes nothing."
+            "Collect successful demonstrations with scripted experts: one HDF5 file in LIBERO's layout for each task. "
+            "If it is stopped, the same command continues and ends with the same files. Finished files stay unchanged."
         ),
-        epilog="examples: m2distill demos --tasks 0,1,2 --episodes 80 --size 64 --out data/tabletop64 --workers 2; "
-        "m2distill demos --suite libero_object --episodes 50 --size 128 --out data/libero_object",
+        epilog="examples:\n"
+        "  m2distill demos --tasks 0,1,2 --episodes 80 --size 64 --out data/tabletop64\n"
+        "  m2distill demos --suite libero_object --episodes 50 --size 128 --out data/libero_object",
     )
     parser.add_argument(
         "--suite",
         default="tabletop",
         help="tabletop, libero_object, libero_goal or libero_spatial (default: %(default)s)",
     )
-    parser.add_argument("--tasks", default="all", help="task indices such as 0,1,2, or all (default: %(default)s)")
+    parser.add_argument(
+        "--tasks",
+        default="all",
+        help="task numbers such as 0,1,2, or all (default: %(default)s); see 'm2distill tasks'",
+    )
     parser.add_argument(
         "--episodes",
         type=whole("--episodes", 1, MANY),
         default=80,
-        help="successes to keep a task (default: %(default)s)",
+        help="successful episodes for each task (default: %(default)s)",
     )
     parser.add_argument(
-        "--size", type=whole("--size", 1, 4096), default=64, help="pixels a side of both views (default: %(default)s)"
+        "--size",
+        type=whole("--size", 1, 4096),
+        default=64,
+        help="width and height of both camera views in pixels (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the files")
     parser.add_argument(
-        "--workers", type=whole("--workers", 1, MOST_PROCESSES), default=2, help="processes (default: %(default)s)"
+        "--workers",
+        type=whole("--workers", 1, MOST_PROCESSES),
+        default=2,
+        help="number of processes (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=whole("--seed", 0, LARGEST_SEED),
         default=0,
-        help="of the collection: layouts and disturbances (default: %(default)s)",
+        help="random seed of the scenes and disturbances (default: %(default)s)",
     )
-    parser.add_argument("--visuals", default="fast", help="fast or stock (default: %(default)s)")
+    parser.add_argument(
+        "--visuals", default="fast", help="rendering profile: fast, or stock as in robosuite (default: %(default)s)"
+    )
     parser.add_argument(
         "--noise",
         type=real("--noise", 0, 100),
         default=1.0,
-        help="times the standard disturbance of the executed action (default: %(default)s)",
+        help="factor on the standard noise of the executed actions (default: %(default)s)",
     )
     parser.add_argument(
         "--randomise",
         metavar="KINDS",
         default="",
-        help="train against worlds that are a little wrong: camera, light, texture, delay, gain, noise, or all, each "
-        "at a level drawn for every episode (see 'm2distill evaluate --perturb')",
+        help="randomise the environment for robustness: camera, light, texture, delay, gain, noise, with commas "
+        "between them, or all; the level is sampled for every episode (see 'm2distill evaluate --perturb')",
     )
     parser.add_argument(
         "--extend",
@@ -76,7 +88,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collect, with a progress bar on standard error, and say what came of it."""
+    """Collect with a progress bar on standard error, and print what was collected."""
     from m2distill_policy.progress import ProgressBar
     from m2distill_policy.sim.collect import collect
     from m2distill_policy.sim.collection import Collection, parse_tasks
@@ -100,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
         def progress(done: int, total: int, note: str) -> None:
             if bar.n == 0 and done > 1:
-                bar.initial = done  # an earlier run's episodes say nothing about this one's speed
+                bar.initial = done  # episodes of an earlier call would distort the speed
             bar.n = done
             bar.set_postfix_str(note)
 
@@ -108,7 +120,11 @@ def run(args: argparse.Namespace) -> int:
     for file in files:
         lengths = [len(episode) for episode in file]
         print(
-            f"{file.path}: {len(file)} episodes kept of {file.tried} tried, {min(lengths)} to {max(lengths)} steps "
+            f"{file.path}: {len(file)} successful of {file.tried} attempts, {min(lengths)} to {max(lengths)} steps "
             f"(mean {sum(lengths) / len(lengths):.0f})"
         )
+    settings = [f"suite={args.suite}", f"tasks=[{','.join(map(str, collection.tasks))}]"]
+    settings += [f"episodes={args.episodes}", f"image_size={args.size}"]
+    profile = "tiny" if args.suite == "tabletop" else "libero_small"
+    say_next("m2distill", "train", "--config", profile, "--data", args.out, "--out", "runs/first", *settings)
     return 0

@@ -1,9 +1,10 @@
-"""``m2distill doctor``: what this machine can do, and how to get what is missing."""
+"""``m2distill doctor``: check this machine, and say how to install what is missing."""
 
 from __future__ import annotations
 
 import argparse
 
+from m2distill_policy.arguments import say_next
 from m2distill_policy.commands import SUMMARIES
 
 
@@ -12,18 +13,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "doctor",
         help=SUMMARIES["doctor"],
-        description="Try what the other commands need: headless rendering, GPU providers, DDS, ROS 2, LIBERO's scenes, "
-        "text encoders, disk and cores. Exit code 1 where something is missing that 'make demo' needs.",
-        epilog="example: m2distill doctor --json",
+        description="Check what the other commands need: installed packages and their versions, headless rendering, "
+        "GPU, DDS, "
+        "ROS 2, LIBERO's scenes, text encoders, disk and cores. Exit code 1 if something is missing that "
+        "'m2distill demo' needs.",
+        epilog="example:\n  m2distill doctor --json",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; 0 when nothing is missing that the demo needs, else 1."""
-    from m2distill_policy.doctor import as_json, as_text, examine
+    """Print the findings; return 0 if nothing is missing that the demo needs, else 1."""
+    from m2distill_policy.doctor import as_json, as_text, examine, missing_for
 
     findings = examine()
     print(as_json(findings) if args.json else as_text(findings))
+    if not missing_for("demo", findings):
+        say_next("m2distill", "demo")
+    elif not missing_for("serve", findings):
+        say_next("m2distill", "serve", "BUNDLE", "--shadow")
     return 1 if any(finding.state == "missing" for finding in findings) else 0

@@ -1,4 +1,4 @@
-"""``m2distill evaluate``: roll a bundle out in a world and count successes."""
+"""``m2distill evaluate``: measure a bundle's success rate in simulation."""
 
 from __future__ import annotations
 
@@ -7,67 +7,84 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2distill_policy import cluster
+from m2distill_policy.arguments import find_bundle, say_next
+from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, real, whole
 
 if TYPE_CHECKING:
     from m2distill_policy.sim.disturbances import Disturbance
-
-SUMMARY = "roll a bundle out in a world and count successes"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser(
         "evaluate",
-        help=SUMMARY,
+        help=SUMMARIES["evaluate"],
         description=(
-            "Roll a bundle out on tasks of a suite, from initial states that no demonstration and no choice of a "
-            "checkpoint ever used (of the 50 of LIBERO's tasks, the first 25). Every rollout is a line of "
-            "rollouts.jsonl; run again, it goes on where it stopped."
+            "Run a bundle on tasks of a suite and print the success rates. The initial states were used neither for "
+            "demonstrations nor to choose a checkpoint (for LIBERO's tasks: the first 25 of its 50 states). If it is "
+            "stopped, the same command continues."
         ),
         epilog="examples:\n"
-        "  m2distill evaluate bundles/first --suite tabletop --tasks 0,1 --out results/first\n"
+        "  m2distill evaluate runs/first --suite tabletop --tasks 0,1 --out results/first --videos 1\n"
         "  m2distill evaluate bundles/first --perturb camera,light,delay --levels 0.5,1 --out results/disturbed",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the bundle's folder")
-    parser.add_argument("--suite", default="tabletop", help="suite of the tasks (default: tabletop)")
-    parser.add_argument("--tasks", help="indices, such as 0,1 (default: every task of the suite that the bundle knows)")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle, or of a run (its last bundle)")
     parser.add_argument(
-        "--rollouts", type=whole("--rollouts", 1, MANY), default=20, help="rollouts a task (default: 20)"
+        "--suite", default="tabletop", help="suite of the tasks (default: tabletop); see 'm2distill tasks'"
     )
     parser.add_argument(
-        "--workers", type=whole("--workers", 1, MOST_PROCESSES), default=2, help="processes (default: 2)"
+        "--tasks", help="task numbers, such as 0,1 (default: all tasks of the suite that the bundle was trained on)"
     )
     parser.add_argument(
-        "--sampling", default="low_noise", choices=("sample", "low_noise", "mode"), help="how actions are drawn"
+        "--rollouts", type=whole("--rollouts", 1, MANY), default=20, help="rollouts of each task (default: 20)"
     )
     parser.add_argument(
-        "--temperature", type=real("--temperature", 0.001, 1000), default=1.0, help="of --sampling sample (default: 1)"
+        "--workers", type=whole("--workers", 1, MOST_PROCESSES), default=2, help="number of processes (default: 2)"
+    )
+    parser.add_argument(
+        "--sampling",
+        default="low_noise",
+        choices=("sample", "low_noise", "mode"),
+        help="how actions are sampled from the mixture (default: low_noise)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=real("--temperature", 0.001, 1000),
+        default=1.0,
+        help="temperature of --sampling sample (default: 1)",
     )
     parser.add_argument(
         "--seed",
         type=whole("--seed", 0, LARGEST_SEED),
         default=0,
-        help="which initial states and random numbers (default: 0)",
+        help="random seed of the initial states and the sampling (default: 0)",
     )
     parser.add_argument(
         "--horizon",
         type=whole("--horizon", 0, MANY),
         default=0,
-        help="control steps after which a rollout has failed (default: the task's own)",
+        help="control steps after which a rollout counts as failed; 0: the task's own limit (default: 0)",
     )
-    parser.add_argument("--visuals", default="fast", choices=("fast", "stock"), help="visual profile (default: fast)")
-    parser.add_argument("--tell", metavar="INSTRUCTION", help="tell every world this instead of its own instruction")
+    parser.add_argument(
+        "--visuals", default="fast", choices=("fast", "stock"), help="rendering profile (default: fast)"
+    )
+    parser.add_argument("--instruction", help="instruction for all tasks (default: each task's own instruction)")
     parser.add_argument(
         "--perturb",
         metavar="KINDS",
-        help="also in worlds that are a little wrong: camera, light, texture, delay, gain, noise, or all; how much "
-        "that is at level 1 is in docs/architecture.md",
+        help="evaluate also in disturbed environments: camera, light, texture, delay, gain, noise, with commas "
+        "between them, or all; docs/architecture.md says what level 1 is",
     )
-    parser.add_argument("--levels", default="0.5,1", help="of --perturb, above 0 and up to 1 (default: %(default)s)")
     parser.add_argument(
-        "--film", type=whole("--film", 0, MANY), default=0, metavar="N", help="film the first N rollouts of each task"
+        "--levels", default="0.5,1", help="levels of --perturb, above 0 and up to 1 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--videos",
+        type=whole("--videos", 0, MANY),
+        default=0,
+        metavar="N",
+        help="record a video of the first N rollouts of each task (default: 0)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for rollouts.jsonl, summary.json and videos")
     cluster.add_option(parser, "rollouts")
@@ -75,7 +92,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _disturbances(kinds: str | None, levels: str) -> list[tuple[Disturbance, ...]]:
-    """None at all, then each kind at each level alone."""
+    """Return no disturbance, then each kind at each level."""
     from m2distill_policy.errors import ConfigError
     from m2distill_policy.sim.disturbances import KINDS, Disturbance
 
@@ -84,20 +101,20 @@ def _disturbances(kinds: str | None, levels: str) -> list[tuple[Disturbance, ...
     try:
         wanted = [float(text) for text in levels.split(",")]
     except ValueError:
-        raise ConfigError(f"--levels is '{levels}'; numbers with commas between them are needed") from None
+        raise ConfigError(f"--levels is '{levels}'; give numbers with commas between them, such as 0.5,1") from None
     if not all(0 < level <= 1 for level in wanted):
         raise ConfigError(
-            f"--levels is '{levels}'; above 0 and up to 1 is allowed, undisturbed worlds come in any case"
+            f"--levels is '{levels}'; allowed are numbers above 0 and up to 1. Level 0 is always evaluated"
         )
     names = list(KINDS) if kinds == "all" else kinds.split(",")
     for option, given in (("--perturb", names), ("--levels", wanted)):
         if len(set(given)) != len(given):
-            raise ConfigError(f"{option} names one twice: {', '.join(map(str, given))}")
+            raise ConfigError(f"{option} is '{','.join(map(str, given))}'; name each one once")
     return [(), *((Disturbance(name, level),) for name in names for level in wanted)]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print the table; 1 when a rollout ended in an error."""
+    """Evaluate and print the table; return 1 if a rollout ended with an error."""
     import dataclasses
     import json
 
@@ -110,20 +127,20 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.sim.suites import suite_tasks
     from m2distill_policy.storage import write_atomic
 
-    bundle = open_bundle(args.bundle)
+    bundle = open_bundle(find_bundle(args.bundle))
     if args.tasks is None:
         tasks = [task.index for task in suite_tasks(args.suite) if task.instruction in bundle.instructions]
         if not tasks:
             raise ConfigError(
-                f"bundle '{args.bundle}' knows no instruction of suite '{args.suite}'; "
-                f"it knows {list(bundle.instructions)}"
+                f"the bundle '{bundle.path}' was not trained on a task of the suite '{args.suite}'; it knows the "
+                f"instructions {list(bundle.instructions)}"
             )
     else:
         try:
             tasks = [int(text) for text in args.tasks.split(",")]
         except ValueError:
             raise ConfigError(
-                f"--tasks is '{args.tasks[:60]}'; whole numbers with commas between them are needed"
+                f"--tasks is '{args.tasks[:60]}'; give whole numbers with commas between them, such as 0,1"
             ) from None
     cells = [
         cell
@@ -133,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
             tasks,
             args.rollouts,
             seed=args.seed,
-            instruction=args.tell,
+            instruction=args.instruction,
             disturbances=wrong,
             horizon=args.horizon,
         )
@@ -147,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
             visuals=args.visuals,
             log=args.out / "rollouts.jsonl",
             video_folder=args.out / "videos",
-            videos_per_cell=args.film,
+            videos_per_cell=args.videos,
             progress=True,
         )
     summaries = summarise(results)
@@ -172,4 +189,9 @@ def run(args: argparse.Namespace) -> int:
     errors = [r for r in results if r.error is not None]
     for result in errors:
         print(f"error: {result.task}, rollout {result.episode}: {result.error}")
+    print(f"written: {args.out / 'summary.json'}, {args.out / 'rollouts.jsonl'}")
+    if args.videos:
+        print(f"videos: {args.out / 'videos'}")
+    if not errors:
+        say_next("m2distill", "serve", bundle.path, "--instruction", bundle.instructions[0])
     return 1 if errors else 0

@@ -1,10 +1,11 @@
-"""``m2distill import-bag``: a robot's recordings become demonstrations."""
+"""``m2distill import-bag``: convert a robot's recordings to demonstrations."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from m2distill_policy.arguments import arm_config, find_bundle, say_next
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SLOP, real
 
@@ -14,63 +15,74 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "import-bag",
         help=SUMMARIES["import-bag"],
-        description="Make one demonstration of each rosbag2 (mcap or sqlite3) and write them to one file, which "
-        "'m2distill train suite=files' learns from. Pictures and joints go through the code that runs live. Topics are "
-        "those that 'm2distill serve' uses; --remap names yours.",
+        description="Convert each rosbag2 recording (mcap or sqlite3) to one demonstration, and write all of them to "
+        "one "
+        "file for 'm2distill train suite=files'. Images and joints go through the same code as on the robot. The "
+        "topics are those of 'm2distill serve'; rename yours with --remap.",
         epilog="examples:\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract bundles/first --out data\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract contract.json --out data \\\n"
-        "    --told twist --remap '~/twist:=/servo_node/delta_twist_cmds' \\\n"
-        "    --config config/arms/fr3_moveit_servo.yaml\n\n"
-        "Record with 'ros2 bag record --all', or the cameras, /joint_states, what the arm is told, /gripper_command\n"
-        "(control_msgs/GripperCommand; whoever tells the gripper by its action says it there too) and, for\n"
+        "    --command-type twist --remap '~/twist:=/servo_node/delta_twist_cmds' \\\n"
+        "    --config fr3_moveit_servo\n\n"
+        "Record with 'ros2 bag record --all', or record the cameras, /joint_states, the commands to the arm,\n"
+        "/gripper_command (control_msgs/GripperCommand; publish it also if you use the gripper's action) and, for\n"
         "set-points, /end_effector_pose (geometry_msgs/PoseStamped), all in the frame of the arm's base.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bags", metavar="BAG", type=Path, nargs="+", help="folder that 'ros2 bag record' wrote")
-    parser.add_argument("--instruction", required=True, help="what is done in all of them: one line, without quotes")
+    parser.add_argument("bags", metavar="BAG", type=Path, nargs="+", help="folder written by 'ros2 bag record'")
+    parser.add_argument("--instruction", required=True, help="the task in all recordings: one line, without quotes")
     parser.add_argument(
-        "--contract", type=Path, required=True, help="what to make of them: a bundle, a demonstration file, or JSON"
+        "--contract",
+        type=Path,
+        required=True,
+        help="format of the demonstrations: that of a bundle, a run, a demonstration file, or a contract as JSON",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of demonstrations, one file a task")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the demonstration file")
     parser.add_argument("--task", help="name of the file (default: the instruction with underscores)")
     parser.add_argument(
-        "--told",
+        "--command-type",
         choices=("target_pose", "twist"),
         default="target_pose",
-        help="what the arm was told: set-points, which need /end_effector_pose, or velocities (default: %(default)s)",
+        help="commands to the arm: set-points, which need /end_effector_pose, or velocities (default: %(default)s)",
     )
     parser.add_argument(
-        "--config", type=Path, help="the arm's gripper and joints: a file as for serve, or a profile of config/arms"
+        "--config",
+        type=arm_config,
+        help="the arm's gripper and joints: a file as for 'm2distill serve', or a profile of config/arms by name",
     )
-    parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="one of them")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="one of these settings"
+    )
     parser.add_argument(
         "--namespace",
-        help="of the recorded topics, such as /left where there are two arms; it says which sections of a parameter "
-        "file given with --config count",
+        help="prefix of the recorded topics, such as /left for one of two arms; it also selects the sections of a "
+        "parameter file given with --config",
     )
     parser.add_argument(
         "--slop",
         type=real("--slop", 0, LARGEST_SLOP),
         default=0.02,
         metavar="S",
-        help="how far pictures and joints of one set may be apart",
+        help="largest time difference between images and joints of one observation (default: %(default)s)",
     )
     parser.add_argument(
-        "--remap", metavar="FROM:=TO", action="append", default=[], help="the topic has another name in the recording"
+        "--remap",
+        metavar="FROM:=TO",
+        action="append",
+        default=[],
+        help="rename a topic of the recording, such as /joint_states:=/arm/joint_states",
     )
     parser.add_argument(
         "--shift",
         metavar="TOPIC=SECONDS",
         action="append",
         default=[],
-        help="add SECONDS to the stamps of TOPIC, because its clock is known to be off by as much",
+        help="add SECONDS to the stamps of TOPIC, to correct a clock that is known to be off",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import all or nothing; 0 when the file is there."""
+    """Import all recordings or none; return 0 if the file was written."""
     import re
     import sys
 
@@ -89,13 +101,13 @@ def run(args: argparse.Namespace) -> int:
     arm, unused = load_arm(args.config, args.overrides, namespace)
     frame = unused.pop("pose.base_frame", "")
     if unused:
-        print(f"not of a recording, left aside: {', '.join(unused)}", file=sys.stderr)
-    remap, contract = parse_remappings(args.remap, namespace or ""), read_contract(args.contract)
+        print(f"ignored settings, which do not apply to recordings: {', '.join(unused)}", file=sys.stderr)
+    remap, contract = parse_remappings(args.remap, namespace or ""), read_contract(find_bundle(args.contract))
     instruction = instruction_from(args.instruction)
     if instruction != args.instruction:
-        print(f"the instruction is '{instruction}', without quotes and spaces around it", file=sys.stderr)
+        print(f"quotes and spaces around the instruction were removed: '{instruction}'", file=sys.stderr)
     settings = ImportSettings(
-        told=args.told,
+        told=args.command_type,
         slop=args.slop,
         gripper=arm.gripper,
         joints=arm.joints,
@@ -108,9 +120,9 @@ def run(args: argparse.Namespace) -> int:
     task = args.task or re.sub(r"\W+", "_", instruction.lower()).strip("_")
     path = demonstration_path(args.out, task)
     if path.exists():
-        raise RecordingError(f"{path} exists; choose another --out or --task, or remove it")
+        raise RecordingError(f"{path} exists already; choose another --out or --task, or remove the file")
     numbers: dict[int, Path] = {}
-    for folder in args.bags:  # one that cannot be read is known before anything is written
+    for folder in args.bags:  # report an unreadable one before anything is written
         with Bag(folder) as bag:
             require_topics(bag, contract, settings)
             if bag.number in numbers:
@@ -122,11 +134,10 @@ def run(args: argparse.Namespace) -> int:
             instruction=instruction,
             contract=contract,
             suite="files",
-            # All that decides what a recording becomes: an import that goes on under other settings must not mix the
-            # two.
+            # All settings of the import: one that continues with other settings must not mix the two.
             env_args={
                 "bags": [bag.resolve().name for bag in args.bags],
-                "told": args.told,
+                "told": args.command_type,
                 "slop": args.slop,
                 "gripper": to_dict(arm.gripper),
                 "joints": [to_dict(joint) for joint in arm.joints],
@@ -149,17 +160,21 @@ def run(args: argparse.Namespace) -> int:
                         for warning in imported.warnings:
                             bar.write(f"{folder}: {warning}", file=sys.stderr)
                     bar.update()
-        except BaseException:  # whatever it is: what holds nothing must not block the command with other settings
+        except BaseException:  # an empty file would block the same command with other settings
             writer.discard_if_empty()
             raise
         file = writer.finish(list(numbers), len(numbers))
     steps = sum(len(episode) for episode in file)
     print(f"{path}: {len(file)} demonstrations of '{instruction}', {steps} steps at {contract.rate_hz:g} Hz")
+    number = sorted(args.out.glob("*_demo.hdf5")).index(path)
+    changes = ["suite=files", f"tasks=[{number}]", f"episodes={len(file)}", "evaluation.rollouts=0"]
+    changes.append(f"image_size={contract.cameras[0].height}")
+    say_next("m2distill", "train", "--config", "tiny", "--data", args.out, "--out", "runs/mine", *changes)
     return 0
 
 
 def _shifts(rules: list[str]) -> dict[str, float]:
-    """Topic -> s of ``TOPIC=SECONDS`` options."""
+    """Parse options of the form ``TOPIC=SECONDS``: topic -> s."""
     import math
 
     from m2distill_policy.errors import ConfigError
@@ -172,5 +187,5 @@ def _shifts(rules: list[str]) -> dict[str, float]:
         except ValueError:
             separator = ""
         if not separator or not topic or not math.isfinite(shifts[topic]):
-            raise ConfigError(f"--shift '{rule}' is not of the form TOPIC=SECONDS, such as /joint_states=-0.8")
+            raise ConfigError(f"--shift is '{rule}'; give TOPIC=SECONDS, such as /joint_states=-0.8")
     return shifts

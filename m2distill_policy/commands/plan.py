@@ -1,4 +1,4 @@
-"""``m2distill plan``: how long a run takes, before it starts."""
+"""``m2distill plan``: estimate the training time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from m2distill_policy.arguments import add_overrides, say_next, training_config
 from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import MANY, whole
 
@@ -16,25 +17,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "plan",
         help=SUMMARIES["plan"],
         description=(
-            "Count the steps and rollouts that a configuration asks for, time a few of each on this machine, and say "
-            "the hours. Rollouts are counted at their full length: successes end sooner."
+            "Count the training steps and rollouts of a configuration, time a few of each on this machine, and print "
+            "the estimated hours. Rollouts count with their full length, although successful ones end sooner."
         ),
-        epilog="example: m2distill plan --config config/libero_small.toml suite=libero_goal strategy=er --seeds 3",
-    )
-    parser.add_argument("--config", type=Path, help="as for train (config/tiny.toml, config/libero_small.toml)")
-    parser.add_argument(
-        "--data", type=Path, help="folder of <task>_demo.hdf5 files (default: --length a demonstration)"
+        epilog="example:\n  m2distill plan --config libero_small suite=libero_goal strategy=er --seeds 3",
     )
     parser.add_argument(
-        "--length", type=whole("--length", 1, MANY), default=130, help="steps of a demonstration (default: %(default)s)"
+        "--config", type=training_config, help="TOML or YAML file, or a profile: tiny, paper, libero_small"
+    )
+    parser.add_argument("--data", type=Path, help="folder of <task>_demo.hdf5 files (default: assume --length)")
+    parser.add_argument(
+        "--length",
+        type=whole("--length", 1, MANY),
+        default=130,
+        help="assumed steps of a demonstration (default: %(default)s)",
     )
     parser.add_argument(
         "--seeds",
         type=whole("--seeds", 1, MANY),
         default=1,
-        help="runs that differ in their seed (default: %(default)s)",
+        help="number of runs with different seeds (default: %(default)s)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    add_overrides(parser)
     _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
@@ -51,11 +55,13 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(RunConfig, args.config, args.overrides)
     if config.suite == FILES:
-        raise ConfigError("suite=files has no simulated world to time; name a suite")
-    if args.length < 1 or args.seeds < 1:
-        raise ConfigError(f"--length and --seeds are at least 1; got {args.length} and {args.seeds}")
+        raise ConfigError(
+            "suite=files has no simulator whose speed could be measured; name a suite, such as suite=tabletop"
+        )
     tasks = [suite_task(config.suite, index) for index in config.tasks]
     work = count(config, tasks, demonstrated_steps(config, tasks, args.data, args.length), history=10)
     speed = measure(config, tasks[0], lambda text: print(text, file=sys.stderr, flush=True))
     print(table(config, work, speed, args.seeds))
+    size = config.image_size
+    say_next("m2distill", "demos", "--suite", config.suite, "--size", size, "--out", f"data/{config.suite}{size}")
     return 0

@@ -1,4 +1,4 @@
-"""``m2distill report``: runs side by side, as a table and as one page."""
+"""``m2distill report``: compare runs in a table and an HTML page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from m2distill_policy.arguments import say_next
 from m2distill_policy.commands import SUMMARIES, _own_strategies
 
 
@@ -14,12 +15,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "report",
         help=SUMMARIES["report"],
-        description="Compare finished runs: success matrices, wrong-object rates, FWT, NBT, AUC, latent drift.",
-        epilog="example: m2distill report runs/sequential runs/m2distill --latents --out report.html",
+        description="Compare finished runs: success of each task after each stage, rate of wrong objects, forward "
+        "transfer (FWT), negative backward transfer (NBT), area under the curve (AUC), and drift of the "
+        "latents.",
+        epilog="example:\n  m2distill report runs/sequential runs/m2distill --latents --out report.html",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    parser.add_argument("--latents", action="store_true", help="also show how the tasks' latents moved (t-SNE)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="HTML file to write (default: report.html)"
+    )
+    parser.add_argument("--latents", action="store_true", help="also plot how the latents of each task moved (t-SNE)")
     _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
@@ -46,5 +51,6 @@ def run(args: argparse.Namespace) -> int:
     page = build_page(results, title="Lifelong imitation learning", losses=losses, latents=charts)
     write_atomic(args.out, page.encode())
     print(text_table(results))
-    print(f"page: {args.out}")
+    print(f"page, for a web browser: {args.out}")
+    say_next("m2distill", "serve", args.runs[-1])
     return 0

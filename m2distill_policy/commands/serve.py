@@ -1,4 +1,4 @@
-"""``m2distill serve``: a bundle drives a robot over DDS."""
+"""``m2distill serve``: run a bundle on a robot, over DDS."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+from m2distill_policy.arguments import arm_config, find_bundle
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SEED, LARGEST_SLOP, LONGEST_WAIT, MOST_PROCESSES, real, whole
 
@@ -16,78 +17,89 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "serve",
         help=SUMMARIES["serve"],
-        description="Serve a bundle on plain DDS with ROS 2's wire types. Pictures and joint states come in; action, "
-        "twist, set-point, gripper command and status go out. The topic ~/enable (std_msgs/Bool) lets commands out or "
-        "stops them. SIGTERM ramps to a halt first.",
+        description="Run a bundle on a robot. It receives images and joint states and sends actions, twists, "
+        "set-points, "
+        "gripper commands and a status, as ROS 2 messages over Cyclone DDS; ROS 2 is not needed. The topic ~/enable "
+        "(std_msgs/Bool) switches the commands to the arm on and off. On SIGTERM the arm slows to a halt first.",
         epilog="examples:\n"
-        "  m2distill serve bundles/three-tasks --instruction 'lift the red box'\n"
+        "  m2distill serve runs/first --instruction 'lift the red box'\n"
         "  m2distill serve bundles/first --watch bundles --swap-when now\n"
         "  m2distill serve bundles/first --set safety.speed=[0.1,0.1,0.1,0.5,0.5,0.5] --set safety.halt_time=0.2\n"
-        "  m2distill serve bundles/three-tasks --lockstep   # answers 'm2distill sim --lockstep' one by one\n\n"
-        "Programs on this machine are met. For others, set CYCLONEDDS_URI to a configuration of Cyclone DDS.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "  m2distill serve bundles/first --lockstep   # for 'm2distill sim --lockstep'\n\n"
+        "It finds programs on this machine only. For other machines, set CYCLONEDDS_URI to a "
+        "configuration of Cyclone DDS.",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder that 'm2distill export' wrote")
-    parser.add_argument("--instruction", help="what to do; ~/instruction changes it at any time")
-    parser.add_argument("--watch", metavar="DIR", type=Path, help="take over bundles that appear in DIR by rename")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle, or of a run (its last bundle)")
+    parser.add_argument("--instruction", help="the task; the topic ~/instruction changes it at any time")
+    parser.add_argument(
+        "--watch", metavar="DIR", type=Path, help="load bundles that are renamed into DIR while the policy runs"
+    )
     parser.add_argument(
         "--public-key",
         metavar="FILE",
         type=Path,
-        help="take bundles alone that are signed with this key (PEM), at the start and later; see 'm2distill sign'",
+        help="load only bundles signed with this key (PEM), now and later; see 'm2distill sign'",
     )
     parser.add_argument(
         "--swap-when",
         choices=("idle", "now"),
         default="idle",
-        help="take over a new bundle while the arm is not driven, or between any two cycles (default: %(default)s)",
+        help="switch to a new bundle when no commands go to the arm, or between any two cycles (default: %(default)s)",
     )
-    parser.add_argument("--lockstep", action="store_true", help="answer observations one by one, without a clock")
+    parser.add_argument(
+        "--lockstep",
+        action="store_true",
+        help="wait for each observation and answer it, without a clock; for 'm2distill sim --lockstep'",
+    )
     parser.add_argument(
         "--sampling",
         choices=("sample", "low_noise", "mode"),
         default="low_noise",
-        help="how an action is drawn from the mixture (default: %(default)s)",
+        help="how actions are sampled from the mixture (default: %(default)s)",
     )
     parser.add_argument(
         "--temperature",
         type=real("--temperature", 0.001, 1000),
         default=1.0,
-        help="of --sampling sample (default: %(default)s)",
+        help="temperature of --sampling sample (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=whole("--seed", 0, LARGEST_SEED),
         default=0,
-        help="of the random numbers; a lockstep's episodes bring theirs",
+        help="random seed (default: %(default)s); in lockstep each episode supplies its own",
     )
     parser.add_argument(
         "--provider",
         choices=("cpu", "cuda", "tensorrt", "auto"),
         default="cpu",
-        help="what runs the network; a fall-back is announced (default: %(default)s)",
+        help="ONNX Runtime provider for the network; a fallback to the CPU is reported (default: %(default)s)",
     )
     parser.add_argument(
         "--threads",
         type=whole("--threads", 1, MOST_PROCESSES),
         default=1,
-        help="of the network on the CPU (default: %(default)s)",
+        help="CPU threads of the network (default: %(default)s)",
     )
-    parser.add_argument("--shadow", action="store_true", help="answer, but send no command until ~/enable")
+    parser.add_argument(
+        "--shadow", action="store_true", help="compute actions, but send no commands to the arm until ~/enable"
+    )
     parser.add_argument(
         "--resume",
         choices=("auto", "enable"),
-        help="drive on when a fault has passed, or stay halted until ~/enable (default: what the profile given with "
-        "--config says, else auto)",
+        help="after a fault: auto continues by itself, enable waits for ~/enable (default: the value in --config, else "
+        "auto)",
     )
-    parser.add_argument("--config", type=Path, help="the arm's settings: TOML, YAML, or a profile of config/arms")
+    parser.add_argument(
+        "--config", type=arm_config, help="the arm's settings: a TOML or YAML file, or a profile of config/arms by name"
+    )
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
         dest="overrides",
         action="append",
         default=[],
-        help="one of them: safety.speed, safety.acceleration, safety.jerk (six entries, m and rad), "
+        help="one of the arm's settings: safety.speed, safety.acceleration, safety.jerk (six entries, m and rad), "
         "safety.workspace_low, safety.workspace_high (m), safety.halt_time (s), watch.stale_after (s), "
         "watch.dead_man (s), gripper.open_position, gripper.closed_position (m), gripper.max_effort (N), ...",
     )
@@ -96,41 +108,44 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=real("--slop", 0, LARGEST_SLOP),
         default=0.02,
         metavar="S",
-        help="how far pictures and joints of one set may be apart",
+        help="largest time difference between images and joints of one observation (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
         type=real("--timeout", 0, LONGEST_WAIT),
         default=60.0,
         metavar="S",
-        help="how long a lockstep waits (default: %(default)s)",
+        help="longest wait for an observation in lockstep (default: %(default)s)",
     )
     parser.add_argument(
-        "--reliable-input", action="store_true", help="ask cameras and joints to send again what was lost"
+        "--reliable-input",
+        action="store_true",
+        help="subscribe to images and joints with reliable QoS: lost messages are sent again",
     )
     parser.add_argument(
         "--allow-other-publishers",
         action="store_true",
-        help="drive although somebody else sends commands on the same topics, as in front of a multiplexer",
+        help="send commands although another node publishes on the same topics, for example before a multiplexer",
     )
     parser.add_argument("--domain", type=whole("--domain", 0, 232), help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
     parser.add_argument(
         "--namespace",
-        help="before all topics but /diagnostics, such as /left where there are two arms; it says which sections of a "
-        "parameter file given with --config count",
+        help="prefix of all topics but /diagnostics, such as /left for one of two arms; it also selects the "
+        "sections of a "
+        "parameter file given with --config",
     )
     parser.add_argument(
         "--remap",
         metavar="FROM:=TO",
         action="append",
         default=[],
-        help="use another topic, such as /joint_states:=/arm/joint_states",
+        help="rename a topic, such as /joint_states:=/arm/joint_states",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C; 0 after the ramp to a halt."""
+    """Serve until SIGTERM or Ctrl-C; return 0 once the arm has halted."""
     import gc
 
     import cv2
@@ -153,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     config, beside = load_arm(args.config, args.overrides, namespace)
     resume, frame = beside.pop("resume", "auto"), beside.pop("pose.base_frame", None)
     if beside:
-        print(f"for the node on ROS 2 alone, left aside: {', '.join(beside)}", file=sys.stderr)
+        print(f"ignored settings, which only the ROS 2 node has: {', '.join(beside)}", file=sys.stderr)
     options = CycleOptions(
         slop=args.slop,
         timeout=args.timeout,
@@ -164,11 +179,11 @@ def run(args: argparse.Namespace) -> int:
     )
     domain, namespace = domain_id(args.domain), namespace or ""
     remap = parse_remappings(args.remap, namespace)
-    # The cores belong to cameras and control; a picture is small work.
+    # Leaves the cores to cameras and control; an image is little work.
     cv2.setNumThreads(1)
     public_key = PublicKey.load(args.public_key) if args.public_key is not None else None
     server = PolicyServer(
-        open_and_prove(args.bundle, threads=args.threads, public_key=public_key),
+        open_and_prove(find_bundle(args.bundle), threads=args.threads, public_key=public_key),
         provider=args.provider,
         threads=args.threads,
         sampling=args.sampling,
@@ -197,7 +212,7 @@ def run(args: argparse.Namespace) -> int:
             )
             participant.require_remapped()
             stop_on_signals(node.stop, UNINTERRUPTED)
-            # What is here stays; the collector need not walk it again between two cycles.
+            # These objects live until the end; the garbage collector need not check them between two cycles.
             gc.collect()
             gc.freeze()
             pace = "in lockstep" if args.lockstep else f"at {server.contract.rate_hz:g} Hz"
@@ -216,11 +231,11 @@ def run(args: argparse.Namespace) -> int:
         if watcher is not None:
             watcher.stop()
         server.close()
-        gc.unfreeze()  # some libraries complain at the end about what the collector never got
+        gc.unfreeze()  # else some libraries warn at exit about objects that were never collected
         give_up_what_cannot_be_written()
     return 0
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk behind standard output is no reason to let go of an arm
+    with contextlib.suppress(OSError):  # a full disk behind standard output must not stop an arm
         print(text, flush=True)

@@ -1,9 +1,10 @@
-"""``m2distill sim``: a simulated robot on DDS."""
+"""``m2distill sim``: run a simulated robot, over DDS."""
 
 from __future__ import annotations
 
 import argparse
 
+from m2distill_policy.arguments import find_bundle, say_next
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import whole
 from m2distill_policy.sim_robot.options import add_options
@@ -14,22 +15,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "sim",
         help=SUMMARIES["sim"],
-        description="Run a simulated robot on plain DDS with ROS 2's wire types: it publishes cameras and joint states "
-        "and follows the policy's commands, and says after each rollout whether the task was done.",
+        description="Run a simulated robot with the interface of a real one: it publishes camera images and joint "
+        "states, "
+        "follows the policy's commands, and reports after each rollout whether it succeeded. Start 'm2distill serve' "
+        "first.",
         epilog="examples:\n"
-        "  m2distill sim --suite tabletop --task 0 --lockstep --rollouts 10 --out result.json\n"
+        "  m2distill sim --bundle runs/first --task 0 --lockstep --rollouts 10 --out result.json\n"
         "  m2distill sim --suite tabletop --task 1 --drive velocity --real-time --rollouts 3",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
     parser.add_argument("--domain", type=whole("--domain", 0, 232), help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
-    parser.add_argument("--namespace", default="", help="before all topics, such as /left where there are two arms")
-    parser.add_argument("--remap", metavar="FROM:=TO", action="append", default=[], help="use another topic")
+    parser.add_argument("--namespace", default="", help="prefix of all topics, such as /left for one of two arms")
+    parser.add_argument(
+        "--remap",
+        metavar="FROM:=TO",
+        action="append",
+        default=[],
+        help="rename a topic, such as /joint_states:=/arm/joint_states",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the rollouts; 0 when all of them were run, whether or not the task was done."""
+    """Run the rollouts; return 0 if all of them were run, successful or not."""
     from collections.abc import Iterator
     from contextlib import contextmanager
 
@@ -49,4 +57,11 @@ def run(args: argparse.Namespace) -> int:
         with Participant(domain, remap, namespace=namespace, name="m2distill sim") as participant:
             yield DdsLink(participant, contract, follow=follow, lockstep=lockstep)
 
-    return roll_out(args, link_for)
+    if args.bundle is not None:
+        args.bundle = find_bundle(args.bundle)
+    code = roll_out(args, link_for)
+    if code == 0:
+        if args.out is not None:
+            print(f"written: {args.out}")
+        say_next("m2distill", "evaluate", args.bundle or "BUNDLE", "--suite", args.suite, "--out", "results/first")
+    return code

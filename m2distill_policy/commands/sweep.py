@@ -1,4 +1,4 @@
-"""``m2distill sweep``: which settings are best."""
+"""``m2distill sweep``: search for the best settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from m2distill_policy import cluster
+from m2distill_policy.arguments import add_overrides, installed_file, say_next, training_config
 from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, whole
 
@@ -17,46 +18,53 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "sweep",
         help=SUMMARIES["sweep"],
         description=(
-            "Search settings of training with Optuna: every trial is a run a seed. Killed at any moment, the same "
-            "command goes on with the trial it was in. Choose on seeds that you do not report; on "
-            "LIBERO's suites, where every seed sees the same initial states, on tasks that you do not report."
+            "Search training settings with Optuna. Each trial is one run for every seed. If it is stopped, the same "
+            "command continues. Search on seeds that you do not report. On LIBERO's suites all seeds share the initial "
+            "states, so search there on tasks that you do not report."
         ),
         epilog=(
-            "example: m2distill sweep config/sweeps/distill.toml --config config/tiny.toml --data demos "
+            "example:\n  m2distill sweep distill --config tiny --data data/tabletop64 "
             "--out runs/sweep --seeds 3,4 --trials 20"
         ),
     )
-    parser.add_argument("search", type=Path, help="TOML or YAML file: metric, and the space of settings")
-    parser.add_argument("--config", type=Path, help="what the settings change (config/tiny.toml, config/paper.toml)")
+    parser.add_argument(
+        "search",
+        metavar="SEARCH",
+        type=installed_file("config/sweeps", ".toml"),
+        help="TOML or YAML file with the metric and the ranges of the settings, such as config/sweeps/distill.toml",
+    )
+    parser.add_argument(
+        "--config", type=training_config, help="TOML or YAML file, or a profile: tiny, paper, libero_small"
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>_demo.hdf5 files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and sweep.json")
-    parser.add_argument("--seeds", default="3", help="of the runs of every trial (default: 3)")
+    parser.add_argument("--seeds", default="3", help="seeds of each trial's runs (default: 3)")
     parser.add_argument(
         "--trials",
         type=whole("--trials", 1, MANY),
         default=20,
-        help="in all, with those of earlier calls (default: 20)",
+        help="number of trials, with those of earlier calls (default: 20)",
     )
     parser.add_argument(
         "--at-once",
         type=whole("--at-once", 1, MOST_PROCESSES),
         default=2,
-        help="runs of a trial in parallel (default: 2)",
+        help="number of parallel runs (default: 2)",
     )
     parser.add_argument(
         "--search-seed",
         type=whole("--search-seed", 0, LARGEST_SEED),
         default=0,
-        help="of the search itself (default: 0)",
+        help="seed of the search itself (default: 0)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    add_overrides(parser)
     cluster.add_option(parser, "runs")
     _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is left, print the trials."""
+    """Run the missing trials and print all of them."""
     _own_strategies.load(args)
     from m2distill_policy.commands.ablate import seeds_of
     from m2distill_policy.config import load_config
@@ -76,4 +84,5 @@ def run(args: argparse.Namespace) -> int:
     )
     print(table(found))
     print(f"written: {args.out / 'sweep.json'}")
+    say_next("m2distill", "info", args.out)
     return 0

@@ -1,4 +1,4 @@
-"""``m2distill train``: learn a suite's tasks one after another."""
+"""``m2distill train``: train a policy on one task after another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2distill_policy.arguments import add_overrides, say_next, training_config
 from m2distill_policy.commands import SUMMARIES, _own_strategies
 from m2distill_policy.options import MANY, real, whole
 
@@ -20,62 +21,77 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "train",
         help=SUMMARIES["train"],
-        description="Learn tasks one after another. A run is a folder; killed at any moment, it goes on with --resume.",
+        description="Train a policy on one task after another. After every task (a stage), the policy is exported as a "
+        "bundle and evaluated in simulation. A run is a folder. Ctrl-C saves it; the same command, or --resume --out "
+        "RUN, continues.",
         epilog=(
             "examples:\n"
-            "  m2distill train --config config/tiny.toml --data demos --out runs/first strategy=m2distill tasks=[0,1]\n"
-            "  m2distill train --extend runs/first --tasks 2 --data demos --out runs/second --publish bundles\n"
+            "  m2distill train --config tiny --data data/tabletop64 --out runs/first strategy=er tasks=[0,1]\n"
+            "  m2distill train --extend runs/first --tasks 2 --data data/tabletop64 --out runs/second "
+            "--publish bundles\n"
             "  m2distill train --extend runs/first --files --tasks 0 --data recordings --out runs/arm"
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, help="TOML or YAML file (config/tiny.toml, config/paper.toml)")
-    parser.add_argument("--data", type=Path, help="folder of <task>_demo.hdf5 files, from 'm2distill demos'")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    parser.add_argument("--no-evaluation", action="store_true", help="train and export only")
     parser.add_argument(
-        "--stages", type=whole("--stages", 1, MANY), help="stop after so many stages; go on later with --resume"
+        "--config", type=training_config, help="TOML or YAML file, or a profile: tiny, paper, libero_small"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder of <task>_demo.hdf5 files, written by 'm2distill demos' or 'm2distill import-bag'",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--no-evaluation", action="store_true", help="train and export, without rollouts")
+    parser.add_argument(
+        "--stages",
+        type=whole("--stages", 1, MANY),
+        help="stop after this number of stages; continue later with --resume",
     )
     parser.add_argument(
         "--first-stage-from",
         type=Path,
         metavar="RUN",
-        help="take the first stage from a run that learned the very same",
+        help="copy the first stage from a run whose first stage has the same settings and data",
     )
-    extend = parser.add_argument_group("new tasks for a finished run, whose old demonstrations are not needed")
-    extend.add_argument("--extend", type=Path, metavar="RUN", help="go on where RUN ended, in a new run; RUN stays")
+    extend = parser.add_argument_group("add tasks to a finished run; its demonstrations are not needed")
+    extend.add_argument(
+        "--extend", type=Path, metavar="RUN", help="continue from the end of RUN in a new run; RUN stays unchanged"
+    )
     extend.add_argument(
         "--tasks",
         metavar="LIST",
-        help="tasks to add, such as 3,4: of the suite, or numbers of the files in --data where they are one's own",
+        help="tasks to add, such as 3,4: numbers in the suite, or of your own files in --data in order of name",
     )
     extend.add_argument(
         "--files",
         action="store_true",
-        help="the new tasks are one's own recordings in --data, the old ones a suite's, which are still rolled out",
+        help="the new tasks are your own recordings in --data; the old tasks of the suite are still evaluated",
     )
     extend.add_argument(
         "--margin",
         type=real("--margin", 0, 1),
-        help="share by which success on an old task may fall before the new bundle is refused (default: 0.2)",
+        help="reject the new bundle if success on an old task drops by more than this, from 0 to 1 (default: 0.2)",
     )
     extend.add_argument(
-        "--publish", type=Path, metavar="DIR", help="copy a bundle that is not refused into a folder robots watch"
+        "--publish",
+        type=Path,
+        metavar="DIR",
+        help="copy a bundle that is not rejected to a folder for 'm2distill serve --watch'",
     )
     extend.add_argument(
         "--untested",
         action="store_true",
-        help="publish also a bundle whose old tasks were not rolled out, such as one of recordings alone (suite=files)",
+        help="publish without an evaluation of the old tasks, as for recordings alone (suite=files)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    add_overrides(parser)
     _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, resume or extend a run, and see whether an extended one may go to the robot."""
+    """Create or open the run, train its stages, and decide whether an extended one may be published."""
     _own_strategies.load(args)
     from training import distributed
     from training.report.page import text_table
@@ -85,37 +101,51 @@ def run(args: argparse.Namespace) -> int:
         trained = _trained(args)
         if not distributed.is_first():
             return 0
-    lifelong = trained.run
-    if trained.results is not None:
-        print(text_table([trained.results]))
-    print(f"bundles: {lifelong.folder / 'bundles'}")
-    if lifelong.extends and lifelong.trained(lifelong.stages - 1):
-        return _release(lifelong, args)
-    return 0
+    lifelong, results = trained.run, trained.results
+    if results is not None:
+        print(text_table([results]))
+    folder = lifelong.folder
+    print(f"bundles: {folder / 'bundles'}\nlosses: tensorboard --logdir {folder / 'tensorboard'}")
+    if results is not None:
+        print(f"results: {folder / 'results.json'}, rollouts: {folder / 'evaluation'}")
+    code = 0
+    finished = lifelong.trained(lifelong.stages - 1)
+    if lifelong.extends and finished:
+        code = _check_release(lifelong, args)
+    if not finished:
+        say_next("m2distill", "train", "--resume", "--out", folder)
+    elif code == 0 and results is not None:
+        say_next("m2distill", "report", folder)
+    elif code == 0:
+        say_next("m2distill", "info", folder)
+    return code
 
 
 def _check_options(args: argparse.Namespace) -> None:
     from m2distill_policy.errors import ConfigError
     from training.lifelong.run import LifelongRun
 
-    release = args.publish or args.untested or args.margin is not None
-    if not args.extend and (args.tasks or args.files or (release and not args.resume)):
+    with_criteria = args.publish or args.untested or args.margin is not None
+    if not args.extend and (args.tasks or args.files or (with_criteria and not args.resume)):
         raise ConfigError(
-            "--tasks, --files, --margin, --publish and --untested belong to --extend RUN; a new run's tasks are a "
+            "--tasks, --files, --margin, --publish and --untested need --extend RUN; give the tasks of a new run as a "
             "setting: tasks=[0,1]"
         )
     if args.resume:
         if args.config or args.overrides or args.data or args.extend:
             raise ConfigError(
-                "--resume goes on with the run's own configuration and data; leave --config, --data, --extend and "
-                "key=value out"
+                "--resume continues with the run's own configuration and data; remove --config, --data, --extend and "
+                "key=value"
             )
         if (args.publish or args.margin is not None) and not LifelongRun.open(args.out).extends:
-            raise ConfigError(f"{args.out} extends no other run: there is nothing to compare its bundle with")
+            raise ConfigError(
+                f"{args.out} does not extend another run, so there is no earlier bundle to compare with; remove "
+                "--publish and --margin"
+            )
     elif args.data is None:
-        raise ConfigError("--data is missing; name the folder that 'm2distill demos' wrote")
+        raise ConfigError("--data is missing; give the folder that 'm2distill demos' wrote")
     elif args.extend and (args.config or args.first_stage_from):
-        raise ConfigError("--extend goes on with RUN's configuration; change it by key=value, without --config")
+        raise ConfigError("--extend uses the configuration of RUN; change it with key=value, without --config")
 
 
 def _trained(args: argparse.Namespace) -> Trained:
@@ -136,7 +166,7 @@ def _trained(args: argparse.Namespace) -> Trained:
             args.data,
             args.out,
             config=override(LifelongRun.open(args.extend).config, args.overrides),
-            release=_told(ReleaseCriteria(), args),
+            release=_criteria(ReleaseCriteria(), args),
             files=args.files,
             evaluate=evaluate,
             stages=args.stages,
@@ -159,11 +189,13 @@ def _new_tasks(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--tasks is '{text[:60]}'; name the tasks to add, such as --tasks 3,4") from None
+        raise ConfigError(
+            f"--tasks is '{text[:60]}'; give the numbers of the tasks to add, such as --tasks 3,4"
+        ) from None
 
 
-def _told(before: ReleaseCriteria, args: argparse.Namespace) -> ReleaseCriteria:
-    """What the options say, and where they say nothing what was said before."""
+def _criteria(before: ReleaseCriteria, args: argparse.Namespace) -> ReleaseCriteria:
+    """Return the criteria of the options; those not given stay as they were."""
     from training.release import ReleaseCriteria
 
     return ReleaseCriteria(
@@ -173,29 +205,27 @@ def _told(before: ReleaseCriteria, args: argparse.Namespace) -> ReleaseCriteria:
     )
 
 
-def _release(run: LifelongRun, args: argparse.Namespace) -> int:
-    """Compare old tasks before and after, and publish; 1 where they fell too far or it is not known."""
+def _check_release(run: LifelongRun, args: argparse.Namespace) -> int:
+    """Compare the old tasks before and after, and publish; return 1 if they got worse or were not evaluated."""
     from training.gate import gate, publish, verdict
 
-    told = _told(run.extends[-1].release, args)
+    criteria = _criteria(run.extends[-1].release, args)
     stage = run.stages - 1
     bundle = run.bundle_folder(stage)
-    found = gate(run, told.margin)
+    found = gate(run, criteria.margin)
     if found is not None:
         print(verdict(found, bundle))
         if not run.tasks[-1].has_env:
-            print(f"'{run.tasks[-1].instruction}' has no world to be tried in: try it on the robot, slowly")
+            print(f"there is no simulator for '{run.tasks[-1].instruction}'; try it on the robot, slowly")
         if found.fallen:
             return 1
     else:
-        print("the old tasks were not rolled out, so nothing is known of them: try the bundle before you rely on it")
-        if told.publish and not told.untested:
-            worlds = any(task.has_env for task in run.tasks)
-            if worlds:
-                print("not published; evaluate with --resume, without --no-evaluation")
-            else:
-                print("not published; there is no simulator for these tasks: use --untested to publish all the same")
+        print("the old tasks were not evaluated; test the bundle before you use it")
+        if criteria.publish and not criteria.untested:
+            has_simulator = any(task.has_env for task in run.tasks)
+            way = "evaluate first, with --resume and without --no-evaluation"
+            print(f"not published; {way if has_simulator else 'use --untested to publish without evaluation'}")
             return 1
-    if told.publish:
-        print(f"published: {publish(bundle, Path(told.publish), f'{run.folder.name}_stage_{stage}')}")
+    if criteria.publish:
+        print(f"published: {publish(bundle, Path(criteria.publish), f'{run.folder.name}_stage_{stage}')}")
     return 0

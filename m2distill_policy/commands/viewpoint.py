@@ -1,10 +1,11 @@
-"""``m2distill viewpoint``: a camera's picture beside the one the policy was trained with."""
+"""``m2distill viewpoint``: compare a camera's view with the view in training."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from m2distill_policy.arguments import find_bundle, say_next
 from m2distill_policy.commands import SUMMARIES
 
 
@@ -13,20 +14,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "viewpoint",
         help=SUMMARIES["viewpoint"],
-        description="Say how a camera must be turned so that it sees what it saw in training, and write the two "
-        "pictures over each other, training's edges in green. On ROS 2, 'ros2 run m2distill_policy viewpoint_check' "
-        "does this with the live pictures.",
-        epilog="example: m2distill viewpoint bundles/first --camera agentview_rgb photo.png --out overlay.png",
+        description="Compare an image of a camera with an image from training. Print how to turn the camera, and "
+        "write an "
+        "overlay of both, with the edges of the training image in green. On ROS 2, 'ros2 run m2distill_policy "
+        "viewpoint_check' does this with live images.",
+        epilog="example:\n  m2distill viewpoint bundles/first --camera agentview_rgb photo.png --out overlay.png",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the bundle's folder")
-    parser.add_argument("picture", metavar="PICTURE", type=Path, help="what the camera sees now: PNG or JPEG, upright")
-    parser.add_argument("--camera", help="name of the view (default: the contract's first)")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write, PNG or JPEG")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle, or of a run (its last bundle)")
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="what the camera sees now: PNG or JPEG, upright")
+    parser.add_argument("--camera", help="name of the view in the contract (default: the first)")
+    parser.add_argument("--out", type=Path, required=True, help="overlay to write: PNG or JPEG")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, say, write."""
+    """Compare, print and write the overlay."""
     import cv2
     import numpy as np
 
@@ -37,14 +39,14 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.runtime.preprocess import preprocess
     from m2distill_policy.storage import write_atomic
 
-    bundle = open_bundle(args.bundle)
+    bundle = open_bundle(find_bundle(args.bundle))
     camera = bundle.contract.camera(args.camera or bundle.contract.camera_names[0])
     reference = bundle.view(camera.name)
     try:
-        data = np.frombuffer(args.picture.read_bytes(), dtype=np.uint8)
+        data = np.frombuffer(args.image.read_bytes(), dtype=np.uint8)
     except OSError as error:
-        raise ObservationError(f"'{args.picture}' cannot be read: {error}") from error
-    live = preprocess(rgb_of_compressed(args.picture.suffix.removeprefix("."), data), camera)
+        raise ObservationError(f"'{args.image}' cannot be read: {error}") from error
+    live = preprocess(rgb_of_compressed(args.image.suffix.removeprefix("."), data), camera)
     print(sentence(camera, misalignment(reference, live)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -52,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     except cv2.error as error:
         raise ObservationError(f"'{args.out}' cannot be written; name a .png or .jpg file") from error
     if not written:
-        raise ObservationError(f"'{args.out}' cannot be written as a picture; name a .png or .jpg file")
+        raise ObservationError(f"'{args.out}' cannot be written as an image; name a .png or .jpg file")
     write_atomic(args.out, data.tobytes())
+    print(f"overlay: {args.out}")
+    say_next("m2distill", "serve", bundle.path, "--shadow")
     return 0

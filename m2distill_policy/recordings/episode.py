@@ -382,7 +382,7 @@ def _episode(
     if settings.told == "target_pose" and not poses:
         raise RecordingError(
             f"{bag.path}: '{settings.topic(topics.END_EFFECTOR_POSE)}' has no pose after the last long gap, and "
-            "set-points need it; record it together with the cameras, or give --told twist"
+            "set-points need it; record it together with the cameras, or give --command-type twist"
         )
     ee = np.array([_pose_at(bag, poses, s, settings.slop) for s in steps]) if poses else None
     actions, way = np.zeros((len(steps), 7)), SetPointWay(contract)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 from types import FrameType
 
 from m2distill_policy.errors import TrainingError
-from training.lifelong.strategies import import_options
 
 
 class StoppedError(TrainingError):
@@ -19,8 +17,7 @@ class StoppedError(TrainingError):
 
     def __init__(self, number: int, run: Path, stage: int, step: int) -> None:
         super().__init__(
-            f"stopped by {signal.Signals(number).name}; stage {stage + 1} is saved after step {step}: go on with "
-            f"'m2distill train {shlex.join([*import_options(), '--resume', '--out', str(run)])}'"
+            f"stopped by {signal.Signals(number).name}; stage {stage + 1} of {run} is saved after step {step}"
         )
         self.exit_code = 128 + number
 

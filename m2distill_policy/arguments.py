@@ -1,0 +1,123 @@
+"""What the subcommands of ``m2distill`` share: their parser, settings as ``key=value``, files and bundles by name."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from m2distill_policy.errors import BundleError, closest, printable
+from m2distill_policy.installation import find_file
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps a description of one paragraph, and keeps the lines of a text that has several, such as examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a subcommand, which takes options and other arguments in any order.
+
+    An unknown option is an error that names the closest known one, below the usage of the subcommand.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
+
+    def parse_in_any_order(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse the words that follow the subcommand."""
+        # argparse does not support "--" in an intermixed line.
+        parse = self.parse_known_args if "--" in words else self.parse_known_intermixed_args
+        parsed, unknown = parse(words)
+        self.require_known(unknown)
+        return parsed
+
+    def require_known(self, unknown: Sequence[str]) -> None:
+        """End with an error that names the first of the unknown words, if there are any."""
+        if not unknown:
+            return
+        # Words that follow an unknown option may be its values, so the option is named first.
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        if not word.startswith("-"):
+            self.error(f"unexpected argument '{word}'")
+        known = [option for action in self._actions for option in action.option_strings]
+        name = word.partition("=")[0]
+        self.error(f"unknown option '{name}'{closest(name, known)}")
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and ``message``, in one visible line, and exit with 2."""
+        super().error(printable(message))
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add ``overrides``: any number of ``key=value``, anywhere on the command line."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change, such as optim.steps=600; anywhere on the line",
+    )
+
+
+def installed_file(folder: str, suffix: str) -> Callable[[str], Path]:
+    """Return a ``type`` for argparse: a file, or the name of one that is installed with this package.
+
+    Args:
+        folder: Where such files are in the source tree, such as ``config/arms``.
+        suffix: Of their names, such as ``.yaml``.
+
+    Returns:
+        A function that returns the path of an existing file for ``path/to/file.yaml``, ``config/arms/name.yaml`` (from
+        any working directory) and ``name``. Other text is returned as it is, and is an error when the file is read.
+    """
+
+    def find(text: str) -> Path:
+        if text and not Path(text).exists() and not Path(text).is_absolute():
+            for name in (text, f"{folder}/{text}", f"{folder}/{text}{suffix}"):
+                found = find_file(name)
+                if found is not None and found.is_file():
+                    return found
+        return Path(text)
+
+    return find
+
+
+#: The ``type`` of ``--config`` of the commands that train.
+training_config = installed_file("config", ".toml")
+#: The ``type`` of ``--config`` of the commands that drive an arm.
+arm_config = installed_file("config/arms", ".yaml")
+
+
+def find_bundle(path: Path) -> Path:
+    """Return the bundle's folder for a bundle, or for a run: the bundle of its last stage.
+
+    Args:
+        path: Folder of a bundle or of a run.
+
+    Raises:
+        BundleError: ``path`` is a run that has no bundle yet.
+    """
+    if (path / "bundle.json").exists() or not (path / "run.json").is_file():
+        return path
+    found = {
+        int(folder.name.removeprefix("stage_")): folder
+        for folder in path.glob("bundles/stage_*")
+        if (folder / "bundle.json").is_file() and folder.name.removeprefix("stage_").isdecimal()
+    }
+    if not found:
+        raise BundleError(
+            f"the run {path} has no bundle yet; finish its first stage: m2distill train --resume --out {path}"
+        )
+    bundle = found[max(found)]
+    print(f"using the run's last bundle: {printable(str(bundle))}", file=sys.stderr)
+    return bundle
+
+
+def say_next(*words: object) -> None:
+    """Print the command that a user would type next, to standard error."""
+    print(f"next: {printable(shlex.join(str(word) for word in words))}", file=sys.stderr)
