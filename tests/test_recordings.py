@@ -21,10 +21,10 @@ from m2distill_policy.contract import libero_contract
 from m2distill_policy.demonstrations import DemonstrationFile
 from m2distill_policy.errors import RecordingError
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
 from m2distill_policy.node.pose import quaternion_of
+from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag
 from m2distill_policy.recordings.episode import ImportSettings, import_recording
@@ -194,7 +194,7 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
         return rgb_of(message.encoding, message.height, message.width, message.step, message.data)
 
     clock = lambda: (now - BEGIN) / 1e9  # noqa: E731
-    cycle: PolicyCycle[Any] = PolicyCycle(server, frame_of, wall=lambda: now, steady=clock)
+    cycle: RealTimeLoop[Any] = RealTimeLoop(server, frame_of, wall=lambda: now, steady=clock)
     for received, topic, _, message in sorted(made.messages, key=lambda entry: entry[0]):
         while cycle.wake < (received - BEGIN) / 1e9:
             now = BEGIN + math.ceil(cycle.wake * 1e9)
@@ -202,7 +202,7 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
         now = received
         if topic in views:
             stamp = message.header.stamp
-            cycle.add_view(views[topic], stamp.sec * 1_000_000_000 + stamp.nanosec, message)
+            cycle.add_image(views[topic], stamp.sec * 1_000_000_000 + stamp.nanosec, message)
         elif topic == topics.JOINT_STATES:
             stamp = message.header.stamp
             cycle.add_joints(stamp.sec * 1_000_000_000 + stamp.nanosec, message.name, message.position.tolist())

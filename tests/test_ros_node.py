@@ -210,8 +210,8 @@ def test_parameters_are_checked_when_they_are_set(tmp_path: Path) -> None:
         )
         assert set_one("bundle", str(bundle))[0]
         _up(there)
-        assert node.settings is not None and node.settings.arm.safety.speed == (0.1,) * 6
-        assert node.settings.arm.safety.halt_time == 0.5
+        assert node.policy.settings is not None and node.policy.settings.arm.safety.speed == (0.1,) * 6
+        assert node.policy.settings.arm.safety.halt_time == 0.5
         refused, why = set_one("slop", 0.01)
         assert not refused and "is read when the node is configured" in why
         refused, why = set_one("instruction", "sing a song")
@@ -220,11 +220,14 @@ def test_parameters_are_checked_when_they_are_set(tmp_path: Path) -> None:
         _drive_until(there, StatusCode.RUNNING)
         assert there.heard["status"][-1].instruction == INSTRUCTIONS[1]
         there.instruct(INSTRUCTIONS[0])
-        there.until(lambda: node.server is not None and node.server.instruction == INSTRUCTIONS[0], "the instruction")
+        there.until(
+            lambda: node.policy.server is not None and node.policy.server.instruction == INSTRUCTIONS[0],
+            "the instruction",
+        )
         assert there.operator.change(Transition.TRANSITION_DEACTIVATE) and there.operator.change(
             Transition.TRANSITION_CLEANUP
         )
-        assert node.server is None and set_one("slop", 0.01)[0]
+        assert node.policy.server is None and set_one("slop", 0.01)[0]
 
 
 def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_goal_that_is_refused_because_nothing_is_enabled_leaves_no_instruction
         _drive_until(there, StatusCode.NO_INSTRUCTION)
         refused = _Tasks(there).outcome(_Tasks(there).send(INSTRUCTIONS[0], 5.0))
         assert refused.outcome == RunTask.Result.REFUSED and "enable" in refused.sentence
-        assert node.server is not None and node.server.instruction is None
+        assert node.policy.server is not None and node.policy.server.instruction is None
         done, said = _enable(there)
         assert done and "No instruction" in said and "commands go out" not in said
         there.forget()
@@ -108,18 +108,18 @@ def test_a_goal_that_is_refused_lets_the_running_task_go_on(tmp_path: Path) -> N
         tasks = _Tasks(there)
         running = tasks.send(INSTRUCTIONS[0])
         _drive_until(there, StatusCode.RUNNING)
-        assert node.server is not None
+        assert node.policy.server is not None
         there.forget()
         for instruction in ("sing a song", INSTRUCTIONS[0].upper(), "x" * 10_000):
-            before = node.server.episode
+            before = node.policy.server.episode
             refused = tasks.outcome(tasks.send(instruction))
-            assert refused.outcome == RunTask.Result.REFUSED and node.server.episode == before
+            assert refused.outcome == RunTask.Result.REFUSED and node.policy.server.episode == before
         assert not tasks.send("").accepted and not tasks.send(INSTRUCTIONS[1], -1.0).accepted
         assert not tasks.send(INSTRUCTIONS[1], float("nan")).accepted
         there.drive(observations(CONTRACT, 20, seed=1))
         halted = {StatusCode.UNKNOWN_INSTRUCTION, StatusCode.NO_INSTRUCTION, StatusCode.ENGINE_FAILED, StatusCode.HELD}
         assert not halted & {s.code for s in there.heard["status"]}
-        assert node.server.instruction == INSTRUCTIONS[0]
+        assert node.policy.server.instruction == INSTRUCTIONS[0]
         there.forget()
         _drive_until(there, StatusCode.RUNNING)
         running.cancel_goal_async()
@@ -132,10 +132,10 @@ def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
         tasks = _Tasks(there)
         there.publish(topics.EMERGENCY_STOP, Bool(data=True))
         _drive_until(there, StatusCode.EMERGENCY_STOP)
-        assert node.server is not None
+        assert node.policy.server is not None
         refused = tasks.outcome(tasks.send(INSTRUCTIONS[0]))
         assert refused.outcome == RunTask.Result.REFUSED and "emergency stop" in refused.sentence
-        assert node.server.instruction is None
+        assert node.policy.server.instruction is None
         done, said = _enable(there)
         assert not done and "emergency stop" in said
         there.publish(topics.EMERGENCY_STOP, Bool(data=False))
@@ -163,8 +163,8 @@ def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
 def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
     """Something that only ~/enable ends."""
     if code is StatusCode.BAD_COMMAND:
-        assert node.last is not None
-        server.refuse_command(node.last.decision, "a test wants it")
+        assert node.policy.last_output is not None
+        server.refuse_command(node.policy.last_output.decision, "a test wants it")
     elif code is StatusCode.BAD_POSE:
         server.pose_jumped("The pose jumped, because a test wants it.")
     else:
@@ -179,11 +179,11 @@ def test_what_only_enable_ends_ends_a_task_and_refuses_the_next(tmp_path: Path, 
         tasks = _Tasks(there)
         running = tasks.send(INSTRUCTIONS[0], 600.0)
         _drive_until(there, StatusCode.RUNNING)
-        assert node.server is not None
-        _fail(code, node.server, node)
+        assert node.policy.server is not None
+        _fail(code, node.policy.server, node)
         assert tasks.outcome(running).outcome == RunTask.Result.FAULT
         refused = tasks.outcome(tasks.send(INSTRUCTIONS[1], 600.0))
-        assert refused.outcome == RunTask.Result.REFUSED and node.server.instruction == INSTRUCTIONS[0]
+        assert refused.outcome == RunTask.Result.REFUSED and node.policy.server.instruction == INSTRUCTIONS[0]
         done, said = _enable(there)
         assert done and "send it again" in said
         there.forget()
@@ -216,7 +216,7 @@ def test_every_refusal_leaves_the_server_as_it_is(tmp_path: Path, instruction: s
         _drive_until(there, StatusCode.EMERGENCY_STOP)
         # No cycle runs while the node is inactive: whatever changes is the refusal's doing.
         assert there.operator.change(Transition.TRANSITION_DEACTIVATE)
-        server = node.server
+        server = node.policy.server
         assert server is not None
         tasks = _Tasks(there)
         before, values = _kept(server), node._values()
@@ -395,11 +395,11 @@ def test_no_error_in_a_transition_is_mute(
         assert f"cannot {transition}: RuntimeError: a bug that nobody expects" in said and "Traceback" in said
         monkeypatch.undo()
         if transition == "activate":
-            assert not node.active and node.trigger_activate() == done
+            assert not node.policy.is_active and node.trigger_activate() == done
         elif transition == "configure":
             assert node.trigger_configure() == done
         else:
-            assert node.server is None or not node.server.enabled
+            assert node.policy.server is None or not node.policy.server.enabled
     finally:
         node.trigger_shutdown()
         node.destroy_node()

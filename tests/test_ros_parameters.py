@@ -27,7 +27,7 @@ def test_defaults_are_those_of_an_arm() -> None:
     assert settings.bundle == Path("/bundles/three-tasks")
     assert settings.sampling == "low_noise" and settings.swap_when == "idle" and not settings.enable
     assert settings.arm.safety.speed is None and settings.arm.watch.dead_man is None
-    assert settings.watch_folder is None and settings.cycle.slop == 0.02
+    assert settings.watch_folder is None and settings.loop.slop == 0.02
 
 
 def test_every_default_fits_its_own_rules() -> None:

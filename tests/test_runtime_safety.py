@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera, libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
-from m2distill_policy.node.cycle import CycleOptions
+from m2distill_policy.node.loop_options import LoopOptions
 from m2distill_policy.runtime.drive import gripper, set_point, set_point_delta, twist
 from m2distill_policy.runtime.mixture import PolicyOutputError
 from m2distill_policy.runtime.preprocess import centre_crop, fov_y_after_crop, preprocess
@@ -189,7 +189,7 @@ def test_an_error_of_the_smoothing_library_halts(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", [*WATCH_RANGES, "slop", "timeout"])
 @pytest.mark.parametrize("value", [0, -1, 1e308, 1e12, float("nan"), float("inf"), True, "3"])
 def test_times_and_counts_have_bounds(name: str, value: Any) -> None:
-    kind = WatchLimits if name in WATCH_RANGES else CycleOptions
+    kind = WatchLimits if name in WATCH_RANGES else LoopOptions
     with pytest.raises(ConfigError):
         kind(**{name: value})
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.node.arrivals import HOLD
-from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.joint_states import JOINTS_KEPT, JointStates
+from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose_gate import PoseGate
 from m2distill_policy.node.pose_source import PoseBuffer
 from m2distill_policy.runtime.motion_check import MotionCheck
@@ -54,7 +54,7 @@ def last(outputs: list[Output], count: int = 10) -> set[StatusCode]:
 
 
 def moving(outputs: list[Output]) -> bool:
-    return any(o.command and bool(o.decision.action[:6].any()) for o in outputs)
+    return any(o.command.is_sent and bool(o.decision.action[:6].any()) for o in outputs)
 
 
 def test_streams_that_are_right_are_driven(bundle: Bundle) -> None:
@@ -156,7 +156,7 @@ def test_the_fault_lasts_as_long_as_the_clock_is_wrong(bundle: Bundle, name: str
     outputs = play(bundle, changed(split(), name, offset=offset, since=1.5, until=2.5), 4.0)
     code = StatusCode.FUTURE_STAMP if offset > 0 else StatusCode.STALE_OBSERVATION
     for output in outputs:
-        at = output.sent / 1e9 - BEGIN
+        at = output.command_stamp / 1e9 - BEGIN
         if 1.7 < at < 2.5:
             assert output.decision.status.code is code, at
         elif at > 2.5 + HOLD + 0.15:
@@ -338,7 +338,7 @@ def test_joints_that_freeze_while_motion_is_commanded(bundle: Bundle) -> None:
     outputs = play(bundle, streams, 5.0)
     codes = [o.decision.status.code for o in outputs]
     assert codes[-1] is StatusCode.FROZEN_JOINTS and not outputs[-1].decision.action[:6].any()
-    began = (outputs[codes.index(StatusCode.FROZEN_JOINTS)].sent / 1e9) - BEGIN
+    began = (outputs[codes.index(StatusCode.FROZEN_JOINTS)].command_stamp / 1e9) - BEGIN
     assert 1.5 < began < 2.5
     assert "joint_states" in outputs[-1].decision.status.sentence
     shadow = play(bundle, streams, 5.0, enabled=False)
@@ -392,7 +392,7 @@ def test_a_pose_that_freezes_while_motion_is_commanded(bundle: Bundle, hz: float
     streams = Streams(CONTRACT, pose=Clock(hz=hz), frozen_pose=1.5)
     outputs = play(bundle, streams, 5.0)
     codes = [o.decision.status.code for o in outputs]
-    began = (outputs[codes.index(StatusCode.BAD_POSE)].sent / 1e9) - BEGIN
+    began = (outputs[codes.index(StatusCode.BAD_POSE)].command_stamp / 1e9) - BEGIN
     assert 1.5 < began < 2.6 and set(codes[-20:]) <= {StatusCode.BAD_POSE, StatusCode.WAITING}
     assert LABELS["pose"] in outputs[-1].decision.status.sentence and not moving(outputs[-10:])
     for off in (
@@ -405,7 +405,11 @@ def test_a_pose_that_freezes_while_motion_is_commanded(bundle: Bundle, hz: float
 def test_a_frozen_pose_in_a_workspace_does_not_leave_it(bundle: Bundle) -> None:
     box = SafetyLimits(workspace_low=(0.2, -0.2, 0.1), workspace_high=(0.6, 0.2, 0.5))
     outputs = play(bundle, Streams(CONTRACT, pose=Clock(hz=100.0), frozen_pose=1.5), 5.0, limits=box)
-    way = sum(float(np.abs(o.twist[:3]).max()) * CONTRACT.period for o in outputs if o.twist is not None and o.command)
+    way = sum(
+        float(np.abs(o.command.twist[:3]).max()) * CONTRACT.period
+        for o in outputs
+        if o.command.twist is not None and o.command.is_sent
+    )
     assert last(outputs) == {StatusCode.BAD_POSE} and way < 1.0
 
 

@@ -139,7 +139,8 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import PolicyNode
-    from m2distill_policy.node.cycle import UNINTERRUPTED, CycleOptions
+    from m2distill_policy.node.loop import UNINTERRUPTED
+    from m2distill_policy.node.loop_options import LoopOptions
     from m2distill_policy.node.topics import parse_namespace, parse_remappings
     from m2distill_policy.ros.parameters import load_arm
     from m2distill_policy.runtime.probe import open_and_prove
@@ -154,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     resume, frame = beside.pop("resume", "auto"), beside.pop("pose.base_frame", None)
     if beside:
         print(f"for the node on ROS 2 alone, left aside: {', '.join(beside)}", file=sys.stderr)
-    options = CycleOptions(
+    options = LoopOptions(
         slop=args.slop,
         timeout=args.timeout,
         gripper=config.gripper,
@@ -205,13 +206,10 @@ def run(args: argparse.Namespace) -> int:
                 f"serving bundle {server.bundle.identifier} ({', '.join(server.bundle.task_names)}) {pace} "
                 f"in DDS domain {domain}"
             )
-            if args.lockstep:
-                node.spin_lockstep()
-            else:
-                if watcher is not None:
-                    watcher.start()
-                node.spin()
-            _say(f"halted after {node.cycles} cycles")
+            if watcher is not None and not args.lockstep:
+                watcher.start()
+            node.spin()
+            _say(f"halted after {node.cycle_count} cycles")
     finally:
         if watcher is not None:
             watcher.stop()

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera, Contract
 from m2distill_policy.errors import printable
-from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.diagnostics import Health
+from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose import pose_from, quaternion_of
 from m2distill_policy.runtime.safety import Motion
 
@@ -66,15 +66,15 @@ class Messages:
         motion = _MOTIONS[status.motion]
         return self._types.PolicyStatus(
             header=self.header(output.stamp, contract.action.frame),
-            cycle=output.cycle,
-            episode=output.episode,
+            cycle=output.report.cycle,
+            episode=output.report.episode,
             code=int(status.code),
             name=status.code.name,
             sentence=printable(status.sentence),
             motion=motion,
             halted=motion == 2,
-            command=output.command,
-            gripper_commands=output.gripper_commands,
+            command=output.command.is_sent,
+            gripper_commands=output.command.gripper_count,
             bundle=status.bundle,
             tasks=[printable(task) for task in status.tasks],
             instruction=printable(status.instruction),
@@ -85,7 +85,7 @@ class Messages:
             swap=int(status.swap.state),
             swap_sentence=printable(status.swap.sentence),
             swap_bundle=status.swap.bundle,
-            warning=printable(" ".join([*([status.warning] if status.warning else []), *output.warnings])),
+            warning=printable(" ".join([*([status.warning] if status.warning else []), *output.report.warnings])),
         )
 
     def episode(self, number: int, instruction: str, *, seed: int, draw: int, stamp: int, frame: str) -> Any:

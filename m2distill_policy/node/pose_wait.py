@@ -45,7 +45,7 @@ class PoseWait(Generic[T]):
         return self._waiting is not None
 
     def begin(self, found: SynchronisedSet[T], begin: float, now: float) -> bool:
-        """Whether ``found`` is held back from ``now`` (s) on; begin: see :meth:`PolicyCycle.run`."""
+        """Whether ``found`` is held back from ``now`` (s) on; begin: see :meth:`RealTimeLoop.run`."""
         if self._lacked is not None:
             stamp, moment = self._lacked
             self._helps = self._helps or self._poses.came_by(stamp, moment + self._longest)

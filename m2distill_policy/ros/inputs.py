@@ -1,4 +1,4 @@
-"""What the policy node subscribes to: every message goes into the cycle, and then the cycle has its turn."""
+"""What the policy node subscribes to: every message goes into the loop, which then runs a cycle if one is due."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from std_msgs.msg import Bool, String
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import PolicyCycle
 from m2distill_policy.node.joint_states import JOINTS_KEPT
+from m2distill_policy.node.lockstep import LockstepLoop
 from m2distill_policy.node.messages import nanoseconds_of, pose_of
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.parameters import NodeSettings
 from m2distill_policy.ros.pictures import Frame
+from m2distill_policy.ros.policy_state import Loop
 
 
 class WhenWanted(CallbackGroup):
@@ -56,7 +57,7 @@ class Inputs:
     that rmw_cyclonedds (2.2) fails to read are handed on half filled, and rclpy reads memory that is not theirs.
 
     Args:
-        cycle: what messages go into, asked for at every message, because each activation brings its own.
+        loop: what messages go into; asked for at every message, because each activation makes a new one.
         active: whether pictures and readings are looked at; the operator's words always are.
         turn: called after each message with when its callback was entered (``time.perf_counter``).
         begin_episode: a simulated robot in lockstep has reset its world.
@@ -68,13 +69,13 @@ class Inputs:
         contract: Contract,
         settings: NodeSettings,
         *,
-        cycle: Callable[[], PolicyCycle[Frame]],
+        loop: Callable[[], Loop],
         active: Callable[[], bool],
         turn: Callable[[float], None],
         begin_episode: Callable[[Episode], None],
     ) -> None:
         self._node = node
-        self._cycle = cycle
+        self._loop = loop
         self._active = active
         self._turn = turn
         #: When the present message's callback was entered.
@@ -83,7 +84,7 @@ class Inputs:
         # Other middlewares bring pictures through shared memory, and reliable ones ask again for what was lost.
         watched = "cyclone" in get_rmw_implementation_identifier() and not settings.reliable_input
         self._buffer = (
-            ReceiveBuffer(len(contract.cameras), lambda why: cycle().trouble("receive buffer", why))
+            ReceiveBuffer(len(contract.cameras), lambda why: loop().problems.set("receive buffer", why))
             if watched and not settings.lockstep and settings.image_transport == "raw"
             else None
         )
@@ -100,7 +101,7 @@ class Inputs:
         wanted = WhenWanted(self._joints_wanted)
         self._joints = {
             topic: self._subscribe(JointState, topic, self._take_joints(topic), often, wanted)
-            for topic in topics.joint_topics(settings.cycle.joint_topics)
+            for topic in topics.joint_topics(settings.loop.joint_topics)
         }
         self._poses = self._subscribe(PoseStamped, topics.END_EFFECTOR_POSE, self._pose, often)
         self._subscribe(String, topics.INSTRUCTION, self._instruction, qos.latched())
@@ -187,17 +188,18 @@ class Inputs:
             return deserialize_message(data, kind)
         except RuntimeError as error:
             why = str(error).partition(", at ")[0]
-            self._cycle().arrived(topic, 0, [f"a message on '{topic}' cannot be read ({why}); see who publishes it"])
+            broken = f"a message on '{topic}' cannot be read ({why}); see who publishes it"
+            self._loop().count_messages(topic, 0, [broken])
             return None
 
     def _view(self, name: str, topic: str) -> Callable[[Frame], None]:
         def callback(frame: Frame) -> None:
             if self._active():
-                cycle = self._cycle()
-                cycle.arrived(topic, 1)
+                loop = self._loop()
+                loop.count_messages(topic, 1)
                 if self._buffer is not None:
                     self._buffer.expect(len(frame.data), name)
-                cycle.add_view(name, nanoseconds_of(frame), frame)
+                loop.add_image(name, nanoseconds_of(frame), frame)
                 self._turn(self._entered)
 
         return callback
@@ -207,9 +209,9 @@ class Inputs:
 
         def callback(info: CameraInfo) -> None:
             if self._active():
-                cycle = self._cycle()
-                cycle.arrived(topic, 1)
-                cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)
+                loop = self._loop()
+                loop.count_messages(topic, 1)
+                loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
                 # From here too: of pictures that are too large, none at all may arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
@@ -217,7 +219,10 @@ class Inputs:
         return callback
 
     def _joints_wanted(self) -> bool:
-        return self._active() and (self._lockstep or self._cycle().lacks_joints)
+        if not self._active():
+            return False
+        loop = self._loop()
+        return isinstance(loop, LockstepLoop) or loop.lacks_joints
 
     def _take_joints(self, topic: str) -> Callable[[JointState], None]:
         def callback(state: JointState) -> None:
@@ -228,42 +233,42 @@ class Inputs:
         return callback
 
     def _add_joints(self, topic: str, states: list[JointState]) -> None:
-        cycle = self._cycle()
-        cycle.arrived(topic, len(states))
+        loop = self._loop()
+        loop.count_messages(topic, len(states))
         for state in states:
-            cycle.add_joints(nanoseconds_of(state), state.name, state.position, topic)
+            loop.add_joints(nanoseconds_of(state), state.name, state.position, topic)
 
     def _pose(self, message: PoseStamped) -> None:
         if not self._active():
             return
-        cycle = self._cycle()
+        loop = self._loop()
         try:
-            cycle.add_pose(nanoseconds_of(message), pose_of(message), message.header.frame_id)
+            loop.add_pose(nanoseconds_of(message), pose_of(message), message.header.frame_id)
         except ObservationError as error:
-            cycle.arrived(topics.END_EFFECTOR_POSE, 0, [str(error)])
-            cycle.refuse_pose(str(error))
+            loop.count_messages(topics.END_EFFECTOR_POSE, 0, [str(error)])
+            loop.refuse_pose(str(error))
             return
-        cycle.arrived(topics.END_EFFECTOR_POSE, 1)
+        loop.count_messages(topics.END_EFFECTOR_POSE, 1)
         if self._lockstep:
             self._turn(self._entered)
 
     def _instruction(self, message: String) -> None:
-        cycle = self._cycle()
-        cycle.arrived(topics.INSTRUCTION, 1)
-        cycle.instruct(message.data)
+        loop = self._loop()
+        loop.count_messages(topics.INSTRUCTION, 1)
+        loop.operator.set_instruction(message.data)
 
     def _emergency_stop(self, message: Bool) -> None:
-        cycle = self._cycle()
-        cycle.arrived(topics.EMERGENCY_STOP, 1)
-        cycle.emergency_stop(message.data, publishers=self._publishers(topics.EMERGENCY_STOP))
+        loop = self._loop()
+        loop.count_messages(topics.EMERGENCY_STOP, 1)
+        loop.operator.emergency_stop(message.data, publishers=self._publishers(topics.EMERGENCY_STOP))
 
     def _enable(self, message: Bool) -> None:
         if self._active():
-            cycle = self._cycle()
-            cycle.arrived(topics.ENABLE, 1)
-            cycle.enable_requested(message.data)
+            loop = self._loop()
+            loop.count_messages(topics.ENABLE, 1)
+            loop.operator.enable_by_message(message.data)
 
     def _dead_man(self, message: Bool) -> None:
-        cycle = self._cycle()
-        cycle.arrived(topics.DEAD_MAN, 1)
-        cycle.dead_man(message.data, publishers=self._publishers(topics.DEAD_MAN))
+        loop = self._loop()
+        loop.count_messages(topics.DEAD_MAN, 1)
+        loop.operator.dead_man(message.data, publishers=self._publishers(topics.DEAD_MAN))

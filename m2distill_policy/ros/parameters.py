@@ -14,8 +14,8 @@ from typing import Any
 from m2distill_policy.config import from_dict, load_config, override, read_file
 from m2distill_policy.errors import ConfigError, closest
 from m2distill_policy.node.config import ArmConfig
-from m2distill_policy.node.cycle import CycleOptions
 from m2distill_policy.node.gripper import LARGEST_THRESHOLD, GripperProfile
+from m2distill_policy.node.loop_options import LoopOptions
 from m2distill_policy.node.topics import POLICY_NODE
 from m2distill_policy.options import LARGEST_SLOP, LONGEST_WAIT, SHORTEST_SLOP, SHORTEST_WAIT
 from m2distill_policy.ros.overrides import is_for_all, is_parameter_file, sections_of, unknown
@@ -297,7 +297,7 @@ class NodeSettings:
     reliable_input: bool
     lockstep: bool
     arm: ArmConfig
-    cycle: CycleOptions
+    loop: LoopOptions
     gripper: GripperInterface
     frames: Frames | None
 
@@ -325,7 +325,7 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
         public_key=Path(p["public_key"]).expanduser() if p["public_key"] else None,
         watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
         arm=arm,
-        cycle=CycleOptions(
+        loop=LoopOptions(
             slop=p["slop"],
             timeout=p["timeout"],
             gripper=arm.gripper,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any
 
 from m2distill_msgs.srv import LoadPolicy
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.lifecycle import LifecycleNode
 from std_srvs.srv import SetBool, Trigger
 
+from m2distill_policy.ros.policy_state import PolicyState
 from m2distill_policy.ros.waiting import NextTurn
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import SwapReport, SwapState
-
-if TYPE_CHECKING:
-    from m2distill_policy.ros.policy_node import PolicyNode
 
 #: s that a bundle may take to be verified and made ready.
 _PATIENCE = 120.0
@@ -23,8 +23,8 @@ _PATIENCE = 120.0
 class Services:
     """The node's services; before it is configured each says so."""
 
-    def __init__(self, node: PolicyNode) -> None:
-        self._node = node
+    def __init__(self, node: LifecycleNode, state: PolicyState) -> None:
+        self._state = state
         group = ReentrantCallbackGroup()  # a bundle that is being loaded must not hold up ~/enable
         node.create_service(SetBool, "~/enable", self._enable, callback_group=group)
         node.create_service(Trigger, "~/reset", self._reset, callback_group=group)
@@ -34,12 +34,12 @@ class Services:
     def _server(self, response: Any, *, active: bool = False) -> PolicyServer | None:
         """The policy server; None, with the answer filled in, where there is none yet."""
         sentence = ""
-        if self._node.server is None:
+        if self._state.server is None:
             sentence = "the node is not configured; configure it first"
-        elif active and not self._node.active:
+        elif active and not self._state.is_active:
             sentence = "the node is not active; activate it first"
         if not sentence:
-            return self._node.server
+            return self._state.server
         response.success = False
         self._say(response, sentence)
         return None
@@ -55,7 +55,7 @@ class Services:
         server = self._server(response, active=bool(request.data))
         if server is None:
             return response
-        response.success, response.message = self._node.enable(bool(request.data))
+        response.success, response.message = self._state.require_loop().operator.enable(bool(request.data))
         return response
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -93,7 +93,7 @@ class Services:
 
     async def _fate(self, server: PolicyServer) -> SwapReport:
         """What became of the bundle that is being loaded."""
-        until = self._node.steadily + _PATIENCE
-        while server.swap.state is SwapState.LOADING and self._node.steadily < until:
+        until = time.monotonic() + _PATIENCE
+        while server.swap.state is SwapState.LOADING and time.monotonic() < until:
             await NextTurn()
         return server.swap

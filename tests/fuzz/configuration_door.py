@@ -131,7 +131,7 @@ class ConfigurationDoor(Door):
         if _CAN_DRIVE:
             from tests.fuzz.use import use_arm
 
-            use_arm(settings.arm, settings.cycle)
+            use_arm(settings.arm, settings.loop)
 
     # --- making -------------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,11 @@ import numpy as np
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import LONGEST_RAMP, Output, PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.lockstep import LockstepLoop
+from m2distill_policy.node.loop import LONGEST_RAMP
+from m2distill_policy.node.output import Output
+from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.runtime import safety
 from m2distill_policy.runtime import server as server_module
 from m2distill_policy.runtime.engine import Engine
@@ -569,7 +572,7 @@ class Session:
     """A node whose clocks are moved by hand, and what it has published. Made anew for every input.
 
     Args:
-        picture, types, build: as the transport has them, see :class:`PolicyCycle` and :class:`Script`.
+        picture, types, build: as the transport has them, see :class:`PolicyLoop` and :class:`Script`.
     """
 
     def __init__(self, bundle: Bundle, options: Options, picture: Callable[[Any], Any], types: Any, build: Any) -> None:
@@ -583,8 +586,9 @@ class Session:
             sampling=options.sampling, clock=self.clock.steady,
         )  # fmt: skip
         self.server.set_instruction(INSTRUCTIONS[0])
-        self.cycle: PolicyCycle[Any] = PolicyCycle(
-            self.server, picture, lockstep=options.lockstep, full_name=topics.resolve, wall=self.clock.wall,
+        kind: Any = LockstepLoop if options.lockstep else RealTimeLoop
+        self.cycle: Any = kind(
+            self.server, picture, full_name=topics.resolve, wall=self.clock.wall,
             steady=self.clock.steady,
         )  # fmt: skip
         if options.measured:
@@ -619,16 +623,16 @@ class Session:
     @property
     def is_over(self) -> bool:
         """Whether the node has run as many cycles as one input may have."""
-        return self.cycle.cycles > MOST_CYCLES
+        return self.cycle.cycle_count > MOST_CYCLES
 
     def pause(self, seconds: float) -> None:
         """Time passes: the cycles that are due run."""
         until = self.clock.steady() + seconds
         while not self.options.lockstep and self.cycle.wake < until and not self.is_over:
-            before = self.cycle.cycles
+            before = self.cycle.cycle_count
             self.clock.to(self.cycle.wake)
             self.turn()
-            if self.cycle.cycles == before and self.cycle.wake <= self.clock.steady():
+            if self.cycle.cycle_count == before and self.cycle.wake <= self.clock.steady():
                 break
         self.clock.to(until)
 
@@ -653,14 +657,14 @@ class Session:
 
     def leave(self) -> None:
         """The ramp to a halt ends in time, whatever came before."""
-        self.cycle.leave("the fuzzer wants it")
+        self.cycle.shut_down("the fuzzer wants it")
         self.published.expected.leave()
         began = self.clock.steady()
-        while not self.cycle.left:
+        while not self.cycle.may_exit:
             self.publish(self.cycle.ramp())
             self.clock.to(self.clock.steady() + CONTRACT.period)
             require(self.clock.steady() - began < LONGEST_RAMP + 1, "the node does not leave")
-        require(self.published.statuses >= self.cycle.cycles, "a cycle without a status", self.published.statuses)
+        require(self.published.statuses >= self.cycle.cycle_count, "a cycle without a status", self.published.statuses)
 
 
 def play(data: bytes, make: Callable[[Options], Session]) -> Published:

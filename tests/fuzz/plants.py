@@ -117,9 +117,9 @@ def _frozen_poses_pass() -> Any:
 
 
 def _repeated_enable_counts() -> Any:
-    from m2distill_policy.node.cycle import PolicyCycle
+    from m2distill_policy.node.operator_inputs import OperatorInputs
 
-    return mock.patch.object(PolicyCycle, "enable_requested", lambda self, wanted: self.enable(wanted))
+    return mock.patch.object(OperatorInputs, "enable_by_message", lambda self, wanted: self.enable(wanted))
 
 
 def _frozen_views_pass() -> Any:

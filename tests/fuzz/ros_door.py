@@ -20,8 +20,8 @@ from std_msgs.msg import Bool, String
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.messages import nanoseconds_of
+from m2distill_policy.node.output import Output
 from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.ros.outputs import Outputs
@@ -148,11 +148,11 @@ class _Session(Session):
         self._callbacks: dict[str, list[Callable[[Any], None]]] = node.callbacks
         self._kinds: dict[str, Any] = node.kinds
         self._outputs = Outputs(
-            node, CONTRACT, settings, gripper_trouble=lambda why: None, gripper_lost=self.cycle.gripper_missed,
-            others_there=self.cycle.other_publishers, others_heard=lambda topic: None,
+            node, CONTRACT, settings, gripper_trouble=lambda why: None, gripper_lost=self.cycle.reset_gripper,
+            others_there=self.cycle.operator.set_other_publishers, others_heard=lambda topic: None,
         )  # fmt: skip
         self._inputs = Inputs(
-            node, CONTRACT, settings, cycle=lambda: self.cycle, active=lambda: True, turn=lambda begin: self.turn(),
+            node, CONTRACT, settings, loop=lambda: self.cycle, active=lambda: True, turn=lambda begin: self.turn(),
             begin_episode=self._begin_episode,
         )  # fmt: skip
 
@@ -178,10 +178,8 @@ class _Session(Session):
         begin = time.perf_counter()
         self._inputs.drain_joints()
         if self.options.lockstep:
-            self.cycle.pose_expected = self._inputs.pose_is_published
-            output = self.cycle.run_lockstep(begin)
-        else:
-            output = self.cycle.run(begin)
+            self.cycle.expects_pose = self._inputs.pose_is_published
+        output = self.cycle.run(begin)
         if output is not None:
             self.publish(output)
 
@@ -189,7 +187,7 @@ class _Session(Session):
         """See :class:`Session`."""
         self._outputs.command(output)
         self._outputs.say(output)
-        self.cycle.published(output)
+        self.cycle.note_published(output)
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, self.clock.wall())
         self._outputs.watch_others()
