@@ -219,7 +219,7 @@ def test_every_refusal_leaves_the_server_as_it_is(tmp_path: Path, instruction: s
         server = node.policy.server
         assert server is not None
         tasks = _Tasks(there)
-        before, values = _kept(server), node._values()
+        before, values = _kept(server), node._settings.values()
         assert not _enable(there)[0]
         for goal in ("sing a song", *INSTRUCTIONS):
             future = tasks.send(goal).get_result_async()
@@ -238,7 +238,7 @@ def test_every_refusal_leaves_the_server_as_it_is(tmp_path: Path, instruction: s
             (SetParameters, (Parameter("instruction"),)),  # to undeclare it
         ):
             assert not any(result.successful for result in _set(there, kind, *changes)), changes
-        assert _kept(server) == before and node._values() == values
+        assert _kept(server) == before and node._settings.values() == values
         answer = there.operator.call(LoadPolicy, "load_policy", LoadPolicy.Request(path=str(tmp_path / "nothing")))
         assert not answer.success
         after = _kept(server)
