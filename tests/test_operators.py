@@ -14,10 +14,11 @@ from m2distill_policy.errors import UnknownInstructionError
 from m2distill_policy.node import topics
 from m2distill_policy.node.other_publishers import QUIET, OtherPublishers
 from m2distill_policy.node.real_time import RealTimeLoop
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.safety import SafetyLimits
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS, observations, server_state, toy_contract, write_toy

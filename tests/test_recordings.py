@@ -29,7 +29,8 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag
 from m2distill_policy.recordings.episode import ImportSettings, import_recording
 from m2distill_policy.runtime import drive
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.server import PolicyServer
 from tests.bundles import INSTRUCTIONS, toy_bundle, toy_contract
 
 CONTRACT = dataclasses.replace(libero_contract(32), text=None)

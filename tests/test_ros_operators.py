@@ -168,7 +168,7 @@ def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
     elif code is StatusCode.BAD_POSE:
         server.pose_jumped("The pose jumped, because a test wants it.")
     else:
-        server._held = Fault(code, "A test wants it.")
+        server._interlock.latched = Fault(code, "A test wants it.")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def _set(there: RosRobot, kind: Any, *changes: Parameter) -> list[Any]:
 
 def _kept(server: PolicyServer) -> dict[str, object]:
     """What a refusal must leave as it is; not how long nothing has come, which time alone changes."""
-    return {name: value for name, value in server_state(server).items() if name != "_silence"}
+    return {name: value for name, value in server_state(server).items() if name != "interlock.missing"}
 
 
 @pytest.mark.parametrize("instruction", ["", INSTRUCTIONS[0]])
@@ -358,7 +358,7 @@ def test_every_parameter_of_every_type_configures_or_refuses_by_name(tmp_path: P
 # --- transitions ----------------------------------------------------------------------------------------------------
 
 TRANSITIONS = {
-    "configure": ("_new_cycle", "trigger_configure"),
+    "configure": ("_new_loop", "trigger_configure"),
     "activate": ("_schedule", "trigger_activate"),
     "deactivate": ("_ramp_out", "trigger_deactivate"),
     "clean up": ("_free", "trigger_cleanup"),

@@ -77,7 +77,7 @@ def test_the_node_refuses_what_rclpy_takes_without_a_word(
     rclpy.init(args=words)
     try:
         node = PolicyNode()
-        assert len(node._unknown_parameters) == count
+        assert len(node._settings._invalid) == count
         node.trigger_configure()
         assert node._state_machine.current_state[0] == State.PRIMARY_STATE_UNCONFIGURED
         node.destroy_node()

@@ -266,7 +266,7 @@ def test_the_ramp_to_a_halt_after_a_swap_stays_below_the_limit(tmp_path: Path) -
         arm = Arm(first, limits=SafetyLimits(allow_faster_bundle=True, halt_time=0.5), sampling="mode")
         arm.drive(observations(CONTRACT, 5))
         arm.server.load(tmp_path / "faster")
-        assert arm.server._swap.wait_ready(WAIT).state is SwapState.READY
+        assert arm.server._policy.swap.wait_ready(WAIT).state is SwapState.READY
         arm.server.halt("a test")
         for _ in range(pause):
             arm.period(None)

@@ -324,7 +324,7 @@ def test_a_disk_that_hangs_is_given_up(
     release = threading.Event()
     monkeypatch.setattr(hotswap, "open_bundle", lambda path: release.wait(WAIT))
     server = make(folder / "a")
-    server._swap._timeout = 0.3
+    server._policy.swap._timeout = 0.3
     server.load(folder / "b")
     assert "was not loaded within 0.3 s" in refused(server, 3.0)
     release.set()
@@ -476,7 +476,7 @@ def test_a_refused_rollback_leaves_what_is_ready(
     server.load(folder / "a")
     assert server.wait_for_swap(WAIT).state is SwapState.SWITCHED
     server.set_instruction(INSTRUCTIONS[1])
-    server._swap_when = "idle"
+    server._policy._swap_when = "idle"
     server.step(STEPS[0], STEPS[0].stamp)
     server.load(folder / "b")
     assert server.wait_for_swap(WAIT).state is SwapState.READY

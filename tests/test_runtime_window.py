@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from m2distill_policy.errors import UnknownInstructionError
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.runtime.window import RawHistory, TokenWindow

@@ -16,8 +16,9 @@ from m2distill_policy.node.pose_source import PoseSource
 from m2distill_policy.node.problems import Problems
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.command_check import CommandCheck
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.safety import Motion, set_point_inside
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 
 logger = logging.getLogger(__name__)

@@ -30,9 +30,10 @@ from m2distill_policy.node.problems import Problems
 from m2distill_policy.node.stream import ObservationStream
 from m2distill_policy.node.synchroniser import SynchronisedSet
 from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.preprocess import field_of_view_trouble
 from m2distill_policy.runtime.safety import Motion
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault
 from m2distill_policy.runtime.watcher import FolderWatcher

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.node.command import ArmCommand
 from m2distill_policy.node.diagnostics import CycleReport
-from m2distill_policy.runtime.server import Decision
+from m2distill_policy.runtime.decision import Decision
 
 
 @dataclass(frozen=True)

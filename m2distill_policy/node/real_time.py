@@ -24,8 +24,9 @@ from m2distill_policy.node.pose_wait import PoseWait
 from m2distill_policy.node.stream import SLOWEST_CAMERA
 from m2distill_policy.node.synchroniser import RATE_OVER
 from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.safety import Motion
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import Fault
 from m2distill_policy.runtime.watcher import FolderWatcher
 

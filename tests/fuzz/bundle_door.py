@@ -24,9 +24,10 @@ from m2distill_policy.bundle import INSTRUCTION_GRAPH, INSTRUCTIONS, STEP_GRAPH,
 from m2distill_policy.bundle_files import DIGEST, MANIFEST, digest_line
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import M2DistillError
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.probe import ProbeLimits, mark_proved, prove
 from m2distill_policy.runtime.safety import SafetyLimits
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS as TEXTS

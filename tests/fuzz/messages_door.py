@@ -26,8 +26,8 @@ from m2distill_policy.node.lockstep import LockstepLoop
 from m2distill_policy.node.loop import LONGEST_RAMP
 from m2distill_policy.node.output import Output
 from m2distill_policy.node.real_time import RealTimeLoop
+from m2distill_policy.runtime import controls as controls_module
 from m2distill_policy.runtime import safety
-from m2distill_policy.runtime import server as server_module
 from m2distill_policy.runtime.engine import Engine
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.server import PolicyServer
@@ -565,7 +565,7 @@ def _joint_states(good: Good, values: list[float]) -> list[tuple[list[str], list
 def use_one_engine(bundle: Bundle) -> None:
     """Have every policy server of this process run one network: making one takes longer than everything else."""
     engine = Engine(bundle)
-    setattr(server_module, "Engine", lambda *args, **kwargs: engine)  # noqa: B010
+    setattr(controls_module, "Engine", lambda *args, **kwargs: engine)  # noqa: B010
 
 
 class Session:
