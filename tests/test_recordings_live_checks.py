@@ -283,8 +283,8 @@ def test_quotes_and_spaces_around_an_instruction_are_left_out_and_said(
     [
         ("--task", "../x"),
         ("--task", "x.hdf5"),
-        ("--set", 'joints=[{"entry":"panda_joint1","name":"a"},{"entry":"panda_joint1","name":"b"}]'),
-        ("--set", 'joints=[{"entry":"no_joint","name":"a"}]'),
+        ("--set", "joints.entries=panda_joint1,panda_joint1", "--set", "joints.names=a,b"),
+        ("--set", "joints.entries=no_joint", "--set", "joints.names=a"),
         ("--set", "gripper.max_effort=-5"),
         ("--set", "gripper.threshold=0.9999"),
         ("--shift", "/joint_states=1e400"),

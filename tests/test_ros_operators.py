@@ -28,11 +28,11 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from m2distill_policy.node import topics
-from m2distill_policy.ros.parameters import PARAMETERS
 from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault
+from m2distill_policy.settings.table import PARAMETERS
 from tests.bundles import INSTRUCTIONS, observations, server_state, toy_contract, write_toy
 from tests.ros_side import RosRobot
 from tests.ros_support import policy_node
@@ -346,7 +346,7 @@ def test_every_parameter_of_every_type_configures_or_refuses_by_name(tmp_path: P
     """Set to whatever ROS 2 has types for; nothing is mute, and nothing ends the node."""
     with _robot({"bundle": str(write_toy(tmp_path / "toy"))}, up=False) as (node, there):
         for parameter in PARAMETERS:
-            if parameter.fixed:
+            if parameter.is_fixed:
                 continue
             for value in VALUES:
                 (result,) = _set(there, SetParameters, Parameter(parameter.name, value=value))

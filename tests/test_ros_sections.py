@@ -14,7 +14,7 @@ import rclpy
 from rclpy.node import Node
 
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.ros.parameters import load_arm
+from m2distill_policy.settings.arm import load_arm
 from tests.test_parameter_sections import NAMESPACES, NODE, SECTIONS, TWICE, write
 
 pytestmark = pytest.mark.usefixtures("own_domain")

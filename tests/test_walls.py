@@ -129,6 +129,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.bundle_signature": _names("errors", "storage", "bundle_files", outside="cryptography"),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "bundle_signature", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
+    "m2distill_policy.settings": _names(*_CORE, "config", "bundle", "runtime", "node", "settings"),
     "m2distill_policy.recordings": _names(
         *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags yaml"
     ),
@@ -138,9 +139,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.sim_robot": _names(
         *_CORE, "options", "signals", "bundle", "runtime", "node", "sim", "evaluation.seeds", "sim_robot"
     ),
-    "m2distill_policy.dds": _names(
-        *_CORE, "bundle", "config", "runtime", "node", "sim_robot", "dds", outside="cyclonedds cv2"
-    ),
+    "m2distill_policy.dds": _names(*_CORE, "bundle", "runtime", "node", "sim_robot", "dds", outside="cyclonedds cv2"),
     "m2distill_policy.ros": _names(
         *_CORE,
         *(
@@ -148,10 +147,9 @@ ALLOWED: dict[str, frozenset[str]] = {
             "streams",
             "bundle",
             "bundle_signature",
-            "config",
-            "config_text",
             "runtime",
             "node",
+            "settings",
             "sim_robot",
             "ros",
         ),

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.recordings.bag import Bag
     from m2distill_policy.recordings.contract import read_contract
     from m2distill_policy.recordings.episode import ImportSettings, import_recording, require_topics
-    from m2distill_policy.ros.parameters import load_arm
+    from m2distill_policy.settings.arm import load_arm
 
     namespace = None if args.namespace is None else parse_namespace(args.namespace)
     arm, unused = load_arm(args.config, args.overrides, namespace)

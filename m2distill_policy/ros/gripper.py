@@ -14,7 +14,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
 from sensor_msgs.msg import JointState
 
-from m2distill_policy.ros.parameters import GripperInterface
+from m2distill_policy.settings.node import GripperInterface
 
 
 class GripperDriver:

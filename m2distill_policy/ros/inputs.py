@@ -27,9 +27,9 @@ from m2distill_policy.node.lockstep import LockstepLoop
 from m2distill_policy.node.messages import nanoseconds_of, pose_of
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
 from m2distill_policy.ros import qos
-from m2distill_policy.ros.parameters import NodeSettings
 from m2distill_policy.ros.pictures import Frame
 from m2distill_policy.ros.policy_state import Loop
+from m2distill_policy.settings.node import NodeSettings
 
 
 class WhenWanted(CallbackGroup):

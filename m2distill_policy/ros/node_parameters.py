@@ -11,10 +11,11 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter as RosParameter
 
 from m2distill_policy.errors import ConfigError, UnknownInstructionError
-from m2distill_policy.ros.overrides import given_by_name, likely_misspelt, unknown
-from m2distill_policy.ros.parameters import BY_NAME, KINDS, PARAMETERS, check
 from m2distill_policy.ros.policy_state import PolicyState
 from m2distill_policy.runtime.engine import EngineError
+from m2distill_policy.settings.parameter import KINDS
+from m2distill_policy.settings.parameter_files import given_by_name, likely_misspelt, unknown
+from m2distill_policy.settings.table import BY_NAME, PARAMETERS, check
 
 #: An empty list has no type in rclpy; these parameters have one.
 _LISTS = {"floats": RosParameter.Type.DOUBLE_ARRAY, "strings": RosParameter.Type.STRING_ARRAY}
@@ -46,7 +47,7 @@ class NodeParameters:
                 ParameterDescriptor(
                     description=f"{parameter.text}{f' ({parameter.unit})' if parameter.unit else ''}",
                     additional_constraints=f"{KINDS[parameter.kind]} {parameter.allowed}".strip(),
-                    read_only=parameter.fixed,
+                    read_only=parameter.is_fixed,
                     # The table checks types itself: it takes 1 for 1.0, and an empty list has no type in ROS 2.
                     dynamic_typing=True,
                 ),
@@ -102,7 +103,7 @@ class NodeParameters:
         try:
             for name, value in ours.items():
                 check(name, value)
-                if server is not None and not BY_NAME[name].live:
+                if server is not None and not BY_NAME[name].is_live:
                     raise ConfigError(
                         f"parameter '{name}' is read when the node is configured; deactivate it, clean it up, set the "
                         "parameter, then configure it again"

@@ -24,7 +24,7 @@ from m2distill_policy.ros.command_watch import CommandWatch
 from m2distill_policy.ros.gripper import GripperDriver
 from m2distill_policy.ros.markers import markers
 from m2distill_policy.ros.messages import MESSAGES
-from m2distill_policy.ros.parameters import NodeSettings
+from m2distill_policy.settings.node import NodeSettings
 
 
 class Outputs:

@@ -31,7 +31,6 @@ from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.node_parameters import NodeParameters
 from m2distill_policy.ros.outputs import Outputs
-from m2distill_policy.ros.parameters import settings_from
 from m2distill_policy.ros.pictures import Frame, picture_of
 from m2distill_policy.ros.policy_state import Loop, PolicyState
 from m2distill_policy.ros.run_task import RunTaskServer
@@ -41,6 +40,7 @@ from m2distill_policy.runtime.probe import open_and_prove
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.runtime.watcher import FolderWatcher
+from m2distill_policy.settings.node import settings_from
 
 #: s between two ~/status of a node that is configured and not active.
 _IDLE_STATUS = 1.0

@@ -8,9 +8,9 @@ from typing import TypeAlias
 from m2distill_policy.node.lockstep import LockstepLoop
 from m2distill_policy.node.output import Output
 from m2distill_policy.node.real_time import RealTimeLoop
-from m2distill_policy.ros.parameters import NodeSettings
 from m2distill_policy.ros.pictures import Frame
 from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.settings.node import NodeSettings
 
 #: Either loop of a node on ROS 2.
 Loop: TypeAlias = RealTimeLoop[Frame] | LockstepLoop[Frame]

@@ -25,8 +25,8 @@ from m2distill_policy.node.output import Output
 from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.ros.outputs import Outputs
-from m2distill_policy.ros.parameters import NodeSettings, settings_from
 from m2distill_policy.ros.pictures import picture_of
+from m2distill_policy.settings.node import NodeSettings, settings_from
 from tests.bundles import write_toy
 from tests.fuzz.choice import Choice
 from tests.fuzz.door import Door

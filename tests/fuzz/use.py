@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.contract import Contract
-from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.loop_options import LoopOptions
 from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.runtime.mixture import PolicyOutputError
 from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.settings.arm import ArmSettings
 from tests.bundles import INSTRUCTIONS, write_toy
 from tests.fuzz.expected import within
 from tests.fuzz.invariant import finite, require
@@ -65,7 +65,7 @@ def use_limits(limits: SafetyLimits, contract: Contract) -> None:
     require(governor.motion is Motion.HALTED and not found[:6].any(), "a ramp to a halt does not end", cycles)
 
 
-def use_arm(arm: ArmConfig, options: LoopOptions | None = None) -> None:
+def use_arm(arm: ArmSettings, options: LoopOptions | None = None) -> None:
     """Let a node with these settings run; a mapping of joints that does not fit the contract is an error of ours."""
     use_limits(arm.safety, CONTRACT)
     _drive(

@@ -105,7 +105,7 @@ def sections_of(content: Mapping[str, Any], name: str, namespace: str | None) ->
         if len(found) != 1:
             there = ", ".join(section.strip("/") for section in names)
             raise ConfigError(f"the file has parameters of {len(found)} nodes ({there}); one is wanted")
-        return [(section, _flat(parameters, section)) for section, parameters in found]
+        return [(section, flatten(parameters, section)) for section, parameters in found]
     return _matching(found, f"{namespace}/{name}")
 
 
@@ -128,7 +128,7 @@ def _matching(found: Sequence[tuple[str, Mapping[str, Any]]], node: str) -> list
         if matches(section, node):
             if section in ours:
                 raise ConfigError(f"the section '{section}' is given twice, in two spellings; write it once")
-            ours[section] = _flat(parameters, section)
+            ours[section] = flatten(parameters, section)
     if not ours:
         there = ", ".join(section for section, _ in found)
         raise ConfigError(
@@ -221,7 +221,12 @@ def likely_misspelt(names: Iterable[str], known: Collection[str]) -> dict[str, s
     return found
 
 
-def _flat(parameters: Mapping[str, Any], section: str) -> dict[str, Any]:
+def flatten(parameters: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The parameters of a section by their full names (``safety.speed``).
+
+    Raises:
+        ConfigError: one is given twice, nested and with a dot.
+    """
     found: dict[str, Any] = {}
     for name, value in _leaves(parameters):
         if name in found:
