@@ -157,7 +157,8 @@ OFF = [parameter for parameter in PARAMETERS if parameter.has_off]
 
 @pytest.mark.parametrize("parameter", OFF, ids=lambda parameter: parameter.name)
 def test_off_is_spelled_the_same_on_every_path(tmp_path: Path, parameter: Parameter) -> None:
-    name, off = parameter.name, [] if parameter.kind == "floats" else 0
+    name = parameter.name
+    off: object = [] if parameter.kind == "floats" else 0
     group, key = name.split(".")
     file, own = tmp_path / "arm.yaml", tmp_path / "arm.json"
     file.write_text(f"/**:\n  ros__parameters:\n    {group}: {{{key}: {off}}}\n")
