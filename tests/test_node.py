@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.contract import Camera, libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.images.preprocess import check_field_of_view
 from m2distill_policy.node import topics
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
 from m2distill_policy.node.lockstep import LockstepLoop
@@ -26,7 +27,6 @@ from m2distill_policy.node.synchroniser import RATE_OVER
 from m2distill_policy.node.topics import camera_info_topic, camera_topic, parse_namespace, parse_remappings, resolve
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime import drive
-from m2distill_policy.runtime.preprocess import field_of_view_trouble
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
@@ -92,12 +92,12 @@ def test_field_of_view_is_compared_after_the_crop() -> None:
     def focal(fov_y: float, height: int) -> float:
         return height / 2 / math.tan(math.radians(fov_y) / 2)
 
-    assert field_of_view_trouble(camera, focal(45.0, 480), 480, 640) is None
-    trouble = field_of_view_trouble(camera, focal(60.0, 480), 480, 640)
+    assert check_field_of_view(camera, focal(45.0, 480), 480, 640) is None
+    trouble = check_field_of_view(camera, focal(60.0, 480), 480, 640)
     assert trouble is not None and "60.0 degrees" in trouble and "45.0" in trouble
     # A portrait picture loses rows to a square crop, and with them field of view.
-    assert field_of_view_trouble(camera, focal(45.0, 640), 640, 480) is not None
-    assert field_of_view_trouble(camera, 0.0, 640, 480) is None, "not calibrated"
+    assert check_field_of_view(camera, focal(45.0, 640), 640, 480) is not None
+    assert check_field_of_view(camera, 0.0, 640, 480) is None, "not calibrated"
 
 
 # --- the cycle -------------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from m2distill_policy import cli
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.demonstrations import DemonstrationFile
 from m2distill_policy.errors import RecordingError
+from m2distill_policy.images.encodings import compressed_to_rgb, raw_to_rgb
 from m2distill_policy.node import topics
 from m2distill_policy.node.gripper import GripperProfile
-from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
 from m2distill_policy.node.pose import quaternion_of
 from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.observation import Observation
@@ -191,8 +191,8 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
 
     def frame_of(message: Any) -> NDArray[np.uint8]:
         if hasattr(message, "format"):
-            return rgb_of_compressed(message.format, message.data)
-        return rgb_of(message.encoding, message.height, message.width, message.step, message.data)
+            return compressed_to_rgb(message.format, message.data)
+        return raw_to_rgb(message.encoding, message.height, message.width, message.step, message.data)
 
     clock = lambda: (now - BEGIN) / 1e9  # noqa: E731
     cycle: RealTimeLoop[Any] = RealTimeLoop(server, frame_of, wall=lambda: now, steady=clock)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera, libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
+from m2distill_policy.images.preprocess import centre_crop, fov_y_after_crop, preprocess
 from m2distill_policy.node.loop_options import LoopOptions
 from m2distill_policy.runtime.drive import gripper, set_point, set_point_delta, twist
 from m2distill_policy.runtime.mixture import PolicyOutputError
-from m2distill_policy.runtime.preprocess import centre_crop, fov_y_after_crop, preprocess
 from m2distill_policy.runtime.safety import LIMIT_RANGES, Governor, Motion, SafetyLimits
 from m2distill_policy.runtime.watchdog import WATCH_RANGES, WatchLimits
 

@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
 
     from m2distill_policy.bundle import open_bundle
     from m2distill_policy.errors import ObservationError
-    from m2distill_policy.node.pictures import rgb_of_compressed
+    from m2distill_policy.images.encodings import compressed_to_rgb
+    from m2distill_policy.images.preprocess import preprocess
     from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
-    from m2distill_policy.runtime.preprocess import preprocess
     from m2distill_policy.storage import write_atomic
 
     bundle = open_bundle(args.bundle)
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         data = np.frombuffer(args.picture.read_bytes(), dtype=np.uint8)
     except OSError as error:
         raise ObservationError(f"'{args.picture}' cannot be read: {error}") from error
-    live = preprocess(rgb_of_compressed(args.picture.suffix.removeprefix("."), data), camera)
+    live = preprocess(compressed_to_rgb(args.picture.suffix.removeprefix("."), data), camera)
     print(sentence(camera, misalignment(reference, live)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.dds.types import Header, Time
 from m2distill_policy.errors import TransportError
-from m2distill_policy.node.pictures import rgb_of
+from m2distill_policy.images.encodings import raw_to_rgb
 
 if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview | Sequence[int] | NDArray[np.uint8]
@@ -62,9 +62,9 @@ class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
         """The picture as uint8 (H, W, 3), RGB, upright; a view of the message where the encoding allows it.
 
         Raises:
-            ObservationError: see :func:`m2distill_policy.node.pictures.rgb_of`.
+            ObservationError: see :func:`m2distill_policy.images.encodings.raw_to_rgb`.
         """
-        return rgb_of(self.encoding, self.height, self.width, self.step, _as_bytes(self.data))
+        return raw_to_rgb(self.encoding, self.height, self.width, self.step, _as_bytes(self.data))
 
     def serialize(self, buffer: Any = None, endianness: Any = None, use_version_2: bool | None = None) -> bytes:
         """The message as CDR with its encapsulation header; the arguments are the generic serialiser's.

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import ObservationError
+from m2distill_policy.images.preprocess import check_field_of_view
 from m2distill_policy.node import topics
 from m2distill_policy.node.arrivals import Arrival, Moment
 from m2distill_policy.node.command import CommandMaker
@@ -31,7 +32,6 @@ from m2distill_policy.node.stream import ObservationStream
 from m2distill_policy.node.synchroniser import SynchronisedSet
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.decision import Decision
-from m2distill_policy.runtime.preprocess import field_of_view_trouble
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
@@ -159,7 +159,7 @@ class PolicyLoop(ABC, Generic[T]):
 
     def add_camera_info(self, view: str, focal: float, height: int, width: int) -> None:
         """Add the intrinsics of a camera: vertical focal length and size in pixels. A wrong lens is a warning."""
-        problem = field_of_view_trouble(self._contract.camera(view), focal, height, width)
+        problem = check_field_of_view(self._contract.camera(view), focal, height, width)
         self.problems.set(topics.camera_info_topic(view), problem)
 
     def count_messages(self, topic: str, count: int, broken: Sequence[str] = ()) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ObservationError
+from m2distill_policy.images.preprocess import preprocess
 from m2distill_policy.node import topics
 from m2distill_policy.node.arrivals import Moment, Stream
 from m2distill_policy.node.incomplete import SLOWEST, Labels, explain, slow_joints, streams_of
@@ -18,7 +19,6 @@ from m2distill_policy.node.joints import JointMap, JointSource
 from m2distill_policy.node.pacer import Pacer
 from m2distill_policy.node.synchroniser import SynchronisedSet, Synchroniser
 from m2distill_policy.observation import Observation
-from m2distill_policy.runtime.preprocess import preprocess
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import FASTEST, Contract
 from m2distill_policy.demonstrations import Episode
 from m2distill_policy.errors import ObservationError, RecordingError, closest
+from m2distill_policy.images.encodings import compressed_to_rgb, raw_to_rgb
 from m2distill_policy.node import topics
 from m2distill_policy.node.arrivals import Moment
 from m2distill_policy.node.frames import FrameCheck, shown_frame
 from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.node.joints import JointMap, JointSource
-from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
 from m2distill_policy.node.pose import pose_from
 from m2distill_policy.node.pose_gate import Measured, PoseGate, impossible
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream
@@ -136,12 +136,12 @@ class _Step:
     observation: Observation
 
 
-def picture_of(message: Message) -> NDArray[np.uint8]:
+def message_to_rgb(message: Message) -> NDArray[np.uint8]:
     """The picture of an Image or CompressedImage message as uint8 (H, W, 3), RGB."""
     content = message.content
     if message.kind == COMPRESSED:
-        return rgb_of_compressed(content.format, np.asarray(content.data, dtype=np.uint8))
-    return rgb_of(content.encoding, content.height, content.width, content.step, np.asarray(content.data, np.uint8))
+        return compressed_to_rgb(content.format, np.asarray(content.data, dtype=np.uint8))
+    return raw_to_rgb(content.encoding, content.height, content.width, content.step, np.asarray(content.data, np.uint8))
 
 
 def _views(contract: Contract, settings: ImportSettings) -> dict[str, str]:
@@ -180,7 +180,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
     shift = {topic: round(seconds * 1e9) for topic, seconds in settings.shift.items()}
     stream: ObservationStream[Message] = ObservationStream(
         contract,
-        picture_of,
+        message_to_rgb,
         slop=round(settings.slop * 1e9),
         joints=settings.joints,
         # Clocks are compared with each other at the end, and a gap in the recording is no silence.

@@ -27,7 +27,7 @@ from m2distill_policy.node.lockstep import LockstepLoop
 from m2distill_policy.node.messages import nanoseconds_of, pose_of
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
 from m2distill_policy.ros import qos
-from m2distill_policy.ros.pictures import Frame
+from m2distill_policy.ros.images import Frame
 from m2distill_policy.ros.policy_state import Loop
 from m2distill_policy.settings.node import NodeSettings
 

@@ -28,10 +28,10 @@ from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose_gate import PoseGate
 from m2distill_policy.node.pose_source import POSE_PERIODS
 from m2distill_policy.node.real_time import RealTimeLoop
+from m2distill_policy.ros.images import Frame, message_to_rgb
 from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.node_parameters import NodeParameters
 from m2distill_policy.ros.outputs import Outputs
-from m2distill_policy.ros.pictures import Frame, picture_of
 from m2distill_policy.ros.policy_state import Loop, PolicyState
 from m2distill_policy.ros.run_task import RunTaskServer
 from m2distill_policy.ros.services import Services
@@ -277,7 +277,7 @@ class PolicyNode(LifecycleNode):
         kind = LockstepLoop if state.settings.lockstep else RealTimeLoop
         return kind(
             state.server,
-            picture_of,
+            message_to_rgb,
             state.settings.loop,
             watcher=self._watcher,
             full_name=lambda topic: str(self.resolve_topic_name(topics.relative(topic, own=True))),

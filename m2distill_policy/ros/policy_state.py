@@ -8,7 +8,7 @@ from typing import TypeAlias
 from m2distill_policy.node.lockstep import LockstepLoop
 from m2distill_policy.node.output import Output
 from m2distill_policy.node.real_time import RealTimeLoop
-from m2distill_policy.ros.pictures import Frame
+from m2distill_policy.ros.images import Frame
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.settings.node import NodeSettings
 

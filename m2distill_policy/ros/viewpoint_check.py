@@ -16,11 +16,11 @@ from sensor_msgs.msg import CompressedImage, Image
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.contract import Camera
 from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError, printable
+from m2distill_policy.images.preprocess import preprocess
 from m2distill_policy.node import topics
 from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
 from m2distill_policy.ros import qos
-from m2distill_policy.ros.pictures import Frame, picture_of
-from m2distill_policy.runtime.preprocess import preprocess
+from m2distill_policy.ros.images import Frame, message_to_rgb
 
 #: s between two looks at one view, and until a view of which nothing has come is named.
 _EVERY, _PATIENCE = 0.5, 5.0
@@ -76,7 +76,7 @@ class ViewpointCheck(Node):
                 return
             last = now
             try:
-                live = preprocess(picture_of(frame), camera)
+                live = preprocess(message_to_rgb(frame), camera)
             except ObservationError as error:
                 self._say(camera, str(error))
                 return

@@ -22,10 +22,10 @@ from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.node import topics
 from m2distill_policy.node.messages import nanoseconds_of
 from m2distill_policy.node.output import Output
+from m2distill_policy.ros.images import message_to_rgb
 from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.ros.outputs import Outputs
-from m2distill_policy.ros.pictures import picture_of
 from m2distill_policy.settings.node import NodeSettings, settings_from
 from tests.bundles import write_toy
 from tests.fuzz.choice import Choice
@@ -143,7 +143,7 @@ class _Session(Session):
     """The policy node on ROS 2, without its lifecycle."""
 
     def __init__(self, bundle: Bundle, options: Options, settings: NodeSettings) -> None:
-        super().__init__(bundle, options, picture_of, Types, MESSAGES)
+        super().__init__(bundle, options, message_to_rgb, Types, MESSAGES)
         node: Any = _Node(self.published)
         self._callbacks: dict[str, list[Callable[[Any], None]]] = node.callbacks
         self._kinds: dict[str, Any] = node.kinds
