@@ -64,7 +64,7 @@ def bundle_gone_and_tampered(bundle: Path, folder: Path) -> dict[str, Any]:
             raise TransportError("a bundle that was tampered with was not refused")
         return {
             "status": robot.statuses[-1][1].name,
-            "sentence": robot.swaps[0].sentence,
+            "sentence": robot.swaps[0].message,
             "observations": len(robot.sent) - len(before),
             "answered_by_the_old_bundle": sum(one == open_bundle(bundle).identifier for one in answered),
         }
@@ -123,7 +123,7 @@ def nan_offered(bundle: Path, folder: Path) -> dict[str, Any]:
             robot.drive(0.5)
         robot.drive(_BROKEN)
         if robot.swaps and not robot.swaps[0].success:
-            return {"status": robot.statuses[-1][1].name, "sentence": robot.swaps[0].sentence}
+            return {"status": robot.statuses[-1][1].name, "sentence": robot.swaps[0].message}
         found = robot.halted(begin, StatusCode.BAD_OUTPUT)
         robot.ask_for_swap(sound)
         return {**found, "driven_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
@@ -224,7 +224,7 @@ def clock_set_back(bundle: Path, folder: Path) -> dict[str, Any]:
         still = robot.first(begin, lambda s: s.halted)
         return {
             "status": ramp[1].name,
-            "sentence": ramp[1].sentence,
+            "sentence": ramp[1].message,
             "ramp_begins_s": round(ramp[0] - begin, 3),
             "stands_still_s": round(still[0] - begin, 3) if still is not None and still[0] < again[0] else None,
             "driven_again_s": round(again[0] - begin, 3),

@@ -177,7 +177,7 @@ class Robot:
         said = ramp[1]
         return {
             "status": said.name,
-            "sentence": f"{said.sentence} {said.warning}".strip(),
+            "sentence": f"{said.message} {said.warning}".strip(),
             "ramp_begins_s": round(ramp[0] - since, 3),
             "stands_still_s": round(still[0] - since, 3),
         }

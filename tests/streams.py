@@ -106,8 +106,8 @@ def play(
         server,
         lambda frame: frame,
         LoopOptions(joint_topics=tuple(topic for topic, _, _ in streams.joints[1:])),
-        wall=lambda: round((BEGIN + now) * NS),
-        steady=lambda: now,
+        wall_clock=lambda: round((BEGIN + now) * NS),
+        monotonic=lambda: now,
         poses=poses,
     )
     #: (arrival in s, order, hand it in, whether it is a view)

@@ -82,7 +82,7 @@ def test_a_second_publisher_that_contradicts_halts_and_is_named(
     after = [o for o in outputs if o.command_stamp / 1e9 - BEGIN > first + 0.5]
     codes = {o.decision.status.code for o in after}
     assert codes <= {StatusCode.BAD_OBSERVATION, StatusCode.WAITING} and not moving(after)
-    sentence = after[-1].decision.status.sentence
+    sentence = after[-1].decision.status.message
     joint = GRIPPER if second == "the gripper" else ARM
     assert any(name in sentence for name in joint) and topic in sentence and JOINTS in sentence
     if first:

@@ -43,7 +43,7 @@ def test_the_gripper_is_told_only_of_changes() -> None:
     switch = GripperSwitch(GripperProfile(threshold=0.2))
     told = [switch.update(v) for v in (0.1, -0.5, -0.9, 0.1, 0.2, 0.3, 1.0, -0.1, -0.3)]
     assert told == [None, 0.08, None, None, None, 0.0, None, None, 0.08]
-    switch.forget()
+    switch.reset()
     assert switch.update(-1.0) == 0.08
     profile = GripperProfile()
     assert [profile.entry(p) for p in (0.08, 0.05, 0.0, 0.03)] == [-1.0, -1.0, 1.0, 1.0]
@@ -93,8 +93,8 @@ def test_field_of_view_is_compared_after_the_crop() -> None:
         return height / 2 / math.tan(math.radians(fov_y) / 2)
 
     assert check_field_of_view(camera, focal(45.0, 480), 480, 640) is None
-    trouble = check_field_of_view(camera, focal(60.0, 480), 480, 640)
-    assert trouble is not None and "60.0 degrees" in trouble and "45.0" in trouble
+    problem = check_field_of_view(camera, focal(60.0, 480), 480, 640)
+    assert problem is not None and "60.0 degrees" in problem and "45.0" in problem
     # A portrait picture loses rows to a square crop, and with them field of view.
     assert check_field_of_view(camera, focal(45.0, 640), 640, 480) is not None
     assert check_field_of_view(camera, 0.0, 640, 480) is None, "not calibrated"
@@ -121,7 +121,7 @@ class Hand:
         self.server.set_instruction(INSTRUCTIONS[0])
         kind: Any = LockstepLoop if lockstep else RealTimeLoop
         self.cycle: Any = kind(
-            self.server, self.picture, wall=lambda: round(self.now * 1e9), steady=lambda: self.now, **options
+            self.server, self.picture, wall_clock=lambda: round(self.now * 1e9), monotonic=lambda: self.now, **options
         )
         for before in range(RATE_OVER + 1, 0, -1) if known and not lockstep else ():
             for name in CONTRACT.camera_names:
@@ -279,7 +279,7 @@ def test_what_cannot_be_used_is_named_and_halts(bundle: Bundle) -> None:
         assert output is not None
         statuses.append(output.decision.status)
     assert [s.code for s in statuses[-2:]] == [StatusCode.BAD_OBSERVATION] * 2
-    assert f"does not name {CONTRACT.proprioception[0].entries[-1]}" in statuses[-1].sentence
+    assert f"does not name {CONTRACT.proprioception[0].entries[-1]}" in statuses[-1].message
     hand.now = STEPS[11].stamp + 0.01
     hand.send(STEPS[11])
     output = hand.cycle.run(0.0)
@@ -296,7 +296,7 @@ def test_leaving_ramps_to_a_halt_and_no_instruction_undoes_it(bundle: Bundle) ->
         outputs.append(hand.cycle.ramp())
         hand.now += PERIOD
     assert len(outputs) == 5 and outputs[-1].decision.status.motion == "halted"
-    assert "the arm is needed elsewhere" in outputs[0].decision.status.sentence
+    assert "the arm is needed elsewhere" in outputs[0].decision.status.message
     assert hand.server.instruction == INSTRUCTIONS[0]
 
 
@@ -310,7 +310,7 @@ def test_a_slow_camera_halts_also_after_an_instruction(bundle: Bundle) -> None:
 
     outputs = hand.drive(slow[:40], again)
     assert [o.decision.status.code for o in outputs[25:]] == [StatusCode.HALT_REQUESTED] * 15
-    assert "sends 12.5 images a second" in outputs[35].decision.status.sentence
+    assert "sends 12.5 images a second" in outputs[35].decision.status.message
     # Told while a picture waits for its cycle.
     hand.now = slow[40].stamp + 0.01
     hand.send(slow[40])
@@ -326,7 +326,7 @@ def test_the_arm_is_not_driven_before_the_cameras_are_known_to_be_fast_enough(bu
     assert {o.decision.status.code for o in outputs[RATE_OVER:]} == {StatusCode.HALT_REQUESTED}
     first = outputs[0].decision
     assert first.status.code is StatusCode.WAITING and first.sample is not None
-    assert "Waiting for 21 images of agentview_rgb, eye_in_hand_rgb" in first.status.sentence
+    assert "Waiting for 21 images of agentview_rgb, eye_in_hand_rgb" in first.status.message
     outputs = Hand(bundle, known=False).drive(STEPS[:30])
     assert [o.command.is_sent for o in outputs] == [False] * RATE_OVER + [True] * (30 - RATE_OVER)
     began = outputs[RATE_OVER].decision.status

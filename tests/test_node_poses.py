@@ -156,7 +156,7 @@ def test_an_arm_that_moves_as_arms_do_is_never_refused(bundle: Bundle) -> None:
             pose = pose + rng.normal(scale=0.3, size=6) * np.array([1, 1, 1, 3, 3, 3]) / 2 * dt
             noisy = pose + rng.normal(scale=0.002, size=6)
             late = t + float(rng.uniform(0, 0.02))
-            assert gate.trouble(Measured(round(t * 1e9), late, noisy)) is None
+            assert gate.problem(Measured(round(t * 1e9), late, noisy)) is None
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -171,18 +171,18 @@ def test_random_jumps_are_refused_whatever_the_rate(seed: int) -> None:
             jump = rng.normal(size=3)
             bad = POSE.copy()
             bad[:3] += jump / np.linalg.norm(jump) * (0.06 + 1.1 * 12 / hz) * rng.uniform(1, 20)
-            assert gate.trouble(Measured(round(t * 1e9), t, bad)) is not None
+            assert gate.problem(Measured(round(t * 1e9), t, bad)) is not None
             wrong += 1
         else:
-            assert gate.trouble(Measured(round(t * 1e9), t, POSE)) is None
+            assert gate.problem(Measured(round(t * 1e9), t, POSE)) is None
     assert wrong and gate.take_jump() is None
 
 
 def test_a_wrong_stamp_does_not_excuse_a_jump() -> None:
     gate = PoseGate(CONTRACT.action.response.top_speeds)
-    assert gate.trouble(Measured(10**18, 0.0, POSE)) is None
-    assert gate.trouble(Measured(2 * 10**18, 0.05, changed(x=1.4))) is not None
-    assert gate.trouble(Measured(0, 0.1, changed(x=1.4))) is not None
+    assert gate.problem(Measured(10**18, 0.0, POSE)) is None
+    assert gate.problem(Measured(2 * 10**18, 0.05, changed(x=1.4))) is not None
+    assert gate.problem(Measured(0, 0.1, changed(x=1.4))) is not None
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_frames_are_wanted_or_stay_the_same(wanted: str, seed: int) -> None:
     expected = wanted
     for i in range(100):
         frame = str(rng.choice(["", "base", "fr3_link0", "world", "x" * 10_000]))
-        why = gate.trouble(Measured(i * 10**7, i / 100, POSE, frame))
+        why = gate.problem(Measured(i * 10**7, i / 100, POSE, frame))
         assert (why is None) == (frame in ("", expected or frame)) and len(why or "") < 300
         expected = expected or frame
         if i == 50:

@@ -37,7 +37,7 @@ def _drive(server: PolicyServer, count: int = 3, pose: np.ndarray | None = None)
     found = []
     for at, observation in enumerate(observations(CONTRACT, count, seed=start)):
         stamp = 100.0 + (start + at) * CONTRACT.period
-        found.append(server.step(dataclasses.replace(observation, stamp=stamp), stamp, steady=stamp, pose=pose))
+        found.append(server.step(dataclasses.replace(observation, stamp=stamp), stamp, monotonic=stamp, pose=pose))
     return found
 
 
@@ -63,7 +63,7 @@ def _halted(server: PolicyServer) -> None:
 
 def _pressed(server: PolicyServer) -> None:
     _driving(server)
-    server.emergency_stop(True)
+    server.set_emergency_stop(True)
     _drive(server, 8)
 
 
@@ -153,14 +153,14 @@ def test_an_unknown_text_on_the_topic_halts(tmp_path: Path) -> None:
 
 def _cycle(server: PolicyServer) -> tuple[RealTimeLoop[object], list[float]]:
     now = [1000.0]
-    return RealTimeLoop(server, lambda frame: frame, steady=lambda: now[0]), now  # type: ignore[arg-type, return-value]
+    return RealTimeLoop(server, lambda frame: frame, monotonic=lambda: now[0]), now  # type: ignore[arg-type, return-value]
 
 
 OBSTACLES: dict[str, tuple[Callable[[PolicyServer, RealTimeLoop[object]], object], str]] = {
     "no instruction": (lambda s, _: s.set_instruction(""), "No instruction"),
-    "not measured": (lambda s, _: s.not_yet("Waiting for 21 images of a."), "21 images"),
+    "not measured": (lambda s, _: s.set_not_ready("Waiting for 21 images of a."), "21 images"),
     "another publisher": (lambda _, c: c.operator.other_command(topics.TWIST), "/twist'"),
-    "dead man": (lambda s, _: s.dead_man(False, steady=1000.0), "dead-man"),
+    "dead man": (lambda s, _: s.set_dead_man(False, monotonic=1000.0), "dead-man"),
 }
 
 
@@ -168,7 +168,7 @@ OBSTACLES: dict[str, tuple[Callable[[PolicyServer, RealTimeLoop[object]], object
 def test_enable_says_what_still_holds_the_arm(tmp_path: Path, obstacle: str) -> None:
     act, part = OBSTACLES[obstacle]
     server = _server(tmp_path, enabled=False, watch=WatchLimits(dead_man=0.3))
-    server.dead_man(True, steady=1000.0)
+    server.set_dead_man(True, monotonic=1000.0)
     server.set_instruction(INSTRUCTIONS[0])
     _drive(server)
     cycle, _ = _cycle(server)
@@ -183,7 +183,7 @@ def test_enable_says_what_still_holds_the_arm(tmp_path: Path, obstacle: str) -> 
 def test_enable_names_an_unknown_instruction_and_several_obstacles_at_once(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
     _told_nonsense(server)
-    server.not_yet("Waiting for 21 images of a.")
+    server.set_not_ready("Waiting for 21 images of a.")
     done, sentence = _cycle(server)[0].operator.enable(True)
     assert done and "sing a song" in sentence and "21 images" in sentence
     server.close()
@@ -193,11 +193,11 @@ def test_enable_says_that_nothing_comes_or_that_it_is_unfit(tmp_path: Path) -> N
     server = _server(tmp_path, enabled=False)
     server.set_instruction(INSTRUCTIONS[0])
     cycle, _ = _cycle(server)
-    for steady in (0.0, 1.0):
-        server.tick_without_observation(100.0 + steady, steady=steady)
+    for monotonic in (0.0, 1.0):
+        server.tick_without_observation(100.0 + monotonic, monotonic=monotonic)
     assert "No observation for" in cycle.operator.enable(True)[1]
     (observation,) = observations(CONTRACT, 1)
-    server.step(dataclasses.replace(observation, stamp=1.0), 9.0, steady=2.0)
+    server.step(dataclasses.replace(observation, stamp=1.0), 9.0, monotonic=2.0)
     assert "old" in cycle.operator.enable(True)[1]
     server.close()
 
@@ -217,13 +217,13 @@ def test_enable_says_that_a_workspace_needs_a_pose(tmp_path: Path) -> None:
 def test_enable_is_refused_with_the_emergency_stop_pressed_and_changes_nothing(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
     server.set_instruction(INSTRUCTIONS[0])
-    server.emergency_stop(True)
+    server.set_emergency_stop(True)
     _drive(server)
     cycle, _ = _cycle(server)
     before = server_state(server)
     done, sentence = cycle.operator.enable(True)
     assert not done and "emergency stop" in sentence and server_state(server) == before
-    server.emergency_stop(False)
+    server.set_emergency_stop(False)
     assert cycle.operator.enable(True)[0] and _drive(server)[-1].status.code is StatusCode.RUNNING
     server.close()
 
@@ -231,15 +231,15 @@ def test_enable_is_refused_with_the_emergency_stop_pressed_and_changes_nothing(t
 def test_where_a_fault_would_hold_the_arm_again_enable_is_refused(tmp_path: Path) -> None:
     """With resume "enable" a fault that lasts would take the enable back in the next cycle."""
     server = _server(tmp_path, resume="enable", watch=WatchLimits(dead_man=0.3))
-    server.dead_man(True, steady=1000.0)
+    server.set_dead_man(True, monotonic=1000.0)
     server.set_instruction(INSTRUCTIONS[0])
     cycle, _ = _cycle(server)
-    server.dead_man(False, steady=1000.0)
+    server.set_dead_man(False, monotonic=1000.0)
     _drive(server)
     before = server_state(server)
     done, sentence = cycle.operator.enable(True)
     assert not done and "dead-man" in sentence and server_state(server) == before
-    server.dead_man(True, steady=1000.0)
+    server.set_dead_man(True, monotonic=1000.0)
     assert cycle.operator.enable(True) == (True, "commands go out")
     server.close()
 
@@ -262,8 +262,8 @@ def test_a_publisher_that_repeats_itself_does_not_set_a_halted_arm_going(tmp_pat
     cycle, now = _cycle(server)
     cycle.operator.enable_by_message(True)
     assert server.enabled and _drive(server)[-1].status.code is StatusCode.RUNNING
-    server.emergency_stop(True)
-    server.emergency_stop(False)
+    server.set_emergency_stop(True)
+    server.set_emergency_stop(False)
     for pause in (0.01, 0.1, 0.5, 1.0, 1.0, 10.0, 1000.0):
         now[0] += pause
         cycle.operator.enable_by_message(True)
@@ -285,13 +285,13 @@ def test_of_several_switches_none_lets_go_what_another_pressed(tmp_path: Path) -
     server = _server(tmp_path)
     _driving(server)
     cycle, _ = _cycle(server)
-    cycle.operator.emergency_stop(True, publishers=1)
-    cycle.operator.emergency_stop(False, publishers=2)
+    cycle.operator.set_emergency_stop(True, publishers=1)
+    cycle.operator.set_emergency_stop(False, publishers=2)
     assert _drive(server)[-1].status.code is StatusCode.EMERGENCY_STOP and cycle.problems.messages
     assert not cycle.operator.enable(True)[0]
-    cycle.operator.emergency_stop(False, publishers=1)
+    cycle.operator.set_emergency_stop(False, publishers=1)
     assert not cycle.problems.messages and cycle.operator.enable(True)[0]
-    cycle.operator.emergency_stop(True, publishers=2)
+    cycle.operator.set_emergency_stop(True, publishers=2)
     assert _drive(server)[-1].status.code is StatusCode.EMERGENCY_STOP
     server.close()
 
@@ -300,11 +300,11 @@ def test_a_dead_man_switch_with_two_publishers_counts_as_let_go(tmp_path: Path) 
     server = _server(tmp_path, watch=WatchLimits(dead_man=0.5))
     cycle, now = _cycle(server)
     server.set_instruction(INSTRUCTIONS[0])
-    cycle.operator.dead_man(True)
+    cycle.operator.set_dead_man(True)
     assert server.obstacles(now[0]) == ()
-    cycle.operator.dead_man(True, publishers=2)
+    cycle.operator.set_dead_man(True, publishers=2)
     assert StatusCode.DEAD_MAN in {fault.code for fault in server.obstacles(now[0])} and cycle.problems.messages
-    cycle.operator.dead_man(True, publishers=1)
+    cycle.operator.set_dead_man(True, publishers=1)
     assert server.obstacles(now[0]) == () and not cycle.problems.messages
     server.close()
 
@@ -312,9 +312,9 @@ def test_a_dead_man_switch_with_two_publishers_counts_as_let_go(tmp_path: Path) 
 def test_after_a_task_that_a_fault_ended_enable_alone_does_not_go_on_with_it(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
-    server.emergency_stop(True)
-    server.halt_when_enabled("the task ended with a fault; send it again")
-    server.emergency_stop(False)
+    server.set_emergency_stop(True)
+    server.halt_after_enable("the task ended with a fault; send it again")
+    server.set_emergency_stop(False)
     assert _drive(server)[-1].status.code is StatusCode.HELD
     done, sentence = _cycle(server)[0].operator.enable(True)
     assert done and "send it again" in sentence
@@ -327,17 +327,17 @@ def test_after_a_task_that_a_fault_ended_enable_alone_does_not_go_on_with_it(tmp
 def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothing(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
-    server.other_publisher("Another node publishes '/twist'.")
+    server.set_other_publisher("Another node publishes '/twist'.")
     decisions = _drive(server, 10)
     assert all(d.status.code is StatusCode.OTHER_PUBLISHER for d in decisions)
     moving = [d.status.motion for d in decisions].index("halted")
     assert all(d.command for d in decisions[:moving]) and not any(d.command for d in decisions[moving + 1 :])
     assert server.tick_without_observation(1e3).status.code is StatusCode.OTHER_PUBLISHER
-    server.other_publisher(None)
+    server.set_other_publisher(None)
     assert _drive(server)[-1].status.code is StatusCode.RUNNING
     server.disable()
     _drive(server, 8)
-    server.other_publisher("Another node publishes '/twist'.")
+    server.set_other_publisher("Another node publishes '/twist'.")
     assert _drive(server)[-1].status.code is StatusCode.DISABLED, "in shadow another one may drive"
     server.close()
 

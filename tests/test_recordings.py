@@ -195,7 +195,7 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
         return raw_to_rgb(message.encoding, message.height, message.width, message.step, message.data)
 
     clock = lambda: (now - BEGIN) / 1e9  # noqa: E731
-    cycle: RealTimeLoop[Any] = RealTimeLoop(server, frame_of, wall=lambda: now, steady=clock)
+    cycle: RealTimeLoop[Any] = RealTimeLoop(server, frame_of, wall_clock=lambda: now, monotonic=clock)
     for received, topic, _, message in sorted(made.messages, key=lambda entry: entry[0]):
         while cycle.wake < (received - BEGIN) / 1e9:
             now = BEGIN + math.ceil(cycle.wake * 1e9)

@@ -70,6 +70,6 @@ def test_with_a_public_key_unsigned_bundles_are_refused(tmp_path: Path) -> None:
         assert there.operator.change(Transition.TRANSITION_CONFIGURE)
         request = LoadPolicy.Request(path=str(other))
         answer = there.operator.call(LoadPolicy, "load_policy", request)
-        assert not answer.success and "not signed" in answer.sentence
+        assert not answer.success and "not signed" in answer.message
         sign_bundle(other, tmp_path / "key.pem")
         assert there.operator.call(LoadPolicy, "load_policy", request).success

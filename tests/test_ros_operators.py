@@ -94,7 +94,7 @@ def test_a_goal_that_is_refused_because_nothing_is_enabled_leaves_no_instruction
     with _robot({"bundle": str(write_toy(tmp_path / "toy"))}) as (node, there):
         _drive_until(there, StatusCode.NO_INSTRUCTION)
         refused = _Tasks(there).outcome(_Tasks(there).send(INSTRUCTIONS[0], 5.0))
-        assert refused.outcome == RunTask.Result.REFUSED and "enable" in refused.sentence
+        assert refused.outcome == RunTask.Result.REFUSED and "enable" in refused.message
         assert node.policy.server is not None and node.policy.server.instruction is None
         done, said = _enable(there)
         assert done and "No instruction" in said and "commands go out" not in said
@@ -134,7 +134,7 @@ def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
         _drive_until(there, StatusCode.EMERGENCY_STOP)
         assert node.policy.server is not None
         refused = tasks.outcome(tasks.send(INSTRUCTIONS[0]))
-        assert refused.outcome == RunTask.Result.REFUSED and "emergency stop" in refused.sentence
+        assert refused.outcome == RunTask.Result.REFUSED and "emergency stop" in refused.message
         assert node.policy.server.instruction is None
         done, said = _enable(there)
         assert not done and "emergency stop" in said
@@ -166,7 +166,7 @@ def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
         assert node.policy.last_output is not None
         server.refuse_command(node.policy.last_output.decision, "a test wants it")
     elif code is StatusCode.BAD_POSE:
-        server.pose_jumped("The pose jumped, because a test wants it.")
+        server.report_pose_jump("The pose jumped, because a test wants it.")
     else:
         server._interlock.latched = Fault(code, "A test wants it.")
 

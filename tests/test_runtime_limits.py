@@ -60,8 +60,8 @@ class Arm:
             self.server,
             lambda frame: frame,
             LoopOptions(gripper=self.gripper),
-            wall=lambda: round(self.now * 1e9),
-            steady=lambda: self.now,
+            wall_clock=lambda: round(self.now * 1e9),
+            monotonic=lambda: self.now,
         )
         self.outputs: list[Output] = []
         self.tremor = Tremor()
@@ -152,7 +152,7 @@ def test_more_than_a_quarter_faster_on_any_axis_is_refused(tmp_path: Path, axis:
     arm = Arm(first)
     arm.drive(observations(CONTRACT, 3))
     assert swap(arm, tmp_path / "faster") is SwapState.REFUSED
-    report = arm.server.swap.sentence
+    report = arm.server.swap.message
     assert CONTRACT.action.frame and "0.251" in report and "safety.allow_faster_bundle" in report
     assert ("x", "y", "z", "rx", "ry", "rz")[axis] in report
     assert arm.server.bundle.identifier == first.identifier
@@ -211,7 +211,7 @@ def test_with_a_stated_speed_a_response_that_claims_slower_motion_is_refused(tmp
     arm = Arm(first, limits=SafetyLimits(speed=(0.05,) * 6), sampling="mode")
     arm.drive(observations(CONTRACT, 3))
     assert swap(arm, tmp_path / "slower") is SwapState.REFUSED
-    assert ("x", "y", "z", "rx", "ry", "rz")[axis] in arm.server.swap.sentence
+    assert ("x", "y", "z", "rx", "ry", "rz")[axis] in arm.server.swap.message
     assert swap(arm, tmp_path / "refit") is SwapState.SWITCHED
     arm.server.close()
     free = Arm(first, sampling="mode")
@@ -328,7 +328,7 @@ def test_the_ramp_is_checked_too(tmp_path: Path, state: str) -> None:
     arm.drive(observations(CONTRACT, 3), POSE)
     spoil(bundle.contract, "velocities", ((0.0, math.nan, math.nan, math.nan),) * 6)
     if state == "ramp of an emergency stop":
-        arm.server.emergency_stop(True)
+        arm.server.set_emergency_stop(True)
     elif state == "ramp of disable":
         arm.server.disable()
     elif state == "leaving":
@@ -446,11 +446,11 @@ def test_whatever_comes_what_goes_out_is_finite_and_inside(tmp_path: Path, seed:
         if event == 0:
             arm.server.halt("a test")
         elif event == 1:
-            arm.server.emergency_stop(bool(rng.random() < 0.5))
+            arm.server.set_emergency_stop(bool(rng.random() < 0.5))
         elif event == 2:
             arm.server.disable()
         elif event <= 5:
-            arm.server.emergency_stop(False)
+            arm.server.set_emergency_stop(False)
             arm.server.enable()
         elif event == 6:
             arm.server.set_instruction(str(rng.choice([*INSTRUCTIONS, ""])))

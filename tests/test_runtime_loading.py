@@ -163,7 +163,7 @@ def refused(server: PolicyServer, within: float = WAIT) -> str:
     while server.swap.state is SwapState.LOADING and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.swap.state is SwapState.REFUSED, server.swap
-    return server.swap.sentence
+    return server.swap.message
 
 
 def children() -> set[int]:
@@ -454,7 +454,7 @@ def test_a_refused_load_leaves_what_is_ready(folder: Path, make: Callable[..., P
     BAD[case](folder / "bad")
     server.load(folder / "bad")
     report = server.wait_for_swap(WAIT)
-    assert report.state is SwapState.REFUSED and b in report.sentence, "the report says what still waits"
+    assert report.state is SwapState.REFUSED and b in report.message, "the report says what still waits"
     assert server.swap_pending
     decision = server.step(STEPS[1], STEPS[1].stamp)
     assert (decision.bundle, decision.command, decision.status.swap) == (a, True, report)
@@ -482,7 +482,7 @@ def test_a_refused_rollback_leaves_what_is_ready(
     assert server.wait_for_swap(WAIT).state is SwapState.READY
     server.rollback()  # to the one that does not know the present instruction
     assert server.wait_for_swap(WAIT).state is SwapState.REFUSED
-    server.reset("a new episode", still=True)
+    server.reset("a new episode", is_stationary=True)
     assert server.wait_for_swap(WAIT).state is SwapState.SWITCHED
     assert server.bundle.digest == open_bundle(folder / "b").digest
 

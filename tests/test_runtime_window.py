@@ -105,7 +105,7 @@ def test_refused_instruction_clears_and_halts(server: PolicyServer) -> None:
     assert server.window.count == 0
     decisions = drive(server, 5, 6)
     assert {d.status.code for d in decisions} == {StatusCode.UNKNOWN_INSTRUCTION}
-    assert "It knows: 'lift the red box'" in decisions[0].status.sentence
+    assert "It knows: 'lift the red box'" in decisions[0].status.message
     assert [d.status.motion for d in decisions] == ["halting"] * 4 + ["halted"] * 2
     server.set_instruction(INSTRUCTIONS[0])
     assert sizes(drive(server, 11, 2)) == [1, 2]

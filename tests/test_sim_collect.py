@@ -115,15 +115,15 @@ def test_fewer_episodes_than_were_collected_before_a_gap(tmp_path: Path) -> None
     assert collect(collection)[0].sha256() == whole.sha256()
 
 
-@pytest.mark.parametrize("trouble", ["a damaged file", "an unfinished collection", "no world"])
-def test_what_is_refused_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+@pytest.mark.parametrize("problem", ["a damaged file", "an unfinished collection", "no world"])
+def test_what_is_refused_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
     def no_world(*_: object) -> None:
         raise SimulationError("no world")
 
     monkeypatch.setattr(collect_module, "_run", no_world)
-    if trouble == "a damaged file":
+    if problem == "a damaged file":
         demonstration_path(tmp_path, NAMES[1]).write_bytes(b"damaged")
-    elif trouble == "an unfinished collection":
+    elif problem == "an unfinished collection":
         other = _writer(Collection(tmp_path, (1,), episodes=1, size=32), TASKS[1])
         other.add_failure(0)
     before = sorted(path.name for path in tmp_path.iterdir())

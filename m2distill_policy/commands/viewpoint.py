@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.errors import ObservationError
     from m2distill_policy.images.encodings import compressed_to_rgb
     from m2distill_policy.images.preprocess import preprocess
-    from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
+    from m2distill_policy.node.viewpoint import describe, misalignment, overlay
     from m2distill_policy.storage import write_atomic
 
     bundle = open_bundle(args.bundle)
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ObservationError(f"'{args.picture}' cannot be read: {error}") from error
     live = preprocess(compressed_to_rgb(args.picture.suffix.removeprefix("."), data), camera)
-    print(sentence(camera, misalignment(reference, live)))
+    print(describe(camera, misalignment(reference, live)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         written, data = cv2.imencode(args.out.suffix, cv2.cvtColor(overlay(reference, live), cv2.COLOR_RGB2BGR))

@@ -64,7 +64,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
         uint32 episode             # number of the lockstep episode, 0 before the first
         uint8 code                 # m2distill_policy.runtime.status.StatusCode
         string name                # the code's name
-        string sentence            # what happened and what to do
+        string message            # what happened and what to do
         uint8 motion               # 0 running, 1 halting, 2 halted
         bool halted                # motion is 2
         bool command               # whether commands were sent in this cycle
@@ -77,7 +77,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
         uint32 overruns            # decisions so far that took longer than one period
         string window_cleared      # why the window was last cleared
         uint8 swap                 # m2distill_policy.runtime.status.SwapState
-        string swap_sentence
+        string swap_message
         string swap_bundle         # identifier, empty while unknown
         string warning             # what does not stop the policy and still needs a look
     """
@@ -87,7 +87,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
     episode: uint32 = 0
     code: byte = 0
     name: str = ""
-    sentence: str = ""
+    message: str = ""
     motion: byte = 0
     halted: bool = False
     command: bool = False
@@ -100,7 +100,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
     overruns: uint32 = 0
     window_cleared: str = ""
     swap: byte = 0
-    swap_sentence: str = ""
+    swap_message: str = ""
     swap_bundle: str = ""
     warning: str = ""
 

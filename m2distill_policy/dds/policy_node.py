@@ -265,9 +265,9 @@ class PolicyNode:
         for button in self._emergency:
             for pressed in self._take(button, topics.EMERGENCY_STOP):
                 publishers = max(reader.publishing_programs for reader in self._emergency)
-                self._loop.operator.emergency_stop(pressed.data, publishers=publishers)
+                self._loop.operator.set_emergency_stop(pressed.data, publishers=publishers)
         for held in self._take(self._dead_man, topics.DEAD_MAN):
-            self._loop.operator.dead_man(held.data, publishers=self._dead_man.publishing_programs)
+            self._loop.operator.set_dead_man(held.data, publishers=self._dead_man.publishing_programs)
         for wanted in self._take(self._enable, topics.ENABLE):
             self._loop.operator.enable_by_message(wanted.data)
         for message in self._take(self._instructions, topics.INSTRUCTION):

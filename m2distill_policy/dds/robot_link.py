@@ -139,6 +139,6 @@ class DdsLink(Link):
     def full_name(self, topic: str) -> str:
         return self._participant.full_name(topic)
 
-    def trouble(self, topic: str) -> str:
+    def problem(self, topic: str) -> str:
         name = self.full_name(topic)
         return next((reader.broken[-1] for reader in self._heard if reader.topic == name and reader.broken), "")

@@ -79,14 +79,14 @@ class RolloutWorker:
                 unfinished.callback(film.discard)
             observation = world.reset(job["state_seed"])
             server.set_instruction(told)
-            server.reset("a new rollout", seed=job["seed"], episode=job["episode"], still=True)
+            server.reset("a new rollout", seed=job["seed"], episode=job["episode"], is_stationary=True)
             success = False
             for _ in range(min(job["horizon"] or world.task.horizon, world.task.horizon)):
                 if film:
                     film.add(world.render(world.contract.camera_names[0], FILM_SIZE, FILM_SIZE))
                 decision = server.step(observation, observation.stamp)
                 if decision.status.code is not StatusCode.RUNNING:
-                    raise SimulationError(f"the policy halted at step {done['steps']}: {decision.status.sentence}")
+                    raise SimulationError(f"the policy halted at step {done['steps']}: {decision.status.message}")
                 observation = world.step(decision.action)
                 done["steps"] += 1
                 success = world.success()

@@ -72,11 +72,11 @@ class CommandMaker:
 
     def reset_gripper(self) -> None:
         """Send the next clear gripper command, whatever was sent before: the gripper's position is not known."""
-        self._gripper.forget()
+        self._gripper.reset()
 
     def begin_episode(self) -> None:
         """Count gripper commands from 0, and send the next one in any case."""
-        self._gripper.forget()
+        self._gripper.reset()
         self._gripper_count = 0
 
     def note_jump(self) -> None:
@@ -149,13 +149,13 @@ class CommandMaker:
                     target, problem = self._set_point(decision, start, contract)
                 gripper = self._gripper.update(drive.gripper(decision.action))
                 command = dataclasses.replace(command, twist=twist, target_pose=target, gripper=gripper)
-            why = self._check.trouble(decision.action, command.twist, command.target_pose, command.gripper, pose)
+            why = self._check.problem(decision.action, command.twist, command.target_pose, command.gripper, pose)
         except (ArithmeticError, TypeError, ValueError, IndexError, cv2.error) as error:
             why = f"it could not be made ({type(error).__name__}: {error})"
         if why is not None:
             logger.error("a command was not sent: %s", why)
             problem = None
-            self._gripper.forget()
+            self._gripper.reset()
             decision = self._server.refuse_command(decision, why)
             command = ArmCommand(is_sent, twist=np.zeros(6) if is_sent else None)
         if is_sent:

@@ -30,7 +30,7 @@ class Health:
     level: int
     name: str
     hardware: str
-    sentence: str
+    message: str
     values: tuple[tuple[str, str], ...]
 
 
@@ -109,7 +109,7 @@ class Diagnostics:
         if code in (self._logged, StatusCode.WAITING):  # between any two observations the policy waits for the next
             return
         self._logged = code
-        logger.log(logging.WARNING if code.is_fault else logging.INFO, "%s: %s", code.name, status.sentence)
+        logger.log(logging.WARNING if code.is_fault else logging.INFO, "%s: %s", code.name, status.message)
 
     def _health(self, status: Status, now: float, warnings: Sequence[str]) -> Health:
         """Summarise the time since the last summary, and begin to count the rates anew."""
@@ -122,7 +122,7 @@ class Diagnostics:
             "tasks": ", ".join(status.tasks),
             "instruction": status.instruction,
             "provider": self._server.engine.active_provider,
-            "swap": f"{status.swap.state.name} {status.swap.sentence}".strip(),
+            "swap": f"{status.swap.state.name} {status.swap.message}".strip(),
             "seed, episode": f"{seed}, {episode}",
             "missed cycles": str(self.missed),
             "overruns": str(status.overruns),
@@ -134,8 +134,8 @@ class Diagnostics:
         self._since = now
         self._arrivals = dict.fromkeys(self._arrivals, 0)
         level = ERROR if status.code.is_fault else WARN if warnings or status.warning else OK
-        sentence = " ".join([status.sentence, *([status.warning] if status.warning else []), *warnings])
-        return Health(level, f"{self._name}: policy", self._name, sentence, tuple(values.items()))
+        message = " ".join([status.message, *([status.warning] if status.warning else []), *warnings])
+        return Health(level, f"{self._name}: policy", self._name, message, tuple(values.items()))
 
 
 def _percentiles(what: str, seconds: deque[float]) -> dict[str, str]:

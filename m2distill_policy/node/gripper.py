@@ -61,7 +61,7 @@ class GripperSwitch:
         self._profile = profile
         self._closed: bool | None = None
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """What the gripper does is not known: the next clear wish is told in any case."""
         self._closed = None
 

@@ -36,7 +36,7 @@ class LockstepLoop(PolicyLoop[T]):
     """Answers observations one by one.
 
     Args:
-        server, to_rgb, options, full_name, name, wall, steady, poses, frame: see :class:`PolicyLoop`.
+        server, to_rgb, options, full_name, name, wall_clock, monotonic, poses, frame: see :class:`PolicyLoop`.
         watcher: is polled between two observations, and the swap waited for, so that a run is reproducible; None for
             none.
     """
@@ -52,8 +52,8 @@ class LockstepLoop(PolicyLoop[T]):
         watcher: FolderWatcher | None = None,
         full_name: Callable[[str], str] = topics.resolve,
         name: str = topics.POLICY_NODE,
-        wall: Callable[[], int] = time.time_ns,
-        steady: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
         poses: PoseSource | None = None,
         frame: str = "",
     ) -> None:
@@ -67,8 +67,8 @@ class LockstepLoop(PolicyLoop[T]):
             watcher=watcher,
             full_name=full_name,
             name=name,
-            wall=wall,
-            steady=steady,
+            wall_clock=wall_clock,
+            monotonic=monotonic,
             poses=poses,
             frame=frame,
         )
@@ -99,7 +99,7 @@ class LockstepLoop(PolicyLoop[T]):
         if self._exit_at is None:
             self._server.release_halt()
         self.operator.set_instruction(instruction)
-        self._server.reset("a new episode", seed=seed, episode=draw, still=True)
+        self._server.reset("a new episode", seed=seed, episode=draw, is_stationary=True)
         if self._server.swap_pending:
             # A bundle that waited for an idle arm takes over here, and not at some later cycle of this episode.
             self._wait_for_swap()
@@ -143,10 +143,10 @@ class LockstepLoop(PolicyLoop[T]):
         self._report_jump()
         self._diagnostics.missed += self._server.motion is Motion.RUNNING
         decision = self._server.tick_without_observation(
-            self._wall() / 1e9,
-            steady=self._steady(),
+            self._wall_clock() / 1e9,
+            monotonic=self._monotonic(),
             newest=self._poses.at(0),
-            why=lambda: self._stream.why_no_set(self._steady()),
+            why=lambda: self._stream.why_no_set(self._monotonic()),
         )
         return self._output(decision, 0, start)
 

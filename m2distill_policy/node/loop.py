@@ -60,8 +60,8 @@ class PolicyLoop(ABC, Generic[T]):
         full_name: from a topic of :mod:`m2distill_policy.node.topics` to its name here, after remapping, for messages.
             All other arguments use the names of that module.
         name: of this node with its namespace, in /diagnostics.
-        wall: the clock of the observations' stamps, ns.
-        steady: a monotonic clock, s.
+        wall_clock: the clock of the observations' stamps, ns.
+        monotonic: a monotonic clock, s.
         poses: another source of the end effector's poses; None uses those of :meth:`add_pose`.
         frame: the frame that the poses of :meth:`add_pose` must have; empty where it must only stay the same.
     """
@@ -78,8 +78,8 @@ class PolicyLoop(ABC, Generic[T]):
         watcher: FolderWatcher | None,
         full_name: Callable[[str], str],
         name: str,
-        wall: Callable[[], int],
-        steady: Callable[[], float],
+        wall_clock: Callable[[], int],
+        monotonic: Callable[[], float],
         poses: PoseSource | None,
         frame: str,
     ) -> None:
@@ -89,14 +89,14 @@ class PolicyLoop(ABC, Generic[T]):
         self._contract = server.contract
         self._watcher = watcher
         self._full_name = full_name
-        self._wall, self._steady = wall, steady
+        self._wall_clock, self._monotonic = wall_clock, monotonic
         self._episode = 0
         self._pose_buffer = PoseBuffer(
             lambda: f"'{full_name(topics.END_EFFECTOR_POSE)}'",
             slop=slop,
             longest_silence=longest_silence,
             gate=PoseGate(server.speeds, jumps=checks_jumps, frame=frame),
-            steady=steady,
+            monotonic=monotonic,
         )
         self._pose_arrival = Arrival()
         self._poses: PoseSource = self._pose_buffer if poses is None else poses
@@ -105,18 +105,18 @@ class PolicyLoop(ABC, Generic[T]):
             to_rgb,
             slop=slop,
             joints=self.options.joints,
-            now=steady(),
+            now=monotonic(),
             limits=server.watch,
             full_name=full_name,
         )
         self._commands = CommandMaker(server, self.options.gripper, self._poses, self.problems)
-        self._diagnostics = Diagnostics(server, steady(), name.strip("/"))
+        self._diagnostics = Diagnostics(server, monotonic(), name.strip("/"))
         self.operator = OperatorInputs(
             server,
             self.problems,
             allow_other_publishers=self.options.allow_other_publishers,
             full_name=full_name,
-            monotonic=steady,
+            monotonic=monotonic,
             measure_cameras=self._measure_cameras,
         )
         #: When the node exits even if the arm is not halted yet: s, monotonic; None while it is not shutting down.
@@ -189,7 +189,7 @@ class PolicyLoop(ABC, Generic[T]):
         """Begin the final ramp to a halt; ``reason`` is in the status."""
         if self._exit_at is None:
             self._server.halt(reason)
-            self._exit_at = self._steady() + LONGEST_RAMP
+            self._exit_at = self._monotonic() + LONGEST_RAMP
             self.operator.close()
 
     @property
@@ -197,7 +197,7 @@ class PolicyLoop(ABC, Generic[T]):
         """Whether the ramp that :meth:`shut_down` began is over."""
         if self._exit_at is None:
             return False
-        return self._server.motion is Motion.HALTED or self._steady() >= self._exit_at
+        return self._server.motion is Motion.HALTED or self._monotonic() >= self._exit_at
 
     @abstractmethod
     def ramp(self) -> Output:
@@ -242,7 +242,7 @@ class PolicyLoop(ABC, Generic[T]):
         jump = self._poses.take_jump()
         if jump is not None:
             self._commands.note_jump()
-            self._server.pose_jumped(
+            self._server.report_pose_jump(
                 f"The pose on {self._poses.place} jumped ({jump}), and has stayed there: the arm was moved, or the "
                 "measurement is wrong. See which, then enable the policy to go on from there."
             )
@@ -275,9 +275,9 @@ class PolicyLoop(ABC, Generic[T]):
             always_set_point=self._always_sends_set_points,
         )
         warnings = list(self.problems.messages)
-        if self._watcher is not None and self._watcher.trouble:
-            warnings.append(self._watcher.trouble)
+        if self._watcher is not None and self._watcher.problem:
+            warnings.append(self._watcher.problem)
         report = self._diagnostics.report(
-            decision.status, self._steady(), warnings=warnings, episode=self._episode, start=start
+            decision.status, self._monotonic(), warnings=warnings, episode=self._episode, start=start
         )
         return Output(decision, stamp, self._command_stamp(stamp), publishes_action, command, pose, report)

@@ -70,7 +70,7 @@ class Messages:
             episode=output.report.episode,
             code=int(status.code),
             name=status.code.name,
-            sentence=printable(status.sentence),
+            message=printable(status.message),
             motion=motion,
             halted=motion == 2,
             command=output.command.is_sent,
@@ -83,7 +83,7 @@ class Messages:
             overruns=status.overruns,
             window_cleared=printable(status.window_cleared),
             swap=int(status.swap.state),
-            swap_sentence=printable(status.swap.sentence),
+            swap_message=printable(status.swap.message),
             swap_bundle=status.swap.bundle,
             warning=printable(" ".join([*([status.warning] if status.warning else []), *output.report.warnings])),
         )
@@ -98,7 +98,7 @@ class Messages:
         entry = self._types.DiagnosticStatus(
             level=self._byte(health.level),
             name=health.name,
-            message=printable(health.sentence),
+            message=printable(health.message),
             hardware_id=printable(health.hardware),
             values=[self._types.KeyValue(key=key, value=printable(value)) for key, value in health.values],
         )

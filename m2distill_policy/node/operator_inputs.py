@@ -48,7 +48,7 @@ class OperatorInputs:
         self._is_closed = False
         #: The newest ~/enable that came as a message.
         self._enable_message = False
-        server.other_publisher(None)
+        server.set_other_publisher(None)
 
     def close(self) -> None:
         """Refuse instructions and enabling from now on: the node shuts down, and either would end its halt."""
@@ -84,7 +84,7 @@ class OperatorInputs:
             return False, f"not enabled: {refusal}"
         self._measure_cameras()
         self._server.enable()
-        obstacles = " ".join(dict.fromkeys(fault.sentence for fault in self._server.obstacles(self._monotonic())))
+        obstacles = " ".join(dict.fromkeys(fault.message for fault in self._server.obstacles(self._monotonic())))
         return True, f"enabled, but no command goes out yet: {obstacles}" if obstacles else "commands go out"
 
     def enable_by_message(self, wanted: bool) -> None:
@@ -97,7 +97,10 @@ class OperatorInputs:
         is_repeated, self._enable_message = wanted and self._enable_message, wanted
         if is_repeated:
             codes = {fault.code for fault in self._server.obstacles(self._monotonic())}
-            has_no_effect = self._server.held is not None or codes & {StatusCode.DISABLED, StatusCode.HALT_REQUESTED}
+            has_no_effect = self._server.blocking_fault is not None or codes & {
+                StatusCode.DISABLED,
+                StatusCode.HALT_REQUESTED,
+            }
             message = f"True is repeated on {self._full_name(topics.ENABLE)}; to enable, send false, then true."
             self._problems.set("enable", message if has_no_effect else None)
             return
@@ -106,15 +109,15 @@ class OperatorInputs:
         if not is_done:
             logger.warning("%s: %s", self._full_name(topics.ENABLE), message)
 
-    def emergency_stop(self, pressed: bool, *, publishers: int = 1) -> None:
+    def set_emergency_stop(self, pressed: bool, *, publishers: int = 1) -> None:
         """The emergency stop is pressed or released. publishers: of its topic; with several it is never released."""
         if not self._is_shared(topics.EMERGENCY_STOP, publishers) or pressed:
-            self._server.emergency_stop(pressed)
+            self._server.set_emergency_stop(pressed)
 
-    def dead_man(self, held: bool, *, publishers: int = 1) -> None:
+    def set_dead_man(self, held: bool, *, publishers: int = 1) -> None:
         """The dead-man switch is held or not. publishers: of its topic; with several it counts as released."""
         is_shared = self._is_shared(topics.DEAD_MAN, publishers)
-        self._server.dead_man(held and not is_shared, steady=self._monotonic())
+        self._server.set_dead_man(held and not is_shared, monotonic=self._monotonic())
 
     def _is_shared(self, topic: str, publishers: int) -> bool:
         """Whether a switch has several publishers. A message does not tell its sender, so one publisher could release
@@ -145,5 +148,5 @@ class OperatorInputs:
             return
         if not self._server.enabled:  # another node may drive in the meantime, if it has stopped before this one starts
             self._others.forgive(self._monotonic())
-        self._server.other_publisher(self._others.fault)
+        self._server.set_other_publisher(self._others.fault)
         self._problems.set("other publishers", self._others.warning if self._server.enabled else None)

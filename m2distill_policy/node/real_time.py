@@ -37,7 +37,7 @@ class RealTimeLoop(PolicyLoop[T]):
     """Answers observations by the clock.
 
     Args:
-        server, to_rgb, options, full_name, name, wall, steady, poses, frame: see :class:`PolicyLoop`.
+        server, to_rgb, options, full_name, name, wall_clock, monotonic, poses, frame: see :class:`PolicyLoop`.
         watcher: watches a folder for new bundles in its own thread; None for none.
     """
 
@@ -52,8 +52,8 @@ class RealTimeLoop(PolicyLoop[T]):
         watcher: FolderWatcher | None = None,
         full_name: Callable[[str], str] = topics.resolve,
         name: str = topics.POLICY_NODE,
-        wall: Callable[[], int] = time.time_ns,
-        steady: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
         poses: PoseSource | None = None,
         frame: str = "",
     ) -> None:
@@ -68,8 +68,8 @@ class RealTimeLoop(PolicyLoop[T]):
             watcher=watcher,
             full_name=full_name,
             name=name,
-            wall=wall,
-            steady=steady,
+            wall_clock=wall_clock,
+            monotonic=monotonic,
             poses=poses,
             frame=frame,
         )
@@ -87,7 +87,7 @@ class RealTimeLoop(PolicyLoop[T]):
         Args:
             start: when the work on the newest message began, by ``time.perf_counter``.
         """
-        now = self._steady()
+        now = self._monotonic()
         if self._pose_wait.waiting:
             waited = self._pose_wait.take(now)
             return self._answer(*waited) if waited is not None else None
@@ -99,7 +99,7 @@ class RealTimeLoop(PolicyLoop[T]):
     @property
     def wake(self) -> float:
         """When to call :meth:`run` even if no message arrives: s, monotonic."""
-        return self._pose_wait.wake(self._steady()) if self._pose_wait.waiting else self._stream.wake
+        return self._pose_wait.wake(self._monotonic()) if self._pose_wait.waiting else self._stream.wake
 
     @property
     def lacks_joints(self) -> bool:
@@ -116,11 +116,11 @@ class RealTimeLoop(PolicyLoop[T]):
         self._report_jump()
         self._diagnostics.missed += self._server.motion is Motion.RUNNING
         decision = self._server.tick_without_observation(
-            self._wall() / 1e9,
-            steady=self._steady(),
+            self._wall_clock() / 1e9,
+            monotonic=self._monotonic(),
             newest=self._poses.at(0),
             fault=self._stream_fault(),
-            why=lambda: self._stream.why_no_set(self._steady()),
+            why=lambda: self._stream.why_no_set(self._monotonic()),
         )
         return self._output(decision, 0, start)
 
@@ -129,11 +129,11 @@ class RealTimeLoop(PolicyLoop[T]):
     ) -> Decision:
         # Checked again here, because enabling, which ends a halt, does not make a camera faster.
         self._halt_for_slow_cameras()
-        self._server.not_yet(self._unmeasured())
+        self._server.set_not_ready(self._unmeasured())
         return self._server.step(
             observation,
-            self._wall() / 1e9,
-            steady=self._steady(),
+            self._wall_clock() / 1e9,
+            monotonic=self._monotonic(),
             pose=pose,
             newest=self._poses.at(0),
             fault=self._stream_fault(stamp),
@@ -147,18 +147,18 @@ class RealTimeLoop(PolicyLoop[T]):
         return stamp if decision.sample is not None else 0
 
     def _command_stamp(self, stamp: int) -> int:
-        return self._wall()
+        return self._wall_clock()
 
     # --- clocks and rates --------------------------------------------------------------------------------------------
 
     def _moment(self) -> Moment:
         """Read both clocks. ROS is not asked for the time at each of a thousand joint states a second."""
-        steady = self._steady()
-        passed = steady - self._read.steady
+        monotonic = self._monotonic()
+        passed = monotonic - self._read.monotonic
         if not 0 <= passed < 0.001:
-            self._read = Moment(self._wall(), steady)
+            self._read = Moment(self._wall_clock(), monotonic)
             return self._read
-        return Moment(self._read.wall + round(passed * 1e9), steady)
+        return Moment(self._read.wall + round(passed * 1e9), monotonic)
 
     def _stream_fault(self, stamp: int | None = None) -> Fault | None:
         """The fault of a stream: its clock, its rate, or contradictory joint states, whatever sets they form; and the
@@ -171,10 +171,10 @@ class RealTimeLoop(PolicyLoop[T]):
             # When a transform arrived is not known; one that is in the future now was so when it arrived.
             self._pose_arrival.note(self._poses.newest_stamp, moment, self._server.watch.future_tolerance)
             streams.append(Stream(self._poses.place, self._pose_arrival, optional=True))
-        found = check_arrivals(streams, self._server.watch, self._steady())
+        found = check_arrivals(streams, self._server.watch, self._monotonic())
         if found is None and stamp is not None:
-            found = stale_set(streams, stamp, self._server.watch, self._wall())
-        return found or self._stream.joint_conflict(self._steady()) or self._stream.slow_joints()
+            found = stale_set(streams, stamp, self._server.watch, self._wall_clock())
+        return found or self._stream.joint_conflict(self._monotonic()) or self._stream.slow_joints()
 
     def add_image(self, view: str, stamp: int, frame: T) -> None:
         """See :meth:`PolicyLoop.add_image`. Halts where a camera is too slow."""
@@ -196,7 +196,7 @@ class RealTimeLoop(PolicyLoop[T]):
     def _measure_cameras(self) -> None:
         for view in self._slow_cameras():
             self._stream.measure_anew(view)
-            self._server.not_yet(self._unmeasured())
+            self._server.set_not_ready(self._unmeasured())
 
     def _unmeasured(self) -> str | None:
         """A message that names the cameras whose rates are not known yet; None where all are."""

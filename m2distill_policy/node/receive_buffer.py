@@ -36,7 +36,7 @@ def largest_receive_buffer() -> int | None:
 class ReceiveBuffer:
     """Looks at the buffers whenever the largest picture that comes is of another size than before.
 
-    views: how many cameras there are, whose pictures come at once. tell: takes the sentence, or None where the buffers
+    views: how many cameras there are, whose pictures come at once. tell: takes the message, or None where the buffers
     are large enough.
     """
 

@@ -120,13 +120,13 @@ class ObservationStream(Generic[T]):
         """Every view and every publisher of joint states, with how its stamps compare with their arrival."""
         return streams_of(self._sets, self._labels)
 
-    def joint_conflict(self, steady: float) -> Fault | None:
-        """Joint positions that contradicted each other within the last second, at ``steady`` (s), or None."""
-        found = self._sets.joints.conflict(steady)
+    def joint_conflict(self, monotonic: float) -> Fault | None:
+        """Joint positions that contradicted each other within the last second, at ``monotonic`` (s), or None."""
+        found = self._sets.joints.conflict(monotonic)
         if found is None:
             return None
-        sentence = found.sentence(self._labels.joints)
-        return Fault(StatusCode.BAD_OBSERVATION, f"The joint states contradict each other: {sentence}.")
+        message = found.describe(self._labels.joints)
+        return Fault(StatusCode.BAD_OBSERVATION, f"The joint states contradict each other: {message}.")
 
     def slow_joints(self) -> Fault | None:
         """The publisher of the arm's joints that is slower than the contract's rate, or None; the cameras' rates come
@@ -136,9 +136,9 @@ class ObservationStream(Generic[T]):
             return None
         return slow_joints(self._sets, self._contract, self._labels)
 
-    def why_no_set(self, steady: float) -> Fault | None:
-        """Why what has come makes no set at ``steady`` (s), or None where nothing is wrong with the streams."""
-        return explain(self._sets, self._limits, self._labels, steady, self._contract.camera_names)
+    def why_no_set(self, monotonic: float) -> Fault | None:
+        """Why what has come makes no set at ``monotonic`` (s), or None where nothing is wrong with the streams."""
+        return explain(self._sets, self._limits, self._labels, monotonic, self._contract.camera_names)
 
     def take(self) -> SynchronisedSet[T] | None:
         """The newest set whatever the time, as in lockstep; None while there is none."""
@@ -173,18 +173,18 @@ class ObservationStream(Generic[T]):
         return () if self._pending is not None else self._sets.waiting_for()
 
     def observe(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:
-        """The observation in a set, at the contract's resolution, and a sentence for each part that cannot be used.
+        """The observation in a set, at the contract's resolution, and a message for each part that cannot be used.
 
         A picture that cannot be used is left out, so that whoever checks the observation refuses it as a whole.
         """
         images: dict[str, NDArray[np.uint8]] = {}
-        troubles = []
+        problems = []
         for camera in self._contract.cameras:
             try:
                 images[camera.name] = preprocess(self._picture(found.views[camera.name]), camera)
             except ObservationError as error:
-                troubles.append(f"view '{camera.name}': {error}")
+                problems.append(f"view '{camera.name}': {error}")
         readings, absent = self._joints.readings(*found.joints)
         if absent:
-            troubles.append(f"the joint state does not name {', '.join(absent)}")
-        return Observation(images, readings, found.stamp / 1e9), troubles
+            problems.append(f"the joint state does not name {', '.join(absent)}")
+        return Observation(images, readings, found.stamp / 1e9), problems

@@ -76,7 +76,7 @@ def _grey(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.float32)
 
 
-def sentence(camera: Camera, found: Misalignment | None) -> str:
+def describe(camera: Camera, found: Misalignment | None) -> str:
     """What ``found`` means for whoever holds the camera."""
     if found is None:
         return (

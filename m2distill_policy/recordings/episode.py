@@ -90,7 +90,7 @@ class Imported:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A sentence for each that deserves a look."""
+        """A message for each that deserves a look."""
         found = []
         if self.missed:
             found.append(f"{self.missed} periods had no observation; see whether the cameras keep their rate")
@@ -219,14 +219,14 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
             elif topic == told:
                 is_twist = settings.told == "twist"
                 motion = _twist(content.twist) if is_twist else _pose(content.pose)
-                _require_possible(told_frames.trouble(content.header.frame_id))
+                _require_possible(told_frames.problem(content.header.frame_id))
                 _require_possible(None if is_twist else impossible(motion))
                 commands.motions.append((message.received, motion))
             else:
                 stamp = message.stamp + shift.get(topic, 0)
                 clocks.note(topic, stamp, message.received, reference=True)
-                measured = Measured(stamp, moment.steady, _pose(content.pose), content.header.frame_id)
-                _require_possible(gate.trouble(measured))
+                measured = Measured(stamp, moment.monotonic, _pose(content.pose), content.header.frame_id)
+                _require_possible(gate.problem(measured))
                 poses.append((stamp, measured.value))
         except ObservationError as error:
             with _clocks_first(bag, clocks):
@@ -240,7 +240,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
         why = stream.why_no_set(-math.inf)
         raise RecordingError(
             f"{bag.path} gives {len(player.steps)} observations"
-            + (f"; its messages cannot be used: {why.sentence}" if why is not None else "")
+            + (f"; its messages cannot be used: {why.message}" if why is not None else "")
             + f"; pictures and joints within {settings.slop:g} s of each other are needed, over at least two periods"
         )
     imported = _episode(bag, contract, settings, player, commands, poses)
@@ -349,16 +349,16 @@ class _Player:
         found = self._stream.due(at)
         if found is None:
             return False
-        observation, troubles = self._stream.observe(found)
+        observation, problems = self._stream.observe(found)
         try:
-            if not troubles:
+            if not problems:
                 observation.check(self._contract)
         except ObservationError as error:
-            troubles = [str(error)]
-        if troubles:
+            problems = [str(error)]
+        if problems:
             raise RecordingError(
                 f"{self._bag.path}: the observation stamped {found.stamp / 1e9:.3f} s cannot be used: "
-                + " ".join(troubles)
+                + " ".join(problems)
             )
         assert self._began is not None
         if self.steps:
@@ -402,7 +402,7 @@ def _episode(
             commanded = drive.twist(np.clip(actions[index], -1.0, 1.0), contract)
         fault = frozen.check(step.observation, None if ee is None else ee[index], commanded)
         if fault is not None:
-            raise RecordingError(f"{bag.path} at {step.at / 1e9:.3f} s: {fault.code.name}: {fault.sentence}")
+            raise RecordingError(f"{bag.path} at {step.at / 1e9:.3f} s: {fault.code.name}: {fault.message}")
         try:
             actions[index, 6] = _grip(commands.grip(following), step.observation, settings.gripper)
         except ObservationError as error:

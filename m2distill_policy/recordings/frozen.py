@@ -26,8 +26,8 @@ class FrozenCheck:
         pose: (6,) of the end effector, None where it was not recorded.
         commanded: (6,) m/s and rad/s, the twist that the arm was told during the step.
         """
-        fault = self._views.frozen(observation) or self._motion.check(observation, pose)
-        self._motion.commanded(commanded)
+        fault = self._views.check_frozen(observation) or self._motion.check(observation, pose)
+        self._motion.add_command(commanded)
         return fault
 
 

@@ -53,7 +53,7 @@ class WhenWanted(CallbackGroup):
 class Inputs:
     """Subscriptions of a configured node.
 
-    Messages are taken as bytes and read here: what cannot be read then becomes a sentence. Taken as messages, those
+    Messages are taken as bytes and read here: what cannot be read then becomes a message. Taken as messages, those
     that rmw_cyclonedds (2.2) fails to read are handed on half filled, and rclpy reads memory that is not theirs.
 
     Args:
@@ -183,7 +183,7 @@ class Inputs:
         return subscription
 
     def _read(self, kind: Any, topic: str, data: bytes) -> Any:
-        """The message in ``data``; None, with a sentence in the status, where there is none."""
+        """The message in ``data``; None, with a message in the status, where there is none."""
         try:
             return deserialize_message(data, kind)
         except RuntimeError as error:
@@ -260,7 +260,7 @@ class Inputs:
     def _emergency_stop(self, message: Bool) -> None:
         loop = self._loop()
         loop.count_messages(topics.EMERGENCY_STOP, 1)
-        loop.operator.emergency_stop(message.data, publishers=self._publishers(topics.EMERGENCY_STOP))
+        loop.operator.set_emergency_stop(message.data, publishers=self._publishers(topics.EMERGENCY_STOP))
 
     def _enable(self, message: Bool) -> None:
         if self._active():
@@ -271,4 +271,4 @@ class Inputs:
     def _dead_man(self, message: Bool) -> None:
         loop = self._loop()
         loop.count_messages(topics.DEAD_MAN, 1)
-        loop.operator.dead_man(message.data, publishers=self._publishers(topics.DEAD_MAN))
+        loop.operator.set_dead_man(message.data, publishers=self._publishers(topics.DEAD_MAN))

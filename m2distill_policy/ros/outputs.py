@@ -30,7 +30,7 @@ from m2distill_policy.settings.node import NodeSettings
 class Outputs:
     """Publishers of a configured node; the command publishers are managed by its lifecycle.
 
-    gripper_trouble, gripper_lost: see :class:`GripperDriver`. others_there, others_heard: see :class:`CommandWatch`.
+    report_gripper, gripper_lost: see :class:`GripperDriver`. others_there, others_heard: see :class:`CommandWatch`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Outputs:
         contract: Contract,
         settings: NodeSettings,
         *,
-        gripper_trouble: Callable[[str | None], None],
+        report_gripper: Callable[[str | None], None],
         gripper_lost: Callable[[], None],
         others_there: Callable[[str, list[str]], None],
         others_heard: Callable[[str], None],
@@ -67,7 +67,7 @@ class Outputs:
             self._commands.append(self._gripper)
         else:
             self._gripper_driver = GripperDriver(
-                node, settings.gripper, effort, trouble=gripper_trouble, lost=gripper_lost
+                node, settings.gripper, effort, problem=report_gripper, lost=gripper_lost
             )
         self._watch: CommandWatch | None = None
         self._watched = -LOOK_EVERY

@@ -151,7 +151,7 @@ class PolicyNode(LifecycleNode):
             self,
             server.contract,
             settings,
-            gripper_trouble=lambda message: state.require_loop().problems.set("gripper", message),
+            report_gripper=lambda message: state.require_loop().problems.set("gripper", message),
             gripper_lost=lambda: state.require_loop().reset_gripper(),
             others_there=lambda topic, names: state.require_loop().operator.set_other_publishers(topic, names),
             others_heard=lambda topic: state.require_loop().operator.other_command(topic),
@@ -282,7 +282,7 @@ class PolicyNode(LifecycleNode):
             watcher=self._watcher,
             full_name=lambda topic: str(self.resolve_topic_name(topics.relative(topic, own=True))),
             name=self.get_fully_qualified_name(),
-            wall=lambda: int(self.get_clock().now().nanoseconds),
+            wall_clock=lambda: int(self.get_clock().now().nanoseconds),
             poses=self._poses,
         )
 

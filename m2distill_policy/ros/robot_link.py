@@ -181,7 +181,7 @@ class RosLink(Link):
         here = topics.relative(topic) if topic.startswith(("/", "~/")) else topic
         return str(self._node.resolve_topic_name(here))
 
-    def trouble(self, topic: str) -> str:
+    def problem(self, topic: str) -> str:
         return ""
 
 

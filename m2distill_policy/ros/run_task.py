@@ -57,10 +57,10 @@ class RunTaskServer:
         except (UnknownInstructionError, EngineError) as error:
             return str(error)
         obstacles = server.obstacles(time.monotonic())
-        found = server.held or next((fault for fault in obstacles if fault.code in _REFUSES), None)
+        found = server.blocking_fault or next((fault for fault in obstacles if fault.code in _REFUSES), None)
         if found is not None and found.code is StatusCode.DISABLED:
             return "the policy is not enabled; call ~/enable first"
-        return "" if found is None else found.sentence
+        return "" if found is None else found.message
 
     async def _execute(self, handle: ServerGoalHandle) -> RunTask.Result:
         state, goal = self._state, handle.request
@@ -82,23 +82,23 @@ class RunTaskServer:
         while True:
             result.elapsed = time.monotonic() - began
             if mine != self._newest or server.instruction != goal.instruction:
-                result.outcome, result.sentence = RunTask.Result.REPLACED, "Another task or instruction took its place."
+                result.outcome, result.message = RunTask.Result.REPLACED, "Another task or instruction took its place."
                 handle.abort()
                 break
             if handle.is_cancel_requested:
                 server.halt("the task was cancelled")
-                result.outcome, result.sentence = RunTask.Result.CANCELLED, "The task was cancelled; the arm halts."
+                result.outcome, result.message = RunTask.Result.CANCELLED, "The task was cancelled; the arm halts."
                 handle.canceled()
                 break
             if not state.is_active:
                 if state.server is server:
                     server.set_instruction("")  # or the arm would go on with it once the node is active again
-                result.outcome, result.sentence = RunTask.Result.FAULT, "The node is not active any more."
+                result.outcome, result.message = RunTask.Result.FAULT, "The node is not active any more."
                 handle.abort()
                 break
             if goal.timeout and result.elapsed >= goal.timeout:
                 server.halt(f"the task's {goal.timeout:g} s are over")
-                result.outcome, result.sentence = RunTask.Result.OVER, f"{goal.timeout:g} s are over; the arm halts."
+                result.outcome, result.message = RunTask.Result.OVER, f"{goal.timeout:g} s are over; the arm halts."
                 handle.succeed()
                 break
             if state.last_output is not None and state.last_output is not seen:
@@ -106,22 +106,22 @@ class RunTaskServer:
                 commands += seen.command.is_sent
                 status = seen.decision.status
                 # A halt that somebody else asks for ends a task too.
-                held = server.held
+                held = server.blocking_fault
                 if held is not None or status.code is StatusCode.HALT_REQUESTED:
                     # Whoever enables the policy after that must not set the arm going without a task and its timeout.
-                    server.halt_when_enabled(f"the task '{goal.instruction}' ended with a fault; send it again")
+                    server.halt_after_enable(f"the task '{goal.instruction}' ended with a fault; send it again")
                     result.outcome = RunTask.Result.FAULT
-                    result.sentence = held.sentence if held is not None else status.sentence
+                    result.message = held.message if held is not None else status.message
                     handle.abort()
                     break
                 handle.publish_feedback(
-                    RunTask.Feedback(elapsed=result.elapsed, status=status.code.name, sentence=status.sentence)
+                    RunTask.Feedback(elapsed=result.elapsed, status=status.code.name, message=status.message)
                 )
             await NextTurn()
         result.commands = commands
         return result
 
-    def _refuse(self, handle: ServerGoalHandle, result: RunTask.Result, sentence: str) -> RunTask.Result:
-        result.outcome, result.sentence = RunTask.Result.REFUSED, sentence
+    def _refuse(self, handle: ServerGoalHandle, result: RunTask.Result, message: str) -> RunTask.Result:
+        result.outcome, result.message = RunTask.Result.REFUSED, message
         handle.abort()
         return result

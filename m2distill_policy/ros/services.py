@@ -33,23 +33,16 @@ class Services:
 
     def _server(self, response: Any, *, active: bool = False) -> PolicyServer | None:
         """The policy server; None, with the answer filled in, where there is none yet."""
-        sentence = ""
+        message = ""
         if self._state.server is None:
-            sentence = "the node is not configured; configure it first"
+            message = "the node is not configured; configure it first"
         elif active and not self._state.is_active:
-            sentence = "the node is not active; activate it first"
-        if not sentence:
+            message = "the node is not active; activate it first"
+        if not message:
             return self._state.server
         response.success = False
-        self._say(response, sentence)
+        response.message = message
         return None
-
-    @staticmethod
-    def _say(response: Any, sentence: str) -> None:
-        if hasattr(response, "sentence"):
-            response.sentence = sentence
-        else:
-            response.message = sentence
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         server = self._server(response, active=bool(request.data))
@@ -63,7 +56,7 @@ class Services:
         if server is not None:
             server.reset("~/reset")
             response.success = True
-            self._say(response, "the window is empty")
+            response.message = "the window is empty"
         return response
 
     async def _load(self, request: LoadPolicy.Request, response: LoadPolicy.Response) -> LoadPolicy.Response:
@@ -73,7 +66,7 @@ class Services:
         server.load(request.path)
         report = await self._fate(server)
         response.success = report.state in (SwapState.READY, SwapState.SWITCHED)
-        response.sentence, response.bundle = report.sentence, report.bundle
+        response.message, response.bundle = report.message, report.bundle
         return response
 
     async def _rollback(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -84,11 +77,11 @@ class Services:
             server.rollback()
         except SwapError as error:
             response.success = False
-            self._say(response, str(error))
+            response.message = str(error)
             return response
         report = await self._fate(server)
         response.success = report.state in (SwapState.READY, SwapState.SWITCHED)
-        self._say(response, report.sentence)
+        response.message = report.message
         return response
 
     async def _fate(self, server: PolicyServer) -> SwapReport:

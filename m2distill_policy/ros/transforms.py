@@ -69,7 +69,7 @@ class TransformedPoses(PoseSource):
         except ObservationError as error:
             self.refuse(str(error))
             return None
-        return pose if self._admitted(Measured(nanoseconds_of(found), self._steady(), pose)) else None
+        return pose if self._admitted(Measured(nanoseconds_of(found), self._monotonic(), pose)) else None
 
     def absence(self, stamp: int) -> str:
         try:

@@ -18,7 +18,7 @@ from m2distill_policy.contract import Camera
 from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError, printable
 from m2distill_policy.images.preprocess import preprocess
 from m2distill_policy.node import topics
-from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
+from m2distill_policy.node.viewpoint import describe, misalignment, overlay
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.images import Frame, message_to_rgb
 
@@ -80,7 +80,7 @@ class ViewpointCheck(Node):
             except ObservationError as error:
                 self._say(camera, str(error))
                 return
-            self._say(camera, sentence(camera, misalignment(reference, live)))
+            self._say(camera, describe(camera, misalignment(reference, live)))
             shown = np.ascontiguousarray(overlay(reference, live))
             image = Image(header=frame.header, encoding="rgb8")
             image.height, image.width, image.step = shown.shape[0], shown.shape[1], 3 * shown.shape[1]

@@ -155,7 +155,7 @@ class ActivePolicy:
         """
         may_switch = self.swap.ready and (self._swap_when == "now" or self._governor.motion is Motion.HALTED)
         contract = self.swap.next_contract if may_switch else None
-        if not self._governor.approach(contract) or contract is None:
+        if not self._governor.prepare_contract(contract) or contract is None:
             return
         candidate = self.swap.take(self.seen().key, wait=wait)
         if candidate is None:
@@ -163,7 +163,7 @@ class ActivePolicy:
         self._previous = self.engine
         self._limit_answers(candidate.engine)
         self.engine, self.window, self.conditioning = candidate.engine, candidate.window, candidate.conditioning
-        self._governor.follow(self.contract)
+        self._governor.set_contract(self.contract)
         self.speed_warning = self._speed.warning(self.bundle)
         logger.info("bundle %s took over from %s", self.bundle.identifier, self._previous.bundle.identifier)
         if self.speed_warning:

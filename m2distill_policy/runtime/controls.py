@@ -257,7 +257,7 @@ class PolicyControls:
                 raise
 
     def reset(
-        self, reason: str = "reset", *, seed: int | None = None, episode: int | None = None, still: bool = False
+        self, reason: str = "reset", *, seed: int | None = None, episode: int | None = None, is_stationary: bool = False
     ) -> None:
         """Begin an episode: an empty window, no earlier stamps and images to compare with, a new random stream.
 
@@ -268,15 +268,15 @@ class PolicyControls:
             seed: begin again at episode 0 of this seed; None for the next episode of the current seed (the same one,
                 where it has no answer yet).
             episode: number of the random stream; None as for ``seed``.
-            still: whether the arm is known to be stationary (a simulation was reset): then the last command is
+            is_stationary: whether the arm is known to be stationary (a simulation was reset): then the last command is
                 forgotten too.
         """
         with self._lock:
             self._policy.clear(reason)
-            self._watchdog.forget()
-            self._motion_check.forget()
-            if still:
-                self._governor.forget()
+            self._watchdog.reset()
+            self._motion_check.reset()
+            if is_stationary:
+                self._governor.reset()
             if seed is not None:
                 self._seed, self._episode = seed, 0
             elif self._answers:
@@ -292,7 +292,7 @@ class PolicyControls:
         """Send commands from the next observation on, with an empty window; also clears a latched fault."""
         with self._lock:
             self._interlock.enable()
-            self._motion_check.forget()
+            self._motion_check.reset()
             self._policy.clear("enable")
 
     def disable(self) -> None:
@@ -300,28 +300,28 @@ class PolicyControls:
         with self._lock:
             self._interlock.enabled = False
 
-    def refusal_to_enable(self, steady: float) -> str:
+    def refusal_to_enable(self, monotonic: float) -> str:
         """Why :meth:`enable` would have no effect now, because it would have to be called again; "" where it would.
 
-        That is so with the emergency stop pressed, and with ``resume`` "enable" while a fault lasts. steady: as in
+        That is so with the emergency stop pressed, and with ``resume`` "enable" while a fault lasts. monotonic: as in
         :meth:`step`.
         """
         with self._lock:
-            return self._interlock.refusal_to_enable(steady, has_instruction=self._has_instruction)
+            return self._interlock.refusal_to_enable(monotonic, has_instruction=self._has_instruction)
 
     @property
-    def held(self) -> Fault | None:
+    def blocking_fault(self) -> Fault | None:
         """See :attr:`Interlock.blocking_fault`."""
         with self._lock:
             return self._interlock.blocking_fault
 
-    def obstacles(self, steady: float) -> tuple[Fault, ...]:
+    def obstacles(self, monotonic: float) -> tuple[Fault, ...]:
         """Everything that keeps the policy from driving now, the strictest first; empty where nothing is known to.
 
-        steady: as in :meth:`step`. What depends on observations is from the newest cycle. Changes nothing.
+        monotonic: as in :meth:`step`. What depends on observations is from the newest cycle. Changes nothing.
         """
         with self._lock:
-            return tuple(self._interlock.obstacles(steady, has_instruction=self._has_instruction))
+            return tuple(self._interlock.obstacles(monotonic, has_instruction=self._has_instruction))
 
     def halt(self, reason: str) -> None:
         """Ramp to a halt and stay there until :meth:`enable`, :meth:`release_halt` or a new instruction.
@@ -336,36 +336,36 @@ class PolicyControls:
         with self._lock:
             self._interlock.release_halt()
 
-    def halt_when_enabled(self, reason: str) -> None:
+    def halt_after_enable(self, reason: str) -> None:
         """Halt, as by :meth:`halt`, once the latched fault is cleared."""
         with self._lock:
             self._interlock.request_halt_after_enable(reason)
 
-    def not_yet(self, sentence: str | None) -> None:
+    def set_not_ready(self, message: str | None) -> None:
         """Send no answers yet; None: send them. Something about the observations is not known yet. The arm is driven as
         soon as the reason is gone, without :meth:`enable`."""
         with self._lock:
-            self._interlock.not_ready = None if sentence is None else Fault(StatusCode.WAITING, sentence)
+            self._interlock.not_ready = None if message is None else Fault(StatusCode.WAITING, message)
 
-    def other_publisher(self, sentence: str | None) -> None:
+    def set_other_publisher(self, message: str | None) -> None:
         """Halt while another node publishes commands to the same arm. None: there is none (any more)."""
         with self._lock:
-            fault = None if sentence is None else Fault(StatusCode.OTHER_PUBLISHER, sentence)
+            fault = None if message is None else Fault(StatusCode.OTHER_PUBLISHER, message)
             self._interlock.other_publisher = fault
 
-    def pose_jumped(self, sentence: str) -> None:
+    def report_pose_jump(self, message: str) -> None:
         """Halt until :meth:`enable`, where the policy drives: the end effector's pose has jumped."""
         with self._lock:
-            self._interlock.latch_pose_jump(sentence, has_instruction=self._has_instruction)
+            self._interlock.latch_pose_jump(message, has_instruction=self._has_instruction)
 
-    def emergency_stop(self, pressed: bool) -> None:
+    def set_emergency_stop(self, pressed: bool) -> None:
         """Set the emergency stop. Pressed: ramp to a halt. Released: stay halted until :meth:`enable`, whatever
         ``resume`` says."""
         with self._lock:
             self._interlock.set_emergency_stop(pressed)
 
-    def dead_man(self, held: bool, *, steady: float) -> None:
-        """Set the dead-man switch; ``steady`` as in :meth:`step`. It must be set again and again: a switch that sends
-        nothing counts as released. Without ``watch.dead_man`` it is not needed."""
+    def set_dead_man(self, held: bool, *, monotonic: float) -> None:
+        """Set the dead-man switch; ``monotonic`` as in :meth:`step`. It must be set again and again: a switch that
+        sends nothing counts as released. Without ``watch.dead_man`` it is not needed."""
         with self._lock:
-            self._watchdog.dead_man_held(held, steady)
+            self._watchdog.set_dead_man(held, monotonic)

@@ -120,7 +120,7 @@ class Interlock:
         """Latch ``fault`` where ``resume`` is "enable" and the policy drives."""
         is_driving = self.enabled and has_instruction and self.latched is None
         if self._resume == "enable" and is_driving and fault.code.is_fault:
-            self.latched = Fault(StatusCode.HELD, f"{fault.sentence} Enable the policy to go on.")
+            self.latched = Fault(StatusCode.HELD, f"{fault.message} Enable the policy to go on.")
 
     def set_emergency_stop(self, is_pressed: bool) -> None:
         """Set the emergency stop. Released, it leaves a latched fault, whatever ``resume`` says: nobody must be
@@ -142,7 +142,7 @@ class Interlock:
             return EMERGENCY_STOP
         if not self.enabled and is_halted:
             return None
-        return self._watchdog.operator(monotonic) or self.other_publisher
+        return self._watchdog.check_deadman(monotonic) or self.other_publisher
 
     def check_task(self, *, has_instruction: bool) -> Fault | None:
         """Why there is nothing to drive for: no instruction, or shadow mode; None where there is."""
@@ -164,17 +164,17 @@ class Interlock:
     def refusal_to_enable(self, monotonic: float, *, has_instruction: bool) -> str:
         """Why :meth:`enable` would have no effect now; "" where it would have one."""
         if self._is_stopped:
-            return EMERGENCY_STOP.sentence
+            return EMERGENCY_STOP.message
         lasting = self._lasting(monotonic, has_instruction=has_instruction)
         found = next((fault for fault in lasting if fault.code.is_fault), None)
         if self._resume == "enable" and has_instruction and found is not None:
-            return f"{found.sentence} Then enable the policy."
+            return f"{found.message} Then enable the policy."
         return ""
 
     def _lasting(self, monotonic: float, *, has_instruction: bool) -> list[Fault]:
         """:meth:`obstacles` without those that :meth:`enable` ends."""
         found = [EMERGENCY_STOP] if self._is_stopped else []
-        deadman = self._watchdog.operator(monotonic)
+        deadman = self._watchdog.check_deadman(monotonic)
         found += [fault for fault in (deadman, self.other_publisher) if fault is not None]
         if self.refused_instruction is not None:
             found.append(self.refused_instruction)

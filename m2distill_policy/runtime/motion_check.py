@@ -83,13 +83,13 @@ class MotionCheck:
         self._same_pose = 0
         self._readings: list[float] = []
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The next reading and pose are compared with nothing."""
         self._joints.begin()
         self._pose.begin()
         self._same_pose = 0
 
-    def commanded(self, twist: NDArray[np.float64]) -> None:
+    def add_command(self, twist: NDArray[np.float64]) -> None:
         """A twist (6,) in m/s and rad/s was sent for one period."""
         if self._limits.frozen_after is None or not twist.any():
             return

@@ -36,7 +36,7 @@ class PolicyServer(PolicyControls):
         observation: Observation,
         now: float,
         *,
-        steady: float | None = None,
+        monotonic: float | None = None,
         pose: NDArray[np.floating[Any]] | None = None,
         newest: NDArray[np.floating[Any]] | None = None,
         fault: Fault | None = None,
@@ -50,7 +50,7 @@ class PolicyServer(PolicyControls):
         Args:
             observation: images, readings and stamp.
             now: s, in the clock of the observation's stamp.
-            steady: s, a monotonic clock for the age of arrivals; None takes ``now``.
+            monotonic: s, a monotonic clock for the age of arrivals; None takes ``now``.
             pose: (6,) of the end effector at the observation's stamp, in m and rad; None if unknown. A workspace needs
                 it.
             newest: (6,) where the end effector is now, for a ramp to a halt within the workspace; None if unknown.
@@ -61,15 +61,15 @@ class PolicyServer(PolicyControls):
         with self._lock:
             begin, policy, interlock = self._clock(), self._policy, self._interlock
             policy.switch_if_ready()
-            steady = now if steady is None else steady
+            monotonic = now if monotonic is None else monotonic
             stamp = observation.stamp
             pose, newest = _finite(pose), _finite(newest)
             interlock.missing, interlock.has_pose = None, pose is not None
-            unfit = self._watchdog.judge(observation, now, steady)
+            unfit = self._watchdog.check_observation(observation, now, monotonic)
             frozen = None
             if unfit is None:
                 frozen = self._motion_check.check(observation, pose, driven=interlock.enabled, place=pose_place)
-            fault = fault or unfit or frozen or self._check_switches(steady)
+            fault = fault or unfit or frozen or self._check_switches(monotonic)
             if fault is None and pose is None and self._governor.limits.needs_pose and interlock.enabled:
                 fault = no_pose or NO_POSE
             if fault is not None:
@@ -93,11 +93,11 @@ class PolicyServer(PolicyControls):
                     raise PolicyOutputError(f"the action drawn is {np.array2string(sample, precision=3)}")
                 self._answers += 1
                 # Lateness is checked first: a ramp must not begin with a command that was not sent.
-                late = self._late(begin) or self._watchdog.stale(stamp, now + self._clock() - begin)
+                late = self._late(begin) or self._watchdog.check_age(stamp, now + self._clock() - begin)
                 if late is not None and driving:
                     return self._halted(late, stamp, begin, newest)
                 if driving:
-                    action = self._governor.admit(sample, pose)
+                    action = self._governor.limit(sample, pose)
             except (EngineError, PolicyOutputError) as error:
                 code = StatusCode.ENGINE_FAILED if isinstance(error, EngineError) else StatusCode.BAD_OUTPUT
                 return self._halted(Fault(code, f"No action: {error}."), stamp, begin, newest)
@@ -131,7 +131,7 @@ class PolicyServer(PolicyControls):
             status = dataclasses.replace(
                 decision.status,
                 code=fault.code,
-                sentence=fault.sentence,
+                message=fault.message,
                 motion=self._governor.motion.value,
             )
             return dataclasses.replace(decision, action=action, status=status)
@@ -140,7 +140,7 @@ class PolicyServer(PolicyControls):
         self,
         now: float,
         *,
-        steady: float | None = None,
+        monotonic: float | None = None,
         newest: NDArray[np.floating[Any]] | None = None,
         fault: Fault | None = None,
         why: Callable[[], Fault | None] | None = None,
@@ -148,19 +148,19 @@ class PolicyServer(PolicyControls):
         """Run a cycle in which no new observation has arrived: send nothing at first, then ramp to a halt.
 
         Args:
-            now, steady, newest, fault: as in :meth:`step`.
-            why: see :meth:`Watchdog.silence`.
+            now, monotonic, newest, fault: as in :meth:`step`.
+            why: see :meth:`Watchdog.check_timeout`.
         """
         with self._lock:
             begin, interlock = self._clock(), self._interlock
             self._policy.switch_if_ready()
-            steady = now if steady is None else steady
+            monotonic = now if monotonic is None else monotonic
             newest = _finite(newest)
-            silence = self._watchdog.silence(steady, why)
+            silence = self._watchdog.check_timeout(monotonic, why)
             interlock.missing = fault or (silence if silence.code is not StatusCode.WAITING else None)
             # A latched fault comes before a missing observation: it is why the arm halts.
             found = (
-                self._check_switches(steady)
+                self._check_switches(monotonic)
                 or interlock.latched
                 or interlock.missing
                 or interlock.check_task(has_instruction=self._has_instruction)
@@ -171,8 +171,8 @@ class PolicyServer(PolicyControls):
                 return self._decision(self._governor.last, False, None, None, silence, None, 0, begin)
             return self._halted(silence, None, begin, newest)
 
-    def _check_switches(self, steady: float) -> Fault | None:
-        return self._interlock.check_switches(steady, is_halted=self._governor.motion is Motion.HALTED)
+    def _check_switches(self, monotonic: float) -> Fault | None:
+        return self._interlock.check_switches(monotonic, is_halted=self._governor.motion is Motion.HALTED)
 
     def _late(self, begin: float) -> Fault | None:
         """Count a decision that took longer than a period. The latched fault, where it is one of several in a row."""
@@ -184,12 +184,12 @@ class PolicyServer(PolicyControls):
         self._overruns_in_a_row += 1
         if most is None or self._overruns_in_a_row < most:
             return None
-        sentence = (
+        message = (
             f"{self._overruns_in_a_row} decisions in a row took longer than {self.contract.period:g} s; free the "
             "processor or choose a faster provider, then enable the policy."
         )
         self._overruns_in_a_row = 0
-        self._interlock.latched = Fault(StatusCode.DEADLINE_MISSED, sentence)
+        self._interlock.latched = Fault(StatusCode.DEADLINE_MISSED, message)
         return self._interlock.latched
 
     def _halted(
@@ -218,11 +218,11 @@ class PolicyServer(PolicyControls):
         bundle = self.bundle
         self._interlock.newest_fault = fault
         if command:
-            self._motion_check.commanded(self.contract.action.response.twist(action))
+            self._motion_check.add_command(self.contract.action.response.twist(action))
         latency = self._clock() - begin
         status = Status(
             code=fault.code,
-            sentence=fault.sentence,
+            message=fault.message,
             stamp=stamp,
             motion=self._governor.motion.value,
             bundle=bundle.identifier,

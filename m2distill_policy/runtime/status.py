@@ -81,10 +81,10 @@ class SwapState(enum.IntEnum):
 
 @dataclass(frozen=True)
 class SwapReport:
-    """The latest hot swap: its state, one sentence, and the bundle (identifier, or empty while unknown)."""
+    """The latest hot swap: its state, one message, and the bundle (identifier, or empty while unknown)."""
 
     state: SwapState = SwapState.NONE
-    sentence: str = ""
+    message: str = ""
     bundle: str = ""
 
 
@@ -92,17 +92,17 @@ class SwapReport:
 class Status:
     """One cycle's status.
 
-    code, sentence: why the server does what it does; stamp: of the observation answered (s), None without one.
+    code, message: why the server does what it does; stamp: of the observation answered (s), None without one.
     motion: ``running``, ``halting`` or ``halted``. bundle: identifier of the network that answered.
     tasks: names of the tasks it has learned, in order. instruction: the present one, or "".
     window: how many steps the answer was based on, this one included (0 when there was no answer).
     latency: s from being handed the observation to the decision. overruns: decisions so far that took over one period.
-    window_cleared: why the window was last cleared. swap: the latest hot swap. warning: a sentence that stays until
+    window_cleared: why the window was last cleared. swap: the latest hot swap. warning: a message that stays until
     its cause is gone (a provider's fall-back), or "".
     """
 
     code: StatusCode
-    sentence: str
+    message: str
     stamp: float | None
     motion: str
     bundle: str

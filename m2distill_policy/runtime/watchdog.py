@@ -82,13 +82,13 @@ class Fault:
     """Why an observation, or the lack of one, is refused."""
 
     code: StatusCode
-    sentence: str
+    message: str
 
 
 class Watchdog:
     """Judges each observation as it comes. Time is handed in.
 
-    ``now`` is in the clock of the stamps (ROS time, simulated time); ``steady`` is monotonic and measures silence.
+    ``now`` is in the clock of the stamps (ROS time, simulated time); ``monotonic`` is monotonic and measures silence.
     """
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
@@ -96,9 +96,9 @@ class Watchdog:
         self._contract = contract
         self._held_at: float | None = None
         self._let_go = False
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """A new episode: the next stamp and pictures are compared with nothing."""
         self._last_stamp: float | None = None
         self._last_arrival: float | None = None
@@ -111,35 +111,35 @@ class Watchdog:
         }
         self._moved_from: dict[str, dict[str, NDArray[np.float32]]] = {}
 
-    def dead_man_held(self, held: bool, steady: float) -> None:
-        """The dead-man switch says whether it is held, at ``steady``."""
-        self._held_at = steady if held else None
+    def set_dead_man(self, held: bool, monotonic: float) -> None:
+        """The dead-man switch says whether it is held, at ``monotonic``."""
+        self._held_at = monotonic if held else None
         self._let_go = not held
 
-    def operator(self, steady: float) -> Fault | None:
+    def check_deadman(self, monotonic: float) -> Fault | None:
         """Whether the operator lets the arm move; None if so, or where no dead-man switch is asked for."""
         longest = self.limits.dead_man
         if longest is None:
             return None
         if self._held_at is None:
             why = "was let go" if self._let_go else "has said nothing yet"
-        elif steady - self._held_at > longest + 1e-9:
-            why = f"has said nothing for {steady - self._held_at:.3f} s (at most {longest:g} s is allowed)"
+        elif monotonic - self._held_at > longest + 1e-9:
+            why = f"has said nothing for {monotonic - self._held_at:.3f} s (at most {longest:g} s is allowed)"
         else:
             return None
         return Fault(StatusCode.DEAD_MAN, f"The dead-man switch {why}; hold it to go on.")
 
-    def judge(self, observation: Observation, now: float, steady: float) -> Fault | None:
+    def check_observation(self, observation: Observation, now: float, monotonic: float) -> Fault | None:
         """The first fault found, or None. Remembers stamp and pictures for the next call."""
         limits, stamp = self.limits, observation.stamp
-        self._last_arrival = steady
+        self._last_arrival = monotonic
         if not math.isfinite(stamp):
             return Fault(StatusCode.BAD_OBSERVATION, f"The observation's stamp is {stamp}; seconds are needed.")
         last, self._last_stamp = self._last_stamp, stamp
         try:
             observation.check(self._contract)
         except ObservationError as error:
-            self._forget_pictures()
+            self._clear_images()
             return Fault(StatusCode.BAD_OBSERVATION, f"The observation cannot be used: {error}.")
         frozen = self._frozen(observation)
         # The last stamp seen is what counts, not the last one accepted: after a clock was set back once, later
@@ -161,9 +161,9 @@ class Watchdog:
                 f"The observation's stamp is {stamp - now:.3f} s in the future; at most {limits.future_tolerance:g} s "
                 "is allowed: compare the clocks of the machines.",
             )
-        return self.stale(stamp, now) or frozen
+        return self.check_age(stamp, now) or frozen
 
-    def stale(self, stamp: float, now: float) -> Fault | None:
+    def check_age(self, stamp: float, now: float) -> Fault | None:
         """Whether what bears ``stamp`` is too old to act on at ``now``; asked again once it is answered."""
         longest = self.limits.stale_after
         if longest is None or now - stamp <= longest:
@@ -173,14 +173,14 @@ class Watchdog:
             f"The observation is {now - stamp:.3f} s old; at most {longest:g} s is allowed.",
         )
 
-    def silence(self, steady: float, why: Callable[[], Fault | None] | None = None) -> Fault:
+    def check_timeout(self, monotonic: float, why: Callable[[], Fault | None] | None = None) -> Fault:
         """What a cycle without an observation means: ``WAITING``, or a fault when it lasts too long.
 
         why: asked then for what the streams lack; None, or an answer of None, gives ``MISSING_OBSERVATION``.
         """
         if self._first_tick is None:
-            self._first_tick = steady
-        since = steady - (self._last_arrival if self._last_arrival is not None else self._first_tick)
+            self._first_tick = monotonic
+        since = monotonic - (self._last_arrival if self._last_arrival is not None else self._first_tick)
         if self.limits.silent_after is None or since <= self.limits.silent_after + 1e-9:
             return Fault(StatusCode.WAITING, f"Waiting for the next observation since {max(since, 0.0):.3f} s.")
         reason = why() if why is not None else None
@@ -188,7 +188,7 @@ class Watchdog:
             return Fault(
                 reason.code,
                 f"No observation for {since:.3f} s; at most {self.limits.silent_after:g} s is allowed: "
-                f"{reason.sentence}",
+                f"{reason.message}",
             )
         wanted = ", ".join((*self._contract.camera_names, *self._contract.proprioception_names))
         return Fault(
@@ -197,12 +197,12 @@ class Watchdog:
             f"see whether all of {wanted} are published.",
         )
 
-    def frozen(self, observation: Observation) -> Fault | None:
+    def check_frozen(self, observation: Observation) -> Fault | None:
         """Whether a view is frozen, for observations whose clocks are checked elsewhere, as of a recording. Call it or
-        :meth:`judge` once for each."""
+        :meth:`check_observation` once for each."""
         return self._frozen(observation)
 
-    def _forget_pictures(self) -> None:
+    def _clear_images(self) -> None:
         for shown in self._shown.values():
             shown.clear()
 

@@ -142,7 +142,7 @@ def _matching(found: Sequence[tuple[str, Mapping[str, Any]]], node: str) -> list
 class Given:
     """What a command line gives to a node. names: of parameters that it gives to this node by its name.
 
-    refused: a sentence for each thing that ROS 2 takes without a word and that is a mistake: a parameter given twice in
+    refused: a message for each thing that ROS 2 takes without a word and that is a mistake: a parameter given twice in
     one section, a file with sections of this node's name in other namespaces alone.
     """
 
@@ -197,7 +197,7 @@ def _named_in(path: Path, node: str) -> Given:
 
 
 def unknown(names: Iterable[str], known: Collection[str], by_name: Collection[str]) -> dict[str, str]:
-    """Those of ``names`` that were meant for us and are not ``known``, each with a sentence.
+    """Those of ``names`` that were meant for us and are not ``known``, each with a message.
 
     by_name: those given to this node by its name.
     """
@@ -213,7 +213,7 @@ def unknown(names: Iterable[str], known: Collection[str], by_name: Collection[st
 
 
 def likely_misspelt(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
-    """Those of ``names`` that others may have been meant with, and that look much like one of ours, with a sentence."""
+    """Those of ``names`` that others may have been meant with, and that look much like one of ours, with a message."""
     found = {}
     for name in sorted(names):
         if name not in known and name not in _OF_RCLPY and (hint := closest(name, known, cutoff=0.8)):

@@ -31,7 +31,7 @@ class Heard:
     stamp: int
     episode: int
     code: int
-    sentence: str
+    message: str
     command: bool
     gripper_commands: int
     bundle: str
@@ -44,7 +44,7 @@ class Heard:
             stamp=nanoseconds_of(status),
             episode=status.episode,
             code=status.code,
-            sentence=status.sentence,
+            message=status.message,
             command=status.command,
             gripper_commands=status.gripper_commands,
             bundle=status.bundle,
@@ -64,7 +64,7 @@ class Command:
 class Link(ABC):
     """The robot's end of a transport: what it publishes, and what it hears, each message handed over once."""
 
-    #: For sentences: what stands behind a topic's name, such as "in DDS domain 3".
+    #: For messages: what stands behind a topic's name, such as "in DDS domain 3".
     where: str = ""
     #: Whether it publishes the end effector's pose.
     wants_pose: bool = False
@@ -116,5 +116,5 @@ class Link(ABC):
         """The name of a topic of :mod:`m2distill_policy.node.topics` here, after remapping."""
 
     @abstractmethod
-    def trouble(self, topic: str) -> str:
+    def problem(self, topic: str) -> str:
         """What was wrong with the newest message on ``topic`` that could not be read, or nothing."""

@@ -195,13 +195,13 @@ class SimRobot:
                 self._link.sleep(left)
             self._check_patience(deadline, topics.STATUS, f"the instruction '{self._instruction}'")
             for status in self._link.statuses():
-                if status.code == StatusCode.UNKNOWN_INSTRUCTION and self._instruction in status.sentence:
+                if status.code == StatusCode.UNKNOWN_INSTRUCTION and self._instruction in status.message:
                     raise self._refusal(status)
                 if status.instruction == self._instruction:
                     return
 
     def _refusal(self, status: Heard) -> TransportError:
-        return TransportError(f"the policy refuses the instruction '{self._instruction}': {status.sentence}")
+        return TransportError(f"the policy refuses the instruction '{self._instruction}': {status.message}")
 
     # --- lockstep ----------------------------------------------------------------------------------------------------
 
@@ -265,10 +265,10 @@ class SimRobot:
         left = deadline - time.monotonic()
         if left <= 0 or not self._link.policy_is_there:
             why = f"within {self.options.timeout:g} s" if left <= 0 else "and the policy has left"
-            trouble = self._link.trouble(silent)
+            problem = self._link.problem(silent)
             raise TransportError(
                 f"no answer to {what} came on {self._link.full_name(silent)} {why}, {self._link.where}"
-                + (f" ({trouble})" if trouble else "")
+                + (f" ({problem})" if problem else "")
             )
 
     # --- real time ---------------------------------------------------------------------------------------------------

@@ -203,12 +203,12 @@ class BundleDoor(Door):
             server.load(path)
             report = server.wait_for_swap(LONGEST_SWAP)
             require(report.state in (SwapState.REFUSED, SwapState.SWITCHED), "a swap has no end", report)
-            require(bool(report.sentence), "a swap says nothing", report)
-            require(len(report.sentence) < 10_000, "a swap says too much", len(report.sentence))
+            require(bool(report.message), "a swap says nothing", report)
+            require(len(report.message) < 10_000, "a swap says too much", len(report.message))
             driver.drive(3, seed=1)
             driver.halt()
             if report.state is SwapState.REFUSED:
-                raise _Refused(report.sentence)
+                raise _Refused(report.message)
         finally:
             server.close()
 

@@ -203,24 +203,24 @@ def _place(byte: int) -> Any:
 
 
 class Clock:
-    """Both clocks of a node, moved by hand; steady: s, wall: ns."""
+    """Both clocks of a node, moved by hand; monotonic: s, wall: ns."""
 
     def __init__(self) -> None:
-        self.steady_seconds = 1000.0
+        self.monotonic_seconds = 1000.0
         self.wall_nanoseconds = BEGIN
 
-    def steady(self) -> float:
+    def monotonic(self) -> float:
         """s, monotonic."""
-        return self.steady_seconds
+        return self.monotonic_seconds
 
     def wall(self) -> int:
         """ns."""
         return self.wall_nanoseconds
 
-    def to(self, steady: float) -> None:
+    def to(self, monotonic: float) -> None:
         """Let time pass."""
-        ahead = max(0.0, steady - self.steady_seconds)
-        self.steady_seconds += ahead
+        ahead = max(0.0, monotonic - self.monotonic_seconds)
+        self.monotonic_seconds += ahead
         self.wall_nanoseconds += round(ahead * 1e9)
 
 
@@ -233,7 +233,7 @@ class Published:
             Setup(
                 options.limits, options.watch, CONTRACT, INSTRUCTIONS, options.lockstep, options.enabled, options.shared
             ),
-            clock.steady,
+            clock.monotonic,
         )  # fmt: skip
         self.count = 0
         self.statuses = 0
@@ -280,8 +280,8 @@ class Published:
             require(message.code in set(map(int, StatusCode)), "an unknown status", message.code)
             self.codes.add(StatusCode(message.code))
             self.running += message.code == StatusCode.RUNNING
-            require(bool(message.sentence), "a status without a sentence", message.code)
-            size = len(message.sentence) + len(message.warning) + len(message.swap_sentence)
+            require(bool(message.message), "a status without a sentence", message.code)
+            size = len(message.message) + len(message.warning) + len(message.swap_message)
             require(size < 10_000, "a status of many characters", size)
         elif topic == topics.DIAGNOSTICS:
             size = sum(len(v.key) + len(v.value) for s in message.status for v in s.values)
@@ -583,13 +583,13 @@ class Session:
         self._number = 0
         self.server = PolicyServer(
             bundle, limits=options.limits, watch=options.watch, enabled=options.enabled, resume=options.resume,
-            sampling=options.sampling, clock=self.clock.steady,
+            sampling=options.sampling, clock=self.clock.monotonic,
         )  # fmt: skip
         self.server.set_instruction(INSTRUCTIONS[0])
         kind: Any = LockstepLoop if options.lockstep else RealTimeLoop
         self.cycle: Any = kind(
-            self.server, picture, full_name=topics.resolve, wall=self.clock.wall,
-            steady=self.clock.steady,
+            self.server, picture, full_name=topics.resolve, wall_clock=self.clock.wall,
+            monotonic=self.clock.monotonic,
         )  # fmt: skip
         if options.measured:
             self.cycle._stream.intervals.update(dict.fromkeys(CONTRACT.camera_names, CONTRACT.period))
@@ -627,12 +627,12 @@ class Session:
 
     def pause(self, seconds: float) -> None:
         """Time passes: the cycles that are due run."""
-        until = self.clock.steady() + seconds
+        until = self.clock.monotonic() + seconds
         while not self.options.lockstep and self.cycle.wake < until and not self.is_over:
             before = self.cycle.cycle_count
             self.clock.to(self.cycle.wake)
             self.turn()
-            if self.cycle.cycle_count == before and self.cycle.wake <= self.clock.steady():
+            if self.cycle.cycle_count == before and self.cycle.wake <= self.clock.monotonic():
                 break
         self.clock.to(until)
 
@@ -659,11 +659,11 @@ class Session:
         """The ramp to a halt ends in time, whatever came before."""
         self.cycle.shut_down("the fuzzer wants it")
         self.published.expected.leave()
-        began = self.clock.steady()
+        began = self.clock.monotonic()
         while not self.cycle.may_exit:
             self.publish(self.cycle.ramp())
-            self.clock.to(self.clock.steady() + CONTRACT.period)
-            require(self.clock.steady() - began < LONGEST_RAMP + 1, "the node does not leave")
+            self.clock.to(self.clock.monotonic() + CONTRACT.period)
+            require(self.clock.monotonic() - began < LONGEST_RAMP + 1, "the node does not leave")
         require(self.published.statuses >= self.cycle.cycle_count, "a cycle without a status", self.published.statuses)
 
 

@@ -50,7 +50,7 @@ def _all(*patches: Any) -> Iterator[None]:
 def _without_last_check() -> Any:
     from m2distill_policy.runtime.command_check import CommandCheck
 
-    return mock.patch.object(CommandCheck, "trouble", lambda *_: None)
+    return mock.patch.object(CommandCheck, "problem", lambda *_: None)
 
 
 def _outside_the_box() -> Any:
@@ -88,7 +88,7 @@ def _emergency_does_not_hold() -> Any:
     def emergency_stop(self: Any, pressed: bool) -> None:
         self._emergency = pressed
 
-    return mock.patch.object(PolicyServer, "emergency_stop", emergency_stop)
+    return mock.patch.object(PolicyServer, "set_emergency_stop", emergency_stop)
 
 
 def _refused_instruction_goes_on() -> Any:

@@ -148,7 +148,7 @@ class _Session(Session):
         self._callbacks: dict[str, list[Callable[[Any], None]]] = node.callbacks
         self._kinds: dict[str, Any] = node.kinds
         self._outputs = Outputs(
-            node, CONTRACT, settings, gripper_trouble=lambda why: None, gripper_lost=self.cycle.reset_gripper,
+            node, CONTRACT, settings, report_gripper=lambda why: None, gripper_lost=self.cycle.reset_gripper,
             others_there=self.cycle.operator.set_other_publishers, others_heard=lambda topic: None,
         )  # fmt: skip
         self._inputs = Inputs(

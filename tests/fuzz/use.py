@@ -47,7 +47,7 @@ def use_limits(limits: SafetyLimits, contract: Contract) -> None:
         if step % 6 == 0:
             action = rng.choice([-1.0, 1.0, 0.3, 0.0], 7)
         try:
-            found = governor.admit(action)
+            found = governor.limit(action)
         except PolicyOutputError:  # the server ramps to a halt then
             found = governor.halt()
             last = np.full(6, math.inf)
@@ -77,31 +77,31 @@ def use_arm(arm: ArmSettings, options: LoopOptions | None = None) -> None:
 
 def _drive(limits: SafetyLimits, watch: WatchLimits, options: LoopOptions) -> None:
     clock = Clock()
-    server = PolicyServer(_bundle(), limits=limits, watch=watch, clock=clock.steady, sampling="sample")
+    server = PolicyServer(_bundle(), limits=limits, watch=watch, clock=clock.monotonic, sampling="sample")
     try:
         server.set_instruction(INSTRUCTIONS[0])
         cycle: RealTimeLoop[NDArray[np.uint8]] = RealTimeLoop(
-            server, lambda frame: frame, options, wall=clock.wall, steady=clock.steady
+            server, lambda frame: frame, options, wall_clock=clock.wall, monotonic=clock.monotonic
         )
         cycle._stream.intervals.update(dict.fromkeys(CONTRACT.camera_names, CONTRACT.period))
         names = [entry for group in CONTRACT.proprioception for entry in group.entries]
         sources = {source.entry: source.name for source in options.joints}
         for number in range(CYCLES):
             stamp = clock.wall()
-            clock.to(clock.steady() + 0.01)
-            cycle.operator.dead_man(True)
+            clock.to(clock.monotonic() + 0.01)
+            cycle.operator.set_dead_man(True)
             cycle.add_pose(stamp, WHERE + np.array([number / 1000, 0.0, 0.0, 0.0, 0.0, 0.0]))
             positions = [0.02 + number / 10_000 if "finger" in entry else number / 100 for entry in names]
             cycle.add_joints(stamp, [sources.get(entry, entry) for entry in names], positions)
             for view in CONTRACT.camera_names:
                 cycle.add_image(view, stamp, np.full((16, 16, 3), number, dtype=np.uint8))
             _look(cycle.run(0.0), server)
-            clock.to(clock.steady() + CONTRACT.period - 0.01)
+            clock.to(clock.monotonic() + CONTRACT.period - 0.01)
             _look(cycle.run(0.0), server)
         cycle.shut_down("the fuzzer wants it")
         for _ in range(math.ceil(limits.halt_time / CONTRACT.period) + 2):
             _look(cycle.ramp(), server)
-            clock.to(clock.steady() + CONTRACT.period)
+            clock.to(clock.monotonic() + CONTRACT.period)
         require(cycle.may_exit, "the node does not leave", limits.halt_time)
     finally:
         server.close()
@@ -113,5 +113,5 @@ def _look(output: Any, server: PolicyServer) -> None:
     speeds = np.array(server.speeds)
     finite("a twist", output.command.twist, -speeds, speeds)
     finite("a set-point", output.command.target_pose, -np.inf, np.inf)
-    size = len(output.decision.status.sentence) + sum(map(len, output.report.warnings))
+    size = len(output.decision.status.message) + sum(map(len, output.report.warnings))
     require(size < 20_000, "a status of many characters", size)
