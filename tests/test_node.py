@@ -131,7 +131,7 @@ class Hand:
     @staticmethod
     def picture(frame: Picture) -> Picture:
         if frame.size == 0:
-            raise ObservationError("the picture is empty")
+            raise ObservationError("the image is empty")
         return frame
 
     def send(self, observation: Observation, *, without: str = "", joints: int | None = None) -> None:
@@ -266,7 +266,7 @@ def test_what_cannot_be_used_is_named_and_halts(bundle: Bundle) -> None:
     hand.send(dataclasses.replace(STEPS[3], images=empty))
     output = hand.cycle.run(0.0)
     assert output is not None and output.decision.status.code is StatusCode.BAD_OBSERVATION
-    assert "view 'eye_in_hand_rgb': the picture is empty" in output.report.warnings
+    assert "view 'eye_in_hand_rgb': the image is empty" in output.report.warnings
     hand.now = STEPS[4].stamp + 0.01
     hand.send(STEPS[4], joints=6)
     assert hand.cycle.run(0.0) is None, "the joints may be in the next message"

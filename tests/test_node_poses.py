@@ -384,11 +384,11 @@ def test_poses_of_another_phase_are_interpolated(bundle: Bundle) -> None:
 def test_what_is_too_slow_is_said_with_its_distance_and_setting(bundle: Bundle) -> None:
     arm = Arm(bundle, sampling="mode")
     drove, found, waits = play(arm, 5.0, pose_hz=20.0, pose_late=lambda i: 0.0, phase=0.025)
-    assert drove >= 95 and found == 0, "each is 25 ms before its pictures, and the next one comes 25 ms after them"
+    assert drove >= 95 and found == 0, "each is 25 ms before its images, and the next one comes 25 ms after them"
     assert sum(wait > 0.001 for wait in waits) <= len(waits) * 0.3, "and waiting does not help"
     arm.period(STEPS[0])
     warning = " ".join(arm.outputs[-1].report.warnings)
-    assert "ms before its pictures" in warning and "'slop' allows 20 ms" in warning
+    assert "ms before its images" in warning and "'slop' allows 20 ms" in warning
     arm.server.close()
 
 

@@ -54,7 +54,7 @@ def test_the_motion_is_found(right: float, down: float, turned: float, larger: f
 
 def test_the_sentence_says_what_to_do() -> None:
     picture = _picture()
-    assert "fits the training picture" in describe(CAMERA, misalignment(picture, picture))
+    assert "fits the training image" in describe(CAMERA, misalignment(picture, picture))
     right = describe(CAMERA, misalignment(picture, _moved(picture, 10, 0, 0, 1)))
     degrees = math.degrees(math.atan(10 / (48 / math.tan(math.radians(22.5)))))
     assert "turn it right by" in right and f"by {degrees:.1f} degrees" in right and "roll" not in right
@@ -94,7 +94,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_bundle_without_pictures_says_so(tmp_path: Path) -> None:
     bundle = open_bundle(write_toy(tmp_path / "toy"))
-    with pytest.raises(BundleError, match="holds no training picture of 'agentview_rgb'; export it anew"):
+    with pytest.raises(BundleError, match=r"holds no training \w+ of 'agentview_rgb'; export it anew"):
         bundle.view("agentview_rgb")
     with pytest.raises(BundleError, match="holds views"):
         write_toy(tmp_path / "wrong", views={"agentview_rgb": _picture()})

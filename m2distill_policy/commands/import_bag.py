@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "import-bag",
         help=SUMMARIES["import-bag"],
         description="Make one demonstration of each rosbag2 (mcap or sqlite3) and write them to one file, which "
-        "'m2distill train suite=files' learns from. Pictures and joints go through the code that runs live. Topics are "
+        "'m2distill train suite=files' learns from. Images and joints go through the code that runs live. Topics are "
         "those that 'm2distill serve' uses; --remap names yours.",
         epilog="examples:\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract bundles/first --out data\n"
@@ -54,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=real("--slop", 0, LARGEST_SLOP),
         default=0.02,
         metavar="S",
-        help="how far pictures and joints of one set may be apart",
+        help="how far images and joints of one set may be apart",
     )
     parser.add_argument(
         "--remap", metavar="FROM:=TO", action="append", default=[], help="the topic has another name in the recording"

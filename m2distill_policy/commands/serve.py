@@ -16,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "serve",
         help=SUMMARIES["serve"],
-        description="Serve a bundle on plain DDS with ROS 2's wire types. Pictures and joint states come in; action, "
+        description="Serve a bundle on plain DDS with ROS 2's wire types. Images and joint states come in; action, "
         "twist, set-point, gripper command and status go out. The topic ~/enable (std_msgs/Bool) lets commands out or "
         "stops them. SIGTERM ramps to a halt first.",
         epilog="examples:\n"
@@ -96,7 +96,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=real("--slop", 0, LARGEST_SLOP),
         default=0.02,
         metavar="S",
-        help="how far pictures and joints of one set may be apart",
+        help="how far images and joints of one set may be apart",
     )
     parser.add_argument(
         "--timeout",
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
     )
     domain, namespace = domain_id(args.domain), namespace or ""
     remap = parse_remappings(args.remap, namespace)
-    # The cores belong to cameras and control; a picture is small work.
+    # The cores belong to cameras and control; an image is small work.
     cv2.setNumThreads(1)
     public_key = PublicKey.load(args.public_key) if args.public_key is not None else None
     server = PolicyServer(

@@ -1,4 +1,4 @@
-"""``m2distill viewpoint``: a camera's picture beside the one the policy was trained with."""
+"""``m2distill viewpoint``: a camera's image beside the one the policy was trained with."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "viewpoint",
         help=SUMMARIES["viewpoint"],
         description="Say how a camera must be turned so that it sees what it saw in training, and write the two "
-        "pictures over each other, training's edges in green. On ROS 2, 'ros2 run m2distill_policy viewpoint_check' "
-        "does this with the live pictures.",
+        "images over each other, training's edges in green. On ROS 2, 'ros2 run m2distill_policy viewpoint_check' "
+        "does this with the live images.",
         epilog="example: m2distill viewpoint bundles/first --camera agentview_rgb photo.png --out overlay.png",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the bundle's folder")
-    parser.add_argument("picture", metavar="PICTURE", type=Path, help="what the camera sees now: PNG or JPEG, upright")
+    parser.add_argument("image", metavar="PICTURE", type=Path, help="what the camera sees now: PNG or JPEG, upright")
     parser.add_argument("--camera", help="name of the view (default: the contract's first)")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write, PNG or JPEG")
+    parser.add_argument("--out", type=Path, required=True, help="the image to write, PNG or JPEG")
     parser.set_defaults(run=run)
 
 
@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
     camera = bundle.contract.camera(args.camera or bundle.contract.camera_names[0])
     reference = bundle.view(camera.name)
     try:
-        data = np.frombuffer(args.picture.read_bytes(), dtype=np.uint8)
+        data = np.frombuffer(args.image.read_bytes(), dtype=np.uint8)
     except OSError as error:
-        raise ObservationError(f"'{args.picture}' cannot be read: {error}") from error
-    live = preprocess(compressed_to_rgb(args.picture.suffix.removeprefix("."), data), camera)
+        raise ObservationError(f"'{args.image}' cannot be read: {error}") from error
+    live = preprocess(compressed_to_rgb(args.image.suffix.removeprefix("."), data), camera)
     print(describe(camera, misalignment(reference, live)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -52,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
     except cv2.error as error:
         raise ObservationError(f"'{args.out}' cannot be written; name a .png or .jpg file") from error
     if not written:
-        raise ObservationError(f"'{args.out}' cannot be written as a picture; name a .png or .jpg file")
+        raise ObservationError(f"'{args.out}' cannot be written as an image; name a .png or .jpg file")
     write_atomic(args.out, data.tobytes())
     return 0

@@ -22,7 +22,7 @@ topic                               type                         direction   wha
 /diagnostics                        diagnostic_msgs/...Array     from policy once a second
 =================================== ============================ =========== =========================================
 
-In real time pictures and joints are taken as they come (best effort), everything else is reliable.
+In real time images and joints are taken as they come (best effort), everything else is reliable.
 
 Lockstep is a conversation, all of it reliable, in which the wall clock has no say:
 

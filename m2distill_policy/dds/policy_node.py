@@ -80,7 +80,7 @@ class PolicyNode:
         )
         self._stop = False
         self._stop_reason = ""
-        #: Lost pictures are asked for again otherwise.
+        #: Lost images are asked for again otherwise.
         self._buffer = (
             None
             if reliable_input or lockstep
@@ -274,7 +274,7 @@ class PolicyNode:
             self._loop.operator.set_instruction(message.data)
 
     def _take_inputs(self) -> int:
-        """Hand over what has arrived; returns how many pictures and joint states that were."""
+        """Hand over what has arrived; returns how many images and joint states that were."""
         arrived = 0
         for name, reader in self._views.items():
             images = self._take(reader, topics.camera_topic(name))
@@ -296,7 +296,7 @@ class PolicyNode:
         for name, info_reader in self._infos.items():
             for info in self._take(info_reader, topics.camera_info_topic(name)):
                 self._loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
-                # From here too: of pictures that are too large, none at all may arrive.
+                # From here too: of images that are too large, none at all may arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
         return arrived

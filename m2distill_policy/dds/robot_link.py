@@ -91,10 +91,10 @@ class DdsLink(Link):
         if self._pose is not None and pose is not None:
             self._pose.write(MESSAGES.pose(pose, stamp, self._contract.action.frame))
         for camera in self._contract.cameras:
-            picture = observation.images[camera.name]
+            image = observation.images[camera.name]
             frame = optical_frame(camera.name)
-            self._infos[camera.name].write(MESSAGES.camera_info(camera, picture.shape[0], picture.shape[1], stamp))
-            self._views[camera.name].write(Image.from_rgb(picture, at, frame))
+            self._infos[camera.name].write(MESSAGES.camera_info(camera, image.shape[0], image.shape[1], stamp))
+            self._views[camera.name].write(Image.from_rgb(image, at, frame))
         readings = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
         ]

@@ -1,7 +1,7 @@
 """Compare each stream's stamps with the clock at their arrival. Pure: stamps and both clocks are handed in.
 
 Every stream (each view, each publisher of joint states, the pose) is checked alone and when it arrives. A set of
-messages that fit each other says nothing about their clocks: pictures from a camera whose clock is 0.3 s ahead are
+messages that fit each other says nothing about their clocks: images from a camera whose clock is 0.3 s ahead are
 matched with joint states that come 0.3 s later.
 """
 

@@ -1,7 +1,7 @@
 """The newest joint positions by name, from any number of JointState messages and topics. Pure.
 
 An arm's and a gripper's joints often come in separate messages, on one topic or on two, each at its own rate. For a set
-of pictures each joint's value is the one whose stamp is nearest to theirs, and it must be near enough:
+of images each joint's value is the one whose stamp is nearest to theirs, and it must be near enough:
 
 * joints of the arm: within ``slop``, as between two views;
 * joints of the gripper (the contract's ``gripper_states``): within ``held``, because gripper drivers are slower.

@@ -129,7 +129,7 @@ class Messages:
         return self._types.JointState(header=self.header(stamp, frame), name=names, position=positions)
 
     def camera_info(self, camera: Camera, height: int, width: int, stamp: int) -> Any:
-        """Intrinsics of a (height, width) picture with the camera's field of view, square pixels, no distortion."""
+        """Intrinsics of a (height, width) image with the camera's field of view, square pixels, no distortion."""
         focal = height / 2 / math.tan(math.radians(camera.fov_y) / 2)
         k = [focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0]
         return self._types.CameraInfo(

@@ -179,7 +179,7 @@ class PoseBuffer(PoseSource):
             return "none has come lately"
         off = min((p.stamp - stamp for p in self._around(stamp) if p is not None), key=abs)
         return (
-            f"the nearest one is {abs(off) / 1e6:.1f} ms {'before' if off < 0 else 'after'} its pictures, and 'slop' "
+            f"the nearest one is {abs(off) / 1e6:.1f} ms {'before' if off < 0 else 'after'} its images, and 'slop' "
             f"allows {self._slop / 1e6:g} ms"
         )
 

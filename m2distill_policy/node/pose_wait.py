@@ -1,4 +1,4 @@
-"""A short wait for the pose that belongs to a set, where poses are known to come just after their pictures."""
+"""A short wait for the pose that belongs to a set, where poses are known to come just after their images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and joints as they arrive become observations, at most one a period: live, and again from a recording."""
+"""Images and joints as they arrive become observations, at most one a period: live, and again from a recording."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SLOWEST_CAMERA = SLOWEST
 
 
 class ObservationStream(Generic[T]):
-    """Says which set of pictures and joints is to be acted on, and when; time is handed in (s, monotonic).
+    """Says which set of images and joints is to be acted on, and when; time is handed in (s, monotonic).
 
     Args:
         contract: names views and joints; its rate is the stream's.
-        picture: from a frame as it was handed in to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
+        to_rgb: converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
         slop: ns by which the views and the arm's joints of a set may differ; 0 wants equal stamps, as in lockstep.
         joints: where the contract's readings are not joints of the same name.
         now: when the stream begins.
@@ -45,7 +45,7 @@ class ObservationStream(Generic[T]):
     def __init__(
         self,
         contract: Contract,
-        picture: Callable[[T], NDArray[np.uint8]],
+        to_rgb: Callable[[T], NDArray[np.uint8]],
         *,
         slop: int,
         joints: Sequence[JointSource] = (),
@@ -54,7 +54,7 @@ class ObservationStream(Generic[T]):
         full_name: Callable[[str], str] = topics.resolve,
     ) -> None:
         self._contract = contract
-        self._picture = picture
+        self._to_rgb = to_rgb
         self._limits = limits or WatchLimits()
         self._labels = Labels(full_name)
         self._joints = JointMap(contract, joints)
@@ -175,13 +175,13 @@ class ObservationStream(Generic[T]):
     def observe(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:
         """The observation in a set, at the contract's resolution, and a message for each part that cannot be used.
 
-        A picture that cannot be used is left out, so that whoever checks the observation refuses it as a whole.
+        An image that cannot be used is left out, so that whoever checks the observation refuses it as a whole.
         """
         images: dict[str, NDArray[np.uint8]] = {}
         problems = []
         for camera in self._contract.cameras:
             try:
-                images[camera.name] = preprocess(self._picture(found.views[camera.name]), camera)
+                images[camera.name] = preprocess(self._to_rgb(found.views[camera.name]), camera)
             except ObservationError as error:
                 problems.append(f"view '{camera.name}': {error}")
         readings, absent = self._joints.readings(*found.joints)

@@ -137,7 +137,7 @@ class _Step:
 
 
 def message_to_rgb(message: Message) -> NDArray[np.uint8]:
-    """The picture of an Image or CompressedImage message as uint8 (H, W, 3), RGB."""
+    """The image of an Image or CompressedImage message as uint8 (H, W, 3), RGB."""
     content = message.content
     if message.kind == COMPRESSED:
         return compressed_to_rgb(content.format, np.asarray(content.data, dtype=np.uint8))
@@ -205,7 +205,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
                 interval = stream.add_view(views[topic], stamp, message, moment)
                 if interval is not None and interval > SLOWEST_CAMERA * contract.period:
                     raise RecordingError(
-                        f"{bag.path}: {topic} has {1 / interval:.1f} pictures a second and the contract wants "
+                        f"{bag.path}: {topic} has {1 / interval:.1f} images a second and the contract wants "
                         f"{contract.rate_hz:g}; choose a faster camera mode and record again"
                     )
             elif topic in joints:
@@ -241,7 +241,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
         raise RecordingError(
             f"{bag.path} gives {len(player.steps)} observations"
             + (f"; its messages cannot be used: {why.message}" if why is not None else "")
-            + f"; pictures and joints within {settings.slop:g} s of each other are needed, over at least two periods"
+            + f"; images and joints within {settings.slop:g} s of each other are needed, over at least two periods"
         )
     imported = _episode(bag, contract, settings, player, commands, poses)
     known = (settings.frame, gate.frame, contract.action.frame)

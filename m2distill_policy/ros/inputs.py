@@ -58,7 +58,7 @@ class Inputs:
 
     Args:
         loop: what messages go into; asked for at every message, because each activation makes a new one.
-        active: whether pictures and readings are looked at; the operator's words always are.
+        active: whether images and readings are looked at; the operator's words always are.
         turn: called after each message with when its callback was entered (``time.perf_counter``).
         begin_episode: a simulated robot in lockstep has reset its world.
     """
@@ -81,7 +81,7 @@ class Inputs:
         #: When the present message's callback was entered.
         self._entered = 0.0
         self._subscriptions: list[Subscription] = []
-        # Other middlewares bring pictures through shared memory, and reliable ones ask again for what was lost.
+        # Other middlewares bring images through shared memory, and reliable ones ask again for what was lost.
         watched = "cyclone" in get_rmw_implementation_identifier() and not settings.reliable_input
         self._buffer = (
             ReceiveBuffer(len(contract.cameras), lambda why: loop().problems.set("receive buffer", why))
@@ -135,7 +135,7 @@ class Inputs:
         return len({(endpoint.node_namespace, endpoint.node_name) for endpoint in found})
 
     def forget_silent_cameras(self) -> None:
-        """Expect no more pictures of a camera that has fallen silent; call it once a second."""
+        """Expect no more images of a camera that has fallen silent; call it once a second."""
         if self._buffer is not None:
             self._buffer.forget_silent()
 
@@ -212,7 +212,7 @@ class Inputs:
                 loop = self._loop()
                 loop.count_messages(topic, 1)
                 loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
-                # From here too: of pictures that are too large, none at all may arrive.
+                # From here too: of images that are too large, none at all may arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
 

@@ -1,4 +1,4 @@
-"""``ros2 run m2distill_policy viewpoint_check``: the live pictures over the training ones, as topics and in the log."""
+"""``ros2 run m2distill_policy viewpoint_check``: the live images over the training ones, as topics and in the log."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ViewpointCheck(Node):
                 topic = topics.relative(topic + ("/compressed" if transport == "compressed" else ""))
                 here = self.resolve_topic_name(topic)
                 self.get_logger().warning(
-                    f"no picture of view '{camera.name}' on {here} yet; rename it: --ros-args -r {topic}:=/your/topic"
+                    f"no image of view '{camera.name}' on {here} yet; rename it: --ros-args -r {topic}:=/your/topic"
                 )
 
     def _look(self, bundle: Bundle, camera: Camera) -> Callable[[Frame], None]:

@@ -271,7 +271,7 @@ class Engine:
 
 
 def blank_observation(bundle: Bundle, stamp: float = 0.0) -> Observation:
-    """Grey pictures and readings of zero (or the nearest allowed value), of the contract's shapes."""
+    """Grey images and readings of zero (or the nearest allowed value), of the contract's shapes."""
     contract = bundle.contract
     return Observation(
         images={c.name: np.full(c.shape, 128, dtype=np.uint8) for c in contract.cameras},

@@ -29,7 +29,7 @@ class StatusCode(enum.IntEnum):
     OUT_OF_ORDER = 8
     #: The observation's stamp lies in the future.
     FUTURE_STAMP = 9
-    #: A view shows no new picture although the arm moved.
+    #: A view shows no new image although the arm moved.
     FROZEN_VIEW = 10
     #: A view or reading is missing, of a wrong form, not finite, out of range or contradicted.
     BAD_OBSERVATION = 11

@@ -1,4 +1,4 @@
-"""Is this observation fit to act on? Stamps, silence and frozen pictures; the form itself is ``Observation.check``."""
+"""Is this observation fit to act on? Stamps, silence and frozen images; the form itself is ``Observation.check``."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ WATCH_RANGES: Mapping[str, tuple[float, float, str]] = {
     "dead_man": (1e-3, 3600.0, "s"),
     "overruns_in_a_row": (1, 10**6, "decisions"),
 }
-#: Pictures of a view with which the next one is compared: a dead driver may hand out a ring of stale buffers in turn.
-#: Of large pictures fewer are kept.
-PICTURES_KEPT, _BYTES_KEPT = 8, 1 << 26
+#: Images of a view with which the next one is compared: a dead driver may hand out a ring of stale buffers in turn.
+#: Of large images fewer are kept.
+IMAGES_KEPT, _BYTES_KEPT = 8, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class WatchLimits:
 
     stale_after: s between an observation's stamp and now. silent_after: s without an observation before the arm is
     halted. future_tolerance: s by which a stamp may be ahead of now. frozen_after: steps in a row without a new
-    picture while a reading moved by more than ``frozen_motion`` (rad or m) in all; and commands to move by more than
+    image while a reading moved by more than ``frozen_motion`` (rad or m) in all; and commands to move by more than
     ``frozen_motion`` in all without any change of the arm's readings, or of the end effector's pose.
 
     dead_man: s without word that the dead-man switch is held; None where there is none. overruns_in_a_row: so many
@@ -99,14 +99,14 @@ class Watchdog:
         self.reset()
 
     def reset(self) -> None:
-        """A new episode: the next stamp and pictures are compared with nothing."""
+        """A new episode: the next stamp and images are compared with nothing."""
         self._last_stamp: float | None = None
         self._last_arrival: float | None = None
         self._first_tick: float | None = None
-        self._same_picture: dict[str, int] = {}
-        #: The newest pictures of each view that differ from each other, as bytes.
+        self._same_image: dict[str, int] = {}
+        #: The newest images of each view that differ from each other, as bytes.
         self._shown: dict[str, deque[bytes]] = {
-            camera.name: deque(maxlen=max(1, min(PICTURES_KEPT, _BYTES_KEPT // math.prod(camera.shape))))
+            camera.name: deque(maxlen=max(1, min(IMAGES_KEPT, _BYTES_KEPT // math.prod(camera.shape))))
             for camera in self._contract.cameras
         }
         self._moved_from: dict[str, dict[str, NDArray[np.float32]]] = {}
@@ -130,7 +130,7 @@ class Watchdog:
         return Fault(StatusCode.DEAD_MAN, f"The dead-man switch {why}; hold it to go on.")
 
     def check_observation(self, observation: Observation, now: float, monotonic: float) -> Fault | None:
-        """The first fault found, or None. Remembers stamp and pictures for the next call."""
+        """The first fault found, or None. Remembers stamp and images for the next call."""
         limits, stamp = self.limits, observation.stamp
         self._last_arrival = monotonic
         if not math.isfinite(stamp):
@@ -209,25 +209,25 @@ class Watchdog:
     def _frozen(self, observation: Observation) -> Fault | None:
         if self.limits.frozen_after is None:
             return None
-        # Of the bytes: a driver may fill the same buffer again, which would look frozen. Two pictures that differ do so
+        # Of the bytes: a driver may fill the same buffer again, which would look frozen. Two images that differ do so
         # in their first bytes, so this compares little.
         for name in self._contract.camera_names:
-            picture = observation.images[name].tobytes()
+            image = observation.images[name].tobytes()
             shown = self._shown[name]
-            if picture not in shown:
-                shown.append(picture)
-                self._same_picture[name] = 1
+            if image not in shown:
+                shown.append(image)
+                self._same_image[name] = 1
                 self._moved_from[name] = {g: v.copy() for g, v in observation.proprioception.items()}
                 continue
-            self._same_picture[name] += 1
-            if self._same_picture[name] < self.limits.frozen_after:
+            self._same_image[name] += 1
+            if self._same_image[name] < self.limits.frozen_after:
                 continue
             start = self._moved_from[name]
             motion = max(float(np.abs(v - start[g]).max()) for g, v in observation.proprioception.items() if g in start)
             if motion > self.limits.frozen_motion:
                 return Fault(
                     StatusCode.FROZEN_VIEW,
-                    f"View '{name}' has shown no new picture for {self._same_picture[name]} steps while the arm moved "
+                    f"View '{name}' has shown no new image for {self._same_image[name]} steps while the arm moved "
                     f"by {motion:.3f}; restart the camera.",
                 )
         return None

@@ -180,7 +180,7 @@ class SimRobot:
         return reports
 
     def _tell_instruction(self, state_seed: int) -> None:
-        """Publish ~/instruction and wait until a ~/status bears it: pictures may overtake it otherwise.
+        """Publish ~/instruction and wait until a ~/status bears it: images may overtake it otherwise.
 
         Cameras and joints are on meanwhile, as a real robot's are.
         """
