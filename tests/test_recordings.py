@@ -27,7 +27,8 @@ from m2distill_policy.node.pose import quaternion_of
 from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag
-from m2distill_policy.recordings.episode import ImportSettings, import_recording
+from m2distill_policy.recordings.episode import import_recording
+from m2distill_policy.recordings.import_settings import ImportSettings
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.server import PolicyServer
@@ -172,7 +173,7 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
     made.grip(0, 0.08)
     folder = made.write(tmp_path / "bag", StoragePlugin.MCAP)
     with Bag(folder) as bag:
-        imported = import_recording(bag, dataclasses.replace(contract, text=None), ImportSettings(told="twist"))
+        imported = import_recording(bag, dataclasses.replace(contract, text=None), ImportSettings(command="twist"))
     episode = imported.episode
     assert imported.missed > 0
 
@@ -224,7 +225,7 @@ def test_velocities_go_back_through_the_response_and_run_out(tmp_path: Path) -> 
     made.twist((100 + 50 * 30 + 30) * MS, [0.4, 0, 0, 0, 0, 0])  # twice what the contract's arm ever reached
     made.grip(0, 0.08)
     with Bag(made.write(tmp_path / "bag", StoragePlugin.MCAP)) as bag:
-        imported = import_recording(bag, CONTRACT, ImportSettings(told="twist"))
+        imported = import_recording(bag, CONTRACT, ImportSettings(command="twist"))
     actions = imported.episode.actions
     np.testing.assert_allclose(actions[:20, :6], np.tile(wanted, (20, 1)), atol=1e-6)
     still = np.flatnonzero(~actions[:, :6].any(axis=1))

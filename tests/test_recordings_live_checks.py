@@ -16,8 +16,10 @@ from m2distill_policy.demonstrations import DemonstrationFile
 from m2distill_policy.errors import ConfigError, RecordingError
 from m2distill_policy.node import topics
 from m2distill_policy.node.joints import JointSource
+from m2distill_policy.recordings.actions import Imported
 from m2distill_policy.recordings.bag import Bag
-from m2distill_policy.recordings.episode import Imported, ImportSettings, import_recording
+from m2distill_policy.recordings.episode import import_recording
+from m2distill_policy.recordings.import_settings import ImportSettings
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.test_recordings import BEGIN, CONTRACT, MS, Teleoperation, teleoperation
@@ -53,7 +55,7 @@ def contents(made: Teleoperation, topic: str, since: float = 0.0, until: float =
 
 def imported(folder: Path, made: Teleoperation, told: str = "target_pose", **settings: Any) -> Imported:
     with Bag(made.write(folder / "bag", StoragePlugin.MCAP)) as bag:
-        return import_recording(bag, CONTRACT, ImportSettings(told=told, **settings))  # type: ignore[arg-type]
+        return import_recording(bag, CONTRACT, ImportSettings(command=told, **settings))  # type: ignore[arg-type]
 
 
 def freeze_joints(made: Teleoperation, since: float, until: float = math.inf) -> Teleoperation:

@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="examples:\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract bundles/first --out data\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract contract.json --out data \\\n"
-        "    --told twist --remap '~/twist:=/servo_node/delta_twist_cmds' \\\n"
+        "    --commands twist --remap '~/twist:=/servo_node/delta_twist_cmds' \\\n"
         "    --config config/arms/fr3_moveit_servo.yaml\n\n"
         "Record with 'ros2 bag record --all', or the cameras, /joint_states, what the arm is told, /gripper_command\n"
         "(control_msgs/GripperCommand; whoever tells the gripper by its action says it there too) and, for\n"
@@ -28,17 +28,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bags", metavar="BAG", type=Path, nargs="+", help="folder that 'ros2 bag record' wrote")
-    parser.add_argument("--instruction", required=True, help="what is done in all of them: one line, without quotes")
+    parser.add_argument("--instruction", required=True, help="instruction of all of them: one line, without quotes")
     parser.add_argument(
-        "--contract", type=Path, required=True, help="what to make of them: a bundle, a demonstration file, or JSON"
+        "--contract",
+        type=Path,
+        required=True,
+        help="contract: a bundle, a demonstration file, or JSON",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of demonstrations, one file a task")
     parser.add_argument("--task", help="name of the file (default: the instruction with underscores)")
     parser.add_argument(
-        "--told",
+        "--commands",
         choices=("target_pose", "twist"),
         default="target_pose",
-        help="what the arm was told: set-points, which need /end_effector_pose, or velocities (default: %(default)s)",
+        help="commands that moved the arm: set-points, which need /end_effector_pose, or velocities (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--config", type=Path, help="the arm's gripper and joints: a file as for serve, or a profile of config/arms"
@@ -82,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.progress import ProgressBar
     from m2distill_policy.recordings.bag import Bag
     from m2distill_policy.recordings.contract import read_contract
-    from m2distill_policy.recordings.episode import ImportSettings, import_recording, require_topics
+    from m2distill_policy.recordings.episode import import_recording
+    from m2distill_policy.recordings.import_settings import ImportSettings, require_topics
     from m2distill_policy.settings.arm import load_arm
 
     namespace = None if args.namespace is None else parse_namespace(args.namespace)
@@ -95,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if instruction != args.instruction:
         print(f"the instruction is '{instruction}', without quotes and spaces around it", file=sys.stderr)
     settings = ImportSettings(
-        told=args.told,
+        command=args.commands,
         slop=args.slop,
         gripper=arm.gripper,
         joints=arm.joints,
@@ -126,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
             # two.
             env_args={
                 "bags": [bag.resolve().name for bag in args.bags],
-                "told": args.told,
+                "told": args.commands,
                 "slop": args.slop,
                 "gripper": to_dict(arm.gripper),
                 "joints": [to_dict(joint) for joint in arm.joints],

@@ -226,7 +226,7 @@ def _follow(what: str) -> None:
 
 
 def _imported_gripper_is_inverted() -> Any:
-    from m2distill_policy.recordings import episode
+    from m2distill_policy.recordings import actions as episode
 
     real = episode._grip
     return mock.patch.object(episode, "_grip", lambda *given: -real(*given))
