@@ -348,23 +348,23 @@ def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothin
 def test_another_publisher_is_a_warning_until_it_sends_and_holds_until_it_is_gone() -> None:
     others = OtherPublishers()
     assert others.fault is None and others.warning is None
-    others.there("/twist", ["/a", "/b"])
+    others.set_publishers("/twist", ["/a", "/b"])
     assert others.fault is None and "'/twist' (/a, /b)" in str(others.warning)
-    others.heard("/twist", 10.0)
+    others.add_command("/twist", 10.0)
     assert "'/twist' (/a, /b)" in str(others.fault) and others.warning is None
-    others.there("/twist", ["/b"])
-    others.forgive(10.0 + QUIET)
+    others.set_publishers("/twist", ["/b"])
+    others.release_quiet(10.0 + QUIET)
     assert others.fault is not None, "it has only just said something"
-    others.forgive(10.1 + QUIET)
+    others.release_quiet(10.1 + QUIET)
     assert others.fault is None and others.warning is not None
-    others.heard("/twist", 20.0)
-    others.there("/gripper_command", [])
+    others.add_command("/twist", 20.0)
+    others.set_publishers("/gripper_command", [])
     assert others.fault is not None, "another topic is another matter"
-    others.there("/twist", [])
+    others.set_publishers("/twist", [])
     assert others.fault is None and others.warning is None
 
 
 def test_a_command_counts_before_its_publisher_is_known() -> None:
     others = OtherPublishers()
-    others.heard("/gripper_command", 1.0)
+    others.add_command("/gripper_command", 1.0)
     assert "'/gripper_command'" in str(others.fault)

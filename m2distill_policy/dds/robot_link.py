@@ -27,7 +27,7 @@ from m2distill_policy.dds.types import (
 from m2distill_policy.node import topics
 from m2distill_policy.node.messages import action_of, optical_frame, pose_of, twist_of
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Heard, Link
+from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Link, StatusSnapshot
 
 _COMMANDS: dict[Follow, type[PolicyAction] | type[PoseStamped] | type[TwistStamped]] = {
     "action": PolicyAction,
@@ -70,13 +70,14 @@ class DdsLink(Link):
             self._gripper = participant.reader(topics.GRIPPER_COMMAND, GripperCommand, profile)
         handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
         self._status = participant.reader(topics.STATUS, PolicyStatus, handshake)
-        self._heard: list[Reader[Any]] = [self._status, self._command]
-        self._heard += [self._gripper] if self._gripper is not None else []
-        self._anything = participant.waiter(self._heard, matches=[self._status])
+        self._received: list[Reader[Any]] = [self._status, self._command]
+        self._received += [self._gripper] if self._gripper is not None else []
+        self._anything = participant.waiter(self._received, matches=[self._status])
         self._nothing = participant.waiter([])
 
     def wait_for_policy(self, timeout: float, stop: Callable[[], bool]) -> None:
-        endpoints: list[Reader[Any] | Writer[Any]] = [*self._views.values(), self._joints, *self._heard, self._episodes]
+        endpoints: list[Reader[Any] | Writer[Any]] = [*self._views.values(), self._joints]
+        endpoints += [*self._received, self._episodes]
         if self._pose is not None:
             endpoints.append(self._pose)
         lockstep = " --lockstep" if self._lockstep else ""
@@ -107,8 +108,8 @@ class DdsLink(Link):
         frame = self._contract.action.frame
         self._episodes.write(MESSAGES.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame=frame))
 
-    def statuses(self) -> list[Heard]:
-        return [Heard.of(status) for status in self._status.take()]
+    def statuses(self) -> list[StatusSnapshot]:
+        return [StatusSnapshot.of(status) for status in self._status.take()]
 
     def commands(self) -> list[Command]:
         now = time.monotonic()
@@ -141,4 +142,4 @@ class DdsLink(Link):
 
     def problem(self, topic: str) -> str:
         name = self.full_name(topic)
-        return next((reader.broken[-1] for reader in self._heard if reader.topic == name and reader.broken), "")
+        return next((reader.broken[-1] for reader in self._received if reader.topic == name and reader.broken), "")

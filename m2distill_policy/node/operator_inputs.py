@@ -77,7 +77,7 @@ class OperatorInputs:
         if not wanted:
             self._server.disable()
             return True, "ramping to a halt; the policy answers in shadow mode"
-        self._others.forgive(self._monotonic())
+        self._others.release_quiet(self._monotonic())
         self._check_other_publishers()
         refusal = self._server.refusal_to_enable(self._monotonic())
         if refusal:
@@ -135,18 +135,18 @@ class OperatorInputs:
     def set_other_publishers(self, topic: str, names: Sequence[str]) -> None:
         """Set the ``names`` of other nodes that publish the commands ``topic``; call it once a second, also with
         none."""
-        self._others.there(self._full_name(topic), names)
+        self._others.set_publishers(self._full_name(topic), names)
         self._check_other_publishers()
 
     def other_command(self, topic: str) -> None:
         """Another node has sent a command on ``topic``."""
-        self._others.heard(self._full_name(topic), self._monotonic())
+        self._others.add_command(self._full_name(topic), self._monotonic())
         self._check_other_publishers()
 
     def _check_other_publishers(self) -> None:
         if self._allow_other_publishers:
             return
         if not self._server.enabled:  # another node may drive in the meantime, if it has stopped before this one starts
-            self._others.forgive(self._monotonic())
+            self._others.release_quiet(self._monotonic())
         self._server.set_other_publisher(self._others.fault)
         self._problems.set("other publishers", self._others.warning if self._server.enabled else None)

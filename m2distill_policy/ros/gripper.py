@@ -1,4 +1,4 @@
-"""How the gripper is told: a topic, or the action of its driver."""
+"""Commands the gripper through the action of its driver."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class GripperDriver:
 
     Args:
         max_effort: N, 0 for the gripper's own.
-        problem: told a message when the gripper does not take a command, None when it does again.
-        lost: called when a command was not taken, so that it is told again.
+        problem: receives a message when the gripper does not accept a command, None when it does again.
+        lost: called when a command was not accepted, so that it is sent again.
     """
 
     def __init__(

@@ -32,9 +32,9 @@ from m2distill_policy.ros.policy_state import Loop
 from m2distill_policy.settings.node import NodeSettings
 
 
-class WhenWanted(CallbackGroup):
-    """Wakes the executor only while ``wanted()``: joints may come a thousand times a second, and a cycle that has no
-    use for them yet takes them all at once when its turn comes."""
+class GatedCallbackGroup(CallbackGroup):
+    """Wakes the executor only while ``wanted()``. Joint states may come a thousand times a second; a cycle that does
+    not need them yet takes all of them when it runs."""
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class WhenWanted(CallbackGroup):
 class Inputs:
     """Subscriptions of a configured node.
 
-    Messages are taken as bytes and read here: what cannot be read then becomes a message. Taken as messages, those
-    that rmw_cyclonedds (2.2) fails to read are handed on half filled, and rclpy reads memory that is not theirs.
+    Subscriptions deliver bytes, which are deserialised here: a message that cannot be read is then a problem in the
+    status. Otherwise rmw_cyclonedds (2.2) delivers such a message half filled, and rclpy reads foreign memory.
 
     Args:
         loop: what messages go into; asked for at every message, because each activation makes a new one.
-        active: whether images and readings are looked at; the operator's words always are.
+        active: whether images and joint states are used; the operator's inputs always are.
         turn: called after each message with when its callback was entered (``time.perf_counter``).
         begin_episode: a simulated robot in lockstep has reset its world.
     """
@@ -98,7 +98,7 @@ class Inputs:
             topic = topics.camera_topic(name) + ("/compressed" if compressed else "")
             self._subscribe(CompressedImage if compressed else Image, topic, self._view(name, topic), profile)
             self._subscribe(CameraInfo, topics.camera_info_topic(name), self._info(name), qos.sensor(1))
-        wanted = WhenWanted(self._joints_wanted)
+        wanted = GatedCallbackGroup(self._joints_wanted)
         self._joints = {
             topic: self._subscribe(JointState, topic, self._take_joints(topic), often, wanted)
             for topic in topics.joint_topics(settings.loop.joint_topics)

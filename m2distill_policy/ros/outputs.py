@@ -30,7 +30,9 @@ from m2distill_policy.settings.node import NodeSettings
 class Outputs:
     """Publishers of a configured node; the command publishers are managed by its lifecycle.
 
-    report_gripper, gripper_lost: see :class:`GripperDriver`. others_there, others_heard: see :class:`CommandWatch`.
+    Args:
+        report_gripper, gripper_lost: see :class:`GripperDriver`.
+        publishers_changed, command_received: see :class:`CommandWatch`.
     """
 
     def __init__(
@@ -41,8 +43,8 @@ class Outputs:
         *,
         report_gripper: Callable[[str | None], None],
         gripper_lost: Callable[[], None],
-        others_there: Callable[[str, list[str]], None],
-        others_heard: Callable[[str], None],
+        publishers_changed: Callable[[str, list[str]], None],
+        command_received: Callable[[str], None],
     ) -> None:
         self._node = node
         self._contract = contract
@@ -76,7 +78,9 @@ class Outputs:
             kinds: dict[str, type] = {topics.TWIST: TwistStamped, topics.TARGET_POSE: PoseStamped}
             if self._gripper is not None:
                 kinds[topics.GRIPPER_COMMAND] = GripperCommand
-            self._watch = CommandWatch(node, kinds, there=others_there, heard=others_heard)
+            self._watch = CommandWatch(
+                node, kinds, publishers_changed=publishers_changed, command_received=command_received
+            )
         self._frame = settings.frames.base if settings.frames is not None else contract.action.frame
         handshake = qos.latched() if settings.lockstep else qos.reliable(10)
         self._status: Publisher = node.create_publisher(

@@ -153,8 +153,8 @@ class PolicyNode(LifecycleNode):
             settings,
             report_gripper=lambda message: state.require_loop().problems.set("gripper", message),
             gripper_lost=lambda: state.require_loop().reset_gripper(),
-            others_there=lambda topic, names: state.require_loop().operator.set_other_publishers(topic, names),
-            others_heard=lambda topic: state.require_loop().operator.other_command(topic),
+            publishers_changed=lambda topic, names: state.require_loop().operator.set_other_publishers(topic, names),
+            command_received=lambda topic: state.require_loop().operator.other_command(topic),
         )
         self._inputs = Inputs(
             self,
@@ -177,7 +177,7 @@ class PolicyNode(LifecycleNode):
 
     @_log_errors("activate")
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Answer observations; let commands out if ``enable`` says so."""
+        """Answer observations; send commands where ``enable`` is true."""
         state = self.policy
         assert state.server is not None and state.settings is not None
         result = super().on_activate(state)

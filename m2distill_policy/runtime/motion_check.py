@@ -1,4 +1,4 @@
-"""Compare commanded with measured motion: joint readings, or a pose, that stay while the arm is told to move.
+"""Compare commanded with measured motion: joint positions, or a pose, that do not change while motion is commanded.
 
 A dead driver that keeps republishing its last state gives fresh stamps and frozen values. A real arm's readings change
 in their last digits even where it is blocked or presses on a table, so only values that do not change count. The

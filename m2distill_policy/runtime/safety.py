@@ -1,4 +1,4 @@
-"""What stands between the policy and the arm: limits while it runs, and a ramp to a halt when it may not.
+"""Limits for the commands while the policy drives, and a ramp to a halt.
 
 Limits are in physical units, because those are what an arm's data sheet has. The velocity that an action stands for is
 the contract's response, so the set-point and the twist made from one action obey the same limits.

@@ -1,4 +1,4 @@
-"""What the policy server says every cycle."""
+"""The status that the policy server reports in every cycle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class StatusCode(enum.IntEnum):
-    """Why the server does what it does. The numbers go over the wire: never reuse one."""
+    """The state of the policy, or its fault. The numbers go over the wire: never reuse one."""
 
     #: The policy drives.
     RUNNING = 0
@@ -43,7 +43,7 @@ class StatusCode(enum.IntEnum):
     HELD = 15
     #: The emergency stop is pressed.
     EMERGENCY_STOP = 16
-    #: The dead-man switch is not held, or says nothing any more.
+    #: The dead-man switch is not held, or sends nothing any more.
     DEAD_MAN = 17
     #: Decisions took longer than a period several times in a row.
     DEADLINE_MISSED = 18
@@ -62,7 +62,7 @@ class StatusCode(enum.IntEnum):
 
     @property
     def is_fault(self) -> bool:
-        """Whether something is wrong, as opposed to not being told to drive."""
+        """Whether something is wrong, as opposed to a policy that is not enabled or has no instruction."""
         return self not in _NO_FAULTS
 
 
@@ -92,7 +92,7 @@ class SwapReport:
 class Status:
     """One cycle's status.
 
-    code, message: why the server does what it does; stamp: of the observation answered (s), None without one.
+    code, message: the state or fault, and what to do; stamp: of the observation answered (s), None without one.
     motion: ``running``, ``halting`` or ``halted``. bundle: identifier of the network that answered.
     tasks: names of the tasks it has learned, in order. instruction: the present one, or "".
     window: how many steps the answer was based on, this one included (0 when there was no answer).

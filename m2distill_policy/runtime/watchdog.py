@@ -1,4 +1,4 @@
-"""Is this observation fit to act on? Stamps, silence and frozen images; the form itself is ``Observation.check``."""
+"""Checks whether an observation may be used: stamps, timeouts and frozen images."""
 
 from __future__ import annotations
 
@@ -112,19 +112,19 @@ class Watchdog:
         self._moved_from: dict[str, dict[str, NDArray[np.float32]]] = {}
 
     def set_dead_man(self, held: bool, monotonic: float) -> None:
-        """The dead-man switch says whether it is held, at ``monotonic``."""
+        """Set whether the dead-man switch is held, at ``monotonic`` (s)."""
         self._held_at = monotonic if held else None
         self._let_go = not held
 
     def check_deadman(self, monotonic: float) -> Fault | None:
-        """Whether the operator lets the arm move; None if so, or where no dead-man switch is asked for."""
+        """Check the dead-man switch; None where it is held, or where no switch is required."""
         longest = self.limits.dead_man
         if longest is None:
             return None
         if self._held_at is None:
-            why = "was let go" if self._let_go else "has said nothing yet"
+            why = "was released" if self._let_go else "has sent nothing yet"
         elif monotonic - self._held_at > longest + 1e-9:
-            why = f"has said nothing for {monotonic - self._held_at:.3f} s (at most {longest:g} s is allowed)"
+            why = f"has sent nothing for {monotonic - self._held_at:.3f} s (at most {longest:g} s is allowed)"
         else:
             return None
         return Fault(StatusCode.DEAD_MAN, f"The dead-man switch {why}; hold it to go on.")

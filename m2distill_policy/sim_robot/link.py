@@ -25,7 +25,7 @@ FOLLOWED: dict[Follow, str] = {
 
 
 @dataclass(frozen=True)
-class Heard:
+class StatusSnapshot:
     """What of a ~/status the robot needs; stamp: ns, of the observation or episode that it answers."""
 
     stamp: int
@@ -38,9 +38,9 @@ class Heard:
     instruction: str
 
     @staticmethod
-    def of(status: Any) -> Heard:
+    def of(status: Any) -> StatusSnapshot:
         """Of a PolicyStatus, whichever library's."""
-        return Heard(
+        return StatusSnapshot(
             stamp=nanoseconds_of(status),
             episode=status.episode,
             code=status.code,
@@ -92,7 +92,7 @@ class Link(ABC):
         """Publish ~/episode."""
 
     @abstractmethod
-    def statuses(self) -> list[Heard]:
+    def statuses(self) -> list[StatusSnapshot]:
         """Every ~/status that has come."""
 
     @abstractmethod

@@ -31,7 +31,7 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.sim.world import World
-from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Heard, Link
+from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Link, StatusSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class SimRobot:
                 if status.instruction == self._instruction:
                     return
 
-    def _refusal(self, status: Heard) -> TransportError:
+    def _refusal(self, status: StatusSnapshot) -> TransportError:
         return TransportError(f"the policy refuses the instruction '{self._instruction}': {status.message}")
 
     # --- lockstep ----------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class SimRobot:
             if self._over(report):
                 return
 
-    def _answer(self, stamp: int, what: str) -> Heard | None:
+    def _answer(self, stamp: int, what: str) -> StatusSnapshot | None:
         """The ~/status that answers ``stamp`` (ns); None when the robot is told to stop."""
         deadline = time.monotonic() + self.options.timeout
         while not self._stop:
@@ -240,7 +240,7 @@ class SimRobot:
             self._wait(deadline, topics.STATUS, what)
         return None
 
-    def _followed(self, status: Heard) -> NDArray[np.float64] | None:
+    def _followed(self, status: StatusSnapshot) -> NDArray[np.float64] | None:
         """The command that goes with ``status``, and every gripper command up to it; None if it sent no command."""
         deadline = time.monotonic() + self.options.timeout
         what = f"the observation stamped {status.stamp / 1e9:.3f} s"
@@ -353,6 +353,6 @@ class SimRobot:
         self._asked = observation, stamp
         self._published = time.monotonic()
 
-    def _note(self, report: RolloutReport, status: Heard) -> None:
+    def _note(self, report: RolloutReport, status: StatusSnapshot) -> None:
         if status.bundle and status.bundle not in report.bundles:
             report.bundles.append(status.bundle)

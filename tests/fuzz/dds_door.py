@@ -159,7 +159,7 @@ class _Session(Session):
     def turn(self) -> None:
         """What the node's loop does once."""
         node, begin = self._node, time.perf_counter()
-        node._take_orders()
+        node._take_operator_inputs()
         if self.options.lockstep:
             node._take_episodes(self.cycle)
         node._take_inputs()

@@ -149,7 +149,7 @@ class _Session(Session):
         self._kinds: dict[str, Any] = node.kinds
         self._outputs = Outputs(
             node, CONTRACT, settings, report_gripper=lambda why: None, gripper_lost=self.cycle.reset_gripper,
-            others_there=self.cycle.operator.set_other_publishers, others_heard=lambda topic: None,
+            publishers_changed=self.cycle.operator.set_other_publishers, command_received=lambda topic: None,
         )  # fmt: skip
         self._inputs = Inputs(
             node, CONTRACT, settings, loop=lambda: self.cycle, active=lambda: True, turn=lambda begin: self.turn(),
