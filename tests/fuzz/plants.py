@@ -86,7 +86,7 @@ def _emergency_does_not_hold() -> Any:
     from m2distill_policy.runtime.server import PolicyServer
 
     def emergency_stop(self: Any, pressed: bool) -> None:
-        self._emergency = pressed
+        self._interlock._is_stopped = pressed
 
     return mock.patch.object(PolicyServer, "set_emergency_stop", emergency_stop)
 
