@@ -191,5 +191,5 @@ def test_the_viewpoint_check_says_how_to_turn_a_camera(tmp_path: Path) -> None:
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown()
-    assert "turn it right by" in node.said[first] and "fits the training picture" in node.said[second]
+    assert "turn it right by" in node.said[first] and "fits the training image" in node.said[second]
     assert shown[0].height == shown[0].width == 480 and shown[0].encoding == "rgb8"

@@ -130,12 +130,12 @@ class RosLink(Link):
         if self._transforms is not None and pose is not None:
             self._transforms.sendTransform(_transform(pose, stamp, frame))
         for camera in self._contract.cameras:
-            image = np.ascontiguousarray(observation.images[camera.name])
-            height, width = image.shape[:2]
+            pixels = np.ascontiguousarray(observation.images[camera.name])
+            height, width = pixels.shape[:2]
             self._infos[camera.name].publish(MESSAGES.camera_info(camera, height, width, stamp))
             image = Image(header=MESSAGES.header(stamp, optical_frame(camera.name)), encoding="rgb8")
             image.height, image.width, image.step = height, width, 3 * width
-            image.data.frombytes(image.data.cast("B"))
+            image.data.frombytes(pixels.data.cast("B"))
             self._views[camera.name].publish(image)
         readings = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
