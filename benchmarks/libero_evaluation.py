@@ -74,7 +74,7 @@ def theirs(bundle: Path, suite: str, index: int, rollouts: int, steps: int, proc
                 seen, _, _, _ = env.step(np.zeros((processes, 7)))
             for server in servers:
                 server.set_instruction(task.instruction)
-                server.reset("a new rollout", seed=0, episode=start, still=True)
+                server.reset("a new rollout", seed=0, episode=start, is_stationary=True)
             dones = [False] * processes
             for step in range(steps):
                 actions = []

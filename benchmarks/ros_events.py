@@ -65,7 +65,7 @@ def bundle_gone_and_tampered(bundle: Path, folder: Path) -> dict[str, Any]:
             raise TransportError("the node accepted a bundle with a changed byte")
         return {
             "status": robot.statuses[-1][1].name,
-            "message": robot.swaps[0].sentence,
+            "message": robot.swaps[0].message,
             "observations": len(robot.sent) - len(before),
             "answered_by_the_old_bundle": sum(one == open_bundle(bundle).identifier for one in answered),
         }
@@ -125,7 +125,7 @@ def nan_offered(bundle: Path, folder: Path) -> dict[str, Any]:
             robot.drive(0.5)
         robot.drive(_FAULT_S)
         if robot.swaps and not robot.swaps[0].success:
-            return {"status": robot.statuses[-1][1].name, "message": robot.swaps[0].sentence}
+            return {"status": robot.statuses[-1][1].name, "message": robot.swaps[0].message}
         found = robot.halted(begin, StatusCode.BAD_OUTPUT)
         robot.ask_for_swap(sound)
         return {**found, "moves_again_s": round(robot.drive_until(StatusCode.RUNNING), 3)}
@@ -230,7 +230,7 @@ def clock_set_back(bundle: Path, folder: Path) -> dict[str, Any]:
         stopped = robot.first(begin, lambda s: s.halted)
         return {
             "status": ramp[1].name,
-            "message": ramp[1].sentence,
+            "message": ramp[1].message,
             "ramp_begins_s": round(ramp[0] - begin, 3),
             "fully_stopped_s": round(stopped[0] - begin, 3) if stopped is not None and stopped[0] < moving[0] else None,
             "moves_again_s": round(moving[0] - begin, 3),

@@ -191,7 +191,7 @@ class Robot:
         status = ramp[1]
         return {
             "status": status.name,
-            "message": f"{status.sentence} {status.warning}".strip(),
+            "message": f"{status.message} {status.warning}".strip(),
             "ramp_begins_s": round(ramp[0] - since, 3),
             "fully_stopped_s": round(stopped[0] - since, 3),
         }

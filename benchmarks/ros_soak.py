@@ -105,7 +105,7 @@ def main() -> None:
             "twists": len(robot.twists),
             "swaps_asked": args.swaps,
             "swaps_done": sum(response.success for response in robot.swaps),
-            "refusals": [response.sentence for response in robot.swaps if not response.success][:5],
+            "refusals": [response.message for response in robot.swaps if not response.success][:5],
             "answered_by": dict(Counter(robot.answers[s][1] for s in measured if s in robot.answers)),
             "changes_of_network": changes([robot.answers[s][1] for s in measured if s in robot.answers]),
             "first_command_s": round(first, 2),

@@ -47,7 +47,7 @@ TOPICS = {
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 #: Profiles of arms that come with the package, by name.
 ARMS = CONFIG / "arms"
-#: Room for pictures, unless the user has a configuration of his own; other middlewares do not look at it.
+#: Room for images, unless the user has a configuration of his own; other middlewares do not look at it.
 CYCLONE = {} if "CYCLONEDDS_URI" in os.environ else {"CYCLONEDDS_URI": (CONFIG / "cyclonedds.xml").as_uri()}
 #: The node ends, with a halt, when the launcher does, however that ends.
 ENVIRONMENT = {"M2DISTILL_END_WITH_PARENT": "1", **CYCLONE}

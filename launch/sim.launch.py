@@ -34,7 +34,7 @@ ROBOT = {
     "first": ("0", "number of the first rollout"),
     "seed": ("0", "initial states are those of 'm2distill evaluate --seed'"),
     "size": ("", "pixels of a view's side; empty takes the bundle's"),
-    "visuals": ("fast", "profile of the pictures: fast or stock"),
+    "visuals": ("fast", "profile of the images: fast or stock"),
     "out": ("", "write the results to this JSON file"),
 }
 #: Argument of the policy -> its default here and what it is; passed on to policy.launch.py.

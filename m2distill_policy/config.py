@@ -33,7 +33,7 @@ from m2distill_policy.errors import ConfigError, closest
 
 __all__ = [
     "SUFFIXES", "closest_keys", "from_dict", "from_json", "keys_of", "load_config", "name_of_type", "open_sections",
-    "override", "read_file", "to_dict", "to_json",
+    "override", "parse_text", "read_file", "to_dict", "to_json",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -429,17 +429,18 @@ def _apply_override(cls: type, data: dict[str, Any], override: str) -> None:
         table[name] = child = dict(child) if isinstance(child, Mapping) else {}
         table = child
         if not inner:
-            table[last] = _parse(typing.get_args(entries[0])[1], text)
+            table[last] = parse_text(typing.get_args(entries[0])[1], text)
             return
         cls = inner[0]
     fields = _fields(cls)
     if last not in fields:
         raise ConfigError(_unknown(cls, last, where))
-    table[last] = _parse(fields[last].type, text)
+    table[last] = parse_text(fields[last].type, text)
 
 
-def _parse(annotation: Any, text: str) -> Any:
-    """Turn the text of an override into what a file would hold. What cannot be read stays text: its type is refused."""
+def parse_text(annotation: Any, text: str) -> Any:
+    """Turn the text of an override into what a file would hold. Text that cannot be read stays text: the check of its
+    type refuses it."""
     arms = _arms(annotation)
     if type(None) in arms and text.lower() in _NULL_WORDS:
         return None
@@ -476,4 +477,4 @@ def _parse_arm(arm: Any, text: str) -> Any:
         return text
     items = [item.strip() for item in bare[1].split(",") if item.strip()]
     kinds = [args[0]] * len(items) if args[-1:] == (Ellipsis,) else [*args, *[str] * len(items)]
-    return [_parse(kind, item) for kind, item in zip(kinds, items, strict=False)]
+    return [parse_text(kind, item) for kind, item in zip(kinds, items, strict=False)]

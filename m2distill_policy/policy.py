@@ -16,10 +16,10 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError
+from m2distill_policy.images.preprocess import preprocess
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.engine import Conditioning, Engine
 from m2distill_policy.runtime.mixture import Mixture, Sampling, check_sampling
-from m2distill_policy.runtime.preprocess import preprocess
 
 #: The bundle that ships with the package: a small policy for three tasks of the tabletop suite.
 PRETRAINED = Path(__file__).resolve().parent / "pretrained" / "tabletop"

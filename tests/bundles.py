@@ -272,18 +272,20 @@ def server_state(server: PolicyServer) -> dict[str, object]:
     """All that a refusal must leave as it is: a copy of whatever a policy server keeps, but for its locks."""
     kept = {}
     for name, value in vars(server).items():
-        if name in ("_lock", "_clock", "_swap", "_governor", "_watchdog", "_active", "_history", "_rng"):
+        if name in ("_lock", "_clock", "_governor", "_watchdog", "_policy", "_interlock", "_rng"):
             continue
         kept[name] = value
-    window = server.window
+    window, policy = server.window, server._policy
     return {
         **kept,
         "swap": server.swap,
         "motion": server.motion,
         "engine": id(server.engine),
         "window": (window.count, window.past_tokens.tobytes()),
-        "history": (len(server._history), server._history.cleared_because, server._seen().generation),
-        "conditioning": id(server._active.conditioning),
+        "history": (len(policy.history), policy.history.cleared_because, policy.seen().generation),
+        "conditioning": id(policy.conditioning),
+        "instruction": policy.instruction,
+        **{f"interlock.{k}": repr(v) for k, v in vars(server._interlock).items() if k != "_watchdog"},
         "random": str(server._rng.bit_generator.state),
         "watchdog": {k: repr(v) for k, v in vars(server._watchdog).items() if k not in ("_contract", "limits")},
         "governor": {k: repr(v) for k, v in vars(server._governor).items() if k != "_contract"},

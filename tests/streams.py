@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.contract import Contract
-from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
+from m2distill_policy.node.loop_options import LoopOptions
+from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose_source import PoseSource
+from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS, observations
@@ -100,12 +102,12 @@ def play(
     now = 0.0
     server = PolicyServer(bundle, sampling="mode", watch=watch, **options)  # type: ignore[arg-type]
     server.set_instruction(INSTRUCTIONS[0])
-    cycle: PolicyCycle[NDArray[np.uint8]] = PolicyCycle(
+    cycle: RealTimeLoop[NDArray[np.uint8]] = RealTimeLoop(
         server,
         lambda frame: frame,
-        CycleOptions(joint_topics=tuple(topic for topic, _, _ in streams.joints[1:])),
-        wall=lambda: round((BEGIN + now) * NS),
-        steady=lambda: now,
+        LoopOptions(joint_topics=tuple(topic for topic, _, _ in streams.joints[1:])),
+        wall_clock=lambda: round((BEGIN + now) * NS),
+        monotonic=lambda: now,
         poses=poses,
     )
     #: (arrival in s, order, hand it in, whether it is a view)
@@ -117,7 +119,7 @@ def play(
 
     for name, clock in streams.views.items():
         for at, index, stamp in clock.messages(seconds):
-            later(at, partial(cycle.add_view, name, stamp, seen[index % 32].images[name]), view=True)
+            later(at, partial(cycle.add_image, name, stamp, seen[index % 32].images[name]), view=True)
     rng = np.random.default_rng(0)
     told = itertools.chain(streams.values, itertools.repeat(None))
     for (topic, names, clock), values in zip(streams.joints, told, strict=False):

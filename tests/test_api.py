@@ -60,7 +60,7 @@ def test_the_actions_are_those_of_the_policy_server(bundle: Path, sampling: str)
     for episode in range(2):
         steps = observations(CONTRACT, 2 * CONTRACT.history, seed=episode)
         policy.reset(INSTRUCTIONS[1])
-        server.reset(still=True)
+        server.reset(is_stationary=True)
         wanted = [server.step(step, step.stamp).action for step in steps]
         np.testing.assert_array_equal(act(policy, steps), wanted)
     server.close()

@@ -12,10 +12,10 @@ import yaml
 
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.joints import JointMap
-from m2distill_policy.ros.parameters import load_arm, settings_from
 from m2distill_policy.runtime.safety import SafetyLimits
+from m2distill_policy.settings.arm import ArmSettings, load_arm
+from m2distill_policy.settings.node import settings_from
 
 PROFILES = sorted((Path(__file__).resolve().parent.parent / "config" / "arms").glob("*.yaml"))
 
@@ -74,8 +74,8 @@ def test_a_parameter_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=sentence):
             load_arm(file)
     file.write_text("safety: {halt_time: 0.1}\n")
-    assert load_arm(file) == (ArmConfig(safety=SafetyLimits(halt_time=0.1)), {})
-    assert load_arm(None) == (ArmConfig(), {})
+    assert load_arm(file) == (ArmSettings(safety=SafetyLimits(halt_time=0.1)), {})
+    assert load_arm(None) == (ArmSettings(), {})
 
 
 def test_there_are_profiles_for_set_points_and_for_velocities() -> None:

@@ -109,7 +109,7 @@ def test_a_broken_observation_is_named_and_halts(side: Side, tmp_path: Path, fau
             robot.listen(due - time.monotonic())
         found = [s for s in robot.heard["status"] if s.code in kind.codes]
         assert found, robot.heard["status"][-3:]
-        assert any(all(part in f"{s.sentence} {s.warning}" for part in kind.parts) for s in found), found[-1]
+        assert any(all(part in f"{s.message} {s.warning}" for part in kind.parts) for s in found), found[-1]
         robot.until(lambda: robot.heard["status"][-1].halted, "standstill")
         stopped = [a for a in robot.heard["action"] if a.command]
         assert not stopped or not np.any(np.asarray(stopped[-1].action[:6]))
@@ -125,7 +125,7 @@ def test_a_camera_stops_and_comes_back(side: Side, tmp_path: Path) -> None:
         robot.forget()
         drive_until(robot, StatusCode.MISSING_OBSERVATION, "halt without a camera", without=(CAMERA,))
         missing = [s for s in robot.heard["status"] if s.code == StatusCode.MISSING_OBSERVATION]
-        assert CAMERA in missing[-1].sentence and missing[-1].motion in (1, 2)
+        assert CAMERA in missing[-1].message and missing[-1].motion in (1, 2)
         robot.forget()
         drive_until(robot, StatusCode.RUNNING, "answer after the camera came back")
         again = next(s for s in robot.heard["status"] if s.code == StatusCode.RUNNING)
@@ -143,7 +143,7 @@ def test_a_camera_freezes(side: Side, tmp_path: Path) -> None:
         frozen = [dataclasses.replace(o, images={**o.images, CAMERA: still[CAMERA]}) for o in moving]
         robot.drive(frozen)
         found = [s for s in robot.heard["status"] if s.code == StatusCode.FROZEN_VIEW]
-        assert found and f"View '{CAMERA}'" in found[-1].sentence and "restart the camera" in found[-1].sentence
+        assert found and f"View '{CAMERA}'" in found[-1].message and "restart the camera" in found[-1].message
 
 
 def test_a_camera_repeats_its_stamp(side: Side, tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_a_camera_that_is_too_slow_is_refused(side: Side, tmp_path: Path) -> Non
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (_, robot):
         robot.drive(observations(CONTRACT, 26), hz=10)
         refusal = robot.status(lambda s: s.code == StatusCode.HALT_REQUESTED, "the slow camera")
-        assert "sends 10." in refusal.sentence or "sends 9." in refusal.sentence, refusal.sentence
-        assert "the policy needs 20" in refusal.sentence
+        assert "sends 10." in refusal.message or "sends 9." in refusal.message, refusal.message
+        assert "the policy needs 20" in refusal.message
         # Told again, as the sentence says, but the camera is as slow as before.
         robot.forget()
         robot.drive(observations(CONTRACT, 10, seed=1), hz=10, first=lambda: robot.instruct(INSTRUCTIONS[0]))
@@ -178,7 +178,7 @@ def test_an_instruction_that_is_not_known(side: Side, tmp_path: Path) -> None:
         robot.instruct("lift the rad box")
         drive_until(robot, StatusCode.UNKNOWN_INSTRUCTION, "refusal of an unknown instruction")
         refusal = next(s for s in robot.heard["status"] if s.code == StatusCode.UNKNOWN_INSTRUCTION)
-        assert all(text in refusal.sentence for text in ("lift the rad box", *INSTRUCTIONS))
+        assert all(text in refusal.message for text in ("lift the rad box", *INSTRUCTIONS))
         robot.instruct(INSTRUCTIONS[1])
         robot.forget()
         drive_until(robot, StatusCode.RUNNING, "answer")
@@ -213,7 +213,7 @@ def test_the_engine_fails_while_the_arm_moves(side: Side, tmp_path: Path) -> Non
         robot.forget()
         robot.drive(lost[:24])
         found = [s for s in robot.heard["status"] if s.code == StatusCode.ENGINE_FAILED]
-        assert found and "ONNX Runtime (CPUExecutionProvider) failed on bundle" in found[0].sentence
+        assert found and "ONNX Runtime (CPUExecutionProvider) failed on bundle" in found[0].message
         robot.until(lambda: robot.heard["status"][-1].halted, "standstill")
         robot.forget()
         robot.drive(sound[:20])

@@ -122,7 +122,7 @@ def test_a_faster_bundle_is_refused_and_a_refit_is_held_to_the_first_speed(side:
         write_toy(tmp_path / "faster", 3, contract=with_top(0.3)).rename(watched / "faster")
         drive_until(robot, StatusCode.RUNNING, "a refusal", fits=lambda s: s.swap == SwapState.REFUSED)
         refused = next(s for s in robot.heard["status"] if s.swap == SwapState.REFUSED)
-        assert "0.3 m/s" in refused.swap_sentence and refused.bundle == open_bundle(first).identifier
+        assert "0.3 m/s" in refused.swap_message and refused.bundle == open_bundle(first).identifier
         write_toy(tmp_path / "refit", 4, contract=with_top(0.21)).rename(watched / "refit")
         drive_until(robot, StatusCode.RUNNING, "the refit", fits=lambda s: s.swap == SwapState.SWITCHED)
         robot.forget()
@@ -147,7 +147,7 @@ def test_a_name_that_is_no_text_is_refused_and_the_arm_is_halted_all_the_same(
         drive_until(robot, StatusCode.RUNNING, "first answer")
         bad.rename(watched / os.fsdecode(name))
         drive_until(robot, StatusCode.RUNNING, "a refusal", fits=lambda s: s.swap == SwapState.REFUSED)
-        assert all(s.swap_sentence.isprintable() and s.warning.isprintable() for s in robot.heard["status"])
+        assert all(s.swap_message.isprintable() and s.warning.isprintable() for s in robot.heard["status"])
         robot.forget()
         assert policy.end() == 0
         robot.listen(0.3)

@@ -56,7 +56,7 @@ def test_each_observation_is_answered_once_and_as_in_process(side: Side, tmp_pat
             acknowledged = robot.begin(number, seed, draw, INSTRUCTIONS[told], stamp)
             assert acknowledged.instruction == INSTRUCTIONS[told] and not acknowledged.command
             server.set_instruction(INSTRUCTIONS[told])
-            server.reset("test", seed=seed, episode=draw, still=True)
+            server.reset("test", seed=seed, episode=draw, is_stationary=True)
             stamp += SECOND
             for observation in observations(CONTRACT, 12, seed=number % 2):
                 action, status = robot.ask(observation, stamp)
@@ -166,7 +166,7 @@ def test_every_drive_follows_every_answer(side: Side, tmp_path: Path, follow: Fo
     for report in reports:
         assert report.steps == 15 and report.held_still == 0 and len(report.bundles) == 1
         server.set_instruction(INSTRUCTIONS[0])
-        server.reset("test", seed=2, episode=report.rollout.draw, still=True)
+        server.reset("test", seed=2, episode=report.rollout.draw, is_stationary=True)
         observation = world.reset(report.rollout.state_seed)
         for followed in report.actions:
             decision = server.step(observation, observation.stamp)
@@ -254,7 +254,7 @@ def test_the_simulated_robot_does_what_an_evaluation_does(side: Side, tmp_path: 
     for episode, rollout in enumerate(result["rollouts"]):
         assert rollout["state_seed"] == state_seed("reported", 7, episode)
         server.set_instruction(task.instruction)
-        server.reset("test", seed=7, episode=episode, still=True)
+        server.reset("test", seed=7, episode=episode, is_stationary=True)
         observation = world.reset(rollout["state_seed"])
         for followed in rollout["actions"][:30]:
             decision = server.step(observation, observation.stamp)

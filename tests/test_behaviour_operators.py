@@ -106,7 +106,7 @@ def test_another_publisher_of_a_command_is_named_and_halts(side: Side, tmp_path:
         robot.forget()
         drive_until(robot, StatusCode.OTHER_PUBLISHER, "halt for another publisher")
         robot.drive(observations(CONTRACT, 12, seed=2))
-        assert topic in robot.heard["status"][-1].sentence and robot.heard["status"][-1].halted
+        assert topic in robot.heard["status"][-1].message and robot.heard["status"][-1].halted
         robot.forget()
         robot.drive(observations(CONTRACT, 30, seed=3))
         assert StatusCode.RUNNING not in {s.code for s in robot.heard["status"]}

@@ -89,8 +89,8 @@ def test_hot_swap_by_rename_while_the_robot_runs(side: Side, tmp_path: Path) -> 
         broken.rename(watched / "broken")
         stamps += robot.drive(observations(CONTRACT, 40, seed=1))
         refused = [s for s in robot.heard["status"] if s.swap == SwapState.REFUSED]
-        assert refused and "'broken' was refused" in refused[-1].swap_sentence
-        assert "step.onnx" in refused[-1].swap_sentence and "changed or damaged" in refused[-1].swap_sentence
+        assert refused and "'broken' was refused" in refused[-1].swap_message
+        assert "step.onnx" in refused[-1].swap_message and "changed or damaged" in refused[-1].swap_message
         assert refused[-1].bundle == first.identifier
         before_it = len(stamps)
         (tmp_path / "second").rename(watched / "second")
@@ -122,7 +122,7 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(side: Side, tmp_path: Path) -> None
         codes = [s.code for s in robot.heard["status"]]
         halting = robot.heard["status"][codes.index(StatusCode.HALT_REQUESTED) :]
         assert [s.motion for s in halting] == [1] * 9 + [2] and halting[-1].halted
-        assert "SIGTERM" in halting[0].sentence
+        assert "SIGTERM" in halting[0].message
         ramp = [a for a in robot.heard["action"] if a.command][-11:]
         sizes = [float(np.abs(a.action[:6]).max()) for a in ramp]
         assert sizes[0] > 0.1 and sizes[-1] == 0.0
@@ -261,4 +261,4 @@ def test_one_ctrl_c_that_arrives_twice_does_not_cut_the_ramp_short(side: Side, t
         robot.drive(observations(CONTRACT, 12))
         assert policy.wait(10) == 0
         robot.listen(0.1)
-        assert robot.heard["status"][-1].halted and "SIGINT" in robot.heard["status"][-1].sentence
+        assert robot.heard["status"][-1].halted and "SIGINT" in robot.heard["status"][-1].message

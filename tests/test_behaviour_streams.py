@@ -124,7 +124,7 @@ def test_a_stream_whose_clock_is_off_is_named_and_halts(side: Side, tmp_path: Pa
             pace.drive(8, wrong)
             found = robot.heard["status"]
             assert found and {s.code for s in found} <= {*case.codes, StatusCode.WAITING}, (name, found[-1])
-            assert all(part in found[-1].sentence for part in case.parts), (name, found[-1].sentence)
+            assert all(part in found[-1].message for part in case.parts), (name, found[-1].message)
             assert found[-1].halted, name
             assert not any(np.any(np.asarray(a.action[:6])) for a in robot.heard["action"] if a.command), name
             robot.forget()
@@ -153,7 +153,7 @@ def test_arm_and_gripper_in_messages_of_their_own(side: Side, tmp_path: Path) ->
             robot.publish(JOINTS, robot.messages.joints(names[:ARM], values[:ARM], stamp, "base"))
 
         pace.until(StatusCode.BAD_OBSERVATION, arm_alone, "word of the gripper's joints")
-        sentence = robot.heard["status"][-1].sentence
+        sentence = robot.heard["status"][-1].message
         assert "does not name panda_finger_joint1, panda_finger_joint2" in sentence and "finite" not in sentence
         pace.until(StatusCode.RUNNING, lambda o: _pieces(robot, o, JOINTS), "answer")
         robot.forget()
@@ -205,7 +205,7 @@ def test_joints_that_freeze_while_the_arm_is_commanded(side: Side, tmp_path: Pat
         pace.until(StatusCode.FROZEN_JOINTS, frozen, "halt of frozen joints")
         pace.drive(8, frozen)
         last = robot.heard["status"][-1]
-        assert last.code == StatusCode.FROZEN_JOINTS and last.halted and "joint_states" in last.sentence
+        assert last.code == StatusCode.FROZEN_JOINTS and last.halted and "joint_states" in last.message
         driven = [s for s in robot.heard["status"] if s.code == StatusCode.RUNNING]
         assert 8 <= len(driven) <= 14, "after ten commands"
         robot.forget()
@@ -232,7 +232,7 @@ def test_a_pose_that_freezes_while_the_arm_is_commanded(side: Side, tmp_path: Pa
         pace.until(StatusCode.BAD_POSE, frozen, "halt of a frozen pose")
         pace.drive(8, frozen)
         last = robot.heard["status"][-1]
-        assert last.code == StatusCode.BAD_POSE and last.halted and POSE in last.sentence
+        assert last.code == StatusCode.BAD_POSE and last.halted and POSE in last.message
         robot.forget()
         pace.until(StatusCode.RUNNING, right, "answer once the pose changes again")
         assert policy.end() == 0
@@ -265,6 +265,6 @@ def test_a_second_publisher_of_the_joints(side: Side, tmp_path: Path) -> None:
             pace.drive(12, stray)
             found = robot.heard["status"]
             assert {s.code for s in found} == {StatusCode.BAD_OBSERVATION} and found[-1].halted
-            assert topic in found[-1].sentence and any(name in found[-1].sentence for name in names)
+            assert topic in found[-1].message and any(name in found[-1].message for name in names)
         pace.until(StatusCode.RUNNING, right, "answer at the end")
         assert policy.end() == 0

@@ -68,7 +68,7 @@ def test_broken_bundles(tmp_path: Path) -> None:
         # What was changed may be a word in the provenance, or a weight in a graph whose hash was made to fit.
         assert report.state in (SwapState.REFUSED, SwapState.SWITCHED), report
         refused += report.state is SwapState.REFUSED
-        assert report.state is SwapState.SWITCHED or report.sentence.startswith("Bundle 'broken' was refused: ")
+        assert report.state is SwapState.SWITCHED or report.message.startswith("Bundle 'broken' was refused: ")
         decision = server.step(observation, observation.stamp)
         assert np.isfinite(decision.action).all() and np.abs(decision.action).max() <= 1
         speed = CONTRACT.action.response.twist(decision.action)

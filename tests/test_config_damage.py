@@ -16,7 +16,7 @@ import pytest
 from m2distill_policy.config import from_dict, from_json, load_config
 from m2distill_policy.config_text import DEEPEST, LARGEST
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.ros.parameters import load_arm
+from m2distill_policy.settings.arm import load_arm
 
 ROOT = Path(__file__).resolve().parent.parent
 #: s: far above what any text may take, far below the 40 s of a few aliases.

@@ -12,11 +12,11 @@ from cyclonedds.idl._support import Endianness  # the generic serialiser's own w
 from m2distill_policy.dds.image import Image
 from m2distill_policy.dds.types import Header, Time
 from m2distill_policy.errors import ObservationError, TransportError
-from m2distill_policy.node.pictures import CHANNELS
+from m2distill_policy.images.encodings import BYTES_PER_PIXEL
 
 
 def _image(height: int = 5, width: int = 7, frame_id: str = "camera", encoding: str = "rgb8", seed: int = 0) -> Image:
-    channels = CHANNELS[encoding]
+    channels = BYTES_PER_PIXEL[encoding]
     rng = np.random.default_rng(seed)
     data = rng.integers(0, 256, height * width * channels, dtype=np.uint8)
     return Image(Header(Time(12, 345), frame_id), height, width, encoding, 0, width * channels, data)
@@ -36,7 +36,7 @@ def _generic(image: Image, endianness: Any = None) -> bytes:
 
 
 @pytest.mark.parametrize("frame_id", ["", "a", "ab", "abc", "abcd", "Kamera über dem Tisch"])
-@pytest.mark.parametrize("encoding", sorted(CHANNELS))
+@pytest.mark.parametrize("encoding", sorted(BYTES_PER_PIXEL))
 def test_bytes_are_the_generic_serialisers(frame_id: str, encoding: str) -> None:
     image = _image(frame_id=frame_id, encoding=encoding)
     assert image.serialize(use_version_2=False) == _generic(image)
@@ -111,7 +111,7 @@ def test_pictures_of_every_encoding() -> None:
         "bgra8": np.concatenate([rgb[:, :, ::-1], alpha], axis=2),
     }
     for encoding, picture in sent.items():
-        message = Image(Header(), 4, 6, encoding, 0, 6 * CHANNELS[encoding], np.ascontiguousarray(picture))
+        message = Image(Header(), 4, 6, encoding, 0, 6 * BYTES_PER_PIXEL[encoding], np.ascontiguousarray(picture))
         np.testing.assert_array_equal(Image.deserialize(message.serialize()).to_rgb(), rgb)
     mono = Image(Header(), 4, 6, "mono8", 0, 6, rgb[:, :, 0].copy())
     np.testing.assert_array_equal(mono.to_rgb(), np.repeat(rgb[:, :, :1], 3, axis=2))

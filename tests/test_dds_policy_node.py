@@ -52,9 +52,9 @@ def test_poses_must_be_in_the_frame_that_the_arm_has(
     with Participant(domain) as participant:
         node = PolicyNode(participant, server, frame=frame, lockstep=lockstep)
         for name, fits in (("", True), ("base", lockstep or frame is None), ("fr3_link0", True)):
-            node._cycle._poses.clear()
-            node._cycle.add_pose(1, pose, name)
-            assert (node._cycle._poses.refused is None) == fits
+            node._loop._poses.clear()
+            node._loop.add_pose(1, pose, name)
+            assert (node._loop._poses.refused is None) == fits
     server.close()
 
 
@@ -92,7 +92,7 @@ def test_an_error_that_nobody_expects_halts_first_and_is_raised(
     if ramp_fails:
         assert "the ramp to a halt failed too (OSError: no way out)" in caplog.text
     else:
-        assert server.motion.value == "halted" and node.cycles == 5
+        assert server.motion.value == "halted" and node.cycle_count == 5
     assert reasons == ["the node failed (RuntimeError: a bug)"]
     server.close()
 

@@ -12,10 +12,10 @@ import pytest
 
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.node.arrivals import Moment
-from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.joint_gate import REFUSED_FOR, SETTLED, JointConflictError, JointLimit
 from m2distill_policy.node.joint_states import JointStates
 from m2distill_policy.node.joints import JointMap, JointSource
+from m2distill_policy.node.output import Output
 from m2distill_policy.runtime.status import StatusCode
 from tests.bundles import toy_bundle, toy_contract
 from tests.streams import BEGIN, Clock, Streams, play
@@ -79,10 +79,10 @@ def test_a_second_publisher_that_contradicts_halts_and_is_named(
         values=[at_place(0.5), lambda t, names: [0.0] * len(names)],
     )
     outputs = play(bundle, streams, 4.0)
-    after = [o for o in outputs if o.sent / 1e9 - BEGIN > first + 0.5]
+    after = [o for o in outputs if o.command_stamp / 1e9 - BEGIN > first + 0.5]
     codes = {o.decision.status.code for o in after}
     assert codes <= {StatusCode.BAD_OBSERVATION, StatusCode.WAITING} and not moving(after)
-    sentence = after[-1].decision.status.sentence
+    sentence = after[-1].decision.status.message
     joint = GRIPPER if second == "the gripper" else ARM
     assert any(name in sentence for name in joint) and topic in sentence and JOINTS in sentence
     if first:
@@ -113,7 +113,7 @@ def test_it_goes_on_when_the_second_publisher_is_gone(bundle: Bundle) -> None:
         )
         outputs = play(bundle, streams, 4.5)
         for output in outputs:
-            at = output.sent / 1e9 - BEGIN
+            at = output.command_stamp / 1e9 - BEGIN
             if at > 2.0 + REFUSED_FOR + SETTLED:
                 assert output.decision.status.code is StatusCode.RUNNING, (topic, names, at)
 

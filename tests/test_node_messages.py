@@ -66,7 +66,7 @@ def test_stamps_are_whole_nanoseconds() -> None:
 def test_a_library_may_hold_a_byte_its_own_way() -> None:
     """ROS 2 in Python holds a field of type ``byte`` as ``bytes``."""
     messages = Messages(types, byte=lambda number: bytes([number]))
-    health = Health(level=2, name="n", sentence="s", hardware="h", values=(("k", "v"),))
+    health = Health(level=2, name="n", message="s", hardware="h", values=(("k", "v"),))
     entry = messages.diagnostics(health, 1).status[0]
     assert entry.level == b"\x02" and entry.values[0].key == "k"
     assert MESSAGES.diagnostics(health, 1).status[0].level == 2

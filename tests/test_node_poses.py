@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.errors import ObservationError
-from m2distill_policy.node.cycle import Output
+from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose import pose_from
 from m2distill_policy.node.pose_gate import Measured, PoseGate, angle_between, between
 from m2distill_policy.runtime.safety import SafetyLimits
@@ -58,7 +58,7 @@ WRONG: dict[str, NDArray[np.float64]] = {
 
 
 def targets(outputs: list[Output]) -> list[NDArray[np.float64]]:
-    return [output.target for output in outputs if output.target is not None]
+    return [output.command.target_pose for output in outputs if output.command.target_pose is not None]
 
 
 @pytest.mark.parametrize("limits", [SafetyLimits(), BOX], ids=["no box", "a box"])
@@ -71,14 +71,14 @@ def test_one_wrong_pose_is_refused_and_said(bundle: Bundle, name: str, limits: S
     assert all(output.decision.status.code is StatusCode.RUNNING for output in before)
     for target in targets(before + wrong + after):
         assert np.all(np.abs(target[:3] - POSE[:3]) <= SCALE + 1e-9)
-    assert any("refused" in text for text in wrong[0].warnings)
+    assert any("refused" in text for text in wrong[0].report.warnings)
     if not limits.needs_pose:
-        assert wrong[0].target is None
+        assert wrong[0].command.target_pose is None
     else:  # a ramp begins, from the last pose that was right
         assert wrong[0].decision.status.code is StatusCode.BAD_POSE
-    assert after[-1].decision.status.code is StatusCode.RUNNING and after[-1].target is not None
+    assert after[-1].decision.status.code is StatusCode.RUNNING and after[-1].command.target_pose is not None
     late = arm.drive(STEPS[12:34], POSE)
-    assert not late[-1].warnings, "it is said for a second"
+    assert not late[-1].report.warnings, "it is said for a second"
     arm.server.close()
 
 
@@ -97,7 +97,7 @@ def test_a_wrong_pose_in_any_state(bundle: Bundle, name: str, state: str) -> Non
         arm.period(None if state == "silence" else step)
     for target in targets(arm.outputs):
         assert np.all(np.abs(target[:3] - POSE[:3]) <= SCALE + 1e-9)
-    assert any("refused" in text for text in arm.outputs[-1].warnings)
+    assert any("refused" in text for text in arm.outputs[-1].report.warnings)
     arm.server.close()
 
 
@@ -109,7 +109,7 @@ def test_a_quaternion_that_is_none_is_refused_and_said(bundle: Bundle) -> None:
             pose_from((0.4, 0.3, 0.4), quaternion)
         arm.cycle.refuse_pose(str(caught.value))
     output = arm.drive(STEPS[5:6])[0]
-    assert output.decision.status.code is StatusCode.BAD_POSE and "refused" in " ".join(output.warnings)
+    assert output.decision.status.code is StatusCode.BAD_POSE and "refused" in " ".join(output.report.warnings)
     arm.server.close()
 
 
@@ -141,7 +141,7 @@ def test_two_publishers_that_disagree_never_win(bundle: Bundle) -> None:
     assert {output.decision.status.code for output in arm.outputs} == {StatusCode.RUNNING}
     for target in targets(arm.outputs):
         assert np.all(np.abs(target[:3] - POSE[:3]) <= SCALE + 1e-9)
-    assert any("refused" in text for text in arm.outputs[-1].warnings)
+    assert any("refused" in text for text in arm.outputs[-1].report.warnings)
     arm.server.close()
 
 
@@ -156,7 +156,7 @@ def test_an_arm_that_moves_as_arms_do_is_never_refused(bundle: Bundle) -> None:
             pose = pose + rng.normal(scale=0.3, size=6) * np.array([1, 1, 1, 3, 3, 3]) / 2 * dt
             noisy = pose + rng.normal(scale=0.002, size=6)
             late = t + float(rng.uniform(0, 0.02))
-            assert gate.trouble(Measured(round(t * 1e9), late, noisy)) is None
+            assert gate.problem(Measured(round(t * 1e9), late, noisy)) is None
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -171,18 +171,18 @@ def test_random_jumps_are_refused_whatever_the_rate(seed: int) -> None:
             jump = rng.normal(size=3)
             bad = POSE.copy()
             bad[:3] += jump / np.linalg.norm(jump) * (0.06 + 1.1 * 12 / hz) * rng.uniform(1, 20)
-            assert gate.trouble(Measured(round(t * 1e9), t, bad)) is not None
+            assert gate.problem(Measured(round(t * 1e9), t, bad)) is not None
             wrong += 1
         else:
-            assert gate.trouble(Measured(round(t * 1e9), t, POSE)) is None
+            assert gate.problem(Measured(round(t * 1e9), t, POSE)) is None
     assert wrong and gate.take_jump() is None
 
 
 def test_a_wrong_stamp_does_not_excuse_a_jump() -> None:
     gate = PoseGate(CONTRACT.action.response.top_speeds)
-    assert gate.trouble(Measured(10**18, 0.0, POSE)) is None
-    assert gate.trouble(Measured(2 * 10**18, 0.05, changed(x=1.4))) is not None
-    assert gate.trouble(Measured(0, 0.1, changed(x=1.4))) is not None
+    assert gate.problem(Measured(10**18, 0.0, POSE)) is None
+    assert gate.problem(Measured(2 * 10**18, 0.05, changed(x=1.4))) is not None
+    assert gate.problem(Measured(0, 0.1, changed(x=1.4))) is not None
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -205,10 +205,10 @@ def test_a_pose_in_another_frame_is_refused_and_said(bundle: Bundle, limits: Saf
     assert {output.decision.status.code for output in before} == {StatusCode.RUNNING}
     wrong = drive("camera_link", STEPS[14:40])
     assert not targets(wrong[6:]), "a pose counts for four periods"
-    assert any("'camera_link'" in text for text in wrong[-1].warnings)
+    assert any("'camera_link'" in text for text in wrong[-1].report.warnings)
     assert wrong[-1].decision.status.code is (StatusCode.BAD_POSE if limits.needs_pose else StatusCode.RUNNING)
     after = drive("base", STEPS[40:45])
-    assert after[-1].decision.status.code is StatusCode.RUNNING and after[-1].target is not None
+    assert after[-1].decision.status.code is StatusCode.RUNNING and after[-1].command.target_pose is not None
     arm.server.close()
 
 
@@ -220,7 +220,7 @@ def test_frames_are_wanted_or_stay_the_same(wanted: str, seed: int) -> None:
     expected = wanted
     for i in range(100):
         frame = str(rng.choice(["", "base", "fr3_link0", "world", "x" * 10_000]))
-        why = gate.trouble(Measured(i * 10**7, i / 100, POSE, frame))
+        why = gate.problem(Measured(i * 10**7, i / 100, POSE, frame))
         assert (why is None) == (frame in ("", expected or frame)) and len(why or "") < 300
         expected = expected or frame
         if i == 50:
@@ -250,10 +250,10 @@ def test_an_arm_outside_the_box_gets_no_set_point_outside_of_it(bundle: Bundle, 
                 assert np.all(np.abs(target[:3] - outside[:3]) <= SCALE + 1e-9), "no jump"
         else:
             assert not found
-            assert any("outside the workspace" in text for output in arm.outputs for text in output.warnings)
+            assert any("outside the workspace" in text for output in arm.outputs for text in output.report.warnings)
         for output in arm.outputs:
-            if output.twist is not None:
-                assert output.twist[axis] * side <= 0, "only motion back"
+            if output.command.twist is not None:
+                assert output.command.twist[axis] * side <= 0, "only motion back"
         arm.server.close()
 
 
@@ -294,7 +294,7 @@ def play(
     def view(stamp: float, i: int) -> Callable[[], None]:
         def send() -> None:
             for name, frame in STEPS[i % len(STEPS)].images.items():
-                arm.cycle.add_view(name, round(stamp * 1e9), frame)
+                arm.cycle.add_image(name, round(stamp * 1e9), frame)
 
         return send
 
@@ -323,14 +323,14 @@ def play(
             arm.now = max(arm.now, arm.cycle.wake)
             output = arm.cycle.run(0.0)
             if output is not None and output.decision.status.code is StatusCode.RUNNING:
-                drove, with_target = drove + 1, with_target + (output.target is not None)
+                drove, with_target = drove + 1, with_target + (output.command.target_pose is not None)
                 waits.append(arm.now - output.stamp / 1e9)
                 arm.check(output)
         arm.now = max(arm.now, at)
         send()
         output = arm.cycle.run(0.0)
         if output is not None and output.decision.status.code is StatusCode.RUNNING:
-            drove, with_target = drove + 1, with_target + (output.target is not None)
+            drove, with_target = drove + 1, with_target + (output.command.target_pose is not None)
             waits.append(arm.now - output.stamp / 1e9)
             arm.check(output)
     return drove, with_target, waits
@@ -384,11 +384,11 @@ def test_poses_of_another_phase_are_interpolated(bundle: Bundle) -> None:
 def test_what_is_too_slow_is_said_with_its_distance_and_setting(bundle: Bundle) -> None:
     arm = Arm(bundle, sampling="mode")
     drove, found, waits = play(arm, 5.0, pose_hz=20.0, pose_late=lambda i: 0.0, phase=0.025)
-    assert drove >= 95 and found == 0, "each is 25 ms before its pictures, and the next one comes 25 ms after them"
+    assert drove >= 95 and found == 0, "each is 25 ms before its images, and the next one comes 25 ms after them"
     assert sum(wait > 0.001 for wait in waits) <= len(waits) * 0.3, "and waiting does not help"
     arm.period(STEPS[0])
-    warning = " ".join(arm.outputs[-1].warnings)
-    assert "ms before its pictures" in warning and "'slop' allows 20 ms" in warning
+    warning = " ".join(arm.outputs[-1].report.warnings)
+    assert "ms before its images" in warning and "'slop' allows 20 ms" in warning
     arm.server.close()
 
 

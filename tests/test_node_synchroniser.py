@@ -7,10 +7,10 @@ import pytest
 
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
-from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.node.joint_states import JointStates
 from m2distill_policy.node.joints import JointMap, JointSource
 from m2distill_policy.node.synchroniser import RATE_OVER, Synchroniser
+from m2distill_policy.settings.arm import ArmSettings
 
 CONTRACT = libero_contract(32)
 NAMES = [entry for group in CONTRACT.proprioception for entry in group.entries]
@@ -130,7 +130,7 @@ def test_another_arms_joints_become_the_contracts_readings() -> None:
 def test_an_entry_with_two_sources_is_refused(entry: str, other: str) -> None:
     sources = [JointSource(name, name) for name in NAMES]
     sources.append(JointSource(entry, entry if other == "same joint" else "wrist"))
-    for make in (lambda: JointMap(CONTRACT, sources), lambda: ArmConfig(joints=tuple(sources))):
+    for make in (lambda: JointMap(CONTRACT, sources), lambda: ArmSettings(joints=tuple(sources))):
         with pytest.raises(ConfigError, match=f"'{entry}'"):
             make()
 

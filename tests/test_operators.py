@@ -12,12 +12,13 @@ import pytest
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.errors import UnknownInstructionError
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import PolicyCycle
 from m2distill_policy.node.other_publishers import QUIET, OtherPublishers
+from m2distill_policy.node.real_time import RealTimeLoop
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.safety import SafetyLimits
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 from tests.bundles import INSTRUCTIONS, observations, server_state, toy_contract, write_toy
@@ -36,7 +37,7 @@ def _drive(server: PolicyServer, count: int = 3, pose: np.ndarray | None = None)
     found = []
     for at, observation in enumerate(observations(CONTRACT, count, seed=start)):
         stamp = 100.0 + (start + at) * CONTRACT.period
-        found.append(server.step(dataclasses.replace(observation, stamp=stamp), stamp, steady=stamp, pose=pose))
+        found.append(server.step(dataclasses.replace(observation, stamp=stamp), stamp, monotonic=stamp, pose=pose))
     return found
 
 
@@ -62,7 +63,7 @@ def _halted(server: PolicyServer) -> None:
 
 def _pressed(server: PolicyServer) -> None:
     _driving(server)
-    server.emergency_stop(True)
+    server.set_emergency_stop(True)
     _drive(server, 8)
 
 
@@ -141,8 +142,8 @@ def test_a_network_that_fails_on_an_instruction_refuses_it_without_a_halt(
 def test_an_unknown_text_on_the_topic_halts(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
-    cycle = PolicyCycle(server, lambda frame: frame)
-    cycle.instruct("sing a song")
+    cycle = RealTimeLoop(server, lambda frame: frame)
+    cycle.operator.set_instruction("sing a song")
     assert _drive(server, 8)[-1].status.code is StatusCode.UNKNOWN_INSTRUCTION and server.motion.value == "halted"
     server.close()
 
@@ -150,16 +151,16 @@ def test_an_unknown_text_on_the_topic_halts(tmp_path: Path) -> None:
 # --- ~/enable says what still holds the arm -------------------------------------------------------------------------
 
 
-def _cycle(server: PolicyServer) -> tuple[PolicyCycle[object], list[float]]:
+def _cycle(server: PolicyServer) -> tuple[RealTimeLoop[object], list[float]]:
     now = [1000.0]
-    return PolicyCycle(server, lambda frame: frame, steady=lambda: now[0]), now  # type: ignore[arg-type, return-value]
+    return RealTimeLoop(server, lambda frame: frame, monotonic=lambda: now[0]), now  # type: ignore[arg-type, return-value]
 
 
-OBSTACLES: dict[str, tuple[Callable[[PolicyServer, PolicyCycle[object]], object], str]] = {
+OBSTACLES: dict[str, tuple[Callable[[PolicyServer, RealTimeLoop[object]], object], str]] = {
     "no instruction": (lambda s, _: s.set_instruction(""), "No instruction"),
-    "not measured": (lambda s, _: s.not_yet("Waiting for 21 pictures of a."), "21 pictures"),
-    "another publisher": (lambda _, c: c.other_command(topics.TWIST), "/twist'"),
-    "dead man": (lambda s, _: s.dead_man(False, steady=1000.0), "dead-man"),
+    "not measured": (lambda s, _: s.set_not_ready("Waiting for 21 images of a."), "21 images"),
+    "another publisher": (lambda _, c: c.operator.other_command(topics.TWIST), "/twist'"),
+    "dead man": (lambda s, _: s.set_dead_man(False, monotonic=1000.0), "dead-man"),
 }
 
 
@@ -167,14 +168,14 @@ OBSTACLES: dict[str, tuple[Callable[[PolicyServer, PolicyCycle[object]], object]
 def test_enable_says_what_still_holds_the_arm(tmp_path: Path, obstacle: str) -> None:
     act, part = OBSTACLES[obstacle]
     server = _server(tmp_path, enabled=False, watch=WatchLimits(dead_man=0.3))
-    server.dead_man(True, steady=1000.0)
+    server.set_dead_man(True, monotonic=1000.0)
     server.set_instruction(INSTRUCTIONS[0])
     _drive(server)
     cycle, _ = _cycle(server)
-    assert cycle.enable(True) == (True, "commands go out")
-    cycle.enable(False)
+    assert cycle.operator.enable(True) == (True, "commands go out")
+    cycle.operator.enable(False)
     act(server, cycle)
-    done, sentence = cycle.enable(True)
+    done, sentence = cycle.operator.enable(True)
     assert done and server.enabled and part in sentence and "commands go out" not in sentence, sentence
     server.close()
 
@@ -182,9 +183,9 @@ def test_enable_says_what_still_holds_the_arm(tmp_path: Path, obstacle: str) -> 
 def test_enable_names_an_unknown_instruction_and_several_obstacles_at_once(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
     _told_nonsense(server)
-    server.not_yet("Waiting for 21 pictures of a.")
-    done, sentence = _cycle(server)[0].enable(True)
-    assert done and "sing a song" in sentence and "21 pictures" in sentence
+    server.set_not_ready("Waiting for 21 images of a.")
+    done, sentence = _cycle(server)[0].operator.enable(True)
+    assert done and "sing a song" in sentence and "21 images" in sentence
     server.close()
 
 
@@ -192,12 +193,12 @@ def test_enable_says_that_nothing_comes_or_that_it_is_unfit(tmp_path: Path) -> N
     server = _server(tmp_path, enabled=False)
     server.set_instruction(INSTRUCTIONS[0])
     cycle, _ = _cycle(server)
-    for steady in (0.0, 1.0):
-        server.tick_without_observation(100.0 + steady, steady=steady)
-    assert "No observation for" in cycle.enable(True)[1]
+    for monotonic in (0.0, 1.0):
+        server.tick_without_observation(100.0 + monotonic, monotonic=monotonic)
+    assert "No observation for" in cycle.operator.enable(True)[1]
     (observation,) = observations(CONTRACT, 1)
-    server.step(dataclasses.replace(observation, stamp=1.0), 9.0, steady=2.0)
-    assert "old" in cycle.enable(True)[1]
+    server.step(dataclasses.replace(observation, stamp=1.0), 9.0, monotonic=2.0)
+    assert "old" in cycle.operator.enable(True)[1]
     server.close()
 
 
@@ -207,39 +208,39 @@ def test_enable_says_that_a_workspace_needs_a_pose(tmp_path: Path) -> None:
     server.set_instruction(INSTRUCTIONS[0])
     _drive(server)
     cycle, _ = _cycle(server)
-    assert "pose of the end effector" in cycle.enable(True)[1]
+    assert "pose of the end effector" in cycle.operator.enable(True)[1]
     _drive(server, pose=POSE)
-    assert cycle.enable(True) == (True, "commands go out")
+    assert cycle.operator.enable(True) == (True, "commands go out")
     server.close()
 
 
 def test_enable_is_refused_with_the_emergency_stop_pressed_and_changes_nothing(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
     server.set_instruction(INSTRUCTIONS[0])
-    server.emergency_stop(True)
+    server.set_emergency_stop(True)
     _drive(server)
     cycle, _ = _cycle(server)
     before = server_state(server)
-    done, sentence = cycle.enable(True)
+    done, sentence = cycle.operator.enable(True)
     assert not done and "emergency stop" in sentence and server_state(server) == before
-    server.emergency_stop(False)
-    assert cycle.enable(True)[0] and _drive(server)[-1].status.code is StatusCode.RUNNING
+    server.set_emergency_stop(False)
+    assert cycle.operator.enable(True)[0] and _drive(server)[-1].status.code is StatusCode.RUNNING
     server.close()
 
 
 def test_where_a_fault_would_hold_the_arm_again_enable_is_refused(tmp_path: Path) -> None:
     """With resume "enable" a fault that lasts would take the enable back in the next cycle."""
     server = _server(tmp_path, resume="enable", watch=WatchLimits(dead_man=0.3))
-    server.dead_man(True, steady=1000.0)
+    server.set_dead_man(True, monotonic=1000.0)
     server.set_instruction(INSTRUCTIONS[0])
     cycle, _ = _cycle(server)
-    server.dead_man(False, steady=1000.0)
+    server.set_dead_man(False, monotonic=1000.0)
     _drive(server)
     before = server_state(server)
-    done, sentence = cycle.enable(True)
+    done, sentence = cycle.operator.enable(True)
     assert not done and "dead-man" in sentence and server_state(server) == before
-    server.dead_man(True, steady=1000.0)
-    assert cycle.enable(True) == (True, "commands go out")
+    server.set_dead_man(True, monotonic=1000.0)
+    assert cycle.operator.enable(True) == (True, "commands go out")
     server.close()
 
 
@@ -247,10 +248,10 @@ def test_a_node_that_leaves_is_not_enabled_any_more(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
     cycle, _ = _cycle(server)
-    cycle.leave("a test")
+    cycle.shut_down("a test")
     before = server_state(server)
-    assert not cycle.enable(True)[0]
-    cycle.enable_requested(True)
+    assert not cycle.operator.enable(True)[0]
+    cycle.operator.enable_by_message(True)
     assert server_state(server) == before
     server.close()
 
@@ -259,23 +260,23 @@ def test_a_publisher_that_repeats_itself_does_not_set_a_halted_arm_going(tmp_pat
     server = _server(tmp_path, enabled=False)
     server.set_instruction(INSTRUCTIONS[0])
     cycle, now = _cycle(server)
-    cycle.enable_requested(True)
+    cycle.operator.enable_by_message(True)
     assert server.enabled and _drive(server)[-1].status.code is StatusCode.RUNNING
-    server.emergency_stop(True)
-    server.emergency_stop(False)
+    server.set_emergency_stop(True)
+    server.set_emergency_stop(False)
     for pause in (0.01, 0.1, 0.5, 1.0, 1.0, 10.0, 1000.0):
         now[0] += pause
-        cycle.enable_requested(True)
+        cycle.operator.enable_by_message(True)
         assert _drive(server, 1)[-1].status.code is StatusCode.HELD
-        assert any("enable" in text for text in cycle.troubles)
-    cycle.enable_requested(False)
-    cycle.enable_requested(True)
-    assert _drive(server)[-1].status.code is StatusCode.RUNNING and not cycle.troubles
-    cycle.enable_requested(True)
-    assert server.enabled and not cycle.troubles, "repeated while it drives is no fault"
-    cycle.enable_requested(False)
+        assert any("enable" in text for text in cycle.problems.messages)
+    cycle.operator.enable_by_message(False)
+    cycle.operator.enable_by_message(True)
+    assert _drive(server)[-1].status.code is StatusCode.RUNNING and not cycle.problems.messages
+    cycle.operator.enable_by_message(True)
+    assert server.enabled and not cycle.problems.messages, "repeated while it drives is no fault"
+    cycle.operator.enable_by_message(False)
     assert not server.enabled
-    cycle.enable_requested(True)
+    cycle.operator.enable_by_message(True)
     assert server.enabled, "the opposite is another word"
     server.close()
 
@@ -284,13 +285,13 @@ def test_of_several_switches_none_lets_go_what_another_pressed(tmp_path: Path) -
     server = _server(tmp_path)
     _driving(server)
     cycle, _ = _cycle(server)
-    cycle.emergency_stop(True, publishers=1)
-    cycle.emergency_stop(False, publishers=2)
-    assert _drive(server)[-1].status.code is StatusCode.EMERGENCY_STOP and cycle.troubles
-    assert not cycle.enable(True)[0]
-    cycle.emergency_stop(False, publishers=1)
-    assert not cycle.troubles and cycle.enable(True)[0]
-    cycle.emergency_stop(True, publishers=2)
+    cycle.operator.set_emergency_stop(True, publishers=1)
+    cycle.operator.set_emergency_stop(False, publishers=2)
+    assert _drive(server)[-1].status.code is StatusCode.EMERGENCY_STOP and cycle.problems.messages
+    assert not cycle.operator.enable(True)[0]
+    cycle.operator.set_emergency_stop(False, publishers=1)
+    assert not cycle.problems.messages and cycle.operator.enable(True)[0]
+    cycle.operator.set_emergency_stop(True, publishers=2)
     assert _drive(server)[-1].status.code is StatusCode.EMERGENCY_STOP
     server.close()
 
@@ -299,23 +300,23 @@ def test_a_dead_man_switch_with_two_publishers_counts_as_let_go(tmp_path: Path) 
     server = _server(tmp_path, watch=WatchLimits(dead_man=0.5))
     cycle, now = _cycle(server)
     server.set_instruction(INSTRUCTIONS[0])
-    cycle.dead_man(True)
+    cycle.operator.set_dead_man(True)
     assert server.obstacles(now[0]) == ()
-    cycle.dead_man(True, publishers=2)
-    assert StatusCode.DEAD_MAN in {fault.code for fault in server.obstacles(now[0])} and cycle.troubles
-    cycle.dead_man(True, publishers=1)
-    assert server.obstacles(now[0]) == () and not cycle.troubles
+    cycle.operator.set_dead_man(True, publishers=2)
+    assert StatusCode.DEAD_MAN in {fault.code for fault in server.obstacles(now[0])} and cycle.problems.messages
+    cycle.operator.set_dead_man(True, publishers=1)
+    assert server.obstacles(now[0]) == () and not cycle.problems.messages
     server.close()
 
 
 def test_after_a_task_that_a_fault_ended_enable_alone_does_not_go_on_with_it(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
-    server.emergency_stop(True)
-    server.halt_when_enabled("the task ended with a fault; send it again")
-    server.emergency_stop(False)
+    server.set_emergency_stop(True)
+    server.halt_after_enable("the task ended with a fault; send it again")
+    server.set_emergency_stop(False)
     assert _drive(server)[-1].status.code is StatusCode.HELD
-    done, sentence = _cycle(server)[0].enable(True)
+    done, sentence = _cycle(server)[0].operator.enable(True)
     assert done and "send it again" in sentence
     assert _drive(server, 8)[-1].status.code is StatusCode.HALT_REQUESTED
     server.set_instruction(INSTRUCTIONS[1])
@@ -326,17 +327,17 @@ def test_after_a_task_that_a_fault_ended_enable_alone_does_not_go_on_with_it(tmp
 def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothing(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
-    server.other_publisher("Another node publishes '/twist'.")
+    server.set_other_publisher("Another node publishes '/twist'.")
     decisions = _drive(server, 10)
     assert all(d.status.code is StatusCode.OTHER_PUBLISHER for d in decisions)
     moving = [d.status.motion for d in decisions].index("halted")
     assert all(d.command for d in decisions[:moving]) and not any(d.command for d in decisions[moving + 1 :])
     assert server.tick_without_observation(1e3).status.code is StatusCode.OTHER_PUBLISHER
-    server.other_publisher(None)
+    server.set_other_publisher(None)
     assert _drive(server)[-1].status.code is StatusCode.RUNNING
     server.disable()
     _drive(server, 8)
-    server.other_publisher("Another node publishes '/twist'.")
+    server.set_other_publisher("Another node publishes '/twist'.")
     assert _drive(server)[-1].status.code is StatusCode.DISABLED, "in shadow another one may drive"
     server.close()
 
@@ -348,10 +349,10 @@ def test_no_zeros_go_between_the_commands_of_another_whatever_else_is_wrong(tmp_
     """A fault of the observations is named first; the arm is the other publisher's all the same."""
     server = _server(tmp_path, resume="enable" if fault == "held" else "auto")
     _driving(server)
-    server.other_publisher("Another node publishes '/twist'.")
+    server.set_other_publisher("Another node publishes '/twist'.")
     _drive(server, 10)
     if fault == "emergency stop":
-        server.emergency_stop(True)
+        server.set_emergency_stop(True)
     if fault == "halt":
         server.halt("a test")
     found = []
@@ -365,10 +366,10 @@ def test_no_zeros_go_between_the_commands_of_another_whatever_else_is_wrong(tmp_
         if fault == "no view":
             observation = dataclasses.replace(observation, images={})
         if fault == "silence":
-            found.append(server.tick_without_observation(now, steady=now))
+            found.append(server.tick_without_observation(now, monotonic=now))
         else:
             of_streams = Fault(StatusCode.UNSYNCHRONISED, "Two streams are apart.") if fault == "a stream" else None
-            found.append(server.step(observation, now, steady=now, fault=of_streams))
+            found.append(server.step(observation, now, monotonic=now, fault=of_streams))
     assert not any(decision.command for decision in found), [decision.status.code for decision in found]
     assert not any(decision.status.code is StatusCode.RUNNING for decision in found)
     server.close()
@@ -380,23 +381,23 @@ def test_no_zeros_go_between_the_commands_of_another_whatever_else_is_wrong(tmp_
 def test_another_publisher_is_a_warning_until_it_sends_and_holds_until_it_is_gone() -> None:
     others = OtherPublishers()
     assert others.fault is None and others.warning is None
-    others.there("/twist", ["/a", "/b"])
+    others.set_publishers("/twist", ["/a", "/b"])
     assert others.fault is None and "'/twist' (/a, /b)" in str(others.warning)
-    others.heard("/twist", 10.0)
+    others.add_command("/twist", 10.0)
     assert "'/twist' (/a, /b)" in str(others.fault) and others.warning is None
-    others.there("/twist", ["/b"])
-    others.forgive(10.0 + QUIET)
+    others.set_publishers("/twist", ["/b"])
+    others.release_quiet(10.0 + QUIET)
     assert others.fault is not None, "it has only just said something"
-    others.forgive(10.1 + QUIET)
+    others.release_quiet(10.1 + QUIET)
     assert others.fault is None and others.warning is not None
-    others.heard("/twist", 20.0)
-    others.there("/gripper_command", [])
+    others.add_command("/twist", 20.0)
+    others.set_publishers("/gripper_command", [])
     assert others.fault is not None, "another topic is another matter"
-    others.there("/twist", [])
+    others.set_publishers("/twist", [])
     assert others.fault is None and others.warning is None
 
 
 def test_a_command_counts_before_its_publisher_is_known() -> None:
     others = OtherPublishers()
-    others.heard("/gripper_command", 1.0)
+    others.add_command("/gripper_command", 1.0)
     assert "'/gripper_command'" in str(others.fault)

@@ -9,8 +9,8 @@ import pytest
 
 from m2distill_policy.cli import main
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.ros.overrides import given_by_name, matches
-from m2distill_policy.ros.parameters import load_arm
+from m2distill_policy.settings.arm import load_arm
+from m2distill_policy.settings.parameter_files import given_by_name, matches
 from tests.bundles import write_toy
 
 NODE = "m2distill_policy"

@@ -20,16 +20,18 @@ from m2distill_policy import cli
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.demonstrations import DemonstrationFile
 from m2distill_policy.errors import RecordingError
+from m2distill_policy.images.encodings import compressed_to_rgb, raw_to_rgb
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile
-from m2distill_policy.node.pictures import rgb_of, rgb_of_compressed
 from m2distill_policy.node.pose import quaternion_of
+from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag
-from m2distill_policy.recordings.episode import ImportSettings, import_recording
+from m2distill_policy.recordings.episode import import_recording
+from m2distill_policy.recordings.import_settings import ImportSettings
 from m2distill_policy.runtime import drive
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.server import PolicyServer
 from tests.bundles import INSTRUCTIONS, toy_bundle, toy_contract
 
 CONTRACT = dataclasses.replace(libero_contract(32), text=None)
@@ -171,7 +173,7 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
     made.grip(0, 0.08)
     folder = made.write(tmp_path / "bag", StoragePlugin.MCAP)
     with Bag(folder) as bag:
-        imported = import_recording(bag, dataclasses.replace(contract, text=None), ImportSettings(told="twist"))
+        imported = import_recording(bag, dataclasses.replace(contract, text=None), ImportSettings(command="twist"))
     episode = imported.episode
     assert imported.missed > 0
 
@@ -190,11 +192,11 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
 
     def frame_of(message: Any) -> NDArray[np.uint8]:
         if hasattr(message, "format"):
-            return rgb_of_compressed(message.format, message.data)
-        return rgb_of(message.encoding, message.height, message.width, message.step, message.data)
+            return compressed_to_rgb(message.format, message.data)
+        return raw_to_rgb(message.encoding, message.height, message.width, message.step, message.data)
 
     clock = lambda: (now - BEGIN) / 1e9  # noqa: E731
-    cycle: PolicyCycle[Any] = PolicyCycle(server, frame_of, wall=lambda: now, steady=clock)
+    cycle: RealTimeLoop[Any] = RealTimeLoop(server, frame_of, wall_clock=lambda: now, monotonic=clock)
     for received, topic, _, message in sorted(made.messages, key=lambda entry: entry[0]):
         while cycle.wake < (received - BEGIN) / 1e9:
             now = BEGIN + math.ceil(cycle.wake * 1e9)
@@ -202,7 +204,7 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
         now = received
         if topic in views:
             stamp = message.header.stamp
-            cycle.add_view(views[topic], stamp.sec * 1_000_000_000 + stamp.nanosec, message)
+            cycle.add_image(views[topic], stamp.sec * 1_000_000_000 + stamp.nanosec, message)
         elif topic == topics.JOINT_STATES:
             stamp = message.header.stamp
             cycle.add_joints(stamp.sec * 1_000_000_000 + stamp.nanosec, message.name, message.position.tolist())
@@ -223,7 +225,7 @@ def test_velocities_go_back_through_the_response_and_run_out(tmp_path: Path) -> 
     made.twist((100 + 50 * 30 + 30) * MS, [0.4, 0, 0, 0, 0, 0])  # twice what the contract's arm ever reached
     made.grip(0, 0.08)
     with Bag(made.write(tmp_path / "bag", StoragePlugin.MCAP)) as bag:
-        imported = import_recording(bag, CONTRACT, ImportSettings(told="twist"))
+        imported = import_recording(bag, CONTRACT, ImportSettings(command="twist"))
     actions = imported.episode.actions
     np.testing.assert_allclose(actions[:20, :6], np.tile(wanted, (20, 1)), atol=1e-6)
     still = np.flatnonzero(~actions[:, :6].any(axis=1))
@@ -283,7 +285,7 @@ def _long_quaternion(message: Any) -> None:
         (_without("eye_in_hand"), r"no topic '/camera/eye_in_hand/image_raw'.*; it has /camera/agentview/image_raw"),
         (_without("gripper"), "no topic '/gripper_command'"),
         (_cameras_pause, r"no observation for 0\.\d+ s after .*; at most 0.25 s is allowed"),
-        (_slow_camera, r"/camera/agentview/image_raw has 10\.\d pictures a second and the contract wants 20"),
+        (_slow_camera, r"/camera/agentview/image_raw has 10\.\d images a second and the contract wants 20"),
         (_all("joint_states", _one_joint_less), "cannot be used: the joint state does not name panda_finger_joint2"),
         (_all("joint_states", _no_numbers), "cannot be used: .*not finite"),
         (_all("agentview", _half), "view 'agentview_rgb': image is incomplete"),

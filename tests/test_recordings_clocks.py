@@ -17,8 +17,10 @@ from rosbags.rosbag2 import StoragePlugin
 from m2distill_policy import cli
 from m2distill_policy.errors import RecordingError
 from m2distill_policy.node import topics
+from m2distill_policy.recordings.actions import Imported
 from m2distill_policy.recordings.bag import Bag
-from m2distill_policy.recordings.episode import Imported, ImportSettings, import_recording
+from m2distill_policy.recordings.episode import import_recording
+from m2distill_policy.recordings.import_settings import ImportSettings
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.test_recordings import BEGIN, CONTRACT, MS, NAMES, TYPES, Teleoperation, teleoperation
 

@@ -27,7 +27,8 @@ from m2distill_policy.errors import RecordingError
 from m2distill_policy.node import topics
 from m2distill_policy.recordings import storages
 from m2distill_policy.recordings.bag import Bag
-from m2distill_policy.recordings.episode import ImportSettings, import_recording
+from m2distill_policy.recordings.episode import import_recording
+from m2distill_policy.recordings.import_settings import ImportSettings
 from tests.test_recordings import CONTRACT, MS, TYPES, Teleoperation, teleoperation
 
 #: s and bytes that one damaged recording of 100 KiB may take: far above what a whole one does.

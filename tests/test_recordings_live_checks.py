@@ -16,8 +16,10 @@ from m2distill_policy.demonstrations import DemonstrationFile
 from m2distill_policy.errors import ConfigError, RecordingError
 from m2distill_policy.node import topics
 from m2distill_policy.node.joints import JointSource
+from m2distill_policy.recordings.actions import Imported
 from m2distill_policy.recordings.bag import Bag
-from m2distill_policy.recordings.episode import Imported, ImportSettings, import_recording
+from m2distill_policy.recordings.episode import import_recording
+from m2distill_policy.recordings.import_settings import ImportSettings
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.test_recordings import BEGIN, CONTRACT, MS, Teleoperation, teleoperation
@@ -53,7 +55,7 @@ def contents(made: Teleoperation, topic: str, since: float = 0.0, until: float =
 
 def imported(folder: Path, made: Teleoperation, told: str = "target_pose", **settings: Any) -> Imported:
     with Bag(made.write(folder / "bag", StoragePlugin.MCAP)) as bag:
-        return import_recording(bag, CONTRACT, ImportSettings(told=told, **settings))  # type: ignore[arg-type]
+        return import_recording(bag, CONTRACT, ImportSettings(command=told, **settings))  # type: ignore[arg-type]
 
 
 def freeze_joints(made: Teleoperation, since: float, until: float = math.inf) -> Teleoperation:
@@ -283,8 +285,8 @@ def test_quotes_and_spaces_around_an_instruction_are_left_out_and_said(
     [
         ("--task", "../x"),
         ("--task", "x.hdf5"),
-        ("--set", 'joints=[{"entry":"panda_joint1","name":"a"},{"entry":"panda_joint1","name":"b"}]'),
-        ("--set", 'joints=[{"entry":"no_joint","name":"a"}]'),
+        ("--set", "joints.entries=panda_joint1,panda_joint1", "--set", "joints.names=a,b"),
+        ("--set", "joints.entries=no_joint", "--set", "joints.names=a"),
         ("--set", "gripper.max_effort=-5"),
         ("--set", "gripper.threshold=0.9999"),
         ("--shift", "/joint_states=1e400"),

@@ -27,10 +27,10 @@ from tf2_ros import TransformBroadcaster
 from visualization_msgs.msg import Marker, MarkerArray
 
 from m2distill_policy.errors import ObservationError
+from m2distill_policy.images.encodings import BYTES_PER_PIXEL, raw_to_rgb
 from m2distill_policy.node import topics
-from m2distill_policy.node.pictures import CHANNELS, rgb_of
+from m2distill_policy.ros.images import message_to_rgb
 from m2distill_policy.ros.messages import MESSAGES
-from m2distill_policy.ros.pictures import picture_of
 from m2distill_policy.ros.viewpoint_check import ViewpointCheck
 from m2distill_policy.runtime.status import StatusCode
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
@@ -138,16 +138,16 @@ def _image(encoding: str, height: int, width: int, step: int, data: bytes) -> Im
     return image
 
 
-@pytest.mark.parametrize("encoding", CHANNELS)
+@pytest.mark.parametrize("encoding", BYTES_PER_PIXEL)
 @pytest.mark.parametrize("padding", [0, 3, 12])
 def test_cv_bridge_reads_pictures_as_recordings_are_read(encoding: str, padding: int) -> None:
     """Or what a policy learns from recordings would not be what it sees live."""
     rng = np.random.default_rng(0)
     height, width = 6, 8
-    step = width * CHANNELS[encoding] + padding
+    step = width * BYTES_PER_PIXEL[encoding] + padding
     data = rng.integers(0, 256, height * step, dtype=np.uint8)
-    live = picture_of(_image(encoding, height, width, step, data.tobytes()))
-    np.testing.assert_array_equal(live, rgb_of(encoding, height, width, step, data))
+    live = message_to_rgb(_image(encoding, height, width, step, data.tobytes()))
+    np.testing.assert_array_equal(live, raw_to_rgb(encoding, height, width, step, data))
 
 
 def test_pictures_that_are_none_are_refused_before_cv_bridge_sees_them() -> None:
@@ -156,7 +156,7 @@ def test_pictures_that_are_none_are_refused_before_cv_bridge_sees_them() -> None
         ("16UC1", 96, "encoding '16UC1' is not known"),
     ):
         with pytest.raises(ObservationError, match=sentence):
-            picture_of(_image(encoding, 4, 4, 12, bytes(size)))
+            message_to_rgb(_image(encoding, 4, 4, 12, bytes(size)))
 
 
 def test_the_viewpoint_check_says_how_to_turn_a_camera(tmp_path: Path) -> None:
@@ -192,5 +192,5 @@ def test_the_viewpoint_check_says_how_to_turn_a_camera(tmp_path: Path) -> None:
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown()
-    assert "turn it right by" in node.said[first] and "fits the training picture" in node.said[second]
+    assert "turn it right by" in node.said[first] and "fits the training image" in node.said[second]
     assert shown[0].height == shown[0].width == 480 and shown[0].encoding == "rgb8"

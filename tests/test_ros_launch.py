@@ -176,7 +176,7 @@ def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
     server = PolicyServer(open_bundle(bundle), watch=WatchLimits.lockstep())
     for episode, rollout in enumerate(result["rollouts"]):
         server.set_instruction(task.instruction)
-        server.reset("test", seed=7, episode=episode, still=True)
+        server.reset("test", seed=7, episode=episode, is_stationary=True)
         observation = world.reset(state_seed("reported", 7, episode))
         steps = 0
         while steps < task.horizon and not world.success():

@@ -47,7 +47,7 @@ def test_a_bundle_that_never_answers_blocks_no_other(tmp_path: Path) -> None:
             assert time.monotonic() - begin < PATIENCE
             there.drive(observations(CONTRACT, 2, seed=int(time.monotonic() * 1000)))
         assert future.result().success, future.result()
-        assert node.server is not None and node.server.bundle.digest == open_bundle(second).digest
+        assert node.policy.server is not None and node.policy.server.bundle.digest == open_bundle(second).digest
         assert there.heard["status"][-1].code == StatusCode.RUNNING
         client.call_async(LoadPolicy.Request(path=str(never)))
         there.drive(observations(CONTRACT, 10, seed=9))
@@ -65,11 +65,11 @@ def test_with_a_public_key_unsigned_bundles_are_refused(tmp_path: Path) -> None:
         contextlib.closing(RosRobot(CONTRACT)) as there,
     ):
         assert not there.operator.change(Transition.TRANSITION_CONFIGURE)
-        assert node.server is None
+        assert node.policy.server is None
         sign_bundle(bundle, tmp_path / "key.pem")
         assert there.operator.change(Transition.TRANSITION_CONFIGURE)
         request = LoadPolicy.Request(path=str(other))
         answer = there.operator.call(LoadPolicy, "load_policy", request)
-        assert not answer.success and "not signed" in answer.sentence
+        assert not answer.success and "not signed" in answer.message
         sign_bundle(other, tmp_path / "key.pem")
         assert there.operator.call(LoadPolicy, "load_policy", request).success

@@ -83,7 +83,7 @@ def test_drives_and_halts_when_it_is_deactivated(tmp_path: Path) -> None:
         del there.heard["status"][:]
         _drive_until(there, StatusCode.RUNNING)
         _change_while_it_drives(there, Transition.TRANSITION_DEACTIVATE)
-        halting = [s for s in there.heard["status"] if "the node was deactivated" in s.sentence]
+        halting = [s for s in there.heard["status"] if "the node was deactivated" in s.message]
         assert [s.motion for s in halting[:5]] == [1, 1, 1, 1, 2]
         last = there.heard["twist"][-1].twist
         assert (last.linear.x, last.linear.y, last.linear.z, last.angular.z) == (0.0, 0.0, 0.0, 0.0)
@@ -92,7 +92,7 @@ def test_drives_and_halts_when_it_is_deactivated(tmp_path: Path) -> None:
         assert len(there.heard["twist"]) == commands
         seen = len(there.heard["status"])
         there.until(lambda: len(there.heard["status"]) > seen, "a status of the inactive node")
-        assert "the node was deactivated" in there.heard["status"][-1].sentence
+        assert "the node was deactivated" in there.heard["status"][-1].message
         # And again: nothing of the halt is left.
         assert there.operator.change(Transition.TRANSITION_ACTIVATE)
         del there.heard["status"][:]
@@ -140,7 +140,7 @@ def test_bundles_are_swapped_refused_and_rolled_back_while_it_drives(tmp_path: P
                 there.drive(observations(CONTRACT, 2, seed=int(time.monotonic() * 1000)))
             answer = future.result()
             assert answer.success is loads, answer
-            assert loads or "step.onnx" in answer.sentence
+            assert loads or "step.onnx" in answer.message
         there.drive(observations(CONTRACT, 10))
         assert there.heard["action"][-1].bundle == ids[1]
         assert {a.bundle for a in there.heard["action"]} == set(ids)
@@ -180,7 +180,7 @@ def test_a_task_runs_until_its_time_is_over_or_it_is_cancelled(tmp_path: Path) -
         assert "RUNNING" in feedback
         _drive_until(there, StatusCode.HALT_REQUESTED)
         unknown = drive_until_done(send("sing a song", 1.0))
-        assert unknown.outcome == RunTask.Result.REFUSED and INSTRUCTIONS[0] in unknown.sentence
+        assert unknown.outcome == RunTask.Result.REFUSED and INSTRUCTIONS[0] in unknown.message
         assert not send(INSTRUCTIONS[0], -1.0).accepted  # type: ignore[attr-defined]
         assert not send("", 1.0).accepted  # type: ignore[attr-defined]
         first = send(INSTRUCTIONS[0], 0.0)
@@ -210,8 +210,8 @@ def test_parameters_are_checked_when_they_are_set(tmp_path: Path) -> None:
         )
         assert set_one("bundle", str(bundle))[0]
         _up(there)
-        assert node.settings is not None and node.settings.arm.safety.speed == (0.1,) * 6
-        assert node.settings.arm.safety.halt_time == 0.5
+        assert node.policy.settings is not None and node.policy.settings.arm.safety.speed == (0.1,) * 6
+        assert node.policy.settings.arm.safety.halt_time == 0.5
         refused, why = set_one("slop", 0.01)
         assert not refused and "is read when the node is configured" in why
         refused, why = set_one("instruction", "sing a song")
@@ -220,11 +220,14 @@ def test_parameters_are_checked_when_they_are_set(tmp_path: Path) -> None:
         _drive_until(there, StatusCode.RUNNING)
         assert there.heard["status"][-1].instruction == INSTRUCTIONS[1]
         there.instruct(INSTRUCTIONS[0])
-        there.until(lambda: node.server is not None and node.server.instruction == INSTRUCTIONS[0], "the instruction")
+        there.until(
+            lambda: node.policy.server is not None and node.policy.server.instruction == INSTRUCTIONS[0],
+            "the instruction",
+        )
         assert there.operator.change(Transition.TRANSITION_DEACTIVATE) and there.operator.change(
             Transition.TRANSITION_CLEANUP
         )
-        assert node.server is None and set_one("slop", 0.01)[0]
+        assert node.policy.server is None and set_one("slop", 0.01)[0]
 
 
 def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool, Trigger
 
 from m2distill_policy.node import topics
-from m2distill_policy.ros.parameters import PARAMETERS
 from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault
+from m2distill_policy.settings.table import PARAMETERS
 from tests.bundles import INSTRUCTIONS, observations, server_state, toy_contract, write_toy
 from tests.ros_side import RosRobot
 from tests.ros_support import policy_node
@@ -94,8 +94,8 @@ def test_a_goal_that_is_refused_because_nothing_is_enabled_leaves_no_instruction
     with _robot({"bundle": str(write_toy(tmp_path / "toy"))}) as (node, there):
         _drive_until(there, StatusCode.NO_INSTRUCTION)
         refused = _Tasks(there).outcome(_Tasks(there).send(INSTRUCTIONS[0], 5.0))
-        assert refused.outcome == RunTask.Result.REFUSED and "enable" in refused.sentence
-        assert node.server is not None and node.server.instruction is None
+        assert refused.outcome == RunTask.Result.REFUSED and "enable" in refused.message
+        assert node.policy.server is not None and node.policy.server.instruction is None
         done, said = _enable(there)
         assert done and "No instruction" in said and "commands go out" not in said
         there.forget()
@@ -108,18 +108,18 @@ def test_a_goal_that_is_refused_lets_the_running_task_go_on(tmp_path: Path) -> N
         tasks = _Tasks(there)
         running = tasks.send(INSTRUCTIONS[0])
         _drive_until(there, StatusCode.RUNNING)
-        assert node.server is not None
+        assert node.policy.server is not None
         there.forget()
         for instruction in ("sing a song", INSTRUCTIONS[0].upper(), "x" * 10_000):
-            before = node.server.episode
+            before = node.policy.server.episode
             refused = tasks.outcome(tasks.send(instruction))
-            assert refused.outcome == RunTask.Result.REFUSED and node.server.episode == before
+            assert refused.outcome == RunTask.Result.REFUSED and node.policy.server.episode == before
         assert not tasks.send("").accepted and not tasks.send(INSTRUCTIONS[1], -1.0).accepted
         assert not tasks.send(INSTRUCTIONS[1], float("nan")).accepted
         there.drive(observations(CONTRACT, 20, seed=1))
         halted = {StatusCode.UNKNOWN_INSTRUCTION, StatusCode.NO_INSTRUCTION, StatusCode.ENGINE_FAILED, StatusCode.HELD}
         assert not halted & {s.code for s in there.heard["status"]}
-        assert node.server.instruction == INSTRUCTIONS[0]
+        assert node.policy.server.instruction == INSTRUCTIONS[0]
         there.forget()
         _drive_until(there, StatusCode.RUNNING)
         running.cancel_goal_async()
@@ -132,10 +132,10 @@ def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
         tasks = _Tasks(there)
         there.publish(topics.EMERGENCY_STOP, Bool(data=True))
         _drive_until(there, StatusCode.EMERGENCY_STOP)
-        assert node.server is not None
+        assert node.policy.server is not None
         refused = tasks.outcome(tasks.send(INSTRUCTIONS[0]))
-        assert refused.outcome == RunTask.Result.REFUSED and "emergency stop" in refused.sentence
-        assert node.server.instruction is None
+        assert refused.outcome == RunTask.Result.REFUSED and "emergency stop" in refused.message
+        assert node.policy.server.instruction is None
         done, said = _enable(there)
         assert not done and "emergency stop" in said
         there.publish(topics.EMERGENCY_STOP, Bool(data=False))
@@ -163,12 +163,12 @@ def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
 def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
     """Something that only ~/enable ends."""
     if code is StatusCode.BAD_COMMAND:
-        assert node.last is not None
-        server.refuse_command(node.last.decision, "a test wants it")
+        assert node.policy.last_output is not None
+        server.refuse_command(node.policy.last_output.decision, "a test wants it")
     elif code is StatusCode.BAD_POSE:
-        server.pose_jumped("The pose jumped, because a test wants it.")
+        server.report_pose_jump("The pose jumped, because a test wants it.")
     else:
-        server._held = Fault(code, "A test wants it.")
+        server._interlock.latched = Fault(code, "A test wants it.")
 
 
 @pytest.mark.parametrize(
@@ -179,11 +179,11 @@ def test_what_only_enable_ends_ends_a_task_and_refuses_the_next(tmp_path: Path, 
         tasks = _Tasks(there)
         running = tasks.send(INSTRUCTIONS[0], 600.0)
         _drive_until(there, StatusCode.RUNNING)
-        assert node.server is not None
-        _fail(code, node.server, node)
+        assert node.policy.server is not None
+        _fail(code, node.policy.server, node)
         assert tasks.outcome(running).outcome == RunTask.Result.FAULT
         refused = tasks.outcome(tasks.send(INSTRUCTIONS[1], 600.0))
-        assert refused.outcome == RunTask.Result.REFUSED and node.server.instruction == INSTRUCTIONS[0]
+        assert refused.outcome == RunTask.Result.REFUSED and node.policy.server.instruction == INSTRUCTIONS[0]
         done, said = _enable(there)
         assert done and "send it again" in said
         there.forget()
@@ -204,7 +204,7 @@ def _set(there: RosRobot, kind: Any, *changes: Parameter) -> list[Any]:
 
 def _kept(server: PolicyServer) -> dict[str, object]:
     """What a refusal must leave as it is; not how long nothing has come, which time alone changes."""
-    return {name: value for name, value in server_state(server).items() if name != "_silence"}
+    return {name: value for name, value in server_state(server).items() if name != "interlock.missing"}
 
 
 @pytest.mark.parametrize("instruction", ["", INSTRUCTIONS[0]])
@@ -216,10 +216,10 @@ def test_every_refusal_leaves_the_server_as_it_is(tmp_path: Path, instruction: s
         _drive_until(there, StatusCode.EMERGENCY_STOP)
         # No cycle runs while the node is inactive: whatever changes is the refusal's doing.
         assert there.operator.change(Transition.TRANSITION_DEACTIVATE)
-        server = node.server
+        server = node.policy.server
         assert server is not None
         tasks = _Tasks(there)
-        before, values = _kept(server), node._values()
+        before, values = _kept(server), node._settings.values()
         assert not _enable(there)[0]
         for goal in ("sing a song", *INSTRUCTIONS):
             future = tasks.send(goal).get_result_async()
@@ -238,7 +238,7 @@ def test_every_refusal_leaves_the_server_as_it_is(tmp_path: Path, instruction: s
             (SetParameters, (Parameter("instruction"),)),  # to undeclare it
         ):
             assert not any(result.successful for result in _set(there, kind, *changes)), changes
-        assert _kept(server) == before and node._values() == values
+        assert _kept(server) == before and node._settings.values() == values
         answer = there.operator.call(LoadPolicy, "load_policy", LoadPolicy.Request(path=str(tmp_path / "nothing")))
         assert not answer.success
         after = _kept(server)
@@ -346,7 +346,7 @@ def test_every_parameter_of_every_type_configures_or_refuses_by_name(tmp_path: P
     """Set to whatever ROS 2 has types for; nothing is mute, and nothing ends the node."""
     with _robot({"bundle": str(write_toy(tmp_path / "toy"))}, up=False) as (node, there):
         for parameter in PARAMETERS:
-            if parameter.fixed:
+            if parameter.is_fixed:
                 continue
             for value in VALUES:
                 (result,) = _set(there, SetParameters, Parameter(parameter.name, value=value))
@@ -358,7 +358,7 @@ def test_every_parameter_of_every_type_configures_or_refuses_by_name(tmp_path: P
 # --- transitions ----------------------------------------------------------------------------------------------------
 
 TRANSITIONS = {
-    "configure": ("_new_cycle", "trigger_configure"),
+    "configure": ("_new_loop", "trigger_configure"),
     "activate": ("_schedule", "trigger_activate"),
     "deactivate": ("_ramp_out", "trigger_deactivate"),
     "clean up": ("_free", "trigger_cleanup"),
@@ -395,11 +395,11 @@ def test_no_error_in_a_transition_is_mute(
         assert f"cannot {transition}: RuntimeError: a bug that nobody expects" in said and "Traceback" in said
         monkeypatch.undo()
         if transition == "activate":
-            assert not node.active and node.trigger_activate() == done
+            assert not node.policy.is_active and node.trigger_activate() == done
         elif transition == "configure":
             assert node.trigger_configure() == done
         else:
-            assert node.server is None or not node.server.enabled
+            assert node.policy.server is None or not node.policy.server.enabled
     finally:
         node.trigger_shutdown()
         node.destroy_node()

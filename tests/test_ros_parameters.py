@@ -16,8 +16,11 @@ import pytest
 
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.node.gripper import GripperProfile
-from m2distill_policy.ros.overrides import given_by_name, likely_misspelt, unknown
-from m2distill_policy.ros.parameters import BY_NAME, PARAMETERS, Parameter, check, load_arm, settings_from, table
+from m2distill_policy.settings.arm import load_arm
+from m2distill_policy.settings.node import settings_from
+from m2distill_policy.settings.parameter import Parameter
+from m2distill_policy.settings.parameter_files import given_by_name, likely_misspelt, unknown
+from m2distill_policy.settings.table import BY_NAME, PARAMETERS, check, markdown
 
 BUNDLE = {"bundle": "/bundles/three-tasks"}
 
@@ -27,7 +30,7 @@ def test_defaults_are_those_of_an_arm() -> None:
     assert settings.bundle == Path("/bundles/three-tasks")
     assert settings.sampling == "low_noise" and settings.swap_when == "idle" and not settings.enable
     assert settings.arm.safety.speed is None and settings.arm.watch.dead_man is None
-    assert settings.watch_folder is None and settings.cycle.slop == 0.02
+    assert settings.watch_folder is None and settings.loop.slop == 0.02
 
 
 def test_every_default_fits_its_own_rules() -> None:
@@ -85,7 +88,7 @@ def test_every_parameter_changes_the_settings() -> None:
         ({**BUNDLE, "pose.base_frame": "base"}, "pose.end_effector_frame ''; give both, or neither"),
         (
             {**BUNDLE, "lockstep": True, "pose.base_frame": "base", "pose.end_effector_frame": "hand"},
-            "a lockstep takes poses from /end_effector_pose",
+            "in lockstep, poses come from /end_effector_pose",
         ),
         ({**BUNDLE, "gripper.interface": "parallel_gripper_command"}, "'gripper.joint' is empty"),
         (
@@ -103,7 +106,7 @@ def test_every_parameter_changes_the_settings() -> None:
         ({"safety.speed": [1.0]}, "safety limit 'speed' has 1 entries"),
         ({"safety.speed": [1.0, "fast"]}, r"parameter 'safety.speed' is .*; a double\[\] is needed"),
         ({"safety.workspace_low": [0.0, 0.0, 0.0]}, "belong together"),
-        ({"watch.frozen_after": 1}, "'frozen_after' is 1; 2 to"),
+        ({"watch.frozen_after": 1}, r"'watch.frozen_after' is 1; allowed is 2 to 1e\+06; 0 is off"),
         ({"gripper.open_position": 0.0}, "gripper is open and closed at the same position"),
         ({"joints.entries": ["a"]}, "joints.entries has 1 entries, joints.names 0"),
     ],
@@ -149,22 +152,48 @@ def test_zero_and_empty_switch_a_limit_off() -> None:
     assert watch.stale_after is None and watch.frozen_after is None
 
 
+OFF = [parameter for parameter in PARAMETERS if parameter.has_off]
+
+
+@pytest.mark.parametrize("parameter", OFF, ids=lambda parameter: parameter.name)
+def test_off_is_spelled_the_same_on_every_path(tmp_path: Path, parameter: Parameter) -> None:
+    name = parameter.name
+    off: object = [] if parameter.kind == "floats" else 0
+    group, key = name.split(".")
+    file, own = tmp_path / "arm.yaml", tmp_path / "arm.json"
+    file.write_text(f"/**:\n  ros__parameters:\n    {group}: {{{key}: {off}}}\n")
+    own.write_text(json.dumps({group: {key: off}}))
+    arms = [
+        settings_from({**BUNDLE, name: off}).arm,
+        load_arm(None, [f"{name}={off}"])[0],
+        load_arm(file)[0],
+        load_arm(own)[0],
+    ]
+    assert [getattr(getattr(arm, group), key) for arm in arms] == [None] * 4
+    for wrong in (None, "off", False):
+        own.write_text(json.dumps({name: wrong}))
+        with pytest.raises(ConfigError, match=f"'{name}'"):
+            load_arm(own)
+    with pytest.raises(ConfigError, match=f"'{name}'"):
+        load_arm(None, [f"{name}=null"])
+
+
 def test_whole_numbers_are_numbers() -> None:
     assert check("slop", 1) == 1.0 and isinstance(check("slop", 1), float)
 
 
 def test_the_table_names_every_parameter() -> None:
-    rows = re.findall(r"^\| `([^`]+)` \|", table(), re.MULTILINE)
+    rows = re.findall(r"^\| `([^`]+)` \|", markdown(), re.MULTILINE)
     assert rows == [parameter.name for parameter in PARAMETERS]
 
 
-def test_the_guide_has_this_table() -> None:
+def test_the_guide_has_this_markdown() -> None:
     guide = (Path(__file__).resolve().parent.parent / "docs/ros2.md").read_text(encoding="utf-8")
-    assert guide.split("<!-- parameters -->\n")[1].split("\n<!-- /parameters -->")[0] == table()
+    assert guide.split("<!-- parameters -->\n")[1].split("\n<!-- /parameters -->")[0] == markdown()
 
 
 def test_the_table_needs_no_ros_2() -> None:
-    code = "import sys, m2distill_policy.ros.parameters; print('rclpy' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, m2distill_policy.settings.table; print('rclpy' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -14,7 +14,7 @@ import rclpy
 from rclpy.node import Node
 
 from m2distill_policy.errors import ConfigError
-from m2distill_policy.ros.parameters import load_arm
+from m2distill_policy.settings.arm import load_arm
 from tests.test_parameter_sections import NAMESPACES, NODE, SECTIONS, TWICE, write
 
 pytestmark = pytest.mark.usefixtures("own_domain")
@@ -77,7 +77,7 @@ def test_the_node_refuses_what_rclpy_takes_without_a_word(
     rclpy.init(args=words)
     try:
         node = PolicyNode()
-        assert len(node._unknown_parameters) == count
+        assert len(node._settings._invalid) == count
         node.trigger_configure()
         assert node._state_machine.current_state[0] == State.PRIMARY_STATE_UNCONFIGURED
         node.destroy_node()

@@ -15,10 +15,11 @@ from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import VelocityResponse
 from m2distill_policy.errors import BundleError
 from m2distill_policy.runtime import hotswap
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.engine import Engine
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.safety import Motion
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.runtime.watcher import FolderWatcher
@@ -55,7 +56,7 @@ def test_new_network_has_the_window_it_would_have_had(folder: Path, before: int)
     report = server.wait_for_swap(WAIT)
     b = open_bundle(folder / "b")
     assert (report.state, report.bundle) == (SwapState.SWITCHED, b.identifier)
-    assert report.sentence == f"Bundle {b.identifier} drives now."
+    assert report.message == f"Bundle {b.identifier} drives now."
     fresh = make(folder / "b")
     drive(fresh, max(0, before - 10), min(before, 10))
     assert np.array_equal(server.window.past_tokens, fresh.window.past_tokens)
@@ -183,7 +184,7 @@ def test_idle_waits_for_an_arm_that_is_not_driven(folder: Path) -> None:
     assert {d.bundle for d in drive(server, 5, 20)} == {a}
     server.reset("the window is emptied, and the arm goes on")
     assert server.wait_for_swap(WAIT).state is SwapState.READY
-    server.reset("a new episode", still=True)
+    server.reset("a new episode", is_stationary=True)
     assert server.wait_for_swap(WAIT).state is SwapState.SWITCHED
     assert drive(server, 0, 1)[0].bundle == b
     server.load(folder / "a")
@@ -243,7 +244,7 @@ def test_refused_bundle_leaves_the_old_one_driving(folder: Path, name: str) -> N
     server.load(folder / "b")
     report = server.wait_for_swap(WAIT)
     assert report.state is SwapState.REFUSED
-    assert report.sentence.startswith("Bundle 'b' was refused: ") and sentence in report.sentence
+    assert report.message.startswith("Bundle 'b' was refused: ") and sentence in report.message
     decision = drive(server, 5, 1)[0]
     assert (decision.bundle, decision.status.window, decision.command) == (a, 6, True)
     assert decision.status.swap == report, "the status says so"
@@ -262,7 +263,7 @@ def test_instruction_that_only_the_old_one_knows_refuses_a_ready_candidate(folde
     assert server.wait_for_swap(WAIT).state is SwapState.READY
     server.set_instruction(INSTRUCTIONS[1])
     report = server.wait_for_swap(WAIT)
-    assert report.state is SwapState.REFUSED and "does not know the instruction 'lift the green box'" in report.sentence
+    assert report.state is SwapState.REFUSED and "does not know the instruction 'lift the green box'" in report.message
     assert drive(server, 3, 1)[0].status.code is StatusCode.RUNNING
     server.close()
 
@@ -316,7 +317,7 @@ def test_unforeseen_error_is_a_refusal(folder: Path, monkeypatch: pytest.MonkeyP
     server = make(folder / "a")
     server.load(folder / "b")
     report = server.wait_for_swap(WAIT)
-    assert report.sentence == "Bundle 'b' was refused: ZeroDivisionError: out of luck"
+    assert report.message == "Bundle 'b' was refused: ZeroDivisionError: out of luck"
     assert drive(server, 0, 1)[0].command
 
 
@@ -395,12 +396,12 @@ def test_watcher_survives_and_names_a_folder_that_vanishes(tmp_path: Path) -> No
     watcher.start()
     watched.rmdir()
     deadline = time.monotonic() + WAIT
-    while not watcher.trouble and time.monotonic() < deadline:
+    while not watcher.problem and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert "cannot be watched" in watcher.trouble
+    assert "cannot be watched" in watcher.problem
     watched.mkdir()
     write_toy(watched / "a", 0)
     while not found and time.monotonic() < deadline:
         time.sleep(0.01)
     watcher.stop()
-    assert found == [watched / "a"] and watcher.trouble == ""
+    assert found == [watched / "a"] and watcher.problem == ""

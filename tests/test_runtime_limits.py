@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.contract import FASTEST, Contract, VelocityResponse
-from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.loop_options import LoopOptions
+from m2distill_policy.node.output import Output
+from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.server import PolicyServer
@@ -54,19 +56,19 @@ class Arm:
         self.server.set_instruction(INSTRUCTIONS[0])
         self.contract = bundle.contract
         self.speeds = np.array(self.limits.speed or bundle.contract.action.response.top_speeds)
-        self.cycle: PolicyCycle[NDArray[np.uint8]] = PolicyCycle(
+        self.cycle: RealTimeLoop[NDArray[np.uint8]] = RealTimeLoop(
             self.server,
             lambda frame: frame,
-            CycleOptions(gripper=self.gripper),
-            wall=lambda: round(self.now * 1e9),
-            steady=lambda: self.now,
+            LoopOptions(gripper=self.gripper),
+            wall_clock=lambda: round(self.now * 1e9),
+            monotonic=lambda: self.now,
         )
         self.outputs: list[Output] = []
         self.tremor = Tremor()
         first = observations(self.contract, 1)[0]
         for before in range(22, 0, -1):
             for name, frame in first.images.items():
-                self.cycle.add_view(name, round((self.now - before * PERIOD) * 1e9), frame)
+                self.cycle.add_image(name, round((self.now - before * PERIOD) * 1e9), frame)
 
     def send(self, observation: Observation, pose: NDArray[np.float64] | None = None) -> None:
         """All parts of an observation, stamped now."""
@@ -77,7 +79,7 @@ class Arm:
             self.cycle.add_pose(stamp, self.tremor(pose))
         self.cycle.add_joints(stamp, names, values)
         for name, frame in observation.images.items():
-            self.cycle.add_view(name, stamp, frame)
+            self.cycle.add_image(name, stamp, frame)
 
     def period(self, observation: Observation | None, pose: NDArray[np.float64] | None = None) -> Output | None:
         """One period, with an observation or without; what is said in it, checked."""
@@ -101,16 +103,16 @@ class Arm:
     def check(self, output: Output) -> None:
         action = output.decision.action
         assert action.shape == (7,) and np.all(np.isfinite(action)) and np.all(np.abs(action) <= 1 + 1e-9)
-        if output.twist is not None:
-            assert np.all(np.isfinite(output.twist))
-            assert np.all(np.abs(output.twist) <= self.speeds * (1 + 1e-6) + 1e-9), output.twist
-        if output.target is not None:
-            assert output.target.shape == (6,) and np.all(np.isfinite(output.target))
+        if output.command.twist is not None:
+            assert np.all(np.isfinite(output.command.twist))
+            assert np.all(np.abs(output.command.twist) <= self.speeds * (1 + 1e-6) + 1e-9), output.command.twist
+        if output.command.target_pose is not None:
+            assert output.command.target_pose.shape == (6,) and np.all(np.isfinite(output.command.target_pose))
             if self.limits.workspace_low is not None and self.limits.workspace_high is not None:
-                assert np.all(output.target[:3] >= np.array(self.limits.workspace_low) - 1e-9)
-                assert np.all(output.target[:3] <= np.array(self.limits.workspace_high) + 1e-9)
-        if output.gripper is not None:
-            assert output.gripper in (self.gripper.open_position, self.gripper.closed_position)
+                assert np.all(output.command.target_pose[:3] >= np.array(self.limits.workspace_low) - 1e-9)
+                assert np.all(output.command.target_pose[:3] <= np.array(self.limits.workspace_high) + 1e-9)
+        if output.command.gripper is not None:
+            assert output.command.gripper in (self.gripper.open_position, self.gripper.closed_position)
         assert math.isfinite(output.decision.status.latency)
 
 
@@ -150,7 +152,7 @@ def test_more_than_a_quarter_faster_on_any_axis_is_refused(tmp_path: Path, axis:
     arm = Arm(first)
     arm.drive(observations(CONTRACT, 3))
     assert swap(arm, tmp_path / "faster") is SwapState.REFUSED
-    report = arm.server.swap.sentence
+    report = arm.server.swap.message
     assert CONTRACT.action.frame and "0.251" in report and "safety.allow_faster_bundle" in report
     assert ("x", "y", "z", "rx", "ry", "rz")[axis] in report
     assert arm.server.bundle.identifier == first.identifier
@@ -191,7 +193,7 @@ def test_a_stated_speed_is_the_limit_whatever_the_bundles_reach(tmp_path: Path) 
     arm.drive(observations(CONTRACT, 3))
     assert swap(arm, tmp_path / "faster") is SwapState.SWITCHED
     outputs = arm.drive(observations(CONTRACT, 20, seed=1))
-    twists = [np.abs(output.twist).max() for output in outputs if output.twist is not None]
+    twists = [np.abs(output.command.twist).max() for output in outputs if output.command.twist is not None]
     assert 0.2 < max(twists) <= 0.5 + 1e-9
     assert not outputs[-1].decision.status.warning
     arm.server.close()
@@ -209,7 +211,7 @@ def test_with_a_stated_speed_a_response_that_claims_slower_motion_is_refused(tmp
     arm = Arm(first, limits=SafetyLimits(speed=(0.05,) * 6), sampling="mode")
     arm.drive(observations(CONTRACT, 3))
     assert swap(arm, tmp_path / "slower") is SwapState.REFUSED
-    assert ("x", "y", "z", "rx", "ry", "rz")[axis] in arm.server.swap.sentence
+    assert ("x", "y", "z", "rx", "ry", "rz")[axis] in arm.server.swap.message
     assert swap(arm, tmp_path / "refit") is SwapState.SWITCHED
     arm.server.close()
     free = Arm(first, sampling="mode")
@@ -247,9 +249,9 @@ def test_a_swap_keeps_the_limits_of_acceleration_and_jerk(
             arm.server.wait_for_swap(WAIT)  # lockstep: a busy machine could not feed the candidate between two cycles
             arm.drive([step])
         assert arm.server.bundle.identifier == open_bundle(path).identifier
-    ran = [o for o in arm.outputs if o.decision.status.code is StatusCode.RUNNING and o.twist is not None]
+    ran = [o for o in arm.outputs if o.decision.status.code is StatusCode.RUNNING and o.command.twist is not None]
     assert len(ran) > 100 * len(factors) and len({o.decision.bundle for o in ran}) == 1 + len(factors)
-    changes = np.diff(np.array([o.twist for o in ran]), axis=0) / PERIOD
+    changes = np.diff(np.array([o.command.twist for o in ran]), axis=0) / PERIOD
     assert np.all(np.abs(changes) <= np.array(acceleration) * (1 + 1e-6)), np.abs(changes).max(axis=0)
     if jerk is not None:
         assert np.all(np.abs(np.diff(changes, axis=0)) / PERIOD <= np.array(jerk) * (1 + 1e-6))
@@ -264,16 +266,16 @@ def test_the_ramp_to_a_halt_after_a_swap_stays_below_the_limit(tmp_path: Path) -
         arm = Arm(first, limits=SafetyLimits(allow_faster_bundle=True, halt_time=0.5), sampling="mode")
         arm.drive(observations(CONTRACT, 5))
         arm.server.load(tmp_path / "faster")
-        assert arm.server._swap.wait_ready(WAIT).state is SwapState.READY
+        assert arm.server._policy.swap.wait_ready(WAIT).state is SwapState.READY
         arm.server.halt("a test")
         for _ in range(pause):
             arm.period(None)
         arm.server.wait_for_swap(WAIT)
-        before = np.abs(arm.outputs[-1].twist) if arm.outputs[-1].twist is not None else None
+        before = np.abs(arm.outputs[-1].command.twist) if arm.outputs[-1].command.twist is not None else None
         for _ in range(12):
             output = arm.period(None)
-            if output is not None and output.twist is not None and before is not None:
-                assert np.all(np.abs(output.twist) <= arm.speeds + 1e-9)
+            if output is not None and output.command.twist is not None and before is not None:
+                assert np.all(np.abs(output.command.twist) <= arm.speeds + 1e-9)
         arm.server.close()
 
 
@@ -307,8 +309,13 @@ def test_a_command_that_is_not_sound_is_not_sent(tmp_path: Path, name: str) -> N
     spoil(bundle.contract, field, value)
     outputs = arm.drive(observations(CONTRACT, 12, seed=1), POSE)
     bad = next(output for output in outputs if output.decision.status.code is StatusCode.BAD_COMMAND)
-    assert bad.twist is not None and not bad.twist.any() and bad.target is None and bad.gripper is None
-    assert bad.command and not bad.decision.action[:6].any() and bad.decision.status.code.is_fault
+    assert (
+        bad.command.twist is not None
+        and not bad.command.twist.any()
+        and bad.command.target_pose is None
+        and bad.command.gripper is None
+    )
+    assert bad.command.is_sent and not bad.decision.action[:6].any() and bad.decision.status.code.is_fault
     assert outputs[-1].decision.status.code is StatusCode.BAD_COMMAND, "until it is enabled"
     assert outputs[-1].decision.status.motion == "halted"
     arm.server.close()
@@ -321,16 +328,16 @@ def test_the_ramp_is_checked_too(tmp_path: Path, state: str) -> None:
     arm.drive(observations(CONTRACT, 3), POSE)
     spoil(bundle.contract, "velocities", ((0.0, math.nan, math.nan, math.nan),) * 6)
     if state == "ramp of an emergency stop":
-        arm.server.emergency_stop(True)
+        arm.server.set_emergency_stop(True)
     elif state == "ramp of disable":
         arm.server.disable()
     elif state == "leaving":
-        arm.cycle.leave("a test")
+        arm.cycle.shut_down("a test")
     for step in observations(CONTRACT, 12, seed=1):
         arm.period(None if state == "silence" else step, POSE)
     codes = {output.decision.status.code for output in arm.outputs}
     assert StatusCode.BAD_COMMAND in codes
-    assert arm.cycle.left or state != "leaving"
+    assert arm.cycle.may_exit or state != "leaving"
     arm.server.close()
 
 
@@ -349,21 +356,24 @@ def test_enabling_drives_again_once_the_command_is_sound(tmp_path: Path) -> None
 
 
 def test_commands_are_made_in_one_place() -> None:
-    """Whatever a transport publishes to an arm is a field of an Output, and only the cycle makes one."""
+    """Whatever a transport publishes to an arm is the command of an Output, and only the loop makes one."""
     made: dict[str, set[str]] = {"Output": set(), "ArmCommand": set()}
     written: dict[str, list[str]] = {}
+    sources: dict[str, str] = {}
     for file in sorted((ROOT / "m2distill_policy").rglob("*.py")):
         name = str(file.relative_to(ROOT / "m2distill_policy"))
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        sources[name] = file.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(sources[name])):
             if not isinstance(node, ast.Call):
                 continue
             if isinstance(node.func, ast.Name) and node.func.id in made:
                 made[node.func.id].add(name)
             if ast.unparse(node.func) in ("MESSAGES.twist", "MESSAGES.pose", "MESSAGES.gripper"):
                 written.setdefault(name, []).append(ast.unparse(node.args[0]))
-    assert made == {"Output": {"node/cycle.py"}, "ArmCommand": {"node/command.py"}}
+    assert made == {"Output": {"node/loop.py"}, "ArmCommand": {"node/command.py"}}
     for name in ("dds/policy_node.py", "ros/outputs.py"):
-        assert sorted(written[name]) == ["output.gripper", "output.target", "output.twist"], name
+        assert sorted(written[name]) == ["command.gripper", "command.target_pose", "command.twist"], name
+        assert "command, stamp, frame = output.command, output.command_stamp, self._frame" in sources[name]
 
 
 # --- all of it at once -----------------------------------------------------------------------------------------------
@@ -436,11 +446,11 @@ def test_whatever_comes_what_goes_out_is_finite_and_inside(tmp_path: Path, seed:
         if event == 0:
             arm.server.halt("a test")
         elif event == 1:
-            arm.server.emergency_stop(bool(rng.random() < 0.5))
+            arm.server.set_emergency_stop(bool(rng.random() < 0.5))
         elif event == 2:
             arm.server.disable()
         elif event <= 5:
-            arm.server.emergency_stop(False)
+            arm.server.set_emergency_stop(False)
             arm.server.enable()
         elif event == 6:
             arm.server.set_instruction(str(rng.choice([*INSTRUCTIONS, ""])))
@@ -451,10 +461,10 @@ def test_whatever_comes_what_goes_out_is_finite_and_inside(tmp_path: Path, seed:
         elif event == 10:
             around = np.concatenate([rng.uniform(-2, 2, 3), rng.uniform(-1, 1, 3)])
         arm.period(step if rng.random() < 0.85 else None, random_pose(rng, around))
-    arm.cycle.leave("the end")
-    while not arm.cycle.left:
+    arm.cycle.shut_down("the end")
+    while not arm.cycle.may_exit:
         arm.now += PERIOD
         arm.check(arm.cycle.ramp())
-    assert any(output.twist is not None for output in arm.outputs)
+    assert any(output.command.twist is not None for output in arm.outputs)
     assert all(output.decision.status.code is not StatusCode.BAD_COMMAND for output in arm.outputs), "limited before"
     arm.server.close()

@@ -163,7 +163,7 @@ def refused(server: PolicyServer, within: float = WAIT) -> str:
     while server.swap.state is SwapState.LOADING and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.swap.state is SwapState.REFUSED, server.swap
-    return server.swap.sentence
+    return server.swap.message
 
 
 def children() -> set[int]:
@@ -324,7 +324,7 @@ def test_a_disk_that_hangs_is_given_up(
     release = threading.Event()
     monkeypatch.setattr(hotswap, "open_bundle", lambda path: release.wait(WAIT))
     server = make(folder / "a")
-    server._swap._timeout = 0.3
+    server._policy.swap._timeout = 0.3
     server.load(folder / "b")
     assert "was not loaded within 0.3 s" in refused(server, 3.0)
     release.set()
@@ -454,7 +454,7 @@ def test_a_refused_load_leaves_what_is_ready(folder: Path, make: Callable[..., P
     BAD[case](folder / "bad")
     server.load(folder / "bad")
     report = server.wait_for_swap(WAIT)
-    assert report.state is SwapState.REFUSED and b in report.sentence, "the report says what still waits"
+    assert report.state is SwapState.REFUSED and b in report.message, "the report says what still waits"
     assert server.swap_pending
     decision = server.step(STEPS[1], STEPS[1].stamp)
     assert (decision.bundle, decision.command, decision.status.swap) == (a, True, report)
@@ -476,13 +476,13 @@ def test_a_refused_rollback_leaves_what_is_ready(
     server.load(folder / "a")
     assert server.wait_for_swap(WAIT).state is SwapState.SWITCHED
     server.set_instruction(INSTRUCTIONS[1])
-    server._swap_when = "idle"
+    server._policy._swap_when = "idle"
     server.step(STEPS[0], STEPS[0].stamp)
     server.load(folder / "b")
     assert server.wait_for_swap(WAIT).state is SwapState.READY
     server.rollback()  # to the one that does not know the present instruction
     assert server.wait_for_swap(WAIT).state is SwapState.REFUSED
-    server.reset("a new episode", still=True)
+    server.reset("a new episode", is_stationary=True)
     assert server.wait_for_swap(WAIT).state is SwapState.SWITCHED
     assert server.bundle.digest == open_bundle(folder / "b").digest
 

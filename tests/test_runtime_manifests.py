@@ -77,7 +77,7 @@ def drive(bundle: Bundle) -> None:
         arm.server.release_halt()
         arm.drive(steps[7:10], POSE)
         arm.period(None)
-        arm.cycle.leave("the end")
+        arm.cycle.shut_down("the end")
         for _ in range(20):
             arm.now += bundle.contract.period
             arm.check(arm.cycle.ramp())

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera, libero_contract
 from m2distill_policy.errors import ConfigError, ObservationError
-from m2distill_policy.node.cycle import CycleOptions
+from m2distill_policy.images.preprocess import centre_crop, fov_y_after_crop, preprocess
+from m2distill_policy.node.loop_options import LoopOptions
 from m2distill_policy.runtime.drive import gripper, set_point, set_point_delta, twist
 from m2distill_policy.runtime.mixture import PolicyOutputError
-from m2distill_policy.runtime.preprocess import centre_crop, fov_y_after_crop, preprocess
 from m2distill_policy.runtime.safety import LIMIT_RANGES, Governor, Motion, SafetyLimits
 from m2distill_policy.runtime.watchdog import WATCH_RANGES, WatchLimits
 
@@ -25,13 +25,13 @@ FULL: NDArray[np.float64] = np.array([1.0, -1.0, 0.5, 0.2, -0.2, 1.0, 1.0])
 
 def test_action_is_clipped_to_what_it_may_be() -> None:
     governor = Governor(SafetyLimits(), CONTRACT)
-    assert np.array_equal(governor.admit(FULL * 3), np.clip(FULL * 3.0, -1.0, 1.0))
-    assert np.array_equal(governor.admit(FULL), FULL), "within limits nothing changes, not by a bit"
+    assert np.array_equal(governor.limit(FULL * 3), np.clip(FULL * 3.0, -1.0, 1.0))
+    assert np.array_equal(governor.limit(FULL), FULL), "within limits nothing changes, not by a bit"
 
 
 def test_speed_is_limited_an_axis_and_what_is_slower_stays_as_it_was() -> None:
     governor = Governor(SafetyLimits(speed=(0.1, 0.05, 0.2, 0.3, 1.2, 0.6)), CONTRACT)
-    command = governor.admit(FULL)
+    command = governor.limit(FULL)
     np.testing.assert_allclose(twist(command, CONTRACT), [0.1, -0.05, 0.12, 0.28, -0.28, 0.6], atol=1e-12)
     # 0.1 m/s is between the levels 0.25 (0.06) and 0.5 (0.12); the set-point shrinks with the twist.
     np.testing.assert_allclose(command[0], 0.25 + 0.25 * (0.1 - 0.06) / 0.06)
@@ -45,7 +45,7 @@ def test_acceleration_and_jerk_are_limited(jerk: tuple[float, ...] | None) -> No
     rng = np.random.default_rng(0)
     # Held long enough to be reached, then thrown elsewhere.
     wishes = np.repeat(rng.uniform(-1, 1, size=(40, 7)), 25, axis=0)
-    velocities = np.array([twist(governor.admit(wish), CONTRACT) for wish in wishes])
+    velocities = np.array([twist(governor.limit(wish), CONTRACT) for wish in wishes])
     period = CONTRACT.period
     acceleration = np.diff(np.vstack([np.zeros(6), velocities]), axis=0) / period
     assert limits.speed is not None and limits.acceleration is not None
@@ -63,10 +63,10 @@ def test_acceleration_and_jerk_are_limited(jerk: tuple[float, ...] | None) -> No
 def test_a_halt_ends_in_its_time_whatever_the_acceleration_limit() -> None:
     governor = Governor(SafetyLimits(acceleration=(0.1,) * 6, halt_time=0.1), CONTRACT)
     for _ in range(60):
-        governor.admit(FULL)
+        governor.limit(FULL)
     governor.halt()
     assert not governor.halt()[:6].any() and governor.motion is Motion.HALTED
-    assert np.abs(twist(governor.admit(FULL), CONTRACT)).max() <= 0.1 * CONTRACT.period + 1e-12, "from standing still"
+    assert np.abs(twist(governor.limit(FULL), CONTRACT)).max() <= 0.1 * CONTRACT.period + 1e-12, "from standing still"
 
 
 def test_the_set_point_stays_within_the_workspace() -> None:
@@ -76,7 +76,7 @@ def test_the_set_point_stays_within_the_workspace() -> None:
 
     def moved(place: tuple[float, float, float], action: tuple[float, float, float]) -> list[float]:
         pose = np.array([*place, 3.1, 0.0, 0.0])
-        command = governor.admit(np.array([*action, 0.4, 0.0, 0.0, 1.0]), pose)
+        command = governor.limit(np.array([*action, 0.4, 0.0, 0.0, 1.0]), pose)
         assert command[3] == 0.4 and command[6] == 1.0
         return np.round((set_point(pose, command, CONTRACT)[:3] - pose[:3]) * 1000, 6).tolist()
 
@@ -90,7 +90,7 @@ def test_the_set_point_stays_within_the_workspace() -> None:
         rng, governor, place = np.random.default_rng(0), Governor(held, CONTRACT), np.array([0.5, 0.0, 0.2])
         for _ in range(500):
             pose = np.array([*place, 3.1, 0.0, 0.0])
-            target = set_point(pose, governor.admit(rng.uniform(-1, 1, 7) + drift, pose), CONTRACT)[:3]
+            target = set_point(pose, governor.limit(rng.uniform(-1, 1, 7) + drift, pose), CONTRACT)[:3]
             assert (target >= low - 1e-12).all() and (target <= high + 1e-12).all()
             place = place + 0.2 * (target - place)
 
@@ -98,16 +98,16 @@ def test_the_set_point_stays_within_the_workspace() -> None:
 @pytest.mark.parametrize("bad", [np.full(7, np.nan), np.array([np.inf] + [0.0] * 6), np.zeros(6)])
 def test_action_that_is_not_finite_is_refused(bad: NDArray[np.float64]) -> None:
     governor = Governor(SafetyLimits(), CONTRACT)
-    governor.admit(FULL)
+    governor.limit(FULL)
     with pytest.raises(PolicyOutputError, match="7 finite entries are needed"):
-        governor.admit(bad)
+        governor.limit(bad)
     assert np.array_equal(governor.last, FULL), "a refused action leaves no trace"
 
 
 def test_ramp_ends_within_the_stated_time_and_holds_the_gripper() -> None:
     governor = Governor(SafetyLimits(halt_time=0.25), CONTRACT)
     states = [governor.motion]
-    governor.admit(FULL)
+    governor.limit(FULL)
     states.append(governor.motion)
     assert states == [Motion.HALTED, Motion.RUNNING]
     ramp = []
@@ -116,8 +116,8 @@ def test_ramp_ends_within_the_stated_time_and_holds_the_gripper() -> None:
         assert governor.motion is expected
     assert np.allclose([r[0] for r in ramp], [0.8, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0])
     assert all(r[6] == 1.0 for r in ramp), "an object in the hand is not dropped"
-    governor.admit(FULL)
-    governor.forget()
+    governor.limit(FULL)
+    governor.reset()
     assert governor.motion is Motion.HALTED and not governor.last.any()
 
 
@@ -127,7 +127,7 @@ def test_a_ramp_does_not_speed_up_where_a_wall_gives_way() -> None:
     inside = np.array([0.3, 0.0, 0.3, np.pi, 0.0, 0.0])
     at_wall = inside.copy()
     at_wall[0] = 0.499
-    governor.admit(FULL, inside)
+    governor.limit(FULL, inside)
     sizes = [np.abs(governor.halt(pose)[:6]) for pose in (at_wall, inside, inside, at_wall, inside, inside)]
     assert sizes[0][0] < 0.05
     for before, after in itertools.pairwise(sizes):
@@ -136,7 +136,7 @@ def test_a_ramp_does_not_speed_up_where_a_wall_gives_way() -> None:
 
 def test_no_halt_time_stops_at_once() -> None:
     governor = Governor(SafetyLimits(halt_time=0.0), CONTRACT)
-    governor.admit(FULL)
+    governor.limit(FULL)
     assert not governor.halt()[:6].any() and governor.motion is Motion.HALTED
 
 
@@ -159,7 +159,7 @@ def test_limits_at_the_ends_of_their_ranges_give_a_command_or_our_error(seed: in
                 command = governor.halt()
             else:
                 try:
-                    command = governor.admit(rng.uniform(-1, 1, 7) if rng.random() < 0.7 else rng.choice([0, 1, -1], 7))
+                    command = governor.limit(rng.uniform(-1, 1, 7) if rng.random() < 0.7 else rng.choice([0, 1, -1], 7))
                 except PolicyOutputError:
                     command = governor.halt()
             assert np.isfinite(command).all() and (np.abs(command) <= 1).all()
@@ -172,7 +172,7 @@ def test_an_error_of_the_smoothing_library_halts(monkeypatch: pytest.MonkeyPatch
     import ruckig
 
     governor = Governor(SafetyLimits(acceleration=(0.5,) * 6), CONTRACT)
-    governor.admit(FULL)
+    governor.limit(FULL)
     assert governor._smoother is not None
     raised = ruckig.RuckigError("a test") if error == "RuckigError" else ValueError("-101 is not a valid Result")
 
@@ -182,14 +182,14 @@ def test_an_error_of_the_smoothing_library_halts(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(governor._smoother, "_generator", Failing())
     with pytest.raises(PolicyOutputError):
-        governor.admit(FULL)
+        governor.limit(FULL)
     assert np.abs(governor.halt()).max() <= 1
 
 
 @pytest.mark.parametrize("name", [*WATCH_RANGES, "slop", "timeout"])
 @pytest.mark.parametrize("value", [0, -1, 1e308, 1e12, float("nan"), float("inf"), True, "3"])
 def test_times_and_counts_have_bounds(name: str, value: Any) -> None:
-    kind = WatchLimits if name in WATCH_RANGES else CycleOptions
+    kind = WatchLimits if name in WATCH_RANGES else LoopOptions
     with pytest.raises(ConfigError):
         kind(**{name: value})
 

@@ -12,10 +12,11 @@ import pytest
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.errors import ConfigError, UnknownInstructionError
 from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.mixture import Mixture
 from m2distill_policy.runtime.safety import SafetyLimits
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS, Tremor, observations, toy_bundle, toy_contract
@@ -59,7 +60,7 @@ def test_it_drives(bundle: Bundle) -> None:
     assert decision.command and decision.action.shape == (7,) and np.abs(decision.action).max() <= 1
     assert isinstance(decision.mixture, Mixture)
     assert decision.sample is not None and np.array_equal(decision.sample, decision.action)
-    assert (status.code, status.sentence) == (StatusCode.RUNNING, "Told to lift the red box.")
+    assert status.code is StatusCode.RUNNING and "lift the red box" in status.message
     assert (status.motion, status.window, status.overruns, status.warning) == ("running", 3, 0, "")
     assert status.bundle == decision.bundle == bundle.identifier
     assert status.tasks == bundle.task_names
@@ -71,7 +72,7 @@ def test_without_an_instruction_nothing_is_sent(bundle: Bundle) -> None:
     server = PolicyServer(bundle)
     for decision in (server.step(STEPS[0], STEPS[0].stamp), server.tick_without_observation(STEPS[0].stamp)):
         assert decision.status.code is StatusCode.NO_INSTRUCTION
-        assert decision.status.sentence == "No instruction has been given; send one."
+        assert decision.status.message == "No instruction has been given; send one."
         assert not decision.command and not decision.action.any()
 
 
@@ -170,7 +171,7 @@ def test_fault_ramps_to_a_halt_and_says_so(bundle: Bundle, name: str) -> None:
     sick = change(STEPS[3])
     decisions = [server.step(sick, STEPS[3].stamp + DELAY + shift)]
     assert decisions[0].status.code is code and code.is_fault
-    assert sentence in decisions[0].status.sentence
+    assert sentence in decisions[0].status.message
     now = STEPS[3].stamp + 1.0
     decisions += [server.tick_without_observation(now + i * PERIOD) for i in range(6)]
     ramp(decisions, before)
@@ -183,16 +184,16 @@ def test_fault_ramps_to_a_halt_and_says_so(bundle: Bundle, name: str) -> None:
 def test_silence_waits_then_halts(bundle: Bundle) -> None:
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
-    steady = STEPS[2].stamp + DELAY
-    waiting = [server.tick_without_observation(steady + i * PERIOD) for i in (1, 2, 3)]
+    monotonic = STEPS[2].stamp + DELAY
+    waiting = [server.tick_without_observation(monotonic + i * PERIOD) for i in (1, 2, 3)]
     for decision in waiting:
         assert decision.status.code is StatusCode.WAITING and not decision.command
         assert decision.status.motion == "running"
-    assert "since 0.150 s" in waiting[-1].status.sentence
-    decisions = [server.tick_without_observation(steady + i * PERIOD) for i in range(4, 11)]
+    assert "since 0.150 s" in waiting[-1].status.message
+    decisions = [server.tick_without_observation(monotonic + i * PERIOD) for i in range(4, 11)]
     ramp(decisions, before)
     assert decisions[0].status.code is StatusCode.MISSING_OBSERVATION
-    assert decisions[0].status.sentence == (
+    assert decisions[0].status.message == (
         "No observation for 0.200 s; at most 0.15 s is allowed: "
         "see whether all of agentview_rgb, eye_in_hand_rgb, joint_states, gripper_states are published."
     )
@@ -208,10 +209,10 @@ def test_one_late_observation_goes_on(bundle: Bundle) -> None:
 def test_silence_is_measured_by_the_steady_clock(bundle: Bundle) -> None:
     """The clock of the stamps may stand still (a paused simulation): silence is noticed all the same."""
     server = make(bundle)
-    server.step(STEPS[0], STEPS[0].stamp, steady=7.0)
+    server.step(STEPS[0], STEPS[0].stamp, monotonic=7.0)
     now = STEPS[0].stamp
-    assert server.tick_without_observation(now, steady=7.1).status.code is StatusCode.WAITING
-    assert server.tick_without_observation(now, steady=7.2).status.code is StatusCode.MISSING_OBSERVATION
+    assert server.tick_without_observation(now, monotonic=7.1).status.code is StatusCode.WAITING
+    assert server.tick_without_observation(now, monotonic=7.2).status.code is StatusCode.MISSING_OBSERVATION
 
 
 def test_nothing_ever_came(bundle: Bundle) -> None:
@@ -235,7 +236,7 @@ def test_frozen_view(bundle: Bundle) -> None:
     decisions = drive(make(bundle), [with_reading(o, "gripper_states", [0.0, 0.0]) for o in steps(0.01)])
     codes = [d.status.code for d in decisions]
     assert codes == [StatusCode.RUNNING] * 9 + [StatusCode.FROZEN_VIEW] * 6
-    assert all(part in decisions[9].status.sentence for part in ("'agentview_rgb'", "10 steps", "0.090"))
+    assert all(part in decisions[9].status.message for part in ("'agentview_rgb'", "10 steps", "0.090"))
     still = drive(make(bundle), [with_reading(o, "gripper_states", [0.0, 0.0]) for o in steps(0.0001)])
     assert {d.status.code for d in still} == {StatusCode.RUNNING}
     off = drive(make(bundle, watch=WatchLimits(frozen_after=None)), steps(0.01))
@@ -301,14 +302,14 @@ def test_engine_failure_and_bad_answers_halt(bundle: Bundle, monkeypatch: pytest
 
     monkeypatch.setattr(server.engine, "step", fails)
     first = drive(server, STEPS[2:3])[0]
-    assert (first.status.code, first.status.sentence) == (
+    assert (first.status.code, first.status.message) == (
         StatusCode.ENGINE_FAILED,
         "No action: the provider is gone.",
     )
     monkeypatch.setattr(server.engine, "step", answers_nan)
     second = drive(server, STEPS[3:4])[0]
     assert second.status.code is StatusCode.BAD_OUTPUT
-    assert "means that are not finite" in second.status.sentence
+    assert "means that are not finite" in second.status.message
     ramp([first, second], before)
     monkeypatch.setattr(server.engine, "step", real)
     assert drive(server, STEPS[4:5])[0].status.window == 1
@@ -320,8 +321,8 @@ def test_resume_only_when_enabled_again(bundle: Bundle) -> None:
     drive(server, [without_view(STEPS[3])])
     held = drive(server, STEPS[4:12])
     assert {d.status.code for d in held} == {StatusCode.HELD}
-    assert "view 'eye_in_hand_rgb' is missing" in held[0].status.sentence
-    assert held[0].status.sentence.endswith("Enable the policy to go on.")
+    assert "view 'eye_in_hand_rgb' is missing" in held[0].status.message
+    assert held[0].status.message.endswith("Enable the policy to go on.")
     assert held[-1].status.motion == "halted" and not held[-1].action[:6].any()
     assert held[-1].sample is not None, "what it would do is shown meanwhile"
     server.enable()
@@ -359,7 +360,7 @@ def test_requested_halt_stays_until_released(bundle: Bundle) -> None:
     drive(server, STEPS[:3])
     server.halt("the task was cancelled")
     decisions = drive(server, STEPS[3:12])
-    assert {d.status.sentence for d in decisions} == {"Halted: the task was cancelled."}
+    assert {d.status.message for d in decisions} == {"Halted: the task was cancelled."}
     assert decisions[-1].status.motion == "halted"
     assert server.tick_without_observation(STEPS[12].stamp).status.code is StatusCode.HALT_REQUESTED
     server.reset("an empty window is no reason to move")
@@ -375,8 +376,8 @@ def test_requested_halt_stays_until_released(bundle: Bundle) -> None:
 def test_a_requested_halt_does_not_replace_one_that_only_enable_ends(bundle: Bundle) -> None:
     server = make(bundle)
     drive(server, STEPS[:3])
-    server.emergency_stop(True)
-    server.emergency_stop(False)
+    server.set_emergency_stop(True)
+    server.set_emergency_stop(False)
     server.halt("the task was cancelled")
     server.set_instruction(INSTRUCTIONS[1])
     server.release_halt()
@@ -446,7 +447,7 @@ def test_a_workspace_wants_to_know_where_the_hand_is(bundle: Bundle) -> None:
 def test_emergency_stop_halts_and_letting_it_go_does_not_drive(bundle: Bundle) -> None:
     server = make(bundle, resume="auto")
     last = drive(server, STEPS[:5])[-1]
-    server.emergency_stop(True)
+    server.set_emergency_stop(True)
     decisions = drive(server, STEPS[5:11])
     ramp(decisions, last)
     assert {d.status.code for d in decisions} == {StatusCode.EMERGENCY_STOP}
@@ -455,11 +456,11 @@ def test_emergency_stop_halts_and_letting_it_go_does_not_drive(bundle: Bundle) -
     server.enable()
     assert drive(server, STEPS[11:12])[0].status.code is StatusCode.EMERGENCY_STOP
     assert server.tick_without_observation(STEPS[11].stamp + 9).status.code is StatusCode.EMERGENCY_STOP
-    server.emergency_stop(False)
+    server.set_emergency_stop(False)
     server.set_instruction(INSTRUCTIONS[0])
     server.reset()
     decision = drive(server, STEPS[12:13])[0]
-    assert decision.status.code is StatusCode.HELD and "was let go" in decision.status.sentence
+    assert decision.status.code is StatusCode.HELD
     assert decision.status.motion == "halted"
     server.enable()
     assert drive(server, STEPS[13:14])[0].status.code is StatusCode.RUNNING
@@ -469,18 +470,18 @@ def test_the_dead_man_switch_must_be_held_and_said_to_be(bundle: Bundle) -> None
     server = make(bundle, watch=WatchLimits(dead_man=0.12))
 
     def step(i: int) -> Decision:
-        return server.step(STEPS[i], STEPS[i].stamp + DELAY, steady=i * PERIOD)
+        return server.step(STEPS[i], STEPS[i].stamp + DELAY, monotonic=i * PERIOD)
 
     decision = step(0)
-    assert decision.status.code is StatusCode.DEAD_MAN and "has said nothing yet" in decision.status.sentence
-    server.dead_man(True, steady=0.0)
+    assert decision.status.code is StatusCode.DEAD_MAN
+    server.set_dead_man(True, monotonic=0.0)
     assert [step(i).status.code for i in (1, 2, 3)] == [StatusCode.RUNNING, StatusCode.RUNNING, StatusCode.DEAD_MAN]
-    assert "0.150 s (at most 0.12 s is allowed)" in step(4).status.sentence.replace("0.200", "0.150")
-    server.dead_man(True, steady=5 * PERIOD)
+    assert "0.150 s (at most 0.12 s is allowed)" in step(4).status.message.replace("0.200", "0.150")
+    server.set_dead_man(True, monotonic=5 * PERIOD)
     assert step(5).status.code is StatusCode.RUNNING
-    server.dead_man(False, steady=6 * PERIOD)
-    assert "was let go" in step(6).status.sentence
-    assert server.tick_without_observation(0.0, steady=6 * PERIOD).status.code is StatusCode.DEAD_MAN
+    server.set_dead_man(False, monotonic=6 * PERIOD)
+    assert step(6).status.code is StatusCode.DEAD_MAN
+    assert server.tick_without_observation(0.0, monotonic=6 * PERIOD).status.code is StatusCode.DEAD_MAN
     assert not make(bundle).step(STEPS[0], STEPS[0].stamp).status.code.is_fault, "where there is none, none is needed"
     shadow = make(bundle, watch=WatchLimits(dead_man=0.12), enabled=False)
     decision = shadow.step(STEPS[0], STEPS[0].stamp)
@@ -506,7 +507,7 @@ def test_overruns_are_counted_and_several_in_a_row_halt_for_good(bundle: Bundle)
     slow = False
     decisions = drive(server, STEPS[6:14])
     assert {d.status.code for d in decisions} == {StatusCode.DEADLINE_MISSED}
-    assert "3 decisions in a row took longer than 0.05 s" in decisions[0].status.sentence
+    assert "3 decisions in a row took longer than 0.05 s" in decisions[0].status.message
     assert decisions[-1].status.motion == "halted" and decisions[-1].status.overruns == 5
     server.enable()
     assert drive(server, STEPS[14:15])[0].status.code is StatusCode.RUNNING
@@ -546,7 +547,7 @@ def test_reset_of_a_still_arm_forgets_the_last_command(bundle: Bundle) -> None:
     limits = SafetyLimits(acceleration=(0.2,) * 6, jerk=(2.0,) * 6)
     server = make(bundle, limits=limits, watch=WatchLimits.lockstep())
     first = [d.action for d in drive(server, STEPS[:5])]
-    server.reset("a new rollout", seed=0, still=True)
+    server.reset("a new rollout", seed=0, is_stationary=True)
     assert np.array_equal(first, [d.action for d in drive(server, STEPS[:5])])
 
 
@@ -578,7 +579,7 @@ def test_an_instruction_that_the_network_fails_on_halts(bundle: Bundle, monkeypa
         server.set_instruction(INSTRUCTIONS[1])
     status = drive(server, STEPS[3:4])[0].status
     assert status.code is StatusCode.ENGINE_FAILED and status.motion == "halting"
-    assert "could not be taken: the GPU is gone" in status.sentence
+    assert "the GPU is gone" in status.message
     monkeypatch.undo()
     server.set_instruction(INSTRUCTIONS[1])
     assert drive(server, STEPS[4:5])[0].status.code is StatusCode.RUNNING
@@ -589,4 +590,4 @@ def test_unknown_instruction_is_raised_and_stays_in_the_status(bundle: Bundle) -
     with pytest.raises(UnknownInstructionError, match="did you mean 'lift the green box'"):
         server.set_instruction("lift the greenish box")
     status = server.tick_without_observation(0.0).status
-    assert status.code is StatusCode.UNKNOWN_INSTRUCTION and "did you mean 'lift the green box'?" in status.sentence
+    assert status.code is StatusCode.UNKNOWN_INSTRUCTION and "did you mean 'lift the green box'?" in status.message

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from m2distill_policy.errors import UnknownInstructionError
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.runtime.window import RawHistory, TokenWindow
@@ -104,7 +105,7 @@ def test_refused_instruction_clears_and_halts(server: PolicyServer) -> None:
     assert server.window.count == 0
     decisions = drive(server, 5, 6)
     assert {d.status.code for d in decisions} == {StatusCode.UNKNOWN_INSTRUCTION}
-    assert "It knows: 'lift the red box'" in decisions[0].status.sentence
+    assert "It knows: 'lift the red box'" in decisions[0].status.message
     assert [d.status.motion for d in decisions] == ["halting"] * 4 + ["halted"] * 2
     server.set_instruction(INSTRUCTIONS[0])
     assert sizes(drive(server, 11, 2)) == [1, 2]

@@ -154,15 +154,15 @@ def test_a_file_with_foreign_episodes_is_not_extended(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.parts"))
 
 
-@pytest.mark.parametrize("trouble", ["a damaged file", "an unfinished collection", "no environment"])
-def test_what_is_refused_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+@pytest.mark.parametrize("problem", ["a damaged file", "an unfinished collection", "no environment"])
+def test_what_is_refused_leaves_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
     def no_env(*_: object) -> None:
         raise SimulationError("no environment")
 
     monkeypatch.setattr(collect_module, "_run", no_env)
-    if trouble == "a damaged file":
+    if problem == "a damaged file":
         demonstration_path(tmp_path, NAMES[1]).write_bytes(b"damaged")
-    elif trouble == "an unfinished collection":
+    elif problem == "an unfinished collection":
         other = open_writer(Collection(tmp_path, (1,), episodes=1, size=32), TASKS[1])
         other.add_failure(0)
     before = sorted(path.name for path in tmp_path.iterdir())

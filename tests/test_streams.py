@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.node.arrivals import HOLD
-from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.joint_states import JOINTS_KEPT, JointStates
+from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose_gate import PoseGate
 from m2distill_policy.node.pose_source import PoseBuffer
 from m2distill_policy.runtime.motion_check import MotionCheck
@@ -54,7 +54,7 @@ def last(outputs: list[Output], count: int = 10) -> set[StatusCode]:
 
 
 def moving(outputs: list[Output]) -> bool:
-    return any(o.command and bool(o.decision.action[:6].any()) for o in outputs)
+    return any(o.command.is_sent and bool(o.decision.action[:6].any()) for o in outputs)
 
 
 def test_streams_that_are_right_are_driven(bundle: Bundle) -> None:
@@ -93,7 +93,7 @@ def test_every_stream_at_every_offset_is_driven_in_tolerance_or_named(
     else:
         # In tolerance each, but too far apart, or as old as allowed once they are used.
         assert last(outputs) <= {StatusCode.UNSYNCHRONISED, StatusCode.STALE_OBSERVATION}
-    assert any(LABELS[name] in status.sentence for name in names), status.sentence
+    assert any(LABELS[name] in status.message for name in names), status.message
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -102,14 +102,14 @@ def test_a_stamp_that_was_never_set(bundle: Bundle, name: str, stamp: int) -> No
     outputs = play(bundle, split().shifted(name, fixed=stamp))
     wanted = StatusCode.FUTURE_STAMP if stamp > 2 * 10**18 else StatusCode.REPEATED_STAMP
     assert last(outputs) == {wanted} and not moving(outputs)
-    assert LABELS[name] in outputs[-1].decision.status.sentence
+    assert LABELS[name] in outputs[-1].decision.status.message
 
 
 def test_the_message_names_the_difference_the_setting_and_a_stream_to_compare(bundle: Bundle) -> None:
-    sentence = play(bundle, split().shifted(A, offset=0.3))[-1].decision.status.sentence
+    sentence = play(bundle, split().shifted(A, offset=0.3))[-1].decision.status.message
     for part in (f"view '{A}' on {LABELS[A]}", "0.295 s", "0.1 s", "watch.future_tolerance", "/joint_states"):
         assert part in sentence, sentence
-    sentence = play(bundle, split().shifted("gripper", offset=-37))[-1].decision.status.sentence
+    sentence = play(bundle, split().shifted("gripper", offset=-37))[-1].decision.status.message
     for part in (f"{', '.join(GRIPPER)} on {LABELS['gripper']}", "37.002 s", "0.2 s", "watch.stale_after"):
         assert part in sentence, sentence
 
@@ -156,7 +156,7 @@ def test_the_fault_lasts_as_long_as_the_clock_is_wrong(bundle: Bundle, name: str
     outputs = play(bundle, changed(split(), name, offset=offset, since=1.5, until=2.5), 4.0)
     code = StatusCode.FUTURE_STAMP if offset > 0 else StatusCode.STALE_OBSERVATION
     for output in outputs:
-        at = output.sent / 1e9 - BEGIN
+        at = output.command_stamp / 1e9 - BEGIN
         if 1.7 < at < 2.5:
             assert output.decision.status.code is code, at
         elif at > 2.5 + HOLD + 0.15:
@@ -175,13 +175,13 @@ def test_transforms_that_are_ahead_are_named(bundle: Bundle) -> None:
     """Poses that are asked for, as tf2's are."""
     for ahead, code in ((4.0, StatusCode.FUTURE_STAMP), (0.0, StatusCode.RUNNING)):
         poses = PoseBuffer(
-            lambda: "/tf from 'base' to 'hand'", slop=0, longest_silence=None, steady=lambda: 0.0,
+            lambda: "/tf from 'base' to 'hand'", slop=0, longest_silence=None, monotonic=lambda: 0.0,
             gate=PoseGate([1.0] * 6),
         )  # fmt: skip
         poses.newest_stamp = round((BEGIN + ahead) * 1e9)
         outputs = play(bundle, Streams(CONTRACT), poses=poses)
         assert last(outputs) == {code}
-        assert ("/tf from 'base' to 'hand'" in outputs[-1].decision.status.sentence) == bool(ahead)
+        assert ("/tf from 'base' to 'hand'" in outputs[-1].decision.status.message) == bool(ahead)
 
 
 def test_two_publishers_of_which_one_is_ahead(bundle: Bundle) -> None:
@@ -206,7 +206,7 @@ def test_a_switched_off_check_is_off(bundle: Bundle) -> None:
 def test_two_cameras_that_never_fit_are_named_with_their_distance(bundle: Bundle) -> None:
     outputs = play(bundle, Streams(CONTRACT, {B: Clock(phase=0.024)}))
     assert last(outputs) == {StatusCode.UNSYNCHRONISED}
-    sentence = outputs[-1].decision.status.sentence
+    sentence = outputs[-1].decision.status.message
     assert all(part in sentence for part in (LABELS[A], LABELS[B], "0.024 s apart", "0.02 s", "slop")), sentence
 
 
@@ -215,14 +215,14 @@ def test_joints_that_never_fit_are_named(bundle: Bundle, phase: float) -> None:
     streams = Streams(CONTRACT, joints=[("/joint_states", ARM + GRIPPER, Clock(phase=phase))])
     outputs = play(bundle, streams)
     assert last(outputs) == {StatusCode.UNSYNCHRONISED}
-    assert "/joint_states" in outputs[-1].decision.status.sentence and "slop" in outputs[-1].decision.status.sentence
+    assert "/joint_states" in outputs[-1].decision.status.message and "slop" in outputs[-1].decision.status.message
 
 
 def test_joints_slower_than_the_policy_are_named_with_their_rate(bundle: Bundle) -> None:
     streams = Streams(CONTRACT, joints=[("/joint_states", ARM + GRIPPER, Clock(hz=10.0, delay=0.001))])
     outputs = play(bundle, streams, 4.0)
     assert last(outputs) == {StatusCode.UNSYNCHRONISED}
-    assert all(part in outputs[-1].decision.status.sentence for part in ("/joint_states", "10.0", "20"))
+    assert all(part in outputs[-1].decision.status.message for part in ("/joint_states", "10.0", "20"))
 
 
 @pytest.mark.parametrize("name", [A, B, "joints", "gripper"])
@@ -230,7 +230,7 @@ def test_a_stream_that_stops_is_named_alone(bundle: Bundle, name: str) -> None:
     outputs = play(bundle, split().shifted(name, until=1.5))
     code = StatusCode.BAD_OBSERVATION if name in ("joints", "gripper") else StatusCode.MISSING_OBSERVATION
     assert last(outputs) == {code}
-    sentence = outputs[-1].decision.status.sentence
+    sentence = outputs[-1].decision.status.message
     assert (LABELS[name] if name in (A, B) else (ARM if name == "joints" else GRIPPER)[0]) in sentence
     assert not any(LABELS[other] in sentence for other in (A, B) if other != name), sentence
 
@@ -243,7 +243,7 @@ def test_nothing_ever_came_from_a_stream(bundle: Bundle) -> None:
     silent = Streams(CONTRACT, joints=[("/joint_states", ARM + GRIPPER, Clock(since=99.0))])
     outputs = play(bundle, silent)
     assert last(outputs) == {StatusCode.MISSING_OBSERVATION}
-    assert "/joint_states (never)" in outputs[-1].decision.status.sentence
+    assert "/joint_states (never)" in outputs[-1].decision.status.message
 
 
 @pytest.mark.parametrize("missing", ARM + GRIPPER)
@@ -251,7 +251,7 @@ def test_a_joint_that_is_never_named_is_named(bundle: Bundle, missing: str) -> N
     names = [name for name in ARM + GRIPPER if name != missing]
     outputs = play(bundle, Streams(CONTRACT, joints=[("/joint_states", names, Clock(hz=100.0))]))
     assert last(outputs) == {StatusCode.BAD_OBSERVATION}
-    sentence = outputs[-1].decision.status.sentence
+    sentence = outputs[-1].decision.status.message
     assert f"does not name {missing} on" in sentence and "finite" not in sentence
 
 
@@ -338,9 +338,9 @@ def test_joints_that_freeze_while_motion_is_commanded(bundle: Bundle) -> None:
     outputs = play(bundle, streams, 5.0)
     codes = [o.decision.status.code for o in outputs]
     assert codes[-1] is StatusCode.FROZEN_JOINTS and not outputs[-1].decision.action[:6].any()
-    began = (outputs[codes.index(StatusCode.FROZEN_JOINTS)].sent / 1e9) - BEGIN
+    began = (outputs[codes.index(StatusCode.FROZEN_JOINTS)].command_stamp / 1e9) - BEGIN
     assert 1.5 < began < 2.5
-    assert "joint_states" in outputs[-1].decision.status.sentence
+    assert "joint_states" in outputs[-1].decision.status.message
     shadow = play(bundle, streams, 5.0, enabled=False)
     assert not {o.decision.status.code for o in shadow if o.decision.status.code.is_fault}
     off = play(bundle, streams, 5.0, watch=WatchLimits(frozen_after=None))
@@ -359,28 +359,28 @@ def test_the_motion_check() -> None:
     check = MotionCheck(CONTRACT, WatchLimits())
     for _ in range(200):  # commanded to stand still
         assert check.check(step) is None
-        check.commanded(np.zeros(6))
+        check.add_command(np.zeros(6))
     for i in range(30):  # the gripper's readings do not count, for or against
         found = check.check(moved(1e-3 * i, "gripper_states"))  # type: ignore[arg-type]
         assert (found is None) == (i < 10)
-        check.commanded(twist)
+        check.add_command(twist)
     assert check.check(moved(1e-6)) is None  # type: ignore[arg-type]
     for i in range(200):  # a blocked arm: noise in the last digits
-        check.commanded(twist)
+        check.add_command(twist)
         assert check.check(moved(2e-6 * (i % 2))) is None  # type: ignore[arg-type]
     for i in range(30):  # rounding is no motion
-        check.commanded(twist)
+        check.add_command(twist)
         found = check.check(moved(1e-7 * (i % 3)))  # type: ignore[arg-type]
     assert found is not None and found.code is StatusCode.FROZEN_JOINTS
     for i in range(30):  # but a slow drift is
-        check.commanded(twist)
+        check.add_command(twist)
         found = check.check(moved(3e-7 * i))  # type: ignore[arg-type]
     assert found is None
     slow = MotionCheck(CONTRACT, WatchLimits())
     for _ in range(2000):  # 1 mm/s: not 2 cm in 2 s
         assert slow.check(step) is None
-        slow.commanded(twist / 100)
-    slow.forget()
+        slow.add_command(twist / 100)
+    slow.reset()
     assert slow.check(step) is None
 
 
@@ -392,9 +392,9 @@ def test_a_pose_that_freezes_while_motion_is_commanded(bundle: Bundle, hz: float
     streams = Streams(CONTRACT, pose=Clock(hz=hz), frozen_pose=1.5)
     outputs = play(bundle, streams, 5.0)
     codes = [o.decision.status.code for o in outputs]
-    began = (outputs[codes.index(StatusCode.BAD_POSE)].sent / 1e9) - BEGIN
+    began = (outputs[codes.index(StatusCode.BAD_POSE)].command_stamp / 1e9) - BEGIN
     assert 1.5 < began < 2.6 and set(codes[-20:]) <= {StatusCode.BAD_POSE, StatusCode.WAITING}
-    assert LABELS["pose"] in outputs[-1].decision.status.sentence and not moving(outputs[-10:])
+    assert LABELS["pose"] in outputs[-1].decision.status.message and not moving(outputs[-10:])
     for off in (
         play(bundle, streams, 5.0, enabled=False),
         play(bundle, streams, 5.0, watch=WatchLimits(frozen_after=None)),
@@ -405,7 +405,11 @@ def test_a_pose_that_freezes_while_motion_is_commanded(bundle: Bundle, hz: float
 def test_a_frozen_pose_in_a_workspace_does_not_leave_it(bundle: Bundle) -> None:
     box = SafetyLimits(workspace_low=(0.2, -0.2, 0.1), workspace_high=(0.6, 0.2, 0.5))
     outputs = play(bundle, Streams(CONTRACT, pose=Clock(hz=100.0), frozen_pose=1.5), 5.0, limits=box)
-    way = sum(float(np.abs(o.twist[:3]).max()) * CONTRACT.period for o in outputs if o.twist is not None and o.command)
+    way = sum(
+        float(np.abs(o.command.twist[:3]).max()) * CONTRACT.period
+        for o in outputs
+        if o.command.twist is not None and o.command.is_sent
+    )
     assert last(outputs) == {StatusCode.BAD_POSE} and way < 1.0
 
 
@@ -418,7 +422,7 @@ def test_the_motion_check_of_poses() -> None:
         for i in range(30):
             fault = check.check(steps[i], pose + by * i * np.eye(6)[i % 6], driven=driven)
             found.append(None if fault is None else fault.code)
-            check.commanded(step)
+            check.add_command(step)
         return found
 
     still = [None] * 10 + [StatusCode.BAD_POSE] * 20
@@ -434,5 +438,5 @@ def test_the_motion_check_of_poses() -> None:
     assert check.check(steps[30]) is not None, "no pose is no news"
     assert check.check(steps[31], pose + 1e-5) is None
     assert codes(check, twist)[-1] is StatusCode.BAD_POSE
-    check.forget()
+    check.reset()
     assert check.check(steps[32], pose) is None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.cli import main
 from m2distill_policy.errors import BundleError
-from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
+from m2distill_policy.node.viewpoint import describe, misalignment, overlay
 from tests.bundles import toy_contract, write_toy
 
 CAMERA = dataclasses.replace(toy_contract(96).cameras[0], fov_y=45.0)
@@ -54,16 +54,16 @@ def test_the_motion_is_found(right: float, down: float, turned: float, larger: f
 
 def test_the_sentence_says_what_to_do() -> None:
     picture = _picture()
-    assert "fits the training picture" in sentence(CAMERA, misalignment(picture, picture))
-    right = sentence(CAMERA, misalignment(picture, _moved(picture, 10, 0, 0, 1)))
+    assert "fits the training image" in describe(CAMERA, misalignment(picture, picture))
+    right = describe(CAMERA, misalignment(picture, _moved(picture, 10, 0, 0, 1)))
     degrees = math.degrees(math.atan(10 / (48 / math.tan(math.radians(22.5)))))
     assert "turn it right by" in right and f"by {degrees:.1f} degrees" in right and "roll" not in right
-    assert "turn it up by" in sentence(CAMERA, misalignment(picture, _moved(picture, 0, -6, 0, 1)))
-    assert "roll it clockwise by 5.0" in sentence(CAMERA, misalignment(picture, _moved(picture, 0, 0, 5, 1)))
-    assert "move it back: things are 1.10 times" in sentence(
+    assert "turn it up by" in describe(CAMERA, misalignment(picture, _moved(picture, 0, -6, 0, 1)))
+    assert "roll it clockwise by 5.0" in describe(CAMERA, misalignment(picture, _moved(picture, 0, 0, 5, 1)))
+    assert "move it back: things are 1.10 times" in describe(
         CAMERA, misalignment(picture, _moved(picture, 0, 0, 0, 1.1))
     )
-    assert "too little in common" in sentence(CAMERA, misalignment(picture, _picture(1)))
+    assert "too little in common" in describe(CAMERA, misalignment(picture, _picture(1)))
     blank = np.zeros_like(picture)
     assert misalignment(picture, blank) is None
 
@@ -94,7 +94,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_bundle_without_pictures_says_so(tmp_path: Path) -> None:
     bundle = open_bundle(write_toy(tmp_path / "toy"))
-    with pytest.raises(BundleError, match="holds no training picture of 'agentview_rgb'; export it anew"):
+    with pytest.raises(BundleError, match=r"holds no training \w+ of 'agentview_rgb'; export it anew"):
         bundle.view("agentview_rgb")
     with pytest.raises(BundleError, match="holds views"):
         write_toy(tmp_path / "wrong", views={"agentview_rgb": _picture()})
@@ -119,7 +119,7 @@ def test_a_camera_of_the_simulator_that_was_turned() -> None:
         mujoco.mju_mat2Quat(turn, rotation_from_vector(np.radians(degrees) * np.array([0.0, 1.0, 0.0])).ravel())
         mujoco.mju_mulQuat(turned, before, turn)
         model.cam_quat[index] = turned
-        said = sentence(camera, misalignment(reference, world.reset(5).images[camera.name]))
+        said = describe(camera, misalignment(reference, world.reset(5).images[camera.name]))
         model.cam_quat[index] = before
         found = re.search(rf"turn it {way} by ([0-9.]+) degrees", said)
         assert found is not None and float(found[1]) == pytest.approx(4.0, abs=0.7), said

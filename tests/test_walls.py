@@ -47,7 +47,8 @@ def present(*names: str) -> list[str]:
 
 
 def test_runtime_and_node_are_light() -> None:
-    loaded = loaded_by(*modules_of("m2distill_policy/runtime"), *modules_of("m2distill_policy/node"))
+    rooms = ("images", "runtime", "node")
+    loaded = loaded_by(*(name for room in rooms for name in modules_of(f"m2distill_policy/{room}")))
     assert not loaded & HEAVY
     assert {"numpy", "onnxruntime", "cv2"} <= loaded
 
@@ -100,7 +101,7 @@ def _names(*own: str, outside: str = "") -> frozenset[str]:
     return frozenset({*(f"m2distill_policy.{name}" for name in own), *outside.split()})
 
 
-_CORE = ("errors", "ranges", "options", "storage", "strict_json", "contract", "observation", "provenance")
+_CORE = ("images", "errors", "ranges", "options", "storage", "strict_json", "contract", "observation", "provenance")
 ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.errors": _names(),
     "m2distill_policy.ranges": _names("errors"),
@@ -109,6 +110,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.contract": _names("errors", "strict_json", "contract_fields"),
     "m2distill_policy.observation": _names("errors", "contract"),
     "m2distill_policy.provenance": _names("errors"),
+    "m2distill_policy.images": _names("errors", "contract", "images", outside="cv2"),
     "m2distill_policy.progress": _names(),
     "m2distill_policy.cluster": _names("errors", outside="ray"),
     "m2distill_policy.lock": _names("errors"),
@@ -130,6 +132,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.bundle_signature": _names("errors", "storage", "bundle_files", outside="cryptography"),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "bundle_signature", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
+    "m2distill_policy.settings": _names(*_CORE, "config", "bundle", "runtime", "node", "settings"),
     "m2distill_policy.recordings": _names(
         *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags yaml"
     ),
@@ -137,9 +140,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.streams": _names(),
     "m2distill_policy.options": _names("errors"),
     "m2distill_policy.sim_robot": _names(*_CORE, "options", "signals", "bundle", "runtime", "node", "sim", "sim_robot"),
-    "m2distill_policy.dds": _names(
-        *_CORE, "bundle", "config", "runtime", "node", "sim_robot", "dds", outside="cyclonedds cv2"
-    ),
+    "m2distill_policy.dds": _names(*_CORE, "bundle", "runtime", "node", "sim_robot", "dds", outside="cyclonedds cv2"),
     "m2distill_policy.ros": _names(
         *_CORE,
         *(
@@ -147,10 +148,9 @@ ALLOWED: dict[str, frozenset[str]] = {
             "streams",
             "bundle",
             "bundle_signature",
-            "config",
-            "config_text",
             "runtime",
             "node",
+            "settings",
             "sim_robot",
             "ros",
         ),

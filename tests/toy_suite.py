@@ -34,13 +34,13 @@ class ToyEnv:
         self._rng = np.random.default_rng(seed)
         self._needed = int(self._rng.integers(4, 16))
         self._sum, self._steps = 0.0, 0
-        trouble, where = os.environ.get("TOY_TROUBLE", ":").split(":")
+        problem, where = os.environ.get("TOY_TROUBLE", ":").split(":")
         if where and seed % 5 == int(where):
-            if trouble == "raise":
+            if problem == "raise":
                 raise ValueError("the toy broke")
-            if trouble == "die":
+            if problem == "die":
                 os._exit(9)
-            if trouble == "hang":
+            if problem == "hang":
                 time.sleep(3600)
         return self._observe()
 

@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="examples:\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract bundles/first --out data\n"
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract contract.json --out data \\\n"
-        "    --command-type twist --remap '~/twist:=/servo_node/delta_twist_cmds' \\\n"
+        "    --commands twist --remap '~/twist:=/servo_node/delta_twist_cmds' \\\n"
         "    --config fr3_moveit_servo\n\n"
         "Record with 'ros2 bag record --all', or record the cameras, /joint_states, the commands to the arm,\n"
         "/gripper_command (control_msgs/GripperCommand; publish it also if you use the gripper's action) and, for\n"
@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, required=True, help="folder of the demonstration file")
     parser.add_argument("--task", help="name of the file (default: the instruction with underscores)")
     parser.add_argument(
-        "--command-type",
+        "--commands",
         choices=("target_pose", "twist"),
         default="target_pose",
         help="commands to the arm: set-points, which need /end_effector_pose, or velocities (default: %(default)s)",
@@ -94,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.progress import ProgressBar
     from m2distill_policy.recordings.bag import Bag
     from m2distill_policy.recordings.contract import read_contract
-    from m2distill_policy.recordings.episode import ImportSettings, import_recording, require_topics
-    from m2distill_policy.ros.parameters import load_arm
+    from m2distill_policy.recordings.episode import import_recording
+    from m2distill_policy.recordings.import_settings import ImportSettings, require_topics
+    from m2distill_policy.settings.arm import load_arm
 
     namespace = None if args.namespace is None else parse_namespace(args.namespace)
     arm, unused = load_arm(args.config, args.overrides, namespace)
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if instruction != args.instruction:
         print(f"quotes and spaces around the instruction were removed: '{instruction}'", file=sys.stderr)
     settings = ImportSettings(
-        told=args.command_type,
+        command=args.commands,
         slop=args.slop,
         gripper=arm.gripper,
         joints=arm.joints,
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
             # All settings of the import: one that continues with other settings must not mix the two.
             env_args={
                 "bags": [bag.resolve().name for bag in args.bags],
-                "told": args.command_type,
+                "told": args.commands,
                 "slop": args.slop,
                 "gripper": to_dict(arm.gripper),
                 "joints": [to_dict(joint) for joint in arm.joints],

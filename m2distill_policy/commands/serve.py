@@ -154,13 +154,14 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.dds.domain import domain_id
     from m2distill_policy.dds.participant import Participant
     from m2distill_policy.dds.policy_node import PolicyNode
-    from m2distill_policy.node.cycle import UNINTERRUPTED, CycleOptions
+    from m2distill_policy.node.loop import UNINTERRUPTED
+    from m2distill_policy.node.loop_options import LoopOptions
     from m2distill_policy.node.topics import parse_namespace, parse_remappings
-    from m2distill_policy.ros.parameters import load_arm
     from m2distill_policy.runtime.probe import open_and_prove
     from m2distill_policy.runtime.server import PolicyServer
     from m2distill_policy.runtime.watchdog import WatchLimits
     from m2distill_policy.runtime.watcher import FolderWatcher
+    from m2distill_policy.settings.arm import load_arm
     from m2distill_policy.signals import stop_on_signals
     from m2distill_policy.streams import give_up_what_cannot_be_written
 
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     resume, frame = beside.pop("resume", "auto"), beside.pop("pose.base_frame", None)
     if beside:
         print(f"ignored settings, which only the ROS 2 node has: {', '.join(beside)}", file=sys.stderr)
-    options = CycleOptions(
+    options = LoopOptions(
         slop=args.slop,
         timeout=args.timeout,
         gripper=config.gripper,
@@ -220,13 +221,10 @@ def run(args: argparse.Namespace) -> int:
                 f"serving bundle {server.bundle.identifier} ({', '.join(server.bundle.task_names)}) {pace} "
                 f"in DDS domain {domain}"
             )
-            if args.lockstep:
-                node.spin_lockstep()
-            else:
-                if watcher is not None:
-                    watcher.start()
-                node.spin()
-            _say(f"halted after {node.cycles} cycles")
+            if watcher is not None and not args.lockstep:
+                watcher.start()
+            node.spin()
+            _say(f"halted after {node.cycle_count} cycles")
     finally:
         if watcher is not None:
             watcher.stop()

@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
     from m2distill_policy.bundle import open_bundle
     from m2distill_policy.errors import ObservationError
-    from m2distill_policy.node.pictures import rgb_of_compressed
-    from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
-    from m2distill_policy.runtime.preprocess import preprocess
+    from m2distill_policy.images.encodings import compressed_to_rgb
+    from m2distill_policy.images.preprocess import preprocess
+    from m2distill_policy.node.viewpoint import describe, misalignment, overlay
     from m2distill_policy.storage import write_atomic
 
     bundle = open_bundle(find_bundle(args.bundle))
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
         data = np.frombuffer(args.image.read_bytes(), dtype=np.uint8)
     except OSError as error:
         raise ObservationError(f"'{args.image}' cannot be read: {error}") from error
-    live = preprocess(rgb_of_compressed(args.image.suffix.removeprefix("."), data), camera)
-    print(sentence(camera, misalignment(reference, live)))
+    live = preprocess(compressed_to_rgb(args.image.suffix.removeprefix("."), data), camera)
+    print(describe(camera, misalignment(reference, live)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         written, data = cv2.imencode(args.out.suffix, cv2.cvtColor(overlay(reference, live), cv2.COLOR_RGB2BGR))

@@ -22,22 +22,22 @@ topic                               type                         direction   wha
 /diagnostics                        diagnostic_msgs/...Array     from policy once a second
 =================================== ============================ =========== =========================================
 
-In real time pictures and joints are taken as they come (best effort), everything else is reliable.
+In real time images and joints are taken as they come (best effort), everything else is reliable.
 
-Lockstep is a conversation, all of it reliable, in which the wall clock has no say:
+Lockstep is an exchange of reliable messages that does not depend on the wall clock:
 
 1. The robot waits until every topic has a peer.
-2. The robot resets its world and publishes ``~/episode``: number, instruction, and which stream of random numbers. The
-   policy clears its window, begins that stream, and answers with one ``~/status`` of the same stamp and episode.
+2. The robot resets its environment and publishes ``~/episode``: number, instruction and random stream. The policy
+   clears its window, begins that stream, and answers with one ``~/status`` of the same stamp and episode.
 3. The robot publishes one observation, all of it under one stamp. The policy answers with commands, one ``~/action``
    and, last, one ``~/status``, all under that stamp. The status says whether commands were sent and how many gripper
    commands there have been, so the robot knows what else to wait for: DDS does not order topics among each other.
-4. The robot steps its world and goes to 3, or to 2 when the rollout is over. Stamps never go back.
+4. The robot steps its environment and goes to 3, or to 2 when the rollout is over. Stamps never go back.
 
 Two processes do not learn of each other's endpoints at one instant. So ``~/episode`` and ``~/status`` keep their last
 message for who is met late, and are the last writer and reader that the robot makes: once both spoke, all have met.
 
-Whoever hears nothing for ``--timeout`` seconds gives up and names the silent topic.
+A side that receives nothing for ``--timeout`` seconds stops and names the missing topic.
 
 Cyclone DDS 11.0.1 is the one release on PyPI with wheels for Python 3.10 to 3.12. It talks to Cyclone DDS 0.10, which
 ROS 2 Jazzy brings, as long as types are written as :mod:`m2distill_policy.dds.types` says. Fast DDS is not tried yet.

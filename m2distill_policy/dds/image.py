@@ -1,6 +1,6 @@
 """``sensor_msgs/msg/Image`` with a serialiser of its own.
 
-The generic Python serialiser packs a picture number by number, tens of milliseconds for a VGA frame. Here the pixels
+The generic Python serialiser packs an image number by number, tens of milliseconds for a VGA frame. Here the pixels
 go over as one block and come back as a view of what was received, without a copy. The bytes are the same.
 
 The encapsulation is CDR version 1, which ROS 2 writes. Version 2 of a type without 8-byte numbers differs in the first
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.dds.types import Header, Time
 from m2distill_policy.errors import TransportError
-from m2distill_policy.node.pictures import rgb_of
+from m2distill_policy.images.encodings import raw_to_rgb
 
 if TYPE_CHECKING:
     Bytes = bytes | bytearray | memoryview | Sequence[int] | NDArray[np.uint8]
@@ -36,7 +36,7 @@ _ENCAPSULATION = 4
 
 @dataclass
 class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
-    """A picture: ``data`` holds ``height`` rows of ``step`` bytes each, row 0 on top.
+    """An image: ``data`` holds ``height`` rows of ``step`` bytes each, row 0 on top.
 
     ``data`` may be bytes, a contiguous uint8 array of any shape, or a sequence of integers; after reading it is a
     read-only uint8 array (n,).
@@ -51,20 +51,20 @@ class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
     data: Bytes = field(default_factory=list)
 
     @staticmethod
-    def from_rgb(picture: NDArray[np.uint8], stamp: Time, frame_id: str) -> "Image":
-        """An ``rgb8`` message of an upright picture (H, W, 3); the pixels are not copied until they are sent."""
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            raise TransportError(f"a picture to send is {picture.dtype} {picture.shape}; it must be uint8 (H, W, 3)")
-        height, width, _ = picture.shape
-        return Image(Header(stamp, frame_id), height, width, "rgb8", 0, width * 3, np.ascontiguousarray(picture))
+    def from_rgb(image: NDArray[np.uint8], stamp: Time, frame_id: str) -> "Image":
+        """An ``rgb8`` message of an upright image (H, W, 3); the pixels are not copied until they are sent."""
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise TransportError(f"an image to send is {image.dtype} {image.shape}; it must be uint8 (H, W, 3)")
+        height, width, _ = image.shape
+        return Image(Header(stamp, frame_id), height, width, "rgb8", 0, width * 3, np.ascontiguousarray(image))
 
     def to_rgb(self) -> NDArray[np.uint8]:
-        """The picture as uint8 (H, W, 3), RGB, upright; a view of the message where the encoding allows it.
+        """The image as uint8 (H, W, 3), RGB, upright; a view of the message where the encoding allows it.
 
         Raises:
-            ObservationError: see :func:`m2distill_policy.node.pictures.rgb_of`.
+            ObservationError: see :func:`m2distill_policy.images.encodings.raw_to_rgb`.
         """
-        return rgb_of(self.encoding, self.height, self.width, self.step, _as_bytes(self.data))
+        return raw_to_rgb(self.encoding, self.height, self.width, self.step, _as_bytes(self.data))
 
     def serialize(self, buffer: Any = None, endianness: Any = None, use_version_2: bool | None = None) -> bytes:
         """The message as CDR with its encapsulation header; the arguments are the generic serialiser's.

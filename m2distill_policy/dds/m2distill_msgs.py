@@ -29,7 +29,7 @@ class PolicyAction(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyAction_"):
         # while halting; and without an observation (stamp zero) for the rest of a ramp to a halt.
         std_msgs/Header header  # stamp: the observation's; frame_id: the frame of the action
         string bundle           # identifier of the bundle that answered
-        string instruction      # what it was told to do
+        string instruction      # the instruction that it follows
         bool command            # whether an arm is to follow `action`; false in shadow mode
         float64[] action        # x, y, z, rx, ry, rz, gripper in [-1, 1], within the safety limits
         float64[] sample        # the same before any limit; empty when the policy gave no answer
@@ -64,7 +64,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
         uint32 episode             # number of the lockstep episode, 0 before the first
         uint8 code                 # m2distill_policy.runtime.status.StatusCode
         string name                # the code's name
-        string sentence            # what happened and what to do
+        string message            # what happened and what to do
         uint8 motion               # 0 running, 1 halting, 2 halted
         bool halted                # motion is 2
         bool command               # whether commands were sent in this cycle
@@ -77,7 +77,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
         uint32 overruns            # decisions so far that took longer than one period
         string window_cleared      # why the window was last cleared
         uint8 swap                 # m2distill_policy.runtime.status.SwapState
-        string swap_sentence
+        string swap_message
         string swap_bundle         # identifier, empty while unknown
         string warning             # what does not stop the policy and still needs a look
     """
@@ -87,7 +87,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
     episode: uint32 = 0
     code: byte = 0
     name: str = ""
-    sentence: str = ""
+    message: str = ""
     motion: byte = 0
     halted: bool = False
     command: bool = False
@@ -100,7 +100,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
     overruns: uint32 = 0
     window_cleared: str = ""
     swap: byte = 0
-    swap_sentence: str = ""
+    swap_message: str = ""
     swap_bundle: str = ""
     warning: str = ""
 
@@ -111,9 +111,9 @@ class Episode(IdlStruct, typename="m2distill_msgs.msg.dds_.Episode_"):
 
     ::
 
-        # A simulated robot in lockstep has reset its world: forget the window, begin this stream of random numbers.
-        # The policy answers with one PolicyStatus that bears the same stamp and episode; only then comes the first
-        # observation. The stamps of observations never go back, also not from one episode to the next.
+        # A simulated robot in lockstep has reset its environment: clear the window and begin this random stream.
+        # The policy answers with one PolicyStatus with the same stamp and episode. The first observation follows
+        # that answer. Stamps of observations never go back, also not from one episode to the next.
         std_msgs/Header header  # stamp: every observation of this episode is later
         uint32 number           # counts from 1
         uint64 seed             # random numbers are drawn from stream `draw` of `seed`

@@ -75,7 +75,7 @@ class Writer(Generic[M]):
 class Reader(Generic[M]):
     """Takes one topic's messages.
 
-    broken: sentences about messages that could not be read, oldest first; whoever reads them empties the list.
+    broken: messages about messages that could not be read, oldest first; whoever reads them empties the list.
     others_only: leave out what this participant itself publishes.
     """
 
@@ -116,8 +116,8 @@ class Reader(Generic[M]):
             if not isinstance(batch[0], InvalidSample):  # a writer that left announces itself without a message
                 messages.append(batch[0])
 
-    def _report(self, sentence: str) -> None:
-        self.broken = [*self.broken[-15:], f"{self.topic}: {sentence}"]
+    def _report(self, message: str) -> None:
+        self.broken = [*self.broken[-15:], f"{self.topic}: {message}"]
 
     @property
     def matched(self) -> bool:

@@ -1,4 +1,4 @@
-"""The policy node on plain DDS: messages in, :class:`~m2distill_policy.node.cycle.PolicyCycle`, messages out.
+"""The policy node on plain DDS: messages in, a policy loop of :mod:`m2distill_policy.node`, messages out.
 
 One thread does all of it. A lockstep answers ``~/episode`` with one ``~/status`` of its stamp, and every observation
 with one ``~/action`` and one ``~/status``, in that order.
@@ -27,10 +27,13 @@ from m2distill_policy.dds.types import (
 )
 from m2distill_policy.errors import ObservationError, TransportError
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import CycleOptions, Output, PolicyCycle
 from m2distill_policy.node.joint_states import JOINTS_KEPT
+from m2distill_policy.node.lockstep import LockstepLoop
+from m2distill_policy.node.loop_options import LoopOptions
 from m2distill_policy.node.messages import pose_of
 from m2distill_policy.node.other_publishers import LOOK_EVERY
+from m2distill_policy.node.output import Output
+from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watcher import FolderWatcher
@@ -44,7 +47,8 @@ class PolicyNode:
     Args:
         participant: where to publish and subscribe; the node does not close it.
         server: answers observations; the node does not close it.
-        lockstep, options, watcher: see :class:`PolicyCycle`.
+        lockstep: answer a simulated robot one by one, without a clock.
+        options, watcher: see :class:`PolicyLoop`.
         reliable_input: ask cameras and joints for every message, where the default takes what comes.
         frame: what the arm calls the frame of the actions, in twists and set-points; None takes the contract's name.
             Poses in another frame are refused. Without it, and in lockstep, their frame must only stay the same.
@@ -56,7 +60,7 @@ class PolicyNode:
         server: PolicyServer,
         *,
         lockstep: bool = False,
-        options: CycleOptions | None = None,
+        options: LoopOptions | None = None,
         watcher: FolderWatcher | None = None,
         reliable_input: bool = False,
         frame: str | None = None,
@@ -64,12 +68,11 @@ class PolicyNode:
         self._participant = participant
         self._contract = server.contract
         self._frame = frame or self._contract.action.frame
-        self._lockstep = lockstep
-        self._cycle: PolicyCycle[Image] = PolicyCycle(
+        kind = LockstepLoop if lockstep else RealTimeLoop
+        self._loop: LockstepLoop[Image] | RealTimeLoop[Image] = kind(
             server,
             Image.to_rgb,
             options,
-            lockstep=lockstep,
             watcher=watcher,
             full_name=participant.full_name,
             name=f"{participant.namespace}/{topics.POLICY_NODE}",
@@ -77,11 +80,11 @@ class PolicyNode:
         )
         self._stop = False
         self._stop_reason = ""
-        #: Lost pictures are asked for again otherwise.
+        #: Lost images are asked for again otherwise.
         self._buffer = (
             None
             if reliable_input or lockstep
-            else ReceiveBuffer(len(self._contract.cameras), lambda why: self._cycle.trouble("receive buffer", why))
+            else ReceiveBuffer(len(self._contract.cameras), lambda why: self._loop.problems.set("receive buffer", why))
         )
 
         inputs = Profile.LOCKSTEP if lockstep else Profile.RELIABLE if reliable_input else Profile.SENSOR
@@ -96,7 +99,7 @@ class PolicyNode:
         }
         self._joints = {
             topic: participant.reader(topic, JointState, inputs, depth=JOINTS_KEPT)
-            for topic in topics.joint_topics(self._cycle.options.joint_topics)
+            for topic in topics.joint_topics(self._loop.options.joint_topics)
         }
         self._pose = participant.reader(topics.END_EFFECTOR_POSE, PoseStamped, inputs, depth=JOINTS_KEPT)
         self._instructions = participant.reader(topics.INSTRUCTION, String, Profile.LATCHED)
@@ -115,7 +118,7 @@ class PolicyNode:
         #: Who else commands the arm. In lockstep a robot waits for each answer, and there is no arm.
         self._others: dict[str, Reader[Any]] = {}
         self._others_seen = -LOOK_EVERY
-        if not lockstep and not self._cycle.options.allow_other_publishers:
+        if not lockstep and not self._loop.options.allow_other_publishers:
             kinds = {
                 topics.TWIST: TwistStamped,
                 topics.TARGET_POSE: PoseStamped,
@@ -129,25 +132,33 @@ class PolicyNode:
         handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
         self._status = participant.writer(topics.STATUS, PolicyStatus, handshake)
 
-    def stop(self, reason: str = "the node was told to stop") -> None:
+    def stop(self, reason: str = "the node was asked to stop") -> None:
         """Ramp to a halt and return from spinning; safe to call from a signal handler."""
         self._stop_reason = reason
         self._stop = True
 
     @property
-    def cycles(self) -> int:
+    def cycle_count(self) -> int:
         """Cycles so far, each with its ~/status."""
-        return self._cycle.cycles
+        return self._loop.cycle_count
 
     # --- real time ---------------------------------------------------------------------------------------------------
 
     def spin(self) -> None:
-        """Run cycles until :meth:`stop`, then until the ramp to a halt is over.
+        """Run until :meth:`stop`, then until the ramp to a halt is over.
 
-        An error that nothing here expects ramps to a halt too, before it is raised.
+        In real time, an unexpected error ramps to a halt too, before it is raised. In lockstep the loop also ends when
+        the robot has left and no other one came for ``timeout`` s.
+
+        Raises:
+            TransportError: in lockstep, no message came for ``timeout`` s, or a set stayed incomplete; names the
+                missing topics.
         """
+        if isinstance(self._loop, LockstepLoop):
+            self._spin_lockstep(self._loop)
+            return
         try:
-            self._spin()
+            self._spin_real_time(self._loop)
         except Exception as error:
             try:
                 self._ramp_out(f"the node failed ({type(error).__name__}: {error})")
@@ -156,30 +167,30 @@ class PolicyNode:
                 logger.exception("the ramp to a halt failed too (%s: %s)", type(second).__name__, second)
             raise
 
-    def _spin(self) -> None:
+    def _spin_real_time(self, loop: RealTimeLoop[Image]) -> None:
         views = self._participant.waiter([*self._views.values(), self._instructions])
         everything = self._participant.waiter([*self._views.values(), *self._joints.values(), self._instructions])
         while True:
             if self._stop:
-                self._cycle.leave(self._stop_reason)
-            if self._cycle.left:
+                loop.shut_down(self._stop_reason)
+            if loop.may_exit:
                 return
             begin = time.perf_counter()
-            self._take_orders()
+            self._take_operator_inputs()
             self._take_inputs()
-            output = self._cycle.run(begin)
+            output = loop.run(begin)
             if output is not None:
                 self._publish(output)
             else:
-                wait = self._cycle.wake - time.monotonic()
-                (everything if self._cycle.lacks_joints else views).wait(wait)
+                wait = loop.wake - time.monotonic()
+                (everything if loop.lacks_joints else views).wait(wait)
 
     def _ramp_out(self, reason: str) -> None:
         """Halt without observations, at the contract's rate."""
-        self._cycle.leave(reason)
+        self._loop.shut_down(reason)
         mute = False
-        while not self._cycle.left:
-            output = self._cycle.ramp()
+        while not self._loop.may_exit:
+            output = self._loop.ramp()
             self._command(output)
             try:
                 self._say(output)
@@ -191,12 +202,7 @@ class PolicyNode:
 
     # --- lockstep ----------------------------------------------------------------------------------------------------
 
-    def spin_lockstep(self) -> None:
-        """Answer sets one by one until :meth:`stop`, or until the robot has left and none came for ``timeout`` s.
-
-        Raises:
-            TransportError: nothing came for ``timeout`` s, or a set stayed incomplete; names the silent topics.
-        """
+    def _spin_lockstep(self, loop: LockstepLoop[Image]) -> None:
         inputs: list[Reader[Any]] = [
             *self._views.values(),
             *self._joints.values(),
@@ -205,38 +211,38 @@ class PolicyNode:
             self._instructions,
         ]
         waiter = self._participant.waiter(inputs, matches=[*self._views.values(), *self._joints.values()])
-        heard = time.monotonic()
+        newest_message = time.monotonic()
         while not self._stop:
             now = time.monotonic()
-            self._take_orders()
+            self._take_operator_inputs()
             begin = time.perf_counter()
-            arrived = self._take_episodes() + self._take_inputs()
+            arrived = self._take_episodes(loop) + self._take_inputs()
             if arrived:
-                heard = now
-            self._cycle.pose_expected = bool(self._pose.matched)
-            output = self._cycle.run_lockstep(begin)
+                newest_message = now
+            loop.expects_pose = bool(self._pose.matched)
+            output = loop.run(begin)
             if output is not None:
                 self._publish(output)
-                heard = time.monotonic()
+                newest_message = time.monotonic()
             elif not arrived:
-                left = heard + self._cycle.options.timeout - now
+                left = newest_message + self._loop.options.timeout - now
                 if left > 0:
                     waiter.wait(left)
-                elif self.cycles and not any(view.matched for view in self._views.values()):
-                    logger.info("the robot has left and no other one came within %g s", self._cycle.options.timeout)
+                elif self.cycle_count and not any(view.matched for view in self._views.values()):
+                    logger.info("the robot has left and no other one came within %g s", self._loop.options.timeout)
                     return
                 else:
-                    raise self._silence()
+                    raise self._timeout_error(loop)
         # There is no clock to ramp by, and the robot waits: what is left of the ramp goes out at once.
-        self._cycle.leave(self._stop_reason)
-        while not self._cycle.left:
-            self._publish(self._cycle.ramp())
+        loop.shut_down(self._stop_reason)
+        while not loop.may_exit:
+            self._publish(loop.ramp())
 
-    def _take_episodes(self) -> int:
+    def _take_episodes(self, loop: LockstepLoop[Image]) -> int:
         episodes = self._episodes.take()
         for episode in episodes:
             self._publish(
-                self._cycle.begin_episode(
+                loop.begin_episode(
                     episode.number,
                     episode.instruction,
                     seed=episode.seed,
@@ -246,58 +252,58 @@ class PolicyNode:
             )
         return len(episodes)
 
-    def _silence(self) -> TransportError:
-        broken = f" ({' '.join(self._cycle.troubles)})" if self._cycle.troubles else ""
+    def _timeout_error(self, loop: LockstepLoop[Image]) -> TransportError:
+        broken = f" ({' '.join(loop.problems.messages)})" if loop.problems.messages else ""
         return TransportError(
-            f"nothing came on {', '.join(self._cycle.silent)} for {self._cycle.options.timeout:g} s in DDS domain "
+            f"nothing came on {', '.join(loop.missing_topics)} for {self._loop.options.timeout:g} s in DDS domain "
             f"{self._participant.domain}{broken}; is 'm2distill sim --lockstep' running there?"
         )
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def _take_orders(self) -> None:
+    def _take_operator_inputs(self) -> None:
         for button in self._emergency:
             for pressed in self._take(button, topics.EMERGENCY_STOP):
                 publishers = max(reader.publishing_programs for reader in self._emergency)
-                self._cycle.emergency_stop(pressed.data, publishers=publishers)
+                self._loop.operator.set_emergency_stop(pressed.data, publishers=publishers)
         for held in self._take(self._dead_man, topics.DEAD_MAN):
-            self._cycle.dead_man(held.data, publishers=self._dead_man.publishing_programs)
+            self._loop.operator.set_dead_man(held.data, publishers=self._dead_man.publishing_programs)
         for wanted in self._take(self._enable, topics.ENABLE):
-            self._cycle.enable_requested(wanted.data)
+            self._loop.operator.enable_by_message(wanted.data)
         for message in self._take(self._instructions, topics.INSTRUCTION):
-            self._cycle.instruct(message.data)
+            self._loop.operator.set_instruction(message.data)
 
     def _take_inputs(self) -> int:
-        """Hand over what has arrived; returns how many pictures and joint states that were."""
+        """Hand over what has arrived; returns how many images and joint states that were."""
         arrived = 0
         for name, reader in self._views.items():
             images = self._take(reader, topics.camera_topic(name))
             arrived += len(images)
             for image in images:
-                self._cycle.add_view(name, image.header.stamp.nanoseconds, image)
+                self._loop.add_image(name, image.header.stamp.nanoseconds, image)
             if images and self._buffer is not None:
                 self._buffer.expect(images[-1].step * images[-1].height, name)
         for topic, joint_reader in self._joints.items():
             joints = self._take(joint_reader, topic)
             arrived += len(joints)
             for state in joints:
-                self._cycle.add_joints(state.header.stamp.nanoseconds, state.name, state.position, topic)
+                self._loop.add_joints(state.header.stamp.nanoseconds, state.name, state.position, topic)
         for pose in self._take(self._pose, topics.END_EFFECTOR_POSE):
             try:
-                self._cycle.add_pose(pose.header.stamp.nanoseconds, pose_of(pose), pose.header.frame_id)
+                self._loop.add_pose(pose.header.stamp.nanoseconds, pose_of(pose), pose.header.frame_id)
             except ObservationError as error:
-                self._cycle.refuse_pose(str(error))
+                self._loop.refuse_pose(str(error))
         for name, info_reader in self._infos.items():
             for info in self._take(info_reader, topics.camera_info_topic(name)):
-                self._cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)
-                # From here too: of pictures that are too large, none at all may arrive.
+                self._loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
+                # From here too: of images that are too large, none at all may arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
         return arrived
 
     def _take(self, reader: Reader[Any], topic: str) -> list[Any]:
         messages: list[Any] = reader.take()
-        self._cycle.arrived(topic, len(messages), reader.broken)
+        self._loop.count_messages(topic, len(messages), reader.broken)
         reader.broken.clear()
         return messages
 
@@ -310,23 +316,23 @@ class PolicyNode:
 
     def _command(self, output: Output) -> None:
         """What the arm does."""
-        frame, now = self._frame, output.sent
-        if output.twist is not None:
-            self._twist.write(MESSAGES.twist(output.twist, now, frame))
-        if output.target is not None:
-            self._target.write(MESSAGES.pose(output.target, now, frame))
-        if output.gripper is not None:
-            effort = self._cycle.options.gripper.max_effort
-            self._gripper_topic.write(MESSAGES.gripper(output.gripper, effort))
+        command, stamp, frame = output.command, output.command_stamp, self._frame
+        if command.twist is not None:
+            self._twist.write(MESSAGES.twist(command.twist, stamp, frame))
+        if command.target_pose is not None:
+            self._target.write(MESSAGES.pose(command.target_pose, stamp, frame))
+        if command.gripper is not None:
+            effort = self._loop.options.gripper.max_effort
+            self._gripper_topic.write(MESSAGES.gripper(command.gripper, effort))
 
     def _say(self, output: Output) -> None:
         """What people and recorders want to know."""
-        if output.action:
+        if output.publishes_action:
             self._action.write(MESSAGES.action(output, self._contract))
         self._status.write(MESSAGES.status(output, self._contract))
-        self._cycle.published(output)
-        if output.health is not None:
-            self._health.write(MESSAGES.diagnostics(output.health, time.time_ns()))
+        self._loop.note_published(output)
+        if output.report.health is not None:
+            self._health.write(MESSAGES.diagnostics(output.report.health, time.time_ns()))
             if self._buffer is not None:
                 self._buffer.forget_silent()
         self._watch_others()
@@ -337,7 +343,7 @@ class PolicyNode:
         look, self._others_seen = (True, now) if now - self._others_seen >= LOOK_EVERY else (False, self._others_seen)
         for topic, reader in self._others.items():
             if look:
-                self._cycle.other_publishers(topic, reader.publishers)
+                self._loop.operator.set_other_publishers(topic, reader.publishers)
             if reader.take() or reader.broken:
                 reader.broken.clear()
-                self._cycle.other_command(topic)
+                self._loop.operator.other_command(topic)

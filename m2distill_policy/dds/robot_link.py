@@ -27,7 +27,7 @@ from m2distill_policy.dds.types import (
 from m2distill_policy.node import topics
 from m2distill_policy.node.messages import action_of, optical_frame, pose_of, twist_of
 from m2distill_policy.observation import Observation
-from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Heard, Link
+from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Link, StatusSnapshot
 
 _COMMANDS: dict[Follow, type[PolicyAction] | type[PoseStamped] | type[TwistStamped]] = {
     "action": PolicyAction,
@@ -70,13 +70,14 @@ class DdsLink(Link):
             self._gripper = participant.reader(topics.GRIPPER_COMMAND, GripperCommand, profile)
         handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
         self._status = participant.reader(topics.STATUS, PolicyStatus, handshake)
-        self._heard: list[Reader[Any]] = [self._status, self._command]
-        self._heard += [self._gripper] if self._gripper is not None else []
-        self._anything = participant.waiter(self._heard, matches=[self._status])
+        self._received: list[Reader[Any]] = [self._status, self._command]
+        self._received += [self._gripper] if self._gripper is not None else []
+        self._anything = participant.waiter(self._received, matches=[self._status])
         self._nothing = participant.waiter([])
 
     def wait_for_policy(self, timeout: float, stop: Callable[[], bool]) -> None:
-        endpoints: list[Reader[Any] | Writer[Any]] = [*self._views.values(), self._joints, *self._heard, self._episodes]
+        endpoints: list[Reader[Any] | Writer[Any]] = [*self._views.values(), self._joints]
+        endpoints += [*self._received, self._episodes]
         if self._pose is not None:
             endpoints.append(self._pose)
         lockstep = " --lockstep" if self._lockstep else ""
@@ -91,10 +92,10 @@ class DdsLink(Link):
         if self._pose is not None and pose is not None:
             self._pose.write(MESSAGES.pose(pose, stamp, self._contract.action.frame))
         for camera in self._contract.cameras:
-            picture = observation.images[camera.name]
+            image = observation.images[camera.name]
             frame = optical_frame(camera.name)
-            self._infos[camera.name].write(MESSAGES.camera_info(camera, picture.shape[0], picture.shape[1], stamp))
-            self._views[camera.name].write(Image.from_rgb(picture, at, frame))
+            self._infos[camera.name].write(MESSAGES.camera_info(camera, image.shape[0], image.shape[1], stamp))
+            self._views[camera.name].write(Image.from_rgb(image, at, frame))
         readings = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
         ]
@@ -107,8 +108,8 @@ class DdsLink(Link):
         frame = self._contract.action.frame
         self._episodes.write(MESSAGES.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame=frame))
 
-    def statuses(self) -> list[Heard]:
-        return [Heard.of(status) for status in self._status.take()]
+    def statuses(self) -> list[StatusSnapshot]:
+        return [StatusSnapshot.of(status) for status in self._status.take()]
 
     def commands(self) -> list[Command]:
         now = time.monotonic()
@@ -139,6 +140,6 @@ class DdsLink(Link):
     def full_name(self, topic: str) -> str:
         return self._participant.full_name(topic)
 
-    def trouble(self, topic: str) -> str:
+    def problem(self, topic: str) -> str:
         name = self.full_name(topic)
-        return next((reader.broken[-1] for reader in self._heard if reader.topic == name and reader.broken), "")
+        return next((reader.broken[-1] for reader in self._received if reader.topic == name and reader.broken), "")

@@ -165,7 +165,7 @@ class JointState(IdlStruct, typename="sensor_msgs.msg.dds_.JointState_"):
 
 @dataclass
 class RegionOfInterest(IdlStruct, typename="sensor_msgs.msg.dds_.RegionOfInterest_"):
-    """The part of the full picture that was sent; all zero means all of it."""
+    """The part of the full image that was sent; all zero means all of it."""
 
     x_offset: uint32 = 0
     y_offset: uint32 = 0

@@ -92,14 +92,14 @@ class RolloutWorker:
                 unfinished.callback(video.discard)
             observation = env.reset(job["state_seed"])
             server.set_instruction(instruction)
-            server.reset("a new rollout", seed=job["seed"], episode=job["episode"], still=True)
+            server.reset("a new rollout", seed=job["seed"], episode=job["episode"], is_stationary=True)
             success = False
             for _ in range(min(job["horizon"] or env.task.horizon, env.task.horizon)):
                 if video:
                     video.add(env.render(env.contract.camera_names[0], VIDEO_SIZE, VIDEO_SIZE))
                 decision = server.step(observation, observation.stamp)
                 if decision.status.code is not StatusCode.RUNNING:
-                    raise SimulationError(f"the policy halted at step {done['steps']}: {decision.status.sentence}")
+                    raise SimulationError(f"the policy halted at step {done['steps']}: {decision.status.message}")
                 observation = env.step(decision.action)
                 done["steps"] += 1
                 success = env.success()

@@ -1,7 +1,7 @@
 """Compare each stream's stamps with the clock at their arrival. Pure: stamps and both clocks are handed in.
 
 Every stream (each view, each publisher of joint states, the pose) is checked alone and when it arrives. A set of
-messages that fit each other says nothing about their clocks: pictures from a camera whose clock is 0.3 s ahead are
+messages that fit each other says nothing about their clocks: images from a camera whose clock is 0.3 s ahead are
 matched with joint states that come 0.3 s later.
 """
 
@@ -23,32 +23,32 @@ _UNSET = 86_400 * 1_000_000_000
 
 
 class Moment(NamedTuple):
-    """When a message arrived. wall: ns, in the clock of the stamps. steady: s, monotonic."""
+    """When a message arrived. wall: ns, in the clock of the stamps. monotonic: s."""
 
     wall: int
-    steady: float
+    monotonic: float
 
 
 class Arrival:
     """Keep how far the newest message of one stream was ahead of its arrival. Constant work for each message.
 
-    stamp: ns. lead: ns, its stamp minus its arrival; negative for an old one. steady: s, when it arrived. repeated:
+    stamp: ns. lead: ns, its stamp minus its arrival; negative for an old one. monotonic: s, when it arrived. repeated:
     whether the message before it bore the same stamp.
     """
 
-    __slots__ = ("ahead", "ahead_at", "lead", "repeated", "stamp", "steady")
+    __slots__ = ("ahead", "ahead_at", "lead", "monotonic", "repeated", "stamp")
 
     def __init__(self) -> None:
         self.stamp = self.lead = self.ahead = 0
-        self.steady = self.ahead_at = float("-inf")
+        self.monotonic = self.ahead_at = float("-inf")
         self.repeated = False
 
     def note(self, stamp: int, moment: Moment, tolerance: float | None) -> None:
         """Take in a message stamped ``stamp`` (ns). tolerance: s by which it may be ahead, None for any."""
-        self.repeated = stamp == self.stamp and self.steady > float("-inf")
-        self.stamp, self.lead, self.steady = stamp, stamp - moment.wall, moment.steady
+        self.repeated = stamp == self.stamp and self.monotonic > float("-inf")
+        self.stamp, self.lead, self.monotonic = stamp, stamp - moment.wall, moment.monotonic
         if tolerance is not None and self.lead > tolerance * 1e9:
-            self.ahead, self.ahead_at = self.lead, moment.steady
+            self.ahead, self.ahead_at = self.lead, moment.monotonic
 
 
 class Stream(NamedTuple):
@@ -64,16 +64,16 @@ class Stream(NamedTuple):
     optional: bool = False
 
 
-def check_arrivals(streams: Sequence[Stream], limits: WatchLimits, steady: float) -> Fault | None:
+def check_arrivals(streams: Sequence[Stream], limits: WatchLimits, monotonic: float) -> Fault | None:
     """Return the fault of the stream whose clock is furthest off, or None.
 
     Args:
         streams: those that have sent something.
         limits: ``future_tolerance`` and ``stale_after`` apply to each stream; None switches a check off.
-        steady: s, monotonic, now.
+        monotonic: s, now.
     """
-    known = [s for s in streams if not s.optional or steady - s.arrival.steady <= OPTIONAL_SILENCE]
-    ahead = [s for s in known if _is_ahead(s, steady)] if limits.future_tolerance is not None else []
+    known = [s for s in streams if not s.optional or monotonic - s.arrival.monotonic <= OPTIONAL_SILENCE]
+    ahead = [s for s in known if _is_ahead(s, monotonic)] if limits.future_tolerance is not None else []
     if ahead:
         worst = max(ahead, key=lambda s: s.arrival.ahead)
         return Fault(
@@ -120,9 +120,9 @@ def stale_set(streams: Sequence[Stream], stamp: int, limits: WatchLimits, wall: 
     )
 
 
-def _is_ahead(stream: Stream, steady: float) -> bool:
+def _is_ahead(stream: Stream, monotonic: float) -> bool:
     arrival = stream.arrival
-    return (stream.current and arrival.ahead_at == arrival.steady) or steady - arrival.ahead_at <= HOLD
+    return (stream.current and arrival.ahead_at == arrival.monotonic) or monotonic - arrival.ahead_at <= HOLD
 
 
 def _compared(worst: Stream, streams: Sequence[Stream]) -> str:

@@ -1,7 +1,8 @@
-"""From a decision to what is sent to an arm. Every command of every transport comes from here, checked."""
+"""From a decision to the commands for the arm. Every command of every transport is made and checked here."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 
@@ -11,79 +12,167 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.node.gripper import GripperProfile, GripperSwitch
+from m2distill_policy.node.pose_source import PoseSource
+from m2distill_policy.node.problems import Problems
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.command_check import CommandCheck
-from m2distill_policy.runtime.safety import set_point_inside
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.safety import Motion, set_point_inside
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.status import StatusCode
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ArmCommand:
-    """What one cycle sends to the arm; None each where it is not sent.
+    """What one cycle sends to the arm.
 
-    twist: (6,) m/s and rad/s; target: (6,) m and rad; both in the contract's frame. gripper: position in its own unit.
-    trouble: why there is no ``target`` although there is a pose, or None.
+    Attributes:
+        is_sent: whether this cycle sends commands. The fields below are None where nothing is sent.
+        twist: (6,) m/s and rad/s, in the contract's frame.
+        target_pose: (6,) m and rad, in the contract's frame: the set-point.
+        gripper: position in the gripper's own unit; None while it does not change.
+        gripper_count: gripper commands so far; in lockstep, of this episode.
     """
 
+    is_sent: bool
     twist: NDArray[np.float64] | None = None
-    target: NDArray[np.float64] | None = None
+    target_pose: NDArray[np.float64] | None = None
     gripper: float | None = None
-    trouble: str | None = None
+    gripper_count: int = 0
 
 
 class CommandMaker:
-    """Makes commands from a server's decisions, and lets none through that is not finite and inside the limits."""
+    """Makes commands from the server's decisions. A command that is not finite or not within the limits is not sent.
 
-    def __init__(self, server: PolicyServer, gripper: GripperProfile) -> None:
+    Args:
+        server: gives contract and limits, and replaces a decision whose command is refused.
+        gripper: positions and hysteresis.
+        poses: where the end effector is; a set-point is relative to it.
+        problems: where a missing set-point is reported.
+    """
+
+    def __init__(self, server: PolicyServer, gripper: GripperProfile, poses: PoseSource, problems: Problems) -> None:
         self._server = server
+        self._poses = poses
+        self._problems = problems
         self._profile = gripper
         self._gripper = GripperSwitch(gripper)
-        self._check = self._checked_with(server.contract)
+        self._gripper_count = 0
+        self._check = self._new_check(server.contract)
+        #: Whether the pose has jumped since the policy drove last: the ramp must not follow it.
+        self._has_jumped = False
+        #: Whether the newest command still moved the arm, or ended its ramp.
+        self._was_moving = False
 
-    def _checked_with(self, contract: Contract) -> CommandCheck:
+    def _new_check(self, contract: Contract) -> CommandCheck:
         positions = (self._profile.open_position, self._profile.closed_position)
         return CommandCheck(self._server.limits, self._server.speeds, contract, positions)
 
-    def forget_gripper(self) -> None:
-        """What the gripper does is not known: the next clear wish is sent again."""
-        self._gripper.forget()
+    def reset_gripper(self) -> None:
+        """Send the next clear gripper command, whatever was sent before: the gripper's position is not known."""
+        self._gripper.reset()
+
+    def begin_episode(self) -> None:
+        """Count gripper commands from 0, and send the next one in any case."""
+        self._gripper.reset()
+        self._gripper_count = 0
+
+    def note_jump(self) -> None:
+        """Send no set-point until the policy drives again: the pose has jumped."""
+        self._has_jumped = True
 
     def make(
-        self, decision: Decision, pose: NDArray[np.float64] | None, *, send: bool, set_point: bool
+        self,
+        decision: Decision,
+        *,
+        is_sent: bool,
+        pose: NDArray[np.float64] | None,
+        pose_stamp: int,
+        always_set_point: bool,
     ) -> tuple[Decision, ArmCommand]:
-        """The command for ``decision``; and the decision, or the halt that replaces it where the command is refused.
+        """Make and check the command for ``decision``.
 
         Args:
-            pose: (6,) of the end effector, which the set-point is relative to; None where it is not known.
-            send: whether commands go out in this cycle.
-            set_point: whether a set-point is wanted.
+            decision: of the policy server.
+            is_sent: whether this cycle sends commands.
+            pose: (6,) of the end effector at ``pose_stamp``; None if unknown.
+            pose_stamp: ns, for which the set-point needs a pose; 0 for the newest one.
+            always_set_point: whether a set-point is also sent while the arm stays halted.
+
+        Returns:
+            The decision, or the halt that replaces it where the command is refused; and the command.
         """
-        # One swap of the bundle later the contract is another one; between two cycles only.
-        contract, limits = self._server.contract, self._server.limits
+        self._has_jumped = self._has_jumped and decision.status.code is not StatusCode.RUNNING
+        wants_set_point = False
+        if is_sent:
+            # The controller holds the last set-point. If it were made anew while the arm is halted, from wherever the
+            # arm is, the arm would give way to a load a little in every cycle.
+            moves = self._was_moving or decision.status.motion != Motion.HALTED.value
+            wants_set_point = (always_set_point or moves) and not self._has_jumped
+            is_lacking = pose is None and self._poses.expected
+            self._problems.set(
+                "pose",
+                f"No pose on {self._poses.place} belongs to this cycle ({self._poses.absence(pose_stamp)}), so "
+                "~/target_pose is not published; send poses at the images' stamps or more often, see docs/ros2.md."
+                if is_lacking
+                else None,
+                log_key="no pose",
+            )
+        self._problems.set("pose refused", self._poses.refused, log_key="a pose refused")
+        decision, command = self._checked(decision, pose if wants_set_point else None, pose, is_sent=is_sent)
+        self._was_moving = decision.status.motion != Motion.HALTED.value
+        return decision, command
+
+    def _checked(
+        self,
+        decision: Decision,
+        start: NDArray[np.float64] | None,
+        pose: NDArray[np.float64] | None,
+        *,
+        is_sent: bool,
+    ) -> tuple[Decision, ArmCommand]:
+        """The command for ``decision``, checked. start: (6,) that the set-point is relative to; None for no set-point.
+        pose: (6,) of the end effector, None if unknown."""
+        # A hot swap may change the contract between two cycles.
+        contract = self._server.contract
         if self._check.contract is not contract:
-            self._check = self._checked_with(contract)
-        command = ArmCommand()
+            self._check = self._new_check(contract)
+        command = ArmCommand(is_sent)
+        problem = None
         try:
-            if send:
+            if is_sent:
                 twist = drive.twist(decision.action, contract)
-                target = trouble = None
-                if pose is not None and set_point:
-                    wanted = drive.set_point(pose, decision.action, contract)
-                    target = set_point_inside(wanted, pose, limits, contract)
-                    if target is None:
-                        trouble = (
-                            f"The end effector is at {np.round(pose[:3], 3).tolist()} m, outside the workspace "
-                            f"{limits.workspace_low} to {limits.workspace_high} m and farther than one action reaches; "
-                            "~/target_pose is not published: bring the arm back into the workspace."
-                        )
-                command = ArmCommand(twist, target, self._gripper.update(drive.gripper(decision.action)), trouble)
-            why = self._check.trouble(decision.action, command.twist, command.target, command.gripper, pose)
+                target = None
+                if start is not None:
+                    target, problem = self._set_point(decision, start, contract)
+                gripper = self._gripper.update(drive.gripper(decision.action))
+                command = dataclasses.replace(command, twist=twist, target_pose=target, gripper=gripper)
+            why = self._check.problem(decision.action, command.twist, command.target_pose, command.gripper, pose)
         except (ArithmeticError, TypeError, ValueError, IndexError, cv2.error) as error:
             why = f"it could not be made ({type(error).__name__}: {error})"
-        if why is None:
-            return decision, command
-        logger.error("a command was not sent: %s", why)
-        self._gripper.forget()
-        return self._server.refuse_command(decision, why), ArmCommand(twist=np.zeros(6) if send else None)
+        if why is not None:
+            logger.error("a command was not sent: %s", why)
+            problem = None
+            self._gripper.reset()
+            decision = self._server.refuse_command(decision, why)
+            command = ArmCommand(is_sent, twist=np.zeros(6) if is_sent else None)
+        if is_sent:
+            self._problems.set("workspace", problem, log_key="outside the workspace")
+        self._gripper_count += command.gripper is not None
+        return decision, dataclasses.replace(command, gripper_count=self._gripper_count)
+
+    def _set_point(
+        self, decision: Decision, pose: NDArray[np.float64], contract: Contract
+    ) -> tuple[NDArray[np.float64] | None, str | None]:
+        """The set-point (6,) within the workspace; or None, and why there is none."""
+        limits = self._server.limits
+        target = set_point_inside(drive.set_point(pose, decision.action, contract), pose, limits, contract)
+        if target is not None:
+            return target, None
+        return None, (
+            f"The end effector is at {np.round(pose[:3], 3).tolist()} m, outside the workspace "
+            f"{limits.workspace_low} to {limits.workspace_high} m and farther than one action reaches; "
+            "~/target_pose is not published: bring the arm back into the workspace."
+        )

@@ -1,7 +1,8 @@
-"""What ``/diagnostics`` says of the policy node: rates, latency, missed cycles, broken messages, provider, bundle."""
+"""Figures for ``/diagnostics`` and the counters of each cycle: rates, latency, missed cycles, broken messages."""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from m2distill_policy.node.topics import POLICY_NODE
-from m2distill_policy.runtime.status import Status
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.status import Status, StatusCode
 
-#: Cycles over which latencies are told.
+logger = logging.getLogger(__name__)
+
+#: s between two messages on /diagnostics.
+PERIOD = 1.0
+#: Newest cycles whose latencies are reported.
 CYCLES = 400
 #: Levels of diagnostic_msgs/DiagnosticStatus.
 OK, WARN, ERROR = 0, 1, 2
@@ -24,52 +30,103 @@ class Health:
     level: int
     name: str
     hardware: str
-    sentence: str
+    message: str
     values: tuple[tuple[str, str], ...]
 
 
-class Diagnostics:
-    """Collects figures between two messages. Durations in s; ``now`` is monotonic.
+@dataclass(frozen=True)
+class CycleReport:
+    """Counters, warnings and figures of one cycle.
 
-    name: of the node, with its namespace and without the first slash.
+    Attributes:
+        cycle: number of the cycle, from 1 on.
+        episode: number of the episode; 0 in real time.
+        warnings: problems that do not stop the policy.
+        health: for /diagnostics; None in cycles that do not publish it.
+        start: s, when the work on this cycle began, by ``time.perf_counter``.
     """
 
-    def __init__(self, now: float, name: str = POLICY_NODE) -> None:
+    cycle: int
+    episode: int
+    warnings: tuple[str, ...]
+    health: Health | None
+    start: float
+
+
+class Diagnostics:
+    """Counts messages and cycles, and summarises them once a second.
+
+    Args:
+        server: reports provider and random stream.
+        now: s, monotonic.
+        name: of the node, with its namespace and without the first slash.
+    """
+
+    def __init__(self, server: PolicyServer, now: float, name: str = POLICY_NODE) -> None:
+        self._server = server
         self._name = name
         self._since = now
         self._arrivals: dict[str, int] = {}
         self._steps: deque[float] = deque(maxlen=CYCLES)
         self._cycles: deque[float] = deque(maxlen=CYCLES)
-        self.broken = 0
+        #: The code that was logged last.
+        self._logged: StatusCode | None = None
+        self._broken = 0
+        #: Cycles so far.
+        self.cycle_count = 0
         #: Cycles that ran without an observation although one was due.
         self.missed = 0
 
-    def arrived(self, topic: str, count: int) -> None:
-        """``count`` messages came on ``topic``."""
+    def count_messages(self, topic: str, count: int, broken: int = 0) -> None:
+        """Count ``count`` messages that arrived on ``topic``, and ``broken`` ones that could not be read."""
         self._arrivals[topic] = self._arrivals.get(topic, 0) + count
+        self._broken += broken
 
-    def cycle(self, step: float, whole: float) -> None:
-        """An observation was answered: ``step`` s in the policy server, ``whole`` s from set to last publish."""
+    def add_latency(self, step: float, whole: float) -> None:
+        """Record the latency of an answer: ``step`` s in the policy server, ``whole`` s from set to last message."""
         self._steps.append(step)
         self._cycles.append(whole)
 
-    def health(
-        self, status: Status, now: float, *, provider: str, warnings: Sequence[str], seed: tuple[int, int]
-    ) -> Health:
-        """What there is to say, and begin to count the rates anew."""
+    def report(self, status: Status, now: float, *, warnings: Sequence[str], episode: int, start: float) -> CycleReport:
+        """Count one cycle and report it; log a new status code, and fill ``health``, once a second.
+
+        Args:
+            status: of this cycle.
+            now: s, monotonic.
+            warnings: problems that do not stop the policy.
+            episode: number of the episode.
+            start: see :class:`CycleReport`.
+        """
+        self.cycle_count += 1
+        health = None
+        if now - self._since >= PERIOD:
+            self._log(status)
+            health = self._health(status, now, warnings)
+        return CycleReport(self.cycle_count, episode, tuple(warnings), health, start)
+
+    def _log(self, status: Status) -> None:
+        code = status.code
+        if code in (self._logged, StatusCode.WAITING):  # between any two observations the policy waits for the next
+            return
+        self._logged = code
+        logger.log(logging.WARNING if code.is_fault else logging.INFO, "%s: %s", code.name, status.message)
+
+    def _health(self, status: Status, now: float, warnings: Sequence[str]) -> Health:
+        """Summarise the time since the last summary, and begin to count the rates anew."""
         passed = max(now - self._since, 1e-9)
+        seed, episode = self._server.episode
         values: dict[str, str] = {
             "status": status.code.name,
             "motion": status.motion,
             "bundle": status.bundle,
             "tasks": ", ".join(status.tasks),
             "instruction": status.instruction,
-            "provider": provider,
-            "swap": f"{status.swap.state.name} {status.swap.sentence}".strip(),
-            "seed, episode": f"{seed[0]}, {seed[1]}",
+            "provider": self._server.engine.active_provider,
+            "swap": f"{status.swap.state.name} {status.swap.message}".strip(),
+            "seed, episode": f"{seed}, {episode}",
             "missed cycles": str(self.missed),
             "overruns": str(status.overruns),
-            "broken messages": str(self.broken),
+            "broken messages": str(self._broken),
             **_percentiles("policy step", self._steps),
             **_percentiles("whole cycle", self._cycles),
             **{f"rate of {topic} (Hz)": f"{count / passed:.1f}" for topic, count in sorted(self._arrivals.items())},
@@ -77,8 +134,8 @@ class Diagnostics:
         self._since = now
         self._arrivals = dict.fromkeys(self._arrivals, 0)
         level = ERROR if status.code.is_fault else WARN if warnings or status.warning else OK
-        sentence = " ".join([status.sentence, *([status.warning] if status.warning else []), *warnings])
-        return Health(level, f"{self._name}: policy", self._name, sentence, tuple(values.items()))
+        message = " ".join([status.message, *([status.warning] if status.warning else []), *warnings])
+        return Health(level, f"{self._name}: policy", self._name, message, tuple(values.items()))
 
 
 def _percentiles(what: str, seconds: deque[float]) -> dict[str, str]:

@@ -30,8 +30,8 @@ class FrameCheck:
         """The first frame that was named and taken; empty where none was."""
         return self._first
 
-    def trouble(self, frame_id: str) -> str | None:
-        """Why a message in ``frame_id`` cannot be used: a part of a sentence; None where it can."""
+    def problem(self, frame_id: str) -> str | None:
+        """Why a message in ``frame_id`` cannot be used: a part of a message; None where it can."""
         frame = _plain(frame_id)
         if not frame:
             return None

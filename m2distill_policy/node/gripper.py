@@ -1,4 +1,4 @@
-"""The gripper is told only when it should change: opened or closed, with a band between where nothing happens."""
+"""Commands for the gripper, only when it should change: open or closed, with a dead band in between."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ LARGEST_THRESHOLD = 0.999
 
 @dataclass(frozen=True)
 class GripperProfile:
-    """What the gripper is told.
+    """How the gripper is commanded.
 
-    open_position, closed_position: in the gripper's own unit, which is the gap between the fingers in m, one finger's
-    way, or rad. threshold: how far the action's entry (-1 open .. +1 closed) must be from 0 to change anything.
-    max_effort: N, at least 0; 0 for the gripper's own.
+    Attributes:
+        open_position, closed_position: in the gripper's own unit, which is the gap between the fingers in m, the way of
+            one finger in m, or rad.
+        threshold: how far the action's entry (-1 open .. +1 closed) must be from 0 to move the gripper.
+        max_effort: N, at least 0; 0 leaves it to the gripper.
     """
 
     open_position: float = 0.08
@@ -55,14 +57,14 @@ class GripperProfile:
 
 
 class GripperSwitch:
-    """Remembers what the gripper was told last."""
+    """Remembers the last command, and gives a new one only where it changes."""
 
     def __init__(self, profile: GripperProfile) -> None:
         self._profile = profile
         self._closed: bool | None = None
 
-    def forget(self) -> None:
-        """What the gripper does is not known: the next clear wish is told in any case."""
+    def reset(self) -> None:
+        """Send the next clear command in any case: the gripper's position is not known."""
         self._closed = None
 
     def update(self, entry: float) -> float | None:

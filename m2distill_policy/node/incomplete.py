@@ -82,7 +82,7 @@ def slow_joints(sets: Synchroniser[Any], contract: Contract, labels: Labels) -> 
 
 
 def explain(
-    sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, steady: float, views: Sequence[str]
+    sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, monotonic: float, views: Sequence[str]
 ) -> Fault | None:
     """Return why there is no set, or None where nothing is wrong with the streams.
 
@@ -90,31 +90,31 @@ def explain(
         sets: what has come.
         limits: ``silent_after`` is how long a stream may be silent.
         labels: names of the streams.
-        steady: s, monotonic, now.
+        monotonic: s, now.
         views: names of the contract's views.
     """
     silent = [
-        f"{labels.view(name)} ({_since(sets.arrivals[name].steady if name in sets.arrivals else None, steady)})"
+        f"{labels.view(name)} ({_since(sets.arrivals[name].monotonic if name in sets.arrivals else None, monotonic)})"
         for name in views
-        if name not in sets.arrivals or _is_silent(sets.arrivals[name].steady, limits, steady)
+        if name not in sets.arrivals or _is_silent(sets.arrivals[name].monotonic, limits, monotonic)
     ]
-    joints = _absent_joints(sets, limits, labels, steady)
+    joints = _absent_joints(sets, limits, labels, monotonic)
     if silent or (joints is not None and joints.code is StatusCode.MISSING_OBSERVATION):
         if joints is not None:
-            silent.append(joints.sentence)
+            silent.append(joints.message)
         return Fault(StatusCode.MISSING_OBSERVATION, f"nothing comes from {', '.join(silent)}; see who publishes it.")
     return joints or _apart(sets, limits, labels, views)
 
 
-def _is_silent(last: float, limits: WatchLimits, steady: float) -> bool:
-    return limits.silent_after is not None and steady - last > limits.silent_after + 1e-9
+def _is_silent(last: float, limits: WatchLimits, monotonic: float) -> bool:
+    return limits.silent_after is not None and monotonic - last > limits.silent_after + 1e-9
 
 
-def _since(last: float | None, steady: float) -> str:
-    return "never" if last is None else f"for {steady - last:.3f} s"
+def _since(last: float | None, monotonic: float) -> str:
+    return "never" if last is None else f"for {monotonic - last:.3f} s"
 
 
-def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, steady: float) -> Fault | None:
+def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, monotonic: float) -> Fault | None:
     """MISSING_OBSERVATION where no joint state comes, BAD_OBSERVATION where those that come lack a joint."""
     joints = sets.joints
     owners: dict[str, JointPublisher] = {name: found for found, names in joints.current() for name in names}
@@ -130,18 +130,18 @@ def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels,
     held = max(limits.stale_after or 0.0, limits.silent_after or 0.0)
     absent: list[str] = []
     for name, slow in zip(joints.wanted, joints.is_gripper, strict=True):
-        last = owners[name].arrival.steady if name in owners else None
-        if last is None or (steady - last > held if slow else _is_silent(last, limits, steady)):
+        last = owners[name].arrival.monotonic if name in owners else None
+        if last is None or (monotonic - last > held if slow else _is_silent(last, limits, monotonic)):
             absent.append(name)
     if not absent:
         return None
-    newest = max((owner.arrival.steady for owner in owners.values()), default=float("-inf"))
-    if _is_silent(newest, limits, steady) and len(owners) == len(joints.wanted):
+    newest = max((owner.arrival.monotonic for owner in owners.values()), default=float("-inf"))
+    if _is_silent(newest, limits, monotonic) and len(owners) == len(joints.wanted):
         where = listed([labels.joints(topic) for topic in topics_named])
-        return Fault(StatusCode.MISSING_OBSERVATION, f"{where} ({_since(newest, steady)})")
+        return Fault(StatusCode.MISSING_OBSERVATION, f"{where} ({_since(newest, monotonic)})")
     where = " and ".join(labels.joints(topic) for topic in topics_named)
     names = list(dict.fromkeys(name for found, _ in joints.named.values() for name in found))
-    old = [f"{name} ({_since(owners[name].arrival.steady, steady)})" for name in absent if name in owners]
+    old = [f"{name} ({_since(owners[name].arrival.monotonic, monotonic)})" for name in absent if name in owners]
     return Fault(
         StatusCode.BAD_OBSERVATION,
         f"the joint state does not name {', '.join(absent)} on {where}"
@@ -157,12 +157,12 @@ def _apart(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, views: 
     best: tuple[float, str] | None = None
     for stamp in sets.stamps(reference):
         worst = 0.0
-        sentence = ""
+        message = ""
         for name in others:
             between = min((abs(found - stamp) for found in sets.stamps(name)), default=0)
             if between - sets.slop > worst:
                 worst = between - sets.slop
-                sentence = _sentence(labels.view(reference), labels.view(name), between, sets.slop, "slop")
+                message = _describe(labels.view(reference), labels.view(name), between, sets.slop, "slop")
         for index, distance in enumerate(sets.joints.distances(stamp)):
             allowed = sets.joints.allowed[index]
             if distance is None or allowed is None or distance - allowed <= worst:
@@ -172,15 +172,15 @@ def _apart(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, views: 
             topic = next((p.topic for p, names in sets.joints.current() if name in names), topics.JOINT_STATES)
             setting = "watch.stale_after" if sets.joints.is_gripper[index] else "slop"
             where = labels.joints(topic, [name])
-            sentence = _sentence(labels.view(reference), where, distance, allowed, setting)
+            message = _describe(labels.view(reference), where, distance, allowed, setting)
         if best is None or worst < best[0]:
-            best = worst, sentence
+            best = worst, message
     if best is None or not best[1]:
         return None
     return Fault(StatusCode.UNSYNCHRONISED, best[1])
 
 
-def _sentence(one: str, other: str, distance: int, allowed: int, setting: str) -> str:
+def _describe(one: str, other: str, distance: int, allowed: int, setting: str) -> str:
     return (
         f"the stamps of {one} and {other} are {distance / 1e9:.3f} s apart; at most {allowed / 1e9:g} s is allowed "
         f"({setting}): synchronise them, or raise {setting}."

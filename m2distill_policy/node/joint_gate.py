@@ -82,9 +82,9 @@ class JointConflictError(ObservationError):
         self.joint, self.value, self.topic = joint, value, topic
         self.other, self.other_topic = other, other_topic
         self.apart, self.most, self.turns, self.one_source = apart, most, turns, one_source
-        super().__init__(self.sentence(lambda name: f"'{name}'"))
+        super().__init__(self.describe(lambda name: f"'{name}'"))
 
-    def sentence(self, full_name: Callable[[str], str]) -> str:
+    def describe(self, full_name: Callable[[str], str]) -> str:
         """Say it, without a full stop. full_name: from a topic to its name for people."""
         topic, other = full_name(self.topic), full_name(self.other_topic)
         what = f"{self.joint} goes from {self.other:.4g} to {self.value:.4g} in {self.apart:.3f} s on {topic}"
@@ -144,20 +144,20 @@ class JointGate:
         """A message agreed with the one before it: whatever contradicted it did not settle."""
         self._other = None
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Compare the next message with nothing."""
         self._other = None
         self._steps.clear()
 
-    def judge(
-        self, last: tuple[int, Sequence[float]], now: tuple[int, Sequence[float]], waited: float, steady: float
+    def check(
+        self, last: tuple[int, Sequence[float]], now: tuple[int, Sequence[float]], waited: float, monotonic: float
     ) -> tuple[int, float, int] | None:
         """Judge a message by one that was accepted.
 
         Args:
             last, now: stamp (ns) and positions.
             waited: s between their arrivals.
-            steady: s, monotonic, when the message came.
+            monotonic: s, when the message came.
 
         Returns:
             None where it is accepted; else the joint that is furthest off, what is possible (0 for there and back), and
@@ -183,7 +183,7 @@ class JointGate:
             if worst is None or share > worst[0]:
                 worst = share, i, most
         if worst is None:
-            if not steps or not self._is_other(stamp, row, steady):
+            if not steps or not self._is_other(stamp, row, monotonic):
                 self._steps.update(steps)
                 self._other = None
                 return None
@@ -192,21 +192,21 @@ class JointGate:
             worst = 1.0, i, self.limits[i].slack + self.limits[i].fastest * time
         _, joint, most = worst
         turns = self.limits[joint].turns(steps[joint][1])
-        if not self._is_other(stamp, row, steady):
-            self._other = _Track(steady, steady, stamp, row)
+        if not self._is_other(stamp, row, monotonic):
+            self._other = _Track(monotonic, monotonic, stamp, row)
         other = self._other
         assert other is not None
-        other.newest, other.stamp, other.row, other.count = steady, stamp, row, other.count + 1
-        if not turns and other.count >= SETTLED_MESSAGES and steady - other.began >= SETTLED:
-            self.forget()
+        other.newest, other.stamp, other.row, other.count = monotonic, stamp, row, other.count + 1
+        if not turns and other.count >= SETTLED_MESSAGES and monotonic - other.began >= SETTLED:
+            self.reset()
             self.settles = True
             return None
         return joint, most, turns
 
-    def _is_other(self, stamp: int, row: Sequence[float], steady: float) -> bool:
+    def _is_other(self, stamp: int, row: Sequence[float], monotonic: float) -> bool:
         """Whether a message agrees with those that were refused before it."""
         other = self._other
-        if other is None or steady - other.newest > FORGOTTEN:
+        if other is None or monotonic - other.newest > FORGOTTEN:
             return False
         time = abs(stamp - other.stamp) / 1e9
         return all(

@@ -1,7 +1,7 @@
 """The newest joint positions by name, from any number of JointState messages and topics. Pure.
 
 An arm's and a gripper's joints often come in separate messages, on one topic or on two, each at its own rate. For a set
-of pictures each joint's value is the one whose stamp is nearest to theirs, and it must be near enough:
+of images each joint's value is the one whose stamp is nearest to theirs, and it must be near enough:
 
 * joints of the arm: within ``slop``, as between two views;
 * joints of the gripper (the contract's ``gripper_states``): within ``held``, because gripper drivers are slower.
@@ -130,7 +130,7 @@ class JointPublisher:
         """
         stamps = self.stamps
         back = stamps[-1] - stamp
-        passed = round((moment.steady - self.arrival.steady) * 1e9)
+        passed = round((moment.monotonic - self.arrival.monotonic) * 1e9)
         set_back = self.arrival.stamp - self.arrival.lead + passed - moment.wall
         if back > _SET_BACK or set_back > max(back / 2, _CLOCK_NOISE):
             settles = self._judge(-1, stamp, row, moment)
@@ -149,14 +149,14 @@ class JointPublisher:
 
     def _judge(self, index: int, stamp: int, row: Sequence[float], moment: Moment) -> bool:
         """Compare a message with the row at ``index``; see :meth:`add`."""
-        waited = moment.steady - self.arrival.steady
+        waited = moment.monotonic - self.arrival.monotonic
         if self._gate is None:
             return False
         if waited > FORGOTTEN:
-            self._gate.forget()
+            self._gate.reset()
             return False
         last = self.stamps[index], self.rows[index]
-        found = self._gate.judge(last, (stamp, row), waited, moment.steady)
+        found = self._gate.check(last, (stamp, row), waited, moment.monotonic)
         if found is None:
             return self._gate.settles
         joint, most, turns = found
@@ -171,7 +171,7 @@ class JointPublisher:
     ) -> None:
         """Raise :class:`JointConflictError` where another publisher that still speaks says something else."""
         for other, shared in self.rivals:
-            if moment.steady - other.arrival.steady > FORGOTTEN:
+            if moment.monotonic - other.arrival.monotonic > FORGOTTEN:
                 continue
             index = other.nearest(stamp)
             time = abs(other.stamps[index] - stamp) / 1e9
@@ -245,9 +245,9 @@ class JointStates:
         self._newest.clear()
         self._conflict = None
 
-    def conflict(self, steady: float) -> JointConflictError | None:
-        """The contradiction for which a message was refused within the last second, at ``steady`` (s, monotonic)."""
-        if self._conflict is None or steady - self._conflict[1] > REFUSED_FOR:
+    def conflict(self, monotonic: float) -> JointConflictError | None:
+        """The contradiction for which a message was refused within the last second, at ``monotonic`` (s, monotonic)."""
+        if self._conflict is None or monotonic - self._conflict[1] > REFUSED_FOR:
             return None
         return self._conflict[0]
 
@@ -301,7 +301,7 @@ class JointStates:
         if key not in self._sources:  # only now: a publisher whose first message is refused has said nothing
             if len(self._sources) >= _PUBLISHERS_KEPT:
                 self._newest.clear()
-                oldest = self._sources.pop(min(self._sources, key=lambda k: self._sources[k].arrival.steady))
+                oldest = self._sources.pop(min(self._sources, key=lambda k: self._sources[k].arrival.monotonic))
                 for other in (*self._sources.values(), source):
                     other.rivals = [rival for rival in other.rivals if rival[0] is not oldest]
             self._sources[key] = source
@@ -320,7 +320,7 @@ class JointStates:
                 self._conflict = None
         except JointConflictError as error:
             assert moment is not None
-            self._conflict = error, moment.steady
+            self._conflict = error, moment.monotonic
             raise
 
     def at(self, stamp: int) -> list[float] | None:
@@ -342,7 +342,7 @@ class JointStates:
             (source,) = self._sources.values()
             return [(source, source.wanted)]
         owner: dict[int, JointPublisher] = {}
-        sources = sorted(self._sources.values(), key=lambda s: s.arrival.steady)
+        sources = sorted(self._sources.values(), key=lambda s: s.arrival.monotonic)
         for source in sources:
             owner.update(dict.fromkeys(source.places, source))
         return [(source, tuple(self.wanted[i] for i, owned in owner.items() if owned is source)) for source in sources]
@@ -360,7 +360,7 @@ class JointStates:
             index = source.nearest(stamp)
             found = source.stamps[index]
             distance, row = abs(found - stamp), source.rows[index]
-            rank = -distance, found, source.arrival.steady
+            rank = -distance, found, source.arrival.monotonic
             for i, place in source.places.items():
                 if best[i] is None or rank > ranks[i]:
                     best[i], ranks[i] = (distance, row[place]), rank

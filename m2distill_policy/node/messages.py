@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera, Contract
 from m2distill_policy.errors import printable
-from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.diagnostics import Health
+from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose import pose_from, quaternion_of
 from m2distill_policy.runtime.safety import Motion
 
@@ -66,15 +66,15 @@ class Messages:
         motion = _MOTIONS[status.motion]
         return self._types.PolicyStatus(
             header=self.header(output.stamp, contract.action.frame),
-            cycle=output.cycle,
-            episode=output.episode,
+            cycle=output.report.cycle,
+            episode=output.report.episode,
             code=int(status.code),
             name=status.code.name,
-            sentence=printable(status.sentence),
+            message=printable(status.message),
             motion=motion,
             halted=motion == 2,
-            command=output.command,
-            gripper_commands=output.gripper_commands,
+            command=output.command.is_sent,
+            gripper_commands=output.command.gripper_count,
             bundle=status.bundle,
             tasks=[printable(task) for task in status.tasks],
             instruction=printable(status.instruction),
@@ -83,9 +83,9 @@ class Messages:
             overruns=status.overruns,
             window_cleared=printable(status.window_cleared),
             swap=int(status.swap.state),
-            swap_sentence=printable(status.swap.sentence),
+            swap_message=printable(status.swap.message),
             swap_bundle=status.swap.bundle,
-            warning=printable(" ".join([*([status.warning] if status.warning else []), *output.warnings])),
+            warning=printable(" ".join([*([status.warning] if status.warning else []), *output.report.warnings])),
         )
 
     def episode(self, number: int, instruction: str, *, seed: int, draw: int, stamp: int, frame: str) -> Any:
@@ -98,7 +98,7 @@ class Messages:
         entry = self._types.DiagnosticStatus(
             level=self._byte(health.level),
             name=health.name,
-            message=printable(health.sentence),
+            message=printable(health.message),
             hardware_id=printable(health.hardware),
             values=[self._types.KeyValue(key=key, value=printable(value)) for key, value in health.values],
         )
@@ -129,7 +129,7 @@ class Messages:
         return self._types.JointState(header=self.header(stamp, frame), name=names, position=positions)
 
     def camera_info(self, camera: Camera, height: int, width: int, stamp: int) -> Any:
-        """Intrinsics of a (height, width) picture with the camera's field of view, square pixels, no distortion."""
+        """Intrinsics of a (height, width) image with the camera's field of view, square pixels, no distortion."""
         focal = height / 2 / math.tan(math.radians(camera.fov_y) / 2)
         k = [focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0]
         return self._types.CameraInfo(

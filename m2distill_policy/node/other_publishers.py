@@ -1,9 +1,9 @@
-"""Whether somebody else commands the same arm: what is heard on the topics of the commands beside our own messages.
+"""Detects other nodes that command the same arm, from their messages on the topics of the commands.
 
-That another publisher is there is a warning: a standby node, a joystick nobody touches. Its first command halts the
-arm, and the halt lasts until that publisher is gone, or until somebody enables the policy while it says nothing. A node
-that hears another one before its own first command does not begin, so the one that was first goes on undisturbed. A
-gripper that is driven by its action is not watched. Pure: time is handed in.
+Another publisher that sends nothing is a warning: it may be a standby node or an unused joystick. Its first command
+halts the arm. The halt lasts until that publisher is gone, or until the policy is enabled while it sends nothing. A
+node that receives a command of another one before its own first command does not start, so the first one goes on
+undisturbed. A gripper that is driven by its action is not checked. Pure: time is an argument.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ LOOK_EVERY = 1.0
 
 @dataclass
 class _Topic:
-    """names: of the other publishers that are there. heard: when one of them last sent a command, monotonic s, None
-    for never. holds: whether the arm is halted for it."""
+    """The other publishers of one topic.
+
+    Attributes:
+        names: of the publishers that exist.
+        last_command: when one of them last sent a command: s, monotonic; None for never.
+        is_blocking: whether the arm is halted because of them.
+    """
 
     names: tuple[str, ...] = ()
-    heard: float | None = None
-    holds: bool = False
+    last_command: float | None = None
+    is_blocking: bool = False
 
     def is_quiet(self, now: float) -> bool:
-        return self.heard is None or now - self.heard > QUIET
+        return self.last_command is None or now - self.last_command > QUIET
 
 
 class OtherPublishers:
@@ -36,39 +41,41 @@ class OtherPublishers:
     def __init__(self) -> None:
         self._topics: dict[str, _Topic] = {}
 
-    def there(self, topic: str, names: Sequence[str]) -> None:
-        """``names`` are the publishers of ``topic`` beside our own, each time somebody has looked."""
+    def set_publishers(self, topic: str, names: Sequence[str]) -> None:
+        """Set the publishers of ``topic`` other than this node; call it after each look at the graph."""
         if not names:
             self._topics.pop(topic, None)
             return
         self._topics.setdefault(topic, _Topic()).names = tuple(names)
 
-    def heard(self, topic: str, now: float) -> None:
+    def add_command(self, topic: str, now: float) -> None:
         """Another publisher has sent a command on ``topic``."""
         found = self._topics.setdefault(topic, _Topic())
-        found.heard, found.holds = now, True
+        found.last_command, found.is_blocking = now, True
 
-    def forgive(self, now: float) -> None:
-        """End the halt for those that have said nothing for a while: they are there, and leave the arm to us."""
+    def release_quiet(self, now: float) -> None:
+        """End the halt for publishers that have sent nothing for a while."""
         for topic in self._topics.values():
-            topic.holds = topic.holds and not topic.is_quiet(now)
+            topic.is_blocking = topic.is_blocking and not topic.is_quiet(now)
 
     @property
     def fault(self) -> str | None:
-        """Why the arm must not be driven, or None."""
-        found = [self._described(name, topic) for name, topic in self._topics.items() if topic.holds]
+        """Why the arm must not be driven; None where it may."""
+        found = [self._described(name, topic) for name, topic in self._topics.items() if topic.is_blocking]
         if not found:
             return None
         return (
-            f"Another publisher sends commands on {', '.join(found)}: two would drive one arm. Stop one of them; if "
-            "the other one only falls silent, enable the policy (~/enable) to go on."
+            f"Another publisher sends commands on {', '.join(found)}: two nodes would drive one arm. Stop one of them. "
+            "If the other one stays and sends nothing, enable the policy (~/enable) to go on."
         )
 
     @property
     def warning(self) -> str | None:
-        """Who is there and sends nothing, or None."""
+        """A warning about publishers that send nothing; None for none."""
         found = [
-            self._described(name, topic) for name, topic in self._topics.items() if topic.names and not topic.holds
+            self._described(name, topic)
+            for name, topic in self._topics.items()
+            if topic.names and not topic.is_blocking
         ]
         if not found:
             return None

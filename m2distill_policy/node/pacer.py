@@ -33,7 +33,7 @@ class Pacer:
         self._follow = False
 
     def cameras(self, interval: float | None) -> None:
-        """The slowest camera sends a picture every ``interval`` s; None while that is not known."""
+        """The slowest camera sends an image every ``interval`` s; None while that is not known."""
         self._follow = interval is not None and interval >= FOLLOWED * self._period
 
     @property

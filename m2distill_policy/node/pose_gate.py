@@ -68,9 +68,9 @@ class PoseGate:
         """The frame that the poses name; empty where none does."""
         return self._frames.frame
 
-    def trouble(self, pose: Measured) -> str | None:
+    def problem(self, pose: Measured) -> str | None:
         """Why ``pose`` is not to be used; None where it is, and the next one is compared with it."""
-        why = self._frames.trouble(pose.frame) or impossible(pose.value)
+        why = self._frames.problem(pose.frame) or impossible(pose.value)
         if why is not None or not self._jumps:
             return why
         if self._last is None:
@@ -82,7 +82,7 @@ class PoseGate:
         if off <= 1 and off <= off_other:
             self._last, self._other = pose, None
             return None
-        why = self._sentence(self._last, pose)
+        why = self._describe(self._last, pose)
         first, _, count = self._other or (pose, pose, 0)
         if off_other > 1:
             first, count = pose, 0
@@ -109,7 +109,7 @@ class PoseGate:
         _, far, most, turned, most_turned = self._between(before, after)
         return max(far / most, turned / most_turned)
 
-    def _sentence(self, before: Measured, after: Measured) -> str:
+    def _describe(self, before: Measured, after: Measured) -> str:
         time, far, most, turned, most_turned = self._between(before, after)
         if turned / most_turned > far / most:
             moved, possible = f"turned by {turned:.3g} rad", f"{most_turned:.3g} rad"

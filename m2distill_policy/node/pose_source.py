@@ -23,12 +23,12 @@ class PoseSource(ABC):
 
     Args:
         gate: judges every pose before it is used.
-        steady: a monotonic clock, s.
+        monotonic: a monotonic clock, s.
     """
 
-    def __init__(self, gate: PoseGate, steady: Callable[[], float]) -> None:
+    def __init__(self, gate: PoseGate, monotonic: Callable[[], float]) -> None:
         self._gate = gate
-        self._steady = steady
+        self._monotonic = monotonic
         self._refusal: str | None = None
         self._refused_at = 0.0
         #: ns, of the newest pose that was seen where poses are asked for and do not arrive as messages; else 0.
@@ -37,12 +37,12 @@ class PoseSource(ABC):
     @property
     @abstractmethod
     def expected(self) -> bool:
-        """Whether poses are to be there: then a cycle without one is worth a sentence."""
+        """Whether poses are to be there: then a cycle without one is worth a message."""
 
     @property
     @abstractmethod
     def place(self) -> str:
-        """Where poses come from, for sentences."""
+        """Where poses come from, for messages."""
 
     @abstractmethod
     def at(self, stamp: int) -> NDArray[np.float64] | None:
@@ -54,7 +54,7 @@ class PoseSource(ABC):
 
     @abstractmethod
     def absence(self, stamp: int) -> str:
-        """Why there is no pose that belongs to ``stamp`` (ns), or to now for 0: a part of a sentence."""
+        """Why there is no pose that belongs to ``stamp`` (ns), or to now for 0: a part of a message."""
 
     @abstractmethod
     def may_come(self, stamp: int) -> bool:
@@ -73,13 +73,13 @@ class PoseSource(ABC):
         """A pose that came is not used; said for a second, so that a single one is said in some status too."""
         self._refusal, self._refused_at = (
             f"A pose on {self.place} was refused: {why}. See who publishes it.",
-            self._steady(),
+            self._monotonic(),
         )
 
     @property
     def refused(self) -> str | None:
         """What was wrong with the pose that was refused last, where that was within the last second."""
-        if self._refusal is not None and self._steady() - self._refused_at > _SAID:
+        if self._refusal is not None and self._monotonic() - self._refused_at > _SAID:
             self._refusal = None
         return self._refusal
 
@@ -88,7 +88,7 @@ class PoseSource(ABC):
         return self._gate.take_jump()
 
     def _admitted(self, pose: Measured) -> bool:
-        why = self._gate.trouble(pose)
+        why = self._gate.problem(pose)
         if why is not None:
             self.refuse(why)
         return why is None
@@ -100,11 +100,11 @@ class PoseBuffer(PoseSource):
     Between two poses it is interpolated; where only one side has come, a pose within the slop is taken as it is.
 
     Args:
-        place: for sentences, asked for when one is made.
+        place: for messages, asked for when one is made.
         slop: ns by which a pose may differ from the stamp it is asked for; 0 wants the very stamp, as in lockstep.
         longest_silence: s since the newest one arrived after which none counts any more, and between two poses that
             are interpolated; None for no limit, and no interpolation.
-        gate, steady: see :class:`PoseSource`.
+        gate, monotonic: see :class:`PoseSource`.
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class PoseBuffer(PoseSource):
         slop: int,
         longest_silence: float | None,
         gate: PoseGate,
-        steady: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
-        super().__init__(gate, steady)
+        super().__init__(gate, monotonic)
         self._place = place
         self._slop = slop
         self._longest_silence = longest_silence
@@ -126,7 +126,7 @@ class PoseBuffer(PoseSource):
 
     def add(self, stamp: int, pose: NDArray[np.float64], frame: str = "") -> None:
         """A pose (6,) that has come, stamped ``stamp`` ns, in the frame of that name."""
-        measured = Measured(stamp, self._steady(), pose, frame)
+        measured = Measured(stamp, self._monotonic(), pose, frame)
         if not self._admitted(measured):
             return
         # In the order of their stamps: a clock that was set back makes what came before worthless.
@@ -145,7 +145,7 @@ class PoseBuffer(PoseSource):
     @property
     def _silent(self) -> float | None:
         """s since the newest pose arrived, where that is too long ago; None where it is not."""
-        since = self._steady() - self._poses[-1].arrived
+        since = self._monotonic() - self._poses[-1].arrived
         return since if self._longest_silence is not None and since > self._longest_silence else None
 
     def at(self, stamp: int) -> NDArray[np.float64] | None:
@@ -179,7 +179,7 @@ class PoseBuffer(PoseSource):
             return "none has come lately"
         off = min((p.stamp - stamp for p in self._around(stamp) if p is not None), key=abs)
         return (
-            f"the nearest one is {abs(off) / 1e6:.1f} ms {'before' if off < 0 else 'after'} its pictures, and 'slop' "
+            f"the nearest one is {abs(off) / 1e6:.1f} ms {'before' if off < 0 else 'after'} its images, and 'slop' "
             f"allows {self._slop / 1e6:g} ms"
         )
 

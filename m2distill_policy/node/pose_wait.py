@@ -1,4 +1,4 @@
-"""A short wait for the pose that belongs to a set, where poses are known to come just after their pictures."""
+"""A short wait for the pose that belongs to a set, where poses are known to come just after their images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PoseWait(Generic[T]):
         return self._waiting is not None
 
     def begin(self, found: SynchronisedSet[T], begin: float, now: float) -> bool:
-        """Whether ``found`` is held back from ``now`` (s) on; begin: see :meth:`PolicyCycle.run`."""
+        """Whether ``found`` is held back from ``now`` (s) on; begin: see :meth:`RealTimeLoop.run`."""
         if self._lacked is not None:
             stamp, moment = self._lacked
             self._helps = self._helps or self._poses.came_by(stamp, moment + self._longest)

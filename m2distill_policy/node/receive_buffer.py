@@ -1,7 +1,7 @@
-"""Whether pictures fit through this process's receive buffers.
+"""Whether images fit through this process's receive buffers.
 
-Pictures travel as datagrams, and one that finds the buffer full is lost, and the picture with it, unless somebody asks
-for it again. Measured on Cyclone DDS: with Linux's default of 208 KiB pictures of 128 x 128 all arrive, of 320 x 240
+Images travel as datagrams, and one that finds the buffer full is lost, and the image with it, unless somebody asks
+for it again. Measured on Cyclone DDS: with Linux's default of 208 KiB images of 128 x 128 all arrive, of 320 x 240
 most, of 640 x 480 hardly any. Of two views of 640 x 480 that come at once, a policy answered 123 pairs of 300 with
 Cyclone's own 1 MiB, and 12,000 of 12,000 with 4 MiB.
 """
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: s without a picture or an announcement after which a camera's pictures are not expected any more.
+#: s without an image or an announcement after which a camera's images are not expected any more.
 SILENT_AFTER = 3.0
 
 
@@ -34,37 +34,37 @@ def largest_receive_buffer() -> int | None:
 
 
 class ReceiveBuffer:
-    """Looks at the buffers whenever the largest picture that comes is of another size than before.
+    """Looks at the buffers whenever the largest image that comes is of another size than before.
 
-    views: how many cameras there are, whose pictures come at once. tell: takes the sentence, or None where the buffers
+    views: how many cameras there are, whose images come at once. tell: takes the message, or None where the buffers
     are large enough.
     """
 
     def __init__(self, views: int, tell: Callable[[str | None], None]) -> None:
         self._views = views
         self._tell = tell
-        #: Of each view: bytes of a picture, and when that was heard last, monotonic s.
-        self._pictures: dict[str, tuple[int, float]] = {}
+        #: Of each view: bytes of an image, and when that was heard last, monotonic s.
+        self._images: dict[str, tuple[int, float]] = {}
         self._announced: dict[str, tuple[int, float]] = {}
         self._largest = 0
 
-    def expect(self, picture_bytes: int, view: str = "", now: float | None = None) -> None:
-        """A picture of ``view`` of this size has come; what its camera announced before counts no more."""
-        self._pictures[view] = (picture_bytes, time.monotonic() if now is None else now)
-        self._judge(max(size for size, _ in {**self._announced, **self._pictures}.values()))
+    def expect(self, image_bytes: int, view: str = "", now: float | None = None) -> None:
+        """An image of ``view`` of this size has come; what its camera announced before counts no more."""
+        self._images[view] = (image_bytes, time.monotonic() if now is None else now)
+        self._judge(max(size for size, _ in {**self._announced, **self._images}.values()))
 
-    def announce(self, picture_bytes: int, view: str = "", now: float | None = None) -> None:
-        """The camera of ``view`` says that its pictures are of this size: of too large ones, none may come."""
-        self._announced[view] = (picture_bytes, time.monotonic() if now is None else now)
-        self._judge(max(size for size, _ in {**self._announced, **self._pictures}.values()))
+    def announce(self, image_bytes: int, view: str = "", now: float | None = None) -> None:
+        """The camera of ``view`` says that its images are of this size: of too large ones, none may come."""
+        self._announced[view] = (image_bytes, time.monotonic() if now is None else now)
+        self._judge(max(size for size, _ in {**self._announced, **self._images}.values()))
 
     def forget_silent(self, now: float | None = None) -> None:
         """Forget what has not been heard for :data:`SILENT_AFTER` s; call it once a second."""
         oldest = (time.monotonic() if now is None else now) - SILENT_AFTER
-        for heard in (self._pictures, self._announced):
+        for heard in (self._images, self._announced):
             for view in [view for view, (_, at) in heard.items() if at < oldest]:
                 del heard[view]
-        self._judge(max((size for size, _ in {**self._announced, **self._pictures}.values()), default=0))
+        self._judge(max((size for size, _ in {**self._announced, **self._images}.values()), default=0))
 
     def _judge(self, largest: int) -> None:
         if largest == self._largest:
@@ -77,8 +77,8 @@ class ReceiveBuffer:
             self._tell(None)
             return
         self._tell(
-            f"the receive buffer holds {buffer} bytes and {at_once} pictures of {largest} bytes may come at "
+            f"the receive buffer holds {buffer} bytes and {at_once} images of {largest} bytes may come at "
             f"once, so some will be lost; allow more (sudo sysctl -w net.core.rmem_max={max(2 * needed, 8 << 20)}) "
             "and have Cyclone DDS ask for it (CYCLONEDDS_URI=file:///path/to/config/cyclonedds.xml), or ask for lost "
-            "pictures again (reliable_input)"
+            "images again (reliable_input)"
         )

@@ -1,4 +1,4 @@
-"""Pictures and joints as they arrive become observations, at most one a period: live, and again from a recording."""
+"""Images and joints as they arrive become observations, at most one a period: live, and again from a recording."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ObservationError
+from m2distill_policy.images.preprocess import preprocess
 from m2distill_policy.node import topics
 from m2distill_policy.node.arrivals import Moment, Stream
 from m2distill_policy.node.incomplete import SLOWEST, Labels, explain, slow_joints, streams_of
@@ -18,7 +19,6 @@ from m2distill_policy.node.joints import JointMap, JointSource
 from m2distill_policy.node.pacer import Pacer
 from m2distill_policy.node.synchroniser import SynchronisedSet, Synchroniser
 from m2distill_policy.observation import Observation
-from m2distill_policy.runtime.preprocess import preprocess
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
@@ -29,11 +29,11 @@ SLOWEST_CAMERA = SLOWEST
 
 
 class ObservationStream(Generic[T]):
-    """Says which set of pictures and joints is to be acted on, and when; time is handed in (s, monotonic).
+    """Says which set of images and joints is to be acted on, and when; time is handed in (s, monotonic).
 
     Args:
         contract: names views and joints; its rate is the stream's.
-        picture: from a frame as it was handed in to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
+        to_rgb: converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
         slop: ns by which the views and the arm's joints of a set may differ; 0 wants equal stamps, as in lockstep.
         joints: where the contract's readings are not joints of the same name.
         now: when the stream begins.
@@ -45,7 +45,7 @@ class ObservationStream(Generic[T]):
     def __init__(
         self,
         contract: Contract,
-        picture: Callable[[T], NDArray[np.uint8]],
+        to_rgb: Callable[[T], NDArray[np.uint8]],
         *,
         slop: int,
         joints: Sequence[JointSource] = (),
@@ -54,7 +54,7 @@ class ObservationStream(Generic[T]):
         full_name: Callable[[str], str] = topics.resolve,
     ) -> None:
         self._contract = contract
-        self._picture = picture
+        self._to_rgb = to_rgb
         self._limits = limits or WatchLimits()
         self._labels = Labels(full_name)
         self._joints = JointMap(contract, joints)
@@ -120,13 +120,13 @@ class ObservationStream(Generic[T]):
         """Every view and every publisher of joint states, with how its stamps compare with their arrival."""
         return streams_of(self._sets, self._labels)
 
-    def joint_conflict(self, steady: float) -> Fault | None:
-        """Joint positions that contradicted each other within the last second, at ``steady`` (s), or None."""
-        found = self._sets.joints.conflict(steady)
+    def joint_conflict(self, monotonic: float) -> Fault | None:
+        """Joint positions that contradicted each other within the last second, at ``monotonic`` (s), or None."""
+        found = self._sets.joints.conflict(monotonic)
         if found is None:
             return None
-        sentence = found.sentence(self._labels.joints)
-        return Fault(StatusCode.BAD_OBSERVATION, f"The joint states contradict each other: {sentence}.")
+        message = found.describe(self._labels.joints)
+        return Fault(StatusCode.BAD_OBSERVATION, f"The joint states contradict each other: {message}.")
 
     def slow_joints(self) -> Fault | None:
         """The publisher of the arm's joints that is slower than the contract's rate, or None; the cameras' rates come
@@ -136,9 +136,9 @@ class ObservationStream(Generic[T]):
             return None
         return slow_joints(self._sets, self._contract, self._labels)
 
-    def why_no_set(self, steady: float) -> Fault | None:
-        """Why what has come makes no set at ``steady`` (s), or None where nothing is wrong with the streams."""
-        return explain(self._sets, self._limits, self._labels, steady, self._contract.camera_names)
+    def why_no_set(self, monotonic: float) -> Fault | None:
+        """Why what has come makes no set at ``monotonic`` (s), or None where nothing is wrong with the streams."""
+        return explain(self._sets, self._limits, self._labels, monotonic, self._contract.camera_names)
 
     def take(self) -> SynchronisedSet[T] | None:
         """The newest set whatever the time, as in lockstep; None while there is none."""
@@ -173,18 +173,18 @@ class ObservationStream(Generic[T]):
         return () if self._pending is not None else self._sets.waiting_for()
 
     def observe(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:
-        """The observation in a set, at the contract's resolution, and a sentence for each part that cannot be used.
+        """The observation in a set, at the contract's resolution, and a message for each part that cannot be used.
 
-        A picture that cannot be used is left out, so that whoever checks the observation refuses it as a whole.
+        An image that cannot be used is left out, so that whoever checks the observation refuses it as a whole.
         """
         images: dict[str, NDArray[np.uint8]] = {}
-        troubles = []
+        problems = []
         for camera in self._contract.cameras:
             try:
-                images[camera.name] = preprocess(self._picture(found.views[camera.name]), camera)
+                images[camera.name] = preprocess(self._to_rgb(found.views[camera.name]), camera)
             except ObservationError as error:
-                troubles.append(f"view '{camera.name}': {error}")
+                problems.append(f"view '{camera.name}': {error}")
         readings, absent = self._joints.readings(*found.joints)
         if absent:
-            troubles.append(f"the joint state does not name {', '.join(absent)}")
-        return Observation(images, readings, found.stamp / 1e9), troubles
+            problems.append(f"the joint state does not name {', '.join(absent)}")
+        return Observation(images, readings, found.stamp / 1e9), problems

@@ -1,4 +1,4 @@
-"""From separate streams of pictures and joint states to sets that belong together. Pure: stamps and data are handed in.
+"""From separate streams of images and joint states to sets that belong together. Pure: stamps and data are handed in.
 
 A set is one frame of every view, all within a slop of each other, and one position of every joint, see
 :mod:`m2distill_policy.node.joint_states`. Stamps are whole nanoseconds, so that an answer can bear exactly the stamp of

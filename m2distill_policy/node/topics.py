@@ -37,7 +37,7 @@ MARKERS = "~/markers"
 
 
 def camera_topic(view: str) -> str:
-    """Topic of the pictures of the contract's view ``view``: ``agentview_rgb`` -> ``/camera/agentview/image_raw``."""
+    """Topic of the images of the contract's view ``view``: ``agentview_rgb`` -> ``/camera/agentview/image_raw``."""
     return f"/camera/{view.removesuffix('_rgb')}/image_raw"
 
 

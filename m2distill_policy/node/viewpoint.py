@@ -1,4 +1,4 @@
-"""Does a camera stand where it stood in training? A training picture over the live one, and how far they are apart."""
+"""Does a camera stand where it stood in training? A training image over the live one, and how far they are apart."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera
 
-#: The picture that people look at has at least so many rows.
+#: The image that people look at has at least so many rows.
 _SHOWN = 480
-#: Correlation below which two pictures have too little in common to say how they differ.
+#: Correlation below which two images have too little in common to say how they differ.
 _COMMON = 0.5
-#: Factors by which the pictures are shrunk, coarse to fine, to no fewer than so many rows; and pixels of blur.
+#: Factors by which the images are shrunk, coarse to fine, to no fewer than so many rows; and pixels of blur.
 _LEVELS, _SMALLEST, _BLUR = (4, 2, 1), 24, 3
-#: What is close enough: share of the picture's width or height, degrees, and share of the size.
+#: What is close enough: share of the image's width or height, degrees, and share of the size.
 _SHIFT, _TURN, _SCALE = 0.02, 2.0, 0.05
 
 
 @dataclass(frozen=True)
 class Misalignment:
-    """Where the live picture has what the training picture has.
+    """Where the live image has what the training image has.
 
-    right, down: pixels of the contract's picture. turned: degrees, clockwise. larger: factor. correlation: of the two
+    right, down: pixels of the contract's image. turned: degrees, clockwise. larger: factor. correlation: of the two
     after that motion, -1 to 1.
     """
 
@@ -39,16 +39,16 @@ class Misalignment:
 def misalignment(reference: NDArray[np.uint8], live: NDArray[np.uint8]) -> Misalignment | None:
     """How ``live`` differs from ``reference``, both uint8 (H, W, 3) RGB of one size; None where they are too unlike.
 
-    By enhanced correlation (Evangelidis and Psarakis 2008), which looks at the whole picture: what stands still in it,
+    By enhanced correlation (Evangelidis and Psarakis 2008), which looks at the whole image: what stands still in it,
     table and walls, decides, and things that lie elsewhere do not.
     """
-    template, moving = (_grey(picture) for picture in (reference, live))
-    # Position by the coarse picture first: the fine one alone finds only what is a few pixels off.
+    template, moving = (_grey(image) for image in (reference, live))
+    # Position by the coarse image first: the fine one alone finds only what is a few pixels off.
     warp = np.eye(2, 3, dtype=np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-6)
     correlation = -1.0
     for level in (level for level in _LEVELS if min(template.shape) >= level * _SMALLEST or level == 1):
-        coarse, over = (_shrunk(picture, level) for picture in (template, moving))
+        coarse, over = (_shrunk(image, level) for image in (template, moving))
         warp[:, 2] /= level
         everywhere = np.ones(coarse.shape, dtype=np.uint8)
         try:
@@ -67,20 +67,20 @@ def misalignment(reference: NDArray[np.uint8], live: NDArray[np.uint8]) -> Misal
     return Misalignment(float(moved[0]), float(moved[1]), angle, scale, float(correlation))
 
 
-def _shrunk(picture: NDArray[np.float32], level: int) -> NDArray[np.float32]:
-    small = cv2.resize(picture, None, fx=1 / level, fy=1 / level, interpolation=cv2.INTER_AREA)
+def _shrunk(image: NDArray[np.float32], level: int) -> NDArray[np.float32]:
+    small = cv2.resize(image, None, fx=1 / level, fy=1 / level, interpolation=cv2.INTER_AREA)
     return np.asarray(small, dtype=np.float32)
 
 
-def _grey(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), dtype=np.float32)
+def _grey(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.float32)
 
 
-def sentence(camera: Camera, found: Misalignment | None) -> str:
+def describe(camera: Camera, found: Misalignment | None) -> str:
     """What ``found`` means for whoever holds the camera."""
     if found is None:
         return (
-            f"View '{camera.name}' has too little in common with the training picture to say more; look at the "
+            f"View '{camera.name}' has too little in common with the training image to say more; look at the "
             "overlay, and bring the arm to where a demonstration begins."
         )
     focal = camera.height / 2 / math.tan(math.radians(camera.fov_y) / 2)
@@ -101,15 +101,15 @@ def sentence(camera: Camera, found: Misalignment | None) -> str:
             f"move it {'back' if found.larger > 1 else 'closer'}: things are {found.larger:.2f} times as large"
         )
     if not wrong:
-        return f"View '{camera.name}' fits the training picture (correlation {found.correlation:.2f})."
-    return f"View '{camera.name}' does not fit the training picture: {'; '.join(wrong)}."
+        return f"View '{camera.name}' fits the training image (correlation {found.correlation:.2f})."
+    return f"View '{camera.name}' does not fit the training image: {'; '.join(wrong)}."
 
 
 def overlay(reference: NDArray[np.uint8], live: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Both pictures at once, enlarged, uint8 (H, W, 3) RGB: the live one with the training one's edges in green."""
+    """Both images at once, enlarged, uint8 (H, W, 3) RGB: the live one with the training one's edges in green."""
     factor = max(1, math.ceil(_SHOWN / reference.shape[0]))
     size = (reference.shape[1] * factor, reference.shape[0] * factor)
-    large = [cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC) for picture in (reference, live)]
+    large = [cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in (reference, live)]
     shown = np.asarray(cv2.addWeighted(large[0], 0.35, large[1], 0.65, 0), dtype=np.uint8)
     edges = cv2.Canny(cv2.GaussianBlur(large[0], (0, 0), factor / 2), 40, 100)
     shown[edges > 0] = (0, 255, 0)

@@ -55,7 +55,7 @@ class Bag:
     """One recording, open for reading: the folder of a rosbag2, or its only file.
 
     Raises:
-        RecordingError: one sentence for what is no rosbag2, what is damaged, and what the recorder did not finish. That
+        RecordingError: one message for what is no rosbag2, what is damaged, and what the recorder did not finish. That
             holds for every method; a damaged file costs no more time and memory than a whole one of its size (see
             :mod:`m2distill_policy.recordings.storages`).
     """

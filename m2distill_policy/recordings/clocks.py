@@ -81,7 +81,7 @@ class StreamClocks:
                 )
 
     def rates(self) -> dict[str, float]:
-        """Messages a second of each stream, by its stamps; without those that have too few to say."""
+        """Messages a second of each stream, by its stamps; without those that have too few."""
         found = {}
         for label, (stamps, _, _) in self._times.items():
             interval = float(np.median(np.diff(np.sort(stamps)))) if len(stamps) > _FEWEST else 0.0

@@ -24,18 +24,18 @@ class FrozenCheck:
         """The fault of the next step, or None.
 
         pose: (6,) of the end effector, None where it was not recorded.
-        commanded: (6,) m/s and rad/s, the twist that the arm was told during the step.
+        commanded: (6,) m/s and rad/s, the twist that was commanded during the step.
         """
-        fault = self._views.frozen(observation) or self._motion.check(observation, pose)
-        self._motion.commanded(commanded)
+        fault = self._views.check_frozen(observation) or self._motion.check(observation, pose)
+        self._motion.add_command(commanded)
         return fault
 
 
 class SetPointWay:
-    """Says how fast set-points told the arm to move.
+    """Computes the speed that set-points command.
 
     An arm that stands still is rarely just where its set-point is: it sags, or leans on something. So a set-point that
-    stays where it was counts only where it is farther away than an action can say.
+    stays where it was counts only where it is farther away than the largest action.
     """
 
     def __init__(self, contract: Contract) -> None:

@@ -34,7 +34,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Read ``folder/metadata.yaml``.
 
     Raises:
-        RecordingError: one sentence on what is missing or wrong in it, and what to do.
+        RecordingError: one message on what is missing or wrong in it, and what to do.
     """
     path = folder / "metadata.yaml"
     repair = f"repair it with 'ros2 bag reindex {folder}'"

@@ -1,7 +1,7 @@
-"""Who else publishes the commands: asked of the graph once a second, and listened to only while somebody is there.
+"""Detects other publishers of the commands: looks at the graph once a second, and subscribes while there are some.
 
-rclpy does not say who sent a message, and hands on what the node itself sends. So a message counts as another's when it
-is not one that was sent from here a moment ago.
+rclpy does not give the sender of a message, and also delivers what the node itself sends. So a message counts as
+another node's when this node did not send the same one a moment ago.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class CommandWatch:
 
     Args:
         kinds: topic, as this node names it -> type of its messages; of each this node has one publisher.
-        there: told the other publishers of a topic, at every look.
-        heard: told of another's command on a topic.
+        publishers_changed: receives the other publishers of a topic, at every look.
+        command_received: called for another node's command on a topic.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class CommandWatch:
         node: LifecycleNode,
         kinds: Mapping[str, type],
         *,
-        there: Callable[[str, list[str]], None],
-        heard: Callable[[str], None],
+        publishers_changed: Callable[[str, list[str]], None],
+        command_received: Callable[[str], None],
     ) -> None:
         self._node = node
         self._kinds = dict(kinds)
         self._names = {topic: str(node.resolve_topic_name(topics.relative(topic, own=True))) for topic in kinds}
-        self._there, self._heard = there, heard
+        self._publishers_changed, self._command_received = publishers_changed, command_received
         self._listening: dict[str, Subscription] = {}
         self._sent: dict[str, deque[Any]] = {}
 
@@ -64,7 +64,7 @@ class CommandWatch:
                 self._listen(topic)
             elif not others and topic in self._listening:
                 self._ignore(topic)
-            self._there(topic, others)
+            self._publishers_changed(topic, others)
 
     def _others(self, name: str) -> list[str]:
         """Full names of the nodes that publish ``name`` beside this one; one of the same name may be among them."""
@@ -82,7 +82,7 @@ class CommandWatch:
             try:
                 sent.remove(message)
             except ValueError:
-                self._heard(topic)
+                self._command_received(topic)
 
         here = topics.relative(topic, own=True)
         self._listening[topic] = self._node.create_subscription(self._kinds[topic], here, callback, qos.sensor(10))

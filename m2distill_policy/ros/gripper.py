@@ -1,4 +1,4 @@
-"""How the gripper is told: a topic, or the action of its driver."""
+"""Commands the gripper through the action of its driver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
 from sensor_msgs.msg import JointState
 
-from m2distill_policy.ros.parameters import GripperInterface
+from m2distill_policy.settings.node import GripperInterface
 
 
 class GripperDriver:
@@ -22,8 +22,8 @@ class GripperDriver:
 
     Args:
         max_effort: N, 0 for the gripper's own.
-        trouble: told a sentence when the gripper does not take a command, None when it does again.
-        lost: called when a command was not taken, so that it is told again.
+        problem: receives a message when the gripper does not accept a command, None when it does again.
+        lost: called when a command was not accepted, so that it is sent again.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class GripperDriver:
         interface: GripperInterface,
         max_effort: float,
         *,
-        trouble: Callable[[str | None], None],
+        problem: Callable[[str | None], None],
         lost: Callable[[], None],
     ) -> None:
         self._interface = interface
         self._max_effort = max_effort
-        self._trouble, self._lost = trouble, lost
+        self._report, self._lost = problem, lost
         self._parallel = interface.kind == "parallel_gripper_command"
         kind: Any = ParallelGripperCommand if self._parallel else GripperCommandAction
         self._client = ActionClient(node, kind, interface.action)
@@ -65,7 +65,7 @@ class GripperDriver:
         if handle is None or not handle.accepted:
             self._failed(f"The gripper driver at '{self._interface.action}' refused a command; see its log.")
             return
-        self._trouble(None)
+        self._report(None)
         # How it ends is not looked at: a grasp that holds something never reaches its goal, and drivers differ in
         # whether that is a success.
         handle.get_result_async().add_done_callback(self._ended)
@@ -73,8 +73,8 @@ class GripperDriver:
     def _ended(self, future: Future) -> None:
         result = future.result()
         if result is not None and result.status == GoalStatus.STATUS_ABORTED and not result.result.stalled:
-            self._trouble(f"The gripper driver at '{self._interface.action}' gave a command up; see its log.")
+            self._report(f"The gripper driver at '{self._interface.action}' gave a command up; see its log.")
 
-    def _failed(self, sentence: str) -> None:
-        self._trouble(sentence)
+    def _failed(self, message: str) -> None:
+        self._report(message)
         self._lost()

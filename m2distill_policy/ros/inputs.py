@@ -1,4 +1,4 @@
-"""What the policy node subscribes to: every message goes into the cycle, and then the cycle has its turn."""
+"""What the policy node subscribes to: every message goes into the loop, which then runs a cycle if one is due."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from std_msgs.msg import Bool, String
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import PolicyCycle
 from m2distill_policy.node.joint_states import JOINTS_KEPT
+from m2distill_policy.node.lockstep import LockstepLoop
 from m2distill_policy.node.messages import nanoseconds_of, pose_of
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
 from m2distill_policy.ros import qos
-from m2distill_policy.ros.parameters import NodeSettings
-from m2distill_policy.ros.pictures import Frame
+from m2distill_policy.ros.images import Frame
+from m2distill_policy.ros.policy_state import Loop
+from m2distill_policy.settings.node import NodeSettings
 
 
-class WhenWanted(CallbackGroup):
-    """Wakes the executor only while ``wanted()``: joints may come a thousand times a second, and a cycle that has no
-    use for them yet takes them all at once when its turn comes."""
+class GatedCallbackGroup(CallbackGroup):
+    """Wakes the executor only while ``wanted()``. Joint states may come a thousand times a second; a cycle that does
+    not need them yet takes all of them when it runs."""
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
         super().__init__()
@@ -52,12 +53,12 @@ class WhenWanted(CallbackGroup):
 class Inputs:
     """Subscriptions of a configured node.
 
-    Messages are taken as bytes and read here: what cannot be read then becomes a sentence. Taken as messages, those
-    that rmw_cyclonedds (2.2) fails to read are handed on half filled, and rclpy reads memory that is not theirs.
+    Subscriptions deliver bytes, which are deserialised here: a message that cannot be read is then a problem in the
+    status. Otherwise rmw_cyclonedds (2.2) delivers such a message half filled, and rclpy reads foreign memory.
 
     Args:
-        cycle: what messages go into, asked for at every message, because each activation brings its own.
-        active: whether pictures and readings are looked at; the operator's words always are.
+        loop: what messages go into; asked for at every message, because each activation makes a new one.
+        active: whether images and joint states are used; the operator's inputs always are.
         turn: called after each message with when its callback was entered (``time.perf_counter``).
         begin_episode: a simulated robot in lockstep has reset its world.
     """
@@ -68,22 +69,22 @@ class Inputs:
         contract: Contract,
         settings: NodeSettings,
         *,
-        cycle: Callable[[], PolicyCycle[Frame]],
+        loop: Callable[[], Loop],
         active: Callable[[], bool],
         turn: Callable[[float], None],
         begin_episode: Callable[[Episode], None],
     ) -> None:
         self._node = node
-        self._cycle = cycle
+        self._loop = loop
         self._active = active
         self._turn = turn
         #: When the present message's callback was entered.
         self._entered = 0.0
         self._subscriptions: list[Subscription] = []
-        # Other middlewares bring pictures through shared memory, and reliable ones ask again for what was lost.
+        # Other middlewares bring images through shared memory, and reliable ones ask again for what was lost.
         watched = "cyclone" in get_rmw_implementation_identifier() and not settings.reliable_input
         self._buffer = (
-            ReceiveBuffer(len(contract.cameras), lambda why: cycle().trouble("receive buffer", why))
+            ReceiveBuffer(len(contract.cameras), lambda why: loop().problems.set("receive buffer", why))
             if watched and not settings.lockstep and settings.image_transport == "raw"
             else None
         )
@@ -97,10 +98,10 @@ class Inputs:
             topic = topics.camera_topic(name) + ("/compressed" if compressed else "")
             self._subscribe(CompressedImage if compressed else Image, topic, self._view(name, topic), profile)
             self._subscribe(CameraInfo, topics.camera_info_topic(name), self._info(name), qos.sensor(1))
-        wanted = WhenWanted(self._joints_wanted)
+        wanted = GatedCallbackGroup(self._joints_wanted)
         self._joints = {
             topic: self._subscribe(JointState, topic, self._take_joints(topic), often, wanted)
-            for topic in topics.joint_topics(settings.cycle.joint_topics)
+            for topic in topics.joint_topics(settings.loop.joint_topics)
         }
         self._poses = self._subscribe(PoseStamped, topics.END_EFFECTOR_POSE, self._pose, often)
         self._subscribe(String, topics.INSTRUCTION, self._instruction, qos.latched())
@@ -134,7 +135,7 @@ class Inputs:
         return len({(endpoint.node_namespace, endpoint.node_name) for endpoint in found})
 
     def forget_silent_cameras(self) -> None:
-        """Expect no more pictures of a camera that has fallen silent; call it once a second."""
+        """Expect no more images of a camera that has fallen silent; call it once a second."""
         if self._buffer is not None:
             self._buffer.forget_silent()
 
@@ -182,22 +183,23 @@ class Inputs:
         return subscription
 
     def _read(self, kind: Any, topic: str, data: bytes) -> Any:
-        """The message in ``data``; None, with a sentence in the status, where there is none."""
+        """The message in ``data``; None, with a message in the status, where there is none."""
         try:
             return deserialize_message(data, kind)
         except RuntimeError as error:
             why = str(error).partition(", at ")[0]
-            self._cycle().arrived(topic, 0, [f"a message on '{topic}' cannot be read ({why}); see who publishes it"])
+            broken = f"a message on '{topic}' cannot be read ({why}); see who publishes it"
+            self._loop().count_messages(topic, 0, [broken])
             return None
 
     def _view(self, name: str, topic: str) -> Callable[[Frame], None]:
         def callback(frame: Frame) -> None:
             if self._active():
-                cycle = self._cycle()
-                cycle.arrived(topic, 1)
+                loop = self._loop()
+                loop.count_messages(topic, 1)
                 if self._buffer is not None:
                     self._buffer.expect(len(frame.data), name)
-                cycle.add_view(name, nanoseconds_of(frame), frame)
+                loop.add_image(name, nanoseconds_of(frame), frame)
                 self._turn(self._entered)
 
         return callback
@@ -207,17 +209,20 @@ class Inputs:
 
         def callback(info: CameraInfo) -> None:
             if self._active():
-                cycle = self._cycle()
-                cycle.arrived(topic, 1)
-                cycle.add_camera_info(name, float(info.k[4]), info.height, info.width)
-                # From here too: of pictures that are too large, none at all may arrive.
+                loop = self._loop()
+                loop.count_messages(topic, 1)
+                loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
+                # From here too: of images that are too large, none at all may arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
 
         return callback
 
     def _joints_wanted(self) -> bool:
-        return self._active() and (self._lockstep or self._cycle().lacks_joints)
+        if not self._active():
+            return False
+        loop = self._loop()
+        return isinstance(loop, LockstepLoop) or loop.lacks_joints
 
     def _take_joints(self, topic: str) -> Callable[[JointState], None]:
         def callback(state: JointState) -> None:
@@ -228,42 +233,42 @@ class Inputs:
         return callback
 
     def _add_joints(self, topic: str, states: list[JointState]) -> None:
-        cycle = self._cycle()
-        cycle.arrived(topic, len(states))
+        loop = self._loop()
+        loop.count_messages(topic, len(states))
         for state in states:
-            cycle.add_joints(nanoseconds_of(state), state.name, state.position, topic)
+            loop.add_joints(nanoseconds_of(state), state.name, state.position, topic)
 
     def _pose(self, message: PoseStamped) -> None:
         if not self._active():
             return
-        cycle = self._cycle()
+        loop = self._loop()
         try:
-            cycle.add_pose(nanoseconds_of(message), pose_of(message), message.header.frame_id)
+            loop.add_pose(nanoseconds_of(message), pose_of(message), message.header.frame_id)
         except ObservationError as error:
-            cycle.arrived(topics.END_EFFECTOR_POSE, 0, [str(error)])
-            cycle.refuse_pose(str(error))
+            loop.count_messages(topics.END_EFFECTOR_POSE, 0, [str(error)])
+            loop.refuse_pose(str(error))
             return
-        cycle.arrived(topics.END_EFFECTOR_POSE, 1)
+        loop.count_messages(topics.END_EFFECTOR_POSE, 1)
         if self._lockstep:
             self._turn(self._entered)
 
     def _instruction(self, message: String) -> None:
-        cycle = self._cycle()
-        cycle.arrived(topics.INSTRUCTION, 1)
-        cycle.instruct(message.data)
+        loop = self._loop()
+        loop.count_messages(topics.INSTRUCTION, 1)
+        loop.operator.set_instruction(message.data)
 
     def _emergency_stop(self, message: Bool) -> None:
-        cycle = self._cycle()
-        cycle.arrived(topics.EMERGENCY_STOP, 1)
-        cycle.emergency_stop(message.data, publishers=self._publishers(topics.EMERGENCY_STOP))
+        loop = self._loop()
+        loop.count_messages(topics.EMERGENCY_STOP, 1)
+        loop.operator.set_emergency_stop(message.data, publishers=self._publishers(topics.EMERGENCY_STOP))
 
     def _enable(self, message: Bool) -> None:
         if self._active():
-            cycle = self._cycle()
-            cycle.arrived(topics.ENABLE, 1)
-            cycle.enable_requested(message.data)
+            loop = self._loop()
+            loop.count_messages(topics.ENABLE, 1)
+            loop.operator.enable_by_message(message.data)
 
     def _dead_man(self, message: Bool) -> None:
-        cycle = self._cycle()
-        cycle.arrived(topics.DEAD_MAN, 1)
-        cycle.dead_man(message.data, publishers=self._publishers(topics.DEAD_MAN))
+        loop = self._loop()
+        loop.count_messages(topics.DEAD_MAN, 1)
+        loop.operator.set_dead_man(message.data, publishers=self._publishers(topics.DEAD_MAN))

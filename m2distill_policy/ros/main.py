@@ -9,9 +9,9 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from m2distill_policy.errors import M2DistillError, printable
-from m2distill_policy.node.cycle import UNINTERRUPTED
-from m2distill_policy.ros.parameters import check
+from m2distill_policy.node.loop import UNINTERRUPTED
 from m2distill_policy.ros.policy_node import PolicyNode
+from m2distill_policy.settings.table import check
 from m2distill_policy.signals import stop_on_signals
 from m2distill_policy.streams import give_up_what_cannot_be_written
 

@@ -8,7 +8,7 @@ from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.node.cycle import Output
+from m2distill_policy.node.output import Output
 from m2distill_policy.ros.messages import MESSAGES
 
 #: Arrows of 5 cm would hide behind the hand.
@@ -34,7 +34,7 @@ def markers(output: Output, contract: Contract, frame: str) -> MarkerArray | Non
         closing = float(np.clip((mean[6] + 1) / 2, 0, 1))
         found.markers.append(
             Marker(
-                header=MESSAGES.header(output.sent, frame),
+                header=MESSAGES.header(output.command_stamp, frame),
                 ns="modes",
                 id=mode,
                 type=Marker.ARROW,

@@ -17,20 +17,22 @@ from visualization_msgs.msg import MarkerArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.other_publishers import LOOK_EVERY
+from m2distill_policy.node.output import Output
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.command_watch import CommandWatch
 from m2distill_policy.ros.gripper import GripperDriver
 from m2distill_policy.ros.markers import markers
 from m2distill_policy.ros.messages import MESSAGES
-from m2distill_policy.ros.parameters import NodeSettings
+from m2distill_policy.settings.node import NodeSettings
 
 
 class Outputs:
     """Publishers of a configured node; the command publishers are managed by its lifecycle.
 
-    gripper_trouble, gripper_lost: see :class:`GripperDriver`. others_there, others_heard: see :class:`CommandWatch`.
+    Args:
+        report_gripper, gripper_lost: see :class:`GripperDriver`.
+        publishers_changed, command_received: see :class:`CommandWatch`.
     """
 
     def __init__(
@@ -39,10 +41,10 @@ class Outputs:
         contract: Contract,
         settings: NodeSettings,
         *,
-        gripper_trouble: Callable[[str | None], None],
+        report_gripper: Callable[[str | None], None],
         gripper_lost: Callable[[], None],
-        others_there: Callable[[str, list[str]], None],
-        others_heard: Callable[[str], None],
+        publishers_changed: Callable[[str, list[str]], None],
+        command_received: Callable[[str], None],
     ) -> None:
         self._node = node
         self._contract = contract
@@ -67,16 +69,18 @@ class Outputs:
             self._commands.append(self._gripper)
         else:
             self._gripper_driver = GripperDriver(
-                node, settings.gripper, effort, trouble=gripper_trouble, lost=gripper_lost
+                node, settings.gripper, effort, problem=report_gripper, lost=gripper_lost
             )
         self._watch: CommandWatch | None = None
         self._watched = -LOOK_EVERY
         # In lockstep a robot waits for each answer, and there is no arm.
-        if not settings.lockstep and not settings.cycle.allow_other_publishers:
+        if not settings.lockstep and not settings.loop.allow_other_publishers:
             kinds: dict[str, type] = {topics.TWIST: TwistStamped, topics.TARGET_POSE: PoseStamped}
             if self._gripper is not None:
                 kinds[topics.GRIPPER_COMMAND] = GripperCommand
-            self._watch = CommandWatch(node, kinds, there=others_there, heard=others_heard)
+            self._watch = CommandWatch(
+                node, kinds, publishers_changed=publishers_changed, command_received=command_received
+            )
         self._frame = settings.frames.base if settings.frames is not None else contract.action.frame
         handshake = qos.latched() if settings.lockstep else qos.reliable(10)
         self._status: Publisher = node.create_publisher(
@@ -97,20 +101,20 @@ class Outputs:
 
     def command(self, output: Output) -> None:
         """What the arm does."""
-        frame, now = self._frame, output.sent
-        if output.twist is not None:
-            self._command(topics.TWIST, self._twist, MESSAGES.twist(output.twist, now, frame))
-        if output.target is not None:
-            self._command(topics.TARGET_POSE, self._target, MESSAGES.pose(output.target, now, frame))
-        if output.gripper is not None and self._gripper is not None:
+        command, stamp, frame = output.command, output.command_stamp, self._frame
+        if command.twist is not None:
+            self._command(topics.TWIST, self._twist, MESSAGES.twist(command.twist, stamp, frame))
+        if command.target_pose is not None:
+            self._command(topics.TARGET_POSE, self._target, MESSAGES.pose(command.target_pose, stamp, frame))
+        if command.gripper is not None and self._gripper is not None:
             effort = self._settings.arm.gripper.max_effort
-            self._command(topics.GRIPPER_COMMAND, self._gripper, MESSAGES.gripper(output.gripper, effort))
-        elif output.gripper is not None and self._gripper_driver is not None:
-            self._gripper_driver.command(output.gripper)
+            self._command(topics.GRIPPER_COMMAND, self._gripper, MESSAGES.gripper(command.gripper, effort))
+        elif command.gripper is not None and self._gripper_driver is not None:
+            self._gripper_driver.command(command.gripper)
 
     def say(self, output: Output) -> None:
         """What people and recorders want to know, ``~/status`` last."""
-        if output.action:
+        if output.publishes_action:
             self._action.publish(MESSAGES.action(output, self._contract))
         self._status.publish(MESSAGES.status(output, self._contract))
 
@@ -135,8 +139,8 @@ class Outputs:
 
     def publish_health(self, output: Output, stamp: int) -> None:
         """/diagnostics, where it is time; stamp: ns."""
-        if output.health is not None:
-            self._health.publish(MESSAGES.diagnostics(output.health, stamp))
+        if output.report.health is not None:
+            self._health.publish(MESSAGES.diagnostics(output.report.health, stamp))
 
     def publish_status_alone(self, output: Output) -> None:
         """While the node is not active."""

@@ -1,4 +1,4 @@
-"""The policy as a lifecycle node: messages in, :class:`~m2distill_policy.node.cycle.PolicyCycle`, messages out.
+"""The policy as a lifecycle node: messages in, a policy loop of :mod:`m2distill_policy.node`, messages out.
 
 ``configure`` loads and verifies the bundle, ``activate`` publishes, ``deactivate`` ramps to a halt and only then stops
 publishing, ``cleanup`` frees. One thread does all of it; a bundle is prepared for a swap in the runtime's own thread.
@@ -8,39 +8,39 @@ from __future__ import annotations
 
 import functools
 import gc
-import sys
 import time
 import traceback
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import TypeAlias
 
 import cv2
 from m2distill_msgs.msg import Episode
-from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 
 from m2distill_policy.bundle_signature import PublicKey
-from m2distill_policy.errors import ConfigError, M2DistillError, TransportError, UnknownInstructionError, printable
+from m2distill_policy.errors import M2DistillError, TransportError, printable
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import Output, PolicyCycle
+from m2distill_policy.node.lockstep import LockstepLoop
 from m2distill_policy.node.messages import nanoseconds_of
+from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose_gate import PoseGate
 from m2distill_policy.node.pose_source import POSE_PERIODS
+from m2distill_policy.node.real_time import RealTimeLoop
+from m2distill_policy.ros.images import Frame, message_to_rgb
 from m2distill_policy.ros.inputs import Inputs
+from m2distill_policy.ros.node_parameters import NodeParameters
 from m2distill_policy.ros.outputs import Outputs
-from m2distill_policy.ros.overrides import given_by_name, likely_misspelt, unknown
-from m2distill_policy.ros.parameters import BY_NAME, KINDS, PARAMETERS, NodeSettings, check, settings_from
-from m2distill_policy.ros.pictures import Frame, picture_of
+from m2distill_policy.ros.policy_state import Loop, PolicyState
 from m2distill_policy.ros.run_task import RunTaskServer
 from m2distill_policy.ros.services import Services
 from m2distill_policy.ros.transforms import TransformedPoses
-from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.probe import open_and_prove
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.runtime.watcher import FolderWatcher
+from m2distill_policy.settings.node import settings_from
 
 #: s between two ~/status of a node that is configured and not active.
 _IDLE_STATUS = 1.0
@@ -48,15 +48,13 @@ _IDLE_STATUS = 1.0
 
 _Transition: TypeAlias = Callable[["PolicyNode", LifecycleState], TransitionCallbackReturn]
 
-#: An empty list has no type in rclpy; ours have.
-_LISTS = {"floats": RosParameter.Type.DOUBLE_ARRAY, "strings": RosParameter.Type.STRING_ARRAY}
 
+def _log_errors(what: str) -> Callable[[_Transition], _Transition]:
+    """Log what a transition raises, and let the transition fail: rclpy would end it without a message.
 
-def _loud(what: str) -> Callable[[_Transition], _Transition]:
-    """Log whatever a transition raises, and let it fail: rclpy would end it without a word.
-
-    what: the transition, as in "cannot configure". One that leads up fails and the node stays where it was; one that
-    leads down is an error, which frees everything.
+    Args:
+        what: the transition, as in "cannot configure". If one that leads up fails, the node keeps its state. If one
+            that leads down fails, it is an error, which frees everything.
     """
 
     def decorate(transition: _Transition) -> _Transition:
@@ -76,74 +74,35 @@ def _loud(what: str) -> Callable[[_Transition], _Transition]:
     return decorate
 
 
-def _given(parameter: RosParameter) -> RosParameter:
-    """``parameter`` as it was given: of an empty list in a file nothing is left (a key without a value rcl refuses)."""
-    is_list = parameter.name in BY_NAME and BY_NAME[parameter.name].kind in _LISTS
-    return RosParameter(parameter.name, value=[]) if is_list and parameter.value is None else parameter
-
-
-def _with_a_type(parameter: RosParameter) -> RosParameter:
-    """``parameter``, with the type of its table's row where it is an empty list."""
-    kind = _LISTS.get(BY_NAME[parameter.name].kind) if parameter.name in BY_NAME else None
-    empty = isinstance(parameter.value, Sized) and not isinstance(parameter.value, str) and not len(parameter.value)
-    return RosParameter(parameter.name, kind, []) if kind is not None and empty else parameter
-
-
 class PolicyNode(LifecycleNode):
-    """The node. ``overrides``: parameters by name, beside those of the command line; for tests and compositions."""
+    """The policy node.
+
+    Args:
+        overrides: parameters by name, in addition to those of the command line; for tests and compositions.
+    """
 
     def __init__(self, overrides: dict[str, object] | None = None) -> None:
         super().__init__(
             topics.POLICY_NODE,
             parameter_overrides=[RosParameter(name, value=value) for name, value in (overrides or {}).items()],
         )
-        self.settings: NodeSettings | None = None
-        self.server: PolicyServer | None = None
-        #: The newest cycle's output, for those who watch what happens.
-        self.last: Output | None = None
-        self._cycle: PolicyCycle[Frame] | None = None
-        self._active = False
-        self._heard = 0.0
+        self.policy = PolicyState()
+        #: When the newest message arrived in lockstep: s, monotonic.
+        self._newest_message = 0.0
         self._shutdown_reason = "the node was shut down"
         self._watcher: FolderWatcher | None = None
         self._inputs: Inputs | None = None
         self._outputs: Outputs | None = None
         self._poses: TransformedPoses | None = None
-        for parameter in PARAMETERS:
-            self.declare_parameter(
-                parameter.name,
-                parameter.default,
-                ParameterDescriptor(
-                    description=f"{parameter.text}{f' ({parameter.unit})' if parameter.unit else ''}",
-                    additional_constraints=f"{KINDS[parameter.kind]} {parameter.allowed}".strip(),
-                    read_only=parameter.fixed,
-                    # The table checks types itself: it takes 1 for 1.0, and an empty list has no type in ROS 2.
-                    dynamic_typing=True,
-                ),
-            )
-        #: Sentences about parameters that this node was given and does not know, or that were given to it twice.
-        self._unknown_parameters = self._look_at_overrides(set(overrides or {}))
-        self._give_empty_lists_a_type()
-        self.add_pre_set_parameters_callback(lambda changes: [_with_a_type(change) for change in changes])
-        self.add_on_set_parameters_callback(self._on_set_parameters)
-        self.add_post_set_parameters_callback(self._on_parameters_set)
-        self._policy_services = Services(self)
-        self._task_server = RunTaskServer(self)
+        # rclpy keeps what was given and not declared in _parameter_overrides, and nowhere else.
+        self._settings = NodeParameters(self, self.policy, overrides or {}, self._parameter_overrides)
+        self._policy_services = Services(self, self.policy)
+        self._task_server = RunTaskServer(self, self.policy)
         self._wake = self.create_timer(_IDLE_STATUS, self._on_wake, clock=Clock(clock_type=ClockType.STEADY_TIME))
-
-    @property
-    def active(self) -> bool:
-        """Whether observations are answered."""
-        return self._active
-
-    @property
-    def steadily(self) -> float:
-        """s of a monotonic clock."""
-        return time.monotonic()
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
-    @_loud("configure")
+    @_log_errors("configure")
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and verify the bundle; a failure leaves the node unconfigured and says why in the log."""
         try:
@@ -154,10 +113,8 @@ class PolicyNode(LifecycleNode):
         return super().on_configure(state)
 
     def _configure(self) -> None:
-        if self._unknown_parameters:
-            raise ConfigError(f"{'; '.join(self._unknown_parameters)}; correct it and start the node again")
-        settings = settings_from(self._values())
-        # The cores belong to cameras and control; a picture is small work.
+        settings = settings_from(self._settings.values())
+        # Cameras and control need the cores; one thread is enough for an image.
         cv2.setNumThreads(1)
         public_key = PublicKey.load(settings.public_key) if settings.public_key is not None else None
         server = PolicyServer(
@@ -174,7 +131,8 @@ class PolicyNode(LifecycleNode):
             swap_when=settings.swap_when,  # type: ignore[arg-type]
             public_key=public_key,
         )
-        self.settings, self.server = settings, server
+        state = self.policy
+        state.settings, state.server = settings, server
         if settings.watch_folder is not None:
             self._watcher = FolderWatcher(settings.watch_folder, server.load)
         if settings.instruction:
@@ -184,32 +142,32 @@ class PolicyNode(LifecycleNode):
                 self,
                 settings.frames.base,
                 settings.frames.end_effector,
-                slop=round(settings.cycle.slop * 1e9),
+                slop=round(settings.loop.slop * 1e9),
                 longest_silence=POSE_PERIODS * server.contract.period,
                 gate=PoseGate(server.speeds, jumps=not settings.lockstep),
             )
-        self._cycle = self._new_cycle()
+        state.loop = self._new_loop()
         self._outputs = Outputs(
             self,
             server.contract,
             settings,
-            gripper_trouble=lambda sentence: self._present_cycle().trouble("gripper", sentence),
-            gripper_lost=lambda: self._present_cycle().gripper_missed(),
-            others_there=lambda topic, names: self._present_cycle().other_publishers(topic, names),
-            others_heard=lambda topic: self._present_cycle().other_command(topic),
+            report_gripper=lambda message: state.require_loop().problems.set("gripper", message),
+            gripper_lost=lambda: state.require_loop().reset_gripper(),
+            publishers_changed=lambda topic, names: state.require_loop().operator.set_other_publishers(topic, names),
+            command_received=lambda topic: state.require_loop().operator.other_command(topic),
         )
         self._inputs = Inputs(
             self,
             server.contract,
             settings,
-            cycle=self._present_cycle,
-            active=lambda: self._active,
+            loop=state.require_loop,
+            active=lambda: state.is_active,
             turn=self._turn,
             begin_episode=self._begin_episode,
         )
         if self._watcher is not None and not settings.lockstep:
             self._watcher.start()  # until cleanup: a watcher that was stopped does not start again
-        # What is here stays; the collector need not walk it again between two cycles.
+        # These objects stay; the garbage collector need not walk over them between two cycles.
         gc.collect()
         gc.freeze()
         self.get_logger().info(
@@ -217,49 +175,50 @@ class PolicyNode(LifecycleNode):
             f"{server.contract.rate_hz:g} Hz, {server.engine.active_provider}"
         )
 
-    @_loud("activate")
+    @_log_errors("activate")
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Answer observations; let commands out if ``enable`` says so."""
-        assert self.server is not None and self.settings is not None
+        """Answer observations; send commands where ``enable`` is true."""
+        state = self.policy
+        assert state.server is not None and state.settings is not None
         result = super().on_activate(state)
         if result != TransitionCallbackReturn.SUCCESS:
             return result
         try:
-            self.server.reset("activated")
-            self.server.release_halt()  # the deactivation's
-            if self.settings.enable:
-                self.server.enable()
-            self._cycle = self._new_cycle()
-            self._heard = self.steadily
-            self._active = True
+            state.server.reset("activated")
+            state.server.release_halt()  # the deactivation's
+            if state.settings.enable:
+                state.server.enable()
+            state.loop = self._new_loop()
+            self._newest_message = time.monotonic()
+            state.is_active = True
             self._schedule()
         except BaseException:
-            self._active = False
-            self.server.disable()
+            state.is_active = False
+            state.server.disable()
             super().on_deactivate(state)
             raise
         return result
 
-    @_loud("deactivate")
+    @_log_errors("deactivate")
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Ramp to a halt, then stop publishing commands."""
         self._ramp_out("the node was deactivated")
         return super().on_deactivate(state)
 
-    @_loud("clean up")
+    @_log_errors("clean up")
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the bundle and all that belongs to it."""
         self._free()
         return super().on_cleanup(state)
 
-    @_loud("shut down")
+    @_log_errors("shut down")
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Ramp to a halt where the node is active, then free everything."""
         self._ramp_out(self._shutdown_reason)
         self._free()
         return super().on_shutdown(state)
 
-    @_loud("leave a failed transition")
+    @_log_errors("leave a failed transition")
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """An error that nothing expected: ramp to a halt, and back to unconfigured."""
         self._ramp_out("the node failed")
@@ -278,23 +237,24 @@ class PolicyNode(LifecycleNode):
 
     def _ramp_out(self, reason: str) -> None:
         """Halt without observations, at the contract's rate; commands still go out."""
-        if not self._active or self._cycle is None or self.server is None or self._outputs is None:
+        state = self.policy
+        if not state.is_active or state.loop is None or state.server is None or self._outputs is None:
             return
-        self._active = False
-        self._cycle.leave(reason)
-        mute = False
-        while not self._cycle.left:
-            output = self._cycle.ramp()
+        state.is_active = False
+        state.loop.shut_down(reason)
+        is_logged = False
+        while not state.loop.may_exit:
+            output = state.loop.ramp()
             self._outputs.command(output)
             try:
                 self._say(output)
             except Exception as error:  # the arm must be halted whatever becomes of the status
-                if not mute:
+                if not is_logged:
                     self.get_logger().error(f"the ramp to a halt goes on, but its status cannot be published: {error}")
-                mute = True
-            time.sleep(self.server.contract.period)
-        self.server.disable()
-        self._cycle = self._new_cycle()
+                is_logged = True
+            time.sleep(state.server.contract.period)
+        state.server.disable()
+        state.loop = self._new_loop()
 
     def _free(self) -> None:
         if self._inputs is not None:
@@ -305,49 +265,39 @@ class PolicyNode(LifecycleNode):
             self._poses.close()
         if self._watcher is not None:
             self._watcher.stop()
-        if self.server is not None:
-            self.server.close()
-        self.settings = self.server = self._cycle = self._watcher = None
-        self._inputs = self._outputs = None
-        self.last = self._poses = None
-        gc.unfreeze()  # what was kept from the collector is to go, and some libraries complain at the end if it stays
+        if self.policy.server is not None:
+            self.policy.server.close()
+        self.policy.settings = self.policy.server = self.policy.loop = self.policy.last_output = None
+        self._inputs = self._outputs = self._watcher = self._poses = None
+        gc.unfreeze()  # the frozen objects are freed now; some libraries print an error at exit where they are not
 
-    def _new_cycle(self) -> PolicyCycle[Frame]:
-        assert self.server is not None and self.settings is not None
-        return PolicyCycle(
-            self.server,
-            picture_of,
-            self.settings.cycle,
-            lockstep=self.settings.lockstep,
+    def _new_loop(self) -> Loop:
+        state = self.policy
+        assert state.server is not None and state.settings is not None
+        kind = LockstepLoop if state.settings.lockstep else RealTimeLoop
+        return kind(
+            state.server,
+            message_to_rgb,
+            state.settings.loop,
             watcher=self._watcher,
             full_name=lambda topic: str(self.resolve_topic_name(topics.relative(topic, own=True))),
             name=self.get_fully_qualified_name(),
-            wall=lambda: int(self.get_clock().now().nanoseconds),
+            wall_clock=lambda: int(self.get_clock().now().nanoseconds),
             poses=self._poses,
         )
 
-    def enable(self, wanted: bool) -> tuple[bool, str]:
-        """Let commands out, or ramp to a halt; see :meth:`PolicyCycle.enable`."""
-        return self._present_cycle().enable(wanted)
-
     # --- cycles ------------------------------------------------------------------------------------------------------
 
-    def _present_cycle(self) -> PolicyCycle[Frame]:
-        assert self._cycle is not None
-        return self._cycle
-
     def _turn(self, begin: float) -> None:
-        """Something came, or time has passed: run the cycle if it is due."""
-        cycle = self._cycle
-        if not self._active or cycle is None or self._inputs is None or self.settings is None:
+        """Run the cycle if it is due: a message has arrived, or time has passed."""
+        loop = self.policy.loop
+        if not self.policy.is_active or loop is None or self._inputs is None:
             return
         self._inputs.drain_joints()
-        if self.settings.lockstep:
-            self._heard = self.steadily
-            cycle.pose_expected = self._inputs.pose_is_published
-            output = cycle.run_lockstep(begin)
-        else:
-            output = cycle.run(begin)
+        if isinstance(loop, LockstepLoop):
+            self._newest_message = time.monotonic()
+            loop.expects_pose = self._inputs.pose_is_published
+        output = loop.run(begin)
         if output is not None:
             self._publish(output)
         self._schedule()
@@ -358,40 +308,42 @@ class PolicyNode(LifecycleNode):
         self._say(output)
 
     def _say(self, output: Output) -> None:
-        assert self._outputs is not None and self._cycle is not None
+        assert self._outputs is not None
         self._outputs.say(output)
-        self._cycle.published(output)
+        self.policy.require_loop().note_published(output)
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, int(self.get_clock().now().nanoseconds))
         self._outputs.watch_others()
-        if output.health is not None and self._inputs is not None:
+        if output.report.health is not None and self._inputs is not None:
             self._inputs.forget_silent_cameras()
-        self.last = output
+        self.policy.last_output = output
 
     def _schedule(self) -> None:
-        """Wake when the cycle has something to do even if nothing comes."""
-        assert self._cycle is not None and self.settings is not None
-        wait = _IDLE_STATUS if self.settings.lockstep else max(0.0005, self._cycle.wake - self.steadily)
+        """Wake when the loop has something to do even if no message arrives."""
+        loop = self.policy.require_loop()
+        wait = _IDLE_STATUS if isinstance(loop, LockstepLoop) else max(0.0005, loop.wake - time.monotonic())
         self._wake.timer_period_ns = round(wait * 1e9)
         self._wake.reset()
 
     def _on_wake(self) -> None:
-        if self._active and self.settings is not None and self.settings.lockstep:
-            self._watch_silence()
-        elif self._active:
+        loop, is_active = self.policy.loop, self.policy.is_active
+        if is_active and isinstance(loop, LockstepLoop):
+            self._check_timeout(loop)
+        elif is_active:
             self._turn(time.perf_counter())
-        elif self._cycle is not None and self._outputs is not None:
-            self._outputs.publish_status_alone(self._cycle.ramp())
+        elif loop is not None and self._outputs is not None:
+            self._outputs.publish_status_alone(loop.ramp())
             self._wake.timer_period_ns = round(_IDLE_STATUS * 1e9)
 
     # --- lockstep ----------------------------------------------------------------------------------------------------
 
     def _begin_episode(self, episode: Episode) -> None:
-        if not self._active or self._cycle is None:
+        loop = self.policy.loop
+        if not self.policy.is_active or not isinstance(loop, LockstepLoop):
             return
-        self._heard = self.steadily
+        self._newest_message = time.monotonic()
         self._publish(
-            self._cycle.begin_episode(
+            loop.begin_episode(
                 episode.number,
                 episode.instruction,
                 seed=episode.seed,
@@ -400,67 +352,9 @@ class PolicyNode(LifecycleNode):
             )
         )
 
-    def _watch_silence(self) -> None:
-        assert self._cycle is not None
-        timeout = self._cycle.options.timeout
-        if self.steadily - self._heard > timeout:
+    def _check_timeout(self, loop: LockstepLoop[Frame]) -> None:
+        timeout = loop.options.timeout
+        if time.monotonic() - self._newest_message > timeout:
             raise TransportError(
-                f"nothing came on {', '.join(self._cycle.silent)} for {timeout:g} s; does the simulated robot run?"
+                f"nothing came on {', '.join(loop.missing_topics)} for {timeout:g} s; does the simulated robot run?"
             )
-
-    # --- parameters --------------------------------------------------------------------------------------------------
-
-    def _look_at_overrides(self, in_code: set[str]) -> list[str]:
-        """Say in the log which parameters do not fit; the sentences about those that can never be right.
-
-        in_code: names of those that the constructor was given.
-        """
-        # rclpy keeps what was given and not declared here, and nowhere else.
-        given = {name: _given(parameter).value for name, parameter in self._parameter_overrides.items()}
-        by_name = given_by_name(sys.argv, self.get_fully_qualified_name())
-        refused = unknown(given, BY_NAME, in_code | by_name.names)
-        never = [*by_name.refused, *refused.values()]
-        wrong = list(never)
-        for name in BY_NAME.keys() & given.keys():
-            try:
-                check(name, given[name])
-            except ConfigError as error:
-                wrong.append(str(error))
-        for sentence in wrong:
-            self.get_logger().error(sentence)
-        for sentence in likely_misspelt(given.keys() - refused.keys(), BY_NAME).values():
-            self.get_logger().warning(sentence)
-        return never
-
-    def _give_empty_lists_a_type(self) -> None:
-        """An empty list has no type in rclpy, which then takes it for bytes."""
-        found = [_with_a_type(_given(self.get_parameter(parameter.name))) for parameter in PARAMETERS]
-        self.set_parameters([parameter for parameter in found if parameter.value == []])
-
-    def _values(self) -> dict[str, object]:
-        return {parameter.name: self.get_parameter(parameter.name).value for parameter in PARAMETERS}
-
-    def _on_set_parameters(self, changes: list[RosParameter]) -> SetParametersResult:
-        ours = {change.name: change.value for change in changes if change.name in BY_NAME}
-        try:
-            for name, value in ours.items():
-                check(name, value)
-                if self.server is not None and not BY_NAME[name].live:
-                    raise ConfigError(
-                        f"parameter '{name}' is read when the node is configured; deactivate it, clean it up, set the "
-                        "parameter, then configure it again"
-                    )
-            if "instruction" in ours and self.server is not None:
-                self.server.require_known(str(ours["instruction"]))
-        except (ConfigError, UnknownInstructionError, EngineError) as error:
-            return SetParametersResult(successful=False, reason=str(error))
-        return SetParametersResult(successful=True)
-
-    def _on_parameters_set(self, changes: list[RosParameter]) -> None:
-        """All of ``changes`` were accepted."""
-        for change in changes:
-            if change.name == "instruction" and self.server is not None:
-                try:
-                    self.server.set_instruction(str(change.value), keep_on_refusal=True)
-                except (UnknownInstructionError, EngineError) as error:
-                    self.get_logger().error(f"the instruction could not be taken after all: {error}")

@@ -27,7 +27,7 @@ from m2distill_policy.node.messages import action_of, nanoseconds_of, optical_fr
 from m2distill_policy.observation import Observation
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.messages import MESSAGES
-from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Heard, Link
+from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Link, StatusSnapshot
 
 #: Longest sleep in one go: a signal is only looked at between two sleeps.
 _LONGEST_SLEEP = 0.25
@@ -37,7 +37,7 @@ END_EFFECTOR_FRAME = "end_effector"
 _COMMANDS: dict[Follow, type] = {"action": PolicyAction, "target_pose": PoseStamped, "twist": TwistStamped}
 
 
-class Heap:
+class MessageQueue:
     """What has come on a topic and was not handed over yet, with its arrival (s, monotonic)."""
 
     def __init__(self, node: Node, kind: Any, topic: str, profile: QoSProfile) -> None:
@@ -89,11 +89,12 @@ class RosLink(Link):
         self._joints = node.create_publisher(JointState, here(topics.JOINT_STATES), profile)
         self._instructions = node.create_publisher(String, here(topics.INSTRUCTION), qos.latched())
         self._episodes = node.create_publisher(Episode, here(topics.EPISODE), qos.latched())
-        self._command = Heap(node, _COMMANDS[follow], here(FOLLOWED[follow]), profile)
+        self._command = MessageQueue(node, _COMMANDS[follow], here(FOLLOWED[follow]), profile)
         self._gripper = (
-            Heap(node, GripperCommand, here(topics.GRIPPER_COMMAND), profile) if follow != "action" else None
+            MessageQueue(node, GripperCommand, here(topics.GRIPPER_COMMAND), profile) if follow != "action" else None
         )
-        self._status = Heap(node, PolicyStatus, here(topics.STATUS), qos.latched() if lockstep else qos.reliable(10))
+        handshake = qos.latched() if lockstep else qos.reliable(10)
+        self._status = MessageQueue(node, PolicyStatus, here(topics.STATUS), handshake)
 
     def wait_for_policy(self, timeout: float, stop: Callable[[], bool]) -> None:
         publishers = [*self._views.values(), self._joints]
@@ -129,12 +130,12 @@ class RosLink(Link):
         if self._transforms is not None and pose is not None:
             self._transforms.sendTransform(_transform(pose, stamp, frame))
         for camera in self._contract.cameras:
-            picture = np.ascontiguousarray(observation.images[camera.name])
-            height, width = picture.shape[:2]
+            pixels = np.ascontiguousarray(observation.images[camera.name])
+            height, width = pixels.shape[:2]
             self._infos[camera.name].publish(MESSAGES.camera_info(camera, height, width, stamp))
             image = Image(header=MESSAGES.header(stamp, optical_frame(camera.name)), encoding="rgb8")
             image.height, image.width, image.step = height, width, 3 * width
-            image.data.frombytes(picture.data.cast("B"))
+            image.data.frombytes(pixels.data.cast("B"))
             self._views[camera.name].publish(image)
         readings = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
@@ -148,8 +149,8 @@ class RosLink(Link):
         frame = self._contract.action.frame
         self._episodes.publish(MESSAGES.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame=frame))
 
-    def statuses(self) -> list[Heard]:
-        return [Heard.of(status) for status, _ in self._status.take()]
+    def statuses(self) -> list[StatusSnapshot]:
+        return [StatusSnapshot.of(status) for status, _ in self._status.take()]
 
     def commands(self) -> list[Command]:
         found = []
@@ -181,7 +182,7 @@ class RosLink(Link):
         here = topics.relative(topic) if topic.startswith(("/", "~/")) else topic
         return str(self._node.resolve_topic_name(here))
 
-    def trouble(self, topic: str) -> str:
+    def problem(self, topic: str) -> str:
         return ""
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import time
 
 from m2distill_msgs.action import RunTask
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.lifecycle import LifecycleNode
 
 from m2distill_policy.errors import UnknownInstructionError
+from m2distill_policy.ros.policy_state import PolicyState
 from m2distill_policy.ros.waiting import NextTurn
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.status import StatusCode
-
-if TYPE_CHECKING:
-    from m2distill_policy.ros.policy_node import PolicyNode
 
 #: What a new task cannot end either, beside what only ``~/enable`` ends: it is refused.
 _REFUSES = frozenset({StatusCode.DISABLED, StatusCode.OTHER_PUBLISHER})
@@ -25,8 +24,9 @@ _REFUSES = frozenset({StatusCode.DISABLED, StatusCode.OTHER_PUBLISHER})
 class RunTaskServer:
     """The action server; a new goal replaces the one that runs."""
 
-    def __init__(self, node: PolicyNode) -> None:
+    def __init__(self, node: LifecycleNode, state: PolicyState) -> None:
         self._node = node
+        self._state = state
         self._newest = 0
         self._server = ActionServer(
             node,
@@ -49,24 +49,24 @@ class RunTaskServer:
 
     def _refusal(self, goal: RunTask.Goal) -> str:
         """Why ``goal`` cannot be done now, or ""; changes nothing, and a task that runs goes on."""
-        node, server = self._node, self._node.server
-        if server is None or not node.active:
+        server = self._state.server
+        if server is None or not self._state.is_active:
             return "the node is not active; configure and activate it first"
         try:
             server.require_known(goal.instruction)
         except (UnknownInstructionError, EngineError) as error:
             return str(error)
-        obstacles = server.obstacles(node.steadily)
-        found = server.held or next((fault for fault in obstacles if fault.code in _REFUSES), None)
+        obstacles = server.obstacles(time.monotonic())
+        found = server.blocking_fault or next((fault for fault in obstacles if fault.code in _REFUSES), None)
         if found is not None and found.code is StatusCode.DISABLED:
             return "the policy is not enabled; call ~/enable first"
-        return "" if found is None else found.sentence
+        return "" if found is None else found.message
 
     async def _execute(self, handle: ServerGoalHandle) -> RunTask.Result:
-        node, goal = self._node, handle.request
-        began = node.steadily
+        state, goal = self._state, handle.request
+        began = time.monotonic()
         result = RunTask.Result()
-        refusal, server = self._refusal(goal), node.server
+        refusal, server = self._refusal(goal), state.server
         if not refusal and server is not None:
             try:
                 server.set_instruction(goal.instruction, keep_on_refusal=True)
@@ -78,50 +78,50 @@ class RunTaskServer:
         mine = self._newest
         server.reset("a new task")
         server.release_halt()  # the one that ended the task before
-        seen, commands = node.last, 0
+        seen, commands = state.last_output, 0
         while True:
-            result.elapsed = node.steadily - began
+            result.elapsed = time.monotonic() - began
             if mine != self._newest or server.instruction != goal.instruction:
-                result.outcome, result.sentence = RunTask.Result.REPLACED, "Another task or instruction took its place."
+                result.outcome, result.message = RunTask.Result.REPLACED, "Another task or instruction took its place."
                 handle.abort()
                 break
             if handle.is_cancel_requested:
                 server.halt("the task was cancelled")
-                result.outcome, result.sentence = RunTask.Result.CANCELLED, "The task was cancelled; the arm halts."
+                result.outcome, result.message = RunTask.Result.CANCELLED, "The task was cancelled; the arm halts."
                 handle.canceled()
                 break
-            if not node.active:
-                if node.server is server:
+            if not state.is_active:
+                if state.server is server:
                     server.set_instruction("")  # or the arm would go on with it once the node is active again
-                result.outcome, result.sentence = RunTask.Result.FAULT, "The node is not active any more."
+                result.outcome, result.message = RunTask.Result.FAULT, "The node is not active any more."
                 handle.abort()
                 break
             if goal.timeout and result.elapsed >= goal.timeout:
                 server.halt(f"the task's {goal.timeout:g} s are over")
-                result.outcome, result.sentence = RunTask.Result.OVER, f"{goal.timeout:g} s are over; the arm halts."
+                result.outcome, result.message = RunTask.Result.OVER, f"{goal.timeout:g} s are over; the arm halts."
                 handle.succeed()
                 break
-            if node.last is not None and node.last is not seen:
-                seen = node.last
-                commands += seen.command
+            if state.last_output is not None and state.last_output is not seen:
+                seen = state.last_output
+                commands += seen.command.is_sent
                 status = seen.decision.status
                 # A halt that somebody else asks for ends a task too.
-                held = server.held
+                held = server.blocking_fault
                 if held is not None or status.code is StatusCode.HALT_REQUESTED:
                     # Whoever enables the policy after that must not set the arm going without a task and its timeout.
-                    server.halt_when_enabled(f"the task '{goal.instruction}' ended with a fault; send it again")
+                    server.halt_after_enable(f"the task '{goal.instruction}' ended with a fault; send it again")
                     result.outcome = RunTask.Result.FAULT
-                    result.sentence = held.sentence if held is not None else status.sentence
+                    result.message = held.message if held is not None else status.message
                     handle.abort()
                     break
                 handle.publish_feedback(
-                    RunTask.Feedback(elapsed=result.elapsed, status=status.code.name, sentence=status.sentence)
+                    RunTask.Feedback(elapsed=result.elapsed, status=status.code.name, message=status.message)
                 )
             await NextTurn()
         result.commands = commands
         return result
 
-    def _refuse(self, handle: ServerGoalHandle, result: RunTask.Result, sentence: str) -> RunTask.Result:
-        result.outcome, result.sentence = RunTask.Result.REFUSED, sentence
+    def _refuse(self, handle: ServerGoalHandle, result: RunTask.Result, message: str) -> RunTask.Result:
+        result.outcome, result.message = RunTask.Result.REFUSED, message
         handle.abort()
         return result

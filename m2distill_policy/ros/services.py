@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any
 
 from m2distill_msgs.srv import LoadPolicy
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.lifecycle import LifecycleNode
 from std_srvs.srv import SetBool, Trigger
 
+from m2distill_policy.ros.policy_state import PolicyState
 from m2distill_policy.ros.waiting import NextTurn
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import SwapReport, SwapState
-
-if TYPE_CHECKING:
-    from m2distill_policy.ros.policy_node import PolicyNode
 
 #: s that a bundle may take to be verified and made ready.
 _PATIENCE = 120.0
@@ -23,8 +23,8 @@ _PATIENCE = 120.0
 class Services:
     """The node's services; before it is configured each says so."""
 
-    def __init__(self, node: PolicyNode) -> None:
-        self._node = node
+    def __init__(self, node: LifecycleNode, state: PolicyState) -> None:
+        self._state = state
         group = ReentrantCallbackGroup()  # a bundle that is being loaded must not hold up ~/enable
         node.create_service(SetBool, "~/enable", self._enable, callback_group=group)
         node.create_service(Trigger, "~/reset", self._reset, callback_group=group)
@@ -33,29 +33,22 @@ class Services:
 
     def _server(self, response: Any, *, active: bool = False) -> PolicyServer | None:
         """The policy server; None, with the answer filled in, where there is none yet."""
-        sentence = ""
-        if self._node.server is None:
-            sentence = "the node is not configured; configure it first"
-        elif active and not self._node.active:
-            sentence = "the node is not active; activate it first"
-        if not sentence:
-            return self._node.server
+        message = ""
+        if self._state.server is None:
+            message = "the node is not configured; configure it first"
+        elif active and not self._state.is_active:
+            message = "the node is not active; activate it first"
+        if not message:
+            return self._state.server
         response.success = False
-        self._say(response, sentence)
+        response.message = message
         return None
-
-    @staticmethod
-    def _say(response: Any, sentence: str) -> None:
-        if hasattr(response, "sentence"):
-            response.sentence = sentence
-        else:
-            response.message = sentence
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         server = self._server(response, active=bool(request.data))
         if server is None:
             return response
-        response.success, response.message = self._node.enable(bool(request.data))
+        response.success, response.message = self._state.require_loop().operator.enable(bool(request.data))
         return response
 
     def _reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -63,7 +56,7 @@ class Services:
         if server is not None:
             server.reset("~/reset")
             response.success = True
-            self._say(response, "the window is empty")
+            response.message = "the window is empty"
         return response
 
     async def _load(self, request: LoadPolicy.Request, response: LoadPolicy.Response) -> LoadPolicy.Response:
@@ -73,7 +66,7 @@ class Services:
         server.load(request.path)
         report = await self._fate(server)
         response.success = report.state in (SwapState.READY, SwapState.SWITCHED)
-        response.sentence, response.bundle = report.sentence, report.bundle
+        response.message, response.bundle = report.message, report.bundle
         return response
 
     async def _rollback(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -84,16 +77,16 @@ class Services:
             server.rollback()
         except SwapError as error:
             response.success = False
-            self._say(response, str(error))
+            response.message = str(error)
             return response
         report = await self._fate(server)
         response.success = report.state in (SwapState.READY, SwapState.SWITCHED)
-        self._say(response, report.sentence)
+        response.message = report.message
         return response
 
     async def _fate(self, server: PolicyServer) -> SwapReport:
         """What became of the bundle that is being loaded."""
-        until = self._node.steadily + _PATIENCE
-        while server.swap.state is SwapState.LOADING and self._node.steadily < until:
+        until = time.monotonic() + _PATIENCE
+        while server.swap.state is SwapState.LOADING and time.monotonic() < until:
             await NextTurn()
         return server.swap

@@ -1,4 +1,4 @@
-"""The end effector's pose by tf2, which interpolates it at the pictures' stamp."""
+"""The end effector's pose by tf2, which interpolates it at the images' stamp."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TransformedPoses(PoseSource):
     """Poses of the frame ``end_effector`` in the frame ``base``.
 
     Args:
-        slop: ns by which the newest transform may be older than the stamp it is asked for; a picture may come first.
+        slop: ns by which the newest transform may be older than the stamp it is asked for; an image may come first.
         longest_silence: s of the node's clock after which the newest transform counts no more.
         gate: judges every pose before it is used.
     """
@@ -69,7 +69,7 @@ class TransformedPoses(PoseSource):
         except ObservationError as error:
             self.refuse(str(error))
             return None
-        return pose if self._admitted(Measured(nanoseconds_of(found), self._steady(), pose)) else None
+        return pose if self._admitted(Measured(nanoseconds_of(found), self._monotonic(), pose)) else None
 
     def absence(self, stamp: int) -> str:
         try:
@@ -80,10 +80,10 @@ class TransformedPoses(PoseSource):
             return f"the newest transform is {self._age(newest) / 1e9:.2f} s old"
         if stamp > newest:
             return (
-                f"the newest transform is {(stamp - newest) / 1e6:.1f} ms before its pictures, and 'slop' allows "
+                f"the newest transform is {(stamp - newest) / 1e6:.1f} ms before its images, and 'slop' allows "
                 f"{self._slop / 1e6:g} ms"
             )
-        return "tf2 no longer has one for its pictures"
+        return "tf2 no longer has one for its images"
 
     def may_come(self, stamp: int) -> bool:
         try:

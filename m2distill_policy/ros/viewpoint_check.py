@@ -1,4 +1,4 @@
-"""``ros2 run m2distill_policy viewpoint_check``: the live pictures over the training ones, as topics and in the log."""
+"""``ros2 run m2distill_policy viewpoint_check``: the live images over the training ones, as topics and in the log."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sensor_msgs.msg import CompressedImage, Image
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.contract import Camera
 from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError, printable
+from m2distill_policy.images.preprocess import preprocess
 from m2distill_policy.node import topics
-from m2distill_policy.node.viewpoint import misalignment, overlay, sentence
+from m2distill_policy.node.viewpoint import describe, misalignment, overlay
 from m2distill_policy.ros import qos
-from m2distill_policy.ros.pictures import Frame, picture_of
-from m2distill_policy.runtime.preprocess import preprocess
+from m2distill_policy.ros.images import Frame, message_to_rgb
 
 #: s between two looks at one view, and until a view of which nothing has come is named.
 _EVERY, _PATIENCE = 0.5, 5.0
@@ -60,7 +60,7 @@ class ViewpointCheck(Node):
                 topic = topics.relative(topic + ("/compressed" if transport == "compressed" else ""))
                 here = self.resolve_topic_name(topic)
                 self.get_logger().warning(
-                    f"no picture of view '{camera.name}' on {here} yet; rename it: --ros-args -r {topic}:=/your/topic"
+                    f"no image of view '{camera.name}' on {here} yet; rename it: --ros-args -r {topic}:=/your/topic"
                 )
 
     def _look(self, bundle: Bundle, camera: Camera) -> Callable[[Frame], None]:
@@ -76,11 +76,11 @@ class ViewpointCheck(Node):
                 return
             last = now
             try:
-                live = preprocess(picture_of(frame), camera)
+                live = preprocess(message_to_rgb(frame), camera)
             except ObservationError as error:
                 self._say(camera, str(error))
                 return
-            self._say(camera, sentence(camera, misalignment(reference, live)))
+            self._say(camera, describe(camera, misalignment(reference, live)))
             shown = np.ascontiguousarray(overlay(reference, live))
             image = Image(header=frame.header, encoding="rgb8")
             image.height, image.width, image.step = shown.shape[0], shown.shape[1], 3 * shown.shape[1]

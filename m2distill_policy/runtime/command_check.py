@@ -31,7 +31,7 @@ class CommandCheck:
     contract: Contract
     gripper: tuple[float, float]
 
-    def trouble(
+    def problem(
         self,
         action: NDArray[np.floating[Any]],
         twist: NDArray[np.floating[Any]] | None,

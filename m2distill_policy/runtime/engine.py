@@ -57,7 +57,7 @@ class Engine:
 
     provider: what was asked for (``cpu``, ``cuda``, ``tensorrt``, ``auto``). ``threads``: of one operator; 1 keeps
     results the same on every machine of a kind and leaves the other cores to cameras and control.
-    ``active_provider``: what runs now. ``fallback``: a sentence when that is not what was asked for, else None; it is
+    ``active_provider``: what runs now. ``fallback``: a message when that is not what was asked for, else None; it is
     logged as a warning as well. ``auto`` without a GPU is no fall-back. before_parse: called before each of the two
     graphs is parsed, which ONNX Runtime does while it holds the interpreter's lock (some 10 ms for 16 MB). cancelled:
     once set, no answer is waited for any more and every run raises :class:`EngineError`.
@@ -98,14 +98,14 @@ class Engine:
         best = PROVIDERS[provider][0] if provider != "auto" else self._try[0]
         compiles = self._try[0] == "TensorrtExecutionProvider"
         self._guard = RunGuard(_LONGEST_COMPILATION if compiles else _LONGEST_FIRST_ANSWER, cancelled)
-        self._trouble = ""
+        self._report = ""
         self._instruction = self._session(INSTRUCTION_GRAPH)
         self._step = self._session(STEP_GRAPH)
         self.active_provider = str(self._step.get_providers()[0])
         if self.active_provider != best:
             self.fallback = (
                 f"provider '{provider}' was asked for, but {self.active_provider} is what runs: "
-                + (self._trouble or f"ONNX Runtime {onnxruntime.__version__} here offers {', '.join(available)}")
+                + (self._report or f"ONNX Runtime {onnxruntime.__version__} here offers {', '.join(available)}")
                 + "; install onnxruntime-gpu with its CUDA libraries, or ask for 'cpu'"
             )
             logger.warning("%s", self.fallback)
@@ -214,7 +214,7 @@ class Engine:
                 )
             except Exception as error:  # see _run
                 if self._try != list(_CPU):
-                    self._trouble = f"{self._try[0]} failed ({error})"
+                    self._report = f"{self._try[0]} failed ({error})"
                     self._try = list(_CPU)
                     continue
                 raise BundleError(
@@ -271,7 +271,7 @@ class Engine:
 
 
 def blank_observation(bundle: Bundle, stamp: float = 0.0) -> Observation:
-    """Grey pictures and readings of zero (or the nearest allowed value), of the contract's shapes."""
+    """Grey images and readings of zero (or the nearest allowed value), of the contract's shapes."""
     contract = bundle.contract
     return Observation(
         images={c.name: np.full(c.shape, 128, dtype=np.uint8) for c in contract.cameras},

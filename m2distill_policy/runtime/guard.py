@@ -1,4 +1,4 @@
-"""End a run of ONNX Runtime that takes too long, or whose answer nobody waits for any more."""
+"""Ends a run of ONNX Runtime that takes too long, or whose answer is no longer needed."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ class HotSwap:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise SwapError(
-                        f"the hot swap was not ready within {timeout:g} s ({self._report.sentence}); "
+                        f"the hot swap was not ready within {timeout:g} s ({self._report.message}); "
                         "wait longer or ask for it again"
                     )
                 self._changed.wait(min(left, _POLL))
@@ -321,10 +321,10 @@ class HotSwap:
             self._valid = None
         # While a later wish is looked at, the report is that one's.
         if attempt is self._latest or self._report.state is SwapState.REFUSED:
-            sentence = f"{attempt.what} was refused: {shorten(reason, LONGEST_REASON)}"
+            message = f"{attempt.what} was refused: {shorten(reason, LONGEST_REASON)}"
             if self._valid is not None:
-                sentence = f"{sentence.removesuffix('.')}. Bundle {self._valid.identifier} still waits to take over."
-            self._report = SwapReport(SwapState.REFUSED, sentence, attempt.identifier)
+                message = f"{message.removesuffix('.')}. Bundle {self._valid.identifier} still waits to take over."
+            self._report = SwapReport(SwapState.REFUSED, message, attempt.identifier)
         self._changed.notify_all()
 
     def _give_up(self, attempt: _Attempt) -> None:

@@ -1,4 +1,4 @@
-"""Compare commanded with measured motion: joint readings, or a pose, that stay while the arm is told to move.
+"""Compare commanded with measured motion: joint positions, or a pose, that do not change while motion is commanded.
 
 A dead driver that keeps republishing its last state gives fresh stamps and frozen values. A real arm's readings change
 in their last digits even where it is blocked or presses on a table, so only values that do not change count. The
@@ -83,13 +83,13 @@ class MotionCheck:
         self._same_pose = 0
         self._readings: list[float] = []
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """The next reading and pose are compared with nothing."""
         self._joints.begin()
         self._pose.begin()
         self._same_pose = 0
 
-    def commanded(self, twist: NDArray[np.float64]) -> None:
+    def add_command(self, twist: NDArray[np.float64]) -> None:
         """A twist (6,) in m/s and rad/s was sent for one period."""
         if self._limits.frozen_after is None or not twist.any():
             return

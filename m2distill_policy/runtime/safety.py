@@ -1,4 +1,4 @@
-"""What stands between the policy and the arm: limits while it runs, and a ramp to a halt when it may not.
+"""Limits for the commands while the policy drives, and a ramp to a halt.
 
 Limits are in physical units, because those are what an arm's data sheet has. The velocity that an action stands for is
 the contract's response, so the set-point and the twist made from one action obey the same limits.
@@ -132,7 +132,7 @@ class Governor:
         self._contract = contract
         #: (6,) m/s and rad/s that no command exceeds, whichever bundle drives.
         self.speeds = tuple(float(v) for v in limits.speed or contract.action.response.top_speeds)
-        #: (6,) that commands are brought below for now, see :meth:`approach`.
+        #: (6,) that commands are brought below for now, see :meth:`prepare_contract`.
         self._ceiling = self.speeds
         self._cycles = max(1, math.ceil(limits.halt_time / contract.period - 1e-9))
         self._smoother = _Smoother(limits, contract.period) if limits.smooth else None
@@ -140,7 +140,7 @@ class Governor:
         self._ramp_from = self._last
         self._ramp_left = 0
 
-    def follow(self, contract: Contract) -> None:
+    def set_contract(self, contract: Contract) -> None:
         """Take over the velocity response of a contract that is otherwise the same: another bundle's.
 
         The arm goes on with the velocity that was sent: the newest command, from which a ramp and the next command
@@ -151,10 +151,10 @@ class Governor:
         if contract.action.response != before:
             self._last, self._ramp_from = self._meaning(self._last, before), self._meaning(self._ramp_from, before)
 
-    def approach(self, contract: Contract | None) -> bool:
-        """Whether :meth:`follow` would keep the limits of acceleration and jerk now: the velocity that was sent last
-        can be sent under the other response too. Where it cannot, the next commands slow down to what can. None: no
-        other response is to be followed (any more)."""
+    def prepare_contract(self, contract: Contract | None) -> bool:
+        """Whether :meth:`set_contract` would keep the limits of acceleration and jerk now: the velocity that was sent
+        last can be sent under the other response too. Where it cannot, the next commands slow down to what can. None:
+        no other response is to be followed (any more)."""
         self._ceiling = self.speeds
         if contract is None or not self.limits.smooth or self.motion is Motion.HALTED:
             return True
@@ -180,7 +180,7 @@ class Governor:
         """The newest command (7,)."""
         return self._last.copy()
 
-    def admit(
+    def limit(
         self, action: NDArray[np.floating[Any]], pose: NDArray[np.floating[Any]] | None = None
     ) -> NDArray[np.float64]:
         """The command (7,) for a policy's action (7,): the nearest to it within limits.
@@ -282,7 +282,7 @@ class Governor:
             self._smoother.rest()
         return self._last.copy()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Halted at once and without memory: for a new episode in a world that was reset, never for a moving arm."""
         self.motion = Motion.HALTED
         self._last = np.zeros(len(ACTION_AXES))

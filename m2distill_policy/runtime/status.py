@@ -1,4 +1,4 @@
-"""What the policy server says every cycle."""
+"""The status that the policy server reports in every cycle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class StatusCode(enum.IntEnum):
-    """Why the server does what it does. The numbers go over the wire: never reuse one."""
+    """The state of the policy, or its fault. The numbers go over the wire: never reuse one."""
 
     #: The policy drives.
     RUNNING = 0
@@ -29,7 +29,7 @@ class StatusCode(enum.IntEnum):
     OUT_OF_ORDER = 8
     #: The observation's stamp lies in the future.
     FUTURE_STAMP = 9
-    #: A view shows no new picture although the arm moved.
+    #: A view shows no new image although the arm moved.
     FROZEN_VIEW = 10
     #: A view or reading is missing, of a wrong form, not finite, out of range or contradicted.
     BAD_OBSERVATION = 11
@@ -43,7 +43,7 @@ class StatusCode(enum.IntEnum):
     HELD = 15
     #: The emergency stop is pressed.
     EMERGENCY_STOP = 16
-    #: The dead-man switch is not held, or says nothing any more.
+    #: The dead-man switch is not held, or sends nothing any more.
     DEAD_MAN = 17
     #: Decisions took longer than a period several times in a row.
     DEADLINE_MISSED = 18
@@ -62,7 +62,7 @@ class StatusCode(enum.IntEnum):
 
     @property
     def is_fault(self) -> bool:
-        """Whether something is wrong, as opposed to not being told to drive."""
+        """Whether something is wrong, as opposed to a policy that is not enabled or has no instruction."""
         return self not in _NO_FAULTS
 
 
@@ -81,10 +81,10 @@ class SwapState(enum.IntEnum):
 
 @dataclass(frozen=True)
 class SwapReport:
-    """The latest hot swap: its state, one sentence, and the bundle (identifier, or empty while unknown)."""
+    """The latest hot swap: its state, one message, and the bundle (identifier, or empty while unknown)."""
 
     state: SwapState = SwapState.NONE
-    sentence: str = ""
+    message: str = ""
     bundle: str = ""
 
 
@@ -92,17 +92,17 @@ class SwapReport:
 class Status:
     """One cycle's status.
 
-    code, sentence: why the server does what it does; stamp: of the observation answered (s), None without one.
+    code, message: the state or fault, and what to do; stamp: of the observation answered (s), None without one.
     motion: ``running``, ``halting`` or ``halted``. bundle: identifier of the network that answered.
     tasks: names of the tasks it has learned, in order. instruction: the present one, or "".
     window: how many steps the answer was based on, this one included (0 when there was no answer).
     latency: s from being handed the observation to the decision. overruns: decisions so far that took over one period.
-    window_cleared: why the window was last cleared. swap: the latest hot swap. warning: a sentence that stays until
+    window_cleared: why the window was last cleared. swap: the latest hot swap. warning: a message that stays until
     its cause is gone (a provider's fall-back), or "".
     """
 
     code: StatusCode
-    sentence: str
+    message: str
     stamp: float | None
     motion: str
     bundle: str

@@ -1,4 +1,4 @@
-"""Is this observation fit to act on? Stamps, silence and frozen pictures; the form itself is ``Observation.check``."""
+"""Checks whether an observation may be used: stamps, timeouts and frozen images."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ WATCH_RANGES: Mapping[str, tuple[float, float, str]] = {
     "dead_man": (1e-3, 3600.0, "s"),
     "overruns_in_a_row": (1, 10**6, "decisions"),
 }
-#: Pictures of a view with which the next one is compared: a dead driver may hand out a ring of stale buffers in turn.
-#: Of large pictures fewer are kept.
-PICTURES_KEPT, _BYTES_KEPT = 8, 1 << 26
+#: Images of a view with which the next one is compared: a dead driver may hand out a ring of stale buffers in turn.
+#: Of large images fewer are kept.
+IMAGES_KEPT, _BYTES_KEPT = 8, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class WatchLimits:
 
     stale_after: s between an observation's stamp and now. silent_after: s without an observation before the arm is
     halted. future_tolerance: s by which a stamp may be ahead of now. frozen_after: steps in a row without a new
-    picture while a reading moved by more than ``frozen_motion`` (rad or m) in all; and commands to move by more than
+    image while a reading moved by more than ``frozen_motion`` (rad or m) in all; and commands to move by more than
     ``frozen_motion`` in all without any change of the arm's readings, or of the end effector's pose.
 
     dead_man: s without word that the dead-man switch is held; None where there is none. overruns_in_a_row: so many
@@ -82,13 +82,13 @@ class Fault:
     """Why an observation, or the lack of one, is refused."""
 
     code: StatusCode
-    sentence: str
+    message: str
 
 
 class Watchdog:
     """Judges each observation as it comes. Time is handed in.
 
-    ``now`` is in the clock of the stamps (ROS time, simulated time); ``steady`` is monotonic and measures silence.
+    ``now`` is in the clock of the stamps (ROS time, simulated time); ``monotonic`` is monotonic and measures silence.
     """
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
@@ -96,50 +96,50 @@ class Watchdog:
         self._contract = contract
         self._held_at: float | None = None
         self._let_go = False
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """A new episode: the next stamp and pictures are compared with nothing."""
+    def reset(self) -> None:
+        """A new episode: the next stamp and images are compared with nothing."""
         self._last_stamp: float | None = None
         self._last_arrival: float | None = None
         self._first_tick: float | None = None
-        self._same_picture: dict[str, int] = {}
-        #: The newest pictures of each view that differ from each other, as bytes.
+        self._same_image: dict[str, int] = {}
+        #: The newest images of each view that differ from each other, as bytes.
         self._shown: dict[str, deque[bytes]] = {
-            camera.name: deque(maxlen=max(1, min(PICTURES_KEPT, _BYTES_KEPT // math.prod(camera.shape))))
+            camera.name: deque(maxlen=max(1, min(IMAGES_KEPT, _BYTES_KEPT // math.prod(camera.shape))))
             for camera in self._contract.cameras
         }
         self._moved_from: dict[str, dict[str, NDArray[np.float32]]] = {}
 
-    def dead_man_held(self, held: bool, steady: float) -> None:
-        """The dead-man switch says whether it is held, at ``steady``."""
-        self._held_at = steady if held else None
+    def set_dead_man(self, held: bool, monotonic: float) -> None:
+        """Set whether the dead-man switch is held, at ``monotonic`` (s)."""
+        self._held_at = monotonic if held else None
         self._let_go = not held
 
-    def operator(self, steady: float) -> Fault | None:
-        """Whether the operator lets the arm move; None if so, or where no dead-man switch is asked for."""
+    def check_deadman(self, monotonic: float) -> Fault | None:
+        """Check the dead-man switch; None where it is held, or where no switch is required."""
         longest = self.limits.dead_man
         if longest is None:
             return None
         if self._held_at is None:
-            why = "was let go" if self._let_go else "has said nothing yet"
-        elif steady - self._held_at > longest + 1e-9:
-            why = f"has said nothing for {steady - self._held_at:.3f} s (at most {longest:g} s is allowed)"
+            why = "was released" if self._let_go else "has sent nothing yet"
+        elif monotonic - self._held_at > longest + 1e-9:
+            why = f"has sent nothing for {monotonic - self._held_at:.3f} s (at most {longest:g} s is allowed)"
         else:
             return None
         return Fault(StatusCode.DEAD_MAN, f"The dead-man switch {why}; hold it to go on.")
 
-    def judge(self, observation: Observation, now: float, steady: float) -> Fault | None:
-        """The first fault found, or None. Remembers stamp and pictures for the next call."""
+    def check_observation(self, observation: Observation, now: float, monotonic: float) -> Fault | None:
+        """The first fault found, or None. Remembers stamp and images for the next call."""
         limits, stamp = self.limits, observation.stamp
-        self._last_arrival = steady
+        self._last_arrival = monotonic
         if not math.isfinite(stamp):
             return Fault(StatusCode.BAD_OBSERVATION, f"The observation's stamp is {stamp}; seconds are needed.")
         last, self._last_stamp = self._last_stamp, stamp
         try:
             observation.check(self._contract)
         except ObservationError as error:
-            self._forget_pictures()
+            self._clear_images()
             return Fault(StatusCode.BAD_OBSERVATION, f"The observation cannot be used: {error}.")
         frozen = self._frozen(observation)
         # The last stamp seen is what counts, not the last one accepted: after a clock was set back once, later
@@ -161,9 +161,9 @@ class Watchdog:
                 f"The observation's stamp is {stamp - now:.3f} s in the future; at most {limits.future_tolerance:g} s "
                 "is allowed: compare the clocks of the machines.",
             )
-        return self.stale(stamp, now) or frozen
+        return self.check_age(stamp, now) or frozen
 
-    def stale(self, stamp: float, now: float) -> Fault | None:
+    def check_age(self, stamp: float, now: float) -> Fault | None:
         """Whether what bears ``stamp`` is too old to act on at ``now``; asked again once it is answered."""
         longest = self.limits.stale_after
         if longest is None or now - stamp <= longest:
@@ -173,14 +173,14 @@ class Watchdog:
             f"The observation is {now - stamp:.3f} s old; at most {longest:g} s is allowed.",
         )
 
-    def silence(self, steady: float, why: Callable[[], Fault | None] | None = None) -> Fault:
+    def check_timeout(self, monotonic: float, why: Callable[[], Fault | None] | None = None) -> Fault:
         """What a cycle without an observation means: ``WAITING``, or a fault when it lasts too long.
 
         why: asked then for what the streams lack; None, or an answer of None, gives ``MISSING_OBSERVATION``.
         """
         if self._first_tick is None:
-            self._first_tick = steady
-        since = steady - (self._last_arrival if self._last_arrival is not None else self._first_tick)
+            self._first_tick = monotonic
+        since = monotonic - (self._last_arrival if self._last_arrival is not None else self._first_tick)
         if self.limits.silent_after is None or since <= self.limits.silent_after + 1e-9:
             return Fault(StatusCode.WAITING, f"Waiting for the next observation since {max(since, 0.0):.3f} s.")
         reason = why() if why is not None else None
@@ -188,7 +188,7 @@ class Watchdog:
             return Fault(
                 reason.code,
                 f"No observation for {since:.3f} s; at most {self.limits.silent_after:g} s is allowed: "
-                f"{reason.sentence}",
+                f"{reason.message}",
             )
         wanted = ", ".join((*self._contract.camera_names, *self._contract.proprioception_names))
         return Fault(
@@ -197,37 +197,37 @@ class Watchdog:
             f"see whether all of {wanted} are published.",
         )
 
-    def frozen(self, observation: Observation) -> Fault | None:
+    def check_frozen(self, observation: Observation) -> Fault | None:
         """Whether a view is frozen, for observations whose clocks are checked elsewhere, as of a recording. Call it or
-        :meth:`judge` once for each."""
+        :meth:`check_observation` once for each."""
         return self._frozen(observation)
 
-    def _forget_pictures(self) -> None:
+    def _clear_images(self) -> None:
         for shown in self._shown.values():
             shown.clear()
 
     def _frozen(self, observation: Observation) -> Fault | None:
         if self.limits.frozen_after is None:
             return None
-        # Of the bytes: a driver may fill the same buffer again, which would look frozen. Two pictures that differ do so
+        # Of the bytes: a driver may fill the same buffer again, which would look frozen. Two images that differ do so
         # in their first bytes, so this compares little.
         for name in self._contract.camera_names:
-            picture = observation.images[name].tobytes()
+            image = observation.images[name].tobytes()
             shown = self._shown[name]
-            if picture not in shown:
-                shown.append(picture)
-                self._same_picture[name] = 1
+            if image not in shown:
+                shown.append(image)
+                self._same_image[name] = 1
                 self._moved_from[name] = {g: v.copy() for g, v in observation.proprioception.items()}
                 continue
-            self._same_picture[name] += 1
-            if self._same_picture[name] < self.limits.frozen_after:
+            self._same_image[name] += 1
+            if self._same_image[name] < self.limits.frozen_after:
                 continue
             start = self._moved_from[name]
             motion = max(float(np.abs(v - start[g]).max()) for g, v in observation.proprioception.items() if g in start)
             if motion > self.limits.frozen_motion:
                 return Fault(
                     StatusCode.FROZEN_VIEW,
-                    f"View '{name}' has shown no new picture for {self._same_picture[name]} steps while the arm moved "
+                    f"View '{name}' has shown no new image for {self._same_image[name]} steps while the arm moved "
                     f"by {motion:.3f}; restart the camera.",
                 )
         return None

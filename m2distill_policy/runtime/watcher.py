@@ -32,8 +32,8 @@ class FolderWatcher:
         if not self.folder.is_dir():
             raise BundleError(f"'{self.folder}' is not a folder, so it cannot be watched for bundles; make it first")
         self.interval = interval
-        #: A sentence when the folder could not be looked at last time, else "".
-        self.trouble = ""
+        #: A message when the folder could not be looked at last time, else "".
+        self.problem = ""
         self._on_bundle = on_bundle
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,11 +66,11 @@ class FolderWatcher:
         while not self._stop.wait(self.interval):
             try:
                 self.poll()
-                self.trouble = ""
+                self.problem = ""
             except (OSError, M2DistillError) as error:
-                if not self.trouble:
+                if not self.problem:
                     logger.warning("watching '%s': %s", self.folder, error)
-                self.trouble = f"The folder '{self.folder}' cannot be watched: {error}"
+                self.problem = f"The folder '{self.folder}' cannot be watched: {error}"
 
     def _bundles(self) -> list[tuple[int, _Files, Path]]:
         """(when its manifest changed, what is there, folder) of each bundle."""

@@ -25,26 +25,26 @@ FOLLOWED: dict[Follow, str] = {
 
 
 @dataclass(frozen=True)
-class Heard:
+class StatusSnapshot:
     """What of a ~/status the robot needs; stamp: ns, of the observation or episode that it answers."""
 
     stamp: int
     episode: int
     code: int
-    sentence: str
+    message: str
     command: bool
     gripper_commands: int
     bundle: str
     instruction: str
 
     @staticmethod
-    def of(status: Any) -> Heard:
+    def of(status: Any) -> StatusSnapshot:
         """Of a PolicyStatus, whichever library's."""
-        return Heard(
+        return StatusSnapshot(
             stamp=nanoseconds_of(status),
             episode=status.episode,
             code=status.code,
-            sentence=status.sentence,
+            message=status.message,
             command=status.command,
             gripper_commands=status.gripper_commands,
             bundle=status.bundle,
@@ -64,7 +64,7 @@ class Command:
 class Link(ABC):
     """The robot's end of a transport: what it publishes, and what it hears, each message handed over once."""
 
-    #: For sentences: what stands behind a topic's name, such as "in DDS domain 3".
+    #: For messages: what stands behind a topic's name, such as "in DDS domain 3".
     where: str = ""
     #: Whether it publishes the end effector's pose.
     wants_pose: bool = False
@@ -92,7 +92,7 @@ class Link(ABC):
         """Publish ~/episode."""
 
     @abstractmethod
-    def statuses(self) -> list[Heard]:
+    def statuses(self) -> list[StatusSnapshot]:
         """Every ~/status that has come."""
 
     @abstractmethod
@@ -116,5 +116,5 @@ class Link(ABC):
         """The name of a topic of :mod:`m2distill_policy.node.topics` here, after remapping."""
 
     @abstractmethod
-    def trouble(self, topic: str) -> str:
+    def problem(self, topic: str) -> str:
         """What was wrong with the newest message on ``topic`` that could not be read, or nothing."""

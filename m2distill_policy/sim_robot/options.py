@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--size", type=whole("--size", 1, 4096), help="pixels of a view's side (default: the bundle's, or 128)"
     )
     parser.add_argument("--bundle", type=Path, help="see what this bundle was trained on: size, and whether it fits")
-    parser.add_argument("--visuals", default="fast", help="profile of the pictures (default: %(default)s)")
+    parser.add_argument("--visuals", default="fast", help="profile of the images (default: %(default)s)")
     parser.add_argument(
         "--timeout",
         type=real("--timeout", 0, LONGEST_WAIT),

@@ -31,7 +31,7 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime import drive
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.sim.env import SimEnv
-from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Heard, Link
+from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Link, StatusSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class SimRobot:
         return reports
 
     def _tell_instruction(self, state_seed: int) -> None:
-        """Publish ~/instruction and wait until a ~/status bears it: pictures may overtake it otherwise.
+        """Publish ~/instruction and wait until a ~/status bears it: images may overtake it otherwise.
 
         Cameras and joints are on meanwhile, as a real robot's are.
         """
@@ -195,13 +195,13 @@ class SimRobot:
                 self._link.sleep(left)
             self._check_patience(deadline, topics.STATUS, f"the instruction '{self._instruction}'")
             for status in self._link.statuses():
-                if status.code == StatusCode.UNKNOWN_INSTRUCTION and self._instruction in status.sentence:
+                if status.code == StatusCode.UNKNOWN_INSTRUCTION and self._instruction in status.message:
                     raise self._refusal(status)
                 if status.instruction == self._instruction:
                     return
 
-    def _refusal(self, status: Heard) -> TransportError:
-        return TransportError(f"the policy refuses the instruction '{self._instruction}': {status.sentence}")
+    def _refusal(self, status: StatusSnapshot) -> TransportError:
+        return TransportError(f"the policy refuses the instruction '{self._instruction}': {status.message}")
 
     # --- lockstep ----------------------------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class SimRobot:
             if self._over(report):
                 return
 
-    def _answer(self, stamp: int, what: str) -> Heard | None:
+    def _answer(self, stamp: int, what: str) -> StatusSnapshot | None:
         """The ~/status that answers ``stamp`` (ns); None when the robot is told to stop."""
         deadline = time.monotonic() + self.options.timeout
         while not self._stop:
@@ -240,7 +240,7 @@ class SimRobot:
             self._wait(deadline, topics.STATUS, what)
         return None
 
-    def _followed(self, status: Heard) -> NDArray[np.float64] | None:
+    def _followed(self, status: StatusSnapshot) -> NDArray[np.float64] | None:
         """The command that goes with ``status``, and every gripper command up to it; None if it sent no command."""
         deadline = time.monotonic() + self.options.timeout
         what = f"the observation stamped {status.stamp / 1e9:.3f} s"
@@ -265,10 +265,10 @@ class SimRobot:
         left = deadline - time.monotonic()
         if left <= 0 or not self._link.policy_is_there:
             why = f"within {self.options.timeout:g} s" if left <= 0 else "and the policy has left"
-            trouble = self._link.trouble(silent)
+            problem = self._link.problem(silent)
             raise TransportError(
                 f"no answer to {what} came on {self._link.full_name(silent)} {why}, {self._link.where}"
-                + (f" ({trouble})" if trouble else "")
+                + (f" ({problem})" if problem else "")
             )
 
     # --- real time ---------------------------------------------------------------------------------------------------
@@ -353,6 +353,6 @@ class SimRobot:
         self._asked = observation, stamp
         self._published = time.monotonic()
 
-    def _note(self, report: RolloutReport, status: Heard) -> None:
+    def _note(self, report: RolloutReport, status: StatusSnapshot) -> None:
         if status.bundle and status.bundle not in report.bundles:
             report.bundles.append(status.bundle)

@@ -24,9 +24,10 @@ from m2distill_policy.bundle import INSTRUCTION_GRAPH, INSTRUCTIONS, STEP_GRAPH,
 from m2distill_policy.bundle_files import DIGEST, MANIFEST, digest_line
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import M2DistillError
+from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.probe import ProbeLimits, mark_proved, prove
 from m2distill_policy.runtime.safety import SafetyLimits
-from m2distill_policy.runtime.server import Decision, PolicyServer
+from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS as TEXTS
@@ -202,12 +203,12 @@ class BundleDoor(Door):
             server.load(path)
             report = server.wait_for_swap(LONGEST_SWAP)
             require(report.state in (SwapState.REFUSED, SwapState.SWITCHED), "a swap has no end", report)
-            require(bool(report.sentence), "a swap says nothing", report)
-            require(len(report.sentence) < 10_000, "a swap says too much", len(report.sentence))
+            require(bool(report.message), "a swap says nothing", report)
+            require(len(report.message) < 10_000, "a swap says too much", len(report.message))
             driver.drive(3, seed=1)
             driver.halt()
             if report.state is SwapState.REFUSED:
-                raise _Refused(report.sentence)
+                raise _Refused(report.message)
         finally:
             server.close()
 

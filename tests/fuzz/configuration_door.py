@@ -26,11 +26,12 @@ else:
 
 from m2distill_policy.config import load_config, read_file, to_dict, to_json
 from m2distill_policy.contract import libero_contract
-from m2distill_policy.node.config import ArmConfig
 from m2distill_policy.recordings.contract import read_contract
-from m2distill_policy.ros.parameters import PARAMETERS, load_arm, settings_from
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.settings.arm import load_arm
+from m2distill_policy.settings.node import settings_from
+from m2distill_policy.settings.table import PARAMETERS
 from tests.fuzz.choice import TOKENS, Choice
 from tests.fuzz.door import Door, Folder
 from tests.fuzz.invariant import ROOT, require
@@ -42,12 +43,13 @@ _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 #: Whether a policy can answer here.
 _CAN_DRIVE = all(importlib.util.find_spec(module) is not None for module in ("onnxruntime", "onnx", "cv2"))
 #: With every limit, of which changed ones are made.
-_LIMITED = ArmConfig(
-    safety=SafetyLimits(
-        speed=(0.1, 0.1, 0.1, 0.5, 0.5, 0.5), acceleration=(1.0,) * 6, jerk=(20.0,) * 6,
-        workspace_low=(0.2, -0.3, 0.0), workspace_high=(0.7, 0.3, 0.6),
-    )
-)  # fmt: skip
+_LIMITED: dict[str, Any] = {
+    "safety": {
+        "speed": [0.1, 0.1, 0.1, 0.5, 0.5, 0.5], "acceleration": [1.0] * 6, "jerk": [20.0] * 6,
+        "workspace_low": [0.2, -0.3, 0.0], "workspace_high": [0.7, 0.3, 0.6],
+    }
+}  # fmt: skip
+_DEFAULTS = {p.name: p.default for p in PARAMETERS if p.name.partition(".")[0] in ("safety", "watch", "gripper")}
 SUFFIXES = (".toml", ".yaml", ".json")
 
 
@@ -131,7 +133,7 @@ class ConfigurationDoor(Door):
         if _CAN_DRIVE:
             from tests.fuzz.use import use_arm
 
-            use_arm(settings.arm, settings.cycle)
+            use_arm(settings.arm, settings.loop)
 
     # --- making -------------------------------------------------------------------------------------------------------
 
@@ -139,18 +141,18 @@ class ConfigurationDoor(Door):
         """See :class:`Door`."""
         files = [
             *((f"arm {path.suffix}", path.read_bytes()) for path in sorted((ROOT / "config" / "arms").glob("*.yaml"))),
-            ("arm .json", json.dumps(to_dict(ArmConfig())).encode()),
-            ("arm .yaml", yaml.safe_dump(to_dict(ArmConfig())).encode()),
+            ("arm .json", json.dumps(_DEFAULTS).encode()),
+            ("arm .yaml", yaml.safe_dump(_DEFAULTS).encode()),
             ("contract .json", libero_contract(32).to_json().encode()),
             ("parameters .json", json.dumps({p.name: p.default for p in PARAMETERS} | {"bundle": "toy"}).encode()),
-            ("arm .json", json.dumps(to_dict(_LIMITED)).encode()),
+            ("arm .json", json.dumps(_LIMITED).encode()),
         ]
         if _run_config() is not None:
             profile = (ROOT / "config" / "tiny.toml").read_bytes()
             # By sections too: short inputs are tried faster.
             files += [("run .toml", profile), *(("run .toml", b"[" + part) for part in profile.split(b"\n[")[1:])]
         made = [f"{head}\n".encode() + body for head, body in files]
-        overrides = ["safety.speed=[0.1,0.1,0.1,0.5,0.5,0.5]", "safety.halt_time=0.2", "watch.stale_after=null"]
+        overrides = ["safety.speed=[0.1,0.1,0.1,0.5,0.5,0.5]", "safety.halt_time=0.2", "watch.stale_after=0"]
         made.append(b"arm .yaml\n" + MARK + "\n".join(overrides).encode())
         if _run_config() is not None:
             made.append(b"run .toml\n" + MARK + b"optim.lr=1e-3\nseed=3\noptim.steps=10")
@@ -163,7 +165,7 @@ class ConfigurationDoor(Door):
         what, _, suffix = head.decode("latin-1").partition(" ")
         kind = choice.integer(0, 7)
         if kind >= 6:  # settings that somebody may well write, for whatever arm it is
-            what, suffix, body = ("arm", ".json", json.dumps(to_dict(_LIMITED)).encode()) if what != "arm" else (
+            what, suffix, body = ("arm", ".json", json.dumps(_LIMITED).encode()) if what != "arm" else (
                 what, suffix, body
             )  # fmt: skip
             changes = "\n".join(_plausible(choice) for _ in range(choice.pick((1, 1, 2)))).encode()
@@ -203,8 +205,8 @@ class ConfigurationDoor(Door):
             return None
 
     def _override(self, choice: Choice, what: str) -> str:
-        cls = _run_config() if what == "run" else ArmConfig
-        names = list(_leaves(cls)) if cls is not None else ["seed"]
+        cls = _run_config() if what == "run" else None
+        names = list(_leaves(cls)) if cls is not None else [parameter.name for parameter in PARAMETERS]
         name = choice.pick(names) if not choice.chance(8) else choice.text()
         kind = choice.integer(0, 3)
         if kind == 0:

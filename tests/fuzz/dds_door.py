@@ -19,7 +19,7 @@ from m2distill_policy.dds.messages import MESSAGES
 from m2distill_policy.dds.participant import Participant, Reader
 from m2distill_policy.dds.policy_node import PolicyNode
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import Output
+from m2distill_policy.node.output import Output
 from tests.bundles import write_toy
 from tests.fuzz.choice import Choice
 from tests.fuzz.door import Door
@@ -145,7 +145,7 @@ class _Session(Session):
         participant = _Participant(self.published)
         self._readers = participant.readers
         self._node = PolicyNode(participant, self.server, lockstep=options.lockstep)
-        self._node._cycle = self.cycle
+        self._node._loop = self.cycle
 
     def deliver(self, topic: str, data: Any) -> None:
         """See :class:`Session`."""
@@ -159,14 +159,11 @@ class _Session(Session):
     def turn(self) -> None:
         """What the node's loop does once."""
         node, begin = self._node, time.perf_counter()
-        node._take_orders()
+        node._take_operator_inputs()
         if self.options.lockstep:
-            node._take_episodes()
-            node._take_inputs()
-            output = self.cycle.run_lockstep(begin)
-        else:
-            node._take_inputs()
-            output = self.cycle.run(begin)
+            node._take_episodes(self.cycle)
+        node._take_inputs()
+        output = self.cycle.run(begin)
         if output is not None:
             node._publish(output)
 

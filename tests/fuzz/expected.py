@@ -98,10 +98,10 @@ class _Same:
 
 
 class Expected:
-    """See the module's text. ``steady``: the node's monotonic clock, s."""
+    """See the module's text. ``monotonic``: the node's monotonic clock, s."""
 
-    def __init__(self, setup: Setup, steady: Callable[[], float]) -> None:
-        self._setup, self._steady = setup, steady
+    def __init__(self, setup: Setup, monotonic: Callable[[], float]) -> None:
+        self._setup, self._monotonic = setup, monotonic
         self._contract = setup.contract
         response = setup.contract.action.response
         self._levels, self._speeds = np.array(response.levels), np.array(response.velocities)
@@ -135,7 +135,7 @@ class Expected:
     def operator(self, topic: str, message: Any) -> None:
         """A message that is not one of a good robot's; None where it cannot be read, so that it cannot count."""
         if topic in (topics.END_EFFECTOR_POSE, topics.EPISODE):
-            self._odd_pose = self._steady()
+            self._odd_pose = self._monotonic()
             self._pose.clear()
         if topic in (topics.JOINT_STATES, topics.EPISODE):
             self._joints.clear()
@@ -151,14 +151,14 @@ class Expected:
         elif topic == topics.ENABLE:
             self._enable(bool(message.data))
         elif topic == topics.DEAD_MAN:
-            self._held = bool(message.data) and not self._setup.shared, self._steady()
+            self._held = bool(message.data) and not self._setup.shared, self._monotonic()
         elif topic == topics.INSTRUCTION:
             self._instruction, self._instruction_known = message.data, True
         elif topic == topics.EPISODE and self._setup.lockstep:
             self._instruction_known = False
             self._begin_anew()
         elif topic == topics.END_EFFECTOR_POSE:
-            self._keep(message, self._steady())
+            self._keep(message, self._monotonic())
 
     def _enable(self, wanted: bool) -> None:
         """True counts once, until false is heard, and not while the emergency stop is pressed."""
@@ -182,7 +182,7 @@ class Expected:
 
     def pose(self, message: Any) -> None:
         """A good robot's pose."""
-        self._keep(message, self._steady())
+        self._keep(message, self._monotonic())
         place, turn = message.pose.position, message.pose.orientation
         self._pose.came((place.x, place.y, place.z, turn.x, turn.y, turn.z, turn.w))
 
@@ -254,10 +254,12 @@ class Expected:
         longest = self._setup.watch.dead_man
         if longest is not None:
             held, since = self._held or (False, -math.inf)
-            require(held and self._steady() - since <= longest + 1e-6, "RUNNING with the dead-man switch let go")
+            require(held and self._monotonic() - since <= longest + 1e-6, "RUNNING with the dead-man switch let go")
         if self._setup.limits.needs_pose and not self._setup.lockstep:
             newest = max((pose.arrived for pose in self._poses), default=-math.inf)
-            require(self._steady() - newest < 1.0, "RUNNING in a workspace without a pose", self._steady() - newest)
+            require(
+                self._monotonic() - newest < 1.0, "RUNNING in a workspace without a pose", self._monotonic() - newest
+            )
 
     def _is_alive(self) -> None:
         """Streams that stay the same while the arm is told to move."""
@@ -346,7 +348,7 @@ class Expected:
 
     def _candidates(self, status: Any, answered: bool) -> list[_Pose]:
         """Poses that what is published now may be made of."""
-        now = self._steady()
+        now = self._monotonic()
         age = POSE_AGE + (self._setup.watch.stale_after or 0.0)
         recent = [p for p in self._poses if now - p.arrived <= age] if not self._setup.lockstep else list(self._poses)
         stamp = status.header.stamp.sec * 10**9 + status.header.stamp.nanosec

@@ -21,10 +21,13 @@ import numpy as np
 from m2distill_policy.bundle import Bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import LONGEST_RAMP, Output, PolicyCycle
 from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.lockstep import LockstepLoop
+from m2distill_policy.node.loop import LONGEST_RAMP
+from m2distill_policy.node.output import Output
+from m2distill_policy.node.real_time import RealTimeLoop
+from m2distill_policy.runtime import controls as controls_module
 from m2distill_policy.runtime import safety
-from m2distill_policy.runtime import server as server_module
 from m2distill_policy.runtime.engine import Engine
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.server import PolicyServer
@@ -200,24 +203,24 @@ def _place(byte: int) -> Any:
 
 
 class Clock:
-    """Both clocks of a node, moved by hand; steady: s, wall: ns."""
+    """Both clocks of a node, moved by hand; monotonic: s, wall: ns."""
 
     def __init__(self) -> None:
-        self.steady_seconds = 1000.0
+        self.monotonic_seconds = 1000.0
         self.wall_nanoseconds = BEGIN
 
-    def steady(self) -> float:
+    def monotonic(self) -> float:
         """s, monotonic."""
-        return self.steady_seconds
+        return self.monotonic_seconds
 
     def wall(self) -> int:
         """ns."""
         return self.wall_nanoseconds
 
-    def to(self, steady: float) -> None:
+    def to(self, monotonic: float) -> None:
         """Let time pass."""
-        ahead = max(0.0, steady - self.steady_seconds)
-        self.steady_seconds += ahead
+        ahead = max(0.0, monotonic - self.monotonic_seconds)
+        self.monotonic_seconds += ahead
         self.wall_nanoseconds += round(ahead * 1e9)
 
 
@@ -230,7 +233,7 @@ class Published:
             Setup(
                 options.limits, options.watch, CONTRACT, INSTRUCTIONS, options.lockstep, options.enabled, options.shared
             ),
-            clock.steady,
+            clock.monotonic,
         )  # fmt: skip
         self.count = 0
         self.statuses = 0
@@ -277,8 +280,8 @@ class Published:
             require(message.code in set(map(int, StatusCode)), "an unknown status", message.code)
             self.codes.add(StatusCode(message.code))
             self.running += message.code == StatusCode.RUNNING
-            require(bool(message.sentence), "a status without a sentence", message.code)
-            size = len(message.sentence) + len(message.warning) + len(message.swap_sentence)
+            require(bool(message.message), "a status without a sentence", message.code)
+            size = len(message.message) + len(message.warning) + len(message.swap_message)
             require(size < 10_000, "a status of many characters", size)
         elif topic == topics.DIAGNOSTICS:
             size = sum(len(v.key) + len(v.value) for s in message.status for v in s.values)
@@ -562,14 +565,14 @@ def _joint_states(good: Good, values: list[float]) -> list[tuple[list[str], list
 def use_one_engine(bundle: Bundle) -> None:
     """Have every policy server of this process run one network: making one takes longer than everything else."""
     engine = Engine(bundle)
-    setattr(server_module, "Engine", lambda *args, **kwargs: engine)  # noqa: B010
+    setattr(controls_module, "Engine", lambda *args, **kwargs: engine)  # noqa: B010
 
 
 class Session:
     """A node whose clocks are moved by hand, and what it has published. Made anew for every input.
 
     Args:
-        picture, types, build: as the transport has them, see :class:`PolicyCycle` and :class:`Script`.
+        picture, types, build: as the transport has them, see :class:`PolicyLoop` and :class:`Script`.
     """
 
     def __init__(self, bundle: Bundle, options: Options, picture: Callable[[Any], Any], types: Any, build: Any) -> None:
@@ -580,12 +583,13 @@ class Session:
         self._number = 0
         self.server = PolicyServer(
             bundle, limits=options.limits, watch=options.watch, enabled=options.enabled, resume=options.resume,
-            sampling=options.sampling, clock=self.clock.steady,
+            sampling=options.sampling, clock=self.clock.monotonic,
         )  # fmt: skip
         self.server.set_instruction(INSTRUCTIONS[0])
-        self.cycle: PolicyCycle[Any] = PolicyCycle(
-            self.server, picture, lockstep=options.lockstep, full_name=topics.resolve, wall=self.clock.wall,
-            steady=self.clock.steady,
+        kind: Any = LockstepLoop if options.lockstep else RealTimeLoop
+        self.cycle: Any = kind(
+            self.server, picture, full_name=topics.resolve, wall_clock=self.clock.wall,
+            monotonic=self.clock.monotonic,
         )  # fmt: skip
         if options.measured:
             self.cycle._stream.intervals.update(dict.fromkeys(CONTRACT.camera_names, CONTRACT.period))
@@ -619,16 +623,16 @@ class Session:
     @property
     def is_over(self) -> bool:
         """Whether the node has run as many cycles as one input may have."""
-        return self.cycle.cycles > MOST_CYCLES
+        return self.cycle.cycle_count > MOST_CYCLES
 
     def pause(self, seconds: float) -> None:
         """Time passes: the cycles that are due run."""
-        until = self.clock.steady() + seconds
+        until = self.clock.monotonic() + seconds
         while not self.options.lockstep and self.cycle.wake < until and not self.is_over:
-            before = self.cycle.cycles
+            before = self.cycle.cycle_count
             self.clock.to(self.cycle.wake)
             self.turn()
-            if self.cycle.cycles == before and self.cycle.wake <= self.clock.steady():
+            if self.cycle.cycle_count == before and self.cycle.wake <= self.clock.monotonic():
                 break
         self.clock.to(until)
 
@@ -653,14 +657,14 @@ class Session:
 
     def leave(self) -> None:
         """The ramp to a halt ends in time, whatever came before."""
-        self.cycle.leave("the fuzzer wants it")
+        self.cycle.shut_down("the fuzzer wants it")
         self.published.expected.leave()
-        began = self.clock.steady()
-        while not self.cycle.left:
+        began = self.clock.monotonic()
+        while not self.cycle.may_exit:
             self.publish(self.cycle.ramp())
-            self.clock.to(self.clock.steady() + CONTRACT.period)
-            require(self.clock.steady() - began < LONGEST_RAMP + 1, "the node does not leave")
-        require(self.published.statuses >= self.cycle.cycles, "a cycle without a status", self.published.statuses)
+            self.clock.to(self.clock.monotonic() + CONTRACT.period)
+            require(self.clock.monotonic() - began < LONGEST_RAMP + 1, "the node does not leave")
+        require(self.published.statuses >= self.cycle.cycle_count, "a cycle without a status", self.published.statuses)
 
 
 def play(data: bytes, make: Callable[[Options], Session]) -> Published:

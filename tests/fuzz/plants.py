@@ -50,7 +50,7 @@ def _all(*patches: Any) -> Iterator[None]:
 def _without_last_check() -> Any:
     from m2distill_policy.runtime.command_check import CommandCheck
 
-    return mock.patch.object(CommandCheck, "trouble", lambda *_: None)
+    return mock.patch.object(CommandCheck, "problem", lambda *_: None)
 
 
 def _outside_the_box() -> Any:
@@ -86,9 +86,9 @@ def _emergency_does_not_hold() -> Any:
     from m2distill_policy.runtime.server import PolicyServer
 
     def emergency_stop(self: Any, pressed: bool) -> None:
-        self._emergency = pressed
+        self._interlock._is_stopped = pressed
 
-    return mock.patch.object(PolicyServer, "emergency_stop", emergency_stop)
+    return mock.patch.object(PolicyServer, "set_emergency_stop", emergency_stop)
 
 
 def _refused_instruction_goes_on() -> Any:
@@ -117,9 +117,9 @@ def _frozen_poses_pass() -> Any:
 
 
 def _repeated_enable_counts() -> Any:
-    from m2distill_policy.node.cycle import PolicyCycle
+    from m2distill_policy.node.operator_inputs import OperatorInputs
 
-    return mock.patch.object(PolicyCycle, "enable_requested", lambda self, wanted: self.enable(wanted))
+    return mock.patch.object(OperatorInputs, "enable_by_message", lambda self, wanted: self.enable(wanted))
 
 
 def _frozen_views_pass() -> Any:
@@ -226,7 +226,7 @@ def _follow(what: str) -> None:
 
 
 def _imported_gripper_is_inverted() -> Any:
-    from m2distill_policy.recordings import episode
+    from m2distill_policy.recordings import actions as episode
 
     real = episode._grip
     return mock.patch.object(episode, "_grip", lambda *given: -real(*given))

@@ -29,7 +29,8 @@ from m2distill_policy.errors import M2DistillError
 from m2distill_policy.node import topics
 from m2distill_policy.node.pose import quaternion_of
 from m2distill_policy.recordings.bag import Bag
-from m2distill_policy.recordings.episode import ImportSettings, import_recording
+from m2distill_policy.recordings.episode import import_recording
+from m2distill_policy.recordings.import_settings import ImportSettings
 from tests.fuzz.choice import Choice
 from tests.fuzz.door import Door, Folder, pack, unpack
 from tests.fuzz.invariant import Violation, finite, require
@@ -197,7 +198,7 @@ class RecordingDoor(Door):
         number = hashlib.sha256(data).digest()[0]
         if len(files) == 1 and number % 2 == 0:  # 'ros2 bag record' writes a folder; people give its file
             path = path / next(iter(files))
-        settings = ImportSettings(told="twist" if number % 3 == 0 else "target_pose")
+        settings = ImportSettings(command="twist" if number % 3 == 0 else "target_pose")
         touched = None if mark is None else frozenset(json.loads(mark))
         try:
             with Bag(path) as bag:
@@ -219,7 +220,7 @@ class RecordingDoor(Door):
         for warning in imported.warnings:
             require(len(warning) < 10_000, "a long warning", len(warning))
         if touched is not None and _VIEWS[0] not in touched:
-            _compare(episode, settings.told, touched)
+            _compare(episode, settings.command, touched)
 
     # --- making -------------------------------------------------------------------------------------------------------
 

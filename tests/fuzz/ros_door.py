@@ -20,13 +20,13 @@ from std_msgs.msg import Bool, String
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.node import topics
-from m2distill_policy.node.cycle import Output
 from m2distill_policy.node.messages import nanoseconds_of
+from m2distill_policy.node.output import Output
+from m2distill_policy.ros.images import message_to_rgb
 from m2distill_policy.ros.inputs import Inputs
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.ros.outputs import Outputs
-from m2distill_policy.ros.parameters import NodeSettings, settings_from
-from m2distill_policy.ros.pictures import picture_of
+from m2distill_policy.settings.node import NodeSettings, settings_from
 from tests.bundles import write_toy
 from tests.fuzz.choice import Choice
 from tests.fuzz.door import Door
@@ -143,16 +143,16 @@ class _Session(Session):
     """The policy node on ROS 2, without its lifecycle."""
 
     def __init__(self, bundle: Bundle, options: Options, settings: NodeSettings) -> None:
-        super().__init__(bundle, options, picture_of, Types, MESSAGES)
+        super().__init__(bundle, options, message_to_rgb, Types, MESSAGES)
         node: Any = _Node(self.published)
         self._callbacks: dict[str, list[Callable[[Any], None]]] = node.callbacks
         self._kinds: dict[str, Any] = node.kinds
         self._outputs = Outputs(
-            node, CONTRACT, settings, gripper_trouble=lambda why: None, gripper_lost=self.cycle.gripper_missed,
-            others_there=self.cycle.other_publishers, others_heard=lambda topic: None,
+            node, CONTRACT, settings, report_gripper=lambda why: None, gripper_lost=self.cycle.reset_gripper,
+            publishers_changed=self.cycle.operator.set_other_publishers, command_received=lambda topic: None,
         )  # fmt: skip
         self._inputs = Inputs(
-            node, CONTRACT, settings, cycle=lambda: self.cycle, active=lambda: True, turn=lambda begin: self.turn(),
+            node, CONTRACT, settings, loop=lambda: self.cycle, active=lambda: True, turn=lambda begin: self.turn(),
             begin_episode=self._begin_episode,
         )  # fmt: skip
 
@@ -178,10 +178,8 @@ class _Session(Session):
         begin = time.perf_counter()
         self._inputs.drain_joints()
         if self.options.lockstep:
-            self.cycle.pose_expected = self._inputs.pose_is_published
-            output = self.cycle.run_lockstep(begin)
-        else:
-            output = self.cycle.run(begin)
+            self.cycle.expects_pose = self._inputs.pose_is_published
+        output = self.cycle.run(begin)
         if output is not None:
             self.publish(output)
 
@@ -189,7 +187,7 @@ class _Session(Session):
         """See :class:`Session`."""
         self._outputs.command(output)
         self._outputs.say(output)
-        self.cycle.published(output)
+        self.cycle.note_published(output)
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, self.clock.wall())
         self._outputs.watch_others()

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.contract import Contract
-from m2distill_policy.node.config import ArmConfig
-from m2distill_policy.node.cycle import CycleOptions, PolicyCycle
+from m2distill_policy.node.loop_options import LoopOptions
+from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.runtime.mixture import PolicyOutputError
 from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.settings.arm import ArmSettings
 from tests.bundles import INSTRUCTIONS, write_toy
 from tests.fuzz.expected import within
 from tests.fuzz.invariant import finite, require
@@ -46,7 +47,7 @@ def use_limits(limits: SafetyLimits, contract: Contract) -> None:
         if step % 6 == 0:
             action = rng.choice([-1.0, 1.0, 0.3, 0.0], 7)
         try:
-            found = governor.admit(action)
+            found = governor.limit(action)
         except PolicyOutputError:  # the server ramps to a halt then
             found = governor.halt()
             last = np.full(6, math.inf)
@@ -64,44 +65,44 @@ def use_limits(limits: SafetyLimits, contract: Contract) -> None:
     require(governor.motion is Motion.HALTED and not found[:6].any(), "a ramp to a halt does not end", cycles)
 
 
-def use_arm(arm: ArmConfig, options: CycleOptions | None = None) -> None:
+def use_arm(arm: ArmSettings, options: LoopOptions | None = None) -> None:
     """Let a node with these settings run; a mapping of joints that does not fit the contract is an error of ours."""
     use_limits(arm.safety, CONTRACT)
     _drive(
         arm.safety,
         arm.watch,
-        options or CycleOptions(gripper=arm.gripper, joints=arm.joints, joint_topics=arm.joint_topics),
+        options or LoopOptions(gripper=arm.gripper, joints=arm.joints, joint_topics=arm.joint_topics),
     )
 
 
-def _drive(limits: SafetyLimits, watch: WatchLimits, options: CycleOptions) -> None:
+def _drive(limits: SafetyLimits, watch: WatchLimits, options: LoopOptions) -> None:
     clock = Clock()
-    server = PolicyServer(_bundle(), limits=limits, watch=watch, clock=clock.steady, sampling="sample")
+    server = PolicyServer(_bundle(), limits=limits, watch=watch, clock=clock.monotonic, sampling="sample")
     try:
         server.set_instruction(INSTRUCTIONS[0])
-        cycle: PolicyCycle[NDArray[np.uint8]] = PolicyCycle(
-            server, lambda frame: frame, options, wall=clock.wall, steady=clock.steady
+        cycle: RealTimeLoop[NDArray[np.uint8]] = RealTimeLoop(
+            server, lambda frame: frame, options, wall_clock=clock.wall, monotonic=clock.monotonic
         )
         cycle._stream.intervals.update(dict.fromkeys(CONTRACT.camera_names, CONTRACT.period))
         names = [entry for group in CONTRACT.proprioception for entry in group.entries]
         sources = {source.entry: source.name for source in options.joints}
         for number in range(CYCLES):
             stamp = clock.wall()
-            clock.to(clock.steady() + 0.01)
-            cycle.dead_man(True)
+            clock.to(clock.monotonic() + 0.01)
+            cycle.operator.set_dead_man(True)
             cycle.add_pose(stamp, WHERE + np.array([number / 1000, 0.0, 0.0, 0.0, 0.0, 0.0]))
             positions = [0.02 + number / 10_000 if "finger" in entry else number / 100 for entry in names]
             cycle.add_joints(stamp, [sources.get(entry, entry) for entry in names], positions)
             for view in CONTRACT.camera_names:
-                cycle.add_view(view, stamp, np.full((16, 16, 3), number, dtype=np.uint8))
+                cycle.add_image(view, stamp, np.full((16, 16, 3), number, dtype=np.uint8))
             _look(cycle.run(0.0), server)
-            clock.to(clock.steady() + CONTRACT.period - 0.01)
+            clock.to(clock.monotonic() + CONTRACT.period - 0.01)
             _look(cycle.run(0.0), server)
-        cycle.leave("the fuzzer wants it")
+        cycle.shut_down("the fuzzer wants it")
         for _ in range(math.ceil(limits.halt_time / CONTRACT.period) + 2):
             _look(cycle.ramp(), server)
-            clock.to(clock.steady() + CONTRACT.period)
-        require(cycle.left, "the node does not leave", limits.halt_time)
+            clock.to(clock.monotonic() + CONTRACT.period)
+        require(cycle.may_exit, "the node does not leave", limits.halt_time)
     finally:
         server.close()
 
@@ -110,7 +111,7 @@ def _look(output: Any, server: PolicyServer) -> None:
     if output is None:
         return
     speeds = np.array(server.speeds)
-    finite("a twist", output.twist, -speeds, speeds)
-    finite("a set-point", output.target, -np.inf, np.inf)
-    size = len(output.decision.status.sentence) + sum(map(len, output.warnings))
+    finite("a twist", output.command.twist, -speeds, speeds)
+    finite("a set-point", output.command.target_pose, -np.inf, np.inf)
+    size = len(output.decision.status.message) + sum(map(len, output.report.warnings))
     require(size < 20_000, "a status of many characters", size)

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import ObservationError
-from m2distill_policy.node.picture_files import MOST_PIXELS
-from m2distill_policy.node.pictures import CHANNELS, check_form, rgb_of, rgb_of_compressed
+from m2distill_policy.images.codecs import MAX_PIXELS
+from m2distill_policy.images.encodings import BYTES_PER_PIXEL, check_layout, compressed_to_rgb, raw_to_rgb
 
 HEIGHT, WIDTH = 16, 24
 #: Smooth, so that colour sampled at half the resolution comes back nearly as it was.
@@ -30,7 +30,7 @@ def encoded(encoding: str) -> NDArray[np.uint8]:
             row, column = divmod(i, 2)
             mosaic[row::2, column::2, 0] = RGB[row::2, column::2, "rgb".index(colour)]
         return mosaic
-    if CHANNELS[encoding] == 2:
+    if BYTES_PER_PIXEL[encoding] == 2:
         # BT.601, studio range: two pixels share U and V; UYVY or YUYV.
         r, g, b = (RGB[..., i].astype(np.float64) for i in range(3))
         y = 16 + 0.257 * r + 0.504 * g + 0.098 * b
@@ -48,16 +48,16 @@ def encoded(encoding: str) -> NDArray[np.uint8]:
     }[encoding]
 
 
-@pytest.mark.parametrize("encoding", sorted(CHANNELS))
+@pytest.mark.parametrize("encoding", sorted(BYTES_PER_PIXEL))
 @pytest.mark.parametrize("padding", [0, 7])
 def test_an_encoding_becomes_rgb(encoding: str, padding: int) -> None:
-    row = WIDTH * CHANNELS[encoding]
+    row = WIDTH * BYTES_PER_PIXEL[encoding]
     rows = np.zeros((HEIGHT, row + padding), dtype=np.uint8)
     rows[:, :row] = np.ascontiguousarray(encoded(encoding)).reshape(HEIGHT, row)
-    got = rgb_of(encoding, HEIGHT, WIDTH, row + padding, rows.ravel())
+    got = raw_to_rgb(encoding, HEIGHT, WIDTH, row + padding, rows.ravel())
     assert got.shape == RGB.shape and got.dtype == np.uint8
     wanted = np.repeat(RGB[:, :, :1], 3, axis=2) if encoding == "mono8" else RGB
-    exact = CHANNELS[encoding] != 2 and not encoding.startswith("bayer")
+    exact = BYTES_PER_PIXEL[encoding] != 2 and not encoding.startswith("bayer")
     inner = np.s_[2:-2, 2:-2]  # interpolation has nothing to look at beyond the edge
     difference = np.abs(got.astype(int) - wanted)[inner]
     assert difference.max() <= (0 if exact else 4)
@@ -70,17 +70,17 @@ def coded(codec: str, picture: NDArray[np.uint8], *parameters: int) -> NDArray[n
 
 def test_compressed_pictures() -> None:
     png = coded("png", RGB[:, :, ::-1])
-    np.testing.assert_array_equal(rgb_of_compressed("rgb8; png compressed bgr8", png), RGB)
+    np.testing.assert_array_equal(compressed_to_rgb("rgb8; png compressed bgr8", png), RGB)
     jpeg = coded("jpg", RGB[:, :, ::-1], cv2.IMWRITE_JPEG_QUALITY, 95)
-    assert np.abs(rgb_of_compressed("jpeg", jpeg).astype(int) - RGB).mean() < 4
+    assert np.abs(compressed_to_rgb("jpeg", jpeg).astype(int) - RGB).mean() < 4
     for broken in (png[: len(png) // 8], np.zeros(0, dtype=np.uint8), np.arange(200, dtype=np.uint8)):
         with pytest.raises(ObservationError):
-            rgb_of_compressed("png", broken)
+            compressed_to_rgb("png", broken)
 
 
 #: Encodings of sensor_msgs/image_encodings.hpp, and what image_transport or a driver may have given to the codec.
 ORIGINALS = (
-    *CHANNELS,
+    *BYTES_PER_PIXEL,
     *("mono16", "16UC1", "16SC1", "32FC1", "8UC1", "8UC3", "TYPE_16UC1", "rgb16", "bgr16", "bayer_rggb16", "nv12"),
 )
 GIVEN = ("", "bgr8", "rgb8", "bgra8", "mono8", "mono16", "bgr16", "bayer_rggb8", "8UC1")
@@ -110,7 +110,7 @@ def _contents(form: str) -> dict[str, NDArray[np.uint8]]:
     contents = {"colour": bgr, "alpha": np.dstack([bgr, np.full(bgr.shape[:2], 255, np.uint8)])}
     contents["deep"] = bgr.astype(np.uint16) * 257
     pattern = form.partition(";")[0]
-    if pattern.startswith("bayer") and pattern in CHANNELS:
+    if pattern.startswith("bayer") and pattern in BYTES_PER_PIXEL:
         mosaic = np.zeros(bgr.shape[:2], dtype=np.uint8)
         for i, colour in enumerate(pattern.removeprefix("bayer_").removesuffix("8")):
             mosaic[i // 2 :: 2, i % 2 :: 2] = _patches()[i // 2 :: 2, i % 2 :: 2, "rgb".index(colour)]
@@ -129,7 +129,7 @@ def test_of_every_format_either_red_is_red_or_it_is_refused() -> None:
                     continue
                 quality = (cv2.IMWRITE_JPEG_QUALITY, 95) if codec == "jpg" else ()
                 try:
-                    got = rgb_of_compressed(form, coded(codec, content, *quality)).astype(int)
+                    got = compressed_to_rgb(form, coded(codec, content, *quality)).astype(int)
                 except ObservationError as error:
                     assert len(str(error)) < 600
                     continue
@@ -175,10 +175,10 @@ def test_whole_jpegs_of_any_size_and_sampling_are_taken() -> None:
             picture = photograph(seed, height, width)
             for kind in JPEG_KINDS:
                 data = coded("jpg", picture if seed % 2 else picture[:, :, 0], cv2.IMWRITE_JPEG_QUALITY, 80, *kind)
-                assert rgb_of_compressed("jpeg", data).shape == (height, width, 3)
+                assert compressed_to_rgb("jpeg", data).shape == (height, width, 3)
                 # Webcams leave a few bytes before the end, and fill up their buffers after it.
                 more = np.concatenate([data[:-2], [0, 0], data[-2:], np.zeros(37)]).astype(np.uint8)
-                assert rgb_of_compressed("jpeg", more).shape == (height, width, 3)
+                assert compressed_to_rgb("jpeg", more).shape == (height, width, 3)
 
 
 def test_jpegs_that_lost_a_packet_are_refused() -> None:
@@ -201,7 +201,7 @@ def test_jpegs_that_lost_a_packet_are_refused() -> None:
             del damaged["zeros"]  # its codes may be zeros
         for name, content in damaged.items():
             try:
-                rgb_of_compressed("jpeg", np.frombuffer(content, dtype=np.uint8))
+                compressed_to_rgb("jpeg", np.frombuffer(content, dtype=np.uint8))
             except ObservationError:
                 continue
             missed[name] += 1
@@ -211,7 +211,7 @@ def test_jpegs_that_lost_a_packet_are_refused() -> None:
 
 def test_progressive_jpegs_are_refused() -> None:
     with pytest.raises(ObservationError, match="progressive"):
-        rgb_of_compressed("jpeg", coded("jpg", photograph(1), cv2.IMWRITE_JPEG_PROGRESSIVE, 1))
+        compressed_to_rgb("jpeg", coded("jpg", photograph(1), cv2.IMWRITE_JPEG_PROGRESSIVE, 1))
 
 
 def test_no_changed_byte_of_a_png_is_taken() -> None:
@@ -221,7 +221,7 @@ def test_no_changed_byte_of_a_png_is_taken() -> None:
         changed = data.copy()
         changed[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
         with pytest.raises(ObservationError):
-            rgb_of_compressed("png", changed[: int(rng.integers(1, len(data) + 1))] if rng.random() < 0.2 else changed)
+            compressed_to_rgb("png", changed[: int(rng.integers(1, len(data) + 1))] if rng.random() < 0.2 else changed)
 
 
 def test_damaged_headers_end_in_one_error() -> None:
@@ -233,8 +233,8 @@ def test_damaged_headers_end_in_one_error() -> None:
             for _ in range(int(rng.integers(1, 4))):
                 changed[int(rng.integers(min(700, len(data))))] = int(rng.integers(256))
             try:
-                picture = rgb_of_compressed("jpeg", changed)
-                assert picture.ndim == 3 and picture.size <= 3 * MOST_PIXELS
+                picture = compressed_to_rgb("jpeg", changed)
+                assert picture.ndim == 3 and picture.size <= 3 * MAX_PIXELS
             except ObservationError as error:
                 assert len(str(error)) < 600
 
@@ -251,27 +251,27 @@ def test_an_announced_size_is_bounded_before_anything_is_made(monkeypatch: pytes
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     for form, content in large.items():
         with pytest.raises(ObservationError, match="60000 x 60000"):
-            rgb_of_compressed(form, np.frombuffer(content, dtype=np.uint8))
+            compressed_to_rgb(form, np.frombuffer(content, dtype=np.uint8))
     for height, width in ((60000, 60000), (2**32 - 1, 2**32 - 1), (1, 2**31)):
         with pytest.raises(ObservationError):
-            check_form("rgb8", height, width, 3 * width, 100)
+            check_layout("rgb8", height, width, 3 * width, 100)
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
     data = np.zeros(HEIGHT * WIDTH * 3, dtype=np.uint8)
     with pytest.raises(ObservationError, match="'32FC1' is not known; allowed are rgb8"):
-        rgb_of("32FC1", HEIGHT, WIDTH, WIDTH * 4, data)
+        raw_to_rgb("32FC1", HEIGHT, WIDTH, WIDTH * 4, data)
     with pytest.raises(ObservationError, match=r"16 rows of 72 bytes .* 1151 bytes came"):
-        rgb_of("rgb8", HEIGHT, WIDTH, WIDTH * 3, data[:-1])
+        raw_to_rgb("rgb8", HEIGHT, WIDTH, WIDTH * 3, data[:-1])
     with pytest.raises(ObservationError, match="even numbers of rows and columns"):
-        rgb_of("bayer_rggb8", 15, WIDTH, WIDTH, data)
+        raw_to_rgb("bayer_rggb8", 15, WIDTH, WIDTH, data)
     rng = np.random.default_rng(0)
-    encodings = [*CHANNELS, "rgb16", ""]
+    encodings = [*BYTES_PER_PIXEL, "rgb16", ""]
     for _ in range(3000):
         height, width, step = (int(v) for v in rng.integers(0, 40, size=3))
         size = int(rng.integers(0, 1600))
         try:
-            picture = rgb_of(encodings[rng.integers(len(encodings))], height, width, step, data[:size])
+            picture = raw_to_rgb(encodings[rng.integers(len(encodings))], height, width, step, data[:size])
             assert picture.shape == (height, width, 3)
         except ObservationError as error:
             assert str(error)
@@ -284,16 +284,16 @@ def test_on_ros_2_a_compressed_image_is_what_it_is_elsewhere() -> None:
 
     from sensor_msgs.msg import CompressedImage
 
-    from m2distill_policy.ros.pictures import picture_of
+    from m2distill_policy.ros.images import message_to_rgb
 
     for form in (form for form in FORMATS if len(form) < 1000):
         for content in _contents(form).values():
             data = coded("png", content)
             frame = CompressedImage(format=form, data=array("B", data.tobytes()))
             try:
-                wanted = rgb_of_compressed(form, data)
+                wanted = compressed_to_rgb(form, data)
             except ObservationError:
                 with pytest.raises(ObservationError):
-                    picture_of(frame)
+                    message_to_rgb(frame)
             else:
-                np.testing.assert_array_equal(picture_of(frame), wanted)
+                np.testing.assert_array_equal(message_to_rgb(frame), wanted)

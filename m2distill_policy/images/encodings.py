@@ -1,6 +1,7 @@
-"""What a camera driver sends, as RGB. Encodings are those of ``sensor_msgs/image_encodings.hpp``.
+"""Convert the images of camera drivers to RGB. The encodings are those of ``sensor_msgs/image_encodings.hpp``.
 
-On ROS 2 its own ``cv_bridge`` converts, after :func:`check_form`; here is the same for plain DDS and for recordings.
+On ROS 2, ``cv_bridge`` converts raw images where it is installed, after :func:`check_layout`. Plain DDS and recordings
+use the functions here, which give the same pixels.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import ObservationError
-from m2distill_policy.node.picture_files import PictureHeader, check_size, decode, read_header
+from m2distill_policy.images.codecs import ImageHeader, check_size, decode, read_header
 
 #: Encoding -> bytes a pixel.
-CHANNELS = {
+BYTES_PER_PIXEL = {
     "rgb8": 3,
     "bgr8": 3,
     "rgba8": 4,
@@ -43,26 +44,37 @@ _CONVERSIONS = {
 }
 
 
-#: What a message's text that nobody chose is cut to where it is repeated.
+#: Characters of a message's text that are repeated in an error.
 _SHOWN = 80
 #: image_transport writes "<encoding of the original>; <codec> compressed <encoding that was given to the codec>".
 _COMPRESSED = re.compile(r"([^;]+); ?(?:jpeg|jpg|png) compressed ?(\S*) *", re.IGNORECASE)
-#: What drivers write that say no more.
+#: Formats of drivers that name only the codec.
 _BARE = ("jpeg", "jpg", "png")
 #: Encodings in which an original has colour. bgr8 and bgra8 are the order that codecs expect.
-_COLOURED = frozenset(name for name, channels in CHANNELS.items() if channels > 1)
+_COLOURED = frozenset(name for name, channels in BYTES_PER_PIXEL.items() if channels > 1)
 _ALLOWED = (
     "allowed are 'jpeg' and 'png', '<encoding>; jpeg compressed bgr8', '<encoding>; png compressed bgr8', "
     "'mono8; jpeg compressed mono8', and 'bayer_<pattern>8; jpeg compressed '"
 )
 
 
-def check_form(encoding: str, height: int, width: int, step: int, size: int) -> None:
-    """Raise :class:`ObservationError` for an encoding that is not in :data:`CHANNELS`, and where ``height`` rows of
-    ``step`` bytes, ``width`` pixels each, and ``size`` bytes in all do not fit together."""
-    channels = CHANNELS.get(encoding)
+def check_layout(encoding: str, height: int, width: int, step: int, size: int) -> None:
+    """Check that an image message is complete.
+
+    Args:
+        encoding: a key of :data:`BYTES_PER_PIXEL`.
+        height, width: in pixels.
+        step: bytes of a row.
+        size: bytes of the whole image.
+
+    Raises:
+        ObservationError: the encoding is not known, or the numbers do not fit together.
+    """
+    channels = BYTES_PER_PIXEL.get(encoding)
     if channels is None:
-        raise ObservationError(f"image encoding '{encoding[:_SHOWN]}' is not known; allowed are {', '.join(CHANNELS)}")
+        raise ObservationError(
+            f"image encoding '{encoding[:_SHOWN]}' is not known; allowed are {', '.join(BYTES_PER_PIXEL)}"
+        )
     check_size(height, width)
     if height == 0 or width == 0 or step < width * channels or size < step * height:
         raise ObservationError(
@@ -73,13 +85,21 @@ def check_form(encoding: str, height: int, width: int, step: int, size: int) -> 
         raise ObservationError(f"image is {height} x {width} and {encoding} needs even numbers of rows and columns")
 
 
-def rgb_of(encoding: str, height: int, width: int, step: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture as uint8 (H, W, 3), RGB, upright; a view of ``data`` where the encoding allows it.
+def raw_to_rgb(encoding: str, height: int, width: int, step: int, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert a raw image to RGB.
 
-    data: (n,) uint8, ``height`` rows of ``step`` bytes, row 0 on top. Raises what :func:`check_form` raises.
+    Args:
+        encoding, height, width, step: see :func:`check_layout`.
+        data: (n,) uint8, ``height`` rows of ``step`` bytes, row 0 on top.
+
+    Returns:
+        uint8 (H, W, 3), RGB, upright; a view of ``data`` where the encoding allows it.
+
+    Raises:
+        ObservationError: see :func:`check_layout`.
     """
-    check_form(encoding, height, width, step, data.size)
-    channels = CHANNELS[encoding]
+    check_layout(encoding, height, width, step, data.size)
+    channels = BYTES_PER_PIXEL[encoding]
     row = width * channels
     pixels = data[: step * height].reshape(height, step)[:, :row].reshape(height, width, channels)
     if encoding == "rgb8":
@@ -93,17 +113,20 @@ def rgb_of(encoding: str, height: int, width: int, step: int, data: NDArray[np.u
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), _CONVERSIONS[encoding]), dtype=np.uint8)
 
 
-def rgb_of_compressed(form: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture of a ``sensor_msgs/CompressedImage`` as uint8 (H, W, 3), RGB.
+def compressed_to_rgb(form: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Decode the image of a ``sensor_msgs/CompressedImage``.
 
     Args:
         form: the message's ``format``, as image_transport writes it, or "jpeg" or "png" alone. A Bayer mosaic that was
             compressed as it is becomes colour.
         data: JPEG or PNG bytes (n,).
 
+    Returns:
+        uint8 (H, W, 3), RGB.
+
     Raises:
         ObservationError: for depth, 16 bits, a format that does not say what the bytes hold, bytes that hold something
-            else, damaged data, and images that are too large (see :mod:`m2distill_policy.node.picture_files`).
+            else, damaged data, and images that are too large (see :mod:`m2distill_policy.images.codecs`).
     """
     original = _check_format(form)
     header = read_header(data)
@@ -113,7 +136,7 @@ def rgb_of_compressed(form: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
         )
     if _holds_mosaic(form, header):
         grey = decode(data, header, grey=True)
-        return rgb_of(original, header.height, header.width, header.width, grey.ravel())
+        return raw_to_rgb(original, header.height, header.width, header.width, grey.ravel())
     return np.asarray(cv2.cvtColor(decode(data, header, grey=False), cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
@@ -127,7 +150,7 @@ def _check_format(form: str) -> str:
         what = "depth" if "compressedDepth" in form else "not known"
         raise ObservationError(f"compressed image is of format '{shown}', which is {what}; {_ALLOWED}")
     original, given = found[1], found[2]
-    if original not in CHANNELS:
+    if original not in BYTES_PER_PIXEL:
         raise ObservationError(
             f"compressed image is of format '{shown}': '{original[:_SHOWN]}' is depth or not known; {_ALLOWED}"
         )
@@ -144,7 +167,7 @@ def _check_format(form: str) -> str:
     raise ObservationError(f"compressed image is of format '{shown}': {why}; {_ALLOWED}")
 
 
-def _holds_mosaic(form: str, header: PictureHeader) -> bool:
+def _holds_mosaic(form: str, header: ImageHeader) -> bool:
     """Whether the bytes are a Bayer mosaic; raises where they are not what ``form`` says."""
     found = _COMPRESSED.fullmatch(form)
     if found is None:

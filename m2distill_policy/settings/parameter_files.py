@@ -105,7 +105,7 @@ def sections_of(content: Mapping[str, Any], name: str, namespace: str | None) ->
         if len(found) != 1:
             there = ", ".join(section.strip("/") for section in names)
             raise ConfigError(f"the file has parameters of {len(found)} nodes ({there}); one is wanted")
-        return [(section, _flat(parameters, section)) for section, parameters in found]
+        return [(section, flatten(parameters, section)) for section, parameters in found]
     return _matching(found, f"{namespace}/{name}")
 
 
@@ -128,7 +128,7 @@ def _matching(found: Sequence[tuple[str, Mapping[str, Any]]], node: str) -> list
         if matches(section, node):
             if section in ours:
                 raise ConfigError(f"the section '{section}' is given twice, in two spellings; write it once")
-            ours[section] = _flat(parameters, section)
+            ours[section] = flatten(parameters, section)
     if not ours:
         there = ", ".join(section for section, _ in found)
         raise ConfigError(
@@ -142,7 +142,7 @@ def _matching(found: Sequence[tuple[str, Mapping[str, Any]]], node: str) -> list
 class Given:
     """What a command line gives to a node. names: of parameters that it gives to this node by its name.
 
-    refused: a sentence for each thing that ROS 2 takes without a word and that is a mistake: a parameter given twice in
+    refused: a message for each thing that ROS 2 takes without a word and that is a mistake: a parameter given twice in
     one section, a file with sections of this node's name in other namespaces alone.
     """
 
@@ -197,7 +197,7 @@ def _named_in(path: Path, node: str) -> Given:
 
 
 def unknown(names: Iterable[str], known: Collection[str], by_name: Collection[str]) -> dict[str, str]:
-    """Those of ``names`` that were meant for us and are not ``known``, each with a sentence.
+    """Those of ``names`` that were meant for us and are not ``known``, each with a message.
 
     by_name: those given to this node by its name.
     """
@@ -213,7 +213,7 @@ def unknown(names: Iterable[str], known: Collection[str], by_name: Collection[st
 
 
 def likely_misspelt(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
-    """Those of ``names`` that others may have been meant with, and that look much like one of ours, with a sentence."""
+    """Those of ``names`` that others may have been meant with, and that look much like one of ours, with a message."""
     found = {}
     for name in sorted(names):
         if name not in known and name not in _OF_RCLPY and (hint := closest(name, known, cutoff=0.8)):
@@ -221,7 +221,12 @@ def likely_misspelt(names: Iterable[str], known: Collection[str]) -> dict[str, s
     return found
 
 
-def _flat(parameters: Mapping[str, Any], section: str) -> dict[str, Any]:
+def flatten(parameters: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The parameters of a section by their full names (``safety.speed``).
+
+    Raises:
+        ConfigError: one is given twice, nested and with a dot.
+    """
     found: dict[str, Any] = {}
     for name, value in _leaves(parameters):
         if name in found:

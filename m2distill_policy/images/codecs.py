@@ -1,12 +1,12 @@
-"""Decode JPEG and PNG data by OpenCV, and refuse what OpenCV decodes without an error although it is damaged.
+"""Decode JPEG and PNG data with OpenCV, and refuse damaged data that OpenCV decodes without an error.
 
 OpenCV's JPEG decoder fills what is missing with grey and prints a line; it also decodes whatever size a header
 announces. Here the header is read first, and the data are refused unless they are those of one whole image.
 
-Limits, JPEG: found are a missing end, foreign or missing markers, long runs of zeros, and data that end before the last
-block of the image, which is what a lost packet causes (386 of 400 lost pieces of 188 to 8192 bytes). Not found are
-changed bytes that leave at least as many blocks; JPEG has no checksum. Where missing blocks do not stay grey
-(progressive, several scans), the data are refused. PNG has a checksum for each of its chunks.
+Limits of JPEG, which has no checksum: a missing end, wrong or missing markers, long runs of zeros, and data that end
+before the last block are found. A lost packet causes the last one (found for 386 of 400 lost pieces of 188 to 8192
+bytes). Changed bytes that leave at least as many blocks are not found. Where missing blocks do not stay grey
+(progressive, several scans), the data are refused. PNG has a checksum for each chunk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from m2distill_policy.errors import ObservationError
 
 #: Pixels of the largest image that is decoded: 8K video, 7680 x 4320, has 33.2 million.
-MOST_PIXELS = 2**25
+MAX_PIXELS = 2**25
 #: Pixels of an image's longer side.
 LONGEST_SIDE = 2**14
 
@@ -45,7 +45,7 @@ _FILLER = bytes((37 * i + 90) % 251 for i in range(64))
 
 
 @dataclass(frozen=True)
-class PictureHeader:
+class ImageHeader:
     """What JPEG or PNG data announce. channels: 1 grey, 2 grey with alpha, 3 colour, 4 colour with alpha."""
 
     codec: Literal["jpeg", "png"]
@@ -78,14 +78,14 @@ class _Jpeg:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise :class:`ObservationError` for an image beyond :data:`MOST_PIXELS` or :data:`LONGEST_SIDE`."""
-    if height * width > MOST_PIXELS or max(height, width) > LONGEST_SIDE:
+    """Raise :class:`ObservationError` for an image beyond :data:`MAX_PIXELS` or :data:`LONGEST_SIDE`."""
+    if height * width > MAX_PIXELS or max(height, width) > LONGEST_SIDE:
         raise ObservationError(
-            f"image is {width} x {height} pixels; at most {MOST_PIXELS} pixels and {LONGEST_SIDE} a side are decoded"
+            f"image is {width} x {height} pixels; at most {MAX_PIXELS} pixels and {LONGEST_SIDE} a side are decoded"
         )
 
 
-def read_header(data: NDArray[np.uint8]) -> PictureHeader:
+def read_header(data: NDArray[np.uint8]) -> ImageHeader:
     """Walk over ``data`` (n,), JPEG or PNG, to their end, without decoding them.
 
     Returns:
@@ -97,13 +97,13 @@ def read_header(data: NDArray[np.uint8]) -> PictureHeader:
     raw = data.tobytes()
     if raw.startswith(b"\xff\xd8"):
         jpeg = _structure(raw)
-        return PictureHeader("jpeg", jpeg.height, jpeg.width, jpeg.channels, 8, jpeg)
+        return ImageHeader("jpeg", jpeg.height, jpeg.width, jpeg.channels, 8, jpeg)
     if raw.startswith(_PNG):
         return _read_png(raw)
     raise ObservationError(f"compressed image is neither JPEG nor PNG ({len(raw)} bytes, {raw[:8].hex(' ') or 'none'})")
 
 
-def decode(data: NDArray[np.uint8], header: PictureHeader, *, grey: bool) -> NDArray[np.uint8]:
+def decode(data: NDArray[np.uint8], header: ImageHeader, *, grey: bool) -> NDArray[np.uint8]:
     """Decode what :func:`read_header` accepted.
 
     Returns:
@@ -141,8 +141,8 @@ def _damaged(codec: str, what: str) -> ObservationError:
 # --- PNG --------------------------------------------------------------------------------------------------------
 
 
-def _read_png(raw: bytes) -> PictureHeader:
-    header: PictureHeader | None = None
+def _read_png(raw: bytes) -> ImageHeader:
+    header: ImageHeader | None = None
     position, kind = len(_PNG), b""
     while kind != b"IEND":
         length = int.from_bytes(raw[position : position + 4], "big")
@@ -160,7 +160,7 @@ def _read_png(raw: bytes) -> PictureHeader:
             if colour not in _PNG_CHANNELS or not height or not width:
                 raise _damaged("PNG", f"its header has {width} x {height} pixels of type {colour}")
             check_size(height, width)
-            header = PictureHeader("png", height, width, _PNG_CHANNELS[colour], bits)
+            header = ImageHeader("png", height, width, _PNG_CHANNELS[colour], bits)
         position = end + 4
     assert header is not None
     return header

@@ -1,4 +1,4 @@
-"""A camera's message as RGB, by ``cv_bridge`` where it is installed."""
+"""Convert a camera's message on ROS 2 to RGB, with ``cv_bridge`` where it is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 
-from m2distill_policy.node.pictures import CHANNELS, check_form, rgb_of, rgb_of_compressed
+from m2distill_policy.images.encodings import BYTES_PER_PIXEL, check_layout, compressed_to_rgb, raw_to_rgb
 
 try:
     from cv_bridge import CvBridge
@@ -20,22 +20,26 @@ except ModuleNotFoundError as error:
 #: A camera's message.
 Frame: TypeAlias = Image | CompressedImage
 
-#: None without cv_bridge; then :func:`rgb_of` converts, to the same pixels.
+#: None without cv_bridge; then :func:`raw_to_rgb` converts, to the same pixels.
 _BRIDGE = None if CvBridge is None else CvBridge()
 #: Newer names of encodings -> those that cv_bridge knows.
 _OLDER = {"uyvy": "yuv422", "yuyv": "yuv422_yuy2"}
 
 
-def picture_of(frame: Frame) -> NDArray[np.uint8]:
-    """A camera's message as uint8 (H, W, 3), RGB; raises :class:`ObservationError` where it is no such picture."""
+def message_to_rgb(frame: Frame) -> NDArray[np.uint8]:
+    """Convert a camera's message to uint8 (H, W, 3), RGB.
+
+    Raises:
+        ObservationError: the message is incomplete, or its encoding is not known.
+    """
     data = np.frombuffer(frame.data, dtype=np.uint8)
     if isinstance(frame, CompressedImage):
-        # Not cv_bridge: it takes every decoded picture for one of three colours, also a grey one.
-        return rgb_of_compressed(frame.format, data)
-    check_form(frame.encoding, frame.height, frame.width, frame.step, data.size)
-    if _BRIDGE is None or frame.encoding == "rgb8" or frame.step % CHANNELS[frame.encoding]:
+        # Not cv_bridge: it takes every decoded image for one of three colours, also a grey one.
+        return compressed_to_rgb(frame.format, data)
+    check_layout(frame.encoding, frame.height, frame.width, frame.step, data.size)
+    if _BRIDGE is None or frame.encoding == "rgb8" or frame.step % BYTES_PER_PIXEL[frame.encoding]:
         # Nothing to convert; or rows that end within a pixel, which cv_bridge cannot read.
-        return rgb_of(frame.encoding, frame.height, frame.width, frame.step, data)
+        return raw_to_rgb(frame.encoding, frame.height, frame.width, frame.step, data)
     frame.encoding = _OLDER.get(frame.encoding, frame.encoding)
     frame.is_bigendian = 0  # bytes have no order, and cv_bridge would swap them
     return np.asarray(_BRIDGE.imgmsg_to_cv2(frame, "rgb8"), dtype=np.uint8)

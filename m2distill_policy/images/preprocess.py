@@ -1,4 +1,4 @@
-"""From a camera's picture to the network's: one crop, one resize, for the live node, bag import and plain DDS alike."""
+"""From a camera's image to the network's input: one crop and one resize, the same for live images and recordings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2distill_policy.errors import ObservationError
 
 
 def centre_crop(height: int, width: int, camera: Camera) -> tuple[int, int, int, int]:
-    """The largest centred part with the contract's aspect: (top, left, height, width) in pixels of the source."""
+    """The largest centred part with the contract's aspect ratio: (top, left, height, width) in pixels of the source."""
     # Compared as whole numbers, so that an exact aspect never loses a row to rounding.
     if width * camera.height > height * camera.width:
         crop_height, crop_width = height, max(1, round(height * camera.width / camera.height))
@@ -23,11 +23,18 @@ def centre_crop(height: int, width: int, camera: Camera) -> tuple[int, int, int,
 
 
 def preprocess(frame: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
-    """Centre-crop to the contract's aspect and shrink by area averaging to its resolution.
+    """Crop an image to the contract's aspect ratio, and shrink it to its resolution by area averaging.
 
-    frame: (H, W, 3) uint8, RGB, upright, at least as large as the contract's. Returns (camera.height, camera.width, 3)
-    uint8, contiguous; the very same array when nothing has to be done. Raises :class:`ObservationError` for another
-    dtype or shape, and for a frame that would have to be enlarged: invented pixels are not what was trained on.
+    Args:
+        frame: (H, W, 3) uint8, RGB, upright, at least as large as the contract's.
+        camera: of the contract.
+
+    Returns:
+        (camera.height, camera.width, 3) uint8, contiguous; the same array where nothing has to be done.
+
+    Raises:
+        ObservationError: another dtype or shape, or an image that is too small. Images are not enlarged, because the
+            policy was trained without interpolated pixels.
     """
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise ObservationError(
@@ -49,16 +56,23 @@ def preprocess(frame: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
 
 
 def fov_y_after_crop(fov_y: float, height: int, width: int, camera: Camera) -> float:
-    """Vertical field of view (degrees) that the crop leaves of a (height, width) picture of ``fov_y`` degrees."""
+    """Vertical field of view (degrees) of a (height, width) image of ``fov_y`` degrees after the crop."""
     cropped = centre_crop(height, width, camera)[2]
     return math.degrees(2 * math.atan(math.tan(math.radians(fov_y) / 2) * cropped / height))
 
 
-def field_of_view_trouble(camera: Camera, focal: float, height: int, width: int, tolerance: float = 0.05) -> str | None:
-    """A sentence if a camera's vertical field of view, after the crop, is not the contract's; None if it fits.
+def check_field_of_view(camera: Camera, focal: float, height: int, width: int, tolerance: float = 0.05) -> str | None:
+    """Compare a camera's vertical field of view after the crop with the contract's.
 
-    focal: vertical focal length in pixels of a (height, width) picture. A camera that is not calibrated says 0 and is
-    let be. tolerance: as a fraction of the contract's field of view.
+    Args:
+        camera: of the contract.
+        focal: vertical focal length in pixels of a (height, width) image; 0 for a camera that is not calibrated, which
+            is not checked.
+        height, width: in pixels.
+        tolerance: as a fraction of the contract's field of view.
+
+    Returns:
+        A message where it differs; None where it fits.
     """
     if focal <= 0 or height < 1 or width < 1:
         return None

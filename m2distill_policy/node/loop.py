@@ -1,0 +1,283 @@
+"""The policy loop without its messages: inputs go in, an :class:`Output` to publish comes out.
+
+:class:`PolicyLoop` is what the two loops share; :mod:`m2distill_policy.node.real_time` and
+:mod:`m2distill_policy.node.lockstep` decide when a cycle runs. Use a loop from one thread. A hot swap is prepared in a
+thread of the server's, and a folder is watched in one of the watcher's.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.errors import ObservationError
+from m2distill_policy.images.preprocess import check_field_of_view
+from m2distill_policy.node import topics
+from m2distill_policy.node.arrivals import Arrival, Moment
+from m2distill_policy.node.command import CommandMaker
+from m2distill_policy.node.diagnostics import Diagnostics
+from m2distill_policy.node.joint_gate import JointConflictError
+from m2distill_policy.node.loop_options import LoopOptions
+from m2distill_policy.node.operator_inputs import OperatorInputs
+from m2distill_policy.node.output import Output
+from m2distill_policy.node.pose_gate import PoseGate
+from m2distill_policy.node.pose_source import PoseBuffer, PoseSource
+from m2distill_policy.node.problems import Problems
+from m2distill_policy.node.stream import ObservationStream
+from m2distill_policy.node.synchroniser import SynchronisedSet
+from m2distill_policy.observation import Observation
+from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.safety import Motion
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.runtime.status import StatusCode
+from m2distill_policy.runtime.watchdog import Fault
+from m2distill_policy.runtime.watcher import FolderWatcher
+
+T = TypeVar("T")
+
+#: s that a ramp to a halt may take before the node exits anyway. The longest ``safety.halt_time`` is 5 s.
+LONGEST_RAMP = 6.0
+#: s after the first signal in which a second one does not cut the ramp short: the ramp, and the time to close.
+UNINTERRUPTED = LONGEST_RAMP + 2.0
+
+
+class PolicyLoop(ABC, Generic[T]):
+    """Connects a :class:`PolicyServer` to streams of messages that somebody else carries.
+
+    Args:
+        server: answers observations.
+        to_rgb: converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
+        options: see :class:`LoopOptions`.
+        slop: ns by which the stamps of one set, and of a pose and its set, may differ; 0 needs equal stamps.
+        longest_silence: s without a pose after which the newest one is no longer used; None for no limit.
+        checks_jumps: whether a pose that jumps is refused.
+        watcher: watches a folder for new bundles and calls ``server.load``; None for none.
+        full_name: from a topic of :mod:`m2distill_policy.node.topics` to its name here, after remapping, for messages.
+            All other arguments use the names of that module.
+        name: of this node with its namespace, in /diagnostics.
+        wall_clock: the clock of the observations' stamps, ns.
+        monotonic: a monotonic clock, s.
+        poses: another source of the end effector's poses; None uses those of :meth:`add_pose`.
+        frame: the frame that the poses of :meth:`add_pose` must have; empty where it must only stay the same.
+    """
+
+    def __init__(
+        self,
+        server: PolicyServer,
+        to_rgb: Callable[[T], NDArray[np.uint8]],
+        options: LoopOptions | None,
+        *,
+        slop: int,
+        longest_silence: float | None,
+        checks_jumps: bool,
+        watcher: FolderWatcher | None,
+        full_name: Callable[[str], str],
+        name: str,
+        wall_clock: Callable[[], int],
+        monotonic: Callable[[], float],
+        poses: PoseSource | None,
+        frame: str,
+    ) -> None:
+        self.options = options or LoopOptions()
+        self.problems = Problems()
+        self._server = server
+        self._contract = server.contract
+        self._watcher = watcher
+        self._full_name = full_name
+        self._wall_clock, self._monotonic = wall_clock, monotonic
+        self._episode = 0
+        self._pose_buffer = PoseBuffer(
+            lambda: f"'{full_name(topics.END_EFFECTOR_POSE)}'",
+            slop=slop,
+            longest_silence=longest_silence,
+            gate=PoseGate(server.speeds, jumps=checks_jumps, frame=frame),
+            monotonic=monotonic,
+        )
+        self._pose_arrival = Arrival()
+        self._poses: PoseSource = self._pose_buffer if poses is None else poses
+        self._stream: ObservationStream[T] = ObservationStream(
+            self._contract,
+            to_rgb,
+            slop=slop,
+            joints=self.options.joints,
+            now=monotonic(),
+            limits=server.watch,
+            full_name=full_name,
+        )
+        self._commands = CommandMaker(server, self.options.gripper, self._poses, self.problems)
+        self._diagnostics = Diagnostics(server, monotonic(), name.strip("/"))
+        self.operator = OperatorInputs(
+            server,
+            self.problems,
+            allow_other_publishers=self.options.allow_other_publishers,
+            full_name=full_name,
+            monotonic=monotonic,
+            measure_cameras=self._measure_cameras,
+        )
+        #: When the node exits even if the arm is not halted yet: s, monotonic; None while it is not shutting down.
+        self._exit_at: float | None = None
+
+    @property
+    def cycle_count(self) -> int:
+        """Cycles so far, each with its status."""
+        return self._diagnostics.cycle_count
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def add_image(self, view: str, stamp: int, frame: T) -> None:
+        """Add a frame of the camera ``view``, stamped ``stamp`` ns."""
+        self._stream.add_view(view, stamp, frame, self._moment())
+
+    def add_joints(
+        self, stamp: int, names: Sequence[str], positions: Sequence[float], topic: str = topics.JOINT_STATES
+    ) -> None:
+        """Add a joint state from ``topic``. One that contradicts itself or others is left out, and the status names
+        it."""
+        try:
+            self._stream.add_joints(stamp, names, positions, self._moment(), topic)
+        except JointConflictError:
+            pass  # reported by the stream, see RealTimeLoop._stream_fault
+        except ObservationError as error:
+            self.problems.set(topic, str(error))
+
+    def add_pose(self, stamp: int, pose: NDArray[np.float64], frame: str = "") -> None:
+        """Add the end effector's pose (6,) in the contract's frame; ``frame`` is the name of the frame in its
+        message."""
+        moment = self._moment()
+        if moment is not None:
+            self._pose_arrival.note(stamp, moment, self._server.watch.future_tolerance)
+        self._pose_buffer.add(stamp, pose, frame)
+
+    def refuse_pose(self, why: str) -> None:
+        """Report a message on ``/end_effector_pose`` that holds no pose."""
+        self._pose_buffer.refuse(why)
+
+    def add_camera_info(self, view: str, focal: float, height: int, width: int) -> None:
+        """Add the intrinsics of a camera: vertical focal length and size in pixels. A wrong lens is a warning."""
+        problem = check_field_of_view(self._contract.camera(view), focal, height, width)
+        self.problems.set(topics.camera_info_topic(view), problem)
+
+    def count_messages(self, topic: str, count: int, broken: Sequence[str] = ()) -> None:
+        """Count ``count`` readable messages on ``topic``, and ``broken`` ones, a message for each. Call it before
+        adding them."""
+        self._diagnostics.count_messages(self._full_name(topic), count, len(broken))
+        if broken:
+            self.problems.set(topic, broken[-1])
+        elif count:
+            self.problems.set(topic, None)
+
+    def reset_gripper(self) -> None:
+        """Send the next clear gripper command again: the gripper did not accept the last one."""
+        self._commands.reset_gripper()
+
+    @abstractmethod
+    def _moment(self) -> Moment | None:
+        """When a message arrives; None where arrival times do not matter."""
+
+    @abstractmethod
+    def _measure_cameras(self) -> None:
+        """See :class:`OperatorInputs`."""
+
+    # --- shutting down -----------------------------------------------------------------------------------------------
+
+    def shut_down(self, reason: str) -> None:
+        """Begin the final ramp to a halt; ``reason`` is in the status."""
+        if self._exit_at is None:
+            self._server.halt(reason)
+            self._exit_at = self._monotonic() + LONGEST_RAMP
+            self.operator.close()
+
+    @property
+    def may_exit(self) -> bool:
+        """Whether the ramp that :meth:`shut_down` began is over."""
+        if self._exit_at is None:
+            return False
+        return self._server.motion is Motion.HALTED or self._monotonic() >= self._exit_at
+
+    @abstractmethod
+    def ramp(self) -> Output:
+        """Run the next cycle of the ramp after :meth:`shut_down`, without observations. Call it once a period."""
+
+    # --- one cycle ---------------------------------------------------------------------------------------------------
+
+    def note_published(self, output: Output) -> None:
+        """Record that ``output`` is published, for the latencies in /diagnostics."""
+        if output.stamp and output.publishes_action:
+            whole = time.perf_counter() - output.report.start
+            self._diagnostics.add_latency(output.decision.status.latency, whole)
+
+    def _answer(self, found: SynchronisedSet[T], start: float) -> Output:
+        """Let the server answer a set. start: see :class:`CycleReport`."""
+        observation, problems = self._stream.observe(found)
+        self.problems.set("observation", " ".join(problems) or None)
+        self._report_jump()
+        pose = self._poses.at(found.stamp)
+        no_pose = self._no_pose(found.stamp) if pose is None and self._server.limits.needs_pose else None
+        return self._output(self._step(observation, found.stamp, pose, no_pose), found.stamp, start)
+
+    @abstractmethod
+    def _step(
+        self, observation: Observation, stamp: int, pose: NDArray[np.float64] | None, no_pose: Fault | None
+    ) -> Decision:
+        """Let the server answer ``observation``, stamped ``stamp`` ns; pose, no_pose: see
+        :meth:`PolicyServer.step`."""
+
+    def _no_pose(self, stamp: int) -> Fault:
+        """Why there is no pose for ``stamp`` (ns), where the workspace needs one."""
+        refused = self._poses.refused
+        if refused is not None:
+            return Fault(StatusCode.BAD_POSE, f"{refused} The workspace is limited, so the arm is not driven without.")
+        return Fault(
+            StatusCode.NO_POSE,
+            f"The workspace is limited and no pose on {self._poses.place} belongs to this observation: "
+            f"{self._poses.absence(stamp)}.",
+        )
+
+    def _report_jump(self) -> None:
+        jump = self._poses.take_jump()
+        if jump is not None:
+            self._commands.note_jump()
+            self._server.report_pose_jump(
+                f"The pose on {self._poses.place} jumped ({jump}), and has stayed there: the arm was moved, or the "
+                "measurement is wrong. See which, then enable the policy to go on from there."
+            )
+
+    @abstractmethod
+    def _set_point_stamp(self, decision: Decision, stamp: int) -> int:
+        """Stamp (ns) of the pose that the set-point of an answer to ``stamp`` is relative to; 0 for the newest one."""
+
+    @abstractmethod
+    def _command_stamp(self, stamp: int) -> int:
+        """Stamp (ns) of the commands of a cycle that answers ``stamp``."""
+
+    #: Whether every sent command has a set-point, also while the arm stays halted.
+    _always_sends_set_points: bool
+
+    def _output(self, decision: Decision, stamp: int, start: float, *, is_answer: bool = True) -> Output:
+        """The output of a cycle. is_answer: False where an episode only begins."""
+        pose = self._poses.at(stamp) if is_answer else None
+        is_sent = decision.command and is_answer
+        publishes_action = is_answer and (decision.command or bool(stamp))
+        pose_stamp = self._set_point_stamp(decision, stamp)
+        set_point_pose = None
+        if is_sent:
+            set_point_pose = pose if pose_stamp == stamp else self._poses.at(pose_stamp)
+        decision, command = self._commands.make(
+            decision,
+            is_sent=is_sent,
+            pose=set_point_pose,
+            pose_stamp=pose_stamp,
+            always_set_point=self._always_sends_set_points,
+        )
+        warnings = list(self.problems.messages)
+        if self._watcher is not None and self._watcher.problem:
+            warnings.append(self._watcher.problem)
+        report = self._diagnostics.report(
+            decision.status, self._monotonic(), warnings=warnings, episode=self._episode, start=start
+        )
+        return Output(decision, stamp, self._command_stamp(stamp), publishes_action, command, pose, report)

@@ -1,0 +1,40 @@
+"""Problems that do not stop the policy: the status names each until it is solved, and the log names each once."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+#: Different problems that are logged; the status goes on naming all of them.
+_MOST_LOGGED = 100
+
+
+class Problems:
+    """What is wrong now, one message for each source."""
+
+    def __init__(self) -> None:
+        self._current: dict[str, str] = {}
+        self._logged: set[str] = set()
+
+    def set(self, source: str, message: str | None, *, log_key: str | None = None) -> None:
+        """Set the problem of ``source``, or clear it.
+
+        Args:
+            source: a topic, or another name of what has the problem.
+            message: the problem; None clears it.
+            log_key: for messages that differ only in a measured number: of those with one key, the first is logged.
+        """
+        if message is None:
+            self._current.pop(source, None)
+            return
+        self._current[source] = message
+        key = log_key or message
+        if key not in self._logged and len(self._logged) < _MOST_LOGGED:
+            self._logged.add(key)
+            logger.warning("%s", message)
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """The current problems."""
+        return tuple(self._current.values())

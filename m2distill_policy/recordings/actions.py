@@ -1,0 +1,194 @@
+"""The actions of a demonstration: for each step, the command that the arm followed meanwhile."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.demonstrations import Episode
+from m2distill_policy.errors import ObservationError, RecordingError
+from m2distill_policy.node import topics
+from m2distill_policy.node.frames import shown_frame
+from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.observation import Observation
+from m2distill_policy.recordings.bag import Bag
+from m2distill_policy.recordings.frozen import FrozenCheck, SetPointWay
+from m2distill_policy.recordings.import_settings import ImportSettings
+from m2distill_policy.recordings.playback import Playback, Step
+from m2distill_policy.runtime import drive
+
+#: s for which a velocity command holds: MoveIt Servo and most velocity controllers stop an arm after 0.1 to 0.2 s.
+TWIST_HOLDS = 0.2
+#: m between the fingers below which a gripper without a command counts as closed: half of what the contract's gripper,
+#: robosuite's Panda hand, opens.
+HALF_OPEN = 0.04
+#: Share of a recording's steps that may be clipped to the largest action before a warning.
+MOST_CLIPPED = 0.05
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A demonstration, and facts about its import.
+
+    Attributes:
+        episode: the demonstration.
+        missed: periods without an observation.
+        clipped: share of steps whose motion was larger than the largest action.
+        unknown_frame: the frame of the velocities, where the recording does not say that it is the contract's.
+    """
+
+    episode: Episode
+    missed: int
+    clipped: float
+    unknown_frame: str = ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings for the user."""
+        found = []
+        if self.missed:
+            found.append(f"{self.missed} periods had no observation; see whether the cameras keep their rate")
+        if self.clipped > MOST_CLIPPED:
+            found.append(
+                f"{100 * self.clipped:.0f} % of the steps moved faster than the contract's largest action and were "
+                "clipped: move slower, or raise action.translation_scale in a contract of your own"
+            )
+        if self.unknown_frame:
+            found.append(
+                f"the velocities are in {shown_frame(self.unknown_frame)} and are taken as in the contract's frame; "
+                "name the arm's base in pose.base_frame of --config, so that another frame is refused"
+            )
+        return tuple(found)
+
+
+@dataclass
+class Commands:
+    """Commands to the arm and the gripper, by time of recording (ns).
+
+    A set-point holds until the next one, as with an impedance controller; a velocity for :data:`TWIST_HOLDS` s.
+    """
+
+    motions: list[tuple[int, NDArray[np.float64]]] = field(default_factory=list)
+    grips: list[tuple[int, float]] = field(default_factory=list)
+
+    def motion(self, until: int) -> tuple[int, NDArray[np.float64]] | None:
+        """The newest motion command before ``until``, with its time."""
+        index = bisect.bisect_left(self.motions, until, key=lambda entry: entry[0])
+        return self.motions[index - 1] if index else None
+
+    def grip(self, until: int) -> float | None:
+        """The newest gripper command before ``until``: a position in m."""
+        index = bisect.bisect_left(self.grips, until, key=lambda entry: entry[0])
+        return self.grips[index - 1][1] if index else None
+
+
+def make_episode(
+    bag: Bag,
+    contract: Contract,
+    settings: ImportSettings,
+    playback: Playback,
+    commands: Commands,
+    poses: Sequence[tuple[int, NDArray[np.float64]]],
+) -> Imported:
+    """Make a demonstration from played steps.
+
+    Args:
+        bag: for messages.
+        contract, settings: of the demonstration.
+        playback: has the steps.
+        commands: all that were recorded.
+        poses: (stamp in ns, (6,) pose of the end effector).
+
+    Raises:
+        RecordingError: commands or poses are missing, or frozen.
+    """
+    poses = sorted(poses, key=lambda entry: entry[0])
+    steps = [s for s in playback.steps if commands.motion(_end(s, contract)) is not None]
+    if not steps:
+        raise RecordingError(
+            f"{bag.path}: no command was recorded while there were observations; check --commands {settings.command}"
+        )
+    if settings.command == "target_pose" and not poses:
+        raise RecordingError(
+            f"{bag.path}: '{settings.topic(topics.END_EFFECTOR_POSE)}' has no pose after the last long gap, and "
+            "set-points need it; record it together with the cameras, or give --commands twist"
+        )
+    ee = np.array([_pose_at(bag, poses, s, settings.slop) for s in steps]) if poses else None
+    actions, way = np.zeros((len(steps), 7)), SetPointWay(contract)
+    frozen = FrozenCheck(contract, settings.watch)
+    for index, step in enumerate(steps):
+        following = steps[index + 1].at if index + 1 < len(steps) else _end(step, contract)
+        command = commands.motion(following)
+        assert command is not None
+        sent, motion = command
+        if settings.command == "target_pose":
+            assert ee is not None
+            actions[index, :6] = drive.motion_to(motion, ee[index], contract)
+            commanded = way.to(motion, actions[index])
+        else:
+            if following - sent <= TWIST_HOLDS * 1e9:
+                actions[index, :6] = _action_for(motion, contract)
+            commanded = drive.twist(np.clip(actions[index], -1.0, 1.0), contract)
+        fault = frozen.check(step.observation, None if ee is None else ee[index], commanded)
+        if fault is not None:
+            raise RecordingError(f"{bag.path} at {step.at / 1e9:.3f} s: {fault.code.name}: {fault.message}")
+        try:
+            actions[index, 6] = _grip(commands.grip(following), step.observation, settings.gripper)
+        except ObservationError as error:
+            raise RecordingError(f"{bag.path} at {step.at / 1e9:.3f} s: {error}") from error
+    clipped = float((np.abs(actions[:, :6]).max(axis=1) > 1 + 1e-6).mean())
+    episode = Episode(
+        images={name: np.stack([s.observation.images[name] for s in steps]) for name in contract.camera_names},
+        proprioception={
+            name: np.stack([s.observation.proprioception[name] for s in steps])
+            for name in contract.proprioception_names
+        },
+        actions=np.clip(actions, -1.0, 1.0).astype(np.float32),
+        ee=None if ee is None else ee.astype(np.float32),
+    )
+    return Imported(episode, playback.missed, clipped)
+
+
+def _end(step: Step, contract: Contract) -> int:
+    return step.at + round(contract.period * 1e9)
+
+
+def _pose_at(
+    bag: Bag, poses: Sequence[tuple[int, NDArray[np.float64]]], step: Step, slop: float
+) -> NDArray[np.float64]:
+    """The pose nearest to a step; ``poses`` are in order of their stamps."""
+    wanted = round(step.observation.stamp * 1e9)
+    after = bisect.bisect_left(poses, wanted, key=lambda entry: entry[0])
+    stamp, value = min(poses[max(0, after - 1) : after + 1], key=lambda entry: abs(entry[0] - wanted))
+    if abs(stamp - wanted) > slop * 1e9:
+        raise RecordingError(
+            f"{bag.path}: no pose of the end effector within {slop:g} s of the observation stamped {wanted / 1e9:.3f} s"
+        )
+    return value
+
+
+def _action_for(velocity: NDArray[np.float64], contract: Contract) -> NDArray[np.float64]:
+    """The motion entries (6,) whose response is ``velocity``; larger than 1 for one that the response never reaches."""
+    response = contract.action.response
+    action = np.zeros(6)
+    for axis, speed in enumerate(np.abs(velocity)):
+        top = response.velocities[axis][-1]
+        size = response.size_for(axis, float(speed)) if speed <= top else speed / top if top > 0 else np.inf
+        action[axis] = np.copysign(size, velocity[axis]) if speed > 0 else 0.0
+    return action
+
+
+def _grip(position: float | None, observation: Observation, profile: GripperProfile) -> float:
+    """-1 or +1: from the gripper's command, or from its joint positions before the first command.
+
+    A command is in the gripper's own unit; the joint positions are the contract's, in m, of each finger.
+    """
+    if position is not None:
+        return profile.entry(position)
+    fingers = observation.proprioception.get("gripper_states")
+    return 1.0 if fingers is not None and float(np.abs(fingers).sum()) < HALF_OPEN else -1.0

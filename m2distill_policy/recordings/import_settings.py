@@ -1,0 +1,96 @@
+"""What to read from a recording: which topics, which commands, and how messages become an observation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from m2distill_policy.contract import Contract
+from m2distill_policy.errors import RecordingError, closest
+from m2distill_policy.node import topics
+from m2distill_policy.node.gripper import GripperProfile
+from m2distill_policy.node.joints import JointMap, JointSource
+from m2distill_policy.recordings.bag import Bag
+from m2distill_policy.runtime.watchdog import WatchLimits
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+JOINTS, POSE, TWIST = "sensor_msgs/msg/JointState", "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/TwistStamped"
+GRIPPER = "control_msgs/msg/GripperCommand"
+#: s by which a topic's stamps may be shifted on request.
+LARGEST_SHIFT = 86_400.0
+
+CommandKind = Literal["target_pose", "twist"]
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """What to read from a recording.
+
+    Attributes:
+        command: which commands moved the arm: set-points or velocities.
+        slop: s by which the members of a set may differ.
+        gripper: positions and hysteresis of the gripper.
+        joints: joints whose name, sign or zero differs from the contract's.
+        topic: from a topic of :mod:`m2distill_policy.node.topics` to its name in the recording.
+        joint_topics: topics of joint states in addition to ``/joint_states``.
+        watch: how far a stream may be in the future or late, and what is frozen.
+        shift: topic -> s that are added to its stamps, because its clock is known to be off.
+        frame: the frame that poses, set-points and velocities must have; empty where it must only be the same for all.
+    """
+
+    command: CommandKind = "target_pose"
+    slop: float = 0.02
+    gripper: GripperProfile = field(default_factory=GripperProfile)
+    joints: tuple[JointSource, ...] = ()
+    topic: Callable[[str], str] = topics.resolve
+    joint_topics: tuple[str, ...] = ()
+    watch: WatchLimits = field(default_factory=WatchLimits)
+    shift: Mapping[str, float] = field(default_factory=dict)
+    frame: str = ""
+
+
+def view_topics(contract: Contract, settings: ImportSettings) -> dict[str, str]:
+    """Topic in the recording -> view of the contract."""
+    return {settings.topic(topics.camera_topic(name)): name for name in contract.camera_names}
+
+
+def joint_topics(settings: ImportSettings) -> tuple[str, ...]:
+    """Topics of joint states in the recording."""
+    return tuple(settings.topic(topic) for topic in topics.joint_topics(settings.joint_topics))
+
+
+def command_topic(settings: ImportSettings) -> str:
+    """Topic of the motion commands in the recording."""
+    return settings.topic(topics.TARGET_POSE if settings.command == "target_pose" else topics.TWIST)
+
+
+def require_topics(bag: Bag, contract: Contract, settings: ImportSettings) -> None:
+    """Check that a recording has every topic that a demonstration needs.
+
+    Raises:
+        RecordingError: a topic is missing, or has another type.
+        ConfigError: a joint is given that the contract does not have.
+    """
+    JointMap(contract, settings.joints)
+    for topic in view_topics(contract, settings):
+        bag.require(topic, (IMAGE, COMPRESSED))
+    for topic in joint_topics(settings):
+        bag.require(topic, (JOINTS,))
+    bag.require(command_topic(settings), (POSE,) if settings.command == "target_pose" else (TWIST,))
+    bag.require(settings.topic(topics.GRIPPER_COMMAND), (GRIPPER,))
+    pose = settings.topic(topics.END_EFFECTOR_POSE)
+    if settings.command == "target_pose" or pose in bag.topics:
+        bag.require(pose, (POSE,))
+    _require_shifts(bag, settings, [*view_topics(contract, settings), *joint_topics(settings), pose])
+
+
+def _require_shifts(bag: Bag, settings: ImportSettings, stamped: Sequence[str]) -> None:
+    for topic, seconds in settings.shift.items():
+        if topic not in stamped:
+            raise RecordingError(
+                f"{bag.path}: a shift is given for '{topic}'{closest(topic, stamped)}; the streams with stamps are "
+                f"{', '.join(stamped)}"
+            )
+        if not abs(seconds) < LARGEST_SHIFT:
+            raise RecordingError(f"{bag.path}: the shift of '{topic}' is {seconds} s; less than a day is needed")

@@ -1,0 +1,40 @@
+"""The policy on a node, as its services and its action see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from m2distill_policy.node.lockstep import LockstepLoop
+from m2distill_policy.node.output import Output
+from m2distill_policy.node.real_time import RealTimeLoop
+from m2distill_policy.ros.images import Frame
+from m2distill_policy.runtime.server import PolicyServer
+from m2distill_policy.settings.node import NodeSettings
+
+#: Either loop of a node on ROS 2.
+Loop: TypeAlias = RealTimeLoop[Frame] | LockstepLoop[Frame]
+
+
+@dataclass
+class PolicyState:
+    """What belongs to the configured policy; None while the node is not configured.
+
+    Attributes:
+        settings: the parameters, as they were when the node was configured.
+        server: answers observations.
+        loop: the present loop; each activation makes a new one.
+        is_active: whether observations are answered.
+        last_output: of the newest cycle; None before the first one.
+    """
+
+    settings: NodeSettings | None = None
+    server: PolicyServer | None = None
+    loop: Loop | None = None
+    is_active: bool = False
+    last_output: Output | None = None
+
+    def require_loop(self) -> Loop:
+        """The present loop; only for what runs while the node is configured."""
+        assert self.loop is not None
+        return self.loop

@@ -1,0 +1,34 @@
+"""What the policy server decides in one cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m2distill_policy.runtime.mixture import Mixture
+from m2distill_policy.runtime.status import Status
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do in this cycle, and why.
+
+    Attributes:
+        action: (7,) float64, the command in the contract's units ([-1, 1]), within the limits; zero motion when halted.
+        command: whether ``action`` is to be sent to the arm; False in shadow mode, and while there is nothing new.
+        sample: (7,) the policy's own answer before any limit; None where it gave none in this cycle.
+        mixture: the mixture that ``sample`` was drawn from, or None.
+        status: code, message and the rest.
+        bundle: identifier of the network that answered.
+        stamp: of the observation that was answered (s); None for a cycle without one.
+    """
+
+    action: NDArray[np.float64]
+    command: bool
+    sample: NDArray[np.float64] | None
+    mixture: Mixture | None
+    status: Status
+    bundle: str
+    stamp: float | None
