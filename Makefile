@@ -24,6 +24,8 @@ export MUJOCO_GL
 export PIP_ARGS ?=
 
 PYTHON_BIN := $(VENV)/bin/python
+# A test that hangs is a failure with its name and the stacks of its threads. (A worker that is started again would hang.)
+PYTEST := -n $(JOBS) --dist loadfile --max-worker-restart 0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 # A test process is one thread: several of them share the cores, and numbers do not depend on how many there are.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 
@@ -43,11 +45,11 @@ demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve,
 .PHONY: test
 test: venv rendering ## Run the tests, those that need ROS 2 too where it is or its wheels are (make test-ros)
 	@bash scripts/libero_loader.sh "$(VENV)"
-	$(ONE_THREAD) bash scripts/test.sh "$(PYTHON_BIN)" "$(VENV_ROS)" -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	$(ONE_THREAD) bash scripts/test.sh "$(PYTHON_BIN)" "$(VENV_ROS)" $(PYTEST) $(ARGS)
 
 .PHONY: test-ros
 test-ros: venv rendering ## Run the tests that need ROS 2: on the one that is sourced, or on its wheels in .venv-ros
-	@$(ONE_THREAD) bash scripts/test_ros.sh "$(VENV_ROS)" "$(PYTHON_BIN)" -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	@$(ONE_THREAD) bash scripts/test_ros.sh "$(VENV_ROS)" "$(PYTHON_BIN)" $(PYTEST) $(ARGS)
 
 .PHONY: lint
 lint: venv ## Lint, formatting and types, without the tests

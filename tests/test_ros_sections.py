@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,29 +20,34 @@ from tests.test_parameter_sections import NAMESPACES, NODE, SECTIONS, TWICE, wri
 pytestmark = pytest.mark.usefixtures("own_domain")
 
 
-def rclpy_takes(file: Path, namespace: str) -> float | None:
-    """What rclpy gives the policy node of a namespace as the time to halt in; None where it gives nothing."""
+@pytest.fixture(scope="module")
+def context() -> Iterator[rclpy.Context]:
+    """One for all nodes: each would make a DDS participant of its own."""
     context = rclpy.Context()
-    rclpy.init(args=["--ros-args", "--params-file", str(file)], context=context)
+    rclpy.init(args=[], context=context)
+    yield context
+    rclpy.try_shutdown(context=context)
+
+
+def rclpy_takes(file: Path, namespace: str, context: rclpy.Context) -> float | None:
+    """What rclpy gives the policy node of a namespace as the time to halt in; None where it gives nothing."""
+    node = Node(
+        NODE, namespace=namespace, context=context, cli_args=["--ros-args", "--params-file", str(file)],
+        automatically_declare_parameters_from_overrides=True, start_parameter_services=False, enable_rosout=False,
+    )  # fmt: skip
     try:
-        node = Node(
-            NODE, namespace=namespace, context=context, automatically_declare_parameters_from_overrides=True,
-            start_parameter_services=False, enable_rosout=False,
-        )  # fmt: skip
         name = "safety.halt_time"
-        found = float(node.get_parameter(name).value) if node.has_parameter(name) else None
-        node.destroy_node()
-        return found
+        return float(node.get_parameter(name).value) if node.has_parameter(name) else None
     finally:
-        rclpy.try_shutdown(context=context)
+        node.destroy_node()
 
 
 @pytest.mark.parametrize("first", SECTIONS)
-def test_sections_are_chosen_as_rclpy_does(tmp_path: Path, first: str) -> None:
+def test_sections_are_chosen_as_rclpy_does(tmp_path: Path, context: rclpy.Context, first: str) -> None:
     pairs = [(first, second) for second in SECTIONS if first.strip("/") != second.strip("/")]
     for (one, other), namespace in itertools.product(pairs[::3], NAMESPACES):
         file = write(tmp_path / "p.yaml", (one, 0.25), (other, 0.75))
-        expected = rclpy_takes(file, namespace)
+        expected = rclpy_takes(file, namespace, context)
         if expected is None:
             with pytest.raises(ConfigError):
                 load_arm(file, (), namespace)
