@@ -24,7 +24,8 @@ from benchmarks.output import add_out, command, make_parser
 from benchmarks.result_files import write_measurement
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.contract import libero_contract
-from m2distill_policy.demonstrations import DemonstrationWriter, Episode, Recording, demonstration_path
+from m2distill_policy.demonstration_writer import DemonstrationWriter
+from m2distill_policy.demonstrations import Episode, Recording, demonstration_path
 from m2distill_policy.errors import TrainingError
 from training.run_config import RunConfig
 

@@ -13,6 +13,8 @@ dataclass, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, ``X | None`` an
 * TOML has no null: leave the key out, or use the override ``key=null``.
 """
 
+# Longer than 400 lines because reading a value, converting it and naming what is wrong with it is one grammar of types.
+
 from __future__ import annotations
 
 import dataclasses

@@ -13,6 +13,8 @@ Conventions (LIBERO's, see https://github.com/Lifelong-Robot-Learning/LIBERO):
   (-1 open, +1 closed), in the robot's base frame.
 """
 
+# Longer than 400 lines because the parts of a contract are checked against each other.
+
 from __future__ import annotations
 
 import bisect

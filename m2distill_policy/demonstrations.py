@@ -1,7 +1,8 @@
-"""Demonstration files: HDF5 in LIBERO's layout, one file a task. The one place where image rows are flipped.
+"""Demonstration files: HDF5 in LIBERO's layout, one file a task.
 
 The layout is in docs/architecture.md. Files hold rows bottom-up (``macros_image_convention = opengl``), as robosuite
-and LIBERO store them, so that LIBERO's and robomimic's tools read ours; everything beyond this module is upright.
+and LIBERO store them, so that LIBERO's and robomimic's tools read ours; elsewhere images are upright. The reader and
+:mod:`m2distill_policy.demonstration_writer` turn them.
 
 Reading is strict: a missing key, a wrong shape or dtype, a value out of range is a :class:`DemonstrationError` that
 names file, episode and key. LIBERO's published files lack the contract; theirs is derived from their image size.
@@ -9,28 +10,23 @@ names file, episode and key. LIBERO's published files lack the contract; theirs 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy import strict_json
 from m2distill_policy.contract import Contract, libero_contract
 from m2distill_policy.demonstration_settings import check_settings, words_of
-from m2distill_policy.errors import ContractError, DemonstrationError, StorageError, shorten
+from m2distill_policy.errors import ContractError, DemonstrationError, shorten
 from m2distill_policy.hdf5 import Dataset, Hdf5File, open_hdf5
-from m2distill_policy.hdf5_writer import create_hdf5
-from m2distill_policy.storage import settle, write_atomic, writing
 
 #: How far an action may lie outside [-1, 1] before a file is refused: rounding, nothing more.
 ACTION_TOLERANCE = 1e-6
@@ -113,12 +109,12 @@ def demonstration_path(folder: Path, task_name: str) -> Path:
             f"a task is named {task_name[:40]!r}... ({len(task_name)} characters); a file's name has at most "
             f"{_LONGEST_NAME} bytes: give a shorter one"
         )
-    if _task_name_of(name) != task_name:
+    if task_name_of(name) != task_name:
         raise DemonstrationError(f"a task is named {task_name!r}; a name does not end in .hdf5: leave that out")
     return folder / f"{task_name}{_SUFFIX}"
 
 
-def _task_name_of(name: str) -> str:
+def task_name_of(name: str) -> str:
     """The task's name in the name of its file."""
     return name.removesuffix(_SUFFIX).removesuffix(".hdf5")
 
@@ -175,7 +171,7 @@ class DemonstrationFile:
                 "known are 'opengl' (rows bottom-up) and 'opencv'"
             )
         self._bottom_up = convention == "opengl"
-        self.task_name = _task_name_of(self.path.name)
+        self.task_name = task_name_of(self.path.name)
         self.instruction = self._read_instruction(data)
         self.contract = self._read_contract(file, data)
         # A file without any attribute is one that OpenVLA's script made anew, which looks before it acts.
@@ -390,271 +386,7 @@ class DemonstrationFile:
             raise DemonstrationError(f"{self.path}: {error}") from error
 
 
-def _differing(begun: str, now: str) -> str:
-    """Which settings of two collections differ, in brackets; empty where one is damaged and does not say."""
-    try:
-        (one, of_one), (other, of_other) = ((made, made.pop("env_args")) for made in map(json.loads, (begun, now)))
-        pairs = ((one, other), (of_one, of_other))
-        return f" ({', '.join(sorted({k for a, b in pairs for k in {*a, *b} if a.get(k) != b.get(k)}))})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ""
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """One sentence for whatever HDF5 says when it cannot write ``path``; what is half written goes."""
-    try:
-        with writing(path):
-            yield
-    except (OSError, RuntimeError, StorageError) as error:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        if isinstance(error, StorageError):
-            raise
-        raise DemonstrationError(f"{path} cannot be written: {error}") from error
-
-
 def _joined(pieces: list[str]) -> str:
     """The instruction of which some of LIBERO's files hold the words, or all of it in one piece, or its letters."""
     letters = len(pieces) > 1 and all(len(piece) == 1 for piece in pieces)
     return "".join(pieces) if letters else " ".join(word for piece in pieces for word in piece.split())
-
-
-class DemonstrationWriter:
-    """Collects the episodes of one task; a kill at any moment loses at most the episode being written.
-
-    Every attempt is committed on its own, by renaming a finished part into ``<file>.parts/``: an episode as
-    ``<seed>.hdf5``, a failure as the empty ``<seed>.failed``. :meth:`finish` merges the parts into one file.
-
-    Raises :class:`DemonstrationError`, before anything is written, for an instruction or a name that would not be read
-    back as it is, and where the settings contradict the contract.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        instruction: str,
-        contract: Contract,
-        suite: str = "",
-        env_args: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.path = Path(path)
-        self.parts = self.path.with_name(self.path.name + ".parts")
-        self.instruction = instruction
-        self.contract = contract
-        self.suite = suite
-        self.env_args = dict(env_args or {})
-        if instruction_from(instruction) != instruction:
-            raise DemonstrationError(
-                f"the instruction is {shorten(repr(instruction))} and would be read as "
-                f"{shorten(repr(instruction_from(instruction)))}; write it without quotes and spaces around it"
-            )
-        demonstration_path(self.path.parent, _task_name_of(self.path.name))
-        try:
-            check_settings(strict_json.parse(json.dumps(self.env_args)), contract)
-        except strict_json.JsonError as error:
-            raise DemonstrationError(f"the settings of {self.path} could not be read back: {error}") from error
-        try:
-            self.parts.mkdir(parents=True, exist_ok=True)
-            self._require_same_contract()
-        except OSError as error:
-            raise DemonstrationError(f"demonstrations cannot be written to {self.parts}: {error}") from error
-
-    def _require_same_contract(self) -> None:
-        """Parts of an earlier collection under another contract or instruction are never mixed in."""
-        marker = self.parts / "collection.json"
-        wanted = json.dumps(
-            {"instruction": self.instruction, "contract": self.contract.to_dict(), "env_args": self.env_args},
-            sort_keys=True,
-        )
-        if not marker.exists():
-            write_atomic(marker, wanted.encode())
-        elif marker.read_text() != wanted:
-            raise DemonstrationError(
-                f"{self.parts} holds an unfinished collection under another setting"
-                f"{_differing(marker.read_text(), wanted)}; delete that folder or choose another output"
-            )
-
-    def clean(self) -> None:
-        """Remove what a killed process left half written. Only while no other process writes here."""
-        for leftover in self.parts.glob(".*"):
-            leftover.unlink()
-
-    def discard_if_empty(self) -> None:
-        """Remove the folder of parts if no attempt was committed, so that other settings can be tried at once."""
-        if not self.attempts():
-            shutil.rmtree(self.parts, ignore_errors=True)
-
-    def attempts(self) -> dict[int, bool]:
-        """Seeds tried so far -> whether the attempt succeeded."""
-        done = {int(part.stem): True for part in self.parts.glob("[0-9]*.hdf5")}
-        return done | {int(part.stem): False for part in self.parts.glob("[0-9]*.failed")}
-
-    def add_failure(self, seed: int) -> None:
-        """Remember that the attempt from ``seed`` failed."""
-        (self.parts / f"{seed}.failed").touch()
-
-    def add(self, recording: Recording, number: int | None = None) -> None:
-        """Commit one episode, known by ``number``, or by its seed where it was drawn from one.
-
-        :class:`DemonstrationError` if it is not of the contract's form.
-        """
-        episode = recording.episode
-        number = episode.seed if number is None else number
-        if number is None:
-            raise DemonstrationError("a collected episode needs the seed of its initial state; got None")
-        self._check(recording)
-        temporary = self.parts / f".{number}.hdf5"
-        with _writing(temporary):
-            with create_hdf5(temporary) as output:
-                _write_episode(output.file.create_group("demo"), recording)
-            settle(temporary, self.parts / f"{number}.hdf5")
-
-    def reopen(self, file: DemonstrationFile, seeds: Sequence[int]) -> None:
-        """Split a finished file into parts, so that more episodes can be added. The file stays until :meth:`finish`.
-
-        Args:
-            file: The finished file of this writer's path.
-            seeds: Seeds of the attempts behind it, in order. Attempts whose seed has no episode have failed.
-
-        Raises:
-            DemonstrationError: An episode is damaged, or its seed is not one of ``seeds``.
-        """
-        missing = set(seeds)
-        for index in range(len(file)):
-            seed = file.episode(index).seed  # reads the whole episode, so damage is found here
-            if seed not in missing:
-                raise DemonstrationError(
-                    f"{file.path}: episode 'demo_{index}' has seed {seed}, which this collection does not use or used "
-                    "before; episodes can only be added to a file that 'm2distill demos' wrote"
-                )
-            missing.remove(seed)
-            part = self.parts / f"{seed}.hdf5"
-            if part.exists():
-                continue
-            temporary = self.parts / f".{seed}.hdf5"
-            with _writing(temporary):
-                with h5py.File(file.path, "r") as source, create_hdf5(temporary) as output:
-                    source.copy(f"data/{file.episode_names[index]}", output.file, name="demo")
-                settle(temporary, part)
-        for seed in missing:
-            self.add_failure(seed)
-
-    def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
-        """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts go."""
-        if not seeds:
-            raise DemonstrationError(
-                f"no episode was collected for {self.path}; a file without episodes is not written"
-            )
-        self._require_whole(seeds)
-        temporary = self.path.with_name(f".{self.path.name}")
-        total = 0
-        with _writing(temporary):
-            with create_hdf5(temporary) as output:
-                data = output.file.create_group("data")
-                for index, seed in enumerate(seeds):
-                    with h5py.File(self.parts / f"{seed}.hdf5", "r") as part:  # read whole just before
-                        part.copy("demo", data, name=f"demo_{index}")
-                        total += int(part["demo"].attrs["num_samples"])
-                    output.check()
-                data.attrs["num_demos"] = len(seeds)
-                data.attrs["total"] = total
-                data.attrs["macros_image_convention"] = "opengl"
-                data.attrs["problem_info"] = json.dumps({"language_instruction": self.instruction})
-                data.attrs["env_args"] = json.dumps(self.env_args, sort_keys=True)
-                data.attrs["env_name"] = str(self.env_args.get("env_name", self.suite))
-                data.attrs["m2distill_contract"] = self.contract.to_json()
-                data.attrs["m2distill_suite"] = self.suite
-                data.attrs["m2distill_tried"] = tried
-            settle(temporary, self.path)
-            # The parts go at once or not at all: some that were left without their settings would be taken for others'.
-            done = self.parts.with_name(f".{self.parts.name}")
-            shutil.rmtree(done, ignore_errors=True)
-            self.parts.rename(done)
-        shutil.rmtree(done)
-        return DemonstrationFile(self.path)
-
-    def _require_whole(self, seeds: list[int]) -> None:
-        for seed in seeds:
-            part = self.parts / f"{seed}.hdf5"
-            try:
-                file = open_hdf5(part)
-                for name in file.datasets:
-                    file.read(name)
-                if not isinstance(file.attributes("demo", ["num_samples"]).get("num_samples"), int):
-                    raise DemonstrationError("it does not say how many steps it has")
-            except DemonstrationError as error:
-                raise DemonstrationError(
-                    f"{part} is damaged ({error}); remove it and go on with the same command, which makes it anew"
-                ) from error
-
-    def _check(self, recording: Recording) -> None:
-        """Refuse at the source what the reader would refuse."""
-        episode, length = recording.episode, len(recording.episode.actions)
-        where = f"episode of seed {episode.seed} for {self.path.name}"
-        if length == 0 or episode.actions.shape != (length, 7) or not np.all(np.isfinite(episode.actions)):
-            raise DemonstrationError(
-                f"{where}: actions are {episode.actions.shape}, finite (L, 7) with L > 0 is wanted"
-            )
-        if np.any(np.abs(episode.actions) > 1.0 + ACTION_TOLERANCE):
-            raise DemonstrationError(f"{where}: an action lies outside [-1, 1]")
-        for camera in self.contract.cameras:
-            frames = episode.images.get(camera.name)
-            if frames is None or frames.dtype != np.uint8 or frames.shape != (length, *camera.shape):
-                got = "missing" if frames is None else f"{frames.dtype} {frames.shape}"
-                raise DemonstrationError(
-                    f"{where}: view '{camera.name}' is {got}; uint8 {(length, *camera.shape)} is wanted"
-                )
-        for reading in self.contract.proprioception:
-            values = episode.proprioception.get(reading.name)
-            if values is None or values.shape != (length, reading.size) or not np.all(np.isfinite(values)):
-                got = "missing" if values is None else str(values.shape)
-                raise DemonstrationError(
-                    f"{where}: '{reading.name}' is {got}; finite {(length, reading.size)} is wanted"
-                )
-            if np.any(values < reading.low) or np.any(values > reading.high):
-                raise DemonstrationError(
-                    f"{where}: '{reading.name}' leaves the contract's range {reading.low:.4g} to {reading.high:.4g} "
-                    f"{reading.unit}"
-                )
-        for name, poses, size in (("ee", episode.ee, 6), ("executed", episode.executed, 7)):
-            if poses is not None and (poses.shape != (length, size) or not np.all(np.isfinite(poses))):
-                raise DemonstrationError(f"{where}: '{name}' is {poses.shape}; finite {(length, size)} is wanted")
-        for states in (recording.states, recording.robot_states):
-            if states is not None and len(states) != length:
-                raise DemonstrationError(f"{where}: {len(states)} states for {length} actions")
-
-
-def _write_episode(group: h5py.Group, recording: Recording) -> None:
-    episode = recording.episode
-    length = len(episode)
-    ends = np.zeros(length, dtype=np.uint8)
-    ends[-1] = 1
-    group.create_dataset("actions", data=np.asarray(episode.actions, dtype=np.float64))
-    if episode.executed is not None:
-        group.create_dataset("executed_actions", data=np.asarray(episode.executed, dtype=np.float64))
-    if recording.states is not None:
-        group.create_dataset("states", data=recording.states)
-        group.attrs["init_state"] = recording.states[0]
-    if recording.robot_states is not None:
-        group.create_dataset("robot_states", data=recording.robot_states)
-    group.create_dataset("rewards", data=ends)
-    group.create_dataset("dones", data=ends)
-    obs = group.create_group("obs")
-    for name, frames in episode.images.items():
-        # A chunk a frame: training reads windows of frames, not whole episodes.
-        obs.create_dataset(
-            name, data=frames[:, ::-1], chunks=(1, *frames.shape[1:]), compression="gzip", compression_opts=1
-        )
-    for name, values in episode.proprioception.items():
-        obs.create_dataset(name, data=np.asarray(values, dtype=np.float64))
-    if episode.ee is not None:
-        pose = np.asarray(episode.ee, dtype=np.float64)
-        obs.create_dataset("ee_states", data=pose)
-        obs.create_dataset("ee_pos", data=pose[:, :3])
-        obs.create_dataset("ee_ori", data=pose[:, 3:])
-    group.attrs["num_samples"] = length
-    if episode.seed is not None:
-        group.attrs["seed"] = episode.seed
-    group.attrs["model_file"] = recording.model_xml

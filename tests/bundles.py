@@ -18,8 +18,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from m2distill_policy.bundle import Bundle, open_bundle, write_bundle
+from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.bundle_files import DIGEST, MANIFEST, digest_line
+from m2distill_policy.bundle_writer import write_bundle
 from m2distill_policy.contract import Contract, Proprioception, Text, libero_contract
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import m2distill_policy.bundle as bundle_module
-from m2distill_policy.bundle import open_bundle, write_bundle
+import m2distill_policy.bundle_writer as bundle_module
+from m2distill_policy.bundle import open_bundle
+from m2distill_policy.bundle_writer import write_bundle
 from m2distill_policy.errors import BundleError, UnknownInstructionError
 from tests.bundles import (
     INSTRUCTIONS,

@@ -20,10 +20,11 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from m2distill_policy import bundle_files
-from m2distill_policy.bundle import Bundle, open_bundle, write_bundle
+from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.bundle_arrays import read_arrays
 from m2distill_policy.bundle_files import DIGEST, MANIFEST, check_digest
 from m2distill_policy.bundle_graphs import DEEPEST, MOST_NODES, GraphError, check_graph
+from m2distill_policy.bundle_writer import write_bundle
 from m2distill_policy.errors import BundleError, UnknownInstructionError
 from m2distill_policy.runtime.engine import Engine
 from tests.bundles import INSTRUCTIONS, edit_manifest, replace_file, toy_contract, toy_graphs, write_manifest, write_toy

@@ -15,9 +15,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from m2distill_policy.bundle import open_bundle, sign_bundle
+from m2distill_policy.bundle import open_bundle
 from m2distill_policy.bundle_files import MANIFEST, SIGNATURE
 from m2distill_policy.bundle_signature import PublicKey, write_new_key
+from m2distill_policy.bundle_writer import sign_bundle
 from m2distill_policy.cli import main
 from m2distill_policy.errors import BundleError, ConfigError, M2DistillError
 from m2distill_policy.runtime.probe import open_and_prove

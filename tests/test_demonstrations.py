@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from m2distill_policy.contract import Contract, libero_contract
+from m2distill_policy.demonstration_writer import DemonstrationWriter
 from m2distill_policy.demonstrations import (
     DemonstrationFile,
-    DemonstrationWriter,
     Episode,
     Recording,
     demonstration_path,

@@ -22,7 +22,8 @@ import pytest
 
 from m2distill_policy import hdf5
 from m2distill_policy.contract import libero_contract
-from m2distill_policy.demonstrations import DemonstrationFile, DemonstrationWriter
+from m2distill_policy.demonstration_writer import DemonstrationWriter
+from m2distill_policy.demonstrations import DemonstrationFile
 from m2distill_policy.errors import DemonstrationError, StorageError
 from m2distill_policy.hdf5 import open_hdf5
 from tests.test_demonstrations import SIZE, recording, writer

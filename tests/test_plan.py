@@ -11,7 +11,8 @@ pytest.importorskip("robosuite", reason="the simulator is not installed (require
 
 from m2distill_policy.cli import main
 from m2distill_policy.config import load_config, override
-from m2distill_policy.demonstrations import DemonstrationWriter, Episode, Recording, demonstration_path
+from m2distill_policy.demonstration_writer import DemonstrationWriter
+from m2distill_policy.demonstrations import Episode, Recording, demonstration_path
 from m2distill_policy.errors import ConfigError, TrainingError
 from m2distill_policy.sim.suites import suite_tasks
 from tests.training_fixtures import CONTRACT

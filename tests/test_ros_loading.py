@@ -14,8 +14,9 @@ pytest.importorskip("m2distill_msgs", reason="ros2_ws is not built and sourced")
 from lifecycle_msgs.msg import Transition
 from m2distill_msgs.srv import LoadPolicy
 
-from m2distill_policy.bundle import open_bundle, sign_bundle
+from m2distill_policy.bundle import open_bundle
 from m2distill_policy.bundle_signature import write_new_key
+from m2distill_policy.bundle_writer import sign_bundle
 from m2distill_policy.node import topics
 from m2distill_policy.runtime.status import StatusCode
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy

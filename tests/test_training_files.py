@@ -16,7 +16,8 @@ import torch
 from m2distill_policy.cli import main
 from m2distill_policy.config import load_config
 from m2distill_policy.contract import libero_contract
-from m2distill_policy.demonstrations import DemonstrationWriter, demonstration_path
+from m2distill_policy.demonstration_writer import DemonstrationWriter
+from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, M2DistillError, StorageError, TrainingError
 from tests.test_demonstrations import recording
 from tests.test_run import SMALL

@@ -122,10 +122,14 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.hdf5_reader": _names(outside="h5py"),
     "m2distill_policy.hdf5_writer": _names(outside="h5py"),
     "m2distill_policy.demonstration_settings": _names("errors", "contract"),
-    "m2distill_policy.demonstrations": _names(*_CORE, "hdf5", "hdf5_writer", "demonstration_settings", outside="h5py"),
+    "m2distill_policy.demonstrations": _names(*_CORE, "hdf5", "demonstration_settings"),
+    "m2distill_policy.demonstration_writer": _names(
+        *_CORE, "hdf5", "hdf5_writer", "demonstration_settings", "demonstrations", outside="h5py"
+    ),
     "m2distill_policy.bundle": _names(
         "errors", "contract", "strict_json", "bundle_files", "bundle_arrays", "bundle_graphs", "bundle_signature"
     ),
+    "m2distill_policy.bundle_writer": _names("errors", "contract", "bundle", "bundle_files", "bundle_signature"),
     "m2distill_policy.bundle_files": _names("errors"),
     "m2distill_policy.bundle_arrays": _names(),
     "m2distill_policy.bundle_graphs": _names(),
@@ -157,7 +161,13 @@ ALLOWED: dict[str, frozenset[str]] = {
         outside="rclpy cv2",
     ),
     "m2distill_policy.sim": _names(
-        *_CORE, "config", "lock", "demonstrations", "sim", outside="robosuite mujoco libero bddl h5py cv2 yaml"
+        *_CORE,
+        "config",
+        "lock",
+        "demonstrations",
+        "demonstration_writer",
+        "sim",
+        outside="robosuite mujoco libero bddl h5py cv2 yaml",
     ),
     "m2distill_policy.evaluation": _names(
         *_CORE, "cluster", "progress", "bundle", "runtime", "sim", "evaluation", outside="cv2"
@@ -171,6 +181,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             "config",
             "config_keys",
             "demonstrations",
+            "bundle_writer",
             "bundle",
             "runtime",
             "sim",

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from m2distill_policy.bundle import write_bundle
+from m2distill_policy.bundle_writer import write_bundle
 from m2distill_policy.errors import ExportError
 from training.data.task_data import TaskData
 from training.models.mixture import Mixture

@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from m2distill_policy.config import to_dict
-    from m2distill_policy.demonstrations import DemonstrationWriter, Recording, demonstration_path, instruction_from
+    from m2distill_policy.demonstration_writer import DemonstrationWriter
+    from m2distill_policy.demonstrations import Recording, demonstration_path, instruction_from
     from m2distill_policy.errors import RecordingError
     from m2distill_policy.lock import only_writer
     from m2distill_policy.node.topics import parse_namespace, parse_remappings, resolve

@@ -39,8 +39,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Sign, verify, or make keys."""
-    from m2distill_policy.bundle import open_bundle, sign_bundle
+    from m2distill_policy.bundle import open_bundle
     from m2distill_policy.bundle_signature import PublicKey, write_new_key
+    from m2distill_policy.bundle_writer import sign_bundle
     from m2distill_policy.errors import ConfigError
 
     if (args.bundle is None) == (args.new_key is None):

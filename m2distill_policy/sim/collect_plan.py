@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from m2distill_policy.demonstrations import DemonstrationFile, DemonstrationWriter, demonstration_path
+from m2distill_policy.demonstration_writer import DemonstrationWriter
+from m2distill_policy.demonstrations import DemonstrationFile, demonstration_path
 from m2distill_policy.errors import DemonstrationError, SimulationError
 from m2distill_policy.sim.collection import Collection, collection_settings, open_writer
 from m2distill_policy.sim.env import Task

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2distill_policy.demonstrations import DemonstrationWriter, demonstration_path
+from m2distill_policy.demonstration_writer import DemonstrationWriter
+from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.sim.disturbances import Disturbance
 from m2distill_policy.sim.env import Task

@@ -19,7 +19,8 @@ import h5py
 import numpy as np
 
 from m2distill_policy.contract import Contract, libero_contract
-from m2distill_policy.demonstrations import DemonstrationFile, DemonstrationWriter, Episode, Recording
+from m2distill_policy.demonstration_writer import DemonstrationWriter
+from m2distill_policy.demonstrations import DemonstrationFile, Episode, Recording
 from m2distill_policy.errors import M2DistillError
 from m2distill_policy.recordings.contract import read_contract
 from tests.fuzz.choice import Choice
