@@ -1,6 +1,6 @@
 """Demonstration files: HDF5 in LIBERO's layout, one file a task.
 
-The layout is in docs/architecture.md. Files hold rows bottom-up (``macros_image_convention = opengl``), as robosuite
+The layout is in docs/reference/demonstrations.md. Files hold rows bottom-up (``macros_image_convention = opengl``), as robosuite
 and LIBERO store them, so that LIBERO's and robomimic's tools read ours; elsewhere images are upright. The reader and
 :mod:`m2distill_policy.demonstration_writer` turn them.
 
