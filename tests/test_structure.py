@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 from scripts.module_map import PAGE, ROOT, module_files, with_module_map
@@ -44,6 +45,27 @@ def test_no_module_imports_itself_through_others() -> None:
     graph = {name_of(path): imports_of(path, modules) for path in files}
     assert len(graph) > 100 and sum(map(len, graph.values())) > 300
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def package_of(name: str) -> str:
+    """The package of a module; empty for the modules directly in ``m2distill_policy``."""
+    top, *rest = name.split(".")
+    return top if top == "training" else rest[0] if rest and (ROOT / top / rest[0]).is_dir() else ""
+
+
+def test_packages_import_what_the_map_says() -> None:
+    rows = re.findall(r"^\| `(\w+)`[^|]*\|[^|]*\| ([^|]*) ?\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    listed = {package: set(re.findall(r"`(\w+)`", imports)) for package, imports in rows}
+    files = module_files()
+    modules = {name_of(path) for path in files}
+    found: dict[str, set[str]] = {package_of(name): set() for name in modules}
+    for path in files:
+        package = package_of(name_of(path))
+        found[package] |= {package_of(name) for name in imports_of(path, modules)} - {package, ""}
+    for package in ("", "commands", "pretrained"):
+        found.pop(package, None)
+        listed.pop(package, None)
+    assert listed == found, "the packages in docs/architecture.md"
 
 
 def test_files_are_short_or_say_why_not() -> None:
