@@ -17,7 +17,7 @@ from m2distill_policy.policy import PolicyError
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
 from tests.bundles import INSTRUCTIONS, observations, toy_bundle, toy_contract
-from tests.test_walls import loaded_by
+from tests.test_dependencies import loaded_by
 
 CONTRACT = toy_contract()
 

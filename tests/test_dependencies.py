@@ -1,4 +1,4 @@
-"""The rooms keep their walls: what may import what, in fresh processes and in the source of every file."""
+"""The dependency rules: what may import what, in fresh processes and in the source of every file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ HEAVY = {
 }
 
 
-def modules_of(room: str) -> list[str]:
-    """Dotted names of every module of a room."""
-    files = sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / f"{room}.py"]
+def modules_of(package: str) -> list[str]:
+    """Dotted names of every module of a package."""
+    files = sorted((ROOT / package).rglob("*.py")) if (ROOT / package).is_dir() else [ROOT / f"{package}.py"]
     names = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files]
     return [name.removesuffix(".__init__") for name in names]
 
@@ -47,8 +47,8 @@ def present(*names: str) -> list[str]:
 
 
 def test_runtime_and_node_are_light() -> None:
-    rooms = ("images", "runtime", "node")
-    loaded = loaded_by(*(name for room in rooms for name in modules_of(f"m2distill_policy/{room}")))
+    packages = ("images", "runtime", "node")
+    loaded = loaded_by(*(name for package in packages for name in modules_of(f"m2distill_policy/{package}")))
     assert not loaded & HEAVY
     assert {"numpy", "onnxruntime", "cv2"} <= loaded
 
@@ -77,7 +77,7 @@ def test_evaluation_has_no_torch() -> None:
 def test_dds_has_no_torch_and_no_simulator_until_asked() -> None:
     modules = modules_of("m2distill_policy/dds")
     if not modules:
-        pytest.skip("there is no dds room yet")
+        pytest.skip("there is no package dds yet")
     assert not loaded_by(*modules) & {"torch", "rclpy", "training", "robosuite", "mujoco", "libero", "onnx", "h5py"}
 
 
@@ -87,10 +87,10 @@ def test_command_line_is_light() -> None:
     assert not loaded_by(*modules) & {*HEAVY, "onnxruntime", "cv2", "yaml"}
 
 
-# --- every arrow, in the source --------------------------------------------------------------------------------------
+# --- every import, in the source --------------------------------------------------------------------------------------
 
-#: Room -> what of this project and of the heavy outside it may import, anywhere in its files (also inside functions).
-#: Rooms are matched by the longest prefix.
+#: Package -> which of our packages and heavy libraries it may import, anywhere in its files (also inside functions).
+#: Packages are matched by the longest prefix.
 OUTSIDE = {
     *("torch", "rclpy", "robosuite", "mujoco", "onnx", "onnxruntime", "cv2", "cyclonedds", "libero", "bddl", "h5py"),
     *("yaml", "transformers", "tokenizers", "safetensors", "rosbags", "ray", "cryptography"),
@@ -209,32 +209,32 @@ def imports_of(file: Path) -> set[str]:
     return found
 
 
-def arrows() -> list[tuple[str, str, str]]:
-    """(room, file, import) for every import of this project's rooms or of something heavy."""
+def all_imports() -> list[tuple[str, str, str]]:
+    """(package, file, import) for every import of this project's packages or of a heavy library."""
     result = []
     for file in [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "training").rglob("*.py"))]:
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        rooms = [room for room in ALLOWED if name == room or name.startswith(f"{room}.")]
-        if not rooms:
+        packages = [package for package in ALLOWED if name == package or name.startswith(f"{package}.")]
+        if not packages:
             continue  # the command line sits on top and may import anything, lazily (see above)
         for target in sorted(imports_of(file)):
             if target.split(".")[0] in OUTSIDE | {"m2distill_policy", "training"}:
-                result.append((max(rooms, key=len), str(file.relative_to(ROOT)), target))
+                result.append((max(packages, key=len), str(file.relative_to(ROOT)), target))
     return result
 
 
-def test_arrows_only_go_down() -> None:
+def test_packages_import_only_what_they_may() -> None:
     wrong = []
-    for room, file, target in arrows():
-        if not any(target == allowed or target.startswith(f"{allowed}.") for allowed in ALLOWED[room]):
+    for package, file, target in all_imports():
+        if not any(target == allowed or target.startswith(f"{allowed}.") for allowed in ALLOWED[package]):
             if target == "m2distill_policy.__version__":
                 continue
-            wrong.append(f"{file} imports {target}, which '{room}' may not")
+            wrong.append(f"{file} imports {target}, which '{package}' may not")
     assert not wrong, "\n".join(wrong)
 
 
-def test_torch_lives_in_training_alone_and_training_knows_no_robot() -> None:
-    for _, file, target in arrows():
+def test_only_training_imports_torch_and_training_imports_no_robot() -> None:
+    for _, file, target in all_imports():
         top = target.split(".")[0]
         if top == "torch":
             assert file.startswith("training/"), file
