@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 VENV ?= .venv
 # The environment of 'make test-ros'.
 VENV_ROS ?= .venv-ros
+# The environment of 'make docs'.
+VENV_DOCS ?= .venv-docs
 # What this machine is for; installed from requirements/. A robot alone: make venv ROLES=robot (or robot-gpu).
 # Empty: what the environment was made with, and what the target needs.
 ROLES ?=
@@ -39,7 +41,7 @@ help: ## Explain the targets (this text)
 demo test test-ros lint check format fuzz benchmark-tabletop: export ALSO := robot train sim dev
 
 .PHONY: demo
-demo: venv rendering ## The whole road: collect, learn, export, evaluate, serve, and report.html
+demo: venv rendering ## Everything once: collect, train, export, evaluate, serve, report.html
 	@$(VENV)/bin/m2distill demo $(ARGS)
 
 .PHONY: test
@@ -65,17 +67,23 @@ format: venv ## Format the code and sort the imports
 	@$(PYTHON_BIN) -m ruff check --quiet --fix --exit-zero .
 	$(PYTHON_BIN) -m ruff format .
 
-# A door, s a door, and doors at a time; see tests/fuzz/__main__.py.
+# The input to test, seconds for each, and how many at once; see tests/fuzz/__main__.py.
 DOOR ?=
 SECONDS ?= 900
 .PHONY: fuzz
-fuzz: venv ## Try bad inputs on every door: DOOR=bundle SECONDS=900 JOBS=2 (findings: runs/fuzz)
+fuzz: venv ## Send bad inputs to every interface: DOOR=bundle SECONDS=900 JOBS=2 (findings: runs/fuzz)
 	@case "$(or $(DOOR),ros)" in *ros*) export M2DISTILL_FUZZ_ROS; M2DISTILL_FUZZ_ROS=$$(bash scripts/ros_env.sh "$(VENV_ROS)" "$(PYTHON_BIN)") || true;; esac
 	$(ONE_THREAD) $(PYTHON_BIN) -m tests.fuzz $(DOOR:%=--door %) --seconds $(SECONDS) --jobs $(JOBS) $(ARGS)
 
 .PHONY: benchmark-tabletop
 benchmark-tabletop: venv rendering ## The figures: 5 tasks, 3 seeds, every strategy (hours to days; resumable)
 	@$(PYTHON_BIN) -m benchmarks.tabletop $(ARGS)
+
+.PHONY: docs
+docs: ## Build the documentation website: site/index.html
+	@bash scripts/venv.sh "$(VENV_DOCS)" docs
+	NO_MKDOCS_2_WARNING=1 "$(VENV_DOCS)/bin/python" -m mkdocs build --quiet $(ARGS)
+	echo "open $(CURDIR)/site/index.html"
 
 .PHONY: doctor
 doctor: venv ## What this machine can do, and how to get what is missing
@@ -91,5 +99,5 @@ rendering: ## Install the library for drawing without a screen, or say how
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches; what was learned (runs/) stays
-	@rm -rf "$(VENV)" "$(VENV_ROS)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf "$(VENV)" "$(VENV_ROS)" "$(VENV_DOCS)" site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment for the given roles, or brings it up to date; does nothing when nothing changed.
 #
-#   scripts/venv.sh FOLDER [ROLE...]    roles: robot robot-gpu train sim ray dev
+#   scripts/venv.sh FOLDER [ROLE...]    roles: robot robot-gpu train sim ray dev docs
 #
 # Without roles: those it was made with (robot train sim dev for a new one) and those in ALSO.
 #
@@ -30,8 +30,8 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 has_role() { local role; for role in "${roles[@]}"; do [[ $role == "$1" ]] && return 0; done; return 1; }
 for role in "${roles[@]}"; do
     case $role in
-        robot | robot-gpu | train | sim | ray | dev) ;;
-        *) die "role '$role' is not known; allowed are robot, robot-gpu, train, sim, ray, dev" ;;
+        robot | robot-gpu | train | sim | ray | dev | docs) ;;
+        *) die "role '$role' is not known; allowed are robot, robot-gpu, train, sim, ray, dev, docs" ;;
     esac
 done
 if has_role robot && has_role robot-gpu; then

@@ -1,4 +1,4 @@
-"""Small real bundles for tests: tiny ONNX graphs that obey the signature of docs/reference/bundle.md, made without torch.
+"""Small real bundles for tests: tiny ONNX graphs with the signature of docs/reference/bundle.md, made without torch.
 
 The toy network looks at everything it is given: the mean of every view, every reading, the text token, and the mean of
 the valid past tokens. Different seeds give different weights and so different answers.

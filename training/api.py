@@ -143,7 +143,9 @@ def extend(
         config: settings of the new stages; None: those of ``source``.
         release: when a bundle of the new run may be published; written into the run, acted on by ``m2distill train``.
         files: the new tasks are recordings of your own although the old ones are of a simulated suite.
-        evaluate, stages, quiet: see :func:`train`.
+        evaluate: see :func:`train`.
+        stages: see :func:`train`.
+        quiet: see :func:`train`.
 
     Raises:
         TrainingError: the settings or tasks do not fit ``source``, or ``out`` holds another run.
