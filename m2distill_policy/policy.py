@@ -33,10 +33,11 @@ class PolicyError(M2DistillError):
 class Action:
     """The policy's answer to one observation.
 
-    values: (7,) float64 in [-1, 1], sampled from ``mixture`` and clipped. The first six are the motion of the end
-    effector in the base frame, the last one is the gripper. ``contract.action`` gives scales, units and frame.
-    mixture: the Gaussian mixture over actions, before clipping.
-    latency: seconds that ``Policy.act`` took.
+    Attributes:
+        values: (7,) float64 in [-1, 1], sampled from ``mixture`` and clipped. The first six are the motion of the end
+            effector in the base frame, the last one is the gripper. ``contract.action`` gives scales, units and frame.
+        mixture: the Gaussian mixture over actions, before clipping.
+        latency: seconds that ``Policy.act`` took.
     """
 
     values: NDArray[np.float64]
