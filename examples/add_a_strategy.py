@@ -3,7 +3,7 @@
 Train with it, without a change to the project:
 
     m2distill train --import examples/add_a_strategy.py strategy=anchor anchor.weight=10 \
-        --config config/tiny.toml --data demos --out runs/anchor
+        --config config/tiny.toml --data data/tabletop --out runs/anchor
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ import yaml
 from m2distill_policy.cli import _parser
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.contract import Contract, libero_contract
+from m2distill_policy.sim.env import Task
+from m2distill_policy.sim.tabletop.scene import OBJECTS
+from m2distill_policy.sim.tabletop.tasks import GOALS, SUITE, TASKS
 from scripts.cli_reference import PAGE as CLI_PAGE
 from scripts.cli_reference import cli_reference
 
@@ -110,6 +113,20 @@ def test_the_command_line_reference_is_up_to_date() -> None:
 def test_the_example_of_a_contract_is_one() -> None:
     (example,) = re.findall(r"```json\n(.*?)```", read(DOCS / "reference" / "contract.md"), re.DOTALL)
     assert Contract.from_dict(json.loads(example)) == libero_contract(64)
+
+
+def test_the_code_of_the_strategy_tutorial_is_the_example() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", read(DOCS / "tutorials" / "add_a_strategy.md"), re.DOTALL)
+    example = read(ROOT / "examples" / "add_a_strategy.py").splitlines()
+    assert not [line for line in code.splitlines() if line not in example]
+
+
+def test_the_task_of_the_guide_is_possible() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", read(DOCS / "how_to" / "add_a_task.md"), re.DOTALL)
+    task = eval(code.strip().removesuffix(","), {"Task": Task, "SUITE": SUITE})  # noqa: S307 - a page of this project
+    assert (task.index, task.suite) == (len(TASKS), SUITE)
+    assert task.kind in GOALS
+    assert set(task.targets) <= {item.name for item in OBJECTS}
 
 
 def test_the_front_page_is_short() -> None:
