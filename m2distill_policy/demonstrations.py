@@ -1,8 +1,8 @@
 """Demonstration files: HDF5 in LIBERO's layout, one file a task.
 
-The layout is in docs/reference/demonstrations.md. Files hold rows bottom-up (``macros_image_convention = opengl``), as
-robosuite and LIBERO store them, so that LIBERO's and robomimic's tools read ours; elsewhere images are upright. The
-reader and :mod:`m2distill_policy.demonstration_writer` turn them.
+The layout is in docs/architecture.md. Files hold rows bottom-up (``macros_image_convention = opengl``), as robosuite
+and LIBERO store them, so that LIBERO's and robomimic's tools read ours; elsewhere images are upright. The reader and
+:mod:`m2distill_policy.demonstration_writer` turn them.
 
 Reading is strict: a missing key, a wrong shape or dtype, a value out of range is a :class:`DemonstrationError` that
 names file, episode and key. LIBERO's published files lack the contract; theirs is derived from their image size.
