@@ -215,7 +215,15 @@ def test_recordings_are_learned_on_top_of_simulation(
     """The old tasks are still rolled out, and decide; the new one has no world."""
     data = _part(demonstrations, tmp_path / "recordings", "lift_the_blue_box")
     words = ["train", "--extend", first, "--files", "--tasks", "0", "--data", data, "--quiet"]
-    words += ["--out", tmp_path / "arm", "--margin", "1", "--publish", tmp_path / "watched", "evaluation.told=1"]
+    words += [
+        "--out",
+        tmp_path / "arm",
+        "--margin",
+        "1",
+        "--publish",
+        tmp_path / "watched",
+        "evaluation.cross_instruction=1",
+    ]
     assert main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
     assert "old tasks before and after" in said and "'lift the blue box'" in said
@@ -225,7 +233,7 @@ def test_recordings_are_learned_on_top_of_simulation(
     results = read_json(run.folder / "results.json")
     assert [None not in row for row in results["success"]] == [True, True, False] and results["success"][2][2] is None
     assert results["metrics"]["nbt"] is None and results["metrics"]["mean_final"] is not None
-    assert {cell["task"] for cell in results["told"]} == {"lift_the_red_box", "lift_the_green_box"}
+    assert {cell["task"] for cell in results["cross_instruction"]} == {"lift_the_red_box", "lift_the_green_box"}
     assert read_json(run.folder / "gate.json")["tasks"] == ["lift the red box", "lift the green box"]
     assert open_bundle(tmp_path / "watched" / "arm_stage_2").instructions[2] == "lift the blue box"
     assert main(["report", str(first), str(run.folder), "--out", str(tmp_path / "report.html")]) == 0
@@ -257,7 +265,7 @@ def test_what_no_world_can_be_asked_about_is_published_by_name_alone(
         ([], [1], r"has learned 'lift the green box' \(lift_the_green_box\) already; name tasks that are new"),
         (["network.embed=32"], [2], r"under another setting: network.embed is 16 there and 32 here; leave it as it is"),
         (["memory.episodes=2"], [2], r"kept memory.episodes=1 of each task's demonstrations and 2 were asked for"),
-        (["evaluation.points=2"], [2], r"points is 1 there and 2 here"),
+        (["evaluation.candidates=2"], [2], r"candidates is 1 there and 2 here"),
         (["strategy=ewc"], [2], r"strategy=m2distill, which did not save the state that strategy=ewc starts from"),
         (["strategy=multitask"], [2], r"cannot be extended from or by strategy=multitask"),
         (["seed=3"], [2], r"seed is 0 there and 3 here"),

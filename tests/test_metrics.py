@@ -56,7 +56,7 @@ def test_tasks_learned_together_weigh_as_many_as_they_are() -> None:
         lifelong_metrics([[1.0], [1.0, 1.0]], [[1.0], [1.0]], [2])
 
 
-def test_no_point_is_asked_behind_one_that_always_succeeds() -> None:
+def test_no_candidate_is_evaluated_behind_one_that_always_succeeds() -> None:
     rates = iter([0.9, 1.0, 0.5])
     assert until_perfect(rates) == [0.9, 1.0] and list(rates) == [0.5]
     assert until_perfect([0.2, 0.1]) == [0.2, 0.1]
@@ -73,7 +73,7 @@ def test_earliest_of_the_best_is_chosen_and_held() -> None:
     [
         ([], [], "one curve a stage"),
         ([[1.0], [1.0]], [[1.0], [1.0]], "needs tasks 0 to 1"),
-        ([[1.0]], [[]], "no evaluation points"),
+        ([[1.0]], [[]], "no checkpoint candidates"),
     ],
 )
 def test_incomplete_matrices_are_refused(final: list[list[float]], curves: list[list[float]], sentence: str) -> None:

@@ -44,7 +44,8 @@ RUN = RunRecord(
 )  # fmt: skip
 RESULTS = RunResults(
     label="er", run="x", strategy="er", seed=0, tasks=(TASK,), rollouts=2, sampling="mode", success=((1.0,),),
-    wrong_object=((None,),), errors=1, cells=((CELL,),), told=None, told_success=None, success_curves=((0.0, 1.0),),
+    wrong_object=((None,),), errors=1, cells=((CELL,),), cross_instruction=None, cross_instruction_success=None,
+    success_curves=((0.0, 1.0),),
     metrics={"nbt": None, "auc": 0.5}, bytes_kept=3, drift=(({"text": Drift(0.0, 0.0, 1.0, None)},),), config=config(),
     data={}, trained=({"precision": "fp32"},), **provenance.describe(),
 )  # fmt: skip

@@ -48,7 +48,7 @@ def train(run: RunConfig, folder: Path, stage: int, kill_at: int | None = None) 
         if step == kill_at:
             raise Killed
 
-    train_stage(policy, strategy, task_data(0), run, stage, folder, listener, lambda point: None)
+    train_stage(policy, strategy, task_data(0), run, stage, folder, listener, lambda candidate: None)
     return policy
 
 

@@ -29,7 +29,16 @@ from training.text import embed
 BESIDE_A_SUITE = 1000
 
 #: Settings that the old stages fixed: what the network is, what it is shown, and among what a stage's end is chosen.
-FIXED = ("suite", "jointly", "image_size", "text_encoder", "seed", "network", "evaluation.points", "evaluation.ties")
+FIXED = (
+    "suite",
+    "jointly",
+    "image_size",
+    "text_encoder",
+    "seed",
+    "network",
+    "evaluation.candidates",
+    "evaluation.ties",
+)
 
 
 def extend_run(
@@ -186,7 +195,9 @@ def _copy(source: LifelongRun, folder: Path, record: RunRecord, *, evaluation: b
         ignore=lambda at, names: [
             name
             for name in names
-            if (Path(at) == source.folder and name in left_out) or name.startswith("partial") or name == "told.jsonl"
+            if (Path(at) == source.folder and name in left_out)
+            or name.startswith("partial")
+            or name == "cross_instruction.jsonl"
         ],
     )
     write_record(temporary / "run.json", record)

@@ -42,17 +42,17 @@ def until_perfect(rates: Iterable[float]) -> list[float]:
 def first_best(selection: Sequence[float]) -> int:
     """Index of the first of the highest values."""
     if not selection:
-        raise M2DistillError("no evaluation points to choose among; evaluate at least one checkpoint a stage")
+        raise M2DistillError("no checkpoint candidates to choose among; evaluate at least one checkpoint a stage")
     return max(range(len(selection)), key=lambda e: (selection[e], -e))
 
 
-def hold_from(curve: Sequence[float], best: int, points: int) -> list[float]:
+def hold_from(curve: Sequence[float], best: int, entries: int) -> list[float]:
     """c_{k,k,e} := c_{k,k} for e >= e*: what is learned after the chosen epoch is thrown away.
 
-    curve: success as the stage began and at its first evaluation points, up to the index ``best`` at least; what is
-    behind it is not asked. points: how many entries there are in all.
+    curve: success as the stage began and at its first checkpoint candidates, up to the index ``best`` at least; what is
+    behind it is not asked. entries: how many there are in all.
     """
-    return [*curve[:best], *[curve[best]] * (points - best)]
+    return [*curve[:best], *[curve[best]] * (entries - best)]
 
 
 def lifelong_metrics(
@@ -74,7 +74,7 @@ def lifelong_metrics(
             raise M2DistillError(f"stage {i} has success on {len(row)} tasks; it needs tasks 0 to {i}")
     for k, curve in enumerate(curves):
         if not curve:
-            raise M2DistillError(f"stage {k} has no evaluation points; at least its final success is needed")
+            raise M2DistillError(f"stage {k} has no checkpoint candidates; at least its final success is needed")
     fwt_each = [sum(curve) / len(curve) for curve in curves]
     forgotten = []
     area = []

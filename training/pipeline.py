@@ -44,11 +44,11 @@ def _finish(run: LifelongRun, evaluate: bool, stages: int | None, quiet: bool, f
     with RolloutPool(run.config.evaluation.workers) as pool:  # its processes start when they are first needed
 
         def after_stage(stage: int) -> None:
-            if run.config.evaluation.points > 1:
+            if run.config.evaluation.candidates > 1:
                 asked = (
                     evaluate and run.config.evaluation.rollouts and with_environment(run, run.config.new_tasks(stage))
                 )
-                _choose_point(run, stage, pool if asked else None, quiet)
+                _choose_candidate(run, stage, pool if asked else None, quiet)
             if not (run.bundle_folder(stage) / "bundle.json").exists():
                 largest = export_stage(run, stage, run.bundle_folder(stage)).largest
                 say(f"bundle {run.bundle_folder(stage)}: ONNX Runtime and torch differ by at most {largest:.1e}")
@@ -62,15 +62,17 @@ def _finish(run: LifelongRun, evaluate: bool, stages: int | None, quiet: bool, f
             return None
         if not (evaluate and run.config.evaluation.rollouts):
             return None
-        told = _evaluate_told(run, pool, quiet) if run.config.evaluation.told else None
-    results = sum_up(run, told)
+        crossed = _evaluate_cross_instruction(run, pool, quiet) if run.config.evaluation.cross_instruction else None
+    results = sum_up(run, crossed)
     write_record(run.folder / "results.json", results)
     return results
 
 
-def _cell(run: LifelongRun, task: int, rollouts: int, purpose: str = "reported", told: str | None = None) -> Cell:
+def _cell(
+    run: LifelongRun, task: int, rollouts: int, purpose: str = "reported", instruction: str | None = None
+) -> Cell:
     return Cell(
-        run.tasks[task].suite, run.tasks[task].index, told, rollouts, run.config.seed, purpose,  # type: ignore[arg-type]
+        run.tasks[task].suite, run.tasks[task].index, instruction, rollouts, run.config.seed, purpose,  # type: ignore[arg-type]
         horizon=run.config.evaluation.horizon,
     )  # fmt: skip
 
@@ -99,41 +101,42 @@ def _rollouts(
     return found
 
 
-def _point_bundle(run: LifelongRun, stage: int, point: int) -> Path:
-    bundle = run.stage_folder(stage) / f"bundle_{point}"
+def _candidate_bundle(run: LifelongRun, stage: int, candidate: int) -> Path:
+    bundle = run.stage_folder(stage) / f"bundle_{candidate}"
     if not (bundle / "bundle.json").exists():
-        export_stage(run, stage, bundle, policy=run.point_policy(stage, point))
+        export_stage(run, stage, bundle, policy=run.candidate_policy(stage, candidate))
     return bundle
 
 
-def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet: bool) -> None:
-    """e*: the best of a stage's evaluation points on selection states, of several the earliest or the latest; the
+def _choose_candidate(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet: bool) -> None:
+    """e*: the best of a stage's checkpoint candidates on selection states, of several the earliest or the latest; the
     reported states are not touched.
 
-    Without a pool the last point is chosen, for good: the next stage starts from it.
+    Without a pool the last candidate is chosen, for good: the next stage starts from it.
     """
     record = run.selection_path(stage)
     if record.exists():
         return
     if pool is None:
-        write_record(record, SelectionRecord(run.config.evaluation.points))
+        write_record(record, SelectionRecord(run.config.evaluation.candidates))
         return
     asked = run.config.evaluation
     cells = [_cell(run, task, asked.rollouts, asked.choose_on) for task in run.config.new_tasks(stage)]
     # Where reported states choose, their rollouts are those of the curve.
-    purpose = "point" if asked.choose_on == "reported" else asked.choose_on
+    purpose = "candidate" if asked.choose_on == "reported" else asked.choose_on
 
-    def rate(point: int) -> float:
-        log = f"stage_{stage}_{purpose}_{point}.jsonl"
-        return _rate(_rollouts(run, pool, _point_bundle(run, stage, point), cells, log, quiet))
+    def rate(candidate: int) -> float:
+        log = f"stage_{stage}_{purpose}_{candidate}.jsonl"
+        return _rate(_rollouts(run, pool, _candidate_bundle(run, stage, candidate), cells, log, quiet))
 
-    order = list(range(1, asked.points + 1))
+    order = list(range(1, asked.candidates + 1))
     if asked.ties == "latest":
         order.reverse()
     rates = dict(zip(order, until_perfect(map(rate, order)), strict=False))
     best = order[first_best(list(rates.values()))]
     end_at(run, stage, best)
-    write_record(record, SelectionRecord(best, tuple(rates.get(point) for point in range(1, asked.points + 1))))
+    measured = tuple(rates.get(candidate) for candidate in range(1, asked.candidates + 1))
+    write_record(record, SelectionRecord(best, measured))
 
 
 def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
@@ -154,12 +157,12 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
         for result in _rollouts(run, pool, run.bundle_folder(by), asked, f"stage_{by}.jsonl", quiet)
     ]
     new = [cells[task] for task in with_environment(run, run.config.new_tasks(stage))]
-    if run.config.evaluation.points > 1 and new:
+    if run.config.evaluation.candidates > 1 and new:
         curve = []
-        for point in range(run.chosen(stage)):  # from 0, as the stage began
-            bundle = _point_bundle(run, stage, point)
-            curve.append(_rate(_rollouts(run, pool, bundle, new, f"stage_{stage}_point_{point}.jsonl", quiet)))
-        # The chosen point is the stage's bundle, and what is behind it is thrown away.
+        for candidate in range(run.chosen(stage)):  # from 0, as the stage began
+            bundle = _candidate_bundle(run, stage, candidate)
+            curve.append(_rate(_rollouts(run, pool, bundle, new, f"stage_{stage}_candidate_{candidate}.jsonl", quiet)))
+        # The chosen candidate is the stage's bundle, and what is behind it is thrown away.
         of_new = {cell.task for cell in new}
         curve.append(_rate([result for result in found if result.task_index in of_new]))
         write_record(run.curve_path(stage), CurveRecord(tuple(curve)))
@@ -170,18 +173,20 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
     write_record(path, EvaluationRecord(tuple(row)))
 
 
-def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[CellSummary]:
-    """Every task's world, told each other task's instruction: the world's own task should not be done."""
+def _evaluate_cross_instruction(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[CellSummary]:
+    """Roll out every task's environment under each other task's instruction: its own task should not succeed then."""
     cells: dict[int, list[Cell]] = {}
     for task in with_environment(run, range(len(run.tasks))):
         for other in range(len(run.tasks)):
             if other != task:
-                cell = _cell(run, task, run.config.evaluation.told, told=run.tasks[other].instruction)
+                cell = _cell(
+                    run, task, run.config.evaluation.cross_instruction, instruction=run.tasks[other].instruction
+                )
                 cells.setdefault(run.answering(run.stages - 1, other), []).append(cell)
     found = [
         result
         for by, asked in cells.items()
-        for result in _rollouts(run, pool, run.bundle_folder(by), asked, "told.jsonl", quiet)
+        for result in _rollouts(run, pool, run.bundle_folder(by), asked, "cross_instruction.jsonl", quiet)
     ]
     return summarise(found)
 

@@ -21,12 +21,12 @@ def with_environment(run: LifelongRun, tasks: Sequence[int]) -> list[int]:
     return [task for task in tasks if run.tasks[task].has_env]
 
 
-def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunResults:
+def sum_up(run: LifelongRun, cross_instruction: Sequence[CellSummary] | None = None) -> RunResults:
     """Return the results of a run of which every stage is trained and evaluated.
 
     Args:
         run: to sum up.
-        told: the cross-instruction evaluation; None where it was not asked for.
+        cross_instruction: the cross-instruction evaluation; None where it was not asked for.
 
     Raises:
         TrainingError: a stage has no evaluation, or one that does not fit its checkpoint candidates.
@@ -56,7 +56,7 @@ def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunRe
         ]
         curves = [_curve(run, stage, final[stage][stage]) for stage in range(run.stages)]
         metrics = dataclasses.asdict(lifelong_metrics(final, curves, [len(part) for part in parts]))
-    rates = [cell.rate for cell in told or () if cell.rate is not None]
+    rates = [cell.rate for cell in cross_instruction or () if cell.rate is not None]
     return RunResults(
         label=run.config.strategy_class.describe(run.config),
         run=run.folder.name,
@@ -69,8 +69,8 @@ def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunRe
         wrong_object=tuple(tuple(cell.wrong_rate for cell in row) for row in rows),
         errors=sum(cell.errors for row in rows for cell in row),
         cells=tuple(rows),
-        told=None if told is None else tuple(told),
-        told_success=float(np.mean(rates)) if rates else None,
+        cross_instruction=None if cross_instruction is None else tuple(cross_instruction),
+        cross_instruction_success=float(np.mean(rates)) if rates else None,
         success_curves=tuple(map(tuple, curves)),
         metrics=metrics,
         bytes_kept=run.stage_record(run.stages - 1).bytes_kept,
@@ -84,7 +84,7 @@ def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunRe
 
 def _curve(run: LifelongRun, stage: int, final: float) -> list[float]:
     """Success at each checkpoint candidate of a stage; what was not measured after the chosen one is held at it."""
-    if run.config.evaluation.points == 1:
+    if run.config.evaluation.candidates == 1:
         return [final]
     path, again = run.curve_path(stage), run.evaluation_path(stage)
     if not path.exists():
@@ -95,4 +95,4 @@ def _curve(run: LifelongRun, stage: int, final: float) -> list[float]:
             f"{path} holds {len(curve)} values, and the stage ends at checkpoint candidate {chosen}; remove {path} and "
             f"{again}, and continue with --resume"
         )
-    return hold_from(list(curve), chosen, run.config.evaluation.points + 1)
+    return hold_from(list(curve), chosen, run.config.evaluation.candidates + 1)

@@ -126,7 +126,7 @@ class EvaluationConfig:
         20, "Rollouts of each task after each stage, from held-out initial states; 0: none.", unit="rollouts", low=0,
         high=MANY,
     )  # fmt: skip
-    points: int = setting(
+    candidates: int = setting(
         1,
         "Checkpoint candidates of a stage, evenly spaced; the best ends the stage. 1: the last one, nothing to choose.",
         unit="checkpoints",
@@ -152,7 +152,7 @@ class EvaluationConfig:
     visuals: Literal["fast", "stock"] = setting(
         "fast", "How the simulator renders: fast, or with robosuite's own textures and shadows (stock)."
     )
-    told: int = setting(
+    cross_instruction: int = setting(
         0,
         "Cross-instruction evaluation at the end of the run: rollouts of each environment under each other task's "
         "instruction; 0: none.",
@@ -234,25 +234,27 @@ class RunConfig:
                 f"memory.out_of_distribution is {self.memory.out_of_distribution} and optim.single_steps is 0, but "
                 "only single steps are changed; set optim.single_steps above 0, or memory.out_of_distribution=0"
             )
-        if not self.optim.epochs and self.evaluation.points > self.optim.steps:
+        if not self.optim.epochs and self.evaluation.candidates > self.optim.steps:
             raise ConfigError(
-                f"evaluation.points is {self.evaluation.points} in optim.steps = {self.optim.steps}; ask for fewer"
+                f"evaluation.candidates is {self.evaluation.candidates} and optim.steps is {self.optim.steps}; "
+                f"allowed are 1 to {self.optim.steps}, one a step"
             )
         self._require_states()
-        if self.suite == FILES and (self.evaluation.rollouts or self.evaluation.told):
+        if self.suite == FILES and (self.evaluation.rollouts or self.evaluation.cross_instruction):
             raise ConfigError(
-                f"suite={FILES} has no world to roll a policy out in; set evaluation.rollouts=0 evaluation.told=0"
+                f"suite={FILES} has no environment to roll a policy out in; set evaluation.rollouts=0 and "
+                "evaluation.cross_instruction=0"
             )
 
     def _require_states(self) -> None:
-        """Enough initial states for the rollouts, and none of them both to choose a point and to report."""
+        """Require enough initial states: those that choose a candidate must not also be reported."""
         states = count_initial_states(self.suite)
         if states is None:
             return
-        chosen = self.evaluation.points > 1 and self.evaluation.choose_on == "selection"
+        chosen = self.evaluation.candidates > 1 and self.evaluation.choose_on == "selection"
         most = states // 2 if chosen else states
         if self.evaluation.rollouts > most:
-            why = " and half of them choose a point: set evaluation.points=1, or" if chosen else ":"
+            why = " and half of them select a candidate: set evaluation.candidates=1, or" if chosen else ":"
             raise ConfigError(
                 f"evaluation.rollouts is {self.evaluation.rollouts}; a task of {self.suite} has {states} initial "
                 f"states{why} ask for at most {most}"

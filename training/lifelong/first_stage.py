@@ -42,14 +42,14 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         return False
     folder = target.stage_folder(0)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in source.stage_folder(0).glob("point_*.safetensors"):
+    for path in source.stage_folder(0).glob("candidate_*.safetensors"):
         shutil.copy2(path, folder / path.name)
-    record, point = source.candidates(0), source.stage_record(0).point
+    record, candidate = source.candidates(0), source.stage_record(0).candidate
     strategy = make_strategy(target.config, target.memory(0), target.contract.history)
-    end_stage(source.point_policy(0, point), strategy, together(parts), target.config, 0)
-    exemplars, state = keep(target, 0, parts, strategy, point)
-    write_record(target.candidates_path(0), CandidatesRecord(record.points, record.made_by, exemplars, state))
-    choose(target, 0, point)
+    end_stage(source.candidate_policy(0, candidate), strategy, together(parts), target.config, 0)
+    exemplars, state = keep(target, 0, parts, strategy, candidate)
+    write_record(target.candidates_path(0), CandidatesRecord(record.candidates, record.made_by, exemplars, state))
+    choose(target, 0, candidate)
     if source.config.evaluation == target.config.evaluation:
         _copy_evaluation(source, target)
     return True
@@ -63,7 +63,7 @@ def _decides(run: LifelongRun) -> dict[str, Any]:
         **{k: made[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
         "tasks": made["tasks"][: run.config.first_tasks],
         "optim": {k: v for k, v in made["optim"].items() if k not in ("later_lr", "checkpoint_seconds", "recompute")},
-        **{k: made["evaluation"][k] for k in ("points", "choose_on", "ties")},
+        **{k: made["evaluation"][k] for k in ("candidates", "choose_on", "ties")},
         "contract": run.contract.to_dict(),
     }
 

@@ -5,7 +5,7 @@ file                                         record
 ============================================ =============================================================
 ``run.json``                                 :class:`RunRecord`
 ``stages/stage_<k>/partial.json``            :class:`PartialRecord`, while the stage trains
-``stages/stage_<k>/points.json``             :class:`CandidatesRecord`, once it is trained
+``stages/stage_<k>/candidates.json``             :class:`CandidatesRecord`, once it is trained
 ``stages/stage_<k>/selection.json``          :class:`SelectionRecord`, where there are several candidates
 ``stages/stage_<k>/stage.json``              :class:`StageRecord`, last: with it the stage counts as trained
 ``stages/stage_<k>/samples.json``            :class:`SamplesRecord`
@@ -35,7 +35,7 @@ from training.run_config import RunConfig
 T = TypeVar("T")
 
 #: Raised whenever a record changes in a way that this version could not read.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,13 @@ class StateRecord:
 class CandidatesRecord:
     """The checkpoint candidates of a stage, and what the stage leaves to the next one.
 
-    points: number of a candidate -> its file; 0 is the network as the stage began, where there are several.
+    candidates: number of a candidate -> its file; 0 is the network as the stage began, where there are several.
     made_by: commit, versions, machine, time and precision with which the stage was trained.
     exemplars: position of a task that the stage learned -> sha256 of its kept demonstrations; None: none are kept.
     state: what the strategy carries on; None: nothing.
     """
 
-    points: dict[str, FileRecord]
+    candidates: dict[str, FileRecord]
     made_by: dict[str, Any]
     exemplars: dict[str, str | None]
     state: StateRecord | None = None
@@ -127,12 +127,15 @@ class SelectionRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """The policy that a trained stage ends with. point: its number among the candidates; bytes_kept: what the run keeps
-    of all tasks so far beside the network, in bytes."""
+    """The policy that a trained stage ends with.
+
+    candidate: its number among the candidates. bytes_kept: memory size after the stage, in bytes: demonstrations and
+    tensors of the strategy that the run keeps of all tasks so far, without the network.
+    """
 
     file: str
     sha256: str
-    point: int
+    candidate: int
     bytes_kept: int
 
 
@@ -183,7 +186,8 @@ class RunResults:
     success was measured. success, wrong_object: after each stage a row, in it each task learned so far: share of
     rollouts that succeeded, and that lifted an object the instruction is not about; None where a task was not rolled
     out. errors: rollouts that ended in an error. cells: the summaries behind these rows.
-    told, told_success: the cross-instruction evaluation: every environment under the instruction of each other task.
+    cross_instruction, cross_instruction_success: the cross-instruction evaluation, every environment under the
+    instruction of each other task, and its mean success; None where it was not asked for.
     success_curves: for each stage, success on its new tasks at each candidate. metrics: see :mod:`training.metrics`;
     None where a metric does not apply. bytes_kept: see :class:`StageRecord`. drift: after each stage, for each stage up
     to it, modality -> how far its latents moved. data: see :class:`RunRecord`. trained: what each stage was trained
@@ -201,8 +205,8 @@ class RunResults:
     wrong_object: tuple[tuple[float | None, ...], ...]
     errors: int
     cells: tuple[tuple[CellSummary, ...], ...]
-    told: tuple[CellSummary, ...] | None
-    told_success: float | None
+    cross_instruction: tuple[CellSummary, ...] | None
+    cross_instruction_success: float | None
     success_curves: tuple[tuple[float, ...], ...]
     metrics: dict[str, float | None]
     bytes_kept: int

@@ -5,7 +5,7 @@
     run.json                  what the run is (see training.lifelong.records for every record)
     metrics.jsonl             the terms of the loss, a row every few steps; tensorboard/ holds the same for each stage
     memory/                   what is kept of old tasks: demonstrations, and tensors of the strategy
-    stages/stage_<k>/         partial.json while it trains; point_<i>.safetensors, a checkpoint candidate each;
+    stages/stage_<k>/         partial.json while it trains; candidate_<i>.safetensors, a checkpoint candidate each;
                               stage.json once it is trained; samples on which bundles and drift are checked
     bundles/stage_<k>/        what a robot loads
     evaluation/               one JSON line for each rollout, and their summaries
@@ -116,7 +116,7 @@ class LifelongRun:
             return False
         if (folder / "results.json").exists():
             return True
-        records = ("partial.json", "points.json", "stage.json")
+        records = ("partial.json", "candidates.json", "stage.json")
         return any((stage / name).exists() for stage in folder.glob("stages/stage_*") for name in records)
 
     @staticmethod
@@ -192,7 +192,7 @@ class LifelongRun:
 
     def candidates_path(self, stage: int) -> Path:
         """Where the checkpoint candidates of a stage are named."""
-        return self.stage_folder(stage) / "points.json"
+        return self.stage_folder(stage) / "candidates.json"
 
     # -- records --------------------------------------------------------------------------------------------------
 
@@ -234,9 +234,9 @@ class LifelongRun:
         record = self.stage_record(stage)
         return self._loaded(stage, record.file, record.sha256)
 
-    def point_policy(self, stage: int, point: int) -> ResNetT:
+    def candidate_policy(self, stage: int, candidate: int) -> ResNetT:
         """The network of a checkpoint candidate of a stage; 0: as the stage began."""
-        record = self.candidates(stage).points[str(point)]
+        record = self.candidates(stage).candidates[str(candidate)]
         return self._loaded(stage, record.file, record.sha256)
 
     def _loaded(self, stage: int, file: str, sha256: str) -> ResNetT:
@@ -338,9 +338,9 @@ class LifelongRun:
             if not self.trained(stage):
                 return
             folder, chosen = self.stage_folder(stage), self.stage_record(stage)
-            for point in self.candidates(stage).points.values():
-                path = folder / point.file
-                if not path.exists() or (point.file == chosen.file and digest_of(path) != chosen.sha256):
+            for candidate in self.candidates(stage).candidates.values():
+                path = folder / candidate.file
+                if not path.exists() or (candidate.file == chosen.file and digest_of(path) != chosen.sha256):
                     raise TrainingError(
                         f"checkpoint {path} is damaged or missing; restore it, or start a new run in another folder"
                     )

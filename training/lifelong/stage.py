@@ -95,8 +95,8 @@ def train_stage(
 
     folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
     SIGINT or SIGTERM: the step is finished, the partial checkpoint is written, and :class:`StoppedError` is raised.
-    snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done;
-    where there are several, also with 0, before the first step.
+    snapshot: called with a checkpoint candidate's number, 1 to ``config.evaluation.candidates``, when its share of the
+    steps is done; where there are several, also with 0, before the first step.
     """
     learner = Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
@@ -110,19 +110,20 @@ def train_stage(
         betas=(0.9, 0.999),
     )
     steps = config.optim.stage_steps(stage, data.steps, policy.contract.history, data.tasks)
-    if steps < config.evaluation.points:
+    if steps < config.evaluation.candidates:
         raise TrainingError(
-            f"evaluation.points is {config.evaluation.points} and task '{data.name}' is learned in {steps} steps (its "
-            f"{data.steps} demonstrated steps {config.optim.stage_epochs(stage):g} times over); ask for fewer "
-            "points or more epochs"
+            f"evaluation.candidates is {config.evaluation.candidates}, and '{data.name}' is learned in {steps} steps "
+            f"({config.optim.stage_epochs(stage):g} epochs of {data.steps}); ask for fewer candidates or more epochs"
         )
-    points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
+    candidates = {
+        round(steps * (i + 1) / config.evaluation.candidates): i + 1 for i in range(config.evaluation.candidates)
+    }
     strategy.begin_stage(policy, stage)
     done = resume_partial(policy, optimiser, folder, stage)
     distributed.wait()  # before the first process saves again
     learner.join()
     saved_at = time.monotonic()
-    if done == 0 and config.evaluation.points > 1:
+    if done == 0 and config.evaluation.candidates > 1:
         snapshot(0)
     with stop_requests() as request:
         for step in range(done, steps):
@@ -131,8 +132,8 @@ def train_stage(
                 group["lr"] = rate * group["factor"]
             terms = learner.step(step, steps, optimiser)
             listener(step + 1, steps, {**terms, "lr": rate})
-            if step + 1 in points:
-                snapshot(points[step + 1])
+            if step + 1 in candidates:
+                snapshot(candidates[step + 1])
             due = time.monotonic() - saved_at >= config.optim.checkpoint_seconds
             if distributed.is_first() and (request.number or (step + 1 < steps and due)):
                 save_partial(policy, optimiser, folder, stage, step + 1)

@@ -69,14 +69,14 @@ def _train(run: LifelongRun, stage: int, quiet: bool) -> None:
     strategy = make_strategy(config, run.memory(stage), run.contract.history)
     if stage:
         strategy.state = run.strategy_state(stage - 1)
-    points: dict[int, str] = {}
+    candidates: dict[int, str] = {}
 
     if not distributed.is_first():
         train_stage(policy, strategy, data, config, stage, folder, lambda *_: None, lambda _: None)
         return
 
-    def snapshot(point: int) -> None:
-        points[point] = save_tensors(folder / f"point_{point}.safetensors", policy.state_dict())
+    def snapshot(candidate: int) -> None:
+        candidates[candidate] = save_tensors(folder / f"candidate_{candidate}.safetensors", policy.state_dict())
 
     with (
         SummaryWriter(str(run.folder / "tensorboard" / f"stage_{stage}"), purge_step=partial_step(folder)) as writer,
@@ -100,12 +100,15 @@ def _train(run: LifelongRun, stage: int, quiet: bool) -> None:
 
         train_stage(policy, strategy, data, config, stage, folder, listener, snapshot)
     # A stage that was resumed after a snapshot has the earlier snapshots on disk, not in this process.
-    for path in folder.glob("point_*.safetensors"):
-        points.setdefault(int(path.stem.split("_")[1]), digest_of(path))
-    exemplars, state = keep(run, stage, parts, strategy, config.evaluation.points)
-    files = {str(point): FileRecord(f"point_{point}.safetensors", sha256) for point, sha256 in sorted(points.items())}
+    for path in folder.glob("candidate_*.safetensors"):
+        candidates.setdefault(int(path.stem.split("_")[1]), digest_of(path))
+    exemplars, state = keep(run, stage, parts, strategy, config.evaluation.candidates)
+    files = {
+        str(candidate): FileRecord(f"candidate_{candidate}.safetensors", sha256)
+        for candidate, sha256 in sorted(candidates.items())
+    }
     write_record(run.candidates_path(stage), CandidatesRecord(files, made_by, exemplars, state))
-    choose(run, stage, config.evaluation.points)
+    choose(run, stage, config.evaluation.candidates)
     drop_partial(folder)
 
 
@@ -115,7 +118,7 @@ def together(parts: Sequence[TaskData]) -> Demonstrated:
 
 
 def keep(
-    run: LifelongRun, stage: int, parts: Sequence[TaskData], strategy: Strategy, point: int
+    run: LifelongRun, stage: int, parts: Sequence[TaskData], strategy: Strategy, candidate: int
 ) -> tuple[dict[str, str | None], StateRecord | None]:
     """Write what stays of a trained stage; to be called before the record that makes the stage count.
 
@@ -124,7 +127,7 @@ def keep(
         stage: its number.
         parts: the demonstrations that it learned from, a task each.
         strategy: as the stage left it.
-        point: the checkpoint candidate that the stage ends with.
+        candidate: the checkpoint candidate that the stage ends with.
 
     Returns:
         Position of a task -> sha256 of its kept demonstrations (None: none are kept), and the record of the tensors
@@ -141,34 +144,34 @@ def keep(
     run.put_aside(stage, parts[-1])
     if not strategy.state:
         return exemplars, None
-    file = f"{strategy.name}_{stage}_{point}.safetensors"
+    file = f"{strategy.name}_{stage}_{candidate}.safetensors"
     return exemplars, StateRecord(strategy.name, file, save_tensors(run.memory_folder / file, strategy.state))
 
 
-def choose(run: LifelongRun, stage: int, point: int) -> None:
+def choose(run: LifelongRun, stage: int, candidate: int) -> None:
     """Make a checkpoint candidate the stage's policy: the next stage starts from it, and it is exported."""
-    candidate = run.candidates(stage).points[str(point)]
-    record = StageRecord(candidate.file, candidate.sha256, point, _bytes_kept(run, stage))
+    file = run.candidates(stage).candidates[str(candidate)]
+    record = StageRecord(file.file, file.sha256, candidate, _bytes_kept(run, stage))
     write_record(run.stage_folder(stage) / "stage.json", record)
 
 
-def end_at(run: LifelongRun, stage: int, point: int) -> None:
+def end_at(run: LifelongRun, stage: int, candidate: int) -> None:
     """Choose a checkpoint candidate, and let the strategy make its state there instead of at the last candidate.
 
     EWC, for one, regularises every weight towards the value that the next stage starts from.
     """
     record = run.candidates(stage)
-    if run.strategy_state(stage) and point != run.config.evaluation.points:
+    if run.strategy_state(stage) and candidate != run.config.evaluation.candidates:
         assert record.state is not None
         parts, before = run.new_data(stage), record.state.file
         strategy = make_strategy(run.config, run.memory(stage), run.contract.history)
         strategy.state = run.strategy_state(stage - 1) if stage else {}
-        end_stage(run.point_policy(stage, point), strategy, together(parts), run.config, stage)
-        exemplars, state = keep(run, stage, parts, strategy, point)
-        write_record(run.candidates_path(stage), CandidatesRecord(record.points, record.made_by, exemplars, state))
+        end_stage(run.candidate_policy(stage, candidate), strategy, together(parts), run.config, stage)
+        exemplars, state = keep(run, stage, parts, strategy, candidate)
+        write_record(run.candidates_path(stage), CandidatesRecord(record.candidates, record.made_by, exemplars, state))
         if state is not None and state.file != before:
             (run.memory_folder / before).unlink(missing_ok=True)
-    choose(run, stage, point)
+    choose(run, stage, candidate)
 
 
 def _bytes_kept(run: LifelongRun, stage: int) -> int:

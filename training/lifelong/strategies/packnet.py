@@ -72,10 +72,10 @@ class PackNet(Sequential):
     @classmethod
     def check(cls, config: RunConfig) -> None:
         """Refuse checkpoint candidates: within a stage the network is not pruned yet."""
-        if config.evaluation.points > 1:
+        if config.evaluation.candidates > 1:
             raise ConfigError(
-                f"evaluation.points is {config.evaluation.points}, and strategy=packnet prunes within a stage, so an "
-                "earlier checkpoint is no policy; set evaluation.points=1"
+                f"evaluation.candidates is {config.evaluation.candidates}, and strategy=packnet prunes within a stage, "
+                "so an earlier checkpoint is no policy; set evaluation.candidates=1"
             )
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
