@@ -191,7 +191,7 @@ def test_another_bundle_under_that_name_is_left_alone(tmp_path: Path, first: Pat
     one, other = first / "bundles" / "stage_0", first / "bundles" / "stage_1"
     at = publish(one, tmp_path / "watched", "new")
     assert publish(one, tmp_path / "watched", "new") == at
-    with pytest.raises(TrainingError, match="new is another bundle; move it away"):
+    with pytest.raises(TrainingError, match="new is another bundle; remove it"):
         publish(other, tmp_path / "watched", "new")
     assert open_bundle(at).identifier == open_bundle(one).identifier
 
@@ -212,7 +212,7 @@ def test_ones_own_files_are_added_by_their_number(tmp_path: Path, demonstrations
 def test_recordings_are_learned_on_top_of_simulation(
     tmp_path: Path, first: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The old tasks are still rolled out, and decide; the new one has no world."""
+    """The old tasks are still rolled out, and decide; the new one has no environment."""
     data = _part(demonstrations, tmp_path / "recordings", "lift_the_blue_box")
     words = ["train", "--extend", first, "--files", "--tasks", "0", "--data", data, "--quiet"]
     words += [
@@ -262,11 +262,11 @@ def test_what_no_world_can_be_asked_about_is_published_by_name_alone(
 @pytest.mark.parametrize(
     ("changes", "tasks", "sentence"),
     [
-        ([], [1], r"has learned 'lift the green box' \(lift_the_green_box\) already; name tasks that are new"),
+        ([], [1], r"has already learned 'lift the green box' \(lift_the_green_box\)"),
         (["network.embed=32"], [2], r"under another setting: network.embed is 16 there and 32 here; leave it as it is"),
-        (["memory.episodes=2"], [2], r"kept memory.episodes=1 of each task's demonstrations and 2 were asked for"),
+        (["memory.episodes=2"], [2], r"has memory.episodes=1 and the extension asks for 2"),
         (["evaluation.candidates=2"], [2], r"candidates is 1 there and 2 here"),
-        (["strategy=ewc"], [2], r"strategy=m2distill, which did not save the state that strategy=ewc starts from"),
+        (["strategy=ewc"], [2], r"strategy=m2distill, which does not save the state that strategy=ewc needs"),
         (["strategy=multitask"], [2], r"cannot be extended from or by strategy=multitask"),
         (["seed=3"], [2], r"seed is 0 there and 3 here"),
     ],
@@ -290,7 +290,7 @@ def test_an_unfinished_run_is_not_extended(tmp_path: Path, demonstrations: Path)
 def test_demonstrations_that_were_not_kept_cannot_be_replayed(
     tmp_path: Path, demonstrations: Path, strategy: str
 ) -> None:
-    """As the message says, the old tasks can be held by their words; under its own strategy it goes on as it was."""
+    """Distillation under old instructions still works, and so does extension with the run's own strategy."""
     bare = ["tasks=[0]", f"strategy={strategy}", "evaluation.rollouts=0", "optim.steps=1", "ewc.batches=1"]
     run = create_run(tmp_path / "run", load_config(RunConfig, TINY, [*THREE, *bare]), demonstrations)
     finish_run(run, quiet=True)

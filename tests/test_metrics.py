@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from m2distill_policy.errors import M2DistillError
-from training.metrics import first_best, hold_from, lifelong_metrics, until_perfect
+from training.metrics import fill_after_best, first_best, lifelong_metrics, until_perfect
 
 
 def test_perfect_memory() -> None:
@@ -64,8 +64,8 @@ def test_no_candidate_is_evaluated_behind_one_that_always_succeeds() -> None:
 
 def test_earliest_of_the_best_is_chosen_and_held() -> None:
     assert first_best([0.2, 0.9, 0.9, 0.1]) == 1
-    assert hold_from([0.2, 0.8, 0.9, 0.1], 1, 4) == [0.2, 0.8, 0.8, 0.8]
-    assert hold_from([0.2, 0.8], 1, 4) == [0.2, 0.8, 0.8, 0.8]
+    assert fill_after_best([0.2, 0.8, 0.9, 0.1], 1, 4) == [0.2, 0.8, 0.8, 0.8]
+    assert fill_after_best([0.2, 0.8], 1, 4) == [0.2, 0.8, 0.8, 0.8]
 
 
 @pytest.mark.parametrize(

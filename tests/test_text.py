@@ -148,7 +148,7 @@ def test_a_missing_pooler_is_refused_and_never_made_up(tiny_bert: Path, tmp_path
     kept = {key: value for key, value in weights.items() if "pooler" not in key}
     assert len(kept) < len(weights)
     safetensors.save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lacks weights: pooler\.dense"):
+    with pytest.raises(ConfigError, match=r"no weights for: pooler\.dense"):
         embed(["lift"], folder, tmp_path / "cache")
 
 
@@ -204,7 +204,7 @@ def test_bert_without_a_network_is_a_sentence_and_not_a_hang(tmp_path: Path, lis
             HF_ENDPOINT=f"http://127.0.0.1:{peer.getsockname()[1]}",
         )
     assert "'bert-base-cased' is not on this machine and the hub cannot be reached" in said
-    assert "take 'minilm'" in said
+    assert "'minilm'" in said
 
 
 def test_bert_in_the_hubs_cache_needs_no_network(tiny_bert: Path, tmp_path: Path) -> None:

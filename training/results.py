@@ -13,11 +13,11 @@ from m2distill_policy.evaluation.results import CellSummary
 from training.drift import run_drift
 from training.lifelong.records import CurveRecord, RunResults, read_record
 from training.lifelong.run import LifelongRun
-from training.metrics import hold_from, joint_metrics, lifelong_metrics
+from training.metrics import fill_after_best, joint_metrics, lifelong_metrics
 
 
 def with_environment(run: LifelongRun, tasks: Sequence[int]) -> list[int]:
-    """Return those of ``tasks`` that can be rolled out: recordings come without a simulated environment."""
+    """Return those of ``tasks`` that have a simulated environment; recordings have none."""
     return [task for task in tasks if run.tasks[task].has_env]
 
 
@@ -26,7 +26,7 @@ def sum_up(run: LifelongRun, cross_instruction: Sequence[CellSummary] | None = N
 
     Args:
         run: to sum up.
-        cross_instruction: the cross-instruction evaluation; None where it was not asked for.
+        cross_instruction: the cross-instruction evaluation; None: it was not configured.
 
     Raises:
         TrainingError: a stage has no evaluation, or one that does not fit its checkpoint candidates.
@@ -48,7 +48,7 @@ def sum_up(run: LifelongRun, cross_instruction: Sequence[CellSummary] | None = N
         last = success[-1]
         metrics = joint_metrics([rate for rate in (last[task] for task in environments) if rate is not None])
     else:
-        # Tasks that were learned together count as their mean, with the weight of all of them.
+        # Tasks that were learned jointly count as their mean, weighted by their number.
         parts = [run.config.new_tasks(stage) for stage in range(run.stages)]
         final = [
             [float(np.mean([rate for rate in (row[i] for i in part) if rate is not None])) for part in parts[: k + 1]]
@@ -83,7 +83,7 @@ def sum_up(run: LifelongRun, cross_instruction: Sequence[CellSummary] | None = N
 
 
 def _curve(run: LifelongRun, stage: int, final: float) -> list[float]:
-    """Success at each checkpoint candidate of a stage; what was not measured after the chosen one is held at it."""
+    """Return success at each checkpoint candidate of a stage, constant after the chosen one."""
     if run.config.evaluation.candidates == 1:
         return [final]
     path, again = run.curve_path(stage), run.evaluation_path(stage)
@@ -95,4 +95,4 @@ def _curve(run: LifelongRun, stage: int, final: float) -> list[float]:
             f"{path} holds {len(curve)} values, and the stage ends at checkpoint candidate {chosen}; remove {path} and "
             f"{again}, and continue with --resume"
         )
-    return hold_from(list(curve), chosen, run.config.evaluation.candidates + 1)
+    return fill_after_best(list(curve), chosen, run.config.evaluation.candidates + 1)

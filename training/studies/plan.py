@@ -92,7 +92,7 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
     """Count the work that ``config`` asks for."""
     horizons = [min(config.evaluation.horizon or task.horizon, task.horizon) for task in tasks]
     number, evaluation = len(tasks), config.evaluation
-    # Tasks that each stage learns anew, and those that are measured after it.
+    # The new tasks of each stage, and all tasks that are evaluated after it.
     new = [config.new_tasks(stage) for stage in range(config.stages)]
     known = [range(config.learned(stage)) for stage in range(config.stages)]
     steps = tuple(
