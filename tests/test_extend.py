@@ -138,8 +138,8 @@ def test_the_gate_names_what_fell_and_publishes_nothing(
 ) -> None:
     config = override(LifelongRun.open(first).config, ["optim.steps=2"])
     watched = tmp_path / "watched"
-    told = ReleaseCriteria(publish=str(watched))
-    run = extend_run(LifelongRun.open(first), tmp_path / "more", config, [2], demonstrations, told)
+    release = ReleaseCriteria(publish=str(watched))
+    run = extend_run(LifelongRun.open(first), tmp_path / "more", config, [2], demonstrations, release)
     assert gate(run, 0.2) is None, "the new stage is not there yet"
     finish_run(run, quiet=True)
     rows = run.folder / "evaluation"
@@ -155,7 +155,9 @@ def test_the_gate_names_what_fell_and_publishes_nothing(
     said = capsys.readouterr().out
     assert "fell by more than 0.2 over 1 rollouts on 'lift the red box' from 0.90 to 0.65; " in said
     assert not watched.exists()
-    assert main([*again, "--margin", "0.3"]) == 0, "told otherwise, it goes where the run was told to publish"
+    assert main([*again, "--margin", "0.3"]) == 0, (
+        "with a larger margin it is published to the folder in the run's release criteria"
+    )
     assert "0.90 -> 0.65, 0.80 -> 0.60" in capsys.readouterr().out and len(list(watched.iterdir())) == 1
     assert not Gate(("a", "b"), (0.9, 0.8), (0.7, 0.6), 0.2, 20).fallen
     # One rollout that succeeded and nineteen in which the policy gave up: its rate is 1, and it is nothing to publish.
