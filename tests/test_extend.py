@@ -101,10 +101,10 @@ def test_the_same_extension_again_goes_on_and_another_one_is_refused(
     record = (made.folder / "run.json").read_bytes()
     again = extend_run(source, tmp_path / "more", source.config, [2], demonstrations)
     assert again.folder == made.folder and (made.folder / "run.json").read_bytes() == record
-    with pytest.raises(TrainingError, match=r"another one: its 'extends' differs"):
+    with pytest.raises(TrainingError, match=r"holds another run, whose 'extends' differs"):
         extend_run(source, made.folder, source.config, [2], demonstrations, ReleaseCriteria(margin=0.5))
     (tmp_path / "notes").mkdir()
-    with pytest.raises(TrainingError, match="holds no run"):
+    with pytest.raises(TrainingError, match="is not a run"):
         extend_run(source, tmp_path / "notes", source.config, [2], demonstrations)
 
 
@@ -153,7 +153,7 @@ def test_the_gate_names_what_fell_and_publishes_nothing(
     again = ["train", "--resume", "--out", str(run.folder), "--quiet"]
     assert main(again) == 1
     said = capsys.readouterr().out
-    assert "fell by more than 0.2 over 1 rollouts on 'lift the red box' from 0.90 to 0.65; " in said
+    assert "rejected" in said and "'lift the red box' from 0.90 to 0.65" in said
     assert not watched.exists()
     assert main([*again, "--margin", "0.3"]) == 0, (
         "with a larger margin it is published to the folder in the run's release criteria"
@@ -243,7 +243,7 @@ def test_recordings_are_learned_on_top_of_simulation(
         extend_run(LifelongRun.open(first), tmp_path / "x", run.config, [1], data, files=True)
 
 
-def test_what_no_world_can_be_asked_about_is_published_by_name_alone(
+def test_tasks_without_an_environment_are_published_only_on_request(
     tmp_path: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = [*THREE, "tasks=[0]", "suite=files", "evaluation.rollouts=0", "optim.steps=1"]
@@ -265,7 +265,7 @@ def test_what_no_world_can_be_asked_about_is_published_by_name_alone(
     ("changes", "tasks", "sentence"),
     [
         ([], [1], r"has already learned 'lift the green box' \(lift_the_green_box\)"),
-        (["network.embed=32"], [2], r"under another setting: network.embed is 16 there and 32 here; leave it as it is"),
+        (["network.embed=32"], [2], r"network.embed is 16 there and 32 here"),
         (["memory.episodes=2"], [2], r"has memory.episodes=1 and the extension asks for 2"),
         (["evaluation.candidates=2"], [2], r"candidates is 1 there and 2 here"),
         (["strategy=ewc"], [2], r"strategy=m2distill, which does not save the state that strategy=ewc needs"),

@@ -222,7 +222,7 @@ def test_changed_demonstrations_are_noticed(tmp_path: Path, demonstrations: Path
     first, second = (demonstration_path(copy, name) for name in ("lift_the_red_box", "lift_the_green_box"))
     with h5py.File(first, "r+") as file:
         file["data/demo_0/actions"][0, 0] = 0.123
-    with pytest.raises(TrainingError, match="has changed since this run first read it"):
+    with pytest.raises(TrainingError, match="has changed since this run read it first"):
         LifelongRun.open(tmp_path / "run").data(0)
     shutil.copy(second, first)
     with pytest.raises(
