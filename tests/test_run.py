@@ -1,4 +1,4 @@
-"""The road in small: real demonstrations, two stages, kill -9, resume, export, report."""
+"""The pipeline on a small scale: real demonstrations, two stages, kill -9, resume, export, report."""
 
 from __future__ import annotations
 

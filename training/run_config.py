@@ -41,9 +41,12 @@ class OptimConfig:
         high=MANY,
     )
     first_epochs: float = setting(
-        0.0, "optim.epochs of the first stage, which starts from random weights; 0: the same.", unit="epochs", low=0,
+        0.0,
+        "The value of optim.epochs for the first stage, which starts from random weights; 0: the same.",
+        unit="epochs",
+        low=0,
         high=MANY,
-    )  # fmt: skip
+    )
     batch: int = setting(32, "Windows of the new task in every batch.", unit="windows", low=1, high=LARGEST_BATCH)
     single_steps: float = setting(
         0.0,
@@ -139,7 +142,7 @@ class EvaluationConfig:
     )  # fmt: skip
     candidates: int = setting(
         1,
-        "Checkpoint candidates of a stage, evenly spaced; the best ends the stage. 1: the last one, nothing to choose.",
+        "Checkpoint candidates of a stage, evenly spaced; the best ends the stage. 1: there is only the last one.",
         unit="checkpoints",
         low=1,
         high=10_000,
@@ -152,7 +155,7 @@ class EvaluationConfig:
     ties: Literal["earliest", "latest"] = setting(
         "earliest",
         "Which of several equally good candidates ends the stage. earliest: LIBERO's rule. latest: better with few "
-        "rollouts, where ties are frequent and the learning rate of the earliest is still high.",
+        "rollouts, because ties are frequent then, and the earliest candidate has had little training.",
     )
     sampling: Literal["sample", "low_noise", "mode"] = setting(
         "low_noise",
@@ -191,8 +194,8 @@ class RunConfig:
     )
     jointly: int = setting(
         1,
-        "How many of the tasks, from the first on, are learned together in the first stage. LOTUS "
-        "(https://arxiv.org/abs/2311.02058) and M2Distill's own evaluation learn 6 of 10 together.",
+        "Number of tasks, counted from the first, that are learned jointly in the first stage. LOTUS "
+        "(https://arxiv.org/abs/2311.02058) and M2Distill's own evaluation learn 6 of 10 tasks jointly.",
         unit="tasks",
     )
     episodes: int = setting(
@@ -200,7 +203,11 @@ class RunConfig:
         high=MANY,
     )  # fmt: skip
     later_episodes: int = setting(
-        0, "episodes of the tasks after the first stage; 0: the same.", unit="demonstrations", low=0, high=MANY
+        0,
+        "The value of episodes for tasks after the first stage; 0: the same.",
+        unit="demonstrations",
+        low=0,
+        high=MANY,
     )
     image_size: int = setting(
         128, "Height and width of the camera images.", unit="pixels", low=IMAGE_SIDE[0], high=IMAGE_SIDE[1]
@@ -208,7 +215,7 @@ class RunConfig:
     text_encoder: str = setting(
         "auto", "Model that embeds instructions: minilm, bert-base-cased, a folder, or auto (minilm)."
     )
-    strategy: str = setting("m2distill", "Lifelong learning strategy, by name; --import loads one of your own.")
+    strategy: str = setting("m2distill", "Name of the lifelong learning strategy; --import loads one of your own.")
     seed: int = setting(0, "Seed of everything that is random in the run.", low=0, high=RUN_SEEDS - 1)
     network: NetworkConfig = section(NetworkConfig, "The sizes of the network, ResNet-T.")
     augment: AugmentConfig = section(AugmentConfig, "The augmentation of images, sampled for each window.")

@@ -28,15 +28,19 @@ class AugmentConfig:
     saturation: float = setting(0.3, "x: saturation is multiplied by a factor from [1 - x, 1 + x].", low=0, high=1)
     hue: float = setting(
         0.3,
-        "x: hue is rotated by -x to x. LIBERO's 0.3 is a third of the circle; where colour names the object, set it "
-        "near 0.",
+        "x: hue is rotated by -x to x. LIBERO's 0.3 is a third of the circle. Set it near 0 if instructions name "
+        "objects by colour.",
         unit="full circles",
         low=0,
         high=0.5,
     )
-    skip: float = setting(0.1, "Share of windows whose colours are left as they are.", low=0, high=1)
-    shift: int = setting(8, "Range of the random shift, half of it to each side.", unit="pixels", low=0, high=4096)
-    together: bool = setting(True, "Change all views of a window alike, as in LIBERO; false: each view by itself.")
+    skip: float = setting(0.1, "Share of windows whose colours are not changed.", low=0, high=1)
+    shift: int = setting(
+        8, "Range of the random shift: up to half of it in each direction.", unit="pixels", low=0, high=4096
+    )
+    together: bool = setting(
+        True, "Change all views of a window alike, as in LIBERO; false: change each view independently."
+    )
 
     def __post_init__(self) -> None:
         require_ranges(self, "augment.")

@@ -42,11 +42,14 @@ class MemoryConfig:
     )
     out_of_distribution: float = setting(
         0.0,
-        "Share of the single steps under old instructions that are augmented beyond the demonstrations: colour "
-        "channels exchanged, noise on the proprioception. Needs optim.single_steps above 0.",
+        "Share of the single steps under old instructions that get an out-of-distribution augmentation: colour "
+        "channels are exchanged, and noise is added to the proprioception. Needs optim.single_steps above 0.",
     )
     out_of_distribution_noise: float = setting(
-        0.3, "That noise, in standard deviations of each number of the proprioception.", low=0, high=100.0
+        0.3,
+        "Standard deviation of that noise, in standard deviations of each number of the proprioception.",
+        low=0,
+        high=100.0,
     )
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class EwcConfig:
 
     weight: float = setting(50_000.0, "Factor on the penalty; LIBERO's e_lambda.", low=0, high=1e12)
     fade: float = setting(
-        0.9, "What the importance of weights for older stages is multiplied by after each stage; LIBERO's gamma.",
+        0.9, "Factor on the importance of weights for older stages, applied after each stage; LIBERO's gamma.",
         low=0, high=10.0,
     )  # fmt: skip
     batches: int = setting(
