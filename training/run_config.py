@@ -236,8 +236,6 @@ class RunConfig:
             require_within("a number in tasks", task, 0, MANY)
         require_ranges(self)
         require_within("augment.shift", self.augment.shift, 0, self.image_size, "pixels")
-        if not 0 <= self.seed < RUN_SEEDS:
-            raise ConfigError(f"seed is {self.seed}; allowed are 0 to {RUN_SEEDS - 1}")
         for name in ("episodes", "later_episodes"):
             if self.memory.episodes > (getattr(self, name) or self.episodes):
                 raise ConfigError(
