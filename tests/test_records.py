@@ -78,7 +78,7 @@ def _changed(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, and this version reads format {FORMAT}"),
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1} and this version of m2distill reads format {FORMAT}"),
         ({"format": None}, "has format none"),
         ({"chosen": "2"}, "'chosen' is '2'"),
         ({"chosen": True}, "'chosen' is True"),
@@ -97,7 +97,7 @@ def test_anything_else_is_refused_in_one_sentence(tmp_path: Path, changes: dict[
 
 def test_a_run_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"config": {}, "contract": {}, "tasks": []}))
-    with pytest.raises(TrainingError, match=r"run\.json has format none, .* train a new run in another folder"):
+    with pytest.raises(TrainingError, match=r"run\.json has format none and .* train a new run in another folder"):
         LifelongRun.open(tmp_path)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(TrainingError, match="has format none"):

@@ -304,5 +304,5 @@ def test_pictures_on_disk_are_the_same_and_leave_nothing(tmp_path: Path) -> None
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("r+b", 0) as full:
         monkeypatch.setattr("training.data.task_data.tempfile.TemporaryFile", lambda dir: full)
-        with pytest.raises(TrainingError, match=r"cannot be written to .*No space left.*make room there"):
+        with pytest.raises(TrainingError, match=r"cannot be written to .*No space left.*free disk space"):
             task_data(0).on_disk(tmp_path)
