@@ -32,7 +32,7 @@ from training.parallel_runs import run_alone
 
 SETTINGS = (
     "tasks=[0,1,2]", "episodes=8", "image_size=64", "optim.steps=80", "optim.checkpoint_seconds=0",
-    "evaluation.rollouts=4", "evaluation.points=2", "evaluation.workers=1", "evaluation.told=1",
+    "evaluation.rollouts=4", "evaluation.candidates=2", "evaluation.workers=1", "evaluation.cross_instruction=1",
 )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def where(folder: Path) -> str:
     if any(folder.rglob("*.tmp")):
         return "saving"
     stages = sorted((folder / "stages").glob("stage_*"))
-    if not stages or not (stages[-1] / "points.json").exists():
+    if not stages or not (stages[-1] / "candidates.json").exists():
         return "training"
     return "evaluation" if not (folder / "results.json").exists() else "over"
 
@@ -80,7 +80,10 @@ def same_end(a: Path, b: Path) -> dict[str, bool]:
     return {
         "weights_of_every_stage": weights,
         "every_rollout": rollouts(a) == rollouts(b),
-        **{name: x[name] == y[name] for name in ("success", "metrics", "drift", "told_success", "bytes_kept")},
+        **{
+            name: x[name] == y[name]
+            for name in ("success", "metrics", "drift", "cross_instruction_success", "bytes_kept")
+        },
     }
 
 

@@ -32,7 +32,7 @@ STRATEGIES: tuple[Arm, ...] = (
     strategy_arm("er", detail="5 demonstrations of each old task"),
     strategy_arm("ewc"),
     # It prunes within a stage: a checkpoint from before the stage's end is not a usable policy.
-    strategy_arm("packnet", "evaluation.points=1"),
+    strategy_arm("packnet", "evaluation.candidates=1"),
     strategy_arm("m2distill", detail="the same 5 demonstrations"),
 )
 ABLATION = without_each_term(("strategy=m2distill",))

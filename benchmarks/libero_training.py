@@ -164,7 +164,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.data.is_file():
         raise TrainingError(f"{args.data} is not a file; give one task's demonstrations (see m2distill demos)")
-    settings = [*args.overrides, "strategy=sequential", f"optim.steps={args.steps}", "evaluation.points=1"]
+    settings = [*args.overrides, "strategy=sequential", f"optim.steps={args.steps}", "evaluation.candidates=1"]
     config = load_config(RunConfig, args.config, [*settings, "optim.checkpoint_seconds=1e9"])
     seconds: dict[str, list[float]] = {"libero": [], "ours": []}
     spawn = multiprocessing.get_context("spawn")

@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = [
         "suite=files", f"tasks={list(range(args.tasks))}", "text_encoder=minilm", "evaluation.rollouts=0",
-        "evaluation.points=1", "optim.steps=2", "memory.episodes=5", "memory.instructions=true", *args.overrides,
+        "evaluation.candidates=1", "optim.steps=2", "memory.episodes=5", "memory.instructions=true", *args.overrides,
     ]  # fmt: skip
     config = load_config(RunConfig, args.config, settings)
     with tempfile.TemporaryDirectory() as name:

@@ -127,7 +127,7 @@ class RunResult:
                     cell["successes"],
                     _count(cell),
                 ]
-                for cell in results["told"] or []
+                for cell in results["cross_instruction"] or []
             ],
             success_curves=[[round(rate, _DIGITS) for rate in curve] for curve in results["success_curves"]],
             metrics=results["metrics"],

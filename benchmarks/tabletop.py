@@ -46,7 +46,7 @@ _M2DISTILL_INSTRUCTIONS_ONLY = (
 #: fine-tuning succeeded on the can in 12 of 20 rollouts (seed 0); with 1,800 or 2,400 in all 20.
 SETTINGS = (
     "tasks=[0,1,2,3,4]", "optim.epochs=12",
-    "evaluation.rollouts=20", "evaluation.told=3", "evaluation.workers=1",
+    "evaluation.rollouts=20", "evaluation.cross_instruction=3", "evaluation.workers=1",
     "distill.new_latents=1.0", "memory.out_of_distribution=0.0", *weights(0.01, 0.1, 0.1, 0.5),
 )  # fmt: skip
 

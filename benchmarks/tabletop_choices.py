@@ -16,7 +16,7 @@ from benchmarks.output import command
 from training.studies.arms import Arm
 
 #: No cross-instruction evaluation: settings are chosen by success alone.
-SETTINGS = (*tabletop.SETTINGS, "evaluation.told=0")
+SETTINGS = (*tabletop.SETTINGS, "evaluation.cross_instruction=0")
 
 #: The seeds of :mod:`benchmarks.tabletop`'s table are 0, 1 and 2.
 SEEDS = (3, 4, 5, 6)

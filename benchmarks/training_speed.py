@@ -65,7 +65,7 @@ def main() -> None:
                     "optim.checkpoint_seconds=1e9",
                     "ewc.batches=1",
                     # packnet allows no checkpoint candidate before it has pruned; nothing is evaluated here.
-                    "evaluation.points=1",
+                    "evaluation.candidates=1",
                 ],
             )
             memory = Memory(config.memory)
@@ -84,7 +84,7 @@ def main() -> None:
                     1,
                     Path(folder),
                     lambda step, steps, terms, stamps=stamps: stamps.append(time.perf_counter()),  # type: ignore[misc]
-                    lambda point: None,
+                    lambda candidate: None,
                 )
             seconds[name] += list(np.diff(stamps)[1:])
     samples = base.optim.batch * contract.history

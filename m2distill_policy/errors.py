@@ -53,7 +53,7 @@ class TrainingError(M2DistillError):
 
 
 class DivergedError(TrainingError):
-    """A loss is not finite; with these settings it would be again, wherever the run is begun anew."""
+    """A loss is not finite. With the same settings a new run would fail too."""
 
     exit_code = 3
 

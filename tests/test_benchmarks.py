@@ -86,10 +86,10 @@ def test_a_result_keeps_counts_and_where_it_comes_from() -> None:
     origin = {"commit": "abc", "time": "2026-01-01T00:00:00+00:00", "machine": {"cores": 2}, "versions": {"torch": "2"}}
     cells = [
         {
-            "task_index": i, "instruction": told, "rollouts": 4, "errors": e, "successes": s, "wrong_rate": w,
+            "task_index": i, "instruction": instruction, "rollouts": 4, "errors": e, "successes": s, "wrong_rate": w,
             "mean_steps": 7.123456,
         }
-        for i, told, e, s, w in ((5, "a", 1, 2, 1 / 3), (7, "b", 0, 4, 0.0))
+        for i, instruction, e, s, w in ((5, "a", 1, 2, 1 / 3), (7, "b", 0, 4, 0.0))
     ]  # fmt: skip
     run = RunResult.of(
         "er",
@@ -97,7 +97,7 @@ def test_a_result_keeps_counts_and_where_it_comes_from() -> None:
             "seed": 3, "config": {"strategy": "er"}, "data": {"0": "f" * 64}, "rollouts": 4, "metrics": {"auc": 0.5},
             "tasks": [{"index": 5, "instruction": "a"}, {"index": 7, "instruction": "b"}], "bytes_kept": 8,
             "cells": [cells[:1], cells], "success_curves": [[0.0, 2 / 3], [1.0]],
-            "told": [{**cells[0], "instruction": "b", "errors": 0, "successes": 1, "wrong_rate": 0.75}],
+            "cross_instruction": [{**cells[0], "instruction": "b", "errors": 0, "successes": 1, "wrong_rate": 0.75}],
             "drift": [[{"text": {"relative": 0.123456, "l2": 1.0}}]],
             "trained": [{**origin, "precision": "torch.bfloat16"}], **origin,
         },

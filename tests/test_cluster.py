@@ -79,7 +79,7 @@ def test_runs_on_the_cluster_end_or_say_why_not(cluster: Ray, tmp_path: Path) ->
     run_jobs([first, second], 2, cluster)
     assert first.finished and second.finished
     bad = _Words("bad", tmp_path / "c", ("import sys; sys.exit('no more data')",), RunConfig(), tmp_path)
-    with pytest.raises(TrainingError, match="run 'bad' ended with code 1; its last words: no more data"):
+    with pytest.raises(TrainingError, match="run 'bad' ended with code 1; its last output: no more data"):
         run_jobs([bad], 1, cluster)
 
 

@@ -68,4 +68,4 @@ def test_two_processes_end_as_one(tmp_path: Path, demonstrations: Path, more: tu
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, demonstrations: Path) -> None:
     done = _train(tmp_path / "run", demonstrations, "optim.batch=3", processes=2)
     assert done.returncode != 0
-    assert "optim.batch is 3 and 2 processes share it; make it a multiple of that" in done.stderr
+    assert "optim.batch is 3 and 2 processes share it; set a multiple of 2" in done.stderr

@@ -66,13 +66,13 @@ def test_bundle_is_written_and_opens(tmp_path: Path) -> None:
 def test_a_bundle_is_checked_on_a_demonstration_in_which_a_window_slides(tmp_path: Path) -> None:
     """The first may be a short one; where all are, that is said before anything is learned."""
     for lengths, taken in (((4, 21, 30), 21), ((4, 10, 7), 10)):
-        samples.put_aside(tmp_path, task_data(0, lengths=lengths), np.random.default_rng(0), CONTRACT.history)
+        samples.save_samples(tmp_path, task_data(0, lengths=lengths), np.random.default_rng(0), CONTRACT.history)
         assert samples.episode(tmp_path, "a", "b").steps == taken
     short = writer(tmp_path)
     short.add(recording(0, length=7))
     file = short.finish([0], 1)
     with pytest.raises(
-        DemonstrationError, match=r"longest of .* has 7 steps and the policy remembers 10; .* at least 11"
+        DemonstrationError, match=r"longest episode of .* has 7 steps and a window has 10; .* at least 11"
     ):
         check_file(file, file.instruction, file.contract, 1)
 
@@ -125,5 +125,5 @@ def test_a_graph_that_cannot_be_quantised_is_refused() -> None:
     data = task_data(0)
     graphs = build_graphs(policy())
     replay = replay_of(policy(), graphs, data, 3)
-    with pytest.raises(ExportError, match=r"cannot be made int8: .*; export fp32"):
+    with pytest.raises(ExportError, match=r"cannot be quantised to int8: .*; export fp32"):
         quantise({**graphs, "step.onnx": graphs["step.onnx"][:-100]}, [replay])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from m2distill_policy.errors import M2DistillError
-from training.metrics import first_best, hold_from, lifelong_metrics, until_perfect
+from training.metrics import fill_after_best, first_best, lifelong_metrics, until_perfect
 
 
 def test_perfect_memory() -> None:
@@ -56,7 +56,7 @@ def test_tasks_learned_together_weigh_as_many_as_they_are() -> None:
         lifelong_metrics([[1.0], [1.0, 1.0]], [[1.0], [1.0]], [2])
 
 
-def test_no_point_is_asked_behind_one_that_always_succeeds() -> None:
+def test_no_candidate_is_evaluated_behind_one_that_always_succeeds() -> None:
     rates = iter([0.9, 1.0, 0.5])
     assert until_perfect(rates) == [0.9, 1.0] and list(rates) == [0.5]
     assert until_perfect([0.2, 0.1]) == [0.2, 0.1]
@@ -64,8 +64,8 @@ def test_no_point_is_asked_behind_one_that_always_succeeds() -> None:
 
 def test_earliest_of_the_best_is_chosen_and_held() -> None:
     assert first_best([0.2, 0.9, 0.9, 0.1]) == 1
-    assert hold_from([0.2, 0.8, 0.9, 0.1], 1, 4) == [0.2, 0.8, 0.8, 0.8]
-    assert hold_from([0.2, 0.8], 1, 4) == [0.2, 0.8, 0.8, 0.8]
+    assert fill_after_best([0.2, 0.8, 0.9, 0.1], 1, 4) == [0.2, 0.8, 0.8, 0.8]
+    assert fill_after_best([0.2, 0.8], 1, 4) == [0.2, 0.8, 0.8, 0.8]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_earliest_of_the_best_is_chosen_and_held() -> None:
     [
         ([], [], "one curve a stage"),
         ([[1.0], [1.0]], [[1.0], [1.0]], "needs tasks 0 to 1"),
-        ([[1.0]], [[]], "no evaluation points"),
+        ([[1.0]], [[]], "no checkpoint candidates"),
     ],
 )
 def test_incomplete_matrices_are_refused(final: list[list[float]], curves: list[list[float]], sentence: str) -> None:

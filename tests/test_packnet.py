@@ -87,5 +87,5 @@ def test_settings_out_of_range_are_refused(setting: dict[str, float]) -> None:
 
 
 def test_checkpoints_before_the_pruning_are_not_chosen_from() -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.points is 2, and strategy=packnet prunes"):
-        dataclasses.replace(RUN, evaluation=dataclasses.replace(RUN.evaluation, points=2))
+    with pytest.raises(ConfigError, match=r"evaluation\.candidates is 2, and strategy=packnet prunes"):
+        dataclasses.replace(RUN, evaluation=dataclasses.replace(RUN.evaluation, candidates=2))

@@ -25,19 +25,19 @@ def test_a_plan_counts_what_a_run_does() -> None:
     config = load_config(
         RunConfig,
         None,
-        ["tasks=[0,1,2]", "optim.epochs=2", "optim.batch=4", "evaluation.rollouts=5", "evaluation.told=1"],
+        ["tasks=[0,1,2]", "optim.epochs=2", "optim.batch=4", "evaluation.rollouts=5", "evaluation.cross_instruction=1"],
     )
     work = count(config, tasks, [4000, 2000, 6000], history=10)
     assert work.steps == (200, 100, 300)
     assert work.rollouts == {"reported": 5 * (1 + 2 + 3), "cross-instruction": 6}
     assert work.control_steps == (30 + 6) * 90
-    chosen = override(config, ["evaluation.points=3", "evaluation.horizon=50", "evaluation.told=0"])
-    assert count(chosen, tasks, [4000] * 3, 10).rollouts == {"selection": 45, "points": 45, "reported": 30}
+    chosen = override(config, ["evaluation.candidates=3", "evaluation.horizon=50", "evaluation.cross_instruction=0"])
+    assert count(chosen, tasks, [4000] * 3, 10).rollouts == {"selection": 45, "candidates": 45, "reported": 30}
     assert count(chosen, tasks, [4000] * 3, 10).control_steps == 120 * 50
-    joint = override(config, ["strategy=multitask", "evaluation.told=0"])
+    joint = override(config, ["strategy=multitask", "evaluation.cross_instruction=0"])
     assert count(joint, tasks, [4000, 2000, 6000], 10).steps == (600,)
     assert count(joint, tasks, [4000, 2000, 6000], 10).rollouts == {"reported": 15}
-    longer = override(config, ["optim.first_epochs=5", "evaluation.told=0"])
+    longer = override(config, ["optim.first_epochs=5", "evaluation.cross_instruction=0"])
     assert count(longer, tasks, [4000, 2000, 6000], 10).steps == (500, 100, 300)
     with pytest.raises(ConfigError, match=r"optim.first_epochs is 5 and optim.epochs 0"):
         override(config, ["optim.first_epochs=5", "optim.epochs=0"])

@@ -44,7 +44,8 @@ RUN = RunRecord(
 )  # fmt: skip
 RESULTS = RunResults(
     label="er", run="x", strategy="er", seed=0, tasks=(TASK,), rollouts=2, sampling="mode", success=((1.0,),),
-    wrong_object=((None,),), errors=1, cells=((CELL,),), told=None, told_success=None, success_curves=((0.0, 1.0),),
+    wrong_object=((None,),), errors=1, cells=((CELL,),), cross_instruction=None, cross_instruction_success=None,
+    success_curves=((0.0, 1.0),),
     metrics={"nbt": None, "auc": 0.5}, bytes_kept=3, drift=(({"text": Drift(0.0, 0.0, 1.0, None)},),), config=config(),
     data={}, trained=({"precision": "fp32"},), **provenance.describe(),
 )  # fmt: skip
@@ -77,7 +78,7 @@ def _changed(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, and this version reads format {FORMAT}"),
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1} and this version of m2distill reads format {FORMAT}"),
         ({"format": None}, "has format none"),
         ({"chosen": "2"}, "'chosen' is '2'"),
         ({"chosen": True}, "'chosen' is True"),
@@ -96,7 +97,7 @@ def test_anything_else_is_refused_in_one_sentence(tmp_path: Path, changes: dict[
 
 def test_a_run_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"config": {}, "contract": {}, "tasks": []}))
-    with pytest.raises(TrainingError, match=r"run\.json has format none, .* train a new run in another folder"):
+    with pytest.raises(TrainingError, match=r"run\.json has format none and .* train a new run in another folder"):
         LifelongRun.open(tmp_path)
     (tmp_path / "run.json").write_text("[]")
     with pytest.raises(TrainingError, match="has format none"):

@@ -1,4 +1,4 @@
-"""The road in small: real demonstrations, two stages, kill -9, resume, export, report."""
+"""The pipeline on a small scale: real demonstrations, two stages, kill -9, resume, export, report."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_run_folder_holds_everything(whole: Path) -> None:
     assert {row["stage"] for row in rows} == {0, 1}
     assert any("policy/old_instructions" in row for row in rows)
     assert {path.name for path in (whole / "tensorboard").iterdir()} == {"stage_0", "stage_1"}
-    with pytest.raises(TrainingError, match="0 stages were asked for; allowed are 1 to 2"):
+    with pytest.raises(TrainingError, match="stages is 0; allowed are 1 to 2"):
         finish_run(LifelongRun.open(whole), stages=0)
     bundle = open_bundle(whole / "bundles" / "stage_1")
     assert bundle.instructions == ("lift the red box", "lift the green box")
@@ -222,10 +222,12 @@ def test_changed_demonstrations_are_noticed(tmp_path: Path, demonstrations: Path
     first, second = (demonstration_path(copy, name) for name in ("lift_the_red_box", "lift_the_green_box"))
     with h5py.File(first, "r+") as file:
         file["data/demo_0/actions"][0, 0] = 0.123
-    with pytest.raises(TrainingError, match="has changed since this run first read it"):
+    with pytest.raises(TrainingError, match="has changed since this run read it first"):
         LifelongRun.open(tmp_path / "run").data(0)
     shutil.copy(second, first)
-    with pytest.raises(DemonstrationError, match="is of 'lift the green box' and the task is 'lift the red box'"):
+    with pytest.raises(
+        DemonstrationError, match="has the instruction 'lift the green box' and the task is 'lift the red box'"
+    ):
         create_run(tmp_path / "other", load_config(RunConfig, "config/tiny.toml", SMALL), copy)
     assert not (tmp_path / "other").exists()
     second.unlink()
@@ -249,45 +251,47 @@ def test_ones_own_files_are_learned_without_a_world(tmp_path: Path, demonstratio
         create_run(tmp_path / "x", load_config(RunConfig, "config/tiny.toml", own), tmp_path / "empty")
 
 
-def test_the_best_point_is_chosen_on_selection_states_or_it_is_the_last(tmp_path: Path, demonstrations: Path) -> None:
-    points = [*SMALL, "tasks=[0]", "evaluation.points=2", "optim.steps=4", "strategy=ewc", "ewc.batches=2"]
-    run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
+def test_the_best_candidate_is_chosen_on_selection_states_or_it_is_the_last(
+    tmp_path: Path, demonstrations: Path
+) -> None:
+    choices = [*SMALL, "tasks=[0]", "evaluation.candidates=2", "optim.steps=4", "strategy=ewc", "ewc.batches=2"]
+    run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", choices), demonstrations)
     results = finish_run(run, quiet=True)
     assert results is not None and len(results.success_curves[0]) == 3
     chosen = json.loads((run.stage_folder(0) / "selection.json").read_text())
     assert (chosen["rates"], chosen["chosen"]) == ([0.0, 0.0], 1), "of equals the earliest"
     stage = json.loads((run.stage_folder(0) / "stage.json").read_text())
-    assert (stage["point"], stage["file"]) == (1, "point_1.safetensors")
+    assert (stage["candidate"], stage["file"]) == (1, "candidate_1.safetensors")
     logs = {path.name: path.read_text() for path in (run.folder / "evaluation").glob("*.jsonl")}
     assert {name: '"selection"' in log for name, log in logs.items()} == {
         "stage_0.jsonl": False,
-        "stage_0_point_0.jsonl": False,
+        "stage_0_candidate_0.jsonl": False,
         "stage_0_selection_1.jsonl": True,
         "stage_0_selection_2.jsonl": True,
-    }, "the chosen point is the stage's end, and what is behind it changes no figure"
+    }, "the chosen candidate is the stage's end, and what is behind it changes no figure"
     # EWC holds weights where the next stage finds them, which is not where the last step left them.
     (held,) = (run.folder / "memory").glob("ewc_*")
     assert held.name == "ewc_0_1.safetensors"
-    for point in (1, 2):
+    for candidate in (1, 2):
         strategy = make_strategy(run.config, run.memory(0), run.contract.history)
-        end_stage(run.point_policy(0, point), strategy, run.data(0), run.config, 0)
+        end_stage(run.candidate_policy(0, candidate), strategy, run.data(0), run.config, 0)
         alike = all(torch.equal(value, strategy.state[name]) for name, value in run.strategy_state(0).items())
-        assert alike == (point == 1)
-    latest = [*points, "evaluation.ties=latest", "evaluation.rollouts=1"]
+        assert alike == (candidate == 1)
+    latest = [*choices, "evaluation.ties=latest", "evaluation.rollouts=1"]
     last = create_run(tmp_path / "last", load_config(RunConfig, "config/tiny.toml", latest), demonstrations)
     assert finish_run(last, quiet=True) is not None
     assert read_record(SelectionRecord, last.selection_path(0)) == SelectionRecord(2, (0.0, 0.0))
     assert last.strategy_state(0) and next((last.folder / "memory").glob("ewc_*")).name == "ewc_0_2.safetensors"
-    later = create_run(tmp_path / "later", load_config(RunConfig, "config/tiny.toml", points), demonstrations)
+    later = create_run(tmp_path / "later", load_config(RunConfig, "config/tiny.toml", choices), demonstrations)
     assert finish_run(later, quiet=True, evaluate=False) is None
     results = finish_run(LifelongRun.open(later.folder), quiet=True)
     assert results is not None
     assert read_record(SelectionRecord, later.selection_path(0)) == SelectionRecord(2, None)
-    assert json.loads((later.stage_folder(0) / "stage.json").read_text())["point"] == 2
+    assert json.loads((later.stage_folder(0) / "stage.json").read_text())["candidate"] == 2
     assert {path.name for path in (later.folder / "evaluation").glob("*.jsonl")} == {
         "stage_0.jsonl",
-        "stage_0_point_0.jsonl",
-        "stage_0_point_1.jsonl",
+        "stage_0_candidate_0.jsonl",
+        "stage_0_candidate_1.jsonl",
     }
 
 
@@ -301,9 +305,9 @@ def test_epochs_make_a_stage_as_long_as_its_demonstrations(demonstrations: Path,
         assert [(r["step"], r["steps"]) for r in rows if r["stage"] == stage][-1] == (wanted, wanted)
     assert run.data(0).steps != run.data(1).steps
     assert progress(run.folder)[0] == 1.0
-    settings = [*settings, "optim.first_epochs=0.01", "evaluation.points=3"]
+    settings = [*settings, "optim.first_epochs=0.01", "evaluation.candidates=3"]
     short = create_run(tmp_path / "short", load_config(RunConfig, "config/tiny.toml", settings), demonstrations)
-    with pytest.raises(TrainingError, match=r"evaluation.points is 3 and task '\w+' is learned in 1 steps"):
+    with pytest.raises(TrainingError, match=r"evaluation.candidates is 3, and '\w+' is learned in 1 steps"):
         finish_run(short, quiet=True)
 
 
@@ -348,14 +352,14 @@ def test_what_only_another_strategy_reads_makes_no_other_run() -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["memory.episodes=9", "episodes=8"], "memory.episodes is 9 of only episodes = 8"),
+        (["memory.episodes=9", "episodes=8"], "memory.episodes is 9 and episodes is 8"),
         (["strategy=er", "memory.episodes=0"], "strategy=er replays demonstrations, and memory.episodes is 0"),
-        (["seed=5000"], "seed is 5000; 0 to 4999 are allowed"),
-        (["optim.steps=3", "evaluation.points=4"], "evaluation.points is 4 in optim.steps = 3"),
+        (["seed=5000"], "seed is 5000; .*0 to 4999"),
+        (["optim.steps=3", "evaluation.candidates=4"], "evaluation.candidates is 4 and optim.steps is 3"),
         (["optim.later_lr=0.0"], "optim.later_lr is 0"),
-        (["suite=files"], "suite=files has no world to roll a policy out in"),
+        (["suite=files"], "suite=files has no environment to roll a policy out in"),
         (["suite=libero_goal", "evaluation.rollouts=51"], "has 50 initial states: ask for at most 50"),
-        (["suite=libero_goal", "evaluation.rollouts=26", "evaluation.points=2"], "states and half .* at most 25"),
+        (["suite=libero_goal", "evaluation.rollouts=26", "evaluation.candidates=2"], "states and half .* at most 25"),
     ],
 )
 def test_what_could_only_fail_later_is_refused_at_once(overrides: list[str], sentence: str) -> None:
@@ -407,7 +411,7 @@ def test_several_tasks_learned_together_before_the_others_come_one_at_a_time(
     """The protocol of M2Distill's published rows, in small: two tasks jointly, a third, and a fourth by extension."""
     m2distill("demos", "--tasks", "2,3", "--episodes", "2", "--size", "32", "--workers", "1", "--out",
               str(demonstrations))  # fmt: skip
-    settings = [*SMALL, "tasks=[0,1,2]", "jointly=2", "later_episodes=1", "optim.steps=6", "evaluation.points=2"]
+    settings = [*SMALL, "tasks=[0,1,2]", "jointly=2", "later_episodes=1", "optim.steps=6", "evaluation.candidates=2"]
     run = create_run(tmp_path / "run", load_config(RunConfig, "config/tiny.toml", settings), demonstrations)
     results = finish_run(run, quiet=True)
     assert results is not None and run.stages == 2
@@ -444,7 +448,7 @@ def test_how_many_tasks_come_first_is_checked() -> None:
         (["jointly=0"], "jointly is 0; allowed are 1 to 2"),
         (["jointly=3"], "jointly is 3; allowed are 1 to 2"),
         (["later_episodes=-1"], "later_episodes is -1"),
-        (["episodes=9", "memory.episodes=5", "later_episodes=3"], "memory.episodes is 5 of only later_episodes = 3"),
+        (["episodes=9", "memory.episodes=5", "later_episodes=3"], "memory.episodes is 5 and later_episodes is"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             load_config(RunConfig, "config/tiny.toml", [*SMALL, *overrides])
@@ -456,7 +460,7 @@ def test_a_full_disk_is_one_sentence_and_costs_the_checkpoint_being_written_alon
     words = ["train", "--config", "config/tiny.toml", "--data", str(demonstrations), "--out", str(tmp_path / "run")]
     words += [*SMALL, "tasks=[0]", "optim.steps=2", "optim.checkpoint_seconds=1e6", "evaluation.rollouts=0", "--quiet"]
     (tmp_path / "run/stages/stage_0").mkdir(parents=True)
-    record = tmp_path / "run/stages/stage_0/points.json.tmp"
+    record = tmp_path / "run/stages/stage_0/candidates.json.tmp"
     record.symlink_to("/dev/full")
     assert main(words) == 2
     said = capsys.readouterr().err

@@ -48,7 +48,7 @@ def train(run: RunConfig, folder: Path, stage: int, kill_at: int | None = None) 
         if step == kill_at:
             raise Killed
 
-    train_stage(policy, strategy, task_data(0), run, stage, folder, listener, lambda point: None)
+    train_stage(policy, strategy, task_data(0), run, stage, folder, listener, lambda candidate: None)
     return policy
 
 
@@ -260,6 +260,6 @@ print(resident() - before)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc")
 def test_freed_memory_is_kept_and_given_back() -> None:
     """A stage of large batches, which computes maps again, must not stand on what one of small batches has kept."""
-    told = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, text=True, check=True).stdout
-    kept, left = map(float, told.split())
-    assert kept > 300 and left < 100, told
+    output = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, text=True, check=True).stdout
+    kept, left = map(float, output.split())
+    assert kept > 300 and left < 100, output

@@ -62,7 +62,7 @@ def test_an_ablation_sums_up_every_arm_beside_the_whole(tmp_path: Path) -> None:
     whole, without = found["arms"]["whole"], found["arms"]["no_image"]
     assert whole["mean_and_interval"]["auc"][0] == pytest.approx(0.92)
     # Seed by seed the difference is the same, so its interval is a point, whatever the seeds do to both.
-    assert without["beside_whole"]["auc"] == pytest.approx((-0.1, -0.1, -0.1))
+    assert without["difference_to_whole"]["auc"] == pytest.approx((-0.1, -0.1, -0.1))
     assert json.loads((study.folder / "ablation.json").read_text())["arms"].keys() == found["arms"].keys()
     lines = table(found).splitlines()
     assert lines[1].split() == ["all", "four", "terms", "0.50", "0.10", "0.92", "0.90"]

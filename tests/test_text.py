@@ -105,7 +105,7 @@ def test_a_file_in_the_caches_place_only_costs_time(
 ) -> None:
     (tmp_path / "cache").write_text("not a folder")
     assert embed(["lift"], tiny_bert, tmp_path / "cache")[1].shape == (1, 16)
-    assert "is not cached" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 def test_a_local_folder_is_pooled_as_bert_and_named_by_its_hash(tiny_bert: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_missing_pooler_is_refused_and_never_made_up(tiny_bert: Path, tmp_path
     kept = {key: value for key, value in weights.items() if "pooler" not in key}
     assert len(kept) < len(weights)
     safetensors.save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lacks weights: pooler\.dense"):
+    with pytest.raises(ConfigError, match=r"no weights for: pooler\.dense"):
         embed(["lift"], folder, tmp_path / "cache")
 
 
@@ -204,7 +204,7 @@ def test_bert_without_a_network_is_a_sentence_and_not_a_hang(tmp_path: Path, lis
             HF_ENDPOINT=f"http://127.0.0.1:{peer.getsockname()[1]}",
         )
     assert "'bert-base-cased' is not on this machine and the hub cannot be reached" in said
-    assert "take 'minilm'" in said
+    assert "'minilm'" in said
 
 
 def test_bert_in_the_hubs_cache_needs_no_network(tiny_bert: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_folders_that_are_no_encoder_are_named(tmp_path: Path) -> None:
         open_encoder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 4}))
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"no model\.safetensors.*never a pickle"):
+    with pytest.raises(ConfigError, match=r"no model\.safetensors.*pickle"):
         open_encoder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="has no tokenizer"):
@@ -259,7 +259,7 @@ def test_folders_that_are_no_encoder_are_named(tmp_path: Path) -> None:
 def test_instructions_that_say_nothing_or_too_much_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one word"):
         embed(["lift", "  "], tiny_bert, tmp_path)
-    with pytest.raises(ConfigError, match=r"an instruction has 602 tokens.*reads 512"):
+    with pytest.raises(ConfigError, match=r"an instruction has 602 tokens.*512"):
         embed(["lift " * 600], tiny_bert, tmp_path)
 
 

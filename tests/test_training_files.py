@@ -193,7 +193,13 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(
 
 
 def _files(folder: Path) -> list[str]:
-    kinds = ("stages/*/point_*.safetensors", "stages/*/points.json", "bundles/*/*", "memory/*", "stages/*/episode*")
+    kinds = (
+        "stages/*/candidate_*.safetensors",
+        "stages/*/candidates.json",
+        "bundles/*/*",
+        "memory/*",
+        "stages/*/episode*",
+    )
     return sorted(str(path.relative_to(folder)) for kind in kinds for path in folder.glob(kind))
 
 
@@ -232,7 +238,7 @@ def test_training_that_is_stopped_is_saved_first(tmp_path: Path, number: signal.
             if step == stop_at:
                 os.kill(os.getpid(), number)
 
-        train_stage(policy, strategy, task_data(1), settings, 0, folder, listener, lambda point: None)
+        train_stage(policy, strategy, task_data(1), settings, 0, folder, listener, lambda candidate: None)
         return policy.state_dict()
 
     cut = tmp_path / "run" / "stages" / "stage_0"

@@ -1,7 +1,7 @@
-"""Memory of a training process: how much is free, and keeping what is freed.
+"""Memory of a training process: measure what is free, and keep freed memory for reuse.
 
-A training step frees and takes gigabytes of feature maps. By default the C library gives each back to the operating
-system, which hands it out again page by page, zeroed: about a tenth of a step on a CPU went there.
+A training step allocates and frees gigabytes of feature maps. By default the C library returns them to the operating
+system, which zeroes every page before it hands it out again. On a CPU that took about a tenth of a step.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ _kept = False
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Have malloc take from and return to the heap alone, and keep its top; does nothing where there is no glibc.
+    """Let malloc keep freed memory instead of returning it to the operating system; no effect without glibc.
 
-    keep: False undoes it, and gives back what is free.
+    Args:
+        keep: False restores the default, and returns the memory that is free.
     """
     global _kept
     if keep == _kept:
@@ -39,11 +40,13 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 @functools.cache
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Memory that ``device`` can give, a container's limit included; None where the system does not say.
+    """Return the free memory of a device in bytes, within the limit of a container; None if it is unknown.
 
-    As it was at the first call: later, what this process has freed and keeps would count as taken.
+    The result is that of the first call. Later, memory that this process keeps for reuse would count as used.
 
-    root: where ``proc`` and ``sys`` are found.
+    Args:
+        device: of which the memory is measured.
+        root: folder that holds ``proc`` and ``sys``.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -52,6 +55,6 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
         lines = (root / "proc/meminfo").read_text().splitlines()
         free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
     group = root / "sys/fs/cgroup"
-    with contextlib.suppress(OSError, ValueError):  # 'max' is no number: no limit
+    with contextlib.suppress(OSError, ValueError):  # 'max' is not a number: there is no limit
         free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return min(free) if free else None

@@ -1,4 +1,4 @@
-"""The public calls of the package: train, resume, evaluate and extend a run. ``m2distill train`` makes the same calls.
+"""The public calls of the package: train, resume, evaluate and extend a run. ``m2distill train`` uses them too.
 
     import training
     from m2distill_policy.config import load_config
@@ -63,7 +63,7 @@ def train(
         demonstrations: folder of ``<task>_demo.hdf5`` files.
         out: folder of the run.
         first_stage_from: folder of a run whose first stage is the same; it is copied instead of trained.
-        evaluate: roll the bundles out in simulation, as ``config.evaluation`` says.
+        evaluate: run rollouts of the bundles in simulation, as set in ``config.evaluation``.
         stages: stop after so many stages; None: train all.
         quiet: show no progress bars.
 
@@ -81,11 +81,11 @@ def train(
             run = LifelongRun.open(out)
             _require_same(run, config, demonstrations)
             return run
-        # Opened before the new run exists: a source that is missing must not leave half a run behind.
+        # Opened before the new run is created: a missing source must not leave an incomplete run.
         source = LifelongRun.open(Path(first_stage_from)) if first_stage_from is not None else None
         run = create_run(out, config, demonstrations)
         if source is not None and not share_first_stage(source, run):
-            print(f"{first_stage_from} has another first stage: it is trained here", file=sys.stderr)
+            print(f"the first stage of {first_stage_from} differs, so this run trains its own", file=sys.stderr)
         return run
 
     return _finished(made, out, evaluate, stages, quiet)
@@ -168,7 +168,7 @@ def extend(
 
 
 def _finished(made: Callable[[], LifelongRun], out: Path, evaluate: bool, stages: int | None, quiet: bool) -> Trained:
-    # The first of several processes makes the folder, the others find it made.
+    # Of several processes the first creates the folder; the others wait for it.
     first = made() if distributed.is_first() else None
     distributed.wait()
     run = first or LifelongRun.open(out)

@@ -1,11 +1,13 @@
-"""Several processes that learn as one, on one machine or more.
+"""Train with several processes, on one or more machines.
 
     torchrun --nproc-per-node 2 -m m2distill_policy train ...
 
-Every process draws the same batch and takes its share of the rows; gradients, the count of valid steps and the batch
-norms' statistics are averaged over all, so that the weights are those of one process with the whole batch, to rounding
-(dropout and Monte Carlo samples, which every process draws by itself, apart). The first process alone writes, exports
-and evaluates; the others read what it wrote, so several machines need the run's folder in common.
+Every process samples the same batch and computes its share of the rows. Gradients, the number of valid steps and the
+statistics of batch norms are averaged over the processes. The weights are therefore, up to rounding, those of one
+process with the whole batch; only dropout and Monte Carlo samples differ, because each process samples its own.
+
+Only the first process writes, exports and evaluates. The others read its files, so all machines need access to the
+run's folder.
 """
 
 from __future__ import annotations
@@ -24,53 +26,56 @@ from torch.distributed.nn.functional import all_reduce
 
 from m2distill_policy.errors import TrainingError
 
-#: The others wait while the first process evaluates, which can take days.
-_PATIENCE = datetime.timedelta(days=30)
+#: The other processes wait while the first one evaluates, which can take days.
+_TIMEOUT = datetime.timedelta(days=30)
 
 _sharing = False
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that ``torchrun`` started; alone, nothing happens."""
+    """Join the process group of ``torchrun`` for the duration of the block; a single process does nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def world() -> int:
-    """How many processes learn together."""
+def world_size() -> int:
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes files."""
     return rank() == 0
 
 
 def wait() -> None:
-    """Until every process is here."""
-    if world() > 1:
+    """Wait until every process has called this."""
+    if world_size() > 1:
         dist.barrier()
 
 
 @contextlib.contextmanager
 def sharing() -> Iterator[None]:
-    """Within it a batch's rows are shared out and means are means over all processes; every one must be in it."""
+    """Split batches between the processes, and average over them, for the duration of the block.
+
+    Every process must enter it.
+    """
     global _sharing
-    _sharing = world() > 1
+    _sharing = world_size() > 1
     try:
         yield
     finally:
@@ -78,47 +83,52 @@ def sharing() -> Iterator[None]:
 
 
 def shared_rows(places: tuple[slice, ...]) -> NDArray[np.int64] | None:
-    """This process's rows of a batch: of each place every ``world``-th. None where nothing is shared.
+    """Return the rows of a batch that this process computes; None outside :func:`sharing`.
 
-    Raises :class:`TrainingError` where a place cannot be shared out evenly.
+    Args:
+        places: rows of new windows, of memory and of old instructions. Each process takes an equal share of each.
+
+    Raises:
+        TrainingError: a place cannot be divided evenly between the processes.
     """
     if not _sharing:
         return None
     for place, name in zip(places, ("optim.batch", "memory.replay_batch", "memory.instruction_batch"), strict=True):
-        if (place.stop - place.start) % world():
+        if (place.stop - place.start) % world_size():
             raise TrainingError(
-                f"{name} is {place.stop - place.start} and {world()} processes share it; make it a multiple of that"
+                f"{name} is {place.stop - place.start} and {world_size()} processes share it; set a multiple of "
+                f"{world_size()}"
             )
-    return np.concatenate([np.arange(place.start + rank(), place.stop, world()) for place in places])
+    return np.concatenate([np.arange(place.start + rank(), place.stop, world_size()) for place in places])
 
 
 def average(values: Tensor) -> Tensor:
-    """Mean over the processes, without gradient; within :func:`sharing` alone."""
+    """Return the mean over the processes, without gradient; outside :func:`sharing` the values themselves."""
     if not _sharing:
         return values
     summed = values.detach().clone()
     dist.all_reduce(summed)
-    return summed / world()
+    return summed / world_size()
 
 
 def average_with_gradient(values: Tensor) -> Tensor:
-    """Mean over the processes, through which gradients flow to all of them; within :func:`sharing` alone."""
+    """Return the mean over the processes, with gradients to all of them; outside :func:`sharing` the values."""
     if not _sharing:
         return values
-    mean: Tensor = all_reduce(values.contiguous()) / world()
+    mean: Tensor = all_reduce(values.contiguous()) / world_size()
     return mean
 
 
 def is_sharing() -> bool:
-    """Whether this is within :func:`sharing`, among several processes."""
+    """Return whether several processes share the current batch."""
     return _sharing
 
 
-def together(network: nn.Module) -> nn.Module:
-    """``network``, whose gradients are averaged over the processes where there are several.
+def data_parallel(network: nn.Module) -> nn.Module:
+    """Return ``network`` with gradients averaged over the processes; unchanged for a single process.
 
-    Its batch norms keep their own statistics alike (see :func:`training.models.image_encoder.normed`).
+    Statistics of batch norms are averaged elsewhere, in :func:`training.models.image_encoder.normed`.
     """
-    if world() < 2:
+    if world_size() < 2:
         return network
     return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)

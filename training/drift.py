@@ -1,4 +1,4 @@
-"""How far the latents of an old task have moved since it was learned, a modality."""
+"""Measure how far the latents of an old task have moved since it was learned, for each modality."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from training.models.resnet_t import ResNetT
 
 
 def modalities(policy: ResNetT) -> dict[str, slice]:
-    """Rows of a step's tokens by name: text, each proprioception group, each view."""
+    """Return the position of each modality in the tokens of a step: text, proprioception groups, then views."""
     names = ["text", *policy.contract.proprioception_names, *policy.contract.camera_names]
     return {name: slice(i, i + 1) for i, name in enumerate(names)}
 
 
-def latent_drift(then: ResNetT, now: ResNetT, probe: WindowBatch) -> dict[str, Drift]:
-    """Drift of each modality's tokens on the same windows, both policies in evaluation mode."""
-    device = next(now.parameters()).device
+def latent_drift(earlier: ResNetT, current: ResNetT, probe: WindowBatch) -> dict[str, Drift]:
+    """Measure the drift of each modality's tokens.
+
+    Args:
+        earlier: the policy when the task had been learned.
+        current: the policy of a later stage. Both are put into evaluation mode.
+        probe: windows on which the tokens are compared.
+    """
+    device = next(current.parameters()).device
     inputs = to_inputs(probe, device)
     valid = torch.from_numpy(probe.valid).to(device)
     with torch.no_grad():
-        before, after = then.eval()(inputs).tokens, now.eval()(inputs).tokens
+        before, after = earlier.eval()(inputs).tokens, current.eval()(inputs).tokens
     result = {}
-    for name, part in modalities(now).items():
+    for name, part in modalities(current).items():
         a, b = before[:, :, part].flatten(2), after[:, :, part].flatten(2)
         norm = masked_mean(a.norm(dim=-1), valid).clamp_min(1e-8)
         distance = masked_mean((a - b).norm(dim=-1), valid)
@@ -37,8 +43,15 @@ def latent_drift(then: ResNetT, now: ResNetT, probe: WindowBatch) -> dict[str, D
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float | None:
-    """Linear CKA of two sets of features (N, p) and (N, q) of the same N examples, 0 to 1; None where one of them does
-    not vary."""
+    """Return the linear centred kernel alignment of two sets of features, 0 to 1.
+
+    Args:
+        a: features (N, p).
+        b: features (N, q) of the same N examples.
+
+    Returns:
+        None if one of the sets does not vary.
+    """
     a, b = ((x - x.mean(0)).double() for x in (a, b))
     scale = (a.T @ a).norm() * (b.T @ b).norm()
     if not scale > 1e-12 * len(a):

@@ -1,4 +1,4 @@
-"""The whole road in one go: what ``make demo`` shows. Every step is a command of ``m2distill`` that anyone can type."""
+"""The pipeline end to end, which ``make demo`` runs. Every step is a command of ``m2distill``, and is printed."""
 
 from __future__ import annotations
 
@@ -33,35 +33,39 @@ from training.report.page import build_page, text_table
 from training.report.rows import loss_rows
 from training.run_config import RunConfig
 
-#: Rollouts of the robot served in real time; the weights are swapped during the second.
+#: Rollouts of the simulated robot in real time; the policy is replaced during the second.
 SERVED_ROLLOUTS = 4
 
 
 class Demo:
-    """The demo's folder and its steps. What was collected, learned and filmed is not made again; serving is."""
+    """The demo: its folder and its steps. A second call repeats only serving and the report."""
 
     def __init__(self, folder: Path, config: Path, overrides: tuple[str, ...]) -> None:
-        # Both strategies learn at once, so each has one process for its rollouts.
+        # Both strategies train in parallel, so each gets one process for its rollouts.
         self.folder, self.config_file, self.overrides = folder, config, ("evaluation.workers=1", *overrides)
         self.config = load_config(RunConfig, config, self.overrides)
         self.demonstrations = folder / "demonstrations"
 
-    def walk(self) -> int:
-        """Walk the road; 0 when it ends well."""
+    def run(self) -> int:
+        """Run all steps.
+
+        Returns:
+            The exit code 0. A step that fails raises an error.
+        """
         begin = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.collect()
         self.learn()
         self.serve()
-        self.film()
+        self.record_videos()
         page = self.report()
-        print(f"\nthis call took {(time.monotonic() - begin) / 60:.1f} minutes; the page: {page}")
+        print(f"\nthis call took {(time.monotonic() - begin) / 60:.1f} minutes; report: {page}")
         return 0
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def collect(self) -> None:
-        """Demonstrations of every task."""
+        """Collect demonstrations of every task."""
         self._title("1. demonstrations from scripted experts in robosuite")
         self._call(
             "demos", "--suite", self.config.suite, "--tasks", ",".join(map(str, self.config.tasks)),
@@ -70,8 +74,8 @@ class Demo:
         )  # fmt: skip
 
     def learn(self) -> None:
-        """Both strategies over all tasks; they share the first stage, in which there is nothing to forget."""
-        self._title("2. lifelong learning: sequential fine-tuning beside m2distill, every stage exported and evaluated")
+        """Train both strategies on all tasks. They share the first stage, in which there is no old task."""
+        self._title("2. lifelong learning: sequential fine-tuning and m2distill, every stage exported and evaluated")
         first = self._job("sequential")
         second = self._job("m2distill", "--first-stage-from", first.folder)
         for job in (first, second):
@@ -92,8 +96,8 @@ class Demo:
         )
 
     def serve(self) -> None:
-        """The policy in one process, the robot in another; weights swapped while it moves."""
-        self._title("3. served over DDS in its own process to a robot in another, weights swapped while it moves")
+        """Serve the policy in one process to a simulated robot in another, and replace it while the robot moves."""
+        self._title("3. serving over DDS: two processes, and the policy is replaced while the simulated robot moves")
         out = self.folder / "served.json"
         bundles = self.folder / "m2distill" / "bundles"
         first, last = bundles / "stage_0", bundles / f"stage_{len(self.config.tasks) - 1}"
@@ -106,7 +110,7 @@ class Demo:
         print(json.dumps(served, indent=2))
 
     def _lockstep(self, bundle: Path) -> dict[str, Any]:
-        """The last task over DDS in lockstep: the same success vector as in-process."""
+        """Run the last task over DDS in lockstep, and require the success vector of the in-process evaluation."""
         task = self.config.tasks[-1]
         rollouts = min(5, self.config.evaluation.rollouts)
         result = self._served(
@@ -118,17 +122,17 @@ class Demo:
         inside = [success[episode] for episode in range(rollouts)]
         if result["success"] != inside:
             raise M2DistillError(
-                f"over DDS in lockstep the successes were {result['success']}, in-process {inside}; they must be equal"
+                f"in lockstep over DDS the success vector is {result['success']}, in-process {inside}; they must agree"
             )
         return {"task": result["name"], "success_over_dds": result["success"], "success_in_process": inside}
 
     def _swap(self, first: Path, last: Path) -> dict[str, Any]:
-        """The first task in real time, from the first stage's bundle to the last one's in mid-rollout."""
+        """Run the first task in real time, and replace the first stage's bundle by the last one during a rollout."""
         watched = self.folder / "watched"
         shutil.rmtree(watched, ignore_errors=True)
         watched.mkdir()
 
-        def offer() -> None:
+        def publish_last() -> None:
             publish(last, watched, last.name)
 
         result = self._served(
@@ -136,12 +140,12 @@ class Demo:
             ["--watch", str(watched), "--swap-when", "now"],
             ["--real-time", "--task", str(self.config.tasks[0]), "--rollouts", str(SERVED_ROLLOUTS)],
             "swap",
-            # Loading and warming up take a second or two, a rollout three or more: the switch falls into the second.
-            after_first_rollout=offer,
+            # Loading and warm-up take 1 to 2 s and a rollout at least 3 s: the swap happens during the second rollout.
+            after_first_rollout=publish_last,
         )
         answered = [r["bundles"] for r in result["rollouts"]]
         if len({bundle for row in answered for bundle in row}) < 2:
-            raise M2DistillError(f"the swap was not seen: the bundles that answered were {answered}")
+            raise M2DistillError(f"the bundle was not replaced: the bundles in use were {answered}")
         return {
             "task": result["name"],
             "success": result["success"],
@@ -151,7 +155,7 @@ class Demo:
         }
 
     def _latency(self, bundle: Path) -> dict[str, float]:
-        """Milliseconds from an observation to a decision, one thread, on recorded frames."""
+        """Measure the time from an observation to an action in ms, with one thread, on recorded frames."""
         task = suite_task(self.config.suite, self.config.tasks[0])
         episode = DemonstrationFile(demonstration_path(self.demonstrations, task.name)).episode(0)
         server = PolicyServer(open_bundle(bundle), sampling=self.config.evaluation.sampling)
@@ -179,8 +183,8 @@ class Demo:
         name: str,
         after_first_rollout: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
-        """Start the policy node and the robot, wait for the robot's end, stop the node; returns the robot's result."""
-        domain = str(random.SystemRandom().randrange(1, 100))  # a demo must not meet another on the same machine
+        """Run the policy node and the simulated robot until the robot ends; return the robot's result."""
+        domain = str(random.SystemRandom().randrange(1, 100))  # two demos on one machine must not share a domain
         out = self.folder / f"served_{name}.json"
         out.unlink(missing_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -220,23 +224,23 @@ class Demo:
         result: dict[str, Any] = read_json(out)
         return result
 
-    def film(self) -> None:
-        """A rollout of every task with the last bundle, and what the cameras see in both visual profiles."""
-        self._title("4. films")
+    def record_videos(self) -> None:
+        """Record a rollout of every task with the last bundle, and the camera views in both visual profiles."""
+        self._title("4. videos")
         count = len(self.config.tasks)
-        films = self.folder / "films"
-        if not (films / "summary.json").exists():
+        videos = self.folder / "videos"
+        if not (videos / "summary.json").exists():
             self._call(
                 "evaluate", str(self.folder / "m2distill" / "bundles" / f"stage_{count - 1}"),
                 "--suite", self.config.suite, "--tasks", ",".join(map(str, self.config.tasks)),
                 "--rollouts", "1", "--videos", "1", "--sampling", self.config.evaluation.sampling,
-                "--seed", str(self.config.seed), "--visuals", self.config.evaluation.visuals, "--out", str(films),
+                "--seed", str(self.config.seed), "--visuals", self.config.evaluation.visuals, "--out", str(videos),
             )  # fmt: skip
-        if not (self.folder / "pictures" / "stock.png").exists():
-            self._call_module("training.report.pictures", self.config.suite, str(self.folder / "pictures"))
+        if not (self.folder / "views" / "stock.png").exists():
+            self._call_module("training.report.camera_views", self.config.suite, str(self.folder / "views"))
 
     def report(self) -> Path:
-        """The table in the terminal and the page."""
+        """Print the table and write the page; return its path."""
         self._title("5. report")
         folders = [self.folder / "sequential", self.folder / "m2distill"]
         results = [read_record(RunResults, folder / "results.json") for folder in folders]
@@ -244,11 +248,11 @@ class Demo:
         html = build_page(
             results,
             title="Learning tasks one after another",
-            films=[
+            videos=[
                 (path, path.stem.rsplit("-", 2)[0].replace("_", " "))
-                for path in sorted((self.folder / "films").rglob("*.mp4"))
+                for path in sorted((self.folder / "videos").rglob("*.mp4"))
             ],
-            pictures=[(self.folder / "pictures" / f"{n}.png", f"visual profile '{n}'") for n in ("fast", "stock")],
+            images=[(self.folder / "views" / f"{n}.png", f"visual profile '{n}'") for n in ("fast", "stock")],
             served=read_json(self.folder / "served.json"),
             losses={r.label: loss_rows(f) for r, f in zip(results, folders, strict=True)},
         )
@@ -260,7 +264,7 @@ class Demo:
 
     @staticmethod
     def _echo(robot: subprocess.Popen[str], after_first_rollout: Callable[[], None] | None) -> None:
-        """Pass on what the robot says; ``m2distill sim`` says a line after every rollout."""
+        """Print the output of ``m2distill sim``, which has one line for each rollout."""
         assert robot.stdout is not None
         for line in robot.stdout:
             print(line, end="", flush=True)

@@ -1,4 +1,4 @@
-"""A trained policy becomes a bundle: two ONNX graphs, proved equal to the network on real frames."""
+"""Export a trained policy as a bundle of two ONNX graphs, and compare them with the network on real frames."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from training.quantise import Loss, loss, quantise
 from training.replay import GraphReplay
 
 OPSET = 17
-#: Of the step's convolutions and the head's trunk.
+#: Precision of the step graph's convolutions and of the trunk of its head.
 Precision: TypeAlias = Literal["fp32", "int8"]
-#: Largest difference of the mixture's parameters between ONNX Runtime and torch, fp32.
+#: Largest allowed difference of the mixture's parameters between ONNX Runtime and torch in fp32.
 TOLERANCE = 1e-4
 
 
 class InstructionGraph(nn.Module):
-    """``instruction.onnx``: embedding (B, text size) -> text_token (B, E), film (B, F)."""
+    """``instruction.onnx``: embedding (B, text size) -> text_token (B, E), FiLM terms ``film`` (B, F)."""
 
     def __init__(self, policy: ResNetT) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class InstructionGraph(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """``step.onnx``: the newest frames and readings beside the kept tokens of earlier steps -> the mixture.
+    """``step.onnx``: the newest images and proprioception, and the tokens of earlier steps -> the mixture.
 
-    The kept tokens are right-aligned; the transformer always runs over ``history`` slots, and a mask hides the
-    empty ones, so that one graph serves windows of every length.
+    The tokens of earlier steps are right-aligned. The transformer always runs over ``history`` slots, and a mask hides
+    the empty ones, so that one graph can be used for windows of every length.
     """
 
     def __init__(self, policy: ResNetT) -> None:
@@ -68,7 +68,7 @@ class StepGraph(nn.Module):
         first = (contract.history - 1) - past_count.unsqueeze(1)  # (B, 1): the oldest valid slot
         positions = policy.positions[(self.slot.unsqueeze(0) - first).clamp_min(0)]
         valid = (self.slot.unsqueeze(0) >= first).repeat_interleave(self.tokens, dim=1)
-        # A slot that was never filled may hold anything, and 0 x NaN is NaN: blank it before it meets a weight.
+        # An empty slot may contain NaN, and 0 x NaN is NaN: it is set to zero before it is multiplied with a weight.
         window = torch.where(valid.reshape(window.shape[0], contract.history, self.tokens, 1), window, 0.0)
         mask = self.causal & valid[:, None, None, :]
         mixture = policy.head(policy.decode_newest(window, positions, mask))
@@ -79,7 +79,7 @@ def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], 
     buffer = io.BytesIO()
     module.eval()
     with warnings.catch_warnings():
-        # The tracing exporter is the one that needs no further package; its notice of retirement is no user's business.
+        # The tracing exporter is the only one that needs no further package. Its deprecation warning is of no use here.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
@@ -95,7 +95,7 @@ def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], 
 
 
 def build_graphs(policy: ResNetT) -> dict[str, bytes]:
-    """The bytes of ``instruction.onnx`` and ``step.onnx``."""
+    """Return the bytes of ``instruction.onnx`` and ``step.onnx``, by name."""
     contract = policy.contract
     assert contract.text is not None
     policy = policy.eval()
@@ -121,16 +121,17 @@ def build_graphs(policy: ResNetT) -> dict[str, bytes]:
 
 
 def replay_of(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData, steps: int | None = None) -> GraphReplay:
-    """The first episode of ``data`` through ``graphs``, which are (or stand for) those of ``policy``."""
+    """Return the replay of the first episode of ``data`` through the graphs of ``policy``."""
     shape = (policy.tokens_per_step, policy.config.embed)
     return GraphReplay(graphs, data, history=policy.contract.history, token_shape=shape, steps=steps)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest differences seen between ONNX Runtime and torch: of the mixture's parameters, and of how many steps.
+    """Result of the comparison of ONNX Runtime and torch.
 
-    int8: what int8 costs beside the fp32 that was checked; None for a bundle in fp32.
+    largest: difference of a parameter of the mixture. steps: that were compared. int8: difference between int8 and
+    fp32; None for a bundle in fp32.
     """
 
     largest: float
@@ -139,9 +140,15 @@ class Parity:
 
 
 def check_parity(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData) -> Parity:
-    """Run both over real frames, from 1 valid step to a full window and on until the window has slid.
+    """Compare ONNX Runtime and torch on real frames, from the first step until the window has moved by some steps.
 
-    Raises :class:`ExportError` if any of the mixture's parameters differs by more than :data:`TOLERANCE`.
+    Args:
+        policy: the network.
+        graphs: name -> bytes of its graphs.
+        data: demonstrations, of which the first episode is used.
+
+    Raises:
+        ExportError: a parameter of the mixture differs by more than :data:`TOLERANCE`, or the episode is too short.
     """
     contract = policy.contract
     history = contract.history
@@ -188,15 +195,28 @@ def export_bundle(
     precision: Precision = "fp32",
     overwrite: bool = False,
 ) -> Parity:
-    """Write the bundle of ``policy`` to ``path`` after checking it on each of ``check_on``.
+    """Write the bundle of a policy after comparing it with the network.
 
-    tasks: name and instruction of every task learned, in order; embeddings (tasks, text size), in the same order.
-    precision: ``int8`` is calibrated on ``check_on``, and what it costs there is measured and written down.
+    Args:
+        policy: the network.
+        path: folder of the bundle.
+        tasks: name and instruction of every learned task, in order.
+        embeddings: of the instructions (tasks, text size), in the same order.
+        check_on: demonstrations on which the graphs are compared with the network, and int8 is calibrated.
+        provenance: where the policy comes from; it is written into the bundle.
+        precision: of the weights. With ``int8`` the difference from fp32 is measured and written into the bundle.
+        overwrite: replace a bundle at ``path``.
+
+    Returns:
+        The largest differences.
+
+    Raises:
+        ExportError: see :func:`check_parity` and :func:`training.quantise.quantise`.
     """
     graphs = build_graphs(policy)
     parities = [check_parity(policy, graphs, data) for data in check_on]
     if not parities:
-        raise ExportError("a bundle is checked on real frames before it is written; no demonstrations were given")
+        raise ExportError("no demonstrations were given; a bundle is checked on at least one before it is written")
     parity = max(parities, key=lambda p: p.largest)
     checked: dict[str, Any] = {"largest_difference": parity.largest, "steps": parity.steps}
     if precision == "int8":

@@ -1,7 +1,7 @@
-"""New tasks for a finished run: a new run that begins where the old one ended, without its demonstrations.
+"""Extend a finished run by new tasks, in a new run that does not need the old demonstrations.
 
-The old run stays as it is. The new one holds its checkpoints, memory, bundles and evaluation, and goes on as if it had
-been given all tasks at once: with the same settings and files it ends with the very same weights.
+The old run is not changed. The new one starts with a copy of its checkpoints, memory, bundles and evaluation. With the
+same settings and files it ends with exactly the weights of a run that was started with all tasks.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ from training.release import ReleaseCriteria
 from training.run_config import RunConfig, first_difference
 from training.text import embed
 
-#: Where the numbers of one's own files begin in a run whose suite has numbers of its own.
-BESIDE_A_SUITE = 1000
+#: The first number of a task from your own files in a run of a simulated suite, whose tasks have their own numbers.
+FIRST_FILE_NUMBER = 1000
 
-#: Settings that the old stages fixed: what the network is, what it is shown, and among what a stage's end is chosen.
-FIXED = ("suite", "jointly", "image_size", "text_encoder", "seed", "network", "evaluation.points", "evaluation.ties")
+#: Settings that an extension cannot change: they define the network, its inputs and the choice of candidates.
+FIXED = (
+    "suite",
+    "jointly",
+    "image_size",
+    "text_encoder",
+    "seed",
+    "network",
+    "evaluation.candidates",
+    "evaluation.ties",
+)
 
 
 def extend_run(
@@ -42,15 +51,21 @@ def extend_run(
     *,
     files: bool = False,
 ) -> LifelongRun:
-    """Make the run in ``folder`` that goes on where ``source`` ended.
+    """Create the run that extends ``source``. If ``folder`` already holds this run, it is opened.
 
-    config: of the new stages; its ``tasks`` are the source's. new: tasks to add, indices into the suite, or of the
-    files in ``demonstrations`` where the suite is one's own files. release: when its bundle is published.
-    files: the new tasks are one's own files although the old ones are a suite's: recordings of an arm on top of
-    simulation. They cannot be rolled out; the old ones still are.
+    Args:
+        source: the finished run.
+        folder: of the new run.
+        config: settings of the new stages; its ``tasks`` are those of the source.
+        new: tasks to add: numbers in the suite, or positions of the files in ``demonstrations``.
+        demonstrations: folder of the new tasks' files.
+        release: when the bundle of the new run is published.
+        files: the new tasks are your own files although the old ones are of a simulated suite. Such tasks cannot be
+            rolled out; the old ones still are.
 
-    Where ``folder`` holds this very run already, that one is returned, to go on with. Raises :class:`TrainingError` or
-    :class:`DemonstrationError` before anything is written.
+    Raises:
+        TrainingError: the settings or tasks do not fit ``source``, or ``folder`` holds something else.
+        DemonstrationError: a file is missing or does not fit.
     """
     _require_fit(source, config)
     wanted = dataclasses.replace(config, tasks=tuple(new), jointly=1)
@@ -59,20 +74,20 @@ def extend_run(
     for task in added:
         if task.name in known or task.instruction.casefold() in known:
             raise TrainingError(
-                f"{source.folder} has learned '{task.instruction}' ({task.name}) already; name tasks that are new"
+                f"{source.folder} has already learned '{task.instruction}' ({task.name}); name new tasks only"
             )
     require_distinct(added)
     for task in added:
         file = DemonstrationFile(demonstration_path(demonstrations, task.name))
         check_file(file, task.instruction, source.contract, config.later_episodes or config.episodes)
-    if not added[0].has_env:  # their numbers are of another folder; here they only have to differ
-        free = max(1 + max(task.index for task in source.tasks), 0 if config.suite == FILES else BESIDE_A_SUITE)
+    if not added[0].has_env:  # they are numbered by another folder; here the numbers only have to be unique
+        free = max(1 + max(task.index for task in source.tasks), 0 if config.suite == FILES else FIRST_FILE_NUMBER)
         added = tuple(dataclasses.replace(task, index=free + i) for i, task in enumerate(added))
     text, embeddings = embed([task.instruction for task in added], config.text_encoder)
     if text != source.contract.text:
         raise TrainingError(
-            f"{source.folder} reads instructions by {source.contract.text} and this machine by {text}; install the "
-            "same encoder"
+            f"{source.folder} was trained with the text encoder {source.contract.text} and this machine has {text}; "
+            "install the same encoder"
         )
     tasks = (*source.tasks, *added)
     config = dataclasses.replace(config, tasks=tuple(task.index for task in tasks))
@@ -87,8 +102,8 @@ def extend_run(
         **provenance.describe(),
     )
     if folder.exists():
-        return _going_on(folder, record)
-    # Samples that were removed, because they were damaged, are made again from the source's own demonstrations.
+        return _continued(folder, record)
+    # Damaged samples that were removed are written again from the demonstrations of the source.
     removed = {
         stage: source.data(source.learned(stage) - 1)
         for stage in range(source.stages)
@@ -96,27 +111,27 @@ def extend_run(
     }
     temporary = _copy(source, folder, record, evaluation=_same_evaluation(source.config, config))
     for stage, data in removed.items():
-        LifelongRun.open(temporary).put_aside(stage, data)
+        LifelongRun.open(temporary).save_samples(stage, data)
     temporary.rename(folder)
     return LifelongRun.open(folder)
 
 
-def _going_on(folder: Path, record: RunRecord) -> LifelongRun:
-    """The run in ``folder``, if it is the one that ``record`` describes; :class:`TrainingError` otherwise."""
+def _continued(folder: Path, record: RunRecord) -> LifelongRun:
+    """Open the run in ``folder``; :class:`TrainingError` if it is not the one that ``record`` describes."""
     if not (folder / "run.json").exists():
-        raise TrainingError(f"{folder} is there already and holds no run; choose another folder")
+        raise TrainingError(f"{folder} already exists and is not a run; choose another folder")
     run = LifelongRun.open(folder)
     for key in ("extends", "tasks", "config", "demonstrations"):
         if getattr(run.record, key) != getattr(record, key):
             raise TrainingError(
-                f"{folder} already holds a run, and another one: its '{key}' differs; go on with it by --resume or "
+                f"{folder} already holds another run, whose '{key}' differs; continue that one with --resume, or "
                 "choose another folder"
             )
     return run
 
 
 def _require_fit(source: LifelongRun, config: RunConfig) -> None:
-    """:class:`TrainingError` unless ``source`` is finished and ``config`` leaves alone what its stages fixed."""
+    """Raise :class:`TrainingError` if ``source`` is not finished or ``config`` does not fit it."""
     for strategy in (source.config.strategy_class, config.strategy_class):
         if strategy.learns_jointly:
             raise TrainingError(
@@ -126,8 +141,8 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
             )
         if strategy.network_per_task:
             raise TrainingError(
-                f"{source.folder} cannot be extended from or by strategy={strategy.name}, which has a network for each "
-                "task and none for all; start a new run"
+                f"{source.folder} cannot be extended from or by strategy={strategy.name}, which has a separate network "
+                "for each task; start a new run with all tasks"
             )
     missing = [source.learned(stage) - 1 for stage in range(source.stages) if not source.trained(stage)]
     if missing:
@@ -142,39 +157,38 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
         difference = first_difference(ours, theirs)
         if difference is not None:
             raise TrainingError(
-                f"{source.folder} cannot be extended under another setting: {difference}; leave it as it is, or begin "
+                f"{source.folder} cannot be extended with another setting: {difference}; leave it unchanged, or start "
                 "a new run"
             )
     replays = config.strategy_class.uses_memory and config.memory.demonstrations
     if replays and not source.memory(1).exemplars:
         raise TrainingError(
             f"{source.folder} was trained by strategy={source.config.strategy} and kept no demonstrations; set "
-            "memory.episodes=0 memory.windows=0 and hold the old tasks by their words: strategy=m2distill "
+            "memory.episodes=0 memory.windows=0, and distil under old instructions: strategy=m2distill "
             "memory.instructions=true"
         )
     for rule in ("episodes", "windows") if replays else ():
-        kept, asked = getattr(source.config.memory, rule), getattr(config.memory, rule)
-        if kept != asked:
+        kept, wanted_count = getattr(source.config.memory, rule), getattr(config.memory, rule)
+        if kept != wanted_count:
             raise TrainingError(
-                f"{source.folder} kept memory.{rule}={kept} of each task's demonstrations and {asked} were asked for; "
-                "leave it as it is, or 0 for none"
+                f"{source.folder} has memory.{rule}={kept} and the extension asks for {wanted_count}; leave it "
+                f"unchanged, or set memory.{rule}=0 to use no demonstrations"
             )
     saved = source.config.strategy == config.strategy and source.strategy_state(source.stages - 1)
     if config.strategy_class.requires_state and not saved:
         raise TrainingError(
-            f"{source.folder} was trained by strategy={source.config.strategy}, which did not save the state that "
-            f"strategy={config.strategy} starts from; extend it by strategy=m2distill"
+            f"{source.folder} was trained by strategy={source.config.strategy}, which does not save the state that "
+            f"strategy={config.strategy} needs; extend it with strategy=m2distill"
         )
 
 
 def _same_evaluation(made: RunConfig, wanted: RunConfig) -> bool:
-    """Whether what was evaluated is what would be now."""
+    """Return whether the earlier evaluation is valid for the new settings too."""
     return first_difference(to_dict(made.evaluation), to_dict(wanted.evaluation), "evaluation.") is None
 
 
 def _copy(source: LifelongRun, folder: Path, record: RunRecord, *, evaluation: bool) -> Path:
-    """The source's folder under a temporary name beside ``folder``, which :meth:`Path.rename` then makes it: whole or
-    not at all."""
+    """Copy the source's folder to a temporary name, from which it can be renamed to ``folder`` in one step."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -186,7 +200,9 @@ def _copy(source: LifelongRun, folder: Path, record: RunRecord, *, evaluation: b
         ignore=lambda at, names: [
             name
             for name in names
-            if (Path(at) == source.folder and name in left_out) or name.startswith("partial") or name == "told.jsonl"
+            if (Path(at) == source.folder and name in left_out)
+            or name.startswith("partial")
+            or name == "cross_instruction.jsonl"
         ],
     )
     write_record(temporary / "run.json", record)

@@ -66,29 +66,41 @@ def gate(run: LifelongRun, margin: float) -> Gate | None:
 
 
 def verdict(found: Gate, bundle: Path) -> str:
-    """The gate in a sentence: what was kept, or what fell and what to do about it."""
+    """Return the result of the gate as a message: the success rates, or what dropped and what to do."""
     errors = f" ({found.errors} of them ended in an error and count as failures)" if found.errors else ""
     if found.fallen:
         return (
-            f"not let through: success fell by more than {found.margin:g} over {found.rollouts} rollouts{errors} on "
-            f"{', '.join(found.fallen)}; {bundle} is kept and not published. Hold the old tasks harder "
-            "(distill.policy.weight), keep demonstrations of them (memory.episodes), or allow more by --margin"
+            f"rejected: success dropped by more than {found.margin:g} over {found.rollouts} rollouts{errors} on "
+            f"{', '.join(found.fallen)}; {bundle} is not published. Train again with a higher distill.policy.weight or "
+            "with more memory.episodes, or allow a larger drop by --margin"
         )
     rates = ", ".join(f"{b:.2f} -> {a:.2f}" for b, a in zip(found.before, found.after, strict=True))
     return f"old tasks before and after, over {found.rollouts} rollouts{errors}: {rates}"
 
 
 def publish(bundle: Path, folder: Path, name: str) -> Path:
-    """Copy a bundle into a folder that ``m2distill serve --watch`` watches: there by rename, whole or not at all.
+    """Copy a bundle into a folder that ``m2distill serve --watch`` watches.
 
-    Returns where it lies; nothing happens where this very bundle lies there already.
+    The copy is renamed into place, so it is never seen half written. If the folder already holds this bundle, nothing
+    is copied.
+
+    Args:
+        bundle: to publish.
+        folder: the watched folder.
+        name: of the bundle in it.
+
+    Returns:
+        The path of the published bundle.
+
+    Raises:
+        TrainingError: the folder holds another bundle of that name.
     """
     target = folder / name
     made = open_bundle(bundle)
     if target.exists():
         if open_bundle(target).identifier == made.identifier:
             return target
-        raise TrainingError(f"{target} is another bundle; move it away or publish to another folder")
+        raise TrainingError(f"{target} is another bundle; remove it, or publish to another folder")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)

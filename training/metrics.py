@@ -2,9 +2,8 @@
 
 Liu et al. 2023 (https://arxiv.org/abs/2306.03310), section 2. c_{i,j,e} is the success rate on task j after learning
 up to task i, e epochs into it; ``final[i][j]`` is c_{i,j} at the chosen epoch of stage i, and ``curves[k]`` are the
-c_{k,k,e} of stage k in order of e, from e = 0, before the stage's first step. Where a run asks for one evaluation
-point a stage there is no curve: ``curves[k]`` is then c_{k,k} alone, and FWT the mean of those. Everything is a share
-in [0, 1].
+c_{k,k,e} of stage k in order of e, from e = 0, before the stage's first step. A run with one checkpoint candidate a
+stage has no curve: ``curves[k]`` is then c_{k,k} alone, and FWT the mean of those. All values are rates in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,9 +16,13 @@ from m2distill_policy.errors import M2DistillError
 
 @dataclass(frozen=True)
 class LifelongMetrics:
-    """fwt: forward transfer, mean over tasks of the mean over epochs. fwt_final: mean of c_{k,k}.
-    nbt: forgetting, mean over all K tasks (the last counts 0). nbt_k_minus_1: the same over the K - 1 tasks that can
-    be forgotten. auc: area under the success curve. mean_final: mean success over all tasks after the last stage."""
+    """The metrics of a run of K tasks.
+
+    fwt: forward transfer, mean over tasks of the mean over epochs. fwt_final: mean of c_{k,k}. nbt: negative backward
+    transfer (forgetting), mean over all K tasks, of which the last counts 0. nbt_k_minus_1: mean over the K - 1 tasks
+    that can be forgotten. auc: area under the success curve. mean_final: mean success over all tasks after the last
+    stage.
+    """
 
     fwt: float
     fwt_final: float
@@ -30,7 +33,7 @@ class LifelongMetrics:
 
 
 def until_perfect(rates: Iterable[float]) -> list[float]:
-    """The rates up to the first that is 1: none behind it would be chosen, so none is asked for."""
+    """Return the rates up to the first that is 1. Later ones could not be better, and are not evaluated."""
     taken = []
     for rate in rates:
         taken.append(rate)
@@ -40,31 +43,40 @@ def until_perfect(rates: Iterable[float]) -> list[float]:
 
 
 def first_best(selection: Sequence[float]) -> int:
-    """Index of the first of the highest values."""
+    """Return the index of the highest value; of several equal ones the first.
+
+    Raises:
+        M2DistillError: there are no values.
+    """
     if not selection:
-        raise M2DistillError("no evaluation points to choose among; evaluate at least one checkpoint a stage")
+        raise M2DistillError("no checkpoint candidates to choose among; evaluate at least one checkpoint a stage")
     return max(range(len(selection)), key=lambda e: (selection[e], -e))
 
 
-def hold_from(curve: Sequence[float], best: int, points: int) -> list[float]:
-    """c_{k,k,e} := c_{k,k} for e >= e*: what is learned after the chosen epoch is thrown away.
+def fill_after_best(curve: Sequence[float], best: int, entries: int) -> list[float]:
+    """Set c_{k,k,e} to c_{k,k} for all e after the chosen one: what is learned later is discarded.
 
-    curve: success as the stage began and at its first evaluation points, up to the index ``best`` at least; what is
-    behind it is not asked. points: how many entries there are in all.
+    Args:
+        curve: success at the start of a stage and at its checkpoint candidates, at least up to the chosen one.
+        best: index of the chosen one.
+        entries: length of the result.
     """
-    return [*curve[:best], *[curve[best]] * (points - best)]
+    return [*curve[:best], *[curve[best]] * (entries - best)]
 
 
 def lifelong_metrics(
     final: Sequence[Sequence[float]], curves: Sequence[Sequence[float]], tasks: Sequence[int] | None = None
 ) -> LifelongMetrics:
-    """Metrics of a finished run of K stages.
+    """Compute the metrics of a finished run of K stages.
 
-    final: K rows; row i has at least i + 1 entries, the success on tasks 0..i after stage i.
-    curves: K rows, each at least one entry, ending with c_{k,k}.
-    tasks: how many tasks each stage learned, where that is not one: what stands for a stage in ``final`` and ``curves``
-    is then the mean over its tasks, and every metric the mean over all tasks (``nbt_k_minus_1``: all but the last
-    stage's).
+    Args:
+        final: K rows; row i has at least i + 1 entries, the success on the tasks of stages 0 to i after stage i.
+        curves: K rows with at least one entry each, of which the last is c_{k,k}.
+        tasks: number of tasks of each stage; None: one. The entries of ``final`` and ``curves`` are means over the
+            tasks of a stage, and every metric is a mean over all tasks (``nbt_k_minus_1``: all but the last stage's).
+
+    Raises:
+        M2DistillError: the numbers of rows or entries do not fit.
     """
     count = len(final)
     if count == 0 or len(curves) != count:
@@ -74,7 +86,7 @@ def lifelong_metrics(
             raise M2DistillError(f"stage {i} has success on {len(row)} tasks; it needs tasks 0 to {i}")
     for k, curve in enumerate(curves):
         if not curve:
-            raise M2DistillError(f"stage {k} has no evaluation points; at least its final success is needed")
+            raise M2DistillError(f"stage {k} has no checkpoint candidates; at least its final success is needed")
     fwt_each = [sum(curve) / len(curve) for curve in curves]
     forgotten = []
     area = []
@@ -100,6 +112,6 @@ def lifelong_metrics(
 
 
 def joint_metrics(final: Sequence[float]) -> dict[str, float | None]:
-    """The metrics of tasks learned at once, by name: their mean success; nothing was transferred or forgotten."""
+    """Return the metrics of jointly learned tasks by name: their mean success; None for all others."""
     names = [field.name for field in fields(LifelongMetrics)]
     return {**dict.fromkeys(names, None), "mean_final": sum(final) / len(final)}

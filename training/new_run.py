@@ -27,9 +27,19 @@ from training.text import embed
 
 
 def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> LifelongRun:
-    """Make a run: embed the instructions, take the contract from the first task's demonstrations.
+    """Create a run folder.
 
-    Every task's file is opened here, so that one that is missing or does not fit is known before hours of training.
+    The contract is that of the first task's demonstrations. Every file is checked here, before hours of training.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        demonstrations: folder of the demonstration files.
+
+    Raises:
+        TrainingError: the demonstrations do not fit the settings, or ``folder`` holds a run.
+        DemonstrationError: a file is missing or damaged.
+        ConfigError: the text encoder is not available.
     """
     tasks = tasks_of(config, demonstrations)
     files = [DemonstrationFile(demonstration_path(demonstrations, task.name)) for task in tasks]
@@ -38,7 +48,7 @@ def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> Lifelon
     size = first.contract.cameras[0].height
     if size != config.image_size:
         raise TrainingError(
-            f"{first.path} holds views of {size} pixels and image_size is {config.image_size}; collect again with "
+            f"{first.path} has images of {size} pixels and image_size is {config.image_size}; collect again with "
             f"'m2distill demos --size {config.image_size}' or set image_size={size}"
         )
     for index, (task, file) in enumerate(zip(tasks, files, strict=True)):
@@ -50,18 +60,18 @@ def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> Lifelon
 
 
 def require_memory(config: RunConfig, contract: Contract) -> None:
-    """Refuse sizes that cannot be trained with here.
+    """Refuse a network or batch that does not fit into memory.
 
-    What is counted is far less than a step takes: the weights with their gradients and AdamW's two moments, and the
-    frames of a batch, all in float32.
+    Only a lower bound is computed: the weights with their gradients and AdamW's two moments, and the frames of a batch,
+    all in float32. A step needs far more.
 
     Raises:
-        TrainingError: that alone is more than the memory that is free.
+        TrainingError: the lower bound exceeds the free memory.
     """
     with torch.device("meta"):  # shapes alone
         weights = sum(parameter.numel() for parameter in ResNetT(config.network, contract).parameters())
     pixels = sum(math.prod(camera.shape) for camera in contract.cameras)
-    frames = config.optim.batch * contract.history * pixels // distributed.world()
+    frames = config.optim.batch * contract.history * pixels // distributed.world_size()
     needed, free = 4 * (4 * weights + frames), free_bytes(pick_device())
     if free is not None and needed > free:
         raise TrainingError(
@@ -71,28 +81,40 @@ def require_memory(config: RunConfig, contract: Contract) -> None:
 
 
 def tasks_of(config: RunConfig, demonstrations: Path) -> tuple[Task, ...]:
-    """The run's tasks: of its suite, or one for every file in the folder, in order of name."""
+    """Return the tasks of a run: those of its suite, or of the files in the folder, by name."""
     if config.suite != FILES:
         return tuple(suite_task(config.suite, index) for index in config.tasks)
     return own_files(config.tasks, demonstrations)
 
 
 def require_distinct(tasks: Sequence[Task]) -> None:
-    """:class:`TrainingError` where two tasks have one name or one instruction: a bundle could not tell them apart."""
+    """Refuse two tasks with the same name or instruction: a policy could not distinguish them.
+
+    Raises:
+        TrainingError: there are two such tasks.
+    """
     for index, task in enumerate(tasks):
         for other in tasks[:index]:
             if task.name == other.name or task.instruction.casefold() == other.instruction.casefold():
                 raise TrainingError(
                     f"'{other.name}' and '{task.name}' have the instruction '{task.instruction}'; a policy gets the "
-                    "instruction alone: merge the two into one file, or word one of them otherwise"
+                    "instruction alone: merge the two into one file, or give one of them another instruction"
                 )
 
 
 def own_files(wanted: Sequence[int], demonstrations: Path) -> tuple[Task, ...]:
-    """A task for each file in the folder that ``wanted`` names by its number in order of name."""
+    """Return a task for each wanted demonstration file.
+
+    Args:
+        wanted: positions of the files, sorted by name.
+        demonstrations: their folder.
+
+    Raises:
+        TrainingError: the folder holds no files, or not so many.
+    """
     found = sorted(demonstrations.glob("*_demo.hdf5"))
     if not found:
-        raise TrainingError(f"{demonstrations} holds no file '<task>_demo.hdf5'; put one a task there")
+        raise TrainingError(f"{demonstrations} holds no file '<task>_demo.hdf5'; put one file for each task there")
     tasks = []
     for index in wanted:
         if not 0 <= index < len(found):
@@ -106,10 +128,10 @@ def own_files(wanted: Sequence[int], demonstrations: Path) -> tuple[Task, ...]:
 
 
 def _fitted_action(file: DemonstrationFile, episodes: int) -> Action:
-    """The action with the velocity response of these demonstrations; without end-effector poses, as it was."""
+    """Return the action with the velocity response that fits these demonstrations; unchanged without their poses."""
     action = file.contract.action
     shown = [file.episode(i) for i in range(min(len(file), episodes))]
     if any(episode.ee is None for episode in shown):
-        print(f"{file.path} has no 'obs/ee_states': ~/twist will follow a default response", file=sys.stderr)
+        print(f"{file.path} has no 'obs/ee_states': ~/twist will use the default velocity response", file=sys.stderr)
         return action
     return dataclasses.replace(action, response=fit_velocity_response(shown, rate_hz=file.contract.rate_hz))

@@ -1,4 +1,4 @@
-"""Several runs at once, each in a process of its own with one thread, watched from here."""
+"""Run several trainings in parallel, each in its own process with one thread, and show their progress."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from training.run_config import RunConfig, first_difference
 
 @dataclass(frozen=True)
 class Job:
-    """A run to make or to go on with. arguments: of ``m2distill train``, without ``--out`` and ``--resume``.
+    """A run to train or to resume.
 
-    config: what they amount to; data: the demonstrations' folder. A folder that holds a run under another
-    configuration, or of other demonstrations, is refused once something of that run has been trained.
+    name: for messages. folder: of the run. arguments: of ``m2distill train``, without ``--out`` and ``--resume``.
+    config: the configuration that results from them. data: folder of the demonstrations.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Job:
     data: Path
 
     def require_same(self) -> None:
-        """:class:`TrainingError` if the folder's run was made under another configuration or of other demonstrations,
-        which it would keep.
+        """Refuse a folder that holds another run. A run of which nothing has been trained is replaced instead.
 
-        A setting younger than the run has its default there, as it has when the run is gone on with.
+        Raises:
+            TrainingError: the folder's run has another configuration or other demonstrations.
         """
         if not LifelongRun.begun(self.folder):
             return
@@ -60,25 +60,30 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its results are there."""
+        """Whether the run has results."""
         return (self.folder / "results.json").exists()
 
     def command(self) -> list[str]:
-        """What starts it, or goes on with it."""
+        """Return the command that starts or resumes the run."""
         base = [sys.executable, "-m", "m2distill_policy", "train", *import_options()]
         base += ["--out", str(self.folder), "--quiet"]
         return [*base, "--resume"] if LifelongRun.begun(self.folder) else [*base, *self.arguments]
 
 
 def _leave(number: int, frame: object) -> None:
-    """Asked to stop: leave by an exception, so that the runs are stopped too instead of going on unseen."""
+    """Exit by an exception on a signal, so that the child processes are stopped too."""
     raise SystemExit(128 + number)
 
 
 def run_alone(command: Sequence[str], name: str) -> None:
-    """Run one process to its end, with this one's output; where this one is stopped, it is stopped too.
+    """Run a command and wait for it. It writes to the same terminal, and is stopped when this process is.
 
-    Raises :class:`TrainingError` where it ends otherwise than well; it has said why.
+    Args:
+        command: program and arguments.
+        name: for messages.
+
+    Raises:
+        TrainingError: the command failed. Its own message is above.
     """
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -90,11 +95,13 @@ def run_alone(command: Sequence[str], name: str) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     if code != 0:
-        raise TrainingError(f"'{name}' ended with code {code}; see its message above, then run this again to go on")
+        raise TrainingError(
+            f"'{name}' ended with code {code}; see its message above, then run this command again to continue"
+        )
 
 
 def _stop(processes: Sequence[Process]) -> None:
-    """Ask them to end, and end them."""
+    """Terminate processes, and kill those that do not end within 10 s."""
     for process in processes:
         process.terminate()
     for process in processes:
@@ -106,12 +113,18 @@ def _stop(processes: Sequence[Process]) -> None:
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None) -> None:
-    """Bring every job to its end, ``at_once`` at a time, with a bar each; what they print goes to ``<run>/log.txt``.
+    """Finish several runs, with a progress bar each. Their output goes to ``<run>/log.txt``.
 
-    launcher: where they run (default: this machine); other machines see data and runs under the same paths.
+    If one fails, the others are stopped; they can be resumed.
 
-    Raises :class:`TrainingError` with the last lines of the first job that fails, :class:`DivergedError` where it is
-    the settings that fail; the others are stopped and can be gone on with.
+    Args:
+        jobs: the runs; finished ones are skipped.
+        at_once: how many run at the same time.
+        launcher: where they run; None: on this machine. Other machines need data and runs under the same paths.
+
+    Raises:
+        DivergedError: the loss of a run is not finite.
+        TrainingError: another error of a run, with the last lines of its output.
     """
     for job in jobs:
         job.require_same()
@@ -132,12 +145,11 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
                 running[process] = (job, bar)
             time.sleep(1.0)
             for process, (job, bar) in list(running.items()):
-                share, words = progress(job.folder)
-                bar.set_postfix_str(words, refresh=False)
+                share, text = progress(job.folder)
+                bar.set_postfix_str(text, refresh=False)
                 if bar.n == 0 and share > 0:
-                    bar.initial = bar.n = round(
-                        1000 * share
-                    )  # done by an earlier call: says nothing of this one's speed
+                    # Done by an earlier call, so it does not count for the speed.
+                    bar.initial = bar.n = round(1000 * share)
                 bar.update(max(0, round(1000 * share) - bar.n))
                 bar.refresh()
                 if process.poll() is None:
@@ -147,8 +159,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
                 if process.returncode != 0 or not job.finished:
                     kind = DivergedError if process.returncode == DivergedError.exit_code else TrainingError
                     raise kind(
-                        f"run '{job.name}' ended with code {process.returncode}; its last words: "
-                        + _last_words(process, job)
+                        f"run '{job.name}' ended with code {process.returncode}; its last output: "
+                        + _last_output(process, job)
                     )
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -157,7 +169,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
         _stop(list(running))
 
 
-def _last_words(process: Process, job: Job) -> str:
+def _last_output(process: Process, job: Job) -> str:
     lost = why_lost(process)
     log = job.folder / "log.txt"
     if lost or not log.exists():
@@ -166,19 +178,19 @@ def _last_words(process: Process, job: Job) -> str:
 
 
 def progress(folder: Path) -> tuple[float, str]:
-    """How far a run is, as a share of its stages, and in words. Cheap: reads the last logged row alone."""
+    """Return the progress of a run: the share of its stages, 0 to 1, and a text. Only the last logged row is read."""
     if not (folder / "run.json").exists():
         return 0.0, "starting"
     count = read_record(RunRecord, folder / "run.json").config.stages
     row = _last_row(folder / "metrics.jsonl")
     stages = sum((folder / "stages" / f"stage_{k}" / "stage.json").exists() for k in range(count))
     done = float(stages) if row is None else max(stages, row["stage"] + row["step"] / row["steps"])
-    words = f"stage {min(stages + 1, count)}/{count}"
+    text = f"stage {min(stages + 1, count)}/{count}"
     if row is not None:
-        words += f", loss {row['bc']:.2f}"
+        text += f", loss {row['bc']:.2f}"
         if row["stage"] < stages:
-            words += ", evaluating"
-    return done / count, words
+            text += ", evaluating"
+    return done / count, text
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:
@@ -192,5 +204,5 @@ def _last_row(path: Path) -> dict[str, Any] | None:
         try:
             return json.loads(line)
         except json.JSONDecodeError:
-            continue  # half a line: it is being written, or the first of a cut block
+            continue  # an incomplete line: it is being written, or it is the first of the block
     return None

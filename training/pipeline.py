@@ -24,12 +24,23 @@ from training.results import sum_up, with_environment
 def finish_run(
     run: LifelongRun, *, evaluate: bool = True, stages: int | None = None, quiet: bool = False
 ) -> RunResults | None:
-    """Train, export and evaluate what is not done yet; returns the results once every stage is done and evaluated.
+    """Train, export and evaluate the stages that are not done yet.
 
-    stages: stop after so many (None: all). Raises :class:`StorageError` where another process is at it.
+    Args:
+        run: to finish.
+        evaluate: run the rollouts of ``config.evaluation``.
+        stages: stop after so many stages; None: all.
+        quiet: show no progress bars.
+
+    Returns:
+        The results; None until every stage is trained and evaluated, and in other processes than the first.
+
+    Raises:
+        TrainingError: a file of the run is damaged, or training or evaluation failed.
+        StorageError: another process is working on the run.
     """
     if stages is not None and stages < 1:
-        raise TrainingError(f"{stages} stages were asked for; allowed are 1 to {run.stages}, or none for all")
+        raise TrainingError(f"stages is {stages}; allowed are 1 to {run.stages}; leave it out to train all")
     first = distributed.is_first()
     with only_writer(run.folder) if first else contextlib.nullcontext():
         if first:
@@ -41,14 +52,14 @@ def _finish(run: LifelongRun, evaluate: bool, stages: int | None, quiet: bool, f
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    with RolloutPool(run.config.evaluation.workers) as pool:  # its processes start when they are first needed
+    with RolloutPool(run.config.evaluation.workers) as pool:  # its processes start when they are needed
 
         def after_stage(stage: int) -> None:
-            if run.config.evaluation.points > 1:
-                asked = (
+            if run.config.evaluation.candidates > 1:
+                rolls_out = (
                     evaluate and run.config.evaluation.rollouts and with_environment(run, run.config.new_tasks(stage))
                 )
-                _choose_point(run, stage, pool if asked else None, quiet)
+                _choose_candidate(run, stage, pool if rolls_out else None, quiet)
             if not (run.bundle_folder(stage) / "bundle.json").exists():
                 largest = export_stage(run, stage, run.bundle_folder(stage)).largest
                 say(f"bundle {run.bundle_folder(stage)}: ONNX Runtime and torch differ by at most {largest:.1e}")
@@ -62,15 +73,17 @@ def _finish(run: LifelongRun, evaluate: bool, stages: int | None, quiet: bool, f
             return None
         if not (evaluate and run.config.evaluation.rollouts):
             return None
-        told = _evaluate_told(run, pool, quiet) if run.config.evaluation.told else None
-    results = sum_up(run, told)
+        crossed = _evaluate_cross_instruction(run, pool, quiet) if run.config.evaluation.cross_instruction else None
+    results = sum_up(run, crossed)
     write_record(run.folder / "results.json", results)
     return results
 
 
-def _cell(run: LifelongRun, task: int, rollouts: int, purpose: str = "reported", told: str | None = None) -> Cell:
+def _cell(
+    run: LifelongRun, task: int, rollouts: int, purpose: str = "reported", instruction: str | None = None
+) -> Cell:
     return Cell(
-        run.tasks[task].suite, run.tasks[task].index, told, rollouts, run.config.seed, purpose,  # type: ignore[arg-type]
+        run.tasks[task].suite, run.tasks[task].index, instruction, rollouts, run.config.seed, purpose,  # type: ignore[arg-type]
         horizon=run.config.evaluation.horizon,
     )  # fmt: skip
 
@@ -78,9 +91,10 @@ def _cell(run: LifelongRun, task: int, rollouts: int, purpose: str = "reported",
 def _rollouts(
     run: LifelongRun, pool: RolloutPool, bundle: Path, cells: list[Cell], log: str, quiet: bool
 ) -> list[RolloutResult]:
-    """The rollouts of ``cells``; one that ended in an error is tried once more.
+    """Run the rollouts of ``cells``. A rollout that ends in an error is repeated once.
 
-    :class:`TrainingError` where a cell has errors alone: going on later tries them again.
+    Raises:
+        TrainingError: all rollouts of a cell ended in an error. Resuming the run repeats them.
     """
     evaluation = run.config.evaluation
     path = run.folder / "evaluation" / log
@@ -94,46 +108,47 @@ def _rollouts(
         if summary.rate is None:
             error = next(r.error for r in found if r.error and r.task == summary.task)
             raise TrainingError(
-                f"every rollout of '{summary.task}' ended in an error: {error}; see {path}, then go on with --resume"
+                f"every rollout of '{summary.task}' ended in an error: {error}; see {path}, then continue with --resume"
             )
     return found
 
 
-def _point_bundle(run: LifelongRun, stage: int, point: int) -> Path:
-    bundle = run.stage_folder(stage) / f"bundle_{point}"
+def _candidate_bundle(run: LifelongRun, stage: int, candidate: int) -> Path:
+    bundle = run.stage_folder(stage) / f"bundle_{candidate}"
     if not (bundle / "bundle.json").exists():
-        export_stage(run, stage, bundle, policy=run.point_policy(stage, point))
+        export_stage(run, stage, bundle, policy=run.candidate_policy(stage, candidate))
     return bundle
 
 
-def _choose_point(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet: bool) -> None:
-    """e*: the best of a stage's evaluation points on selection states, of several the earliest or the latest; the
-    reported states are not touched.
+def _choose_candidate(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet: bool) -> None:
+    """Choose the checkpoint candidate that ends a stage: the one with the highest success on the selection states.
 
-    Without a pool the last point is chosen, for good: the next stage starts from it.
+    ``evaluation.ties`` decides between equal ones. Without a pool it is the last one; a later evaluation does not
+    change that, because the next stage starts from it.
     """
     record = run.selection_path(stage)
     if record.exists():
         return
     if pool is None:
-        write_record(record, SelectionRecord(run.config.evaluation.points))
+        write_record(record, SelectionRecord(run.config.evaluation.candidates))
         return
-    asked = run.config.evaluation
-    cells = [_cell(run, task, asked.rollouts, asked.choose_on) for task in run.config.new_tasks(stage)]
-    # Where reported states choose, their rollouts are those of the curve.
-    purpose = "point" if asked.choose_on == "reported" else asked.choose_on
+    evaluation = run.config.evaluation
+    cells = [_cell(run, task, evaluation.rollouts, evaluation.choose_on) for task in run.config.new_tasks(stage)]
+    # If reported states choose, their rollouts are also those of the success curve.
+    purpose = "candidate" if evaluation.choose_on == "reported" else evaluation.choose_on
 
-    def rate(point: int) -> float:
-        log = f"stage_{stage}_{purpose}_{point}.jsonl"
-        return _rate(_rollouts(run, pool, _point_bundle(run, stage, point), cells, log, quiet))
+    def rate(candidate: int) -> float:
+        log = f"stage_{stage}_{purpose}_{candidate}.jsonl"
+        return _rate(_rollouts(run, pool, _candidate_bundle(run, stage, candidate), cells, log, quiet))
 
-    order = list(range(1, asked.points + 1))
-    if asked.ties == "latest":
+    order = list(range(1, evaluation.candidates + 1))
+    if evaluation.ties == "latest":
         order.reverse()
     rates = dict(zip(order, until_perfect(map(rate, order)), strict=False))
     best = order[first_best(list(rates.values()))]
     end_at(run, stage, best)
-    write_record(record, SelectionRecord(best, tuple(rates.get(point) for point in range(1, asked.points + 1))))
+    measured = tuple(rates.get(candidate) for candidate in range(1, evaluation.candidates + 1))
+    write_record(record, SelectionRecord(best, measured))
 
 
 def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool) -> None:
@@ -147,41 +162,43 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
     answered: dict[int, list[Cell]] = {}
     for task, cell in cells.items():
         answered.setdefault(run.answering(stage, task), []).append(cell)
-    # What an earlier stage's own bundle answers, it has answered after that stage.
+    # Rollouts of an earlier stage's bundle are in that stage's log already and are not repeated.
     found = [
         result
-        for by, asked in answered.items()
-        for result in _rollouts(run, pool, run.bundle_folder(by), asked, f"stage_{by}.jsonl", quiet)
+        for by, group in answered.items()
+        for result in _rollouts(run, pool, run.bundle_folder(by), group, f"stage_{by}.jsonl", quiet)
     ]
     new = [cells[task] for task in with_environment(run, run.config.new_tasks(stage))]
-    if run.config.evaluation.points > 1 and new:
+    if run.config.evaluation.candidates > 1 and new:
         curve = []
-        for point in range(run.chosen(stage)):  # from 0, as the stage began
-            bundle = _point_bundle(run, stage, point)
-            curve.append(_rate(_rollouts(run, pool, bundle, new, f"stage_{stage}_point_{point}.jsonl", quiet)))
-        # The chosen point is the stage's bundle, and what is behind it is thrown away.
+        for candidate in range(run.chosen(stage)):  # 0 is the start of the stage
+            bundle = _candidate_bundle(run, stage, candidate)
+            curve.append(_rate(_rollouts(run, pool, bundle, new, f"stage_{stage}_candidate_{candidate}.jsonl", quiet)))
+        # The chosen candidate is the bundle of the stage; later candidates are discarded.
         of_new = {cell.task for cell in new}
         curve.append(_rate([result for result in found if result.task_index in of_new]))
         write_record(run.curve_path(stage), CurveRecord(tuple(curve)))
-    # Last: where this is there, nothing of the stage is evaluated any more.
+    # Written last: if it exists, the evaluation of the stage is complete.
     known = {(summary.suite, summary.task_index): summary for summary in summarise(found)}
     learned = run.tasks[: run.learned(stage)]
     row = [known.get((task.suite, task.index), summary_without_rollouts(task)) for task in learned]
     write_record(path, EvaluationRecord(tuple(row)))
 
 
-def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[CellSummary]:
-    """Every task's world, told each other task's instruction: the world's own task should not be done."""
+def _evaluate_cross_instruction(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[CellSummary]:
+    """Roll out every task's environment under each other task's instruction: its own task should not succeed then."""
     cells: dict[int, list[Cell]] = {}
     for task in with_environment(run, range(len(run.tasks))):
         for other in range(len(run.tasks)):
             if other != task:
-                cell = _cell(run, task, run.config.evaluation.told, told=run.tasks[other].instruction)
+                cell = _cell(
+                    run, task, run.config.evaluation.cross_instruction, instruction=run.tasks[other].instruction
+                )
                 cells.setdefault(run.answering(run.stages - 1, other), []).append(cell)
     found = [
         result
-        for by, asked in cells.items()
-        for result in _rollouts(run, pool, run.bundle_folder(by), asked, "told.jsonl", quiet)
+        for by, group in cells.items()
+        for result in _rollouts(run, pool, run.bundle_folder(by), group, "cross_instruction.jsonl", quiet)
     ]
     return summarise(found)
 
@@ -189,4 +206,4 @@ def _evaluate_told(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[Cel
 def _rate(results: list[RolloutResult]) -> float:
     """Mean success over the tasks in ``results``."""
     rates = [summary.rate for summary in summarise(results)]
-    return float(np.mean([rate for rate in rates if rate is not None]))  # _rollouts has seen to it that each has one
+    return float(np.mean([rate for rate in rates if rate is not None]))  # _rollouts raises if a task has none

@@ -1,7 +1,8 @@
-"""int8 for the image encoders and the head's trunk: five sixths of a step's time on a CPU are theirs in fp32.
+"""Quantise the image encoders and the trunk of the mixture head to int8.
 
-Weights a channel, activations a tensor, by ONNX Runtime's static quantisation, calibrated on real frames. Transformer
-and the head's last layers stay fp32: they are small, and what they compute is the action itself.
+In fp32 these take five sixths of the time of a step on a CPU. ONNX Runtime's static quantisation is used, with one
+scale a channel for weights and one a tensor for activations, calibrated on real frames. The transformer and the last
+layers of the head stay in fp32: they are small, and the last layers compute the action itself.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from numpy.typing import NDArray
 from m2distill_policy.errors import ExportError
 from training.replay import GraphReplay
 
-#: Steps of real frames whose activations give the ranges.
+#: Steps of real frames on which the ranges of activations are measured.
 CALIBRATION_STEPS = 120
 
 
 @dataclass(frozen=True)
 class Loss:
-    """How far int8 is from fp32 on an episode: differences of the likeliest mode's mean, in [-1, 1], over its steps."""
+    """Difference between int8 and fp32 on an episode.
+
+    mean, largest: absolute difference of the most likely mode's mean, in units of the action, which is in [-1, 1].
+    steps: of the episode.
+    """
 
     mean: float
     largest: float
@@ -32,9 +37,14 @@ class Loss:
 
 
 def quantise(graphs: Mapping[str, bytes], replays: Iterable[GraphReplay]) -> dict[str, bytes]:
-    """The graphs with the step's convolutions and the head's trunk in int8; ``replays`` of the fp32 ones bring frames.
+    """Return the graphs with the step's convolutions and the head's trunk in int8.
 
-    Raises :class:`ExportError` where ONNX Runtime cannot quantise the graph.
+    Args:
+        graphs: name -> bytes of the fp32 graphs.
+        replays: of the fp32 graphs; their inputs calibrate the ranges.
+
+    Raises:
+        ExportError: ONNX Runtime cannot quantise the graph.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -49,29 +59,30 @@ def quantise(graphs: Mapping[str, bytes], replays: Iterable[GraphReplay]) -> dic
         given, prepared, made = (Path(folder) / f"{name}.onnx" for name in ("given", "prepared", "made"))
         given.write_bytes(graphs["step.onnx"])
         try:
-            quant_pre_process(given, prepared)  # folds normalisation into the convolutions before ranges are looked at
+            quant_pre_process(given, prepared)  # folds batch norms into the convolutions before ranges are measured
             quantize_static(
                 prepared,
                 made,
                 Reader(),
                 quant_format=QuantFormat.QDQ,
-                # Beside convolutions what can stay in their numbers, a ReLU being a range's lower end and a pool a
-                # choice, and the two large matrices of the head's trunk.
+                # Convolutions, the operations that can reuse their int8 values (ReLU and max-pool), and the two large
+                # matrices of the head's trunk.
                 op_types_to_quantize=["Conv", "Relu", "MaxPool", "Gemm"],
                 nodes_to_exclude=_small_matrices(prepared),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
-        # Whatever the library meets in a graph it does not understand: no bundle is written then.
+        # The library raises any kind of error for a graph that it does not support. No bundle is written then.
         except Exception as error:
-            raise ExportError(f"the step cannot be made int8: {type(error).__name__}: {error}; export fp32") from error
+            raise ExportError(
+                f"the step graph cannot be quantised to int8: {type(error).__name__}: {error}; export fp32"
+            ) from error
         return {**graphs, "step.onnx": made.read_bytes()}
 
 
 def _small_matrices(graph: Path) -> list[str]:
-    """Names of the matrix products that stay fp32: all but the head's trunk. They are small, and the last ones are the
-    action."""
+    """Return the names of the matrix products that stay in fp32: all but those of the head's trunk."""
     import onnx
 
     nodes = onnx.load(graph).graph.node
@@ -85,19 +96,20 @@ def _calibration(replays: Iterable[GraphReplay]) -> Iterator[dict[str, NDArray[A
             if left == 0:
                 return
             left -= 1
-            # Ranges are looked at in fp32's own numbers, and NaN in the empty slots would be the range of a slot.
+            # NaN in the empty slots would spoil the measured ranges.
             yield {name: np.nan_to_num(value) if value.dtype == np.float32 else value for name, value in feed.items()}
 
 
 def loss(fp32: GraphReplay, int8: GraphReplay) -> Loss:
-    """Both graphs over the same episode, each on its own tokens, as each would run.
+    """Compare int8 with fp32 on the same episode, each with the history of its own tokens.
 
-    Raises :class:`ExportError` if int8 answers with something that is not finite.
+    Raises:
+        ExportError: an output of int8 is not finite.
     """
     differences = []
     for (_, ours), (_, theirs) in zip(fp32, int8, strict=True):
         if not all(np.isfinite(part).all() for part in theirs):
-            raise ExportError("the int8 step answers with something that is not finite, so no bundle was written")
+            raise ExportError("an output of the int8 step graph is not finite; no bundle was written: export fp32")
         differences.append(np.abs(_likeliest(ours) - _likeliest(theirs)))
     return Loss(float(np.mean(differences)), float(np.max(differences)), len(differences))
 

@@ -9,8 +9,11 @@ from m2distill_policy.errors import ConfigError
 
 @dataclass(frozen=True)
 class ReleaseCriteria:
-    """margin: share by which success on an old task may drop, 0 to 1. publish: the folder that a released bundle is
-    copied into; None: none. untested: publish also where the old tasks were not evaluated."""
+    """When the bundle of an extended run is published, and where.
+
+    margin: share of rollouts by which success on an old task may drop, 0 to 1. publish: folder that the bundle is
+    copied into; None: it is not published. untested: publish even if the old tasks were not evaluated.
+    """
 
     margin: float = 0.2
     publish: str | None = None
@@ -18,4 +21,4 @@ class ReleaseCriteria:
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1:
-            raise ConfigError(f"the margin is {self.margin}; it is a share of rollouts, 0 to 1")
+            raise ConfigError(f"the margin is {self.margin}; allowed is a share of rollouts, 0 to 1")

@@ -1,4 +1,4 @@
-"""An episode of demonstrations through the two graphs of a bundle, step by step, as a robot would run them."""
+"""Run the two graphs of a bundle on a demonstration, step by step, as on a robot."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from training.data.task_data import TaskData
 
 
 class GraphReplay:
-    """Iterating gives, for each step of the first episode of ``data``, what the step graph is fed and what it answers.
+    """Iterate over the first episode of ``data``: each item is the input and the output of the step graph.
 
     Args:
         graphs: the bytes of ``instruction.onnx`` and ``step.onnx``.
-        data: an episode's frames and readings, and its instruction's embedding.
-        history: of the contract; earlier steps are kept as tokens.
-        token_shape: of a step's tokens, (T, E).
-        steps: of the episode, at most.
+        data: the episode's frames and proprioception, and the embedding of its instruction.
+        history: steps in a window, from the contract.
+        token_shape: shape (T, E) of the tokens of a step.
+        steps: at most so many steps; None: the whole episode.
 
-    Empty slots of the window hold NaN, which proves that they are never read.
+    Empty slots of the window hold NaN. A finite output shows that the graph does not read them.
     """
 
     def __init__(

@@ -13,20 +13,20 @@ from m2distill_policy.evaluation.results import CellSummary
 from training.drift import run_drift
 from training.lifelong.records import CurveRecord, RunResults, read_record
 from training.lifelong.run import LifelongRun
-from training.metrics import hold_from, joint_metrics, lifelong_metrics
+from training.metrics import fill_after_best, joint_metrics, lifelong_metrics
 
 
 def with_environment(run: LifelongRun, tasks: Sequence[int]) -> list[int]:
-    """Return those of ``tasks`` that can be rolled out: recordings come without a simulated environment."""
+    """Return those of ``tasks`` that have a simulated environment; recordings have none."""
     return [task for task in tasks if run.tasks[task].has_env]
 
 
-def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunResults:
+def sum_up(run: LifelongRun, cross_instruction: Sequence[CellSummary] | None = None) -> RunResults:
     """Return the results of a run of which every stage is trained and evaluated.
 
     Args:
         run: to sum up.
-        told: the cross-instruction evaluation; None where it was not asked for.
+        cross_instruction: the cross-instruction evaluation; None: it was not configured.
 
     Raises:
         TrainingError: a stage has no evaluation, or one that does not fit its checkpoint candidates.
@@ -48,7 +48,7 @@ def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunRe
         last = success[-1]
         metrics = joint_metrics([rate for rate in (last[task] for task in environments) if rate is not None])
     else:
-        # Tasks that were learned together count as their mean, with the weight of all of them.
+        # Tasks that were learned jointly count as their mean, weighted by their number.
         parts = [run.config.new_tasks(stage) for stage in range(run.stages)]
         final = [
             [float(np.mean([rate for rate in (row[i] for i in part) if rate is not None])) for part in parts[: k + 1]]
@@ -56,7 +56,7 @@ def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunRe
         ]
         curves = [_curve(run, stage, final[stage][stage]) for stage in range(run.stages)]
         metrics = dataclasses.asdict(lifelong_metrics(final, curves, [len(part) for part in parts]))
-    rates = [cell.rate for cell in told or () if cell.rate is not None]
+    rates = [cell.rate for cell in cross_instruction or () if cell.rate is not None]
     return RunResults(
         label=run.config.strategy_class.describe(run.config),
         run=run.folder.name,
@@ -69,8 +69,8 @@ def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunRe
         wrong_object=tuple(tuple(cell.wrong_rate for cell in row) for row in rows),
         errors=sum(cell.errors for row in rows for cell in row),
         cells=tuple(rows),
-        told=None if told is None else tuple(told),
-        told_success=float(np.mean(rates)) if rates else None,
+        cross_instruction=None if cross_instruction is None else tuple(cross_instruction),
+        cross_instruction_success=float(np.mean(rates)) if rates else None,
         success_curves=tuple(map(tuple, curves)),
         metrics=metrics,
         bytes_kept=run.stage_record(run.stages - 1).bytes_kept,
@@ -83,8 +83,8 @@ def sum_up(run: LifelongRun, told: Sequence[CellSummary] | None = None) -> RunRe
 
 
 def _curve(run: LifelongRun, stage: int, final: float) -> list[float]:
-    """Success at each checkpoint candidate of a stage; what was not measured after the chosen one is held at it."""
-    if run.config.evaluation.points == 1:
+    """Return success at each checkpoint candidate of a stage, constant after the chosen one."""
+    if run.config.evaluation.candidates == 1:
         return [final]
     path, again = run.curve_path(stage), run.evaluation_path(stage)
     if not path.exists():
@@ -95,4 +95,4 @@ def _curve(run: LifelongRun, stage: int, final: float) -> list[float]:
             f"{path} holds {len(curve)} values, and the stage ends at checkpoint candidate {chosen}; remove {path} and "
             f"{again}, and continue with --resume"
         )
-    return hold_from(list(curve), chosen, run.config.evaluation.points + 1)
+    return fill_after_best(list(curve), chosen, run.config.evaluation.candidates + 1)

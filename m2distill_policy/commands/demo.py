@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo."""
     from training.end_to_end import Demo
 
-    code = Demo(args.out, args.config, tuple(args.overrides)).walk()
+    code = Demo(args.out, args.config, tuple(args.overrides)).run()
     if code == 0:
         say_next("m2distill", "info", args.out / "m2distill")
     return code

@@ -29,7 +29,7 @@ def start_worker(collection: Collection) -> None:
 def _end_with_parent() -> None:
     """End this process when its parent was killed.
 
-    A worker of a process pool does not notice that. It would wait for ever, or write beside the next collection.
+    A worker of a process pool does not notice that. It would wait for ever, or write while the next collection does.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -69,9 +69,9 @@ class Collection:
             )
         visual_profile(self.visuals)
         if not 16 <= self.size <= 1024:
-            raise SimulationError(f"size is {self.size} pixels; 16 to 1024 are allowed")
+            raise SimulationError(f"size is {self.size} pixels; allowed are 16 to 1024")
         if not 0.0 <= self.noise <= 3.0:
-            raise SimulationError(f"noise is {self.noise} times the standard disturbance; 0 to 3 are allowed")
+            raise SimulationError(f"noise is {self.noise} times the standard disturbance; allowed are 0 to 3")
         for kind in self.randomise:
             Disturbance(kind, 1.0)
         if len(set(self.randomise)) != len(self.randomise):

@@ -56,7 +56,7 @@ class Disturbance:
                 f"there is no disturbance '{self.kind}'; choose one of {', '.join(KINDS)}{closest(self.kind, KINDS)}"
             )
         if not 0.0 <= self.level <= 1.0:
-            raise SimulationError(f"the level of disturbance '{self.kind}' is {self.level}; 0 to 1 are allowed")
+            raise SimulationError(f"the level of disturbance '{self.kind}' is {self.level}; allowed are 0 to 1")
 
     def __str__(self) -> str:
         return f"{self.kind} {self.level:g}"

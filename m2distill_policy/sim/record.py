@@ -19,7 +19,7 @@ def record_episode(env: ArmEnv, seed: int, *, noise: float = 1.0, randomise: Seq
     """Record one episode of the environment's task by its expert.
 
     The episode is simulated first and rendered afterwards, so a failure costs no rendering. The stored actions are the
-    expert's own; the executed actions are stored beside them.
+    expert's own; the executed actions are stored too.
 
     Args:
         env: The environment.

@@ -31,7 +31,7 @@ _COLLECTION_SEEDS = 1000
 
 Purpose = Literal["reported", "selection"]
 
-#: Run seeds are 0 to one less than this.
+#: Number of run seeds; they are 0 to ``RUN_SEEDS - 1``.
 RUN_SEEDS = 5_000
 #: Initial states of each task of a suite whose name begins with ``libero_``.
 LIBERO_STATES = 50
@@ -84,7 +84,7 @@ def state_seed(purpose: Purpose, seed: int, episode: int) -> int:
     if purpose not in _START:
         raise ConfigError(f"the purpose of a rollout is '{purpose}'; choose one of {sorted(_START)}")
     if not 0 <= seed < RUN_SEEDS:
-        raise ConfigError(f"evaluation seed is {seed}; 0 to {RUN_SEEDS - 1} are allowed")
+        raise ConfigError(f"evaluation seed is {seed}; allowed are 0 to {RUN_SEEDS - 1}")
     if not 0 <= episode < _ROLLOUTS_PER_RUN:
-        raise ConfigError(f"rollout number is {episode}; 0 to {_ROLLOUTS_PER_RUN - 1} are allowed")
+        raise ConfigError(f"rollout number is {episode}; allowed are 0 to {_ROLLOUTS_PER_RUN - 1}")
     return _START[purpose] + seed * _ROLLOUTS_PER_RUN + episode

@@ -76,7 +76,7 @@ def make_sim_env(task: Task, *, size: int = 128, visuals: str = "fast") -> ArmEn
         SimulationError: An argument is not allowed, or the scene cannot be built.
     """
     if not 16 <= size <= 1024:
-        raise SimulationError(f"size is {size} pixels; 16 to 1024 are allowed")
+        raise SimulationError(f"size is {size} pixels; allowed are 16 to 1024")
     use_one_thread()
     if task.suite == "tabletop":
         from m2distill_policy.sim.tabletop.env import TabletopEnv

@@ -1,8 +1,9 @@
-"""Augmentation of a batch: colour jitter a window, one shift a window, the same for all its frames, and views if asked.
+"""Augment the images of a batch with colour jitter and shifts.
 
-As LIBERO's (``data_augmentation.py``: BatchWiseImgColorJitterAug, then TranslationAug), without torchvision: the
-jitter follows torchvision's ``ColorJitter`` formulas (blend with black, with the mean grey, with grey; hue turned in
-HSV). LIBERO turns hue by up to 0.3, a third of the circle: where colour names the object, set it near 0.
+Jitter and shift are sampled once a window: all its frames, and by default all its views, are changed alike. This is
+LIBERO's augmentation (``data_augmentation.py``: BatchWiseImgColorJitterAug, then TranslationAug) without torchvision.
+The jitter uses the formulas of torchvision's ``ColorJitter``: blend with black, with the mean grey value, and with the
+grey image; rotate the hue in HSV.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ class AugmentConfig:
     saturation: float = setting(0.3, "x: saturation is multiplied by a factor from [1 - x, 1 + x].", low=0, high=1)
     hue: float = setting(
         0.3,
-        "x: hue is rotated by -x to x. LIBERO's 0.3 is a third of the circle; where colour names the object, set it "
-        "near 0.",
+        "x: hue is rotated by -x to x. LIBERO's 0.3 is a third of the circle. Set it near 0 if instructions name "
+        "objects by colour.",
         unit="full circles",
         low=0,
         high=0.5,
     )
-    skip: float = setting(0.1, "Share of windows whose colours are left as they are.", low=0, high=1)
-    shift: int = setting(8, "Range of the random shift, half of it to each side.", unit="pixels", low=0, high=4096)
-    together: bool = setting(True, "Change all views of a window alike, as in LIBERO; false: each view by itself.")
+    skip: float = setting(0.1, "Share of windows whose colours are not changed.", low=0, high=1)
+    shift: int = setting(
+        8, "Range of the random shift: up to half of it in each direction.", unit="pixels", low=0, high=4096
+    )
+    together: bool = setting(
+        True, "Change all views of a window alike, as in LIBERO; false: change each view independently."
+    )
 
     def __post_init__(self) -> None:
         require_ranges(self, "augment.")
@@ -50,14 +55,14 @@ def _grey(frames: Tensor) -> Tensor:
 
 
 def _turn_hue(frames: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of frames (B, L, 3, H, W) in [0, 1] by ``turn`` (B,), in full circles."""
+    """Rotate the hue of frames (B, L, 3, H, W) in [0, 1] by ``turn`` (B,), in full circles."""
     r, g, b = frames.unbind(2)
     top, bottom = frames.amax(2), frames.amin(2)
     chroma = top - bottom
     safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
     hue = torch.where(top == r, (g - b) / safe, torch.where(top == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
     hue = hue / 6 + turn.view(-1, 1, 1, 1)
-    # f(n) = v - c * max(0, min(k, 4 - k, 1)), k = (n + 6 h) mod 6: the closed form of HSV to RGB
+    # HSV to RGB in closed form: f(n) = v - c * max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6
     channels = []
     for n in (5.0, 3.0, 1.0):
         k = (n + 6 * hue) % 6
@@ -71,21 +76,31 @@ def augment(
     rng: np.random.Generator,
     of: tuple[int, NDArray[np.int64]] | None = None,
 ) -> dict[str, Tensor]:
-    """Jitter and shift views of (B, L, 3, H, W) in [0, 1]; new tensors, the input stays as it was.
+    """Apply colour jitter and a shift to every window.
 
-    of: (count, rows) where the views are these rows of a batch of ``count``: they get what they would get there.
+    Args:
+        views: view -> frames (B, L, 3, H, W) in [0, 1]; they are not changed.
+        config: how much is changed.
+        rng: source of every random choice.
+        of: (count, rows) if the views are these rows of a larger batch of ``count`` windows. Every row is then changed
+            as it would be in the whole batch.
+
+    Returns:
+        view -> changed frames.
     """
     if not config.together and len(views) > 1:
         return {name: augment({name: frames}, config, rng, of)[name] for name, frames in views.items()}
     batch, rows = of or (next(iter(views.values())).shape[0], slice(None))
     device = next(iter(views.values())).device
 
-    def draw(amount: float, centre: float) -> Tensor:
+    def uniform(amount: float, centre: float) -> Tensor:
         values = rng.uniform(centre - amount, centre + amount, size=batch)
         return torch.as_tensor(values[rows], dtype=torch.float32, device=device)
 
-    factors = {name: draw(getattr(config, name), 1.0).clamp_min(0) for name in ("brightness", "contrast", "saturation")}
-    turn = draw(config.hue, 0.0)
+    factors = {
+        name: uniform(getattr(config, name), 1.0).clamp_min(0) for name in ("brightness", "contrast", "saturation")
+    }
+    turn = uniform(config.hue, 0.0)
     skip = torch.as_tensor((rng.random(batch) < config.skip)[rows], device=device)
     for factor in factors.values():
         factor[skip] = 1.0

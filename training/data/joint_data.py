@@ -1,4 +1,4 @@
-"""The demonstrations of several tasks, learned from at once."""
+"""The demonstrations of several tasks that are learned jointly."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from training.data.task_data import TaskData, WindowBatch, concatenate
 
 @dataclass(frozen=True)
 class JointData:
-    """Several tasks' demonstrations where a stage expects one's. A window is of one task, and every demonstrated step
-    is as likely as any other, whichever task it is of."""
+    """The demonstrations of several tasks as one data set.
+
+    Every window comes from one task. All demonstrated steps are equally likely, whichever task they belong to.
+    """
 
     parts: tuple[TaskData, ...]
 
     @property
     def name(self) -> str:
-        """For messages and progress bars."""
+        """The name in messages and progress bars."""
         return f"all {len(self.parts)} tasks"
 
     @property
     def tasks(self) -> int:
-        """How many tasks they are of."""
+        """The number of tasks."""
         return len(self.parts)
 
     @property
     def steps(self) -> int:
-        """How many steps all episodes of all tasks have together."""
+        """The number of steps in all episodes of all tasks."""
         return sum(data.steps for data in self.parts)
 
     @property

@@ -1,8 +1,8 @@
-"""Out-of-distribution augmentation of observations: colour channels exchanged, proprioception changed by noise.
+"""Out-of-distribution augmentation of observations: exchange colour channels and add noise to the proprioception.
 
-The demonstrations of a new task never show the hand closing over an old task's object, so distilling the previous
-policy on them alone leaves the policy free to change there. A previous policy has an answer to any input, and
-distilling on inputs far beyond the data constrains the whole function better than distilling on the data (Beyer et al.
+The demonstrations of a new task never show the hand closing over an old task's object. Distillation on them alone does
+not constrain the policy there. The previous policy has an output for any input, and distillation on inputs far from the
+data constrains the whole function better than distillation on the data (Beyer et al.
 2022, "Knowledge distillation: a good teacher is patient and consistent", https://arxiv.org/abs/2106.05237).
 """
 
@@ -19,17 +19,17 @@ _ORDERS = np.array(list(permutations(range(3))))
 
 
 def perturb_single_steps(batch: WindowBatch, rng: np.random.Generator, share: float, noise: float) -> WindowBatch:
-    """Change single steps beyond the demonstrations; windows stay as they are.
+    """Augment the single steps of a batch; windows are not changed.
 
     A changed step has its colour channels in a random order, one for each view, and normal noise on every number of the
-    proprioception. The actions stay: they answer the original observation, so a changed step is for distillation and
-    not for imitation.
+    proprioception. The actions are those of the original observation: a changed step is used for distillation, not for
+    imitation.
 
     Args:
-        batch: of which the rows of single steps are changed.
+        batch: its rows of single steps are augmented.
         rng: source of every random choice.
-        share: chance that a step is changed, 0 to 1.
-        noise: its standard deviation, in standard deviations of each number over the single steps of the batch.
+        share: probability that a step is changed, 0 to 1.
+        noise: standard deviation of the noise, in standard deviations of each number over the batch's single steps.
     """
     rows = np.flatnonzero(batch.single_steps)
     if len(rows) == 0:

@@ -26,7 +26,7 @@ class WindowBatch:
 
     images: view -> (B, L, H, W, 3) uint8. proprioception: group -> (B, L, n) float32. actions: (B, L, A) float32.
     valid: (B, L) bool, False where an episode is shorter than the window. embedding: (B, text size) float32.
-    single_steps: (B,) bool, True where a row is no window but L unrelated steps, each to be read without history.
+    single_steps: (B,) bool, True where a row is not a window but L unrelated steps, each read without history.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -40,7 +40,7 @@ class WindowBatch:
         return len(self.actions)
 
     def take(self, rows: NDArray[np.int64]) -> WindowBatch:
-        """These rows, in this order."""
+        """Return the batch of these rows, in this order."""
         return WindowBatch(
             images={name: frames[rows] for name, frames in self.images.items()},
             proprioception={name: values[rows] for name, values in self.proprioception.items()},
@@ -52,7 +52,7 @@ class WindowBatch:
 
 
 def concatenate(parts: list[WindowBatch]) -> WindowBatch:
-    """Batches one after another."""
+    """Return the rows of several batches as one batch."""
     return WindowBatch(
         images={n: np.concatenate([p.images[n] for p in parts]) for n in parts[0].images},
         proprioception={n: np.concatenate([p.proprioception[n] for p in parts]) for n in parts[0].proprioception},
@@ -64,31 +64,31 @@ def concatenate(parts: list[WindowBatch]) -> WindowBatch:
 
 
 class Demonstrated(Protocol):
-    """What a stage learns from: one task's demonstrations, or several tasks' at once."""
+    """The demonstrations of a stage: those of one task, or of several tasks together."""
 
     @property
     def name(self) -> str:
-        """Of the task."""
+        """The name in messages and progress bars."""
 
     @property
     def tasks(self) -> int:
-        """How many tasks they are of."""
+        """The number of tasks."""
 
     @property
     def steps(self) -> int:
-        """How many demonstrated steps there are."""
+        """The number of demonstrated steps."""
 
     @property
     def proprioception(self) -> dict[str, NDArray[np.float32]]:
-        """Readings, group -> (steps, n)."""
+        """Proprioception: group -> (steps, n)."""
 
     def windows(self, rng: np.random.Generator, count: int, length: int, single_steps: float = 0.0) -> WindowBatch:
-        """Draw windows, see :meth:`TaskData.windows`."""
+        """Sample windows, see :meth:`TaskData.windows`."""
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """All steps of all episodes of one task, one after another.
+    """All steps of all episodes of one task, concatenated.
 
     images view -> (N, H, W, 3) uint8, upright; proprioception group -> (N, n) float32; actions (N, A) float32;
     lengths (episodes,) int64, summing to N; embedding (text size,) float32, of ``instruction``.
@@ -113,17 +113,17 @@ class TaskData:
 
     @property
     def episodes(self) -> int:
-        """How many episodes are held."""
+        """The number of episodes."""
         return len(self.lengths)
 
     @property
     def steps(self) -> int:
-        """How many steps all episodes have together."""
+        """The number of steps in all episodes."""
         return int(self.lengths.sum())
 
     @property
     def bytes(self) -> int:
-        """What holding this costs: images, readings and actions, uncompressed."""
+        """Size of images, proprioception and actions in memory."""
         arrays: list[NDArray[Any]] = [
             *self.images.values(),
             *self.proprioception.values(),
@@ -167,7 +167,7 @@ class TaskData:
         )
 
     def subset(self, episodes: Sequence[int]) -> TaskData:
-        """The same task with these episodes alone, in this order."""
+        """Return a copy with these episodes only, in this order."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         index = np.concatenate([np.arange(starts[e], starts[e] + self.lengths[e]) for e in episodes])
         return TaskData(
@@ -181,7 +181,7 @@ class TaskData:
         )
 
     def first_steps(self, count: int) -> TaskData:
-        """The same task with its first ``count`` steps alone: whole episodes, the last of them cut short."""
+        """Return a copy with the first ``count`` steps only; the last episode may be cut short."""
         ends = np.minimum(np.cumsum(self.lengths), count)
         lengths = np.diff(ends, prepend=0)
         kept = int(ends[-1])
@@ -196,26 +196,31 @@ class TaskData:
         )
 
     def on_disk(self, folder: Path) -> TaskData:
-        """The same task with its pictures in files of ``folder`` that are read as they are needed.
+        """Return a copy whose images are memory-mapped from temporary files in ``folder``.
 
-        The files have no name and go with the process, however it ends. :class:`TrainingError` where there is no room.
+        The files have no name, so they disappear when the process ends, however it ends.
+
+        Raises:
+            TrainingError: the files cannot be written, such as when the disk is full.
         """
         images: dict[str, NDArray[np.uint8]] = {}
         try:
             for name, frames in self.images.items():
                 with tempfile.TemporaryFile(dir=folder) as file:
-                    file.write(np.ascontiguousarray(frames).data)  # not through the map: a full disk must say so
+                    file.write(
+                        np.ascontiguousarray(frames).data
+                    )  # not through the map: write() reports a full disk, a map crashes
                     file.flush()
                     images[name] = np.memmap(file, dtype=np.uint8, mode="r", shape=frames.shape)
         except OSError as error:
             raise TrainingError(
-                f"the pictures of '{self.name}' ({self.bytes / 2**20:.0f} MiB) cannot be written to {folder}: {error}; "
-                "make room there, then go on with --resume"
+                f"the images of '{self.name}' ({self.bytes / 2**20:.0f} MiB) cannot be written to {folder}: {error}; "
+                "free disk space there, then continue with --resume"
             ) from error
         return dataclasses.replace(self, images=images)
 
     def content_hash(self) -> str:
-        """sha256 over every array, the instruction and the episodes' lengths."""
+        """Return the sha256 of every array, the instruction and the lengths of the episodes."""
         digest = hashlib.sha256(self.instruction.encode())
         named: list[tuple[str, NDArray[Any]]] = [
             *sorted(self.images.items()),
@@ -230,7 +235,7 @@ class TaskData:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write as safetensors, by way of a temporary name."""
+        """Write a safetensors file; a reader sees the whole file or none."""
         tensors: dict[str, NDArray[Any]] = {f"images.{k}": v for k, v in self.images.items()}
         tensors |= {f"proprioception.{k}": v for k, v in self.proprioception.items()}
         tensors |= {"actions": self.actions, "lengths": self.lengths, "embedding": self.embedding}
@@ -239,11 +244,17 @@ class TaskData:
 
     @staticmethod
     def load(path: Path, name: str, instruction: str) -> TaskData:
-        """Read what :meth:`save` wrote."""
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            TrainingError: the file cannot be read.
+        """
         try:
             tensors = load_file(path)
         except Exception as error:  # safetensors raises its own SafetensorError, which it does not export by type
-            raise TrainingError(f"memory file {path} cannot be read ({error}); the run has to start anew") from error
+            raise TrainingError(
+                f"memory file {path} cannot be read ({error}); restore it, or start a new run"
+            ) from error
         part = {
             p: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(p + ".")}
             for p in ("images", "proprioception")
@@ -262,7 +273,11 @@ class TaskData:
 def from_episodes(
     name: str, instruction: str, episodes: Sequence[Episode], embedding: NDArray[np.float32], contract: Contract
 ) -> TaskData:
-    """Lay episodes one after another, with the inputs the contract names."""
+    """Make the data of a task from its episodes, with the inputs that the contract names.
+
+    Raises:
+        DemonstrationError: there are no episodes.
+    """
     if not episodes:
         raise DemonstrationError(f"task '{name}' has no episodes; collect demonstrations with 'm2distill demos'")
     return TaskData(
@@ -280,35 +295,53 @@ def from_episodes(
 
 
 def check_file(file: DemonstrationFile, instruction: str, contract: Contract, limit: int | None) -> None:
-    """:class:`DemonstrationError` if ``file`` is of another contract or instruction, of fewer than ``limit`` episodes,
-    or of none in which a window slides."""
+    """Check that a demonstration file fits a run.
+
+    Args:
+        file: to check.
+        instruction: of the task.
+        contract: of the run.
+        limit: number of episodes that the run uses; None: all of the file.
+
+    Raises:
+        DemonstrationError: the file has another contract or instruction, too few episodes, or no episode longer than a
+            window.
+    """
     file.contract.require_same(
         contract, f"demonstrations {file.path}", "the run", ignore=("text", "action.response", "history")
     )
     if file.instruction.casefold() != instruction.casefold():
         raise DemonstrationError(
-            f"{file.path} is of '{file.instruction}' and the task is '{instruction}'; rename the file or correct its "
-            "words"
+            f"{file.path} has the instruction '{file.instruction}' and the task is '{instruction}'; rename the file or "
+            "correct its instruction"
         )
     if limit is not None and len(file) < limit:
         raise DemonstrationError(
-            f"{file.path} holds {len(file)} episodes and {limit} were asked for; collect more, or ask for fewer: "
+            f"{file.path} has {len(file)} episodes and the configuration asks for {limit}; collect more, or set "
             f"episodes={len(file)}"
         )
     longest = max(file.lengths()[:limit], default=0)
     if longest <= contract.history:
         raise DemonstrationError(
-            f"the longest of {file.path}'s episodes has {longest} steps and the policy remembers {contract.history}; "
-            f"record demonstrations of at least {contract.history + 1} steps"
+            f"the longest episode of {file.path} has {longest} steps and a window has {contract.history}; record "
+            f"demonstrations of at least {contract.history + 1} steps"
         )
 
 
 def load_task(
     path: Path, instruction: str, embedding: NDArray[np.float32], contract: Contract, limit: int | None = None
 ) -> TaskData:
-    """Read a demonstration file; one with another contract or another instruction is refused.
+    """Read the demonstrations of a task.
 
-    ``limit`` takes the first so many episodes; fewer in the file is an error.
+    Args:
+        path: of the demonstration file.
+        instruction: of the task.
+        embedding: of the instruction (text size,).
+        contract: of the run.
+        limit: read only the first so many episodes; None: all.
+
+    Raises:
+        DemonstrationError: see :func:`check_file`.
     """
     file = DemonstrationFile(path)
     check_file(file, instruction, contract, limit)

@@ -1,4 +1,7 @@
-"""A checkpoint: tensors in safetensors, the rest in JSON, each written to a temporary name and renamed."""
+"""Read and write the files of a checkpoint: tensors as safetensors, the rest as JSON.
+
+Each file is written under a temporary name and renamed.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,21 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; raises :class:`TrainingError` naming the file."""
+    """Read a JSON file.
+
+    Raises:
+        TrainingError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TrainingError(f"{path} is missing; is this a run folder?") from error
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError, and numbers too long for Python
-        raise TrainingError(f"{path} is not JSON ({error}); restore it or start the run anew") from error
+        raise TrainingError(f"{path} is not JSON ({error}); restore it, or start a new run") from error
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write tensors and return the file's sha256, for the JSON that makes the checkpoint count."""
+    """Write tensors and return the sha256 of the file, for the record that names it."""
     with whole_file(path) as temporary:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
@@ -41,29 +48,37 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """Read what :func:`save_tensors` wrote, after verifying it."""
+    """Read tensors that :func:`save_tensors` wrote.
+
+    Args:
+        path: of the file.
+        sha256: that its record names.
+
+    Raises:
+        TrainingError: the file is missing, or its sha256 is another one.
+    """
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
-        raise TrainingError(f"checkpoint {path} is missing; the run cannot go on from it") from error
+        raise TrainingError(f"checkpoint {path} is missing; restore it, or start a new run") from error
     if digest != sha256:
         raise TrainingError(
-            f"checkpoint {path} has sha256 {digest[:12]} and {sha256[:12]} was recorded; it is damaged, restore it or "
-            "start the run anew"
+            f"checkpoint {path} has sha256 {digest[:12]} and {sha256[:12]} was recorded; it is damaged: restore it, or "
+            "start a new run"
         )
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise TrainingError(f"checkpoint {path} cannot be read ({error}); start the run anew") from error
+        raise TrainingError(f"checkpoint {path} cannot be read ({error}); restore it, or start a new run") from error
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as flat named tensors: ``optimiser.<parameter index>.<name>``."""
+    """Return the state of the optimiser as named tensors: ``optimiser.<parameter index>.<name>``."""
     state = optimiser.state_dict()["state"]
     return {
         f"optimiser.{index}.{name}": torch.as_tensor(value)
@@ -73,7 +88,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what :func:`optimiser_tensors` gave."""
+    """Restore the state that :func:`optimiser_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimiser."):

@@ -1,7 +1,7 @@
-"""Share a trained first stage between runs that would train the very same one.
+"""Share a trained first stage between runs that would train the same one.
 
-In the first stage there is no old task, so runs that differ in strategy, memory or distillation alone start with the
-same weights, and one of them can train for all.
+In the first stage there is no old task. Runs that differ only in strategy, memory or distillation therefore get the
+same weights in it, and one run can train it for all.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from training.lifelong.records import CandidatesRecord, write_record
 from training.lifelong.run import LifelongRun
 from training.lifelong.stage import end_stage
 from training.lifelong.strategies import make_strategy
-from training.lifelong.trainer import choose, keep, together
+from training.lifelong.trainer import choose, combine, keep
 
 
 def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
-    """Copy a trained first stage into another run, with its evaluation where that is the same too.
+    """Copy a trained first stage into another run, with its evaluation if that is the same too.
 
     Args:
         source: the run that has trained it.
-        target: the run that takes it.
+        target: the run that gets the copy.
 
     Returns:
-        False where ``target`` would train another first stage; nothing is copied then.
+        False if ``target`` would train another first stage; nothing is copied then.
     """
     if (
         not all(run.config.strategy_class.shares_first_stage for run in (source, target))
@@ -42,36 +42,37 @@ def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
         return False
     folder = target.stage_folder(0)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in source.stage_folder(0).glob("point_*.safetensors"):
+    for path in source.stage_folder(0).glob("candidate_*.safetensors"):
         shutil.copy2(path, folder / path.name)
-    record, point = source.candidates(0), source.stage_record(0).point
+    record, candidate = source.candidates(0), source.stage_record(0).candidate
     strategy = make_strategy(target.config, target.memory(0), target.contract.history)
-    end_stage(source.point_policy(0, point), strategy, together(parts), target.config, 0)
-    exemplars, state = keep(target, 0, parts, strategy, point)
-    write_record(target.candidates_path(0), CandidatesRecord(record.points, record.made_by, exemplars, state))
-    choose(target, 0, point)
+    end_stage(source.candidate_policy(0, candidate), strategy, combine(parts), target.config, 0)
+    exemplars, state = keep(target, 0, parts, strategy, candidate)
+    write_record(target.candidates_path(0), CandidatesRecord(record.candidates, record.made_by, exemplars, state))
+    choose(target, 0, candidate)
     if source.config.evaluation == target.config.evaluation:
         _copy_evaluation(source, target)
     return True
 
 
 def _decides(run: LifelongRun) -> dict[str, Any]:
-    """Everything that decides how a run's first stage is trained."""
-    # An extended run's first stage was trained under the configuration of the run that it began with.
+    """Return every setting that affects the training of a run's first stage."""
+    # The first stage of an extended run was trained with the configuration of the oldest run.
     made = to_dict(run.extends[0].config if run.extends else run.config)
     return {
         **{k: made[k] for k in ("suite", "episodes", "image_size", "text_encoder", "seed", "network", "augment")},
         "tasks": made["tasks"][: run.config.first_tasks],
         "optim": {k: v for k, v in made["optim"].items() if k not in ("later_lr", "checkpoint_seconds", "recompute")},
-        **{k: made["evaluation"][k] for k in ("points", "choose_on", "ties")},
+        **{k: made["evaluation"][k] for k in ("candidates", "choose_on", "ties")},
         "contract": run.contract.to_dict(),
     }
 
 
 def _copy_evaluation(source: LifelongRun, target: LifelongRun) -> None:
-    """The same weights on the same states: one evaluation is enough.
+    """Copy the evaluation of the first stage: weights and initial states are the same.
 
-    Each file says that those before it are complete; killed in between, the rest is evaluated again.
+    The files are copied in the order in which the evaluation writes them. If the process is killed in between, the rest
+    is evaluated again.
     """
     to = target.folder / "evaluation"
     to.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is kept of old tasks: a few demonstrations each, their instructions, or nothing."""
+"""The replay buffer: a few demonstrations of each old task, their instructions, or nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_BATCH = 65_536
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What is kept of old tasks, and how much of it goes into a batch."""
+    """The replay buffer: what is kept of old tasks, and how much of it is in a batch."""
 
     episodes: int = setting(
         0, "Demonstrations kept of each old task, sampled by the seed.", unit="demonstrations", low=0, high=MANY
@@ -35,18 +35,21 @@ class MemoryConfig:
         16, "Windows of kept demonstrations in every batch.", unit="windows", low=0, high=LARGEST_BATCH
     )
     instructions: bool = setting(
-        False, "Keep the instructions of old tasks, and evaluate new observations under them in every batch."
+        False, "Keep the instructions of old tasks, and distil on new observations under them in every batch."
     )
     instruction_batch: int = setting(
         16, "Windows under old instructions in every batch.", unit="windows", low=0, high=LARGEST_BATCH
     )
     out_of_distribution: float = setting(
         0.0,
-        "Share of the single steps under old instructions that are augmented beyond the demonstrations: colour "
-        "channels exchanged, noise on the proprioception. Needs optim.single_steps above 0.",
+        "Share of the single steps under old instructions that get an out-of-distribution augmentation: colour "
+        "channels are exchanged, and noise is added to the proprioception. Needs optim.single_steps above 0.",
     )
     out_of_distribution_noise: float = setting(
-        0.3, "That noise, in standard deviations of each number of the proprioception.", low=0, high=100.0
+        0.3,
+        "Standard deviation of that noise, in standard deviations of each number of the proprioception.",
+        low=0,
+        high=100.0,
     )
 
     def __post_init__(self) -> None:
@@ -55,8 +58,8 @@ class MemoryConfig:
             raise ConfigError(f"memory.out_of_distribution is {self.out_of_distribution}; it is a share, 0 to 1")
         if self.episodes and self.windows:
             raise ConfigError(
-                f"memory.episodes is {self.episodes} and memory.windows {self.windows}: two rules for what is kept; "
-                "set one of them to 0"
+                f"memory.episodes is {self.episodes} and memory.windows {self.windows}; only one of the two "
+                "rules can be used: set the other to 0"
             )
         if self.demonstrations and not self.replay_batch:
             kept = "episodes" if self.episodes else "windows"
@@ -66,13 +69,17 @@ class MemoryConfig:
 
     @property
     def demonstrations(self) -> bool:
-        """Whether demonstrations are kept, by either rule."""
+        """Whether demonstrations are kept, by one of the two rules."""
         return bool(self.episodes or self.windows)
 
 
 @dataclass
 class Memory:
-    """The old tasks, oldest first. ``exemplars`` is as long as ``embeddings``, or empty when none are kept."""
+    """The replay buffer of a run: old tasks, oldest first.
+
+    embeddings: of the instruction of each old task (text size,). exemplars: the kept demonstrations of each old task;
+    empty if none are kept.
+    """
 
     config: MemoryConfig
     embeddings: list[np.ndarray] = field(default_factory=list)
@@ -80,12 +87,20 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        """What is kept beyond the network: exemplars' arrays, and old instructions' embeddings where used."""
+        """Memory size: exemplars, and embeddings of old instructions if they are used."""
         instructions = sum(e.nbytes for e in self.embeddings) if self.config.instructions else 0
         return instructions + sum(data.bytes for data in self.exemplars)
 
     def add(self, data: TaskData, rng: np.random.Generator) -> None:
-        """Keep of ``data`` what the configuration says; ``memory.episodes`` are sampled without replacement."""
+        """Add a task that has been learned.
+
+        Args:
+            data: its demonstrations.
+            rng: samples ``memory.episodes`` of them, without replacement.
+
+        Raises:
+            ConfigError: there are fewer demonstrations than ``memory.episodes``.
+        """
         self.embeddings.append(data.embedding)
         if self.config.episodes:
             if data.episodes < self.config.episodes:
@@ -115,7 +130,7 @@ class Memory:
         return concatenate(parts)
 
     def with_old_instructions(self, new: WindowBatch, rng: np.random.Generator) -> WindowBatch | None:
-        """Give observations of the new task with old instructions, changed beyond the demonstrations as configured.
+        """Sample observations of the new task under old instructions, augmented out of distribution as configured.
 
         Returns:
             ``memory.instruction_batch`` windows; None where instructions are not kept, or there is no old task.
@@ -139,7 +154,7 @@ class Memory:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the newest exemplars beside the older ones."""
+        """Write the exemplars that are not yet in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         for index, data in enumerate(self.exemplars):
             path = folder / f"exemplars_{index}.safetensors"

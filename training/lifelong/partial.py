@@ -25,7 +25,11 @@ def save_partial(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Path
 
 
 def resume_partial(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Path, stage: int) -> int:
-    """Load the partial checkpoint; returns how many steps are done, 0 where there is none."""
+    """Load the partial checkpoint of a stage.
+
+    Returns:
+        The number of steps that are done; 0 without a checkpoint.
+    """
     if not (folder / _RECORD).exists():
         return 0
     record = read_record(PartialRecord, folder / _RECORD)
@@ -38,12 +42,12 @@ def resume_partial(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Pa
 
 
 def partial_step(folder: Path) -> int:
-    """How many steps of a stage its partial checkpoint holds; 0 where there is none."""
+    """Return the number of steps of a stage's partial checkpoint; 0 without one."""
     return read_record(PartialRecord, folder / _RECORD).step if (folder / _RECORD).exists() else 0
 
 
 def drop_partial(folder: Path) -> None:
-    """Remove the partial checkpoint, once the stage's own counts."""
+    """Remove the partial checkpoint after the stage is recorded as trained."""
     (folder / _RECORD).unlink(missing_ok=True)
     for old in folder.glob("partial_*.safetensors"):
         old.unlink()

@@ -5,7 +5,7 @@ file                                         record
 ============================================ =============================================================
 ``run.json``                                 :class:`RunRecord`
 ``stages/stage_<k>/partial.json``            :class:`PartialRecord`, while the stage trains
-``stages/stage_<k>/points.json``             :class:`CandidatesRecord`, once it is trained
+``stages/stage_<k>/candidates.json``             :class:`CandidatesRecord`, once it is trained
 ``stages/stage_<k>/selection.json``          :class:`SelectionRecord`, where there are several candidates
 ``stages/stage_<k>/stage.json``              :class:`StageRecord`, last: with it the stage counts as trained
 ``stages/stage_<k>/samples.json``            :class:`SamplesRecord`
@@ -34,13 +34,13 @@ from training.run_config import RunConfig
 
 T = TypeVar("T")
 
-#: Raised whenever a record changes in a way that this version could not read.
-FORMAT = 2
+#: Increase it whenever a record changes so that an older or newer version cannot read it.
+FORMAT = 3
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of tensors, by its name in the record's folder. sha256: of the file."""
+    """A file of tensors in the record's folder."""
 
     file: str
     sha256: str
@@ -48,8 +48,11 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ExtensionRecord:
-    """A finished run that this one continues. run: its folder's name; stages: how many it had; config: its own;
-    release: when a bundle of the extended run is published."""
+    """A finished run that this one extends.
+
+    run: name of its folder. stages: how many it had. config: its settings. release: when a bundle of the extended run
+    is published.
+    """
 
     run: str
     stages: int
@@ -59,13 +62,13 @@ class ExtensionRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run is: everything that its results depend on.
+    """Everything on which the results of a run depend.
 
     config: its settings. contract: of its demonstrations, with the text encoder, as plain JSON.
     tasks: in the order in which they are learned. embeddings: (tasks, text size), in that order.
     demonstrations: folder of the demonstration files, absolute.
-    data: position of a task -> sha256 of its demonstrations, written when the run first reads them.
-    extends: the runs that this one continues, oldest first.
+    data: position of a task -> sha256 of its demonstrations, recorded when the run first reads them.
+    extends: the runs that this one extends, oldest first.
     commit, versions, machine, time: see :mod:`m2distill_policy.provenance`.
     """
 
@@ -84,7 +87,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class PartialRecord:
-    """A stage that is being trained. step: how many steps are done; file: policy and optimiser after that step."""
+    """A stage that is being trained. step: number of finished steps. file: policy and optimiser after them."""
 
     stage: int
     step: int
@@ -94,7 +97,7 @@ class PartialRecord:
 
 @dataclass(frozen=True)
 class StateRecord:
-    """The tensors that a strategy carries to the next stage, in the folder ``memory``."""
+    """The tensors that a strategy passes to the next stage, in the folder ``memory``."""
 
     strategy: str
     file: str
@@ -103,15 +106,15 @@ class StateRecord:
 
 @dataclass(frozen=True)
 class CandidatesRecord:
-    """The checkpoint candidates of a stage, and what the stage leaves to the next one.
+    """The checkpoint candidates of a stage, and what the next stage needs.
 
-    points: number of a candidate -> its file; 0 is the network as the stage began, where there are several.
+    candidates: number of a candidate -> its file. If there are several, 0 is the network at the start of the stage.
     made_by: commit, versions, machine, time and precision with which the stage was trained.
-    exemplars: position of a task that the stage learned -> sha256 of its kept demonstrations; None: none are kept.
-    state: what the strategy carries on; None: nothing.
+    exemplars: position of each new task -> sha256 of its kept demonstrations; None: none are kept.
+    state: of the strategy; None: it has none.
     """
 
-    points: dict[str, FileRecord]
+    candidates: dict[str, FileRecord]
     made_by: dict[str, Any]
     exemplars: dict[str, str | None]
     state: StateRecord | None = None
@@ -119,7 +122,7 @@ class CandidatesRecord:
 
 @dataclass(frozen=True)
 class SelectionRecord:
-    """Which candidate ends a stage. rates: success of each, None where it was not measured; chosen: from 1."""
+    """The candidate that ends a stage. chosen: its number, from 1. rates: success of each; None: not measured."""
 
     chosen: int
     rates: tuple[float | None, ...] | None = None
@@ -127,18 +130,21 @@ class SelectionRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """The policy that a trained stage ends with. point: its number among the candidates; bytes_kept: what the run keeps
-    of all tasks so far beside the network, in bytes."""
+    """The policy that a trained stage ends with.
+
+    candidate: its number among the candidates. bytes_kept: memory size after the stage, in bytes: demonstrations and
+    tensors of the strategy that the run keeps of all tasks so far, without the network.
+    """
 
     file: str
     sha256: str
-    point: int
+    candidate: int
     bytes_kept: int
 
 
 @dataclass(frozen=True)
 class SamplesRecord:
-    """sha256 of the demonstration and of the windows that a stage puts aside (see :mod:`training.lifelong.samples`)."""
+    """sha256 of the demonstration and of the windows that a stage saves (see :mod:`training.lifelong.samples`)."""
 
     episode: str
     probes: str
@@ -146,7 +152,7 @@ class SamplesRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """The rollouts after a stage, summed up: one entry for each task learned so far, in their order."""
+    """Summary of the rollouts after a stage: one entry for each task learned so far, in order."""
 
     cells: tuple[CellSummary, ...]
 
@@ -179,15 +185,16 @@ class Drift:
 class RunResults:
     """The results of a finished run.
 
-    label: for tables and charts. run: name of the folder. tasks: in the order learned. rollouts, sampling: how
-    success was measured. success, wrong_object: after each stage a row, in it each task learned so far: share of
-    rollouts that succeeded, and that lifted an object the instruction is not about; None where a task was not rolled
-    out. errors: rollouts that ended in an error. cells: the summaries behind these rows.
-    told, told_success: the cross-instruction evaluation: every environment under the instruction of each other task.
+    label: for tables and charts. run: name of the folder. tasks: in the order learned. rollouts, sampling: of the
+    evaluation. success: share of successful rollouts, a row for each stage, a column for each task learned so far; None
+    for a task without rollouts. wrong_object: share of rollouts that lifted an object which the instruction does not
+    name, as ``success``. errors: rollouts that ended in an error. cells: the summaries from which these rates are made.
+    cross_instruction, cross_instruction_success: the cross-instruction evaluation, every environment under the
+    instruction of each other task, and its mean success; None if it was not configured.
     success_curves: for each stage, success on its new tasks at each candidate. metrics: see :mod:`training.metrics`;
-    None where a metric does not apply. bytes_kept: see :class:`StageRecord`. drift: after each stage, for each stage up
-    to it, modality -> how far its latents moved. data: see :class:`RunRecord`. trained: what each stage was trained
-    with. commit, versions, machine, time: of the summing up.
+    None for a metric that does not apply. bytes_kept: see :class:`StageRecord`. drift: a row for each stage, a column
+    for each stage up to it, modality -> drift. data: see :class:`RunRecord`. trained: commit, versions, machine, time
+    and precision of the training of each stage. commit, versions, machine, time: of these results.
     """
 
     label: str
@@ -201,8 +208,8 @@ class RunResults:
     wrong_object: tuple[tuple[float | None, ...], ...]
     errors: int
     cells: tuple[tuple[CellSummary, ...], ...]
-    told: tuple[CellSummary, ...] | None
-    told_success: float | None
+    cross_instruction: tuple[CellSummary, ...] | None
+    cross_instruction_success: float | None
     success_curves: tuple[tuple[float, ...], ...]
     metrics: dict[str, float | None]
     bytes_kept: int
@@ -217,7 +224,7 @@ class RunResults:
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Write a record so that a reader sees the old file or the new one, never half of one."""
+    """Write a record; a reader sees the old file or the new one."""
     write_json(path, {"format": FORMAT, **to_dict(record)})
 
 
@@ -231,8 +238,8 @@ def read_record(kind: type[T], path: Path) -> T:
     found = data.pop("format", None) if isinstance(data, dict) else None
     if found != FORMAT:
         raise TrainingError(
-            f"{path} has format {found or 'none'}, and this version reads format {FORMAT}: another version of "
-            "m2distill made this run; use that version, or train a new run in another folder"
+            f"{path} has format {found or 'none'} and this version of m2distill reads format {FORMAT}; use the "
+            "version that made this run, or train a new run in another folder"
         )
     try:
         return from_dict(kind, data)

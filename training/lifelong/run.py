@@ -4,12 +4,12 @@
 
     run.json                  what the run is (see training.lifelong.records for every record)
     metrics.jsonl             the terms of the loss, a row every few steps; tensorboard/ holds the same for each stage
-    memory/                   what is kept of old tasks: demonstrations, and tensors of the strategy
-    stages/stage_<k>/         partial.json while it trains; point_<i>.safetensors, a checkpoint candidate each;
-                              stage.json once it is trained; samples on which bundles and drift are checked
-    bundles/stage_<k>/        what a robot loads
+    memory/                   the replay buffer: demonstrations of old tasks; also tensors of the strategy
+    stages/stage_<k>/         partial.json while it trains; candidate_<i>.safetensors, the checkpoint candidates;
+                              stage.json once it is trained; samples on which bundles are checked and drift is measured
+    bundles/stage_<k>/        the bundle for the robot
     evaluation/               one JSON line for each rollout, and their summaries
-    results.json              success, metrics, bytes kept, drift
+    results.json              success, metrics, memory size, drift
 
 Training is in :mod:`training.lifelong.trainer`, export in :mod:`training.lifelong.stage_bundle`.
 """
@@ -54,7 +54,7 @@ from training.run_config import RunConfig
 
 
 class LifelongRun:
-    """A run folder and what is in it. Make one with :meth:`create` or :meth:`open`.
+    """A run folder. Make one with :meth:`create` or :meth:`open`.
 
     Attributes:
         folder: of the run.
@@ -75,7 +75,7 @@ class LifelongRun:
         embeddings: NDArray[np.float32],
         demonstrations: Path,
     ) -> LifelongRun:
-        """Make the folder. A run of which nothing has been trained is replaced.
+        """Create the folder. A run of which nothing has been trained is replaced.
 
         Args:
             folder: of the run.
@@ -86,7 +86,7 @@ class LifelongRun:
             demonstrations: folder of the demonstration files.
 
         Raises:
-            TrainingError: ``folder`` holds a run that has begun.
+            TrainingError: ``folder`` holds a run of which something has been trained.
             StorageError: another process is training in it.
         """
         record = RunRecord(
@@ -111,17 +111,21 @@ class LifelongRun:
 
     @staticmethod
     def begun(folder: Path) -> bool:
-        """Whether ``folder`` holds a run of which something has been trained, and would be lost."""
+        """Return whether ``folder`` holds a run of which something has been trained."""
         if not (folder / "run.json").exists():
             return False
         if (folder / "results.json").exists():
             return True
-        records = ("partial.json", "points.json", "stage.json")
+        records = ("partial.json", "candidates.json", "stage.json")
         return any((stage / name).exists() for stage in folder.glob("stages/stage_*") for name in records)
 
     @staticmethod
     def open(folder: Path) -> LifelongRun:
-        """Read a run folder; raises :class:`TrainingError` where it is damaged or of another format."""
+        """Open a run folder.
+
+        Raises:
+            TrainingError: it is missing, damaged, or of another version.
+        """
         return LifelongRun(folder, read_record(RunRecord, folder / "run.json"))
 
     # -- what the run is ------------------------------------------------------------------------------------------
@@ -143,100 +147,100 @@ class LifelongRun:
 
     @property
     def joint(self) -> bool:
-        """Whether all tasks are learned in one stage: there is no old task."""
+        """Whether all tasks are learned in one stage, so that there is no old task."""
         return self.config.strategy_class.learns_jointly or self.config.jointly == len(self.tasks) > 1
 
     @property
     def stages(self) -> int:
-        """How many stages the run has: one for each task, or one for all of them."""
+        """The number of stages."""
         return self.config.stages
 
     def learned(self, stage: int) -> int:
-        """How many of the tasks, from the first on, have been learned when stage ``stage`` has ended."""
+        """Return how many tasks have been learned after stage ``stage``."""
         return self.config.learned(stage)
 
     def answering(self, stage: int, task: int) -> int:
-        """The stage whose network answers ``task`` once stage ``stage`` has ended: that one, for most strategies."""
+        """Return the stage whose network is used for a task after stage ``stage``: itself, for most strategies."""
         return self.config.stage_of(task) if self.config.strategy_class.network_per_task else stage
 
-    # -- places ---------------------------------------------------------------------------------------------------
+    # -- paths ----------------------------------------------------------------------------------------------------
 
     def stage_folder(self, stage: int) -> Path:
-        """Where stage ``stage`` keeps its checkpoints."""
+        """Return the folder of a stage."""
         return self.folder / "stages" / f"stage_{stage}"
 
     def bundle_folder(self, stage: int) -> Path:
-        """Where stage ``stage``'s bundle is once it is trained."""
+        """Return the folder of a stage's bundle."""
         return self.folder / "bundles" / f"stage_{stage}"
 
     @property
     def memory_folder(self) -> Path:
-        """Where the memory and the tensors of the strategy are."""
+        """The folder of the replay buffer and the tensors of the strategy."""
         return self.folder / "memory"
 
     def exemplars_path(self, task: int) -> Path:
-        """Where the kept demonstrations of a task are."""
+        """Return the file of a task's kept demonstrations."""
         return self.memory_folder / f"exemplars_{task}.safetensors"
 
     def evaluation_path(self, stage: int) -> Path:
-        """Where the summary of the rollouts after a stage is."""
+        """Return the file with the summary of the rollouts after a stage."""
         return self.folder / "evaluation" / f"stage_{stage}.json"
 
     def curve_path(self, stage: int) -> Path:
-        """Where the success at each checkpoint candidate of a stage is."""
+        """Return the file with the success rate of each checkpoint candidate of a stage."""
         return self.folder / "evaluation" / f"stage_{stage}_curve.json"
 
     def selection_path(self, stage: int) -> Path:
-        """Where the choice among the checkpoint candidates of a stage is."""
+        """Return the file that records which checkpoint candidate ends a stage."""
         return self.stage_folder(stage) / "selection.json"
 
     def candidates_path(self, stage: int) -> Path:
-        """Where the checkpoint candidates of a stage are named."""
-        return self.stage_folder(stage) / "points.json"
+        """Return the file that names the checkpoint candidates of a stage."""
+        return self.stage_folder(stage) / "candidates.json"
 
     # -- records --------------------------------------------------------------------------------------------------
 
     def trained(self, stage: int) -> bool:
-        """Whether stage ``stage`` has been trained."""
+        """Return whether a stage has been trained."""
         return (self.stage_folder(stage) / "stage.json").exists()
 
     def stage_record(self, stage: int) -> StageRecord:
-        """The policy that a trained stage ended with."""
+        """Read the record of a trained stage."""
         return read_record(StageRecord, self.stage_folder(stage) / "stage.json")
 
     def candidates(self, stage: int) -> CandidatesRecord:
-        """The checkpoint candidates of a trained stage, and what it left to the next one."""
+        """Read the record of a trained stage's checkpoint candidates."""
         return read_record(CandidatesRecord, self.candidates_path(stage))
 
     def chosen(self, stage: int) -> int:
-        """The checkpoint candidate, from 1, that a stage ended with."""
+        """Return the number, from 1, of the checkpoint candidate that ends a stage."""
         return read_record(SelectionRecord, self.selection_path(stage)).chosen
 
     def cells(self, stage: int) -> tuple[CellSummary, ...] | None:
-        """The rollouts of every task learned so far, summed up after a stage; None before it was evaluated."""
+        """Return the summary of rollouts after a stage, for every task learned so far; None before the evaluation."""
         path = self.evaluation_path(stage)
         return read_record(EvaluationRecord, path).cells if path.exists() else None
 
     def success(self, stage: int) -> list[float | None] | None:
-        """The success rate of every task learned so far, after a stage; None before it was evaluated."""
+        """Return the success rate after a stage of every task learned so far; None before the evaluation."""
         cells = self.cells(stage)
         return None if cells is None else [cell.rate for cell in cells]
 
     # -- networks -------------------------------------------------------------------------------------------------
 
     def new_policy(self) -> ResNetT:
-        """The network with the random weights that the seed gives it."""
+        """Make the network with random weights from the seed of the run."""
         torch.manual_seed(self.config.seed)
         return ResNetT(self.config.network, self.contract).to(pick_device())
 
     def policy(self, stage: int) -> ResNetT:
-        """The network that stage ``stage`` ended with."""
+        """Load the network at the end of a stage."""
         record = self.stage_record(stage)
         return self._loaded(stage, record.file, record.sha256)
 
-    def point_policy(self, stage: int, point: int) -> ResNetT:
-        """The network of a checkpoint candidate of a stage; 0: as the stage began."""
-        record = self.candidates(stage).points[str(point)]
+    def candidate_policy(self, stage: int, candidate: int) -> ResNetT:
+        """Load the network of a checkpoint candidate; 0 is the start of the stage."""
+        record = self.candidates(stage).candidates[str(candidate)]
         return self._loaded(stage, record.file, record.sha256)
 
     def _loaded(self, stage: int, file: str, sha256: str) -> ResNetT:
@@ -247,14 +251,14 @@ class LifelongRun:
     # -- data and memory ------------------------------------------------------------------------------------------
 
     def embedding(self, index: int) -> NDArray[np.float32]:
-        """Text embedding of task ``index``'s instruction, (text size,)."""
+        """Return the embedding (text size,) of a task's instruction."""
         return np.asarray(self.record.embeddings[index], dtype=np.float32)
 
     def data(self, index: int) -> TaskData:
-        """The demonstrations of task ``index``.
+        """Read the demonstrations of a task.
 
         Raises:
-            TrainingError: the file has changed since the run first read it.
+            TrainingError: the file has changed since the run read it first.
         """
         task = self.tasks[index]
         path = demonstration_path(Path(self.record.demonstrations), task.name)
@@ -267,37 +271,37 @@ class LifelongRun:
                 write_record(self.folder / "run.json", self.record)
         elif known != digest:
             raise TrainingError(
-                f"{path} has changed since this run first read it ({known[:12]} then, {digest[:12]} now); restore the "
-                "file, or start a new run"
+                f"{path} has changed since this run read it first (sha256 {known[:12]}, now {digest[:12]}); restore "
+                "the file, or start a new run"
             )
         return data
 
     def new_data(self, stage: int) -> tuple[TaskData, ...]:
-        """The demonstrations that a stage learns from, a task each."""
+        """Read the demonstrations of a stage's new tasks."""
         new = self.config.new_tasks(stage)
-        # One task fits in memory; all tasks of a suite may not.
+        # One task fits into memory; all tasks of a suite may not.
         return tuple(self.data(i).on_disk(self.folder) if len(new) > 1 else self.data(i) for i in new)
 
     def episode(self, stage: int) -> TaskData:
-        """A demonstration of the last task that stage ``stage`` learned, on which its bundle is checked."""
+        """Return a demonstration of the last task of a stage, on which its bundle is checked."""
         folder, last = self.stage_folder(stage), self.learned(stage) - 1
         if samples.have(folder):
             return samples.episode(folder, self.tasks[last].name, self.tasks[last].instruction)
         return self.data(last).subset([0])
 
     def probes(self, stage: int) -> WindowBatch:
-        """Windows of the last task that stage ``stage`` learned, on which drift is measured."""
+        """Return windows of the last task of a stage, on which drift is measured."""
         if not samples.have(self.stage_folder(stage)):
-            self.put_aside(stage, self.data(self.learned(stage) - 1))
+            self.save_samples(stage, self.data(self.learned(stage) - 1))
         return samples.probes(self.stage_folder(stage))
 
-    def put_aside(self, stage: int, data: TaskData) -> None:
-        """Keep what the run folder needs of a stage's demonstrations once they are gone."""
+    def save_samples(self, stage: int, data: TaskData) -> None:
+        """Save the samples of a stage's demonstrations that the run folder needs when they are no longer available."""
         rng = np.random.default_rng([self.config.seed, stage, 2**31 + 1])
-        samples.put_aside(self.stage_folder(stage), data, rng, self.contract.history)
+        samples.save_samples(self.stage_folder(stage), data, rng, self.contract.history)
 
     def memory(self, stages: int) -> Memory:
-        """What is kept of old tasks after the first ``stages`` stages."""
+        """Load the replay buffer after the first ``stages`` stages."""
         config, strategy = self.config.memory, self.config.strategy_class
         if not strategy.uses_memory:
             config = dataclasses.replace(config, episodes=0, windows=0)
@@ -313,14 +317,14 @@ class LifelongRun:
         return memory
 
     def _verify_exemplars(self, task: int) -> None:
-        """:class:`TrainingError` where the kept demonstrations of a task are not those that were written."""
+        """Raise :class:`TrainingError` if the kept demonstrations of a task are damaged or missing."""
         path, stage = self.exemplars_path(task), self.config.stage_of(task)
         known = self.candidates(stage).exemplars.get(str(task)) if self.candidates_path(stage).exists() else None
         if known is not None and (not path.exists() or digest_of(path) != known):
             raise TrainingError(f"memory file {path} is damaged or missing; restore it, or start a new run")
 
     def strategy_state(self, stage: int) -> dict[str, torch.Tensor]:
-        """The tensors that the run's strategy carries on from ``stage``; those of another strategy are not used."""
+        """Load the state that the strategy saved after a stage; empty if another strategy saved it."""
         state = self.candidates(stage).state
         if state is None or state.strategy != self.config.strategy:
             return {}
@@ -329,7 +333,7 @@ class LifelongRun:
     # -- check ----------------------------------------------------------------------------------------------------
 
     def require_whole(self) -> None:
-        """Check the files of every trained stage: a run could end well without one of them, and fail when it is used.
+        """Check the files of every trained stage, so that a damaged file is found before hours of training.
 
         Raises:
             TrainingError, BundleError: a file is missing or damaged.
@@ -338,9 +342,9 @@ class LifelongRun:
             if not self.trained(stage):
                 return
             folder, chosen = self.stage_folder(stage), self.stage_record(stage)
-            for point in self.candidates(stage).points.values():
-                path = folder / point.file
-                if not path.exists() or (point.file == chosen.file and digest_of(path) != chosen.sha256):
+            for candidate in self.candidates(stage).candidates.values():
+                path = folder / candidate.file
+                if not path.exists() or (candidate.file == chosen.file and digest_of(path) != chosen.sha256):
                     raise TrainingError(
                         f"checkpoint {path} is damaged or missing; restore it, or start a new run in another folder"
                     )

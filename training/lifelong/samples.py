@@ -1,7 +1,7 @@
-"""What a stage puts aside of its demonstrations so that its run folder is enough later on; never learned from.
+"""Samples of a stage's demonstrations, saved in the run folder and never used for training.
 
-One demonstration, on which a bundle is checked before it is written, and eight windows, on which drift is measured.
-With them a run can be exported, extended and reported where its demonstrations are not to be had any more.
+There is one demonstration, on which a bundle is checked before it is written, and eight windows, on which drift is
+measured. With them a run can be exported, extended and reported when its demonstrations are no longer available.
 """
 
 from __future__ import annotations
@@ -23,9 +23,16 @@ PROBES = 8
 _EPISODE, _PROBES, _RECORD = "episode.safetensors", "probes.safetensors", "samples.json"
 
 
-def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: int) -> None:
-    """Write the samples of ``data`` into a stage's folder: a demonstration, and windows drawn by ``rng``."""
-    # The first in which a window slides, which is what a bundle is checked on.
+def save_samples(folder: Path, data: TaskData, rng: np.random.Generator, history: int) -> None:
+    """Save samples of a stage's demonstrations.
+
+    Args:
+        folder: of the stage.
+        data: the demonstrations of the last task that the stage learned.
+        rng: samples the windows.
+        history: steps in a window.
+    """
+    # The first episode longer than a window: the check of a bundle needs a window that moves.
     enough = np.flatnonzero(data.lengths > history)
     data.subset([int(enough[0]) if len(enough) else int(np.argmax(data.lengths))]).save(folder / _EPISODE)
     batch = data.windows(rng, PROBES, history)
@@ -38,7 +45,7 @@ def put_aside(folder: Path, data: TaskData, rng: np.random.Generator, history: i
 
 
 def have(folder: Path) -> bool:
-    """Whether a stage's folder holds its samples."""
+    """Return whether a stage's folder holds its samples."""
     return (folder / _RECORD).exists()
 
 
@@ -47,19 +54,27 @@ def _verified(folder: Path, name: str) -> Path:
     path, known = folder / name, record.episode if name == _EPISODE else record.probes
     if not path.exists() or digest_of(path) != known:
         raise TrainingError(
-            f"{path} is damaged or missing; restore it, or, where the run's demonstrations are still there, remove "
-            f"{folder / _RECORD} and it is made anew"
+            f"{path} is damaged or missing; restore it. If the run's demonstrations are still available, remove "
+            f"{folder / _RECORD} instead, and the samples are written again"
         )
     return path
 
 
 def episode(folder: Path, name: str, instruction: str) -> TaskData:
-    """The demonstration put aside."""
+    """Read the saved demonstration.
+
+    Raises:
+        TrainingError: it is damaged or missing.
+    """
     return TaskData.load(_verified(folder, _EPISODE), name, instruction)
 
 
 def probes(folder: Path) -> WindowBatch:
-    """The windows put aside; raises :class:`TrainingError` where they are damaged."""
+    """Read the saved windows.
+
+    Raises:
+        TrainingError: they are damaged or missing.
+    """
     tensors = load_file(_verified(folder, _PROBES))
     part = {
         kind: {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}.")}

@@ -1,8 +1,8 @@
-"""One stage: the steps of learning one task, killed at any moment and gone on from.
+"""Train one stage, which can be killed at any moment and resumed.
 
-Every step draws its windows, its augmentation, its dropout and its Monte Carlo samples from a seed made of (run seed,
-stage, step) alone. So a stage that was cut off ends, on the same machine and threads, with the very weights of one
-that was not.
+The windows, augmentation, dropout and Monte Carlo samples of a step are sampled with a seed that depends only on run
+seed, stage and step. On the same machine, with the same number of threads, a resumed stage therefore ends with exactly
+the weights of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,23 +32,29 @@ from training.run_config import RunConfig
 #: Called after every step with (step, steps, terms).
 Listener = Callable[[int, int, dict[str, float]], None]
 
-#: Of the memory that is free, what a batch's feature maps may take before they are computed again instead of kept: the
-#: other half is for gradients of maps, and for whoever else is on the machine.
+#: Share of the free memory that a batch's feature maps may take. Above it they are recomputed in the backward pass. The
+#: rest is for gradients of feature maps and for other processes.
 _FEATURE_SHARE = 0.5
-#: And in any case on a CPU, bytes: it is to keep a run of the paper's size under 8 GiB whatever the machine has, while
-#: plain imitation in batches of 32 windows, in fp32 4.3 GiB of maps, is not slowed down.
+#: Upper limit on a CPU, in bytes. It keeps a run of the paper's size under 8 GiB on any machine. Behaviour cloning with
+#: batches of 32 windows in fp32 needs 4.3 GiB of feature maps and is not slowed down.
 _FEATURE_MOST = 4.5 * 2**30
 
 
 def pick_device() -> torch.device:
-    """The GPU where there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_precision(wanted: str, device: torch.device) -> torch.dtype | None:
-    """bf16 where it was asked for, or where ``auto`` finds hardware that computes in it; None means fp32.
+    """Return the precision of the forward pass.
 
-    A CPU without bf16 instructions emulates them, more than ten times slower than fp32.
+    Args:
+        wanted: ``optim.precision``: ``fp32``, ``bf16`` or ``auto``. ``auto`` is bf16 where the hardware has bf16
+            instructions: a CPU without them emulates them, more than ten times slower than fp32.
+        device: that computes.
+
+    Returns:
+        ``torch.bfloat16``, or None for fp32.
     """
     if wanted == "fp32":
         return None
@@ -61,7 +67,7 @@ def pick_precision(wanted: str, device: torch.device) -> torch.dtype | None:
 
 
 def learning_rate(step: int, steps: int, highest: float, lowest: float, warmup: int) -> float:
-    """Linear warm-up to ``highest``, then half a cosine down to ``lowest`` at the last step."""
+    """Return the learning rate of a step: a linear warm-up to ``highest``, then half a cosine down to ``lowest``."""
     if step < warmup:
         return highest * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)
@@ -69,7 +75,10 @@ def learning_rate(step: int, steps: int, highest: float, lowest: float, warmup: 
 
 
 def to_inputs(batch: WindowBatch, device: torch.device) -> Inputs:
-    """Frames to float in [0, 1], channels first (their memory stays channels last, which convolutions like)."""
+    """Convert a batch to tensors on ``device``.
+
+    Frames become float32 in [0, 1], channels first. Their memory stays channels last, which is faster for convolutions.
+    """
     return Inputs(
         images={
             name: torch.from_numpy(frames).to(device).permute(0, 1, 4, 2, 3).to(torch.float32).div_(255.0)
@@ -91,12 +100,25 @@ def train_stage(
     listener: Listener,
     snapshot: Callable[[int], None],
 ) -> None:
-    """Train ``policy`` in place on ``data``.
+    """Train ``policy`` in place on ``data``, or resume from the partial checkpoint in ``folder``.
 
-    folder: where the partial checkpoint lives (``partial.json`` is the record that makes it count).
-    SIGINT or SIGTERM: the step is finished, the partial checkpoint is written, and :class:`StoppedError` is raised.
-    snapshot: called with the point's number, 1 to ``config.evaluation.points``, as each share of the steps is done;
-    where there are several, also with 0, before the first step.
+    On SIGINT or SIGTERM the current step is finished and a partial checkpoint is written.
+
+    Args:
+        policy: the network to train.
+        strategy: decides what a batch contains and what the loss is.
+        data: the demonstrations of the stage.
+        config: of the run.
+        stage: its number, from 0.
+        folder: of the stage; it holds the partial checkpoint.
+        listener: called after every step.
+        snapshot: called with the number of each checkpoint candidate, 1 to ``config.evaluation.candidates``, when that
+            share of the steps is done. If there are several candidates, it is also called with 0 before the first step.
+
+    Raises:
+        TrainingError: the stage has fewer steps than candidates.
+        DivergedError: the loss is not finite.
+        StoppedError: a signal stopped the training.
     """
     learner = Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
@@ -110,19 +132,20 @@ def train_stage(
         betas=(0.9, 0.999),
     )
     steps = config.optim.stage_steps(stage, data.steps, policy.contract.history, data.tasks)
-    if steps < config.evaluation.points:
+    if steps < config.evaluation.candidates:
         raise TrainingError(
-            f"evaluation.points is {config.evaluation.points} and task '{data.name}' is learned in {steps} steps (its "
-            f"{data.steps} demonstrated steps {config.optim.stage_epochs(stage):g} times over); ask for fewer "
-            "points or more epochs"
+            f"evaluation.candidates is {config.evaluation.candidates}, and '{data.name}' is learned in {steps} steps "
+            f"({config.optim.stage_epochs(stage):g} epochs of {data.steps}); ask for fewer candidates or more epochs"
         )
-    points = {round(steps * (i + 1) / config.evaluation.points): i + 1 for i in range(config.evaluation.points)}
+    candidates = {
+        round(steps * (i + 1) / config.evaluation.candidates): i + 1 for i in range(config.evaluation.candidates)
+    }
     strategy.begin_stage(policy, stage)
     done = resume_partial(policy, optimiser, folder, stage)
     distributed.wait()  # before the first process saves again
     learner.join()
     saved_at = time.monotonic()
-    if done == 0 and config.evaluation.points > 1:
+    if done == 0 and config.evaluation.candidates > 1:
         snapshot(0)
     with stop_requests() as request:
         for step in range(done, steps):
@@ -131,8 +154,8 @@ def train_stage(
                 group["lr"] = rate * group["factor"]
             terms = learner.step(step, steps, optimiser)
             listener(step + 1, steps, {**terms, "lr": rate})
-            if step + 1 in points:
-                snapshot(points[step + 1])
+            if step + 1 in candidates:
+                snapshot(candidates[step + 1])
             due = time.monotonic() - saved_at >= config.optim.checkpoint_seconds
             if distributed.is_first() and (request.number or (step + 1 < steps and due)):
                 save_partial(policy, optimiser, folder, stage, step + 1)
@@ -143,14 +166,14 @@ def train_stage(
 
 
 def end_stage(policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
-    """Let ``strategy`` take what it keeps of the stage that ``policy`` has just learned from ``data``."""
+    """Let ``strategy`` save what it needs of the stage that ``policy`` has just learned from ``data``."""
     steps = config.optim.stage_steps(stage, data.steps, policy.contract.history, data.tasks)
     learner = Learner(policy, strategy, data, config, stage)
     strategy.end_stage(policy, lambda number: learner.imitate(steps + number))
 
 
 class Learner:
-    """What the steps of one stage have in common."""
+    """Computes the training steps of one stage."""
 
     def __init__(self, policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
         self.policy, self.strategy, self.data, self.config, self.stage = policy, strategy, data, config, stage
@@ -165,14 +188,14 @@ class Learner:
         self._network: torch.nn.Module = policy
 
     def join(self) -> None:
-        """Learn together with the other processes, where there are some; each of them has to call this."""
-        self._network = distributed.together(self.policy)
+        """Synchronise gradients with the other processes, if there are any; every process must call this."""
+        self._network = distributed.data_parallel(self.policy)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self._precision, enabled=self._mixed)
 
-    def _draw(self, step: int) -> tuple[Composed, Inputs, Targets, torch.Generator]:
-        """The batch of one step, ready for the network; also seeds what the network draws in it."""
+    def _sample(self, step: int) -> tuple[Composed, Inputs, Targets, torch.Generator]:
+        """Sample the batch of one step, and seed torch for the step's dropout."""
         config, history = self.config, self.policy.contract.history
         rng = np.random.default_rng([config.seed, self.stage, step])
         seed = int(rng.integers(2**62))
@@ -184,14 +207,14 @@ class Learner:
         of = None
         if rows is not None:
             of, composed = (len(composed.batch), rows), composed.take(rows)
-            torch.manual_seed(seed + 2 + distributed.rank())  # each its own dropout
+            torch.manual_seed(seed + 2 + distributed.rank())  # every process has its own dropout
         inputs = to_inputs(composed.batch, self.device)
         inputs.images = augment(inputs.images, config.augment, rng, of)
         actions, valid = (torch.from_numpy(a).to(self.device) for a in (composed.batch.actions, composed.batch.valid))
         return composed, inputs, Targets(actions, valid), generator
 
     def _choose_memory(self, inputs: Inputs) -> None:
-        """Before the first batch: whether its feature maps are kept or computed again."""
+        """Decide, before the first batch, whether its feature maps are stored or recomputed in the backward pass."""
         if self._recompute is not None:
             return
         wanted = self.config.optim.recompute
@@ -204,29 +227,36 @@ class Learner:
             if self.device.type == "cpu":
                 most = min(most, _FEATURE_MOST)
             short = torch.tensor(float(needed > most), device=self.device)
-            # One that is short decides for all: batch norms exchange statistics whenever they are computed.
+            # If one process lacks memory, all recompute: batch norms exchange statistics whenever they are computed.
             wanted = bool(distributed.average(short) > 0)
         self._recompute = wanted
         self.policy.recompute(wanted)
-        # What is kept is in pieces that not every batch fits into: where memory is short it is bought with time, and
-        # not the other way. An earlier stage, whose batches were smaller, may have kept some.
+        # Freed memory that is not returned becomes fragmented, so it is returned where memory is scarce. An earlier
+        # stage with smaller batches may have switched this on.
         keep_freed_memory(not wanted)
 
     def imitate(self, step: int) -> Tensor:
-        """The behaviour cloning loss of one step's batch."""
-        composed, inputs, targets, _ = self._draw(step)
+        """Return the behaviour cloning loss of the batch of one step."""
+        composed, inputs, targets, _ = self._sample(step)
         self._choose_memory(inputs)
         with self._autocast():
             return imitation(composed, self.policy(inputs), targets)
 
     def step(self, step: int, steps: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
-        """One of the stage's steps; returns its terms."""
+        """Do one optimiser step.
+
+        Returns:
+            The terms of the loss by name, averaged over processes, and the norm of the gradient.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
         self.policy.train()
         if self.stage > 0 and self.config.network.batch_norm == "frozen_after_first":
             self.policy.freeze_batch_norm()
         self.strategy.before_step(self.policy, step, steps)
         with distributed.sharing():
-            composed, inputs, targets, generator = self._draw(step)
+            composed, inputs, targets, generator = self._sample(step)
             self._choose_memory(inputs)
             with self._autocast():
                 output = self._network(inputs)
@@ -239,8 +269,8 @@ class Learner:
         values["gradient"] = float(norm)
         if not all(math.isfinite(v) for v in values.values()):
             raise DivergedError(
-                f"the loss is not finite at stage {self.stage}, step {step + 1} ({values}); it would be again: begin "
-                "another run, with a lower optim.lr"
+                f"the loss is not finite at stage {self.stage}, step {step + 1} ({values}); resuming would "
+                "fail again: start a new run with a lower optim.lr"
             )
         optimiser.step()
         self.strategy.after_step(self.policy)

@@ -27,13 +27,13 @@ def export_stage(
         run: whose stage.
         stage: its number, from 0.
         path: folder of the bundle.
-        policy: another network than the one the stage ended with, such as a checkpoint candidate's.
+        policy: the network to export; None: the one that the stage ended with.
         precision: of the weights. ``int8`` is calibrated on the stage's own task: the demonstrations of earlier tasks
             may be gone.
         overwrite: replace a bundle at ``path``.
 
     Returns:
-        How far ONNX Runtime and torch differ.
+        The largest differences between ONNX Runtime and torch.
     """
     network = (policy or run.policy(stage)).cpu()
     known = [task for task in range(run.learned(stage)) if run.answering(stage, task) == stage]

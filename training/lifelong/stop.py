@@ -1,4 +1,4 @@
-"""Training that is asked to stop saves what it has learned first."""
+"""Stop training on a signal after saving a partial checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2distill_policy.errors import TrainingError
 
 
 class StoppedError(TrainingError):
-    """Training was stopped by a signal, and what it had learned was saved. exit_code: 128 and the signal's number."""
+    """Training was stopped by a signal, and its progress was saved. exit_code: 128 plus the number of the signal."""
 
     def __init__(self, number: int, run: Path, stage: int, step: int) -> None:
         super().__init__(
@@ -23,16 +23,16 @@ class StoppedError(TrainingError):
 
 
 class StopRequest:
-    """The signal that asked training to stop: ``number`` is 0 until there was one."""
+    """The signal that stops training. ``number`` is 0 until one arrives."""
 
     number = 0
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """While training steps are made, SIGINT and SIGTERM only set ``number``; a second one ends the process as usual.
+    """Let the first SIGINT or SIGTERM only set ``number``, for the duration of the block; a second one acts as usual.
 
-    Outside the main thread, which alone gets signals, nothing is changed.
+    Outside the main thread, where no signals arrive, nothing is changed.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

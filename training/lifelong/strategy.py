@@ -1,11 +1,11 @@
-"""The base class of lifelong learning strategies: what a stage's batch is made of, and what its loss is.
+"""The base class of lifelong learning strategies, which define the batches of a stage and their loss.
 
 A subclass with a ``name`` is registered under it, with its configuration section, label and properties; nothing else
 has to be changed (see :mod:`training.lifelong.strategies`).
 
 The hooks are called in this order by :mod:`training.lifelong.stage`: ``begin_stage`` once, then for every step
-``before_step``, ``compose``, ``loss`` and ``after_step``, then ``end_stage`` once. Tensors that a strategy carries from
-stage to stage beside the memory are in ``state``: the run folder stores them and restores them before ``begin_stage``.
+``before_step``, ``compose``, ``loss`` and ``after_step``, then ``end_stage`` once. Tensors that a strategy passes from
+stage to stage are in ``state``. The run folder saves them and restores them before ``begin_stage``.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ REGISTERED: dict[str, type[Strategy]] = {}
 
 @dataclass(frozen=True)
 class Composed:
-    """One batch made of up to three places, and the rows of each.
+    """A batch with up to three parts, and the rows of each part.
 
-    ``demonstrated`` is new and memory together: the rows whose actions are what somebody did under that instruction.
+    new: windows of the new task. memory: windows of kept demonstrations. old_instructions: observations of the new task
+    under instructions of old tasks; their actions are not demonstrated.
     """
 
     batch: WindowBatch
@@ -46,7 +47,7 @@ class Composed:
     old_instructions: slice
 
     def take(self, rows: NDArray[np.int64]) -> Composed:
-        """These rows, which ascend; each stays in its place."""
+        """Return the batch of these rows, in ascending order; each stays in its part."""
         ends = [int(np.searchsorted(rows, place.stop)) for place in (self.new, self.memory, self.old_instructions)]
         return Composed(self.batch.take(rows), slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2]))
 
@@ -58,14 +59,14 @@ class Composed:
 
 @dataclass
 class Targets:
-    """What the loss compares with: actions (B, L, A) and valid (B, L)."""
+    """The targets of the loss: actions (B, L, A), and valid (B, L), which marks the steps that count."""
 
     actions: Tensor
     valid: Tensor
 
 
-#: Number -> the behaviour cloning loss, with gradients, of a batch of the stage's data beyond those it was trained on;
-#: the same number gives the same batch.
+#: Number -> the behaviour cloning loss, with gradients, of another batch of the stage's demonstrations. The same number
+#: gives the same batch.
 Imitate: TypeAlias = Callable[[int], Tensor]
 
 
@@ -82,8 +83,8 @@ class Strategy(ABC):
         learns_jointly: all tasks are learned together, in one stage.
         uses_memory: the batch holds windows of the kept demonstrations of old tasks.
         uses_old_instructions: the batch holds new observations under the instructions of old tasks.
-        network_per_task: each task is answered for ever by the network as its own stage left it.
-        needs_task_identity: when it acts, somebody has to tell which task it is; the instruction is not enough.
+        network_per_task: each task always uses the network as it was at the end of its own stage.
+        needs_task_identity: the policy needs to know the task when it acts; the instruction is not enough.
         shares_first_stage: its first stage is plain behaviour cloning, so that runs of several strategies can train it
             once and share it.
         requires_state: a later stage cannot start without the ``state`` of the stage before it.
@@ -126,11 +127,11 @@ class Strategy(ABC):
             memory: what is kept of old tasks.
             history: steps in a window.
             config: its configuration section; None means the defaults.
-            single_steps: share of rows that are no windows but single steps.
+            single_steps: share of rows that are single steps instead of windows.
         """
         self.memory, self.history, self.single_steps = memory, history, single_steps
         self.config: Any = self.config_class() if config is None and self.config_class is not None else config
-        #: Tensors that are carried from stage to stage beside the memory; empty for most strategies.
+        #: Tensors that are passed from stage to stage; empty for most strategies.
         self.state: dict[str, Tensor] = {}
 
     @classmethod
@@ -164,25 +165,30 @@ class Strategy(ABC):
         return f"{cls.label} ({' + '.join(parts)})" if parts else cls.label
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:  # noqa: B027 - a hook may do nothing
-        """Called before the first step of stage ``stage`` (0 is the first task)."""
+        """Called before the first step of stage ``stage``, counted from 0."""
 
     def before_step(self, policy: ResNetT, step: int, steps: int) -> None:  # noqa: B027 - see begin_stage
-        """Called before step ``step`` (from 0) of the stage's ``steps``, in training mode."""
+        """Called before step ``step`` (from 0) of ``steps``, in training mode."""
 
     def after_step(self, policy: ResNetT) -> None:  # noqa: B027 - see begin_stage
-        """Called when the optimiser has moved the weights."""
+        """Called after the optimiser has changed the weights."""
 
     def compose(self, new: WindowBatch, rng: np.random.Generator) -> Composed:
-        """Add old windows and old questions to the new ones, as the memory and the strategy allow."""
+        """Make a batch: new windows, and from memory what the strategy uses.
+
+        Args:
+            new: windows of the new task.
+            rng: source of every random choice.
+        """
         parts, count = [new], len(new)
         replay = self.memory.replay(rng, self.history, self.single_steps) if self.uses_memory else None
-        asked = self.memory.with_old_instructions(new, rng) if self.uses_old_instructions else None
+        distilled = self.memory.with_old_instructions(new, rng) if self.uses_old_instructions else None
         if replay is not None:
             parts.append(replay)
         end_memory = count + (len(replay) if replay is not None else 0)
-        if asked is not None:
-            parts.append(asked)
-        end = end_memory + (len(asked) if asked is not None else 0)
+        if distilled is not None:
+            parts.append(distilled)
+        end = end_memory + (len(distilled) if distilled is not None else 0)
         return Composed(
             concatenate(parts) if len(parts) > 1 else new,
             slice(0, count),
@@ -194,13 +200,24 @@ class Strategy(ABC):
     def loss(
         self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Named terms, among them ``total``, which is what gradients flow from."""
+        """Compute the loss of a batch.
+
+        Args:
+            composed: the batch and its parts.
+            inputs: the batch as input of the network, after image augmentation.
+            output: of the network for ``inputs``.
+            targets: actions and valid steps.
+            generator: source of random samples in the loss.
+
+        Returns:
+            Terms by name, to be logged. ``total`` is the loss whose gradient is used.
+        """
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:  # noqa: B027 - see begin_stage
-        """Called after the last step of a stage; leaves the policy's weights and statistics as they are."""
+        """Called after the last step of a stage; it must not change the policy's weights or statistics."""
 
 
 def imitation(composed: Composed, output: Output, targets: Targets) -> Tensor:
-    """Behaviour cloning over the demonstrated rows."""
+    """Return the behaviour cloning loss of the demonstrated rows."""
     rows = composed.demonstrated
     return behaviour_cloning(output.mixture.select(rows), targets.actions[rows], targets.valid[rows])

@@ -1,4 +1,4 @@
-"""Train the stages of a run, and write down what each stage leaves."""
+"""Train the stages of a run and write the records of each stage."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def train_stages(
 
     Args:
         run: whose stages.
-        after_stage: called with the number of each stage, whether it is trained now or was trained before.
-        say: prints a line for people.
+        after_stage: called with the number of each stage, also of one that was trained by an earlier call.
+        say: prints a message.
         quiet: show no progress bar.
-        stages: stop after so many; None: all.
+        stages: stop after so many stages; None: train all.
     """
     for stage in range(run.stages)[:stages]:
         if not run.trained(stage):
             what = ", ".join(run.tasks[index].instruction for index in run.config.new_tasks(stage))
             say(f"{run.config.strategy}: stage {stage + 1} of {run.stages}, {what}")
-            distributed.wait()  # no process may look whether the stage is trained once the first one has written it
+            distributed.wait()  # all processes check trained() before the first one writes the record of this stage
             _train(run, stage, quiet)
         if distributed.is_first():
             after_stage(stage)
@@ -60,7 +60,7 @@ def _train(run: LifelongRun, stage: int, quiet: bool) -> None:
     config, folder = run.config, run.stage_folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
     parts = run.new_data(stage)
-    data = together(parts)
+    data = combine(parts)
     policy = run.policy(stage - 1) if stage else run.new_policy()
     made_by = provenance.describe()
     made_by["precision"] = str(pick_precision(config.optim.precision, pick_device()) or torch.float32)
@@ -69,14 +69,14 @@ def _train(run: LifelongRun, stage: int, quiet: bool) -> None:
     strategy = make_strategy(config, run.memory(stage), run.contract.history)
     if stage:
         strategy.state = run.strategy_state(stage - 1)
-    points: dict[int, str] = {}
+    candidates: dict[int, str] = {}
 
     if not distributed.is_first():
         train_stage(policy, strategy, data, config, stage, folder, lambda *_: None, lambda _: None)
         return
 
-    def snapshot(point: int) -> None:
-        points[point] = save_tensors(folder / f"point_{point}.safetensors", policy.state_dict())
+    def snapshot(candidate: int) -> None:
+        candidates[candidate] = save_tensors(folder / f"candidate_{candidate}.safetensors", policy.state_dict())
 
     with (
         SummaryWriter(str(run.folder / "tensorboard" / f"stage_{stage}"), purge_step=partial_step(folder)) as writer,
@@ -99,76 +99,79 @@ def _train(run: LifelongRun, stage: int, quiet: bool) -> None:
                     writer.add_scalar(name, value, step)
 
         train_stage(policy, strategy, data, config, stage, folder, listener, snapshot)
-    # A stage that was resumed after a snapshot has the earlier snapshots on disk, not in this process.
-    for path in folder.glob("point_*.safetensors"):
-        points.setdefault(int(path.stem.split("_")[1]), digest_of(path))
-    exemplars, state = keep(run, stage, parts, strategy, config.evaluation.points)
-    files = {str(point): FileRecord(f"point_{point}.safetensors", sha256) for point, sha256 in sorted(points.items())}
+    # In a resumed stage, the files of earlier candidates exist already.
+    for path in folder.glob("candidate_*.safetensors"):
+        candidates.setdefault(int(path.stem.split("_")[1]), digest_of(path))
+    exemplars, state = keep(run, stage, parts, strategy, config.evaluation.candidates)
+    files = {
+        str(candidate): FileRecord(f"candidate_{candidate}.safetensors", sha256)
+        for candidate, sha256 in sorted(candidates.items())
+    }
     write_record(run.candidates_path(stage), CandidatesRecord(files, made_by, exemplars, state))
-    choose(run, stage, config.evaluation.points)
+    choose(run, stage, config.evaluation.candidates)
     drop_partial(folder)
 
 
-def together(parts: Sequence[TaskData]) -> Demonstrated:
-    """The demonstrations of several tasks as one; of one task, itself."""
+def combine(parts: Sequence[TaskData]) -> Demonstrated:
+    """Return the demonstrations of all tasks of a stage as one data set."""
     return JointData(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
 def keep(
-    run: LifelongRun, stage: int, parts: Sequence[TaskData], strategy: Strategy, point: int
+    run: LifelongRun, stage: int, parts: Sequence[TaskData], strategy: Strategy, candidate: int
 ) -> tuple[dict[str, str | None], StateRecord | None]:
-    """Write what stays of a trained stage; to be called before the record that makes the stage count.
+    """Save memory, samples and strategy state of a trained stage. Call it before the stage is recorded as trained.
 
     Args:
         run: whose stage.
         stage: its number.
-        parts: the demonstrations that it learned from, a task each.
-        strategy: as the stage left it.
-        point: the checkpoint candidate that the stage ends with.
+        parts: the demonstrations of each of its tasks.
+        strategy: at the end of the stage.
+        candidate: number of the checkpoint candidate that ends the stage.
 
     Returns:
-        Position of a task -> sha256 of its kept demonstrations (None: none are kept), and the record of the tensors
-        that the strategy carries on (None: it has none).
+        Position of a task -> sha256 of its kept demonstrations (None: none are kept), and the record of the strategy's
+        state (None: it has none).
     """
     exemplars: dict[str, str | None] = {}
     for task, data in zip(run.config.new_tasks(stage), parts, strict=True):
         # Exemplars are sampled by the seed alone.
         strategy.memory.add(data, np.random.default_rng([run.config.seed, task, 2**31]))
         path = run.exemplars_path(task)
-        path.unlink(missing_ok=True)  # left by a process that ended before it recorded the file
+        path.unlink(missing_ok=True)  # written by a process that ended before it recorded the file
         strategy.memory.save(run.memory_folder)
         exemplars[str(task)] = digest_of(path) if path.exists() else None
-    run.put_aside(stage, parts[-1])
+    run.save_samples(stage, parts[-1])
     if not strategy.state:
         return exemplars, None
-    file = f"{strategy.name}_{stage}_{point}.safetensors"
+    file = f"{strategy.name}_{stage}_{candidate}.safetensors"
     return exemplars, StateRecord(strategy.name, file, save_tensors(run.memory_folder / file, strategy.state))
 
 
-def choose(run: LifelongRun, stage: int, point: int) -> None:
-    """Make a checkpoint candidate the stage's policy: the next stage starts from it, and it is exported."""
-    candidate = run.candidates(stage).points[str(point)]
-    record = StageRecord(candidate.file, candidate.sha256, point, _bytes_kept(run, stage))
+def choose(run: LifelongRun, stage: int, candidate: int) -> None:
+    """Record the checkpoint candidate that ends a stage. The next stage starts from it, and it is exported."""
+    file = run.candidates(stage).candidates[str(candidate)]
+    record = StageRecord(file.file, file.sha256, candidate, _bytes_kept(run, stage))
     write_record(run.stage_folder(stage) / "stage.json", record)
 
 
-def end_at(run: LifelongRun, stage: int, point: int) -> None:
-    """Choose a checkpoint candidate, and let the strategy make its state there instead of at the last candidate.
+def end_at(run: LifelongRun, stage: int, candidate: int) -> None:
+    """End a stage with a checkpoint candidate, and compute the strategy's state there instead of at the last candidate.
 
-    EWC, for one, regularises every weight towards the value that the next stage starts from.
+    EWC, for example, regularises every weight towards its value at the start of the next stage.
     """
     record = run.candidates(stage)
-    if run.strategy_state(stage) and point != run.config.evaluation.points:
+    if run.strategy_state(stage) and candidate != run.config.evaluation.candidates:
         assert record.state is not None
         parts, before = run.new_data(stage), record.state.file
         strategy = make_strategy(run.config, run.memory(stage), run.contract.history)
         strategy.state = run.strategy_state(stage - 1) if stage else {}
-        end_stage(run.point_policy(stage, point), strategy, together(parts), run.config, stage)
-        exemplars, state = keep(run, stage, parts, strategy, point)
-        write_record(run.candidates_path(stage), CandidatesRecord(record.points, record.made_by, exemplars, state))
+        end_stage(run.candidate_policy(stage, candidate), strategy, combine(parts), run.config, stage)
+        exemplars, state = keep(run, stage, parts, strategy, candidate)
+        write_record(run.candidates_path(stage), CandidatesRecord(record.candidates, record.made_by, exemplars, state))
         if state is not None and state.file != before:
             (run.memory_folder / before).unlink(missing_ok=True)
-    choose(run, stage, point)
+    choose(run, stage, candidate)
 
 
 def _bytes_kept(run: LifelongRun, stage: int) -> int:
@@ -176,7 +179,7 @@ def _bytes_kept(run: LifelongRun, stage: int) -> int:
 
 
 def _drop_rows_after(run: LifelongRun, stage: int, done: int) -> None:
-    """Drop the logged rows that a resumed stage, of which ``done`` steps are done, will log again."""
+    """Remove the logged rows after step ``done`` of a stage, which a resumed stage logs again."""
     path = run.folder / "metrics.jsonl"
     if not path.exists():
         return
@@ -185,7 +188,7 @@ def _drop_rows_after(run: LifelongRun, stage: int, done: int) -> None:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the last line of a killed process can be cut; its step is logged again
+            continue  # a killed process can leave an incomplete last line; its step is logged again
         if (row["stage"], row["step"]) <= (stage, done):
             kept.append(line)
     with whole_file(path) as temporary:

@@ -1,8 +1,8 @@
-"""The five terms of M2Distill's loss, each a pure function of tensors.
+"""The terms of the loss, as pure functions of tensors.
 
 M2Distill (Roy et al. 2024, https://arxiv.org/abs/2410.00064), section III: latents of image, text and proprioception
-are held by the squared L2 distance to the frozen previous policy, the action distribution by a Monte Carlo estimate of
-KL(previous || present). The teacher's tensors carry no gradient.
+are regularised by the squared L2 distance to those of the teacher (the frozen previous policy), and the distribution of
+actions by a Monte Carlo estimate of KL(teacher || student). No gradient flows to the teacher.
 """
 
 from __future__ import annotations
@@ -15,43 +15,47 @@ from torch import Tensor
 from training import distributed
 from training.models.mixture import Mixture
 
-#: Of the largest eigenvalue of a moment: below it a direction is not used, but left over by rounding.
+#: Share of the largest eigenvalue below which a direction counts as unused: its eigenvalue is rounding error.
 _UNUSED = 1e-5
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of values (..., B, L) over the steps that valid (B, L) marks; 0 if it marks none.
+    """Return the mean over the valid steps; 0 if there are none.
 
-    Where several processes share the batch, each divides by the mean of their counts: the mean of what they return is
-    the mean over the whole batch.
+    If several processes share the batch, each divides by the mean of their numbers of valid steps. The mean of the
+    results is then the mean over the whole batch.
+
+    Args:
+        values: (..., B, L).
+        valid: (B, L) bool.
     """
     weight = valid.to(values.dtype).expand_as(values)
     return (values * weight).sum() / distributed.average(weight.sum()).clamp_min(1.0)
 
 
 def behaviour_cloning(mixture: Mixture, actions: Tensor, valid: Tensor) -> Tensor:
-    """Negative log-likelihood of actions (B, L, A) under mixture (B, L), nats, mean over valid steps."""
+    """Return the negative log-likelihood of actions (B, L, A) under mixture (B, L): nats, mean over valid steps."""
     return -masked_mean(mixture.log_prob(actions), valid)
 
 
 def latent_distance(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
-    """Squared L2 distance of tokens (B, L, T, E): summed over the T tokens and E entries, mean over valid steps."""
+    """Return the squared L2 distance of tokens (B, L, T, E): sum over T and E, mean over valid steps."""
     return masked_mean((teacher.detach() - student).square().sum(dim=(-2, -1)), valid)
 
 
 def subspace_distance(teacher: Tensor, student: Tensor, valid: Tensor, rank: int) -> Tensor:
-    """:func:`latent_distance` within the ``rank`` directions of E that carry most of the teacher's tokens, for each of
-    the T tokens by itself: what the teacher hardly uses may move.
+    """Return :func:`latent_distance` within the ``rank`` dominant directions of the teacher's tokens.
 
-    After SPREAD (Roy et al. 2026, https://arxiv.org/abs/2603.08763), which aligns dominant subspaces by singular value
-    decomposition; here the directions are the teacher's right singular vectors over the batch's valid steps, of all
-    processes. Where those steps span fewer than ``rank`` directions (an instruction's token is one), it is those.
+    Directions that the teacher hardly uses may change freely. The directions are the right singular vectors of the
+    teacher's tokens over the valid steps of the batch (of all processes), for each of the T tokens separately. If the
+    steps span fewer than ``rank`` directions, only those count; the token of one instruction spans one. SPREAD (Roy et
+    al. 2026, https://arxiv.org/abs/2603.08763) aligns dominant subspaces by singular value decomposition in this way.
     """
-    with torch.autocast(teacher.device.type, enabled=False):  # half the digits give no eigenvectors
+    with torch.autocast(teacher.device.type, enabled=False):  # bf16 is not precise enough for eigenvectors
         teacher = teacher.detach().float()
         weight = valid.to(teacher.dtype)[..., None, None]
         moment = torch.einsum("blte,bltf->tef", teacher * weight, teacher)
-        sizes, directions = torch.linalg.eigh(distributed.average(moment))  # sizes ascend
+        sizes, directions = torch.linalg.eigh(distributed.average(moment))  # ascending
         used = sizes[..., -rank:] > _UNUSED * sizes[..., -1:]
         directions = directions[..., -rank:] * used[..., None, :]
         difference = torch.einsum("blte,ter->bltr", teacher - student.float(), directions)
@@ -59,14 +63,14 @@ def subspace_distance(teacher: Tensor, student: Tensor, valid: Tensor, rank: int
 
 
 class PolicyDivergence(NamedTuple):
-    """value: the divergence in nats; floored: share of the student's deviations raised to the floor."""
+    """value: in nats. floored: share of the student's standard deviations that were raised to the floor."""
 
     value: Tensor
     floored: Tensor
 
 
 def _floored(teacher: Mixture, student: Mixture, floor: float) -> tuple[Mixture, Mixture, Tensor]:
-    """Both with no deviation below ``floor``, the teacher without gradient, and the share of the student's raised."""
+    """Raise the standard deviations of both to ``floor``; also return the share of the student's that were raised."""
     share = (student.scales < floor).float().mean().detach()
     return teacher.detach().floored(floor), student.floored(floor), share
 
@@ -80,21 +84,27 @@ def policy_divergence(
     generator: torch.Generator | None = None,
     confident: int = 0,
 ) -> PolicyDivergence:
-    """Monte Carlo KL(teacher || student): mean of log pi_t(a) - log pi_s(a) over ``samples`` actions a ~ pi_t.
+    """Estimate KL(teacher || student) as the mean of log pi_t(a) - log pi_s(a) over sampled actions a ~ pi_t.
 
-    ``confident``: of each step's samples take only so many, those that the teacher thinks likeliest, as SPREAD does
-    (https://arxiv.org/abs/2603.08763); 0 takes all. What remains is no estimate of the whole divergence any more.
-
-    ``floor`` raises the standard deviations of both mixtures for this term alone: with a floor of 1e-4 in the
-    network, one sample ten deviations off would outweigh the rest of the batch.
+    Args:
+        teacher: the previous policy's mixture (B, L); it gets no gradient.
+        student: the current policy's mixture (B, L).
+        valid: (B, L) bool.
+        samples: actions sampled for each step.
+        floor: lower limit of the standard deviations of both mixtures in this term. The network allows 1e-4, and one
+            sample ten such deviations away would outweigh the rest of the batch.
+        generator: samples the actions.
+        confident: use only so many samples of each step, those that are most likely under the teacher, as SPREAD does
+            (https://arxiv.org/abs/2603.08763); 0: all. With fewer than all the result is no longer an estimate of the
+            divergence.
     """
     teacher, student, share = _floored(teacher, student, floor)
     actions = teacher.sample(samples, generator)
-    then, now = teacher.log_prob(actions), student.log_prob(actions)
+    expected, found = teacher.log_prob(actions), student.log_prob(actions)
     if confident:
-        then, likeliest = then.topk(confident, dim=0)
-        now = now.gather(0, likeliest)
-    return PolicyDivergence(masked_mean(then - now, valid), share)
+        expected, likeliest = expected.topk(confident, dim=0)
+        found = found.gather(0, likeliest)
+    return PolicyDivergence(masked_mean(expected - found, valid), share)
 
 
 def reverse_divergence(
@@ -105,20 +115,20 @@ def reverse_divergence(
     floor: float,
     generator: torch.Generator | None = None,
 ) -> PolicyDivergence:
-    """Monte Carlo KL(student || teacher): mean of log pi_s(a) - log pi_t(a) over ``samples`` actions a ~ pi_s, floored
-    as :func:`policy_divergence` is.
+    """Estimate KL(student || teacher) as the mean of log pi_s(a) - log pi_t(a) over sampled actions a ~ pi_s.
 
-    The student stays where the teacher would act and need not cover all of it. Actions of a mixture cannot be moved
-    along with its parameters, so the gradient is the score function's, E_s[(log pi_s - log pi_t) grad log pi_s]
-    (Williams 1992), of which the samples' mean difference is taken away: that changes its spread and not its mean.
+    With this direction the student acts only where the teacher might, but need not cover all of its modes. Samples of a
+    mixture are not differentiable in its parameters. The gradient is therefore that of the score function,
+    E_s[(log pi_s - log pi_t) grad log pi_s] (Williams 1992), with the mean of the other samples as baseline, which
+    lowers its variance without a bias. For the arguments see :func:`policy_divergence`.
     """
     teacher, student, share = _floored(teacher, student, floor)
     actions = student.detach().sample(samples, generator)
-    now = student.log_prob(actions)
-    difference = (now - teacher.log_prob(actions)).detach()
-    if samples > 1:  # each sample beside the mean of the others
+    found = student.log_prob(actions)
+    difference = (found - teacher.log_prob(actions)).detach()
+    if samples > 1:  # baseline of a sample: the mean of the others
         others = (difference.sum(0, keepdim=True) - difference) / (samples - 1)
     else:
         others = torch.zeros_like(difference)
-    score = (difference - others) * now
+    score = (difference - others) * found
     return PolicyDivergence(masked_mean(difference + score - score.detach(), valid), share)

@@ -23,7 +23,8 @@ class NetworkConfig:
     keypoints: int = setting(32, "Keypoints of the spatial softmax; each gives two numbers.", low=1, high=4096)
     softmax_temperature: float = setting(
         1.0,
-        "Divides the logits of the spatial softmax (robomimic's name). Below 1 a later task was learned sooner.",
+        "Divisor of the logits of the spatial softmax, as in robomimic. With values below 1, later tasks were "
+        "learned faster.",
         low=1e-3,
         high=1e3,
     )
@@ -35,8 +36,8 @@ class NetworkConfig:
     dropout: float = setting(0.1, "Share of activations that dropout sets to zero; 0 up to, not including, 1.")
     drop_path: float = setting(
         0.1,
-        "Chance that stochastic depth skips a feed-forward branch (LIBERO applies it to that branch only); 0 up to, "
-        "not including, 1.",
+        "Probability that stochastic depth skips a feed-forward branch (LIBERO applies it to that branch only); 0 up "
+        "to, not including, 1.",
     )
     drop_path_both: bool = setting(False, "Apply stochastic depth to the attention branch too.")
     head_hidden: int = setting(1024, "Width of the two hidden layers of the mixture head.", low=1, high=65_536)
@@ -44,13 +45,13 @@ class NetworkConfig:
     min_std: float = setting(1e-4, "Lower limit of every standard deviation of the mixture.", low=1e-9, high=1.0)
     batch_norm: Literal["train", "frozen_after_first"] = setting(
         "train",
-        "train: the statistics of batch norms follow the batch in every stage, as in LIBERO. frozen_after_first: they "
-        "stay as the first stage left them, which closes a path of forgetting that no loss on tokens sees.",
+        "train: the statistics of batch norms are updated in every stage, as in LIBERO. frozen_after_first: they are "
+        "fixed after the first stage, because updates cause forgetting that no loss on tokens measures.",
     )
     normalise: bool = setting(
         False,
         "Scale every number of the proprioception to mean 0 and deviation 1 over the first stage's demonstrations. "
-        "LIBERO does not: fingers move by 0.02 m, and the network has to learn that this is much.",
+        "LIBERO does not scale: its network has to learn that a finger motion of 0.02 m is large.",
     )
 
     def __post_init__(self) -> None:

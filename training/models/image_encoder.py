@@ -1,4 +1,4 @@
-"""A view becomes a token: ResNet-18's stem and first two layers, FiLM after each block, spatial softmax, one linear.
+"""The image encoder: ResNet-18's stem and first two layers, FiLM after each block, spatial softmax, a linear layer.
 
 Follows LIBERO's ``rgb_modules.ResnetEncoder`` (https://github.com/Lifelong-Robot-Learning/LIBERO); residual blocks
 as in He et al. 2016 (https://arxiv.org/abs/1512.03385), FiLM as in Perez et al. 2018 (https://arxiv.org/abs/1709.07871),
@@ -18,12 +18,12 @@ from torch.utils.checkpoint import checkpoint
 from training import distributed
 from training.models.config import NetworkConfig
 
-#: Whether a part of an encoder is computed for the second time, on the way back.
+#: Whether a part of an encoder is being recomputed in the backward pass.
 _recomputing = False
 
 
 @contextlib.contextmanager
-def _second_time() -> Iterator[None]:
+def _recomputation() -> Iterator[None]:
     global _recomputing
     _recomputing = True
     try:
@@ -33,27 +33,27 @@ def _second_time() -> Iterator[None]:
 
 
 def _recomputed(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``part(*inputs)``, of which the inputs alone are kept for the backward pass; the rest is computed again there."""
+    """Return ``part(*inputs)`` and store only the inputs; the rest is recomputed in the backward pass."""
     result: Tensor = checkpoint(
         part, *inputs, use_reentrant=False, preserve_rng_state=False,
-        context_fn=lambda: (contextlib.nullcontext(), _second_time()),
+        context_fn=lambda: (contextlib.nullcontext(), _recomputation()),
     )  # fmt: skip
     return result
 
 
 def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """``norm(convolution(x))`` of an ``nn.Conv2d`` without bias and an ``nn.BatchNorm2d``.
+    """Return ``norm(convolution(x))`` for an ``nn.Conv2d`` without bias and an ``nn.BatchNorm2d``.
 
-    A batch norm with frozen statistics is a factor and a shift a channel. They go into the convolution, which saves a
-    pass over every feature map forward and two backward; gradients are the same, to rounding.
+    A batch norm with frozen statistics is a factor and a shift a channel. They are folded into the convolution. This
+    saves one pass over every feature map forward and two backward; gradients are the same up to rounding.
     """
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
     if norm.training:
         y: Tensor = convolution(x)
         if distributed.is_sharing():
-            return _normed_together(norm, y)
-        if _recomputing:  # the running statistics have followed this batch already: copies follow it again
+            return _normed_over_processes(norm, y)
+        if _recomputing:  # the running statistics contain this batch already, so copies are updated
             running = norm.running_mean.clone(), norm.running_var.clone()
             return F.batch_norm(y, *running, norm.weight, norm.bias, True, norm.momentum or 0.0, norm.eps)
         result: Tensor = norm(y)
@@ -64,14 +64,14 @@ def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, shift, convolution.stride, convolution.padding)
 
 
-def _normed_together(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
-    """A training batch norm over the rows of all processes; torch's own (SyncBatchNorm) needs GPUs."""
+def _normed_over_processes(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
+    """Apply a training batch norm with statistics over all processes; torch's SyncBatchNorm needs GPUs."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     wide = y.float()
     mean, square = distributed.average_with_gradient(torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))]))
     variance = (square - mean.square()).clamp_min(0)
     with torch.no_grad():
-        count = y.numel() // y.shape[1] * distributed.world()
+        count = y.numel() // y.shape[1] * distributed.world_size()
         if not _recomputing:  # see normed
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
@@ -123,7 +123,7 @@ class SpatialSoftmax(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """One view, conditioned on text by FiLM: frames (N, 3, H, W) in [0, 1] and film (N, F) -> tokens (N, embed)."""
+    """Encode one view, conditioned on text: frames (N, 3, H, W) in [0, 1], FiLM terms (N, F) -> tokens (N, embed)."""
 
     def __init__(self, config: NetworkConfig, height: int, width: int, text_size: int) -> None:
         super().__init__()
@@ -147,9 +147,9 @@ class ImageEncoder(nn.Module):
         self.block_channels = (first, first, second, second)
         self.film = nn.ModuleList([nn.Linear(text_size, 2 * c) for c in self.block_channels])
         was_training = self.training
-        #: Keep the inputs of the stem and the blocks alone for the backward pass (``optim.recompute``).
+        #: Store only the inputs of the stem and the blocks for the backward pass (``optim.recompute``).
         self.recompute = False
-        self.eval()  # the probe must not touch the batch norm's statistics
+        self.eval()  # the probe must not change the statistics of batch norms
         with torch.no_grad():
             probe = self._trunk(torch.zeros(1, 3, height, width), [(torch.zeros(1), torch.zeros(1))] * 4)
         self.train(was_training)
@@ -160,11 +160,11 @@ class ImageEncoder(nn.Module):
 
     @property
     def film_size(self) -> int:
-        """Length of this view's FiLM terms: a shift and a scale a channel, after each of the four blocks."""
+        """Number of FiLM terms of this view: a shift and a scale for each channel after each of the four blocks."""
         return 2 * sum(self.block_channels)
 
     def film_terms(self, embedding: Tensor) -> Tensor:
-        """FiLM terms (B, film_size) from text embeddings (B, text size): each block's shifts, then its scales."""
+        """Return FiLM terms (B, film_size) of text embeddings (B, text size): shifts, then scales, of each block."""
         return torch.cat([layer(embedding) for layer in self.film], dim=-1)
 
     def _stem(self, x: Tensor) -> Tensor:
@@ -180,6 +180,6 @@ class ImageEncoder(nn.Module):
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         parts = torch.split(film[:, :, None, None], [c for c in self.block_channels for _ in range(2)], dim=1)
-        terms = list(zip(parts[::2], parts[1::2], strict=True))  # each block's shift and scale
+        terms = list(zip(parts[::2], parts[1::2], strict=True))  # shift and scale of each block
         token: Tensor = self.projection(self.softmax(self._trunk(x, terms)))
         return token

@@ -1,4 +1,4 @@
-"""The Gaussian-mixture head, and the mixture as three tensors.
+"""The head of the network, and its output: a mixture of Gaussians.
 
 Follows LIBERO's ``policy_head.GMMHead``: mean = tanh, standard deviation = softplus + floor, diagonal components.
 """
@@ -26,13 +26,13 @@ class Mixture(NamedTuple):
     scales: Tensor
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Log density (S..., ...) of actions (S..., ..., A), where S are optional leading sample axes."""
+        """Return the log density (S..., ...) of actions (S..., ..., A); S are optional leading sample axes."""
         z = (actions.unsqueeze(-2) - self.means) / self.scales
         component = (-0.5 * z.square() - self.scales.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
         return torch.logsumexp(component + torch.log_softmax(self.logits, dim=-1), dim=-1)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``count`` actions each: (count, ..., A). Carries no gradient."""
+        """Sample ``count`` actions of each mixture: (count, ..., A), without gradient."""
         with torch.no_grad():
             batch, modes = self.logits.shape[:-1], self.logits.shape[-1]
             weights = torch.softmax(self.logits, dim=-1).reshape(-1, modes)
@@ -44,20 +44,20 @@ class Mixture(NamedTuple):
             return means + scales * noise
 
     def floored(self, floor: float) -> Mixture:
-        """The same mixture with no standard deviation below ``floor``."""
+        """Return the mixture with no standard deviation below ``floor``."""
         return Mixture(self.logits, self.means, self.scales.clamp_min(floor)) if floor > 0 else self
 
     def select(self, index: slice) -> Mixture:
-        """The rows of the first axis that ``index`` names."""
+        """Return the rows ``index`` of the first axis."""
         return Mixture(self.logits[index], self.means[index], self.scales[index])
 
     def detach(self) -> Mixture:
-        """The same mixture without gradient."""
+        """Return the mixture without gradient."""
         return Mixture(self.logits.detach(), self.means.detach(), self.scales.detach())
 
 
 class MixtureHead(nn.Module):
-    """Features (..., embed) -> :class:`Mixture` over ``actions`` entries."""
+    """Compute a :class:`Mixture` over ``actions`` entries from features (..., embed)."""
 
     def __init__(self, config: NetworkConfig, actions: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ResNet-T, the policy: views, text and proprioception become tokens, a transformer reads ten steps of them."""
+"""ResNet-T, the policy network: encoders of views, text and proprioception, and a transformer over a window."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from training.models.transformer import TemporalTransformer, causal_mask, positi
 
 @dataclass
 class Inputs:
-    """A batch of windows as the network reads them.
+    """A batch of windows, as the input of the network.
 
     images: view -> (B, L, 3, H, W) float in [0, 1]; proprioception: group -> (B, L, n); embedding: (B, text size);
-    single_steps: (B,) bool or None, True where the L steps of a row are unrelated and none sees another.
+    single_steps: (B,) bool or None, True where the L steps of a row are unrelated and attend to themselves only.
     """
 
     images: dict[str, Tensor]
@@ -39,9 +39,9 @@ class Output(NamedTuple):
 
 
 class GroupEncoder(nn.Module):
-    """One proprioception group (N, n) -> tokens (N, E): a linear layer on (x - mean) / deviation.
+    """Encode one proprioception group (N, n) as tokens (N, E): a linear layer on (x - mean) / deviation.
 
-    mean and deviation are 0 and 1, that is nothing, until :meth:`fit` is called; they travel with the weights.
+    mean is 0 and deviation 1 until :meth:`fit` is called. They are saved with the weights.
     """
 
     def __init__(self, inputs: int, embed: int) -> None:
@@ -53,7 +53,7 @@ class GroupEncoder(nn.Module):
         self.linear = nn.Linear(inputs, embed)
 
     def fit(self, values: Tensor) -> None:
-        """Take mean and deviation from values (N, n); an entry that hardly moves is not blown up."""
+        """Set mean and deviation to those of values (N, n); the deviation is at least 1e-3."""
         self.mean.copy_(values.mean(0))
         self.deviation.copy_(values.std(0).clamp_min(1e-3))
 
@@ -63,7 +63,7 @@ class GroupEncoder(nn.Module):
 
 
 class ResNetT(nn.Module):
-    """LIBERO's ``bc_transformer_policy`` for any contract: one encoder a view, one linear a proprioception group."""
+    """LIBERO's ``bc_transformer_policy`` for any contract: an encoder for each view and each proprioception group."""
 
     def __init__(self, config: NetworkConfig, contract: Contract) -> None:
         super().__init__()
@@ -86,53 +86,60 @@ class ResNetT(nn.Module):
 
     @property
     def tokens_per_step(self) -> int:
-        """One token for the text, one a proprioception group, one a view."""
+        """The number of tokens of a step: one for the text, one for each proprioception group, one for each view."""
         return 1 + len(self.groups) + len(self.views)
 
     @property
     def film_size(self) -> int:
-        """Length of the FiLM terms of all views together."""
+        """The number of FiLM terms of all views."""
         return sum(view.film_size for view in self._views())
 
     def _views(self) -> list[ImageEncoder]:
         return [view for view in self.views if isinstance(view, ImageEncoder)]
 
     def recompute(self, on: bool) -> None:
-        """Whether the encoders keep little for the backward pass and compute the rest again."""
+        """Set whether the encoders recompute their feature maps in the backward pass instead of storing them."""
         for view in self._views():
             view.recompute = on
 
     def feature_bytes(self) -> int:
-        """What the encoders keep of a step's views for its backward pass, where nothing is computed again."""
+        """Return the bytes of feature maps that the encoders store for each step, without recomputing."""
         size = 0
         for view, camera in zip(self._views(), self.contract.cameras, strict=True):
-            probe = copy.deepcopy(view).train()  # a batch norm that learns keeps more, and changes
+            probe = copy.deepcopy(view).train()  # in training mode a batch norm stores more, and changes
             probe.recompute = False
             kept: dict[int, int] = {}
 
             def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
-                if tensor.dim() == 4 and tensor.shape[0] == 2:  # maps of the two pictures, not weights
+                if tensor.dim() == 4 and tensor.shape[0] == 2:  # feature maps of the two images, not weights
                     kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
                 return tensor
 
-            pictures = next(view.parameters()).new_zeros(2, 3, camera.height, camera.width)
+            images = next(view.parameters()).new_zeros(2, 3, camera.height, camera.width)
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                probe(pictures, pictures.new_zeros(2, view.film_size))
+                probe(images, images.new_zeros(2, view.film_size))
             size += sum(kept.values()) // 2
         return size
 
     def text_parameters(self) -> list[nn.Parameter]:
-        """The parameters that read the text embedding: FiLM's and the text token's."""
+        """Return the parameters of the layers that read the text embedding: of FiLM and of the text token."""
         return [*self.text.parameters(), *(p for view in self._views() for p in view.film.parameters())]
 
     def condition(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """What an instruction means to the network: text token (B, E) and FiLM terms of all views (B, F)."""
+        """Return the text token (B, E) and the FiLM terms (B, F) of all views for text embeddings (B, text size)."""
         return self.text(embedding), torch.cat([view.film_terms(embedding) for view in self._views()], dim=-1)
 
     def step_tokens(
         self, text_token: Tensor, film: Tensor, images: list[Tensor], proprioception: list[Tensor]
     ) -> Tensor:
-        """Tokens (N, T, E) of N single steps: text_token (N, E), film (N, F), images (N, 3, H, W), groups (N, n)."""
+        """Return the tokens (N, T, E) of N single steps.
+
+        Args:
+            text_token: (N, E).
+            film: FiLM terms (N, F).
+            images: of each view (N, 3, H, W) in [0, 1].
+            proprioception: of each group (N, n).
+        """
         tokens = [text_token]
         tokens += [layer(values) for layer, values in zip(self.groups, proprioception, strict=True)]
         parts = torch.split(film, [view.film_size for view in self._views()], dim=-1)
@@ -140,11 +147,11 @@ class ResNetT(nn.Module):
         return torch.stack([token.float() for token in tokens], dim=1)
 
     def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, L, E): the text token of each step after the transformer."""
+        """Return the features (B, L, E) of each step: its text token after the transformer."""
         return self.transformer(tokens + positions.unsqueeze(-2), mask)[:, :, 0]
 
     def decode_newest(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """What :meth:`decode` has for the last step, (B, E)."""
+        """Return the features (B, E) of the last step only; see :meth:`decode`."""
         newest: Tensor = self.transformer.newest(tokens + positions.unsqueeze(-2), mask)
         return newest
 
@@ -160,18 +167,18 @@ class ResNetT(nn.Module):
         size = length * self.tokens_per_step
         mask = self.mask[:size, :size]
         if inputs.single_steps is not None and inputs.single_steps.any():
-            # Positions stay: a step may stand anywhere in the window that the policy will run with.
+            # Single steps keep their positions: when the policy runs, a step can be at any position of the window.
             mask = torch.where(inputs.single_steps[:, None, None, None], self.step_mask[:size, :size], mask)
         return Output(tokens, self.head(self.decode(tokens, self.positions[:length], mask)))
 
-    def fit_normalisation(self, readings: dict[str, Tensor]) -> None:
-        """Fit every group's normalisation to readings, group -> (N, n)."""
+    def fit_normalisation(self, proprioception: dict[str, Tensor]) -> None:
+        """Fit the normalisation of every group to proprioception: group -> (N, n)."""
         for name, encoder in zip(self.contract.proprioception_names, self.groups, strict=True):
             assert isinstance(encoder, GroupEncoder)
-            encoder.fit(readings[name])
+            encoder.fit(proprioception[name])
 
     def freeze_batch_norm(self) -> None:
-        """Put every batch norm into evaluation mode, so that its statistics stay (call after ``train()``)."""
+        """Put every batch norm into evaluation mode, which fixes its statistics; call it after ``train()``."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()

@@ -1,4 +1,4 @@
-"""The temporal transformer: pre-norm, causal over time, every token of a step sees the others of that step.
+"""The temporal transformer: pre-norm, causal over time; the tokens of a step attend to one another.
 
 Follows LIBERO's ``transformer_modules`` (https://github.com/Lifelong-Robot-Learning/LIBERO).
 """
@@ -12,20 +12,20 @@ from training.models.config import NetworkConfig
 
 
 def position_table(steps: int, width: int) -> Tensor:
-    """Sinusoidal positions (steps, width): sines, then cosines, of wavelengths 2 pi x 10^(2i / width)."""
+    """Return sinusoidal positions (steps, width): sines, then cosines, of wavelengths 2 pi x 10^(2i / width)."""
     frequencies = 1.0 / (10.0 ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
     angles = torch.arange(steps, dtype=torch.float32)[:, None] * frequencies[None, :]
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def causal_mask(steps: int, tokens: int) -> Tensor:
-    """Boolean (steps x tokens, steps x tokens): True where a query may look, that is at its own step and earlier."""
+    """Return a mask (steps x tokens, steps x tokens): True where a query attends, to its own and earlier steps."""
     time = torch.arange(steps).repeat_interleave(tokens)
     return time[:, None] >= time[None, :]
 
 
 def step_mask(steps: int, tokens: int) -> Tensor:
-    """Like :func:`causal_mask`, but a query may look at its own step alone."""
+    """Return a mask like :func:`causal_mask` in which a query attends to its own step only."""
     time = torch.arange(steps).repeat_interleave(tokens)
     return time[:, None] == time[None, :]
 
@@ -34,7 +34,7 @@ _ALL = slice(None)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with heads of a size of their own: (B, S, E) -> (B, Q, E), for the rows ``queries``."""
+    """Multi-head self-attention, with a head size independent of E: (B, S, E) -> (B, Q, E) for the rows ``queries``."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """Drops a branch a sample at a time while training (Huang et al. 2016, https://arxiv.org/abs/1603.09382)."""
+    """Skip a branch for random samples in training (Huang et al. 2016, https://arxiv.org/abs/1603.09382)."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class StochasticDepth(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a feed-forward network, each behind a layer norm and beside a shortcut."""
+    """Attention and a feed-forward network, each with a layer norm before it and a residual connection."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class TransformerLayer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Positioned tokens (B, L, T, E) and a mask that broadcasts to (B, heads, LT, LT) -> (B, L, T, E)."""
+    """Map tokens (B, L, T, E) with positions, and a mask that broadcasts to (B, heads, LT, LT), to (B, L, T, E)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class TemporalTransformer(nn.Module):
         return x.reshape(tokens.shape)
 
     def newest(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The first token of the last step alone (B, E): the last layer answers no other."""
+        """Return the first token of the last step (B, E); the last layer computes no other."""
         x = tokens.flatten(1, 2)
         first = x.shape[1] - tokens.shape[2]
         for i, layer in enumerate(self.layers):

@@ -1,1 +1,1 @@
-"""What a run showed: tables, charts, one self-contained page."""
+"""Reports of runs: tables, charts, and a self-contained page."""

@@ -20,7 +20,7 @@ from training.lifelong.records import Drift
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    # No metadata: it names outside addresses, and a date would make every page differ.
+    # No metadata: it contains web addresses, and a date would make every page different.
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata=nothing)
     plt.close(figure)
@@ -29,7 +29,7 @@ def _svg(figure: Figure) -> str:
 
 
 def cell_matrix(rows: Sequence[Sequence[float | None]], count: int) -> np.ndarray:
-    """Stage x task as a square array; NaN where nothing was measured."""
+    """Return a square array (stage, task) of rates; NaN where nothing was measured."""
     matrix = np.full((count, count), np.nan)
     for i, row in enumerate(rows):
         for j, value in enumerate(row[:count]):
@@ -39,7 +39,17 @@ def cell_matrix(rows: Sequence[Sequence[float | None]], count: int) -> np.ndarra
 
 
 def heatmap(rows: Sequence[Sequence[float | None]], names: Sequence[str], title: str, *, bad: bool = False) -> str:
-    """Stage x task shares in [0, 1] as a heatmap; ``bad`` colours a high share red instead of green."""
+    """Draw rates as a heatmap.
+
+    Args:
+        rows: rates in [0, 1]: a row for each stage, a column for each task.
+        names: of the tasks.
+        title: of the chart.
+        bad: colour high rates red instead of green.
+
+    Returns:
+        The SVG.
+    """
     count = len(names)
     matrix = cell_matrix(rows, count)
     figure, axis = plt.subplots(figsize=(1.0 + 0.72 * count, 1.0 + 0.62 * count))
@@ -67,7 +77,7 @@ def heatmap(rows: Sequence[Sequence[float | None]], names: Sequence[str], title:
 
 
 def drift_chart(drift: Sequence[Sequence[Mapping[str, Drift]]], title: str) -> str:
-    """Relative L2 drift of the first task's latents after every stage, one line a modality."""
+    """Draw the relative L2 drift of the first task's latents after every stage, one line for each modality."""
     figure, axis = plt.subplots(figsize=(4.2, 2.8))
     if drift:
         for name in drift[0][0]:
@@ -84,7 +94,7 @@ def drift_chart(drift: Sequence[Sequence[Mapping[str, Drift]]], title: str) -> s
 
 
 def loss_chart(rows: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Behaviour-cloning loss over all stages, one after another."""
+    """Draw the behaviour cloning loss over all stages, from logged rows (see :mod:`training.report.rows`)."""
     figure, axis = plt.subplots(figsize=(4.2, 2.4))
     offset = 0
     for stage in sorted({row["stage"] for row in rows}):
@@ -100,9 +110,10 @@ def loss_chart(rows: Sequence[Mapping[str, Any]], title: str) -> str:
 
 
 def curves_chart(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Success against a disturbance's level: a panel a kind, a line a bundle.
+    """Draw success against the level of a disturbance: a panel for each kind, a line for each bundle.
 
-    found: bundle -> kind -> level -> share.
+    Args:
+        found: bundle -> kind -> level -> success rate.
     """
     kinds = list(dict.fromkeys(kind for curves in found.values() for kind in curves))
     columns = min(3, max(1, len(kinds)))
@@ -130,12 +141,18 @@ def curves_chart(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 def scatter_chart(
     moved: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], names: Sequence[str], title: str
 ) -> str:
-    """Points (N, 2) of each task, then (rings) and now (crosses), a colour a task."""
+    """Draw the latents of each task in two dimensions, in one colour for each task.
+
+    Args:
+        moved: of each task, positions (N, 2) when it was learned (rings) and at the end of the run (crosses).
+        names: of the tasks.
+        title: of the chart.
+    """
     figure, axis = plt.subplots(figsize=(3.4, 3.4))
-    for (then, now), name in zip(moved, names, strict=True):
-        ring = axis.scatter(then[:, 0], then[:, 1], s=12, marker="o", facecolors="none", linewidths=0.7, label=name)
+    for (early, late), name in zip(moved, names, strict=True):
+        ring = axis.scatter(early[:, 0], early[:, 1], s=12, marker="o", facecolors="none", linewidths=0.7, label=name)
         ring.set_edgecolor(colour := f"C{len(axis.collections) // 2}")
-        axis.scatter(now[:, 0], now[:, 1], s=9, marker="x", linewidths=0.7, color=colour)
+        axis.scatter(late[:, 0], late[:, 1], s=9, marker="x", linewidths=0.7, color=colour)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_title(title, fontsize=9)

@@ -1,8 +1,8 @@
-"""Where a run's latents lie, as the paper's first figure shows them: t-SNE of old tasks' tokens, as they were when the
-task had been learned and as they are at the end.
+"""Show how the latents of a run have moved, as in the paper's first figure.
 
-t-SNE (van der Maaten & Hinton 2008) by scikit-learn, one for each modality, of all tasks and both times together: a
-task whose two clouds lie apart has moved. Text is left out: it is one point a task.
+The tokens of each task, when it had been learned and at the end of the run, are projected to two dimensions by
+scikit-learn's t-SNE (van der Maaten & Hinton 2008), jointly for all tasks and separately for each modality. If the two
+clouds of a task are separate, its latents have moved. Text is omitted: a task has a single text token.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from training.lifelong.run import LifelongRun
 from training.lifelong.stage import to_inputs
 from training.report.charts import scatter_chart
 
-#: (then, now), each (N, E): a task's tokens when it had been learned and at the end of the run.
+#: Tokens (N, E) of a task when it had been learned, and at the end of the run.
 Moved = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def latents(run: LifelongRun) -> dict[str, list[Moved]]:
-    """Tokens of probe windows of every stage's last task, modality -> stage -> (then, now); without the text.
+    """Compute the tokens of the last task of every stage on its saved windows.
 
-    :class:`TrainingError` where the run is not trained to its end, or learned all tasks at once.
+    Returns:
+        Modality (without text) -> for each stage, the tokens when it had been learned and at the end of the run.
+
+    Raises:
+        TrainingError: the run is not finished, or it learned all tasks jointly.
     """
     if run.joint:
-        raise TrainingError(f"{run.folder} learned all tasks at once: no latents of an old task could move")
+        raise TrainingError(f"{run.folder} learned all tasks jointly, so there is no old task whose latents could move")
     for stage in range(run.stages):
         if not run.trained(stage):
             raise TrainingError(f"{run.folder} has trained {stage} of {run.stages} stages; finish it with --resume")
@@ -53,15 +57,15 @@ def latents(run: LifelongRun) -> dict[str, list[Moved]]:
 
 
 def flatten(moved: list[Moved], seed: int = 0) -> list[Moved]:
-    """The same points in two dimensions."""
+    """Project the tokens of one modality to two dimensions with t-SNE."""
     parts = [part for pair in moved for part in pair]
-    points = np.concatenate(parts)
-    flat = TSNE(perplexity=min(30.0, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(points)
+    tokens = np.concatenate(parts)
+    flat = TSNE(perplexity=min(30.0, (len(tokens) - 1) / 3), init="pca", random_state=seed).fit_transform(tokens)
     split = np.split(flat.astype(np.float32), np.cumsum([len(part) for part in parts])[:-1])
     return list(zip(split[::2], split[1::2], strict=True))
 
 
 def latent_charts(run: LifelongRun, label: str) -> list[str]:
-    """One chart a modality."""
+    """Return one chart for each modality."""
     names = [run.tasks[run.learned(stage) - 1].instruction for stage in range(run.stages)]
     return [scatter_chart(flatten(moved), names, f"{label}: {name}") for name, moved in latents(run).items()]

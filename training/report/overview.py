@@ -1,4 +1,4 @@
-"""One picture of a demo: ``python -m training.report.overview runs/demo docs/overview.png``."""
+"""Make the overview image of a demo: ``python -m training.report.overview runs/demo docs/overview.png``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from matplotlib.axes import Axes
 from training.lifelong.records import RunResults, read_record
 from training.report.charts import cell_matrix
 
-#: Frames of a film in the strip.
+#: Frames of a video in a strip.
 FRAMES = 5
 
 
-def _strip(film: Path) -> np.ndarray:
-    frames = imageio.imread(film, plugin="FFMPEG")
+def _strip(video: Path) -> np.ndarray:
+    frames = imageio.imread(video, plugin="FFMPEG")
     chosen = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
     return np.concatenate([frames[i] for i in chosen], axis=1)
 
@@ -44,14 +44,19 @@ def _matrix(axis: Axes, result: RunResults, title: str) -> None:
 
 
 def main(demo: Path, out: Path) -> None:
-    """Film strips of the last policy on every task, and the success matrices of both strategies."""
+    """Draw frames of the last policy on every task, and the success matrices of both strategies.
+
+    Args:
+        demo: folder of a finished ``m2distill demo``.
+        out: image file to write.
+    """
     results = {name: read_record(RunResults, demo / name / "results.json") for name in ("sequential", "m2distill")}
     tasks = results["m2distill"].tasks
-    films = [next((demo / "films").rglob(f"{task.name}-*.mp4")) for task in tasks]
+    videos = [next((demo / "videos").rglob(f"{task.name}-*.mp4")) for task in tasks]
     figure = plt.figure(figsize=(12, 6.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(2.1, 1))  # type: ignore[misc]
-    for axis, film, task in zip(np.atleast_1d(left.subplots(len(films), 1)), films, tasks, strict=True):
-        axis.imshow(_strip(film))
+    for axis, video, task in zip(np.atleast_1d(left.subplots(len(videos), 1)), videos, tasks, strict=True):
+        axis.imshow(_strip(video))
         axis.set_title(f"“{task.instruction}”", fontsize=12, loc="left")
         axis.axis("off")
     axes = right.subplots(2, 1)

@@ -1,4 +1,4 @@
-"""``report.html``: one page with no outside resource."""
+"""Make ``report.html``, a page that loads nothing from the network, and the table for a terminal."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _data_uri(path: Path, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-def film(path: Path, caption: str) -> str:
-    """A film or a picture, inlined."""
+def embedded(path: Path, caption: str) -> str:
+    """Return the HTML of a video or an image with its data inside."""
     kinds = {
         ".mp4": "video/mp4",
         ".webm": "video/webm",
@@ -56,7 +56,7 @@ def film(path: Path, caption: str) -> str:
 
 
 def metrics_table(results: Sequence[RunResults]) -> str:
-    """One row a run."""
+    """Return the HTML table of the lifelong metrics, one row for each run."""
     head = "".join(f"<th>{label}</th>" for _, label in METRICS)
     rows = []
     for result in results:
@@ -67,7 +67,7 @@ def metrics_table(results: Sequence[RunResults]) -> str:
             f"<td>{result.bytes_kept / 2**20:.2f} MiB</td><td>{result.errors}</td></tr>"
         )
     return (
-        f"<table><tr><th>run</th>{head}<th>wrong object at the end</th><th>kept of old tasks</th><th>errors</th></tr>"
+        f"<table><tr><th>run</th>{head}<th>wrong object at the end</th><th>memory size</th><th>errors</th></tr>"
         + "".join(rows)
         + "</table>"
     )
@@ -77,13 +77,23 @@ def build_page(
     results: Sequence[RunResults],
     *,
     title: str,
-    films: Sequence[tuple[Path, str]] = (),
-    pictures: Sequence[tuple[Path, str]] = (),
+    videos: Sequence[tuple[Path, str]] = (),
+    images: Sequence[tuple[Path, str]] = (),
     served: Mapping[str, Any] | None = None,
     losses: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     latents: Sequence[str] = (),
 ) -> str:
-    """The page's HTML. ``latents`` are charts."""
+    """Return the HTML of the page.
+
+    Args:
+        results: of the runs.
+        title: of the page.
+        videos: files of rollouts, with captions.
+        images: image files of the views, with captions.
+        served: results of the served rollouts.
+        losses: label of a run -> its logged rows.
+        latents: charts of latents, as SVG.
+    """
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",
@@ -112,10 +122,10 @@ def build_page(
             parts += ["<h2>Training</h2><div class=row>"]
             parts += [loss_chart(rows, label) for label, rows in losses.items()]
             parts += ["</div>"]
-    if films:
-        parts += ["<h2>Rollouts</h2><div class=row>", *[film(p, c) for p, c in films], "</div>"]
-    if pictures:
-        parts += ["<h2>What the cameras see</h2><div class=row>", *[film(p, c) for p, c in pictures], "</div>"]
+    if videos:
+        parts += ["<h2>Rollouts</h2><div class=row>", *[embedded(p, c) for p, c in videos], "</div>"]
+    if images:
+        parts += ["<h2>What the cameras see</h2><div class=row>", *[embedded(p, c) for p, c in images], "</div>"]
     if served:
         parts += ["<h2>Served over DDS</h2><pre>", html.escape(json.dumps(served, indent=2)), "</pre>"]
     if results:
@@ -133,7 +143,7 @@ def _names(result: RunResults) -> list[str]:
 
 
 def distinct_labels(results: Sequence[RunResults]) -> list[RunResults]:
-    """The same results, their labels told apart by seed and, where that is not enough, by the run's name."""
+    """Return the results with unique labels: the seed is added to equal labels, and the run's name if necessary."""
     named = list(results)
     for more in ("seed {r.seed}", "{r.run}"):
         seen = Counter(r.label for r in named)
@@ -144,9 +154,9 @@ def distinct_labels(results: Sequence[RunResults]) -> list[RunResults]:
 
 
 def text_table(results: Sequence[RunResults]) -> str:
-    """The same table for a terminal."""
+    """Return the table for a terminal, with the success matrix of each run."""
     width = 2 + max(26, *(len(r.label) for r in results))
-    lines = [f"{'run':<{width}}{'mean':>7}{'FWT':>7}{'NBT':>7}{'AUC':>7}{'wrong':>7}{'kept MiB':>10}"]
+    lines = [f"{'run':<{width}}{'mean':>7}{'FWT':>7}{'NBT':>7}{'AUC':>7}{'wrong':>7}{'mem. MiB':>10}"]
     for r in results:
         m = r.metrics
         wrong = [v for v in r.wrong_object[-1] if v is not None]

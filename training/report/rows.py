@@ -1,4 +1,4 @@
-"""Rows of a run's ``metrics.jsonl``."""
+"""Read a run's ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def loss_rows(run_folder: Path) -> list[dict[str, Any]]:
-    """Logged training steps of a run, in order; empty where a run has not logged any."""
+    """Return the logged training steps of a run, in order."""
     path = run_folder / "metrics.jsonl"
     if not path.exists():
         return []

@@ -1,1 +1,1 @@
-"""Several runs that answer one question: what each term does, which settings are best."""
+"""Studies of several runs: ablation, search for settings, comparison, and an estimate of their time."""

@@ -75,7 +75,7 @@ def ablate(study: Study, seeds: Sequence[int], at_once: int, launcher: Launcher 
                 "label": arm.label,
                 "values": values[arm.name],
                 "mean_and_interval": {m: interval(values[arm.name][m]) for m in METRICS},
-                "beside_whole": {
+                "difference_to_whole": {
                     m: interval([a - b for a, b in zip(values[arm.name][m], values["whole"][m], strict=True)])
                     for m in METRICS
                 },
@@ -108,7 +108,7 @@ def table(found: dict[str, Any]) -> str:
     for name, arm in found["arms"].items():
         line = f"{arm['label']:<18}" + "".join(f"{arm['mean_and_interval'][m][0]:>9.2f}" for m in METRICS)
         if name != "whole":
-            mean, low, high = arm["beside_whole"]["auc"]
+            mean, low, high = arm["difference_to_whole"]["auc"]
             line += f"   {mean:+.2f}" + ("" if low is None else f" ({low:+.2f} to {high:+.2f})")
         lines.append(line)
     seeds = ", ".join(map(str, found["seeds"]))

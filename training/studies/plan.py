@@ -92,25 +92,25 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
     """Count the work that ``config`` asks for."""
     horizons = [min(config.evaluation.horizon or task.horizon, task.horizon) for task in tasks]
     number, evaluation = len(tasks), config.evaluation
-    # Tasks that each stage learns anew, and those that are measured after it.
+    # The new tasks of each stage, and all tasks that are evaluated after it.
     new = [config.new_tasks(stage) for stage in range(config.stages)]
     known = [range(config.learned(stage)) for stage in range(config.stages)]
     steps = tuple(
         config.optim.stage_steps(stage, sum(demonstrated[i] for i in part), history, len(part))
         for stage, part in enumerate(new)
     )
-    points = evaluation.points if evaluation.points > 1 else 0
+    candidates = evaluation.candidates if evaluation.candidates > 1 else 0
     measured = {
-        "selection": [i for part in new for i in part] * points,
+        "selection": [i for part in new for i in part] * candidates,
         # At the start of a stage, and at the checkpoint candidates before the chosen one, which is at most the last.
-        "points": [i for part in new for i in part] * points,
+        "candidates": [i for part in new for i in part] * candidates,
         "reported": [i for part in known for i in part],
     }
     rollouts = {name: len(cells) * evaluation.rollouts for name, cells in measured.items()}
     control = evaluation.rollouts * sum(horizons[i] for cells in measured.values() for i in cells)
     if evaluation.rollouts:
-        rollouts["cross-instruction"] = number * (number - 1) * evaluation.told
-        control += evaluation.told * (number - 1) * sum(horizons)
+        rollouts["cross-instruction"] = number * (number - 1) * evaluation.cross_instruction
+        control += evaluation.cross_instruction * (number - 1) * sum(horizons)
     return Work(steps, {name: value for name, value in rollouts.items() if value}, control)
 
 
@@ -156,7 +156,7 @@ def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
     timed = dataclasses.replace(
         config,
         optim=optim,
-        evaluation=dataclasses.replace(config.evaluation, points=1),
+        evaluation=dataclasses.replace(config.evaluation, candidates=1),
         sections=tuple(chosen.quick(own) if type(own) is chosen.config_class else own for own in config.sections),
     )
     memory = Memory(timed.memory)
@@ -168,7 +168,7 @@ def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         train_stage(
             policy, strategy, noise(contract, 0), timed, stage, Path(folder),
-            lambda step, steps, terms: stamps.append(time.perf_counter()), lambda point: None,
+            lambda step, steps, terms: stamps.append(time.perf_counter()), lambda candidate: None,
         )  # fmt: skip
     return float(np.median(np.diff(stamps)[-_TIMED_TRAINING:]))
 

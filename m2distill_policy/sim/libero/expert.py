@@ -182,7 +182,7 @@ class LiberoExpert:
         env = self._env
         drawer = env.slide_of(name)
         if drawer is None:
-            raise SimulationError(f"'{name}' in the goal of '{env.task.name}' is no drawer, so it cannot be opened")
+            raise SimulationError(f"'{name}' in the goal of '{env.task.name}' is not a drawer, so it cannot be opened")
         grasp = self._handle(drawer)
         geoms = self._shapes.geoms_of(drawer.body)
         if self._hand.holds(geoms):

@@ -26,7 +26,7 @@ _APPROACH_DISTANCES = (0.16, 0.12, 0.08, 0.04, 0.0)
 _DIRECTIONS = 24
 #: Damping of the inverse kinematics, and its largest number of iterations.
 _DAMPING, _ITERATIONS = 1e-5, 24
-#: Fixed cost of a collision, beside its depth: walls are thin, so the depth can be small.
+#: Fixed cost of a collision, added to its depth: walls are thin, so the depth can be small.
 _COLLISION_COST = 1.0
 #: Positions (m) of each finger at which the closing is checked.
 _CLOSING_HALF_WIDTHS = (0.024, 0.010)

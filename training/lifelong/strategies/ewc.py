@@ -30,7 +30,7 @@ class EwcConfig:
 
     weight: float = setting(50_000.0, "Factor on the penalty; LIBERO's e_lambda.", low=0, high=1e12)
     fade: float = setting(
-        0.9, "What the importance of weights for older stages is multiplied by after each stage; LIBERO's gamma.",
+        0.9, "Factor on the importance of weights for older stages, applied after each stage; LIBERO's gamma.",
         low=0, high=10.0,
     )  # fmt: skip
     batches: int = setting(
@@ -59,7 +59,7 @@ class Ewc(Sequential):
         self, memory: Memory, history: int, config: EwcConfig | None = None, single_steps: float = 0.0
     ) -> None:
         super().__init__(memory, history, config, single_steps)
-        #: Each parameter, its value as the stage began, and its importance.
+        #: Each parameter, its value at the start of the stage, and its importance.
         self._anchored: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @classmethod
@@ -68,7 +68,7 @@ class Ewc(Sequential):
         return dataclasses.replace(config, batches=1)
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Remember the weights that the stage starts from, which the penalty pulls towards."""
+        """Save the weights at the start of the stage, towards which the penalty pulls."""
         self._anchored = [
             (p, p.detach().clone(), self.state[name].to(p.device))
             for name, p in policy.named_parameters()
@@ -85,7 +85,7 @@ class Ewc(Sequential):
         return {**terms, "penalty": penalty.detach(), "total": terms["bc"] + self.config.weight * penalty}
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
-        """Estimate the stage's Fisher information in training mode, with the batch norms' statistics left alone."""
+        """Estimate the stage's Fisher information in training mode, with frozen statistics of batch norms."""
         policy.train()
         policy.freeze_batch_norm()
         named = dict(policy.named_parameters())

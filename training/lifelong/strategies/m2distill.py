@@ -59,19 +59,19 @@ class DistillConfig:
     policy: TermConfig = section(TermConfig, "The term on the distribution of actions (a divergence).", weight=0.5)
     samples: int = setting(4, "Monte Carlo samples of the divergence.", unit="samples", low=1, high=4096)
     floor: float = setting(
-        0.03, "Lower limit of the mixture's standard deviations inside the divergence alone.", low=0, high=10.0
+        0.03, "Lower limit of the mixture's standard deviations, used only in the divergence.", low=0, high=10.0
     )
     new_policy: float = setting(
         0.1,
-        "Factor on the policy term for windows of the new task: there the previous policy knows no action worth "
-        "repeating.",
+        "Factor on the policy term for windows of the new task. The previous policy has not learned this task, so its "
+        "actions there are of little use.",
         low=0,
         high=1e9,
     )
     new_latents: float = setting(
         1.0,
-        "Factor on the latent terms for windows of the new task; 0 distils latents on kept demonstrations and under "
-        "old instructions alone.",
+        "Factor on the latent terms for windows of the new task; 0 distils latents only on kept demonstrations and "
+        "under old instructions.",
         low=0,
         high=1e9,
     )
@@ -89,8 +89,8 @@ class DistillConfig:
     )
     direction: Literal["forward", "reverse"] = setting(
         "forward",
-        "Of the divergence. forward: KL(previous || current), as in the paper. reverse: KL(current || previous), with "
-        "samples of the current policy.",
+        "Direction of the divergence. forward: KL(previous || current), as in the paper. reverse: KL(current || "
+        "previous), with samples of the current policy.",
     )
 
     def __post_init__(self) -> None:

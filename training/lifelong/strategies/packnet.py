@@ -1,9 +1,9 @@
-"""PackNet (Mallya & Lazebnik 2018, https://arxiv.org/abs/1711.05769): each task has weights of its own in one network.
+"""PackNet (Mallya & Lazebnik 2018, https://arxiv.org/abs/1711.05769): each task has its own weights in one network.
 
-A stage trains all free weights, sets the smallest of them to zero, layer by layer, and trains the others for the rest
-of its steps; from then on those stay fixed. So each task keeps the network that its own stage ended with, in which all
-weights that are still free are zero. Biases, norms and their statistics are learned with the first task and then fixed,
-as in the paper; LIBERO's version leaves them at their random initial values.
+A stage trains all free weights, sets the smallest ones of each layer to zero, and trains the others for the rest of its
+steps. After the stage those are fixed. Each task thus keeps the network at the end of its own stage, in which the free
+weights are zero. Biases, norms and their statistics are learned with the first task and then fixed, as in the paper;
+LIBERO's version leaves them at their random initial values.
 """
 
 from __future__ import annotations
@@ -27,28 +27,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackNetConfig:
-    """Pruning and weights of its own for each task (strategy=packnet)."""
+    """Pruning, and separate weights for each task (strategy=packnet)."""
 
     prune: float = setting(
-        0.75, "Share of a layer's free weights that a stage gives back, between 0 and 1; LIBERO's prune_perc."
+        0.75,
+        "Share of a layer's free weights that a stage prunes and leaves to later tasks, between 0 and 1; LIBERO's "
+        "prune_perc.",
     )
     retrain: float = setting(
         0.5,
-        "Share of a stage's steps after the pruning, between 0 and 1. LIBERO adds as many epochs again: that is half "
-        "of a common budget.",
+        "Share of a stage's steps after the pruning, between 0 and 1. LIBERO adds as many epochs again, which is "
+        "half of all steps.",
     )
 
     def __post_init__(self) -> None:
         for name in ("prune", "retrain"):
             if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"packnet.{name} is {getattr(self, name)}; it is a share, between 0 and 1")
+                raise ConfigError(
+                    f"packnet.{name} is {getattr(self, name)}; allowed is a share between 0 and 1, without both"
+                )
 
 
 class PackNet(Sequential):
     """Behaviour cloning with the weights that no earlier task owns.
 
-    state: the owner of each entry of every matrix and kernel, parameter -> uint8 of its shape: 0 is free, else the
-    number of the stage that owns it, from 1.
+    state: parameter -> owner of each entry, uint8: 0 for a free entry, else the number of the stage, counted from 1. It
+    has the matrices and convolution kernels.
     """
 
     name = "packnet"
@@ -64,22 +68,22 @@ class PackNet(Sequential):
     ) -> None:
         super().__init__(memory, history, config, single_steps)
         self._stage = 0
-        #: Each parameter, where it was as the stage began, and which of its entries stay there.
+        #: Each parameter, its value at the start of the stage, and which of its entries are fixed.
         self._fixed: list[tuple[Tensor, Tensor, Tensor]] = []
-        #: Each parameter and which of its entries are zero until the stage ends; empty before the pruning.
+        #: Each parameter, and which of its entries stay zero until the stage ends; empty before the pruning.
         self._pruned: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
     def check(cls, config: RunConfig) -> None:
         """Refuse checkpoint candidates: within a stage the network is not pruned yet."""
-        if config.evaluation.points > 1:
+        if config.evaluation.candidates > 1:
             raise ConfigError(
-                f"evaluation.points is {config.evaluation.points}, and strategy=packnet prunes within a stage, so an "
-                "earlier checkpoint is no policy; set evaluation.points=1"
+                f"evaluation.candidates is {config.evaluation.candidates}, and strategy=packnet prunes within a stage, "
+                "so an earlier checkpoint is no policy; set evaluation.candidates=1"
             )
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Fix what belongs to earlier stages."""
+        """Fix the weights that earlier stages own."""
         self._stage = stage
         self._pruned = []
         self.state = self._owners(policy)
@@ -89,26 +93,26 @@ class PackNet(Sequential):
             self._fixed.append((parameter, parameter.detach().clone(), owned))
 
     def before_step(self, policy: ResNetT, step: int, steps: int) -> None:
-        """Keep norms' statistics after the first stage, and prune when it is time."""
+        """Freeze the statistics of batch norms after the first stage, and prune at the configured step."""
         if self._stage:
             policy.freeze_batch_norm()
         prune_at = min(steps - 1, round(steps * (1 - self.config.retrain)))
         if step == prune_at:
             for name, weight in _weights(policy).items():
                 prune(weight, self.state[name] == 0, self.config.prune)
-        if step >= prune_at and not self._pruned:  # also when the stage is gone on with behind the pruning
+        if step >= prune_at and not self._pruned:  # also when the stage is resumed after the pruning
             self._pruned = [(w, (self.state[n] == 0) & (w == 0)) for n, w in _weights(policy).items()]
 
     @torch.no_grad()
     def after_step(self, policy: ResNetT) -> None:
-        """Put back what the optimiser's weight decay and momentum have moved."""
+        """Restore fixed weights, which weight decay and momentum of the optimiser have changed."""
         for parameter, before, owned in self._fixed:
             torch.where(owned, before, parameter, out=parameter.data)
         for weight, zero in self._pruned:
             weight.masked_fill_(zero, 0.0)
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:
-        """What is not zero belongs to this stage from now on."""
+        """Record that this stage owns all free weights that are not zero."""
         self.state = self._owners(policy)
         for name, weight in _weights(policy).items():
             owner = self.state[name]
@@ -116,7 +120,7 @@ class PackNet(Sequential):
         self._fixed, self._pruned = [], []
 
     def _owners(self, policy: ResNetT) -> dict[str, Tensor]:
-        """What is kept, where the policy is; all is free where nothing is kept yet."""
+        """Return the owner of each entry, on the policy's device; all are free before the first stage."""
         return {
             name: self.state[name].to(weight.device)
             if name in self.state
@@ -126,17 +130,17 @@ class PackNet(Sequential):
 
 
 def _weights(policy: ResNetT) -> dict[str, Tensor]:
-    """What is pruned: kernels of convolutions and matrices of linear layers."""
+    """Return the parameters that are pruned: convolution kernels and matrices of linear layers."""
     return {name: parameter for name, parameter in policy.named_parameters() if parameter.dim() > 1}
 
 
 @torch.no_grad()
 def prune(weight: Tensor, free: Tensor, share: float) -> None:
-    """Set to zero that ``share`` of the ``free`` entries of ``weight`` which is smallest, in place."""
+    """Set the smallest ``share`` of the ``free`` entries of ``weight`` to zero, in place."""
     sizes = weight[free].abs()
     count = round(share * sizes.numel())
     if count:
-        # By rank and not by value, so that equal ones do not all go.
+        # By rank and not by value, so that equal entries are not all pruned.
         order = sizes.argsort(stable=True)
         left = weight[free]
         left[order[:count]] = 0.0

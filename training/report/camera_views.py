@@ -1,4 +1,4 @@
-"""Pictures of a suite's first task in both visual profiles: ``python -m training.report.pictures SUITE FOLDER``."""
+"""Save the views of a suite's first task in both profiles: ``python -m training.report.camera_views SUITE FOLDER``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SIZE = 256
 
 
 def main(suite: str, folder: Path) -> None:
-    """Write ``fast.png`` and ``stock.png``: every view of the contract side by side."""
+    """Write ``fast.png`` and ``stock.png``, each with all views side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     for visuals in ("fast", "stock"):
-        world = make_sim_env(suite_task(suite, 0), size=SIZE, visuals=visuals)
+        env = make_sim_env(suite_task(suite, 0), size=SIZE, visuals=visuals)
         try:
-            observation = world.reset(0)
-            views = [observation.images[name] for name in world.contract.camera_names]
+            observation = env.reset(0)
+            views = [observation.images[name] for name in env.contract.camera_names]
             imageio.imwrite(folder / f"{visuals}.png", np.concatenate(views, axis=1))
         finally:
-            world.close()
+            env.close()
 
 
 if __name__ == "__main__":
