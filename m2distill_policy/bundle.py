@@ -299,7 +299,7 @@ def _load_views(where: Path, data: bytes, contract: Contract) -> dict[str, NDArr
     wanted = {camera.name: camera.shape for camera in contract.cameras}
     got = {name: view.shape for name, view in found.items()}
     if got != wanted or any(view.dtype != np.uint8 for view in found.values()):
-        raise BundleError(f"'{where}' holds views {got}; the contract wants uint8 {wanted}; {COPY_AGAIN}")
+        raise BundleError(f"'{where}' holds views {got}; the contract needs uint8 {wanted}; {COPY_AGAIN}")
     return found
 
 

@@ -44,14 +44,14 @@ class Observation:
                 raise ObservationError(f"view '{camera.name}' is missing; got {sorted(self.images)}")
             if frame.dtype != np.uint8 or frame.shape != camera.shape:
                 raise ObservationError(
-                    f"view '{camera.name}' is {frame.dtype} {frame.shape}; the contract wants uint8 {camera.shape}"
+                    f"view '{camera.name}' is {frame.dtype} {frame.shape}; the contract needs uint8 {camera.shape}"
                 )
         for group in contract.proprioception:
             values = self.proprioception.get(group.name)
             if values is None:
                 raise ObservationError(f"'{group.name}' is missing; got {sorted(self.proprioception)}")
             if values.shape != (group.size,):
-                raise ObservationError(f"'{group.name}' has shape {values.shape}; the contract wants ({group.size},)")
+                raise ObservationError(f"'{group.name}' has shape {values.shape}; the contract needs ({group.size},)")
             if _all_within(values, group):
                 continue
             if not np.all(np.isfinite(values)):

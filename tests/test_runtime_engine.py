@@ -80,7 +80,7 @@ def test_fall_back_is_announced(bundle: Bundle, provider: str, caplog: pytest.Lo
         engine = Engine(bundle, provider=provider)
     assert engine.requested == provider and engine.active_provider == "CPUExecutionProvider"
     assert engine.fallback is not None
-    assert f"provider '{provider}' was asked for, but CPUExecutionProvider is what runs" in engine.fallback
+    assert f"provider '{provider}' was requested, but CPUExecutionProvider runs" in engine.fallback
     assert "install onnxruntime-gpu" in engine.fallback
     assert engine.fallback in caplog.text
 
@@ -146,8 +146,8 @@ def test_graph_of_another_contract(tmp_path: Path) -> None:
     sizes = write_toy(tmp_path / "size", graph_contract=other)
     with pytest.raises(
         BundleError,
-        match=r"step.onnx' has the input 'agentview_rgb' as tensor\(uint8\) \['batch', 48, 48, 3\]; "
-        r"the contract wants tensor\(uint8\) \['batch', 32, 32, 3\]; export the bundle anew",
+        match=r"input 'agentview_rgb' of .*step.onnx' is tensor\(uint8\) \['batch', 48, 48, 3\]; "
+        r"the contract needs tensor\(uint8\) \['batch', 32, 32, 3\]; export the bundle again",
     ):
         Engine(open_bundle(sizes))
     fewer = dataclasses.replace(CONTRACT, cameras=CONTRACT.cameras[:1])
@@ -158,7 +158,7 @@ def test_graph_of_another_contract(tmp_path: Path) -> None:
 
 
 def test_graph_that_is_none(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match=r"step.onnx' cannot be loaded by ONNX Runtime .*; export the bundle anew"):
+    with pytest.raises(BundleError, match=r"step.onnx' cannot be loaded by ONNX Runtime .*; export the bundle again"):
         Engine(with_graph(bundle, step=b"not a graph"))
     with pytest.raises(BundleError, match=r"instruction.onnx' cannot be loaded"):
         Engine(with_graph(bundle, instruction=b""))
@@ -191,7 +191,7 @@ def test_wrong_names_and_types(bundle: Bundle) -> None:
         ],
     )
     model = helper.make_model(double, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    with pytest.raises(BundleError, match=r"'embedding' as tensor\(double\)"):
+    with pytest.raises(BundleError, match=r"input 'embedding' of .* is tensor\(double\)"):
         Engine(with_graph(bundle, instruction=model.SerializeToString()))
 
 
@@ -205,14 +205,14 @@ def test_output_shape_left_open_is_settled_by_the_first_answer(bundle: Bundle) -
         model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "any"
 
     with pytest.raises(
-        BundleError, match=r"answers 'logits' of shape \(2,\); the contract wants \(3,\)|has logits \(2,\)"
+        BundleError, match=r"output 'logits' .* has the shape \(2,\); the contract needs \(3,\)|has logits \(2,\)"
     ):
         Engine(with_graph(bundle, step=edited(bundle, "step", shorten)))
 
 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     sick = open_bundle(write_toy(tmp_path / "sick", bias_nan=True))
-    with pytest.raises(BundleError, match=r"does not answer a blank observation: .* means that are not finite"):
+    with pytest.raises(BundleError, match=r"does not answer a blank observation: .* means are not finite"):
         Engine(sick)
 
 

@@ -56,7 +56,7 @@ def test_new_network_has_the_window_it_would_have_had(folder: Path, before: int)
     report = server.wait_for_swap(WAIT)
     b = open_bundle(folder / "b")
     assert (report.state, report.bundle) == (SwapState.SWITCHED, b.identifier)
-    assert report.message == f"Bundle {b.identifier} drives now."
+    assert report.message == f"Bundle {b.identifier} is in use now."
     fresh = make(folder / "b")
     drive(fresh, max(0, before - 10), min(before, 10))
     assert np.array_equal(server.window.past_tokens, fresh.window.past_tokens)
@@ -120,7 +120,7 @@ def test_many_swaps_in_real_time_answer_every_cycle(folder: Path) -> None:
 
 def test_rollback(folder: Path) -> None:
     server = make(folder / "a")
-    with pytest.raises(SwapError, match="there is no earlier bundle to go back to"):
+    with pytest.raises(SwapError, match="there is no previous bundle"):
         server.rollback()
     a, b = (open_bundle(folder / name).identifier for name in "ab")
     drive(server, 0, 5)
@@ -228,7 +228,7 @@ REFUSALS = {
     ),
     "graph": (
         lambda f: write_toy(f / "b", 1, graph_contract=toy_contract(48), overwrite=True),
-        "has the input 'agentview_rgb' as",
+        "input 'agentview_rgb' of",
     ),
     "answers": (lambda f: write_toy(f / "b", 1, bias_nan=True, overwrite=True), "does not answer a blank observation"),
 }
@@ -388,7 +388,7 @@ def test_watcher_tries_a_bundle_again_when_it_is_complete(tmp_path: Path) -> Non
 
 def test_watcher_survives_and_names_a_folder_that_vanishes(tmp_path: Path) -> None:
     watched = tmp_path / "watched"
-    with pytest.raises(BundleError, match="is not a folder, so it cannot be watched for bundles; make it first"):
+    with pytest.raises(BundleError, match="is not a folder, so it cannot be watched for bundles; create it first"):
         FolderWatcher(watched, lambda path: None)
     watched.mkdir()
     found: list[Path] = []

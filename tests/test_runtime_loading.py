@@ -245,7 +245,7 @@ def test_a_probe_that_is_abandoned_ends_at_once(tmp_path: Path) -> None:
 def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_bundle(write_toy(tmp_path / "good", seed=45))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    with pytest.raises(BundleError, match="could not be tried"):
+    with pytest.raises(BundleError, match="no process could be started"):
         prove(bundle, LIMITS)
 
 

@@ -72,7 +72,7 @@ def test_without_an_instruction_nothing_is_sent(bundle: Bundle) -> None:
     server = PolicyServer(bundle)
     for decision in (server.step(STEPS[0], STEPS[0].stamp), server.tick_without_observation(STEPS[0].stamp)):
         assert decision.status.code is StatusCode.NO_INSTRUCTION
-        assert decision.status.message == "No instruction has been given; send one."
+        assert decision.status.message == "There is no instruction; send one."
         assert not decision.command and not decision.action.any()
 
 
@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
         lambda o: with_reading(o, "joint_states", [0.0] * 6),
         0.0,
         StatusCode.BAD_OBSERVATION,
-        "'joint_states' has shape (6,); the contract wants (7,).",
+        "'joint_states' has shape (6,); the contract needs (7,).",
     ),
     "missing view": (without_view, 0.0, StatusCode.BAD_OBSERVATION, "view 'eye_in_hand_rgb' is missing"),
     "NaN frame": (
@@ -146,19 +146,19 @@ FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
         lambda o: o,
         -0.5,
         StatusCode.FUTURE_STAMP,
-        "The observation's stamp is 0.470 s in the future; at most 0.1 s is allowed: compare the clocks",
+        "The observation's stamp is 0.470 s in the future; at most 0.1 s is allowed: synchronise the clocks",
     ),
     "same stamp": (
         lambda o: dataclasses.replace(o, stamp=STEPS[2].stamp),
         0.0,
         StatusCode.REPEATED_STAMP,
-        "Two observations carry the stamp 100.100 s: a camera or driver repeats itself",
+        "Two observations have the stamp 100.100 s",
     ),
     "out of order": (
         lambda o: dataclasses.replace(o, stamp=o.stamp - 1.5 * PERIOD),
         0.0,
         StatusCode.OUT_OF_ORDER,
-        "The observation's stamp 100.075 s is 0.025 s before the one seen last",
+        "The observation's stamp 100.075 s is 0.025 s before that of the observation before",
     ),
 }
 
@@ -195,7 +195,7 @@ def test_silence_waits_then_halts(bundle: Bundle) -> None:
     assert decisions[0].status.code is StatusCode.MISSING_OBSERVATION
     assert decisions[0].status.message == (
         "No observation for 0.200 s; at most 0.15 s is allowed: "
-        "see whether all of agentview_rgb, eye_in_hand_rgb, joint_states, gripper_states are published."
+        "check that all of agentview_rgb, eye_in_hand_rgb, joint_states, gripper_states are published."
     )
 
 
@@ -309,7 +309,7 @@ def test_engine_failure_and_bad_answers_halt(bundle: Bundle, monkeypatch: pytest
     monkeypatch.setattr(server.engine, "step", answers_nan)
     second = drive(server, STEPS[3:4])[0]
     assert second.status.code is StatusCode.BAD_OUTPUT
-    assert "means that are not finite" in second.status.message
+    assert "means are not finite" in second.status.message
     ramp([first, second], before)
     monkeypatch.setattr(server.engine, "step", real)
     assert drive(server, STEPS[4:5])[0].status.window == 1
@@ -539,7 +539,7 @@ def test_episode_streams_are_reproducible(bundle: Bundle) -> None:
     server.reset(seed=5, episode=1)
     decision = drive(server, STEPS[:1])[0]
     assert decision.mixture is not None
-    expected = decision.mixture.draw("sample", np.random.default_rng([5, 1]))
+    expected = decision.mixture.sample("sample", np.random.default_rng([5, 1]))
     assert decision.sample is not None and np.array_equal(decision.sample, expected)
 
 

@@ -46,7 +46,7 @@ def preprocess(frame: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
     if height < camera.height or width < camera.width:
         raise ObservationError(
             f"view '{camera.name}' is {frame.shape[0]} x {frame.shape[1]} pixels, of which {height} x {width} have the "
-            f"right aspect; the contract wants at least {camera.height} x {camera.width}; choose a larger camera mode"
+            f"right aspect; the contract needs at least {camera.height} x {camera.width}; choose a larger camera mode"
         )
     part = frame[top : top + height, left : left + width]
     if part.shape == camera.shape:

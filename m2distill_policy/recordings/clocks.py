@@ -76,7 +76,7 @@ class StreamClocks:
         for label, rate in self.rates().items():
             if not self._slow[label] and rate * SLOWEST < self._contract.rate_hz:
                 raise RecordingError(
-                    f"{path}: {label} has {rate:.1f} messages a second and the contract wants "
+                    f"{path}: {label} has {rate:.1f} messages a second and the contract needs "
                     f"{self._contract.rate_hz:g}; make its driver publish faster and record again"
                 )
 

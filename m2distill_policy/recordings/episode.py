@@ -80,7 +80,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
                 interval = stream.add_view(views[topic], stamp, message, moment)
                 if interval is not None and interval > SLOWEST_CAMERA * contract.period:
                     raise RecordingError(
-                        f"{bag.path}: {topic} has {1 / interval:.1f} images a second and the contract wants "
+                        f"{bag.path}: {topic} has {1 / interval:.1f} images a second and the contract needs "
                         f"{contract.rate_hz:g}; choose a faster camera mode and record again"
                     )
             elif topic in joints:
@@ -158,7 +158,7 @@ def _require_rate(bag: Bag, contract: Contract, steps: Sequence[Step], clocks: S
     if mean > LONGEST_MEAN * contract.period:
         rates = ", ".join(f"{label} {rate:.1f}" for label, rate in clocks.rates().items())
         raise RecordingError(
-            f"{bag.path}: there are {1 / mean:.1f} observations a second and the contract wants {contract.rate_hz:g}; "
+            f"{bag.path}: there are {1 / mean:.1f} observations a second and the contract needs {contract.rate_hz:g}; "
             f"messages a second are {rates}. Let the slow or irregular one publish faster and record again"
         )
 
