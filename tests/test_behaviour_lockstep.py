@@ -164,7 +164,7 @@ def test_every_drive_follows_every_answer(side: Side, tmp_path: Path, follow: Fo
     with side.policy(bundle, lockstep=True):
         reports = _roll(side, world, [Rollout(5, 2, 1), Rollout(6, 2, 2)], options)
     for report in reports:
-        assert report.steps == 15 and report.held_still == 0 and len(report.bundles) == 1
+        assert report.steps == 15 and report.steps_without_command == 0 and len(report.bundles) == 1
         server.set_instruction(INSTRUCTIONS[0])
         server.reset("test", seed=2, episode=report.rollout.draw, is_stationary=True)
         observation = world.reset(report.rollout.state_seed)

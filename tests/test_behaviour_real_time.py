@@ -228,7 +228,7 @@ def test_the_simulated_robot_holds_still_in_shadow(side: Side, tmp_path: Path) -
     with side.policy(write_toy(tmp_path / "toy"), enable=False):
         options = RobotOptions(instruction=INSTRUCTIONS[0], record_actions=True)
         report = _roll(side, StillWorld(CONTRACT, horizon=20), options)
-    assert report.held_still == report.steps == 20
+    assert report.steps_without_command == report.steps == 20
     assert not np.any(np.array(report.actions)[:, :6])
 
 
@@ -247,7 +247,7 @@ def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
         options = RobotOptions(follow="twist", instruction=INSTRUCTIONS[0])
         report = _roll(side, StillWorld(CONTRACT, horizon=40), options)
         assert 1.9 < time.monotonic() - begin < 6
-        assert report.steps == 40 and report.held_still < 40 and report.bundles == [open_bundle(bundle).identifier]
+        assert report.steps == 40 and report.steps_without_command < 40 and report.bundles == [open_bundle(bundle).identifier]
         assert policy.end() == 0
 
 

@@ -20,7 +20,7 @@ SILENT_AFTER = 3.0
 
 
 def largest_receive_buffer() -> int | None:
-    """Return the bytes of this process's largest UDP receive buffer; None if it has no UDP socket, or is not on Linux."""
+    """Return the bytes of this process's largest UDP receive buffer; None without a UDP socket, or if not on Linux."""
     found = []
     for entry in Path("/proc/self/fd").glob("*"):
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile, or not a socket
