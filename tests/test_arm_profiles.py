@@ -67,7 +67,10 @@ def test_a_parameter_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "arm.yaml"
     for content, sentence in (
         ("/**:\n  ros__parameters:\n    safety: {halt_tyme: 0.1}\n", "'safety.halt_tyme' is not known.*halt_time"),
-        ("a:\n  ros__parameters: {}\nb:\n  ros__parameters: {}\n", r"parameters of 2 nodes \(a, b\); one is wanted"),
+        (
+            "a:\n  ros__parameters: {}\nb:\n  ros__parameters: {}\n",
+            r"parameters of 2 nodes \(a, b\), but only one node",
+        ),
         ("safety: {halt_tyme: 0.1}\n", "halt_tyme"),
     ):
         file.write_text(content)

@@ -247,7 +247,11 @@ def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
         options = RobotOptions(follow="twist", instruction=INSTRUCTIONS[0])
         report = _roll(side, StillWorld(CONTRACT, horizon=40), options)
         assert 1.9 < time.monotonic() - begin < 6
-        assert report.steps == 40 and report.steps_without_command < 40 and report.bundles == [open_bundle(bundle).identifier]
+        assert (
+            report.steps == 40
+            and report.steps_without_command < 40
+            and report.bundles == [open_bundle(bundle).identifier]
+        )
         assert policy.end() == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from m2distill_policy.cli import main
-from m2distill_policy.cluster import HERE, Here, Piped, Process, Ray, why_lost
+from m2distill_policy.cluster import LOCAL, LocalLauncher, Piped, Process, RayLauncher, why_lost
 from m2distill_policy.errors import ConfigError, SimulationError, TrainingError
 from m2distill_policy.evaluation.results import RolloutResult, make_cells
 from m2distill_policy.evaluation.rollouts import RolloutPool
@@ -28,7 +28,7 @@ CELLS = make_cells("toy", [0, 1], 4)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Ray]:
-    yield Ray(HERE)
+    yield RayLauncher(LOCAL)
     ray.shutdown()
 
 
@@ -101,7 +101,7 @@ def test_more_processes_than_cores_wait_and_a_folder_that_is_not_there_is_named(
 
 
 def test_a_worker_that_cannot_begin_there_says_why(cluster: Ray, tmp_path: Path) -> None:
-    class Elsewhere(Here):
+    class Elsewhere(LocalLauncher):
         def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
             return cluster.piped(["/no/such/python", *command[1:]], environment)
 
@@ -118,4 +118,4 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, capfd: pytest.C
     assert main([*words, "--out", str(tmp_path / "out"), "--ray", "auto"]) == 2
     assert "no Ray cluster answers at 'auto'" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="no Ray cluster answers"):
-        Ray("auto")
+        RayLauncher("auto")

@@ -532,11 +532,11 @@ def test_files_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
 def test_no_room_is_a_storage_error_for_a_limit_too() -> None:
     import errno
 
-    from m2distill_policy.storage import no_room
+    from m2distill_policy.storage import disk_full_error
 
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        assert isinstance(no_room(OSError(number, "x"), Path("y")), StorageError)
-    assert no_room(OSError(errno.EACCES, "x")) is None
+        assert isinstance(disk_full_error(OSError(number, "x"), Path("y")), StorageError)
+    assert disk_full_error(OSError(errno.EACCES, "x")) is None
 
 
 def test_nothing_is_left_of_the_reader(whole: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_gripper_is_told_only_of_changes() -> None:
     assert [profile.entry(p) for p in (0.08, 0.05, 0.0, 0.03)] == [-1.0, -1.0, 1.0, 1.0]
     with pytest.raises(ConfigError, match="threshold is 1"):
         GripperProfile(threshold=1.0)
-    with pytest.raises(ConfigError, match="same position"):
+    with pytest.raises(ConfigError, match="they must differ"):
         GripperProfile(open_position=0.0)
 
 

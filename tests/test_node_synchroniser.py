@@ -103,7 +103,7 @@ def test_an_absent_joint_is_named_and_not_a_number() -> None:
     groups, absent = JointMap(CONTRACT).readings(NAMES[:3] + NAMES[4:], [0.0] * 8)
     assert absent == ("panda_joint4",)
     assert np.isnan(groups["joint_states"][3]) and np.isfinite(groups["gripper_states"]).all()
-    with pytest.raises(ObservationError, match="names 2 joints and holds 1"):
+    with pytest.raises(ObservationError, match="names 2 joints but has 1"):
         _sets().joints.add("/joint_states", 0, ["a", "b"], [1.0], None)
 
 
@@ -119,7 +119,7 @@ def test_another_arms_joints_become_the_contracts_readings() -> None:
     np.testing.assert_allclose(groups["joint_states"], [0.1, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7], atol=1e-6)
     np.testing.assert_allclose(groups["gripper_states"], [0.03, -0.03])
     assert joints.readings(names[1:], [0.0] * 7)[1] == (finger,), "named once, though two readings want it"
-    with pytest.raises(ConfigError, match="given for 'elbow', which the contract does not have; it has panda_joint1"):
+    with pytest.raises(ConfigError, match="given for 'elbow', which is not in the contract; it has panda_joint1"):
         JointMap(CONTRACT, [JointSource("elbow", "joint_3")])
     with pytest.raises(ConfigError, match="scale 0"):
         JointSource("panda_joint1", "a", scale=0)

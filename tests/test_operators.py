@@ -172,11 +172,11 @@ def test_enable_says_what_still_holds_the_arm(tmp_path: Path, obstacle: str) -> 
     server.set_instruction(INSTRUCTIONS[0])
     _drive(server)
     cycle, _ = _cycle(server)
-    assert cycle.operator.enable(True) == (True, "commands go out")
+    assert cycle.operator.enable(True) == (True, "commands are sent")
     cycle.operator.enable(False)
     act(server, cycle)
     done, sentence = cycle.operator.enable(True)
-    assert done and server.enabled and part in sentence and "commands go out" not in sentence, sentence
+    assert done and server.enabled and part in sentence and "commands are sent" not in sentence, sentence
     server.close()
 
 
@@ -210,7 +210,7 @@ def test_enable_says_that_a_workspace_needs_a_pose(tmp_path: Path) -> None:
     cycle, _ = _cycle(server)
     assert "pose of the end effector" in cycle.operator.enable(True)[1]
     _drive(server, pose=POSE)
-    assert cycle.operator.enable(True) == (True, "commands go out")
+    assert cycle.operator.enable(True) == (True, "commands are sent")
     server.close()
 
 
@@ -240,7 +240,7 @@ def test_where_a_fault_would_hold_the_arm_again_enable_is_refused(tmp_path: Path
     done, sentence = cycle.operator.enable(True)
     assert not done and "dead-man" in sentence and server_state(server) == before
     server.set_dead_man(True, monotonic=1000.0)
-    assert cycle.operator.enable(True) == (True, "commands go out")
+    assert cycle.operator.enable(True) == (True, "commands are sent")
     server.close()
 
 

@@ -57,7 +57,7 @@ def test_a_section_is_for_the_nodes_whose_full_name_it_matches(tmp_path: Path, s
     if ours:
         assert load_arm(file, (), namespace)[0].safety.halt_time == 0.5
     else:
-        with pytest.raises(ConfigError, match="no section is for the node"):
+        with pytest.raises(ConfigError, match="no section applies to the node"):
             load_arm(file, (), namespace)
 
 
@@ -120,7 +120,7 @@ def test_commands_take_the_section_of_their_namespace(tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize("section", ["//left/m2distill_policy", "/l*/m2distill_policy", "/left/m2-distill", "/***"])
 def test_what_is_no_name_of_a_node_is_refused(tmp_path: Path, section: str) -> None:
-    with pytest.raises(ConfigError, match="is no name of a node"):
+    with pytest.raises(ConfigError, match="is not a node's name"):
         load_arm(write(tmp_path / "p.yaml", (section, 0.5)))
 
 

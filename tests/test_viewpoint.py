@@ -63,7 +63,7 @@ def test_the_sentence_says_what_to_do() -> None:
     assert "move it back: things are 1.10 times" in describe(
         CAMERA, misalignment(picture, _moved(picture, 0, 0, 0, 1.1))
     )
-    assert "too little in common" in describe(CAMERA, misalignment(picture, _picture(1)))
+    assert "too different from the training image" in describe(CAMERA, misalignment(picture, _picture(1)))
     blank = np.zeros_like(picture)
     assert misalignment(picture, blank) is None
 

@@ -20,7 +20,7 @@ class GripperProfile:
     Attributes:
         open_position, closed_position: In the unit of the gripper's driver: the gap between the fingers in m, the
             travel of one finger in m, or rad.
-        threshold: Distance from 0 that the action's entry (-1 open, +1 closed) needs to move the gripper, 0 to 0.99.
+        threshold: Distance from 0 that the action's entry (-1 open, +1 closed) needs to move the gripper, 0 to 0.999.
         max_effort: N, at least 0; 0 leaves it to the gripper.
     """
 
