@@ -63,7 +63,7 @@ def test_a_profile_serves_without_ros_2_as_well(path: Path) -> None:
     assert slower == replace(arm, safety=replace(arm.safety, halt_time=0.1))
 
 
-def test_a_parameter_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+def test_invalid_parameter_file_gives_one_error(tmp_path: Path) -> None:
     file = tmp_path / "arm.yaml"
     for content, sentence in (
         ("/**:\n  ros__parameters:\n    safety: {halt_tyme: 0.1}\n", "'safety.halt_tyme' is not known.*halt_time"),

@@ -96,7 +96,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_observation_is_named_and_halts(side: Side, tmp_path: Path, fault: str) -> None:
+def test_broken_observation_halts_and_is_reported(side: Side, tmp_path: Path, fault: str) -> None:
     """While it lasts the arm ramps to a halt, and says why; when it has passed the arm is driven again."""
     kind = FAULTS[fault]
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
@@ -172,7 +172,7 @@ def test_a_camera_that_is_too_slow_is_refused(side: Side, tmp_path: Path) -> Non
         assert StatusCode.RUNNING not in {s.code for s in robot.heard["status"]}
 
 
-def test_an_instruction_that_is_not_known(side: Side, tmp_path: Path) -> None:
+def test_unknown_instruction(side: Side, tmp_path: Path) -> None:
     with side.met(CONTRACT, write_toy(tmp_path / "toy")) as (_, robot):
         drive_until(robot, StatusCode.NO_INSTRUCTION, "status without an instruction")
         robot.instruct("lift the rad box")

@@ -83,7 +83,7 @@ def test_each_observation_is_answered_once_and_as_in_process(side: Side, tmp_pat
         assert policy.end() == 0
 
 
-def test_a_robot_that_stops_half_way_is_named(side: Side, tmp_path: Path) -> None:
+def test_robot_that_stops_midway_is_reported(side: Side, tmp_path: Path) -> None:
     # Long enough for the two to find each other on a busy machine as well.
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), lockstep=True, timeout=6.0) as (policy, robot):
         robot.begin(1, 0, 0, INSTRUCTIONS[0], SECOND)
@@ -94,7 +94,7 @@ def test_a_robot_that_stops_half_way_is_named(side: Side, tmp_path: Path) -> Non
         assert "Traceback" not in policy.output
 
 
-def test_without_a_policy_the_robot_names_what_is_silent(side: Side) -> None:
+def test_without_a_policy_the_robot_names_the_missing_topics(side: Side) -> None:
     with pytest.raises(TransportError, match=r"/m2distill_policy/status.* within 0.3 s .*; start"):
         _roll(side, StillWorld(CONTRACT), [Rollout(0, 0, 0)], RobotOptions(timeout=0.3))
 
@@ -201,7 +201,7 @@ def _lose_the_first(link: Link, lost: list[str]) -> None:
 
 
 @pytest.mark.parametrize("follow", ["action", "twist"])
-def test_a_lost_message_is_asked_for_again_and_changes_nothing(side: Side, tmp_path: Path, follow: Follow) -> None:
+def test_lost_message_is_repeated_without_effect_on_results(side: Side, tmp_path: Path, follow: Follow) -> None:
     world = StillWorld(CONTRACT, horizon=12)
     bundle = write_toy(tmp_path / "toy")
     options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True, timeout=20)
@@ -231,7 +231,7 @@ def test_success_is_that_of_an_evaluation(side: Side, tmp_path: Path) -> None:
     assert {r.success for r in reports} == {True, False}
 
 
-def test_the_simulated_robot_does_what_an_evaluation_does(side: Side, tmp_path: Path) -> None:
+def test_simulated_robot_equals_an_evaluation(side: Side, tmp_path: Path) -> None:
     """Both commands in processes of their own, with robosuite's world, against the same rollouts in this process."""
     pytest.importorskip("robosuite")
     from m2distill_policy.sim.suites import make_sim_env, suite_task

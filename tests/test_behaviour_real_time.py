@@ -46,7 +46,7 @@ def drive_until(
         robot.drive(some, without=without, shift=shift, first=first)
 
 
-def test_every_answer_says_who_answered_what(side: Side, tmp_path: Path) -> None:
+def test_every_answer_names_its_bundle_and_stamp(side: Side, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -133,7 +133,7 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(side: Side, tmp_path: Path) -> None
         assert (last.linear.x, last.linear.y, last.linear.z, last.angular.x) == (0, 0, 0, 0)
 
 
-def test_the_operator_has_the_last_word(side: Side, tmp_path: Path) -> None:
+def test_operator_inputs_override_the_policy(side: Side, tmp_path: Path) -> None:
     """The arm moves only while the dead-man switch says that it is held, and not after an emergency stop."""
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], watch__dead_man=0.3) as (policy, robot):
@@ -160,7 +160,7 @@ def test_the_operator_has_the_last_word(side: Side, tmp_path: Path) -> None:
         assert "incompatible" not in policy.output, "a button that is not latched is nothing to warn of"
 
 
-def test_a_button_pressed_before_the_policy_began_is_heard(side: Side, tmp_path: Path) -> None:
+def test_emergency_stop_pressed_before_the_start_counts(side: Side, tmp_path: Path) -> None:
     """And one that is said to be let go only later, by the same publisher, does not set the arm going."""
     bundle = write_toy(tmp_path / "toy")
     with contextlib.closing(side.robot(CONTRACT)) as robot:
@@ -224,7 +224,7 @@ def _roll(side: Side, world: StillWorld, options: RobotOptions) -> RolloutReport
     return report
 
 
-def test_the_simulated_robot_holds_still_in_shadow(side: Side, tmp_path: Path) -> None:
+def test_simulated_robot_does_not_move_in_shadow_mode(side: Side, tmp_path: Path) -> None:
     with side.policy(write_toy(tmp_path / "toy"), enable=False):
         options = RobotOptions(instruction=INSTRUCTIONS[0], record_actions=True)
         report = _roll(side, StillWorld(CONTRACT, horizon=20), options)
@@ -255,7 +255,7 @@ def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
         assert policy.end() == 0
 
 
-def test_one_ctrl_c_that_arrives_twice_does_not_cut_the_ramp_short(side: Side, tmp_path: Path) -> None:
+def test_one_ctrl_c_that_arrives_twice_does_not_end_the_ramp(side: Side, tmp_path: Path) -> None:
     """From the terminal, and once more from the launcher that got it as well."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")

@@ -107,7 +107,7 @@ CASES = {
 }
 
 
-def test_a_stream_whose_clock_is_off_is_named_and_halts(side: Side, tmp_path: Path) -> None:
+def test_stream_with_a_wrong_clock_halts_and_is_reported(side: Side, tmp_path: Path) -> None:
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         pace = Pace(robot)
         for name, case in CASES.items():

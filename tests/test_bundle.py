@@ -76,7 +76,7 @@ def test_unknown_instruction_lists_the_known_ones(path: Path) -> None:
     assert "It knows: 'lift the red box'; 'lift the green box'." in text
 
 
-def test_writer_replaces_only_when_told(path: Path, tmp_path: Path) -> None:
+def test_writer_replaces_only_with_overwrite(path: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="exists already; choose another place or say that it may be overwritten"):
         write_toy(path, 4)
     assert open_bundle(path).provenance["seed"] == 3
@@ -91,7 +91,7 @@ def test_writer_replaces_only_when_told(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "run.json").exists()
 
 
-def test_nothing_is_left_of_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
@@ -245,7 +245,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_bundle_is_refused_with_its_sentence(path: Path, case: str) -> None:
+def test_invalid_bundle_is_refused_with_its_message(path: Path, case: str) -> None:
     damage, sentence = BAD[case]
     damage(path)
     with pytest.raises(BundleError, match=sentence):
@@ -260,7 +260,7 @@ def test_not_there_and_not_a_folder(tmp_path: Path) -> None:
         open_bundle(tmp_path / "file")
 
 
-def test_random_damage_never_raises_anything_else(path: Path) -> None:
+def test_damaged_bundle_raises_only_bundle_errors(path: Path) -> None:
     """Bytes flipped and files cut at random, with the manifest's hashes made to fit: still only sentences."""
     rng = np.random.default_rng(0)
     originals = {p.name: p.read_bytes() for p in path.iterdir()}

@@ -117,7 +117,7 @@ def test_no_part_of_a_damaged_manifest_is_used(path: Path, monkeypatch: pytest.M
     refused_quickly(path)
 
 
-def test_the_manifest_may_not_list_the_files_beside_it(path: Path) -> None:
+def test_manifest_cannot_list_digest_or_signature(path: Path) -> None:
     original = (path / MANIFEST).read_bytes()
     for name in (MANIFEST, DIGEST, "bundle.json.sig"):
         files = {**json.loads(original)["files"], name: "0" * 64}
@@ -166,7 +166,7 @@ def _folder(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [_sparse, _fifo, _socket, _device, _link, _folder])
 @pytest.mark.parametrize("name", [MANIFEST, DIGEST, "step.onnx", "instruction.onnx", "instructions.npz"])
-def test_what_is_no_plain_file_of_bounded_size(path: Path, name: str, change: Callable[[Path], None]) -> None:
+def test_special_and_large_files_are_refused(path: Path, name: str, change: Callable[[Path], None]) -> None:
     change(path / name)
     message = refused_quickly(path)
     assert name in message

@@ -59,7 +59,7 @@ def test_xcdr1_round_trip_of_the_defaults(kind: type[IdlStruct]) -> None:
 
 
 @pytest.mark.parametrize("kind", _messages(), ids=lambda kind: kind.__name__)
-def test_no_field_that_ends_an_older_peer(kind: type[IdlStruct]) -> None:
+def test_no_field_type_crashes_an_older_peer(kind: type[IdlStruct]) -> None:
     """A Cyclone DDS 0.10 crashed at the type description of a uint8 or int8 field, which version 11 writes anew."""
 
     def elements(annotation: Any) -> list[Any]:

@@ -181,7 +181,7 @@ def _poke(key: str, value: float) -> Callable[[h5py.File], None]:
         (_poke("obs/ee_states", np.nan), "obs/ee_states", "not finite"),
     ],
 )
-def test_what_is_wrong_is_named(path: Path, damage: Callable[[h5py.File], None], key: str, words: str) -> None:
+def test_errors_name_the_problem(path: Path, damage: Callable[[h5py.File], None], key: str, words: str) -> None:
     with h5py.File(path, "r+") as raw:
         damage(raw)
     file = DemonstrationFile(path)
@@ -192,13 +192,13 @@ def test_what_is_wrong_is_named(path: Path, damage: Callable[[h5py.File], None],
     assert str(path) in message and "'demo_1'" in message and f"'{key}'" in message and words in message
 
 
-def test_rounding_is_forgiven(path: Path) -> None:
+def test_rounding_errors_are_accepted(path: Path) -> None:
     with h5py.File(path, "r+") as raw:
         raw["data/demo_1/actions"][2, 0] = 1.0 + 5e-7
     assert DemonstrationFile(path).episode(1).actions.max() <= 1.0
 
 
-def test_files_that_are_none(path: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_demonstrations(path: Path, tmp_path: Path) -> None:
     with pytest.raises(DemonstrationError, match="there is no demonstration file"):
         DemonstrationFile(tmp_path / "absent.hdf5")
     (tmp_path / "text.hdf5").write_text("not HDF5")
@@ -317,7 +317,7 @@ def test_settings_that_the_reader_would_refuse_are_refused_before_anything_is_wr
     assert not (tmp_path / "out").exists()
 
 
-def test_writer_goes_on_and_mixes_nothing(tmp_path: Path) -> None:
+def test_writer_continues_only_the_same_collection(tmp_path: Path) -> None:
     first = writer(tmp_path)
     first.add(recording(3))
     first.add_failure(4)
@@ -351,7 +351,7 @@ def test_a_full_disk_costs_the_episode_being_written_alone(tmp_path: Path) -> No
     "pieces",
     [["lift", "the", "red", "box"], ["lift", " the red", " box"], ["lift the red box"], list("lift the red box")],
 )
-def test_an_instruction_in_pieces_is_one_of_words(path: Path, pieces: list[str]) -> None:
+def test_instruction_in_pieces_is_joined(path: Path, pieces: list[str]) -> None:
     with h5py.File(path, "r+") as raw:
         raw["data"].attrs["problem_info"] = json.dumps({"language_instruction": pieces})
     assert DemonstrationFile(path).instruction == "lift the red box"

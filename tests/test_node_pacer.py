@@ -48,7 +48,7 @@ def test_a_faster_camera_does_not_drive_the_policy_faster(rate: float) -> None:
     assert max(np.diff(used)) <= 1.5 * PERIOD
 
 
-def test_a_hiccup_costs_no_set_and_is_forgotten() -> None:
+def test_delay_loses_no_set() -> None:
     """One set comes 40 ms late: it and the next one are used, and from then on each when it comes."""
     arrivals = [0.0, 0.05, 0.14, 0.15, 0.2, 0.25, 0.3]
     used, missed = _run(arrivals, 0.34, PERIOD)
@@ -61,6 +61,6 @@ def test_without_sets_cycles_go_on_at_the_rate() -> None:
     assert used == [0.0] and missed == pytest.approx(200, abs=2)
 
 
-def test_after_a_silence_the_first_set_is_used_at_once() -> None:
+def test_first_set_after_a_pause_is_used_at_once() -> None:
     used, _ = _run([0.0, 0.05, 1.031, 1.081], 1.2, PERIOD)
     assert used == pytest.approx([0.0, 0.05, 1.031, 1.081], abs=1e-9)

@@ -10,7 +10,7 @@ from m2distill_policy.node import receive_buffer
 from m2distill_policy.node.receive_buffer import SILENT_AFTER, ReceiveBuffer, largest_receive_buffer
 
 
-def test_small_buffers_are_told_once_a_size() -> None:
+def test_small_buffers_are_reported_once_per_image_size() -> None:
     before = largest_receive_buffer() or 0
     told: list[str | None] = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
@@ -30,7 +30,7 @@ def test_small_buffers_are_told_once_a_size() -> None:
     assert (largest_receive_buffer() or 0) == before, "the socket itself was left alone"
 
 
-def test_without_sockets_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sockets_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive_buffer, "largest_receive_buffer", lambda: None)
     told: list[str | None] = []
     ReceiveBuffer(2, told.append).expect(1 << 30)
@@ -47,7 +47,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     return []
 
 
-def test_the_warning_goes_when_large_pictures_have_stopped(told: list[str | None]) -> None:
+def test_warning_ends_when_large_images_stop(told: list[str | None]) -> None:
     buffer = ReceiveBuffer(2, told.append)
     buffer.expect(LARGE, "a")
     buffer.expect(SMALL, "b")
@@ -58,7 +58,7 @@ def test_the_warning_goes_when_large_pictures_have_stopped(told: list[str | None
     assert told[-1] is not None
 
 
-def test_the_warning_goes_with_the_camera(told: list[str | None]) -> None:
+def test_warning_ends_when_the_camera_stops(told: list[str | None]) -> None:
     buffer = ReceiveBuffer(2, told.append)
     buffer.expect(SMALL, "a", 0.0)
     buffer.expect(LARGE, "b", 0.0)
@@ -69,7 +69,7 @@ def test_the_warning_goes_with_the_camera(told: list[str | None]) -> None:
     assert told[-1] is None
 
 
-def test_a_picture_counts_for_more_than_its_announcement(told: list[str | None]) -> None:
+def test_image_size_replaces_the_announced_size(told: list[str | None]) -> None:
     buffer = ReceiveBuffer(2, told.append)
     buffer.announce(LARGE, "a", 0.0)
     assert told[-1] is not None, "of pictures that are too large none may come"

@@ -66,7 +66,7 @@ def test_an_older_set_is_taken_while_the_newest_is_incomplete() -> None:
     assert found is not None and found.views == {A: "a150", B: "b150"}
 
 
-def test_beyond_the_slop_nothing_belongs_together() -> None:
+def test_stamps_beyond_the_slop_make_no_set() -> None:
     sets = _sets(slop_ms=20)
     sets.add_view(A, 100 * MS, "a")
     sets.add_view(B, 121 * MS, "b")
@@ -79,7 +79,7 @@ def test_beyond_the_slop_nothing_belongs_together() -> None:
     assert exact.take() is None and exact.waiting_for() == ("joint_states",)
 
 
-def test_fast_joints_are_taken_nearest_the_picture() -> None:
+def test_fast_joint_states_are_matched_to_the_nearest_image() -> None:
     sets = _sets()
     for ms in range(200):
         _joints(sets, ms * MS, float(ms))
@@ -99,7 +99,7 @@ def test_joints_are_matched_by_name_in_any_order() -> None:
     np.testing.assert_array_equal(groups["gripper_states"], np.array([7, 8], dtype=np.float32))
 
 
-def test_an_absent_joint_is_named_and_not_a_number() -> None:
+def test_missing_joint_is_reported_and_nan() -> None:
     groups, absent = JointMap(CONTRACT).readings(NAMES[:3] + NAMES[4:], [0.0] * 8)
     assert absent == ("panda_joint4",)
     assert np.isnan(groups["joint_states"][3]) and np.isfinite(groups["gripper_states"]).all()
@@ -107,7 +107,7 @@ def test_an_absent_joint_is_named_and_not_a_number() -> None:
         _sets().joints.add("/joint_states", 0, ["a", "b"], [1.0], None)
 
 
-def test_another_arms_joints_become_the_contracts_readings() -> None:
+def test_joints_of_another_arm_are_mapped_to_the_contract() -> None:
     sources = [JointSource(f"panda_joint{i}", f"fr3_joint{i}") for i in range(1, 8)]
     sources[1] = JointSource("panda_joint2", "fr3_joint2", scale=-1.0, offset=0.5)
     finger = "fr3_finger_joint1"
@@ -135,7 +135,7 @@ def test_an_entry_with_two_sources_is_refused(entry: str, other: str) -> None:
             make()
 
 
-def test_repeated_and_backward_stamps_make_sets_for_the_watchdog_to_judge() -> None:
+def test_repeated_and_backward_stamps_still_make_sets() -> None:
     sets = _sets()
     for stamp in (100, 100, 40):
         sets.add_view(A, stamp * MS, "a")

@@ -119,7 +119,7 @@ def test_commands_take_the_section_of_their_namespace(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("section", ["//left/m2distill_policy", "/l*/m2distill_policy", "/left/m2-distill", "/***"])
-def test_what_is_no_name_of_a_node_is_refused(tmp_path: Path, section: str) -> None:
+def test_invalid_node_name_is_refused(tmp_path: Path, section: str) -> None:
     with pytest.raises(ConfigError, match="is not a node's name"):
         load_arm(write(tmp_path / "p.yaml", (section, 0.5)))
 

@@ -164,7 +164,7 @@ def test_set_points_become_the_actions_that_would_have_made_them(tmp_path: Path,
         np.testing.assert_array_equal(episode.images["agentview_rgb"][step], half)
 
 
-def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
+def test_live_node_gives_identical_observations(tmp_path: Path) -> None:
     """The messages of a recording, at their times, into the cycle that both policy nodes run."""
     contract = toy_contract()
     dropped = {(12, 0), (20, 1), (21, 1)}
@@ -217,7 +217,7 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
             np.testing.assert_array_equal(episode.proprioception[name][index], values)
 
 
-def test_velocities_go_back_through_the_response_and_run_out(tmp_path: Path) -> None:
+def test_velocities_are_inverted_by_the_response_and_expire(tmp_path: Path) -> None:
     made = teleoperation()
     wanted = np.array([0.5, -0.25, 1.0, 0.0, -0.8, 0.1])
     for step in range(20):
@@ -293,7 +293,7 @@ def _long_quaternion(message: Any) -> None:
         (_all("pose", _long_quaternion), "quaternion of length"),
     ],
 )
-def test_what_a_policy_could_not_use_is_refused_by_name(
+def test_unusable_recordings_are_refused_with_the_cause(
     tmp_path: Path, spoil: Callable[[Teleoperation], None], sentence: str
 ) -> None:
     made = teleoperation(60)
@@ -305,7 +305,7 @@ def test_what_a_policy_could_not_use_is_refused_by_name(
         import_recording(bag, CONTRACT, ImportSettings())
 
 
-def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_recordings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="there is no recording at"):
         Bag(tmp_path / "none")
     (tmp_path / "empty").mkdir()

@@ -63,7 +63,7 @@ EVERY += [(names, offset) for names in itertools.combinations(STREAMS, 2) for of
 
 
 @pytest.mark.parametrize(("names", "offset"), EVERY)
-def test_every_stream_at_every_offset_is_imported_in_tolerance_or_named(
+def test_each_stream_with_a_clock_offset_is_imported_or_reported(
     tmp_path: Path, names: tuple[str, ...], offset: float
 ) -> None:
     found = made()
@@ -110,7 +110,7 @@ def test_a_clock_that_is_set_in_the_middle_is_named(tmp_path: Path) -> None:
             imported(tmp_path / name, found)
 
 
-def test_a_recorder_that_was_busy_is_no_fault_of_the_clocks(tmp_path: Path) -> None:
+def test_busy_recorder_is_not_a_clock_fault(tmp_path: Path) -> None:
     def late(at: int) -> int:
         return max(at, 1180 * MS) if 1000 * MS < at < 1180 * MS else at
 
@@ -196,7 +196,7 @@ def test_a_gap_anywhere_takes_no_time(tmp_path: Path, gap: float, after: int) ->
     assert time.monotonic() - begin < 20
 
 
-def test_nothing_but_joints_for_a_long_time_and_a_lonely_command_at_the_end(tmp_path: Path) -> None:
+def test_long_time_with_only_joints_and_one_late_command(tmp_path: Path) -> None:
     found = made(20)
     found.grip(20_000 * S, 0.0)
     assert len(imported(tmp_path, found).episode) == 20

@@ -124,7 +124,7 @@ def damage(rng: np.random.Generator, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_recording_is_read_or_refused_in_one_sentence(copy: Callable[[str], Path], kind: str) -> None:
+def test_damaged_recording_is_read_or_gives_one_error(copy: Callable[[str], Path], kind: str) -> None:
     folder = copy(kind)
     files = sorted(folder.iterdir())
     contents = {file: file.read_bytes() for file in files}
@@ -152,7 +152,7 @@ def test_a_damaged_recording_is_read_or_refused_in_one_sentence(copy: Callable[[
 # --- unfinished and odd recordings ------------------------------------------------------------------------------
 
 
-def test_the_only_file_of_a_recording_stands_for_it(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_single_file_of_a_recording_is_enough(whole: dict[str, Path], tmp_path: Path) -> None:
     for kind, ending in (("mcap", "mcap"), ("db3", "db3"), ("mcap_zstd", "mcap")):
         file = next(whole[kind].glob(f"*.{ending}"))
         assert read(file) == read(whole[kind])
@@ -181,7 +181,7 @@ def test_a_database_that_was_not_closed_is_named(copy: Callable[[str], Path]) ->
     refused(folder, "was not closed", "VACUUM")
 
 
-def test_what_is_no_file_of_a_recording_is_refused_at_once(copy: Callable[[str], Path], tmp_path: Path) -> None:
+def test_other_files_are_refused_at_once(copy: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copy("mcap")
     for name in ("x.bag", "x.txt"):
         (tmp_path / name).write_bytes(b"#ROSBAG V2.0")
@@ -254,7 +254,7 @@ def test_odd_metadata_are_refused(
     refused(change(copy("mcap"), how), *words)
 
 
-def test_metadata_that_nothing_here_needs_may_be_odd(copy: Callable[[str], Path]) -> None:
+def test_unused_metadata_are_not_checked(copy: Callable[[str], Path]) -> None:
     def how(info: dict[str, Any]) -> None:
         info.update(duration={"nanoseconds": -5}, starting_time=None, files=7, custom_data=[1])
         info["topics_with_message_count"][0]["topic_metadata"]["offered_qos_profiles"] = "*x"
@@ -285,9 +285,7 @@ def test_metadata_that_nothing_here_needs_may_be_odd(copy: Callable[[str], Path]
     ],
     ids=range(17),
 )
-def test_metadata_that_are_no_table_or_a_trap_are_refused_at_once(
-    copy: Callable[[str], Path], content: str | bytes
-) -> None:
+def test_malicious_metadata_are_refused_at_once(copy: Callable[[str], Path], content: str | bytes) -> None:
     folder = copy("mcap")
     (folder / "metadata.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     begun = time.monotonic()
@@ -410,14 +408,14 @@ def test_an_index_that_names_a_chunk_twice_is_refused(copy: Callable[[str], Path
     refused(folder, "twice")
 
 
-def test_a_query_that_gives_nothing_ends(copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_query_without_results_is_aborted(copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copy("db3")
     monkeypatch.setattr(storages, "_PATIENCE", -10.0)
     monkeypatch.setattr(storages, "_STEPS", 10)
     refused(folder, "interrupted")
 
 
-def test_the_command_ends_with_one_sentence_for_each(
+def test_command_prints_one_error_for_each(
     copy: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "contract.json").write_text(CONTRACT.to_json())

@@ -79,7 +79,7 @@ def freeze_view(made: Teleoperation, topic: str, since: float) -> Teleoperation:
 
 @pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("since", [0.0, 0.4, 0.8, 1.5])
-def test_joints_that_freeze_while_the_arm_is_told_to_move_are_refused(tmp_path: Path, told: str, since: float) -> None:
+def test_frozen_joints_during_commands_are_refused(tmp_path: Path, told: str, since: float) -> None:
     with pytest.raises(RecordingError) as caught:
         imported(tmp_path, freeze_joints(driven(told), since), told)
     assert StatusCode.FROZEN_JOINTS.name in str(caught.value) and "joint_states" in str(caught.value)
@@ -98,7 +98,7 @@ def test_a_view_that_freezes_while_the_arm_moves_is_refused(tmp_path: Path, told
 
 
 @pytest.mark.parametrize("told", TOLD)
-def test_a_pause_of_the_operator_is_no_fault(tmp_path: Path, told: str) -> None:
+def test_pause_of_the_operator_is_accepted(tmp_path: Path, told: str) -> None:
     """The last set-point holds, 10 mm ahead of the arm, whose driver says the very same positions."""
     made = freeze_joints(driven(told, until=20), 1.1)
     where = None
@@ -121,7 +121,7 @@ def test_a_set_point_that_stays_out_of_reach_is_a_command_to_move(tmp_path: Path
 
 
 @pytest.mark.parametrize("told", TOLD)
-def test_a_pose_that_freezes_while_the_arm_is_told_to_move_is_refused(tmp_path: Path, told: str) -> None:
+def test_frozen_pose_during_commands_is_refused(tmp_path: Path, told: str) -> None:
     made = driven(told)
     first = None
     for content in contents(made, POSE, 0.3):
@@ -143,7 +143,7 @@ def test_a_gripper_that_counts_in_another_unit_is_refused(tmp_path: Path, positi
 
 
 @pytest.mark.parametrize("positions", [(0.08, 0.0), (0.085, -0.01), (0.06, 0.02), (0.1, 0.0)])
-def test_a_gripper_that_is_told_about_open_or_closed_is_taken(tmp_path: Path, positions: tuple[float, float]) -> None:
+def test_gripper_commands_near_open_or_closed_are_accepted(tmp_path: Path, positions: tuple[float, float]) -> None:
     made = driven("target_pose")
     made.messages = [message for message in made.messages if message[1] != topics.GRIPPER_COMMAND]
     for at, position in zip((1, 1200), positions, strict=True):
@@ -271,7 +271,7 @@ def test_an_instruction_that_cannot_be_read_is_refused_before_anything_is_writte
 @pytest.mark.parametrize(
     "instruction", ['"lift the box"', "   lift the box   ", '" "lift the box" "', "lift the box\n"]
 )
-def test_quotes_and_spaces_around_an_instruction_are_left_out_and_said(
+def test_quotes_around_an_instruction_are_removed_and_reported(
     tmp_path: Path, bag: Path, instruction: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert command(bag, tmp_path / "out", instruction) == 0
@@ -334,7 +334,7 @@ def test_an_entry_that_is_mapped_twice_is_refused(tmp_path: Path) -> None:
         imported(tmp_path, driven("twist"), "twist", joints=joints)
 
 
-def test_motions_are_as_before(tmp_path: Path) -> None:
+def test_set_point_speed_is_unchanged(tmp_path: Path) -> None:
     """What is sound is imported, with the actions that were told."""
     found = imported(tmp_path, driven("twist"), "twist")
     assert np.all(found.episode.actions[2:, 0] > 0) and found.warnings == ()

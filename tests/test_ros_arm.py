@@ -94,7 +94,7 @@ def test_the_gripper_is_commanded_by_its_drivers_action(tmp_path: Path, kind: st
         server.destroy()
 
 
-def test_poses_come_from_transforms_and_the_mixture_is_drawn_there(tmp_path: Path) -> None:
+def test_poses_from_tf_and_mixture_markers(tmp_path: Path) -> None:
     with driven(tmp_path, pose__base_frame="arm_base", pose__end_effector_frame="hand") as robot:
         markers: list[MarkerArray] = []
         robot.node.create_subscription(MarkerArray, topics.resolve(topics.MARKERS), markers.append, 10)
@@ -140,7 +140,7 @@ def _image(encoding: str, height: int, width: int, step: int, data: bytes) -> Im
 
 @pytest.mark.parametrize("encoding", BYTES_PER_PIXEL)
 @pytest.mark.parametrize("padding", [0, 3, 12])
-def test_cv_bridge_reads_pictures_as_recordings_are_read(encoding: str, padding: int) -> None:
+def test_cv_bridge_and_recordings_give_the_same_pixels(encoding: str, padding: int) -> None:
     """Or what a policy learns from recordings would not be what it sees live."""
     rng = np.random.default_rng(0)
     height, width = 6, 8
@@ -150,7 +150,7 @@ def test_cv_bridge_reads_pictures_as_recordings_are_read(encoding: str, padding:
     np.testing.assert_array_equal(live, raw_to_rgb(encoding, height, width, step, data))
 
 
-def test_pictures_that_are_none_are_refused_before_cv_bridge_sees_them() -> None:
+def test_invalid_images_are_refused_before_cv_bridge() -> None:
     for encoding, size, sentence in (
         ("rgb8", 5, "image is incomplete"),
         ("16UC1", 96, "encoding '16UC1' is not known"),

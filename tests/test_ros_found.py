@@ -122,7 +122,7 @@ def _generating_python(distribution: Path, folder: Path) -> str:
     pytest.skip(f"the message generators of {distribution} do not work here: {'; '.join(reasons)}")
 
 
-def test_with_the_ros_2_that_lies_here(tmp_path: Path) -> None:
+def test_with_the_installed_ros_2(tmp_path: Path) -> None:
     """Builds ros2_ws beside it, then runs the tests that need ROS 2, with both."""
     if importlib.util.find_spec("rclpy") is not None:
         pytest.skip("ROS 2 is sourced: its tests run by themselves")

@@ -143,7 +143,7 @@ def test_a_bundle_that_cannot_be_opened_ends_the_launch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["policy.launch.py", "sim.launch.py"])
-def test_an_argument_that_nobody_reads_ends_the_launch(tmp_path: Path, file: str) -> None:
+def test_unknown_argument_ends_the_launch(tmp_path: Path, file: str) -> None:
     with launched(tmp_path, file, bundle=tmp_path / "nothing", profil="fr3_moveit_servo") as launch:
         assert launch.wait(20) == 1
         assert "argument 'profil' is not known; did you mean 'profile'?" in launch.output

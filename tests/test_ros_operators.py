@@ -174,7 +174,7 @@ def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
 @pytest.mark.parametrize(
     "code", [StatusCode.BAD_COMMAND, StatusCode.BAD_POSE, StatusCode.DEADLINE_MISSED, StatusCode.HELD]
 )
-def test_what_only_enable_ends_ends_a_task_and_refuses_the_next(tmp_path: Path, code: StatusCode) -> None:
+def test_latched_fault_ends_a_task_and_refuses_the_next(tmp_path: Path, code: StatusCode) -> None:
     with _robot({"bundle": str(write_toy(tmp_path / "toy")), "enable": True}) as (node, there):
         tasks = _Tasks(there)
         running = tasks.send(INSTRUCTIONS[0], 600.0)
@@ -208,7 +208,7 @@ def _kept(server: PolicyServer) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("instruction", ["", INSTRUCTIONS[0]])
-def test_every_refusal_leaves_the_server_as_it_is(tmp_path: Path, instruction: str) -> None:
+def test_refused_requests_do_not_change_the_server(tmp_path: Path, instruction: str) -> None:
     told: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "instruction": instruction}
     with _robot(told) as (node, there):
         _drive_until(there, StatusCode.DISABLED if instruction else StatusCode.NO_INSTRUCTION)
@@ -299,7 +299,7 @@ def test_a_misspelt_parameter_on_the_command_line_is_refused(tmp_path: Path) -> 
     assert done.returncode == 1 and "'bundel' is not known; did you mean 'bundle'?" in done.stdout + done.stderr
 
 
-def test_an_argument_that_ros_2_does_not_know_is_one_sentence(tmp_path: Path) -> None:
+def test_unknown_ros_argument_gives_one_error(tmp_path: Path) -> None:
     done = _node(tmp_path, "--parms-file", "x")
     assert done.returncode == 2 and "policy_node:" in done.stderr and "Traceback" not in done.stderr
 
@@ -366,7 +366,7 @@ TRANSITIONS = {
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS)
-def test_no_error_in_a_transition_is_mute(
+def test_every_error_of_a_transition_is_logged(
     tmp_path: Path, transition: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import rclpy

@@ -111,7 +111,7 @@ def test_every_parameter_changes_the_settings() -> None:
         ({"joints.entries": ["a"]}, "joints.entries has 1 entries, joints.names 0"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(values: dict[str, object], sentence: str) -> None:
+def test_invalid_settings_give_one_error(values: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         settings_from({**BUNDLE, **values})
 
@@ -156,7 +156,7 @@ OFF = [parameter for parameter in PARAMETERS if parameter.has_off]
 
 
 @pytest.mark.parametrize("parameter", OFF, ids=lambda parameter: parameter.name)
-def test_off_is_spelled_the_same_on_every_path(tmp_path: Path, parameter: Parameter) -> None:
+def test_off_is_written_the_same_everywhere(tmp_path: Path, parameter: Parameter) -> None:
     name = parameter.name
     off: object = [] if parameter.kind == "floats" else 0
     group, key = name.split(".")
@@ -282,9 +282,7 @@ def test_what_a_command_line_gives_by_name(tmp_path: Path) -> None:
         ("/**:", "ros__parameters"),
     ],
 )
-def test_a_parameter_file_that_does_not_fit_is_one_sentence_without_ros_2_too(
-    tmp_path: Path, content: str, sentence: str
-) -> None:
+def test_invalid_parameter_file_gives_one_error_without_ros_2(tmp_path: Path, content: str, sentence: str) -> None:
     file = tmp_path / "arm.yaml"
     file.write_text(content)
     with pytest.raises(ConfigError, match=sentence) as caught:

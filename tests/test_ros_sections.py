@@ -69,7 +69,7 @@ def test_sections_are_chosen_as_rclpy_does(tmp_path: Path, context: rclpy.Contex
         ),
     ],
 )
-def test_the_node_refuses_what_rclpy_takes_without_a_word(
+def test_node_refuses_mistakes_that_rclpy_accepts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, namespace: str, count: int
 ) -> None:
     from lifecycle_msgs.msg import State

@@ -39,7 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return toy_bundle(tmp_path_factory.mktemp("engine") / "bundle")
 
 
-def test_step_reads_everything_it_is_given(bundle: Bundle) -> None:
+def test_step_uses_every_input(bundle: Bundle) -> None:
     engine = Engine(bundle)
     first, second = (engine.condition(text) for text in INSTRUCTIONS)
     assert first.text_token.shape == (1, EMBED) and first.film.shape == (1, FILM) and engine.film == FILM
@@ -64,7 +64,7 @@ def test_step_reads_everything_it_is_given(bundle: Bundle) -> None:
         engine.condition("sing")
 
 
-def test_two_engines_agree_to_the_bit(bundle: Bundle) -> None:
+def test_two_engines_give_identical_results(bundle: Bundle) -> None:
     step = observations(CONTRACT, 1)[0]
     answers = []
     for _ in range(2):
@@ -75,7 +75,7 @@ def test_two_engines_agree_to_the_bit(bundle: Bundle) -> None:
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a GPU is here")
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_fall_back_is_announced(bundle: Bundle, provider: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_fall_back_is_reported(bundle: Bundle, provider: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         engine = Engine(bundle, provider=provider)
     assert engine.requested == provider and engine.active_provider == "CPUExecutionProvider"
@@ -86,7 +86,7 @@ def test_fall_back_is_announced(bundle: Bundle, provider: str, caplog: pytest.Lo
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a GPU is here")
-def test_provider_that_fails_is_announced_with_its_reason(
+def test_failing_provider_is_reported_with_its_reason(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A build with CUDA on a machine where CUDA cannot start: offered, but it fails when a session is made."""
@@ -108,7 +108,7 @@ def test_provider_that_fails_is_announced_with_its_reason(
     assert capsys.readouterr().out == ""
 
 
-def test_random_damage_to_a_graph_never_raises_anything_else(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_graph_raises_only_bundle_errors(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
     """With hashes made to fit, so that ONNX Runtime itself meets the damage."""
     rng = np.random.default_rng(1)
     refused = 0
@@ -128,7 +128,7 @@ def test_random_damage_to_a_graph_never_raises_anything_else(bundle: Bundle, cap
     assert capfd.readouterr().out == ""
 
 
-def test_cpu_and_auto_announce_nothing(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_cpu_and_auto_report_no_fall_back(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     assert Engine(bundle, provider="cpu").fallback is None
     assert Engine(bundle, provider="auto").fallback is None
     assert caplog.text == ""
@@ -159,7 +159,7 @@ def test_graph_of_another_contract(tmp_path: Path) -> None:
         Engine(open_bundle(write_toy(tmp_path / "past", graph_contract=toy_contract(history=5))))
 
 
-def test_graph_that_is_none(bundle: Bundle) -> None:
+def test_file_that_is_not_a_graph(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"step.onnx' cannot be loaded by ONNX Runtime .*; export the bundle again"):
         Engine(with_graph(bundle, step=b"not a graph"))
     with pytest.raises(BundleError, match=r"instruction.onnx' cannot be loaded"):
@@ -197,7 +197,7 @@ def test_wrong_names_and_types(bundle: Bundle) -> None:
         Engine(with_graph(bundle, instruction=model.SerializeToString()))
 
 
-def test_output_shape_left_open_is_settled_by_the_first_answer(bundle: Bundle) -> None:
+def test_open_output_shape_is_checked_by_the_first_answer(bundle: Bundle) -> None:
     def shorten(model: onnx.ModelProto) -> None:
         """Drop one logit in a way that no shape inference can see."""
         for node in model.graph.node:

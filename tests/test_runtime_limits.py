@@ -124,7 +124,7 @@ def swap(arm: Arm, path: Path) -> SwapState:
 # --- a bundle that is swapped in -------------------------------------------------------------------------------------
 
 
-def test_a_refit_of_a_few_per_cent_swaps_and_is_held_to_the_first_bundles_speed(tmp_path: Path) -> None:
+def test_slightly_faster_bundle_is_limited_to_the_first_bundles_speed(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     write_toy(tmp_path / "refit", 3, contract=with_top(0.21))
     arm = Arm(first, sampling="mode")
@@ -142,7 +142,7 @@ def test_a_refit_of_a_few_per_cent_swaps_and_is_held_to_the_first_bundles_speed(
 
 
 @pytest.mark.parametrize("axis", range(6))
-def test_more_than_a_quarter_faster_on_any_axis_is_refused(tmp_path: Path, axis: int) -> None:
+def test_bundle_over_25_percent_faster_on_any_axis_is_refused(tmp_path: Path, axis: int) -> None:
     tops = [0.2] * 6
     first = toy_bundle(tmp_path / "first", contract=with_top(*tops))
     tops[axis] = 0.251
@@ -174,7 +174,7 @@ def test_small_steps_do_not_add_up(tmp_path: Path) -> None:
     arm.server.close()
 
 
-def test_a_faster_bundle_that_was_asked_for_is_held_to_the_limit(tmp_path: Path) -> None:
+def test_allowed_faster_bundle_is_limited(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
     arm = Arm(first, limits=SafetyLimits(allow_faster_bundle=True), sampling="mode")
@@ -186,7 +186,7 @@ def test_a_faster_bundle_that_was_asked_for_is_held_to_the_limit(tmp_path: Path)
     arm.server.close()
 
 
-def test_a_stated_speed_is_the_limit_whatever_the_bundles_reach(tmp_path: Path) -> None:
+def test_configured_speed_is_the_limit_for_every_bundle(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
     arm = Arm(first, limits=SafetyLimits(speed=(0.5,) * 6), sampling="mode")
@@ -200,7 +200,7 @@ def test_a_stated_speed_is_the_limit_whatever_the_bundles_reach(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("axis", range(6))
-def test_with_a_stated_speed_a_response_that_claims_slower_motion_is_refused(tmp_path: Path, axis: int) -> None:
+def test_with_configured_speed_a_slower_response_is_refused(tmp_path: Path, axis: int) -> None:
     """The arm is the same: a set-point that the limit lets farther ahead of it would move it faster than the limit."""
     tops = [0.2] * 6
     first = toy_bundle(tmp_path / "first", contract=with_top(*tops))
@@ -220,7 +220,7 @@ def test_with_a_stated_speed_a_response_that_claims_slower_motion_is_refused(tmp
     free.server.close()
 
 
-def test_an_axis_that_hardly_moves_does_not_refuse_a_refit(tmp_path: Path) -> None:
+def test_small_differences_on_a_slow_axis_are_accepted(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2, 0.2, 0.2, 1e-5, 0.0, 1e-17))
     write_toy(tmp_path / "refit", 3, contract=with_top(0.2, 0.2, 0.2, 1e-3, 1e-17, 2e-3))
     arm = Arm(first)
@@ -300,7 +300,7 @@ SPOILT: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_a_command_that_is_not_sound_is_not_sent(tmp_path: Path, name: str) -> None:
+def test_invalid_command_is_not_sent(tmp_path: Path, name: str) -> None:
     bundle = toy_bundle(tmp_path / "toy")
     arm = Arm(bundle, sampling="mode")
     arm.drive(observations(CONTRACT, 3), POSE)
@@ -341,7 +341,7 @@ def test_the_ramp_is_checked_too(tmp_path: Path, state: str) -> None:
     arm.server.close()
 
 
-def test_enabling_drives_again_once_the_command_is_sound(tmp_path: Path) -> None:
+def test_enable_drives_again_once_commands_are_valid(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "toy")
     arm = Arm(bundle, sampling="mode")
     arm.drive(observations(CONTRACT, 3), POSE)
@@ -425,7 +425,7 @@ def random_pose(rng: np.random.Generator, around: NDArray[np.float64]) -> NDArra
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_whatever_comes_what_goes_out_is_finite_and_inside(tmp_path: Path, seed: int) -> None:
+def test_commands_are_finite_and_within_limits_for_random_inputs(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     contract, limits = random_contract(rng), random_limits(rng)
     for i in range(3):

@@ -56,7 +56,7 @@ def test_temperature_sharpens() -> None:
     assert np.allclose(cold[nearest == 0].std(0), SCALES[0] * 0.1, rtol=0.1)
 
 
-def test_low_noise_draws_components_by_weight_and_hardly_any_noise() -> None:
+def test_low_noise_samples_components_by_weight_with_little_noise() -> None:
     samples = draws("low_noise")
     nearest = np.abs(samples[:, None] - MEANS[None]).sum(-1).argmin(1)
     shares = np.bincount(nearest, minlength=3) / len(samples)
@@ -66,7 +66,7 @@ def test_low_noise_draws_components_by_weight_and_hardly_any_noise() -> None:
     assert np.abs(noise.mean(0)).max() < 4 * LOW_NOISE_STD / math.sqrt(len(samples))
 
 
-def test_mode_is_the_heaviest_components_mean_and_draws_nothing() -> None:
+def test_mode_is_the_mean_of_the_largest_weight_and_uses_no_random_number() -> None:
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
     assert np.array_equal(MIXTURE.sample("mode", rng), MEANS[0].astype(np.float64))
@@ -104,7 +104,7 @@ def test_log_prob_integrates_to_one_and_agrees_with_the_formula() -> None:
         (Mixture(np.zeros(2), MEANS, SCALES), r"has logits \(2,\), means \(3, 2\)"),
     ],
 )
-def test_answers_that_cannot_be_used(mixture: Mixture, sentence: str) -> None:
+def test_invalid_mixtures_are_refused(mixture: Mixture, sentence: str) -> None:
     with pytest.raises(PolicyOutputError, match=sentence):
         mixture.check()
 

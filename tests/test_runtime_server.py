@@ -53,7 +53,7 @@ def ramp(decisions: Sequence[Decision], before: Decision) -> None:
         assert decision.status.motion == ("halting" if share else "halted")
 
 
-def test_it_drives(bundle: Bundle) -> None:
+def test_policy_drives(bundle: Bundle) -> None:
     server = make(bundle)
     decision = drive(server, STEPS[:3])[-1]
     status = decision.status
@@ -76,7 +76,7 @@ def test_without_an_instruction_nothing_is_sent(bundle: Bundle) -> None:
         assert not decision.command and not decision.action.any()
 
 
-def test_taking_the_instruction_back_halts(bundle: Bundle) -> None:
+def test_removing_the_instruction_halts(bundle: Bundle) -> None:
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
     server.set_instruction("")
@@ -164,7 +164,7 @@ FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault_ramps_to_a_halt_and_says_so(bundle: Bundle, name: str) -> None:
+def test_fault_ramps_to_a_halt_and_is_reported(bundle: Bundle, name: str) -> None:
     change, shift, code, sentence = FAULTS[name]
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
@@ -181,7 +181,7 @@ def test_fault_ramps_to_a_halt_and_says_so(bundle: Bundle, name: str) -> None:
     assert resumed.status.window_cleared == "resume after a halt"
 
 
-def test_silence_waits_then_halts(bundle: Bundle) -> None:
+def test_missing_observations_wait_then_halt(bundle: Bundle) -> None:
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
     monotonic = STEPS[2].stamp + DELAY
@@ -199,14 +199,14 @@ def test_silence_waits_then_halts(bundle: Bundle) -> None:
     )
 
 
-def test_one_late_observation_goes_on(bundle: Bundle) -> None:
+def test_one_late_observation_does_not_halt(bundle: Bundle) -> None:
     server = make(bundle)
     drive(server, STEPS[:3])
     assert not server.tick_without_observation(STEPS[2].stamp + DELAY + PERIOD).command
     assert drive(server, STEPS[3:4])[0].status.window == 4
 
 
-def test_silence_is_measured_by_the_steady_clock(bundle: Bundle) -> None:
+def test_timeout_uses_the_monotonic_clock(bundle: Bundle) -> None:
     """The clock of the stamps may stand still (a paused simulation): silence is noticed all the same."""
     server = make(bundle)
     server.step(STEPS[0], STEPS[0].stamp, monotonic=7.0)
@@ -215,7 +215,7 @@ def test_silence_is_measured_by_the_steady_clock(bundle: Bundle) -> None:
     assert server.tick_without_observation(now, monotonic=7.2).status.code is StatusCode.MISSING_OBSERVATION
 
 
-def test_nothing_ever_came(bundle: Bundle) -> None:
+def test_no_observation_at_all(bundle: Bundle) -> None:
     server = make(bundle)
     assert server.tick_without_observation(50.0).status.code is StatusCode.WAITING
     assert server.tick_without_observation(50.2).status.code is StatusCode.MISSING_OBSERVATION
@@ -244,7 +244,7 @@ def test_frozen_view(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("ring", [1, 2, 3, 4, 8])
-def test_a_ring_of_stale_pictures_is_frozen(bundle: Bundle, ring: int) -> None:
+def test_repeated_ring_of_old_images_is_frozen(bundle: Bundle, ring: int) -> None:
     """A dead camera driver hands out its buffers in turn, under fresh stamps."""
 
     def steps(speed: float, views: Sequence[str]) -> list[Observation]:
@@ -265,7 +265,7 @@ def test_a_ring_of_stale_pictures_is_frozen(bundle: Bundle, ring: int) -> None:
     assert {d.status.code for d in still} == {StatusCode.RUNNING}
 
 
-def test_a_camera_that_shows_new_pictures_again_goes_on(bundle: Bundle) -> None:
+def test_new_images_end_a_frozen_view(bundle: Bundle) -> None:
     server = make(bundle)
     frozen = [dataclasses.replace(o, images=STEPS[i % 2].images) for i, o in enumerate(STEPS[:15])]
     moving = [with_reading(o, "joint_states", np.full(7, 0.01 * i)) for i, o in enumerate(frozen + STEPS[15:])]
@@ -281,7 +281,7 @@ def test_clock_set_back_recovers(bundle: Bundle) -> None:
     assert codes == [StatusCode.OUT_OF_ORDER, StatusCode.RUNNING, StatusCode.RUNNING]
 
 
-def test_lockstep_knows_no_clock(bundle: Bundle) -> None:
+def test_lockstep_checks_no_clock(bundle: Bundle) -> None:
     server = make(bundle, watch=WatchLimits.lockstep())
     assert server.step(STEPS[0], 0.0).status.code is StatusCode.RUNNING
     assert server.step(STEPS[1], 1e9).status.code is StatusCode.RUNNING
@@ -343,7 +343,7 @@ def test_shadow_mode_answers_without_commands(bundle: Bundle) -> None:
         assert shadow.sample is not None and drove.sample is not None and np.array_equal(shadow.sample, drove.sample)
 
 
-def test_disable_finishes_the_ramp_and_falls_silent(bundle: Bundle) -> None:
+def test_disable_finishes_the_ramp_and_stops_commands(bundle: Bundle) -> None:
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
     server.disable()
@@ -419,7 +419,7 @@ def test_the_ramp_to_a_halt_ends_at_the_walls(bundle: Bundle) -> None:
         assert ramped[3:6].any(), "turning is not walled"
 
 
-def test_limits_bind_the_command_and_not_the_sample(bundle: Bundle) -> None:
+def test_limits_apply_to_the_command_and_not_the_sample(bundle: Bundle) -> None:
     speed, acceleration = 0.04, 0.2
     limits = SafetyLimits(speed=(speed,) * 6, acceleration=(acceleration,) * 6)
     decisions = drive(make(bundle, limits=limits), STEPS[:20])
@@ -429,7 +429,7 @@ def test_limits_bind_the_command_and_not_the_sample(bundle: Bundle) -> None:
     assert max(np.abs(d.sample).max() for d in decisions if d.sample is not None) > 0.5
 
 
-def test_a_workspace_wants_to_know_where_the_hand_is(bundle: Bundle) -> None:
+def test_workspace_needs_the_pose(bundle: Bundle) -> None:
     limits = SafetyLimits(workspace_low=(0.3, -0.2, 0.1), workspace_high=(0.7, 0.2, 0.5))
     server = make(bundle, limits=limits)
     decision = drive(server, STEPS[:1])[0]
@@ -444,7 +444,7 @@ def test_a_workspace_wants_to_know_where_the_hand_is(bundle: Bundle) -> None:
     assert drive(server, STEPS[15:16])[0].status.code is StatusCode.DISABLED, "in shadow mode it may look on"
 
 
-def test_emergency_stop_halts_and_letting_it_go_does_not_drive(bundle: Bundle) -> None:
+def test_emergency_stop_halts_and_releasing_it_does_not_drive(bundle: Bundle) -> None:
     server = make(bundle, resume="auto")
     last = drive(server, STEPS[:5])[-1]
     server.set_emergency_stop(True)
@@ -466,7 +466,7 @@ def test_emergency_stop_halts_and_letting_it_go_does_not_drive(bundle: Bundle) -
     assert drive(server, STEPS[13:14])[0].status.code is StatusCode.RUNNING
 
 
-def test_the_dead_man_switch_must_be_held_and_said_to_be(bundle: Bundle) -> None:
+def test_dead_man_switch_must_be_held_and_repeated(bundle: Bundle) -> None:
     server = make(bundle, watch=WatchLimits(dead_man=0.12))
 
     def step(i: int) -> Decision:
@@ -488,7 +488,7 @@ def test_the_dead_man_switch_must_be_held_and_said_to_be(bundle: Bundle) -> None
     assert decision.status.code is StatusCode.DISABLED and decision.sample is not None, "nothing moves in shadow mode"
 
 
-def test_overruns_are_counted_and_several_in_a_row_halt_for_good(bundle: Bundle) -> None:
+def test_overruns_are_counted_and_several_in_a_row_halt_until_enable(bundle: Bundle) -> None:
     slow = True
     at = 0.0
 
@@ -543,7 +543,7 @@ def test_episode_streams_are_reproducible(bundle: Bundle) -> None:
     assert decision.sample is not None and np.array_equal(decision.sample, expected)
 
 
-def test_reset_of_a_still_arm_forgets_the_last_command(bundle: Bundle) -> None:
+def test_reset_of_a_stationary_arm_clears_the_last_command(bundle: Bundle) -> None:
     limits = SafetyLimits(acceleration=(0.2,) * 6, jerk=(2.0,) * 6)
     server = make(bundle, limits=limits, watch=WatchLimits.lockstep())
     first = [d.action for d in drive(server, STEPS[:5])]

@@ -69,7 +69,7 @@ def test_raw_history_keeps_copies_of_the_newest_steps() -> None:
     assert history.newest == 6, "numbers go on, so that a swap never mistakes one window for another"
 
 
-def test_a_window_that_slid_is_the_last_steps_alone(server: PolicyServer) -> None:
+def test_full_window_depends_only_on_the_last_steps(server: PolicyServer) -> None:
     last = drive(server, 0, 25)[-1]
     assert sizes([last]) == [10]
     server.reset("test")
@@ -92,7 +92,7 @@ def test_new_instruction_clears(server: PolicyServer) -> None:
     assert decision.status.instruction == INSTRUCTIONS[1]
 
 
-def test_the_same_instruction_again_does_not(server: PolicyServer) -> None:
+def test_same_instruction_again_does_not_clear(server: PolicyServer) -> None:
     drive(server, 0, 5)
     server.set_instruction(INSTRUCTIONS[0])
     assert sizes(drive(server, 5, 1)) == [6]

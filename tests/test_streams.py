@@ -57,7 +57,7 @@ def moving(outputs: list[Output]) -> bool:
     return any(o.command.is_sent and bool(o.decision.action[:6].any()) for o in outputs)
 
 
-def test_streams_that_are_right_are_driven(bundle: Bundle) -> None:
+def test_correct_streams_are_driven(bundle: Bundle) -> None:
     for streams in (Streams(CONTRACT), split(), split(topic="/joint_states")):
         outputs = play(bundle, streams)
         assert last(outputs, 30) == {StatusCode.RUNNING}
@@ -73,7 +73,7 @@ EVERY += [((A, B, "joints", "gripper", "pose"), offset) for offset in (0.3, -0.3
 
 
 @pytest.mark.parametrize(("names", "offset"), EVERY)
-def test_every_stream_at_every_offset_is_driven_in_tolerance_or_named(
+def test_each_stream_with_a_clock_offset_is_driven_or_reported(
     bundle: Bundle, names: tuple[str, ...], offset: float
 ) -> None:
     """Delays are at most 5 ms here: within 0.1 s ahead and 0.2 s behind the clock is right."""
@@ -165,7 +165,7 @@ def test_the_fault_lasts_as_long_as_the_clock_is_wrong(bundle: Bundle, name: str
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_a_message_that_was_ahead_once_does_not_stop_the_arm_for_good(bundle: Bundle, name: str) -> None:
+def test_one_message_ahead_halts_only_for_a_time(bundle: Bundle, name: str) -> None:
     outputs = play(bundle, changed(split(), name, offset=5.0, since=1.5, until=1.56), 3.0)
     codes = [o.decision.status.code for o in outputs]
     assert StatusCode.FUTURE_STAMP in codes and codes[-1] is StatusCode.RUNNING
@@ -235,7 +235,7 @@ def test_a_stream_that_stops_is_named_alone(bundle: Bundle, name: str) -> None:
     assert not any(LABELS[other] in sentence for other in (A, B) if other != name), sentence
 
 
-def test_nothing_ever_came_from_a_stream(bundle: Bundle) -> None:
+def test_stream_without_any_message(bundle: Bundle) -> None:
     for name in (A, B, "joints", "gripper"):
         outputs = play(bundle, split().shifted(name, since=99.0))
         code = StatusCode.BAD_OBSERVATION if name in ("joints", "gripper") else StatusCode.MISSING_OBSERVATION
@@ -247,7 +247,7 @@ def test_nothing_ever_came_from_a_stream(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("missing", ARM + GRIPPER)
-def test_a_joint_that_is_never_named_is_named(bundle: Bundle, missing: str) -> None:
+def test_missing_joint_is_reported(bundle: Bundle, missing: str) -> None:
     names = [name for name in ARM + GRIPPER if name != missing]
     outputs = play(bundle, Streams(CONTRACT, joints=[("/joint_states", names, Clock(hz=100.0))]))
     assert last(outputs) == {StatusCode.BAD_OBSERVATION}

@@ -52,7 +52,7 @@ def test_the_motion_is_found(right: float, down: float, turned: float, larger: f
     assert found.correlation > 0.9
 
 
-def test_the_sentence_says_what_to_do() -> None:
+def test_description_says_what_to_do() -> None:
     picture = _picture()
     assert "fits the training image" in describe(CAMERA, misalignment(picture, picture))
     right = describe(CAMERA, misalignment(picture, _moved(picture, 10, 0, 0, 1)))
@@ -92,7 +92,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "name a .png or .jpg file" in capsys.readouterr().err
 
 
-def test_a_bundle_without_pictures_says_so(tmp_path: Path) -> None:
+def test_bundle_without_images_is_reported(tmp_path: Path) -> None:
     bundle = open_bundle(write_toy(tmp_path / "toy"))
     with pytest.raises(BundleError, match=r"holds no training \w+ of 'agentview_rgb'; export it anew"):
         bundle.view("agentview_rgb")
