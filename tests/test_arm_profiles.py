@@ -65,7 +65,7 @@ def test_a_profile_serves_without_ros_2_as_well(path: Path) -> None:
 
 def test_invalid_parameter_file_gives_one_error(tmp_path: Path) -> None:
     file = tmp_path / "arm.yaml"
-    for content, sentence in (
+    for content, message in (
         ("/**:\n  ros__parameters:\n    safety: {halt_tyme: 0.1}\n", "'safety.halt_tyme' is not known.*halt_time"),
         (
             "a:\n  ros__parameters: {}\nb:\n  ros__parameters: {}\n",
@@ -74,7 +74,7 @@ def test_invalid_parameter_file_gives_one_error(tmp_path: Path) -> None:
         ("safety: {halt_tyme: 0.1}\n", "halt_tyme"),
     ):
         file.write_text(content)
-        with pytest.raises(ConfigError, match=sentence):
+        with pytest.raises(ConfigError, match=message):
             load_arm(file)
     file.write_text("safety: {halt_time: 0.1}\n")
     assert load_arm(file) == (ArmSettings(safety=SafetyLimits(halt_time=0.1)), {})

@@ -1,4 +1,4 @@
-"""Ten thousand randomly broken messages, on plain DDS and on ROS 2: the policy lives, and no command leaves the limits.
+"""Ten thousand randomly broken messages, on plain DDS and on ROS 2: the policy survives, and commands stay in limits.
 
 Fields that make no sense, and bytes that are no message, between good observations. Seeded; a failure names its seed.
 """
@@ -27,7 +27,7 @@ WHERE = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
 
 
 class Breaker:
-    """Makes broken messages of a robot's side."""
+    """Makes broken messages for a robot."""
 
     def __init__(self, robot: Robot, seed: int) -> None:
         self._robot = robot

@@ -1,4 +1,4 @@
-"""Commands and poses, on plain DDS and on ROS 2: what the arm cannot have reached, set-points, a faster bundle."""
+"""Commands and poses, on plain DDS and on ROS 2: impossible poses, set-points, and a faster bundle."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_faster_bundle_is_refused_and_slightly_faster_one_is_limited(side: Side,
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"\x1b[31mred", "\u202eback".encode(), b"\xff" * 60])
 def test_name_that_is_not_text_is_refused_and_the_arm_halts(side: Side, tmp_path: Path, name: bytes) -> None:
-    """A file's name is any bytes; a message is text."""
+    """A file name may be any bytes, but a message is text."""
     watched = tmp_path / "watched"
     watched.mkdir()
     bad = write_toy(tmp_path / "bad", 2)

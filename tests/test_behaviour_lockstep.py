@@ -1,4 +1,4 @@
-"""Lockstep in two processes, on plain DDS and on ROS 2: every observation answered once, and just as in one process."""
+"""Lockstep in two processes, on plain DDS and on ROS 2: each observation is answered once, as in one process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _server(bundle: Path) -> PolicyServer:
 def _roll(
     side: Side, world: SimEnv, rollouts: Sequence[Rollout], options: RobotOptions | None = None
 ) -> list[RolloutReport]:
-    """Rollouts of a robot in this process."""
+    """Run rollouts of a robot in this process."""
     options = options or RobotOptions()
     with side.link(world.contract, follow=options.follow, lockstep=True) as link:
         return SimRobot(link, world, lockstep=True, options=options).run(rollouts)
@@ -181,7 +181,7 @@ def test_every_drive_follows_every_answer(side: Side, tmp_path: Path, follow: Fo
 
 
 def _lose_the_first(link: Link, lost: list[str]) -> None:
-    """Lose the first command and, after it, an observation, as the first messages on a topic may be."""
+    """Lose the first command and then an observation, as can happen to the first messages on a topic."""
     commands, observe = link.commands, link.observe
 
     def lossy_commands() -> list[Command]:
@@ -219,7 +219,7 @@ def test_lost_message_is_repeated_without_effect_on_results(side: Side, tmp_path
 
 
 def test_success_is_that_of_an_evaluation(side: Side, tmp_path: Path) -> None:
-    """The same rollouts by the evaluation's workers and over the wire: successes and lengths are the same."""
+    """The same rollouts by the evaluation's workers and by messages have the same successes and lengths."""
     bundle = write_toy(tmp_path / "toy")
     with RolloutPool(1, suites="tests.toy_suite") as pool:
         inside = pool.evaluate(bundle, [Cell("toy", 1, rollouts=8, seed=4)])
@@ -232,7 +232,7 @@ def test_success_is_that_of_an_evaluation(side: Side, tmp_path: Path) -> None:
 
 
 def test_simulated_robot_equals_an_evaluation(side: Side, tmp_path: Path) -> None:
-    """Both commands in processes of their own, with robosuite's world, against the same rollouts in this process."""
+    """Both commands in separate processes, with robosuite, against the same rollouts in this process."""
     pytest.importorskip("robosuite")
     from m2distill_policy.sim.suites import make_sim_env, suite_task
 

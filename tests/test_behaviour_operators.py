@@ -1,4 +1,4 @@
-"""What an operator asks of the policy by topics and signals, on plain DDS and on ROS 2."""
+"""Requests of an operator by topics and signals, on plain DDS and on ROS 2."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_more_signals_do_not_end_a_long_ramp(side: Side, tmp_path: Path, first: 
 
 @pytest.mark.parametrize("name", ["twist", "target_pose", "gripper"])
 def test_another_publisher_of_a_command_is_named_and_halts(side: Side, tmp_path: Path, name: str) -> None:
-    """Its presence is a warning, its first command a halt; both are over when it is gone."""
+    """Another publisher gives a warning, and its first command a halt; both end when it is gone."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         other = side.robot(CONTRACT)

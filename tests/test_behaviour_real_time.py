@@ -1,4 +1,4 @@
-"""The policy in real time, in a process of its own, on plain DDS and on ROS 2: answers, swaps, operators, the way out.
+"""The policy in real time in its own process, on plain DDS and on ROS 2: answers, swaps, operators, shutdown.
 
 Faults have a file of their own.
 """
@@ -38,7 +38,7 @@ def drive_until(
     first: Callable[[], object] = lambda: None,
     fits: Callable[[Any], bool] = lambda status: True,
 ) -> None:
-    """Say observations until the policy answers one with ``code``, and with a status that ``fits``."""
+    """Publish observations until the policy answers one with ``code``, and with a status that ``fits``."""
     deadline = time.monotonic() + 15
     while not any(s.code == code and fits(s) for s in robot.heard["status"]):
         assert time.monotonic() < deadline, f"no {what}; the last status was {robot.heard['status'][-1:]}"
@@ -134,7 +134,7 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(side: Side, tmp_path: Path) -> None
 
 
 def test_operator_inputs_override_the_policy(side: Side, tmp_path: Path) -> None:
-    """The arm moves only while the dead-man switch says that it is held, and not after an emergency stop."""
+    """The arm moves only while messages say that the dead-man switch is held, and not after an emergency stop."""
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], watch__dead_man=0.3) as (policy, robot):
 
@@ -161,7 +161,7 @@ def test_operator_inputs_override_the_policy(side: Side, tmp_path: Path) -> None
 
 
 def test_emergency_stop_pressed_before_the_start_counts(side: Side, tmp_path: Path) -> None:
-    """And one that is said to be let go only later, by the same publisher, does not set the arm going."""
+    """A later release by the same publisher does not start the arm either."""
     bundle = write_toy(tmp_path / "toy")
     with contextlib.closing(side.robot(CONTRACT)) as robot:
         say = robot.latched_flag(topics.EMERGENCY_STOP)
@@ -204,7 +204,7 @@ def test_set_points_follow_the_pose_and_stop_with_it(side: Side, tmp_path: Path)
 
 
 def test_commands_are_stamped_when_they_are_sent(side: Side, tmp_path: Path) -> None:
-    """MoveIt Servo drops a twist whose stamp is too old; ~/action and ~/status keep the observation's."""
+    """MoveIt Servo drops twists with old stamps; ~/action and ~/status keep the observation's stamp."""
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (_, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -256,7 +256,7 @@ def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
 
 
 def test_one_ctrl_c_that_arrives_twice_does_not_end_the_ramp(side: Side, tmp_path: Path) -> None:
-    """From the terminal, and once more from the launcher that got it as well."""
+    """Once from the terminal, and once from the launcher, which received it too."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         policy.process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A bundle is written whole, opened verified, and every way to break one has its sentence."""
+"""A bundle is written completely and verified when opened, and every kind of damage has its message."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_appears_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({"provenance": {"metric": float("nan")}}, "cannot be written as JSON"),
         ({"provenance": {"what": object()}}, "cannot be written as JSON"),
@@ -131,7 +131,7 @@ def test_appears_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"graphs": {"step.onnx": b"", "instruction.onnx": b"", "../evil": b""}}, "plain names without folders"),
     ],
 )
-def test_writer_refuses_what_could_not_be_opened(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+def test_writer_refuses_what_could_not_be_opened(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "contract": toy_contract(),
         "tasks": [],
@@ -141,7 +141,7 @@ def test_writer_refuses_what_could_not_be_opened(tmp_path: Path, change: dict[st
         "embeddings": toy_embeddings(INSTRUCTIONS),
         "graphs": {"step.onnx": b"", "instruction.onnx": b""},
     }
-    with pytest.raises(BundleError, match=sentence):
+    with pytest.raises(BundleError, match=message):
         write_bundle(tmp_path / "bundle", **(arguments | change))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BundleError, match="starts with a dot"):
@@ -246,9 +246,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_invalid_bundle_is_refused_with_its_message(path: Path, case: str) -> None:
-    damage, sentence = BAD[case]
+    damage, message = BAD[case]
     damage(path)
-    with pytest.raises(BundleError, match=sentence):
+    with pytest.raises(BundleError, match=message):
         open_bundle(path)
 
 
@@ -261,7 +261,7 @@ def test_not_there_and_not_a_folder(tmp_path: Path) -> None:
 
 
 def test_damaged_bundle_raises_only_bundle_errors(path: Path) -> None:
-    """Bytes flipped and files cut at random, with the manifest's hashes made to fit: still only sentences."""
+    """Random bytes flipped and files truncated, with matching hashes in the manifest: only our own errors."""
     rng = np.random.default_rng(0)
     originals = {p.name: p.read_bytes() for p in path.iterdir()}
     for _ in range(150):

@@ -1,4 +1,4 @@
-"""A signature finds tampering: with a public key configured, no bundle is taken that its private key did not sign."""
+"""A signature detects tampering: with a public key, only bundles signed with its private key are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A contract is checked whole when it is made: no value of another type, and none that is not plausible, gets in."""
+"""A contract is checked completely when it is made: wrong types and implausible values are refused."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CONTRACT = libero_contract(64, TEXT)
 
 
 def plain() -> dict[str, Any]:
-    """The contract as JSON carries it."""
+    """Return the contract as JSON data."""
     found: dict[str, Any] = json.loads(CONTRACT.to_json())
     return found
 
 
 def leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value that is no list and no object, and to every list and object."""
+    """Return the paths of all simple values, and of all lists and objects."""
     if way:
         yield way
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The policy node on plain DDS alone; what it has in common with ROS 2's is tested in test_behaviour_*.py."""
+"""The policy node on plain DDS; what it shares with ROS 2's is tested in test_behaviour_*.py."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def domain() -> Iterator[int]:
 
 def test_unused_remapping_is_refused(tmp_path: Path, domain: int) -> None:
     server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")))
-    for source, sentence in (
+    for source, expected in (
         ("/joint_state", r"renames '/joint_state', which is none of .*; did you mean '/joint_states'\?"),
         ("/m2distill_policy/twist", None),
     ):
         with Participant(domain, {source: "/arm/x"}) as participant:
             PolicyNode(participant, server)
-            if sentence is None:
+            if expected is None:
                 participant.require_remapped()
             else:
-                with pytest.raises(ConfigError, match=sentence):
+                with pytest.raises(ConfigError, match=expected):
                     participant.require_remapped()
     server.close()
 

@@ -1,4 +1,4 @@
-"""Demonstration files: what is written comes back, upright, and what is wrong is named."""
+"""Demonstration files: written data are read back, upright, and errors name the problem."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = 16
 
 
 def recording(seed: int, length: int = 7, size: int = SIZE) -> Recording:
-    """An episode of random but allowed contents."""
+    """Return an episode with random valid contents."""
     rng = np.random.default_rng(seed)
     actions = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
     states = rng.normal(size=(length, 20))
@@ -117,7 +117,7 @@ def test_hash_is_of_what_is_demonstrated(path: Path, tmp_path: Path) -> None:
 
 
 def test_published_files_are_read(path: Path) -> None:
-    """LIBERO's own files: no contract, no seed, extra attributes, float64 readings, instruction in quotes."""
+    """LIBERO's own files: no contract, no seed, extra attributes, float64 proprioception, instruction in quotes."""
     with h5py.File(path, "r+") as raw:
         data = raw["data"]
         for name in ("m2distill_contract", "m2distill_suite", "m2distill_tried", "env_args"):

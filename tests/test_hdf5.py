@@ -1,4 +1,4 @@
-"""HDF5 files that nobody here wrote: read, or refused by one DemonstrationError, in bounded time and memory."""
+"""HDF5 files from unknown sources: read, or refused with one DemonstrationError, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def path(whole: Path, tmp_path: Path) -> Path:
 
 
 def read_all(path: Path) -> int:
-    """Everything that the product reads of a file."""
+    """Read everything that the product reads from a file."""
     file = DemonstrationFile(path)
     file.lengths()
     for index in range(len(file)):
@@ -266,7 +266,7 @@ def test_links_and_external_data_are_refused(
 
 
 def test_files_of_other_tools_are_read(path: Path) -> None:
-    """Filters that every library has, other byte orders and precisions, names and attributes that nobody asks for."""
+    """Filters that every library has, other byte orders and precisions, unused names and attributes."""
     before = DemonstrationFile(path).episode(1)
     with h5py.File(path, "r+") as raw:
         episode = raw["data/demo_1"]
@@ -293,7 +293,7 @@ def test_files_of_other_tools_are_read(path: Path) -> None:
 
 
 def test_a_small_file_cannot_take_all_memory(path: Path) -> None:
-    """One chunk that declares itself far larger than what is stored of it."""
+    """One chunk that declares a much larger size than is stored."""
     with h5py.File(path, "r+") as raw:
         del raw["data/demo_1/actions"]
         raw.create_dataset("data/demo_1/actions", (400_000_000, 7), "u1", chunks=(400_000_000, 1), compression="gzip")
@@ -369,7 +369,7 @@ def test_a_reader_that_was_ended_is_started_anew(whole: Path) -> None:
 
 
 def _damaged(content: bytes, rng: random.Random) -> bytes:
-    """Flipped bits, a run of zeros, noise, a part twice or gone, an end cut off."""
+    """Flip bits, write zeros or noise, repeat or remove a part, truncate."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 8))):
         kind = rng.randrange(6)
@@ -393,7 +393,7 @@ def _damaged(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[bytes]]:
-    """The same demonstrations in the layouts of several tools and ages of HDF5."""
+    """Write the same demonstrations in the layouts of several tools and versions of HDF5."""
     folder = tmp_path_factory.mktemp("small")
     out = writer(folder)
     for seed in (3, 5):

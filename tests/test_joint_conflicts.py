@@ -34,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def at_place(arm: float, finger: float = 0.03) -> Callable[[float, Sequence[str]], list[float]]:
-    """An arm that stands, with noise as encoders have it."""
+    """An arm that does not move, with the noise of encoders."""
     return lambda t, names: [
         (finger if "finger" in name else arm) + 1e-5 * math.sin(997 * t + i) for i, name in enumerate(names)
     ]
@@ -82,16 +82,16 @@ def test_a_second_publisher_that_contradicts_halts_and_is_named(
     after = [o for o in outputs if o.command_stamp / 1e9 - BEGIN > first + 0.5]
     codes = {o.decision.status.code for o in after}
     assert codes <= {StatusCode.BAD_OBSERVATION, StatusCode.WAITING} and not moving(after)
-    sentence = after[-1].decision.status.message
+    text = after[-1].decision.status.message
     joint = GRIPPER if second == "the gripper" else ARM
-    assert any(name in sentence for name in joint) and topic in sentence and JOINTS in sentence
+    assert any(name in text for name in joint) and topic in text and JOINTS in text
     if first:
         assert StatusCode.RUNNING in {o.decision.status.code for o in outputs}
 
 
 @pytest.mark.parametrize("hz", [10.0, 20.0])
 def test_two_publishers_of_one_rate_in_turn(bundle: Bundle, hz: float) -> None:
-    """Each reading is one that a fast joint could reach; not all of them in turn."""
+    """Each position alone is possible for a fast joint, but not all of them in turn."""
     for second in ("the same names", "another order"):
         topic, names = SECOND[second]
         clocks = Clock(hz=max(hz, 20.0), delay=0.001), Clock(hz=hz, delay=0.001, phase=0.025, since=1.5)
@@ -153,14 +153,14 @@ def test_arm_and_gripper_split_and_swinging(bundle: Bundle) -> None:
 
 
 class Feed:
-    """Joint states of one publisher, at 100 Hz unless said otherwise."""
+    """Joint states of one publisher, at 100 Hz by default."""
 
     def __init__(self, limits: Sequence[JointLimit] = LIMITS) -> None:
         self.states = JointStates(NAMES, GRIPPER, slop=20 * MS, held=200 * MS, limits=limits)
         self.now = 0.0
 
     def __call__(self, arm: float, *, pause: float = 0.01, back: float = 0.0, late: float = 0.0) -> str:
-        """What became of it. back: s by which both clocks are back; late: s by which its stamp is before it came."""
+        """Add a message and return the result. back: s that both clocks are set back; late: s of its delay."""
         self.now += pause
         moment = Moment(round((BEGIN + self.now - back) * NS), self.now)
         stamp = moment.wall - round(late * NS)
@@ -314,7 +314,7 @@ def test_one_very_late_message_keeps_earlier_ones() -> None:
 
 
 def test_a_robot_whose_clock_is_set_back(bundle: Bundle) -> None:
-    """Cameras and joints of another computer: their stamps are late by less than is stale."""
+    """Cameras and joints of another computer: their stamps are late, but less than stale_after."""
     offset = -0.17
 
     def stepped(clock: Clock) -> Clock:

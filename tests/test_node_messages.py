@@ -1,4 +1,4 @@
-"""Messages against what the runtime speaks, by the types of plain DDS."""
+"""Conversion between messages and the runtime's types, with the types of plain DDS."""
 
 from __future__ import annotations
 

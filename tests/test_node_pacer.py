@@ -1,4 +1,4 @@
-"""The clock that keeps step with the cameras; time is handed in."""
+"""The clock that stays in phase with the cameras; time is an argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PERIOD = 0.05
 
 
 def _run(arrivals: list[float], until: float, interval: float | None) -> tuple[list[float], int]:
-    """Cycle times with a set, and how many cycles ran without, for sets that arrive at ``arrivals`` (s)."""
+    """Return the times of cycles with a set, and the number without, for sets that arrive at ``arrivals`` (s)."""
     pacer, now, used, missed, index = Pacer(PERIOD, arrivals[0]), arrivals[0], [], 0, 0
     pacer.cameras(interval)
     newest: float | None = None
@@ -49,7 +49,7 @@ def test_a_faster_camera_does_not_drive_the_policy_faster(rate: float) -> None:
 
 
 def test_delay_loses_no_set() -> None:
-    """One set comes 40 ms late: it and the next one are used, and from then on each when it comes."""
+    """One set is 40 ms late: it and the next one are used, and later ones when they arrive."""
     arrivals = [0.0, 0.05, 0.14, 0.15, 0.2, 0.25, 0.3]
     used, missed = _run(arrivals, 0.34, PERIOD)
     assert used == pytest.approx([0.0, 0.05, 0.14, 0.165, 0.2, 0.25, 0.3], abs=1e-9)

@@ -1,4 +1,4 @@
-"""Poses: what the end effector cannot have reached is not used, and what belongs to a set is found and waited for."""
+"""Poses: impossible ones are refused, and the pose of a set is found and waited for."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_invalid_quaternion_is_refused_and_reported(bundle: Bundle) -> None:
 
 
 def test_a_jump_that_lasts_halts_until_the_policy_is_enabled(bundle: Bundle) -> None:
-    """The arm was moved by hand while no pose came, or the measurement jumped: nobody can tell from here."""
+    """The arm was moved by hand while no pose came, or the measurement jumped; the poses do not show which."""
     there = changed(x=0.55, y=0.5)
     for limits in (SafetyLimits(), BOX):
         arm = Arm(bundle, limits=limits, sampling="mode")
@@ -361,7 +361,7 @@ def test_poses_at_any_rate_from_30_hz_on_are_found(bundle: Bundle, hz: float, la
 
 
 def test_poses_of_another_phase_are_interpolated(bundle: Bundle) -> None:
-    """Pictures come 40 ms after their stamps, poses at 15 Hz at once: the arm is between two of them."""
+    """Images arrive 40 ms after their stamps, poses at 15 Hz at once: the arm is between two poses."""
     arm = Arm(bundle, sampling="mode")
 
     def where(t: float) -> NDArray[np.float64]:

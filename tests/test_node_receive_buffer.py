@@ -1,4 +1,4 @@
-"""Whether pictures fit through the receive buffers, on real sockets."""
+"""Whether images fit into the receive buffers, on real sockets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SMALL, LARGE = 1_000, 1 << 30
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """What is told of a buffer of 100,000 bytes."""
+    """The messages about a buffer of 100,000 bytes."""
     monkeypatch.setattr(receive_buffer, "largest_receive_buffer", lambda: 100_000)
     return []
 

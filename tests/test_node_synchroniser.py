@@ -1,4 +1,4 @@
-"""Sets of pictures and joints that belong together; stamps and data are handed in."""
+"""Sets of images and joint positions that belong together; stamps and data are arguments."""
 
 from __future__ import annotations
 

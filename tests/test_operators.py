@@ -1,4 +1,4 @@
-"""What operators ask of the policy server: a refusal changes nothing, and an answer says what still holds the arm."""
+"""Requests of operators to the policy server: a refused request changes nothing, and the reply names all obstacles."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_an_unknown_text_on_the_topic_halts(tmp_path: Path) -> None:
     server.close()
 
 
-# --- ~/enable says what still holds the arm -------------------------------------------------------------------------
+# --- ~/enable reports what prevents driving --------------------------------------------------------------------------
 
 
 def _cycle(server: PolicyServer) -> tuple[RealTimeLoop[object], list[float]]:
@@ -175,8 +175,8 @@ def test_enable_reports_what_prevents_driving(tmp_path: Path, obstacle: str) -> 
     assert cycle.operator.enable(True) == (True, "commands are sent")
     cycle.operator.enable(False)
     act(server, cycle)
-    done, sentence = cycle.operator.enable(True)
-    assert done and server.enabled and part in sentence and "commands are sent" not in sentence, sentence
+    done, message = cycle.operator.enable(True)
+    assert done and server.enabled and part in message and "commands are sent" not in message, message
     server.close()
 
 
@@ -184,8 +184,8 @@ def test_enable_reports_all_obstacles(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
     _told_nonsense(server)
     server.set_not_ready("Waiting for 21 images of a.")
-    done, sentence = _cycle(server)[0].operator.enable(True)
-    assert done and "sing a song" in sentence and "21 images" in sentence
+    done, message = _cycle(server)[0].operator.enable(True)
+    assert done and "sing a song" in message and "21 images" in message
     server.close()
 
 
@@ -221,15 +221,15 @@ def test_enable_is_refused_with_the_emergency_stop_pressed_and_changes_nothing(t
     _drive(server)
     cycle, _ = _cycle(server)
     before = server_state(server)
-    done, sentence = cycle.operator.enable(True)
-    assert not done and "emergency stop" in sentence and server_state(server) == before
+    done, message = cycle.operator.enable(True)
+    assert not done and "emergency stop" in message and server_state(server) == before
     server.set_emergency_stop(False)
     assert cycle.operator.enable(True)[0] and _drive(server)[-1].status.code is StatusCode.RUNNING
     server.close()
 
 
 def test_enable_is_refused_while_a_fault_lasts(tmp_path: Path) -> None:
-    """With resume "enable" a fault that lasts would take the enable back in the next cycle."""
+    """With resume "enable", a lasting fault would end the enabling in the next cycle."""
     server = _server(tmp_path, resume="enable", watch=WatchLimits(dead_man=0.3))
     server.set_dead_man(True, monotonic=1000.0)
     server.set_instruction(INSTRUCTIONS[0])
@@ -237,8 +237,8 @@ def test_enable_is_refused_while_a_fault_lasts(tmp_path: Path) -> None:
     server.set_dead_man(False, monotonic=1000.0)
     _drive(server)
     before = server_state(server)
-    done, sentence = cycle.operator.enable(True)
-    assert not done and "dead-man" in sentence and server_state(server) == before
+    done, message = cycle.operator.enable(True)
+    assert not done and "dead-man" in message and server_state(server) == before
     server.set_dead_man(True, monotonic=1000.0)
     assert cycle.operator.enable(True) == (True, "commands are sent")
     server.close()
@@ -316,8 +316,8 @@ def test_enable_does_not_continue_a_task_that_a_fault_ended(tmp_path: Path) -> N
     server.halt_after_enable("the task ended with a fault; send it again")
     server.set_emergency_stop(False)
     assert _drive(server)[-1].status.code is StatusCode.HELD
-    done, sentence = _cycle(server)[0].operator.enable(True)
-    assert done and "send it again" in sentence
+    done, message = _cycle(server)[0].operator.enable(True)
+    assert done and "send it again" in message
     assert _drive(server, 8)[-1].status.code is StatusCode.HALT_REQUESTED
     server.set_instruction(INSTRUCTIONS[1])
     assert _drive(server)[-1].status.code is StatusCode.RUNNING
@@ -346,7 +346,7 @@ def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothin
     "fault", ["stale", "future", "not finite", "no view", "silence", "a stream", "emergency stop", "halt", "held"]
 )
 def test_no_zero_commands_while_another_publisher_drives(tmp_path: Path, fault: str) -> None:
-    """A fault of the observations is named first; the arm is the other publisher's all the same."""
+    """A fault of the observations is reported first, but the other publisher still commands the arm."""
     server = _server(tmp_path, resume="enable" if fault == "held" else "auto")
     _driving(server)
     server.set_other_publisher("Another node publishes '/twist'.")

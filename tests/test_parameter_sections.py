@@ -144,8 +144,8 @@ def test_a_parameter_given_twice_is_refused_by_name(tmp_path: Path, section: str
     with pytest.raises(ConfigError, match=f"'{name}' is given twice"):
         load_arm(file)
     node = "/left/m2distill_policy" if section.startswith("/left") else "/m2distill_policy"
-    (sentence,) = given_by_name(["--ros-args", "--params-file", str(file)], node).refused
-    assert f"'{name}' is given twice" in sentence and str(file) in sentence
+    (message,) = given_by_name(["--ros-args", "--params-file", str(file)], node).refused
+    assert f"'{name}' is given twice" in message and str(file) in message
 
 
 def test_what_other_nodes_are_given_is_theirs(tmp_path: Path) -> None:

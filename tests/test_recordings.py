@@ -1,4 +1,4 @@
-"""A robot's recordings become demonstrations, by the code that runs live."""
+"""Recordings of a robot are converted to demonstrations, by the code that runs live."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TYPES.register(get_types_from_msg("float64 position\nfloat64 max_effort\n", "con
 
 @dataclass
 class Teleoperation:
-    """What a driver would have sent: (received ns, topic, type, message)."""
+    """What drivers would send: (received ns, topic, type, message)."""
 
     messages: list[tuple[int, str, str, Any]] = field(default_factory=list)
     pose: NDArray[np.float64] = field(default_factory=lambda: np.array([0.4, 0.0, 0.3, math.pi, 0.02, -0.01]))
@@ -87,7 +87,7 @@ class Teleoperation:
 
 
 def picture(step: int, view: int) -> NDArray[np.uint8]:
-    """A 48 x 64 picture that differs from step to step and from view to view."""
+    """Return a 48 x 64 image that differs between steps and views."""
     rng = np.random.default_rng([step, view])
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (64, 48), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
@@ -165,7 +165,7 @@ def test_set_points_become_the_actions_that_would_have_made_them(tmp_path: Path,
 
 
 def test_live_node_gives_identical_observations(tmp_path: Path) -> None:
-    """The messages of a recording, at their times, into the cycle that both policy nodes run."""
+    """Add the messages of a recording, at their times, to the loop that both policy nodes use."""
     contract = toy_contract()
     dropped = {(12, 0), (20, 1), (21, 1)}
     made = teleoperation(change=lambda step, view: (step, view) not in dropped, joints_ms=7)
@@ -280,7 +280,7 @@ def _long_quaternion(message: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("spoil", "expected"),
     [
         (_without("eye_in_hand"), r"no topic '/camera/eye_in_hand/image_raw'.*; it has /camera/agentview/image_raw"),
         (_without("gripper"), "no topic '/gripper_command'"),
@@ -294,14 +294,14 @@ def _long_quaternion(message: Any) -> None:
     ],
 )
 def test_unusable_recordings_are_refused_with_the_cause(
-    tmp_path: Path, spoil: Callable[[Teleoperation], None], sentence: str
+    tmp_path: Path, spoil: Callable[[Teleoperation], None], expected: str
 ) -> None:
     made = teleoperation(60)
     made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
     made.grip(0, 0.08)
     spoil(made)
     folder = made.write(tmp_path / "bag", StoragePlugin.SQLITE3)
-    with Bag(folder) as bag, pytest.raises(RecordingError, match=sentence):
+    with Bag(folder) as bag, pytest.raises(RecordingError, match=expected):
         import_recording(bag, CONTRACT, ImportSettings())
 
 

@@ -1,4 +1,4 @@
-"""import-bag: every stream's clock and rate, gaps, and joints in pieces, by the rules that hold live."""
+"""import-bag: clock and rate of every stream, gaps, and split joint states, with the live rules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(steps: int = 50, **options: Any) -> Teleoperation:
 
 
 def shifted(found: Teleoperation, topic: str, nanoseconds: int, since: int = 0) -> Teleoperation:
-    """The stamps of one topic, off by so much."""
+    """Shift the stamps of one topic."""
     for received, name, _, message in found.messages:
         if name == topic and received - BEGIN >= since:
             stamp = message.header.stamp
@@ -47,7 +47,7 @@ def shifted(found: Teleoperation, topic: str, nanoseconds: int, since: int = 0) 
 
 
 def received(found: Teleoperation, change: Callable[[int], int]) -> Teleoperation:
-    """Other times of recording, ns since the begin."""
+    """Change the times of recording, ns since the beginning."""
     found.messages = [(BEGIN + change(at - BEGIN), *rest) for at, *rest in found.messages]
     return found
 
@@ -78,14 +78,14 @@ def test_each_stream_with_a_clock_offset_is_imported_or_reported(
         return
     with pytest.raises(RecordingError) as caught:
         imported(tmp_path, found)
-    sentence = str(caught.value)
-    assert any(STREAMS[name] in sentence for name in names), sentence
-    said = re.search(r"are (\d+\.\d+) s (ahead|behind)", sentence)
-    assert said is not None and abs(float(said[1]) - abs(offset)) < 0.02 and "watch." in sentence, sentence
+    text = str(caught.value)
+    assert any(STREAMS[name] in text for name in names), text
+    said = re.search(r"are (\d+\.\d+) s (ahead|behind)", text)
+    assert said is not None and abs(float(said[1]) - abs(offset)) < 0.02 and "watch." in text, text
 
 
 def test_a_recording_on_another_clock_as_a_whole_is_imported(tmp_path: Path) -> None:
-    """Simulated time, or a recorder whose clock is off."""
+    """Simulated time, or a recorder with a wrong clock."""
     expected = imported(tmp_path / "right", made()).episode
     for offset in (-BEGIN, -300 * MS, 300 * MS):
         found = made()
@@ -163,7 +163,7 @@ def test_observations_that_are_missing_again_and_again_are_refused_by_rate(tmp_p
 
 
 def _clock_of_1970(found: Teleoperation, until: int) -> Teleoperation:
-    """What came before ``until`` was recorded, and stamped, with a clock that was not set yet."""
+    """Messages before ``until`` were recorded and stamped with a clock that was not set yet."""
     early = [entry for entry in found.messages if entry[0] - BEGIN < until]
     for entry in early:
         if hasattr(entry[3], "header"):
@@ -206,7 +206,7 @@ def test_long_time_with_only_joints_and_one_late_command(tmp_path: Path) -> None
 
 
 def _in_pieces(found: Teleoperation, *, topic: str, every: int = 1) -> Teleoperation:
-    """The gripper's joints in messages of their own."""
+    """Put the gripper's joints into separate messages."""
     pieces: list[tuple[int, str, str, Any]] = []
     count = itertools.count()
     for at, name, kind, message in found.messages:

@@ -1,4 +1,4 @@
-"""Recordings that are damaged, unfinished or odd: a demonstration, or one sentence in bounded time and memory."""
+"""Damaged, unfinished or unusual recordings: a demonstration, or one error in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write(folder: Path, kind: str, made: Teleoperation) -> Path:
 
 
 def read(path: Path) -> int:
-    """Steps of the demonstration in ``path``."""
+    """Return the number of steps of the demonstration in ``path``."""
     with Bag(path) as bag:
         assert bag.number >= 0
         return len(import_recording(bag, CONTRACT, ImportSettings()).episode)
@@ -70,12 +70,12 @@ def read(path: Path) -> int:
 def refused(path: Path, *words: str) -> str:
     with pytest.raises(RecordingError) as found:
         read(path)
-    sentence = str(found.value)
-    assert str(path) in sentence or str(path.parent) in sentence
-    assert "\n" not in sentence and len(sentence) < 900
+    message = str(found.value)
+    assert str(path) in message or str(path.parent) in message
+    assert "\n" not in message and len(message) < 900
     for word in words:
-        assert word in sentence, sentence
-    return sentence
+        assert word in message, message
+    return message
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def copy(whole: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of one of them, to damage."""
+    """A copy of one of them, to be damaged."""
     return lambda kind: Path(shutil.copytree(whole[kind], tmp_path / kind))
 
 

@@ -1,4 +1,4 @@
-"""import-bag: frozen views and joints, impossible poses and frames, by the checks of the live node; nothing is left."""
+"""import-bag: frozen views and joints, impossible poses and frames, by the live node's checks; no files are left."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOLD = ("target_pose", "twist")
 
 
 def driven(told: str, until: int = STEPS) -> Teleoperation:
-    """An arm that is told to move, up to step ``until``."""
+    """Return a recording of an arm that is commanded to move, up to step ``until``."""
     made = teleoperation(STEPS, joints_ms=10)
     for step in range(until):
         at = 100 + step * 50
@@ -99,7 +99,7 @@ def test_a_view_that_freezes_while_the_arm_moves_is_refused(tmp_path: Path, told
 
 @pytest.mark.parametrize("told", TOLD)
 def test_pause_of_the_operator_is_accepted(tmp_path: Path, told: str) -> None:
-    """The last set-point holds, 10 mm ahead of the arm, whose driver says the very same positions."""
+    """The last set-point stays 10 mm ahead of the arm, whose driver repeats the same positions."""
     made = freeze_joints(driven(told, until=20), 1.1)
     where = None
     for content in contents(made, POSE, 1.1):
@@ -133,7 +133,7 @@ def test_frozen_pose_during_commands_is_refused(tmp_path: Path, told: str) -> No
 
 @pytest.mark.parametrize("positions", [(0.0, 0.8), (255.0, 0.0), (-1e30, 1e30), (0.0, 0.11), (-0.03, 0.08)])
 def test_a_gripper_that_counts_in_another_unit_is_refused(tmp_path: Path, positions: tuple[float, float]) -> None:
-    """Open and closed would be exchanged, or be what is nearer by chance."""
+    """Otherwise open and closed would be exchanged, or be whichever is nearer by chance."""
     made = driven("target_pose")
     made.messages = [message for message in made.messages if message[1] != topics.GRIPPER_COMMAND]
     for at, position in zip((1, 1200), positions, strict=True):
@@ -335,6 +335,6 @@ def test_an_entry_that_is_mapped_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_set_point_speed_is_unchanged(tmp_path: Path) -> None:
-    """What is sound is imported, with the actions that were told."""
+    """Correct recordings are imported, with the commanded actions."""
     found = imported(tmp_path, driven("twist"), "twist")
     assert np.all(found.episode.actions[2:, 0] > 0) and found.warnings == ()

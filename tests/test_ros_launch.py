@@ -1,4 +1,4 @@
-"""The launch files by ``ros2 launch``, as people start them: up, killed and up again, refused, and out by Ctrl-C."""
+"""The launch files with ``ros2 launch``: start, restart after a kill, refusal, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.test_behaviour_real_time import drive_until
 
 
 def _lacking() -> str:
-    """What ``ros2 launch`` of this package needs and is not there; empty where it can be tried."""
+    """What ``ros2 launch`` of this package needs and is missing; "" if nothing is."""
     if importlib.util.find_spec("ros2launch") is None:
         return "ros2 launch is not installed"
     try:
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("own_domain")
 
 @contextlib.contextmanager
 def launched(folder: Path, file: str, **arguments: object) -> Iterator[Child]:
-    """``ros2 launch``; what it started is ended with it."""
+    """Run ``ros2 launch``, and end all its processes at the end."""
     if lacking := _lacking():
         pytest.skip(lacking)
     words = [f"{name}:={value}" for name, value in arguments.items()]
@@ -64,7 +64,7 @@ def launched(folder: Path, file: str, **arguments: object) -> Iterator[Child]:
 
 
 def _node_of(child: Child) -> int:
-    """The process of the policy node that was started last."""
+    """Return the process of the policy node that was started last."""
     lines = [line for line in child.output.splitlines() if "[policy_node-1]: process started with pid" in line]
     return int(lines[-1].rsplit("[", 1)[1].rstrip("]"))
 
@@ -95,7 +95,7 @@ def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_node_ends_with_its_launcher(tmp_path: Path, number: signal.Signals) -> None:
-    """``ros2 launch`` passes neither on: without its launcher the node would go on driving."""
+    """``ros2 launch`` forwards neither signal; without the check of its launcher the node would continue to drive."""
     told = {"bundle": write_toy(tmp_path / "toy"), "instruction": INSTRUCTIONS[0], "enable": "true"}
     with launched(tmp_path, "policy.launch.py", **told) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
         launch.wait_for("process started with pid")
@@ -113,7 +113,7 @@ def test_the_node_ends_with_its_launcher(tmp_path: Path, number: signal.Signals)
 
 
 def _runs(process: int) -> bool:
-    """Whether it is there, and no zombie."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return " Z " not in Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def test_a_misspelt_key_of_a_profile_ends_the_launch(tmp_path: Path) -> None:
 
 
 def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
-    """One launch file brings both, ends by itself, and what was done is what the runtime does in one process."""
+    """One launch file starts both and ends by itself; the results equal those of the runtime in one process."""
     pytest.importorskip("robosuite")
     from m2distill_policy.sim.suites import make_sim_env, suite_task
 

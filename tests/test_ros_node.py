@@ -1,4 +1,4 @@
-"""The policy node on a real ROS 2: lifecycle, answers, services, the task action, parameters, the way out."""
+"""The policy node on a real ROS 2: lifecycle, answers, services, the task action, parameters, shutdown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("own_domain")
 
 @contextlib.contextmanager
 def robot() -> Iterator[RosRobot]:
-    """A robot that leaves at the end."""
+    """A robot that is closed at the end."""
     with contextlib.closing(RosRobot(CONTRACT)) as made:
         yield made
 
@@ -249,7 +249,7 @@ def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None
 
 
 def test_a_clock_that_is_set_back_halts_the_arm_and_is_then_followed(tmp_path: Path) -> None:
-    """Stamps are compared with /clock where sim time is used; silence is measured in steady time all the same."""
+    """With sim time, stamps are compared with /clock, but timeouts use monotonic time."""
     bundle = write_toy(tmp_path / "toy")
     told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "use_sim_time": True}
     with policy_node(bundle=str(bundle), **told), robot() as there:

@@ -1,4 +1,4 @@
-"""What operators ask of the policy node by ROS 2's services, actions and parameters: a refusal changes nothing."""
+"""Requests of operators by ROS 2's services, actions and parameters: a refused request changes nothing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class _Tasks:
         return sent.result()
 
     def outcome(self, handle: Any) -> RunTask.Result:
-        """Of a goal that ends, while the robot goes on."""
+        """Wait for the outcome of a goal, while the robot continues."""
         future = handle.get_result_async()
         deadline = time.monotonic() + PATIENCE
         while not future.done():
@@ -161,7 +161,7 @@ def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
 
 
 def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
-    """Something that only ~/enable ends."""
+    """Cause a fault that only ~/enable ends."""
     if code is StatusCode.BAD_COMMAND:
         assert node.policy.last_output is not None
         server.refuse_command(node.policy.last_output.decision, "a test wants it")
@@ -203,7 +203,7 @@ def _set(there: RosRobot, kind: Any, *changes: Parameter) -> list[Any]:
 
 
 def _kept(server: PolicyServer) -> dict[str, object]:
-    """What a refusal must leave as it is; not how long nothing has come, which time alone changes."""
+    """State that a refused request must not change, without the times that change by themselves."""
     return {name: value for name, value in server_state(server).items() if name != "interlock.missing"}
 
 
@@ -250,7 +250,7 @@ def test_refused_requests_do_not_change_the_server(tmp_path: Path, instruction: 
 
 
 def _node(folder: Path, *arguments: str, wait: float = 40) -> subprocess.CompletedProcess[str]:
-    """The node as a process of its own that ends by itself."""
+    """Run the node in a process until it ends by itself."""
     command = [sys.executable, "-m", "m2distill_policy.ros.main", "--ros-args", *arguments]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "ROS_LOG_DIR": str(folder)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=wait, check=False, cwd=ROOT)
@@ -305,7 +305,7 @@ def test_unknown_ros_argument_gives_one_error(tmp_path: Path) -> None:
 
 
 def test_an_empty_list_and_other_nodes_parameters_are_taken(tmp_path: Path) -> None:
-    """As the guide says, and as ``ros2 param dump`` writes."""
+    """As in the guide, and as written by ``ros2 param dump``."""
     text = (
         "/**: {ros__parameters: {safety: {speed: []}, joints: {names: [], entries: []}, update_rate: 100, x: {y: 1}}}\n"
         "controller: {ros__parameters: {gains: {p: 1}}}\n"
@@ -343,7 +343,7 @@ VALUES: tuple[Any, ...] = (None, True, 7, -1.5, float("nan"), "", "fast", [], [T
 
 
 def test_every_parameter_of_every_type_configures_or_refuses_by_name(tmp_path: Path) -> None:
-    """Set to whatever ROS 2 has types for; nothing is mute, and nothing ends the node."""
+    """With a value of every type of ROS 2: every error is reported, and the node survives."""
     with _robot({"bundle": str(write_toy(tmp_path / "toy"))}, up=False) as (node, there):
         for parameter in PARAMETERS:
             if parameter.is_fixed:

@@ -40,7 +40,7 @@ def test_every_default_fits_its_own_rules() -> None:
 
 
 def test_every_parameter_changes_the_settings() -> None:
-    """A parameter that nothing reads would be silently without effect."""
+    """Otherwise it would be accepted without effect."""
     others: dict[str, Any] = {
         "gripper.open_position": 0.5, "gripper.closed_position": 0.3, "watch.frozen_after": 4,
         "safety.workspace_low": [0.0, 0.0, 0.0], "safety.workspace_high": [1.0, 1.0, 1.0],
@@ -81,7 +81,7 @@ def test_every_parameter_changes_the_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"),
+    ("values", "message"),
     [
         ({"bundel": "x"}, "parameter 'bundel' is not known.*'bundle'"),
         ({"bundle": ""}, "parameter 'bundle' is empty"),
@@ -111,8 +111,8 @@ def test_every_parameter_changes_the_settings() -> None:
         ({"joints.entries": ["a"]}, "joints.entries has 1 entries, joints.names 0"),
     ],
 )
-def test_invalid_settings_give_one_error(values: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+def test_invalid_settings_give_one_error(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         settings_from({**BUNDLE, **values})
 
 
@@ -269,7 +269,7 @@ def test_what_a_command_line_gives_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         ("/**: {ros__parameters: {safety: {sped: [0.1]}}}", "'safety.sped' is not known.*safety.speed"),
         ("m2distill_policy: {ros__parameters: {resum: enable}}", "'resum' is not known.*'resume'"),
@@ -282,10 +282,10 @@ def test_what_a_command_line_gives_by_name(tmp_path: Path) -> None:
         ("/**:", "ros__parameters"),
     ],
 )
-def test_invalid_parameter_file_gives_one_error_without_ros_2(tmp_path: Path, content: str, sentence: str) -> None:
+def test_invalid_parameter_file_gives_one_error_without_ros_2(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "arm.yaml"
     file.write_text(content)
-    with pytest.raises(ConfigError, match=sentence) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         load_arm(file)
     assert str(file) in str(caught.value)
 

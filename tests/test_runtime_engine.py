@@ -1,4 +1,4 @@
-"""The engine checks a bundle's graphs against its contract, and never falls back in silence."""
+"""The engine checks a bundle's graphs against its contract, and reports every fall-back."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CONTRACT = toy_contract()
 
 
 def with_graph(bundle: Bundle, **graphs: bytes) -> Bundle:
-    """The same bundle with other graphs (``step=...``, ``instruction=...``)."""
+    """Copy the bundle with other graphs (``step=...``, ``instruction=...``)."""
     return dataclasses.replace(bundle, graphs={**bundle.graphs, **{f"{k}.onnx": v for k, v in graphs.items()}})
 
 
 def edited(bundle: Bundle, name: str, change: Any) -> bytes:
-    """A graph's bytes after ``change(model)``."""
+    """Return a graph's bytes after ``change(model)``."""
     model = onnx.load_from_string(bundle.graph(f"{name}.onnx"))
     change(model)
     return bytes(model.SerializeToString())
@@ -89,7 +89,7 @@ def test_fall_back_is_reported(bundle: Bundle, provider: str, caplog: pytest.Log
 def test_failing_provider_is_reported_with_its_reason(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A build with CUDA on a machine where CUDA cannot start: offered, but it fails when a session is made."""
+    """A build with CUDA on a machine where CUDA cannot start: it is available but fails when a session is created."""
     real = onnxruntime.InferenceSession
 
     def session(*arguments: Any, providers: list[tuple[str, dict[str, Any]]], **options: Any) -> Any:
@@ -109,7 +109,7 @@ def test_failing_provider_is_reported_with_its_reason(
 
 
 def test_damaged_graph_raises_only_bundle_errors(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
-    """With hashes made to fit, so that ONNX Runtime itself meets the damage."""
+    """The hashes fit the damaged graph, so that ONNX Runtime itself loads it."""
     rng = np.random.default_rng(1)
     refused = 0
     for _ in range(100):
@@ -199,7 +199,7 @@ def test_wrong_names_and_types(bundle: Bundle) -> None:
 
 def test_open_output_shape_is_checked_by_the_first_answer(bundle: Bundle) -> None:
     def shorten(model: onnx.ModelProto) -> None:
-        """Drop one logit in a way that no shape inference can see."""
+        """Drop one logit in a way that shape inference cannot see."""
         for node in model.graph.node:
             node.output[:] = ["all_logits" if n == "logits" else n for n in node.output]
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([True, True, False]), "which"))

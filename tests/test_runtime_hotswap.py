@@ -1,4 +1,4 @@
-"""Networks are changed between two cycles, none is lost, and what is refused leaves the old one driving."""
+"""Networks are switched between two cycles without losing any, and a refused bundle leaves the old one in use."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_new_network_gets_the_window_of_the_same_steps(folder: Path, before: int
 
 
 def test_no_cycle_is_lost_while_a_bundle_is_prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server goes on answering while a (slow) bundle loads, then switches between two cycles, window kept."""
+    """The server answers every cycle while a (slow) bundle loads, then switches and keeps the window."""
     release = threading.Event()
     real = hotswap.open_bundle
 
@@ -163,7 +163,7 @@ def test_instruction_changed_while_loading(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_candidate_never_changes_the_window_in_use(folder: Path) -> None:
-    """Once taken, the background thread keeps its hands off: answers equal those of a fresh server for long after."""
+    """After the switch, the background thread no longer changes it: answers equal those of a fresh server."""
     for _ in range(10):
         server, fresh = make(folder / "a"), make(folder / "b")
         drive(server, 0, 10)
@@ -236,7 +236,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused_bundle_leaves_the_old_one_in_use(folder: Path, name: str) -> None:
-    damage, sentence = REFUSALS[name]
+    damage, text = REFUSALS[name]
     server = make(folder / "a")
     a = server.bundle.identifier
     drive(server, 0, 5)
@@ -244,7 +244,7 @@ def test_refused_bundle_leaves_the_old_one_in_use(folder: Path, name: str) -> No
     server.load(folder / "b")
     report = server.wait_for_swap(WAIT)
     assert report.state is SwapState.REFUSED
-    assert report.message.startswith("Bundle 'b' was refused: ") and sentence in report.message
+    assert report.message.startswith("Bundle 'b' was refused: ") and text in report.message
     decision = drive(server, 5, 1)[0]
     assert (decision.bundle, decision.status.window, decision.command) == (a, 6, True)
     assert decision.status.swap == report, "the status says so"
@@ -373,7 +373,7 @@ def test_watcher_never_tries_a_refused_bundle_again(folder: Path, tmp_path: Path
 
 
 def test_watcher_tries_a_bundle_again_when_it_is_complete(tmp_path: Path) -> None:
-    """A copy that takes its time brings the manifest first, and is refused until all is there."""
+    """A slow copy that starts with the manifest is refused until all files are there."""
     (tmp_path / "watched").mkdir()
     watcher = FolderWatcher(tmp_path / "watched", lambda path: None)
     whole = write_toy(tmp_path / "whole", 1)

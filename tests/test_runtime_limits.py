@@ -1,4 +1,4 @@
-"""No command leaves the node that is not finite and inside the limits: whatever the bundle, the swap, the state."""
+"""Every command is finite and within the limits, for any bundle, hot swap and state."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def with_response(response: VelocityResponse, contract: Contract = CONTRACT, **a
 
 
 def with_top(*tops: float) -> Contract:
-    """The toy contract with a response that reaches these speeds; one number stands for all six."""
+    """The toy contract with a response that reaches these speeds; one number is used for all six axes."""
     each = tops if len(tops) == 6 else tops * 6
     return with_response(VelocityResponse((0.0, 1.0), tuple((0.0, top) for top in each)))
 
 
 class Arm:
-    """A policy cycle whose clocks and messages are handed in, with an own copy of what may go out."""
+    """A policy loop with artificial clocks and messages, and its own check of what may be published."""
 
     def __init__(
         self, bundle: Bundle, *, limits: SafetyLimits | None = None, gripper: GripperProfile | None = None, **more: Any
@@ -71,7 +71,7 @@ class Arm:
                 self.cycle.add_image(name, round((self.now - before * PERIOD) * 1e9), frame)
 
     def send(self, observation: Observation, pose: NDArray[np.float64] | None = None) -> None:
-        """All parts of an observation, stamped now."""
+        """Add all parts of an observation, stamped now."""
         stamp = round(self.now * 1e9)
         names = [e for g in self.contract.proprioception for e in g.entries]
         values = np.concatenate([observation.proprioception[g.name] for g in self.contract.proprioception]).tolist()
@@ -82,7 +82,7 @@ class Arm:
             self.cycle.add_image(name, stamp, frame)
 
     def period(self, observation: Observation | None, pose: NDArray[np.float64] | None = None) -> Output | None:
-        """One period, with an observation or without; what is said in it, checked."""
+        """Run one period with or without an observation, and check the published commands."""
         self.now += PERIOD
         if observation is not None:
             self.send(observation, pose)
@@ -201,7 +201,7 @@ def test_configured_speed_is_the_limit_for_every_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("axis", range(6))
 def test_with_configured_speed_a_slower_response_is_refused(tmp_path: Path, axis: int) -> None:
-    """The arm is the same: a set-point that the limit lets farther ahead of it would move it faster than the limit."""
+    """On the same arm, a set-point that is farther ahead would move it faster than the limit."""
     tops = [0.2] * 6
     first = toy_bundle(tmp_path / "first", contract=with_top(*tops))
     tops[axis] = 0.04
@@ -235,7 +235,7 @@ def test_small_differences_on_a_slow_axis_are_accepted(tmp_path: Path) -> None:
 def test_a_swap_keeps_the_limits_of_acceleration_and_jerk(
     tmp_path: Path, factors: tuple[float, ...], jerk: tuple[float, ...] | None
 ) -> None:
-    """The same action means another velocity under another response: the arm goes on with the velocity it has."""
+    """The same action means another velocity under another response; the arm keeps its velocity."""
     acceleration = (0.1,) * 3 + (0.5,) * 3
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     arm = Arm(first, limits=SafetyLimits(acceleration=acceleration, jerk=jerk), sampling="mode")
@@ -259,7 +259,7 @@ def test_a_swap_keeps_the_limits_of_acceleration_and_jerk(
 
 
 def test_the_ramp_to_a_halt_after_a_swap_stays_below_the_limit(tmp_path: Path) -> None:
-    """The swap comes while the arm halts: what was sent last means more under the new response."""
+    """The swap comes while the arm halts, so the last command means a higher velocity under the new response."""
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
     for pause in range(5):
@@ -283,7 +283,7 @@ def test_the_ramp_to_a_halt_after_a_swap_stays_below_the_limit(tmp_path: Path) -
 
 
 def spoil(contract: Contract, field: str, value: Any) -> None:
-    """Damage a contract behind its own checks, as a fault of the software might."""
+    """Damage a contract without its checks, as a software error might."""
     place: Any = contract.action if field in ("translation_scale", "rotation_scale") else contract.action.response
     object.__setattr__(place, field, value)
 
@@ -356,7 +356,7 @@ def test_enable_drives_again_once_commands_are_valid(tmp_path: Path) -> None:
 
 
 def test_commands_are_made_in_one_place() -> None:
-    """Whatever a transport publishes to an arm is the command of an Output, and only the loop makes one."""
+    """Transports publish only commands of an Output, and only the loop makes one."""
     made: dict[str, set[str]] = {"Output": set(), "ArmCommand": set()}
     written: dict[str, list[str]] = {}
     sources: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A candidate that never answers, takes all memory or dies is refused; what was ready before stays; nothing waits."""
+"""Bundles that never answer, use all memory or crash are refused; the bundle in use and a ready one stay."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def _constant(graph: onnx.GraphProto, name: str, value: object, kind: type[np.ge
 
 
 def _add_to(graph: onnx.GraphProto, output: str, nodes: list[onnx.NodeProto], extra: str) -> None:
-    """Add the value ``extra``, which ``nodes`` make, to an output of the graph."""
+    """Add the value ``extra``, computed by ``nodes``, to an output of the graph."""
     for node in graph.node:
         node.output[:] = [f"{output}_before" if one == output else one for one in node.output]
     graph.node.extend([*nodes, helper.make_node("Add", [f"{output}_before", extra], [output])])
 
 
 def _loop(trips: str, first: str) -> onnx.NodeProto:
-    """A loop of ``trips`` turns that ends with the value it began with, a number (1,)."""
+    """Return a loop of ``trips`` iterations that returns its first value, a number (1,)."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_on"]),
@@ -132,7 +132,7 @@ def hanging(path: Path, case: str = "step", seed: int = 9) -> Path:
 
 
 def endless_above(path: Path, seed: int = 8) -> Path:
-    """A bundle that answers until a reading is above :data:`ABOVE`, and then never again."""
+    """A bundle that answers until a joint position is above :data:`ABOVE`, and then never again."""
     return edit_graph(write_toy(path, seed), "step.onnx", _endless_above)
 
 
@@ -167,7 +167,7 @@ def refused(server: PolicyServer, within: float = WAIT) -> str:
 
 
 def children() -> set[int]:
-    """Processes of this process."""
+    """Return the child processes of this process."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         found |= {int(pid) for pid in (task / "children").read_text().split()}
@@ -199,7 +199,7 @@ def test_bundle_that_uses_all_memory_is_refused(tmp_path: Path, case: str) -> No
 def test_bundle_that_kills_the_probe_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
 ) -> None:
-    """As it does where ONNX Runtime crashes, or the kernel ends what takes too much memory."""
+    """As when ONNX Runtime crashes, or the kernel kills a process that uses too much memory."""
     bundle = open_bundle(write_toy(tmp_path / "good", seed=400 + kind))
 
     def end(process: subprocess.Popen[bytes], *_: object) -> None:
@@ -363,7 +363,7 @@ def test_a_policy_that_stops_answering_while_it_drives(folder: Path, make: Calla
 
 
 def test_a_policy_that_answers_too_slowly_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its first answer ends, as later ones would, but each takes longer than a later one may."""
+    """Its answers are complete, but each takes longer than allowed."""
 
     def slow(graph: onnx.GraphProto) -> None:
         trips = _constant(graph, "trips", 400_000, np.int64)
@@ -382,7 +382,7 @@ def test_in_real_time_an_answer_may_take_ten_periods(rate: float, seconds: float
 
 
 def test_in_real_time_an_overdue_answer_is_aborted_sooner(folder: Path, make: Callable[..., PolicyServer]) -> None:
-    """At the start, and after a swap."""
+    """For the bundle at the start, and after a swap."""
     group = CONTRACT.proprioception[0].name
     server = make(endless_above(folder / "sometimes"), watch=WatchLimits())
     for number in range(2):
@@ -400,7 +400,7 @@ def test_in_real_time_an_overdue_answer_is_aborted_sooner(folder: Path, make: Ca
 
 
 def test_answers_of_another_shape_are_an_engine_error(folder: Path) -> None:
-    """The shape depends on what is asked: a blank observation is answered well."""
+    """The shape depends on the input, so the blank observation at loading is answered well."""
 
     def none_above(graph: onnx.GraphProto) -> None:
         for node in graph.node:
@@ -534,7 +534,7 @@ def test_earlier_request_never_replaces_a_later_one(
 
 
 def test_network_in_use_survives_cancelled_requests(folder: Path, make: Callable[..., PolicyServer]) -> None:
-    """The event that ends an attempt must not end the runs of a network that was taken over by it."""
+    """The event that cancels a request must not abort runs of a network that is in use."""
     server = make(folder / "a")
     for step, name in zip(STEPS, ("b", "c", "nowhere", "b"), strict=False):
         server.load(folder / name)

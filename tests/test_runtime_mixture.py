@@ -1,4 +1,4 @@
-"""Sampling follows the mixture's closed form, and an answer that cannot be used is refused."""
+"""Sampling follows the mixture's closed form, and invalid mixtures are refused."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_log_prob_integrates_to_one_and_agrees_with_the_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mixture", "sentence"),
+    ("mixture", "message"),
     [
         (Mixture(np.array([0.0, np.nan, 0.0]), MEANS, SCALES), "logits are not finite"),
         (Mixture(np.zeros(3), np.full((3, 2), np.inf), SCALES), "means are not finite"),
@@ -104,8 +104,8 @@ def test_log_prob_integrates_to_one_and_agrees_with_the_formula() -> None:
         (Mixture(np.zeros(2), MEANS, SCALES), r"has logits \(2,\), means \(3, 2\)"),
     ],
 )
-def test_invalid_mixtures_are_refused(mixture: Mixture, sentence: str) -> None:
-    with pytest.raises(PolicyOutputError, match=sentence):
+def test_invalid_mixtures_are_refused(mixture: Mixture, message: str) -> None:
+    with pytest.raises(PolicyOutputError, match=message):
         mixture.check()
 
 

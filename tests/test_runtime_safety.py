@@ -1,4 +1,4 @@
-"""Limits, the ramp to a halt, and what an action becomes for an arm."""
+"""Limits, the ramp to a halt, and the conversion of actions to commands."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_no_halt_time_stops_at_once() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_limits_at_the_ends_of_their_ranges_give_a_command_or_our_error(seed: int) -> None:
-    """Ruckig raises errors of its own, in the midst of a motion."""
+    """Ruckig raises its own errors during a motion."""
     rng = np.random.default_rng(seed)
 
     def limit(name: str) -> tuple[float, ...]:
@@ -204,7 +204,7 @@ def test_limits_of_an_axis_have_bounds(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "sentence"),
+    ("limits", "message"),
     [
         ({"speed": (1.0,) * 7}, "'speed' has 7 entries; one is needed for each of"),
         ({"speed": (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)}, "'speed' of 'z' is 0; 0.0001 to 100 m/s"),
@@ -217,8 +217,8 @@ def test_limits_of_an_axis_have_bounds(name: str, value: Any) -> None:
         ({"halt_time": -1.0}, "'halt_time' is -1; 0 to 5 s is allowed"),
     ],
 )
-def test_contradictory_limits_are_refused(limits: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+def test_contradictory_limits_are_refused(limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         SafetyLimits(**limits)
 
 
@@ -270,7 +270,7 @@ def test_field_of_view_after_the_crop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "sentence"),
+    ("frame", "message"),
     [
         (np.zeros((64, 64), np.uint8), r"view 'view' is uint8 \(64, 64\); uint8 \(height, width, 3\) in RGB is needed"),
         (np.zeros((64, 64, 4), np.uint8), r"uint8 \(64, 64, 4\)"),
@@ -278,6 +278,6 @@ def test_field_of_view_after_the_crop() -> None:
         (np.zeros((16, 200, 3), np.uint8), "at least 32 x 32; choose a larger camera mode"),
     ],
 )
-def test_unusable_frames_are_refused(frame: Any, sentence: str) -> None:
-    with pytest.raises(ObservationError, match=sentence):
+def test_unusable_frames_are_refused(frame: Any, message: str) -> None:
+    with pytest.raises(ObservationError, match=message):
         preprocess(frame, SQUARE)

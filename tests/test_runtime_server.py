@@ -1,4 +1,4 @@
-"""The server answers every cycle: it drives, or it halts and says why."""
+"""The server answers every cycle: it drives, or it halts and reports why."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def drive(server: PolicyServer, steps: Sequence[Observation]) -> list[Decision]:
 
 
 def ramp(decisions: Sequence[Decision], before: Decision) -> None:
-    """The decisions that follow ``before`` fall evenly to zero motion in 5 cycles (0.25 s) and stay there."""
+    """Check that the decisions after ``before`` fall linearly to zero motion in 5 cycles (0.25 s) and stay there."""
     for i, decision in enumerate(decisions):
         share = max(0, 4 - i) / 5
         assert np.allclose(decision.action[:6], before.action[:6] * share)
@@ -85,7 +85,7 @@ def test_removing_the_instruction_halts(bundle: Bundle) -> None:
     assert not decisions[5].command, "the arm is left to others once the ramp is over"
 
 
-# --- faults: each has its code, its sentence, and ramps to a halt -----------------------------------------------------
+# --- faults: each has its code, its text, and ramps to a halt -----------------------------------------------------
 
 
 def with_reading(step: Observation, name: str, values: Any) -> Observation:
@@ -101,7 +101,7 @@ def of_wrong_size(step: Observation) -> Observation:
 
 
 FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
-    # name: change to the observation, added to now, code, sentence
+    # name: change to the observation, added to now, code, text
     "NaN joint": (
         lambda o: with_reading(o, "joint_states", [0, 0, np.nan, 0, 0, 0, 0]),
         0.0,
@@ -165,13 +165,13 @@ FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_ramps_to_a_halt_and_is_reported(bundle: Bundle, name: str) -> None:
-    change, shift, code, sentence = FAULTS[name]
+    change, shift, code, text = FAULTS[name]
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
     sick = change(STEPS[3])
     decisions = [server.step(sick, STEPS[3].stamp + DELAY + shift)]
     assert decisions[0].status.code is code and code.is_fault
-    assert sentence in decisions[0].status.message
+    assert text in decisions[0].status.message
     now = STEPS[3].stamp + 1.0
     decisions += [server.tick_without_observation(now + i * PERIOD) for i in range(6)]
     ramp(decisions, before)
@@ -207,7 +207,7 @@ def test_one_late_observation_does_not_halt(bundle: Bundle) -> None:
 
 
 def test_timeout_uses_the_monotonic_clock(bundle: Bundle) -> None:
-    """The clock of the stamps may stand still (a paused simulation): silence is noticed all the same."""
+    """The clock of the stamps may stop (a paused simulation); the timeout still works."""
     server = make(bundle)
     server.step(STEPS[0], STEPS[0].stamp, monotonic=7.0)
     now = STEPS[0].stamp
@@ -222,7 +222,7 @@ def test_no_observation_at_all(bundle: Bundle) -> None:
 
 
 def test_frozen_view(bundle: Bundle) -> None:
-    """Fresh stamps, moving joints, the very same picture: after 10 steps it is a fault; with still joints it is not."""
+    """Fresh stamps, moving joints and the same image: after 10 steps a fault, but not if the joints do not move."""
     frozen = STEPS[0].images["agentview_rgb"]
 
     def steps(speed: float) -> list[Observation]:
@@ -245,7 +245,7 @@ def test_frozen_view(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("ring", [1, 2, 3, 4, 8])
 def test_repeated_ring_of_old_images_is_frozen(bundle: Bundle, ring: int) -> None:
-    """A dead camera driver hands out its buffers in turn, under fresh stamps."""
+    """A dead camera driver repeats its buffers in turn, with fresh stamps."""
 
     def steps(speed: float, views: Sequence[str]) -> list[Observation]:
         return [
@@ -387,7 +387,7 @@ def test_a_requested_halt_does_not_replace_one_that_only_enable_ends(bundle: Bun
 
 
 def test_an_answer_that_took_too_long_is_not_sent(bundle: Bundle) -> None:
-    """Neither is it what the ramp to a halt begins with."""
+    """The ramp to a halt does not start from it either."""
     took = at = 0.0
 
     def clock() -> float:  # stands still but for one look at it in each decision, the one after the network
@@ -552,14 +552,14 @@ def test_reset_of_a_stationary_arm_clears_the_last_command(bundle: Bundle) -> No
 
 
 def test_options_are_checked(bundle: Bundle) -> None:
-    for options, sentence in (
+    for options, text in (
         ({"sampling": "best"}, "sampling 'best' is unknown"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"resume": "later"}, "resume is 'later'; choose 'auto' or 'enable'"),
         ({"swap_when": "never"}, "swap_when is 'never'; choose 'idle' or 'now'"),
         ({"provider": "tpu"}, "provider 'tpu' is unknown"),
     ):
-        with pytest.raises(ConfigError, match=sentence):
+        with pytest.raises(ConfigError, match=text):
             make(bundle, **options)
     with pytest.raises(ConfigError, match="watchdog limit 'stale_after' is -1"):
         WatchLimits(stale_after=-1)

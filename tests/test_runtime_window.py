@@ -1,4 +1,4 @@
-"""The window: right-aligned, slides when full, and is cleared whenever design says so."""
+"""The window is right-aligned, slides when full, and is cleared when it must be."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_gap_of_over_one_and_a_half_periods_clears(server: PolicyServer, periods
 
 
 def test_tokens_of_two_instructions_never_mix(server: PolicyServer) -> None:
-    """What is answered after a change of instruction equals what a fresh server answers."""
+    """Answers after a change of instruction equal those of a fresh server."""
     drive(server, 0, 7)
     server.set_instruction(INSTRUCTIONS[1])
     changed = drive(server, 7, 5)
@@ -168,7 +168,7 @@ def test_tokens_of_two_instructions_never_mix(server: PolicyServer) -> None:
 
 
 def test_caller_may_reuse_its_buffers(server: PolicyServer) -> None:
-    """The server answers the same when every observation comes in the same arrays."""
+    """The server answers the same if every observation comes in the same arrays."""
     apart = [d.action for d in drive(server, 0, 12)]
     server.reset("test")
     buffers = {name: frame.copy() for name, frame in STEPS[0].images.items()}
