@@ -232,11 +232,11 @@ class RosSide(Side):
 
     @contextlib.contextmanager
     def policy(self, bundle: Path, **settings: object) -> Iterator[Child]:
-        told = {"enable": True, **settings, "bundle": str(bundle)}
-        namespace = str(told.pop("namespace", ""))
+        node_settings = {"enable": True, **settings, "bundle": str(bundle)}
+        namespace = str(node_settings.pop("namespace", ""))
         place = ["-r", f"__ns:={namespace}"] if namespace else []
-        with self._process("main", "--ros-args", *place, *parameters(told)) as child:
-            if told.get("autostart"):
+        with self._process("main", "--ros-args", *place, *parameters(node_settings)) as child:
+            if node_settings.get("autostart"):
                 child.wait_for("] [m2distill_policy]: bundle")
             else:
                 with contextlib.closing(Operator(namespace=namespace)) as operator:

@@ -143,8 +143,8 @@ def test_second_policy_for_one_arm_does_not_start(side: Side, tmp_path: Path) ->
 
 
 def test_allowed_other_publisher_does_not_halt(side: Side, tmp_path: Path) -> None:
-    told = {"instruction": INSTRUCTIONS[0], "allow_other_publishers": True}
-    with side.met(CONTRACT, write_toy(tmp_path / "toy"), **told) as (_, robot):
+    settings = {"instruction": INSTRUCTIONS[0], "allow_other_publishers": True}
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), **settings) as (_, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         with contextlib.closing(side.robot(CONTRACT)) as other:
             send = other.commander(topics.TWIST)

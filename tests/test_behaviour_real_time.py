@@ -23,7 +23,7 @@ from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.sides import Robot, Side
-from tests.still_world import StillWorld
+from tests.static_env import StaticEnv
 
 CONTRACT = toy_contract()
 
@@ -82,8 +82,8 @@ def test_hot_swap_by_rename_while_the_robot_runs(side: Side, tmp_path: Path) -> 
     step.write_bytes(step.read_bytes()[:-1] + b"x")
     watched = tmp_path / "watched"
     watched.mkdir()
-    told = {"instruction": INSTRUCTIONS[0], "watch_folder": str(watched), "swap_when": "now"}
-    with side.met(CONTRACT, first.path, **told) as (policy, robot):
+    settings = {"instruction": INSTRUCTIONS[0], "watch_folder": str(watched), "swap_when": "now"}
+    with side.met(CONTRACT, first.path, **settings) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         stamps = robot.drive(observations(CONTRACT, 10))
         broken.rename(watched / "broken")
@@ -218,16 +218,16 @@ def test_commands_are_stamped_when_they_are_sent(side: Side, tmp_path: Path) -> 
         assert said <= sent[0] and sent[-1] <= time.time_ns() and sent == sorted(sent)
 
 
-def _roll(side: Side, world: StillWorld, options: RobotOptions) -> RolloutReport:
+def _roll(side: Side, env: StaticEnv, options: RobotOptions) -> RolloutReport:
     with side.link(CONTRACT, follow=options.follow, lockstep=False) as link:
-        (report,) = SimRobot(link, world, lockstep=False, options=options).run([Rollout(0, 0, 0)])
+        (report,) = SimRobot(link, env, lockstep=False, options=options).run([Rollout(0, 0, 0)])
     return report
 
 
 def test_simulated_robot_does_not_move_in_shadow_mode(side: Side, tmp_path: Path) -> None:
     with side.policy(write_toy(tmp_path / "toy"), enable=False):
         options = RobotOptions(instruction=INSTRUCTIONS[0], record_actions=True)
-        report = _roll(side, StillWorld(CONTRACT, horizon=20), options)
+        report = _roll(side, StaticEnv(CONTRACT, horizon=20), options)
     assert report.steps_without_command == report.steps == 20
     assert not np.any(np.array(report.actions)[:, :6])
 
@@ -237,7 +237,7 @@ def test_the_simulated_robot_is_refused_an_unknown_instruction(side: Side, tmp_p
         side.policy(write_toy(tmp_path / "toy")),
         pytest.raises(TransportError, match="did you mean 'lift the red box'"),
     ):
-        _roll(side, StillWorld(CONTRACT), RobotOptions(instruction="lift the rad box"))
+        _roll(side, StaticEnv(CONTRACT), RobotOptions(instruction="lift the rad box"))
 
 
 def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
     with side.policy(bundle) as policy:
         begin = time.monotonic()
         options = RobotOptions(follow="twist", instruction=INSTRUCTIONS[0])
-        report = _roll(side, StillWorld(CONTRACT, horizon=40), options)
+        report = _roll(side, StaticEnv(CONTRACT, horizon=40), options)
         assert 1.9 < time.monotonic() - begin < 6
         assert (
             report.steps == 40

@@ -36,7 +36,7 @@ TIME, MEMORY = 20.0, 512 * 2**20
 KINDS = ("db3", "mcap", "mcap_zstd", "file_zstd", "message_zstd", "db3_file_zstd")
 
 
-def told(steps: int = 3) -> Teleoperation:
+def teleoperated(steps: int = 3) -> Teleoperation:
     made = teleoperation(steps, joints_ms=10)
     made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
     made.grip(0, 0.08)
@@ -82,7 +82,7 @@ def refused(path: Path, *words: str) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One recording of each kind."""
     folder = tmp_path_factory.mktemp("whole")
-    return {kind: write(folder / kind, kind, told()) for kind in KINDS}
+    return {kind: write(folder / kind, kind, teleoperated()) for kind in KINDS}
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_malicious_metadata_are_refused_at_once(copy: Callable[[str], Path], con
 
 
 def test_topics_without_messages_or_with_two_types(tmp_path: Path) -> None:
-    made = told()
+    made = teleoperated()
     pose = topics.END_EFFECTOR_POSE
     silent = tmp_path / "silent"
     with Writer(silent, version=9, storage_plugin=StoragePlugin.MCAP) as writer:

@@ -71,8 +71,8 @@ def _node_of(child: Child) -> int:
 
 def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
-    told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "enable": "true", "respawn": "true"}
-    with launched(tmp_path, "policy.launch.py", **told) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
+    settings = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "enable": "true", "respawn": "true"}
+    with launched(tmp_path, "policy.launch.py", **settings) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
         launch.wait_for("process started with pid")
         robot.meet()
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -96,8 +96,8 @@ def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_node_ends_with_its_launcher(tmp_path: Path, number: signal.Signals) -> None:
     """``ros2 launch`` forwards neither signal; without the check of its launcher the node would continue to drive."""
-    told = {"bundle": write_toy(tmp_path / "toy"), "instruction": INSTRUCTIONS[0], "enable": "true"}
-    with launched(tmp_path, "policy.launch.py", **told) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
+    settings = {"bundle": write_toy(tmp_path / "toy"), "instruction": INSTRUCTIONS[0], "enable": "true"}
+    with launched(tmp_path, "policy.launch.py", **settings) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
         launch.wait_for("process started with pid")
         robot.meet()
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -122,8 +122,8 @@ def _runs(process: int) -> bool:
 
 def test_without_enable_it_answers_in_shadow(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
-    told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "profile": _profile(tmp_path)}
-    with launched(tmp_path, "policy.launch.py", **told), contextlib.closing(RosRobot(CONTRACT)) as robot:
+    settings = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "profile": _profile(tmp_path)}
+    with launched(tmp_path, "policy.launch.py", **settings), contextlib.closing(RosRobot(CONTRACT)) as robot:
         robot.meet()
         drive_until(robot, StatusCode.DISABLED, "answer in shadow")
         assert not robot.heard["twist"]
@@ -163,12 +163,12 @@ def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
     from m2distill_policy.sim.suites import make_sim_env, suite_task
 
     task = suite_task("tabletop", 1)
-    world = make_sim_env(task, size=32)
-    contract = dataclasses.replace(world.contract, text=CONTRACT.text)
+    env = make_sim_env(task, size=32)
+    contract = dataclasses.replace(env.contract, text=CONTRACT.text)
     bundle = write_toy(tmp_path / "toy", contract=contract, instructions=[task.instruction])
     out = tmp_path / "result.json"
-    told = {"bundle": bundle, "task": 1, "rollouts": 2, "seed": 7, "out": out}
-    with launched(tmp_path, "sim.launch.py", **told) as launch:
+    settings = {"bundle": bundle, "task": 1, "rollouts": 2, "seed": 7, "out": out}
+    with launched(tmp_path, "sim.launch.py", **settings) as launch:
         assert launch.wait(120) == 0, launch.output
         assert "the rollouts are over" in launch.output or "was required" in launch.output
         assert "0 of 2 rollouts done" in launch.output
@@ -177,13 +177,13 @@ def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
     for episode, rollout in enumerate(result["rollouts"]):
         server.set_instruction(task.instruction)
         server.reset("test", seed=7, episode=episode, is_stationary=True)
-        observation = world.reset(state_seed("reported", 7, episode))
+        observation = env.reset(state_seed("reported", 7, episode))
         steps = 0
-        while steps < task.horizon and not world.success():
-            observation = world.step(server.step(observation, observation.stamp).action)
+        while steps < task.horizon and not env.success():
+            observation = env.step(server.step(observation, observation.stamp).action)
             steps += 1
-        assert (rollout["steps"], rollout["success"]) == (steps, world.success())
-    world.close()
+        assert (rollout["steps"], rollout["success"]) == (steps, env.success())
+    env.close()
 
 
 def test_a_robot_without_the_simulator_says_what_to_install(tmp_path: Path) -> None:

@@ -127,8 +127,8 @@ def test_a_goal_that_is_refused_lets_the_running_task_go_on(tmp_path: Path) -> N
 
 
 def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
-    told: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "enable": True}
-    with _robot(told) as (node, there):
+    options: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "enable": True}
+    with _robot(options) as (node, there):
         tasks = _Tasks(there)
         there.publish(topics.EMERGENCY_STOP, Bool(data=True))
         _drive_until(there, StatusCode.EMERGENCY_STOP)
@@ -209,8 +209,8 @@ def _kept(server: PolicyServer) -> dict[str, object]:
 
 @pytest.mark.parametrize("instruction", ["", INSTRUCTIONS[0]])
 def test_refused_requests_do_not_change_the_server(tmp_path: Path, instruction: str) -> None:
-    told: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "instruction": instruction}
-    with _robot(told) as (node, there):
+    options: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "instruction": instruction}
+    with _robot(options) as (node, there):
         _drive_until(there, StatusCode.DISABLED if instruction else StatusCode.NO_INSTRUCTION)
         there.publish(topics.EMERGENCY_STOP, Bool(data=True))
         _drive_until(there, StatusCode.EMERGENCY_STOP)

@@ -108,10 +108,10 @@ def test_a_camera_of_the_simulator_that_was_turned() -> None:
     from m2distill_policy.sim.suites import suite_task
     from m2distill_policy.sim.tabletop.env import TabletopEnv
 
-    world = TabletopEnv(suite_task("tabletop", 0), size=64)
-    camera = world.contract.cameras[0]
-    reference = world.reset(0).images[camera.name]
-    model = world.render_model
+    env = TabletopEnv(suite_task("tabletop", 0), size=64)
+    camera = env.contract.cameras[0]
+    reference = env.reset(0).images[camera.name]
+    model = env.render_model
     index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "agentview")
     for degrees, way in ((-4.0, "left"), (4.0, "right")):
         before = model.cam_quat[index].copy()
@@ -119,8 +119,8 @@ def test_a_camera_of_the_simulator_that_was_turned() -> None:
         mujoco.mju_mat2Quat(turn, rotation_from_vector(np.radians(degrees) * np.array([0.0, 1.0, 0.0])).ravel())
         mujoco.mju_mulQuat(turned, before, turn)
         model.cam_quat[index] = turned
-        said = describe(camera, misalignment(reference, world.reset(5).images[camera.name]))
+        said = describe(camera, misalignment(reference, env.reset(5).images[camera.name]))
         model.cam_quat[index] = before
         found = re.search(rf"turn it {way} by ([0-9.]+) degrees", said)
         assert found is not None and float(found[1]) == pytest.approx(4.0, abs=0.7), said
-    world.close()
+    env.close()
