@@ -80,7 +80,7 @@ class Fault:
 
 
 FAULTS = {
-    "half-written image": Fault(_half_written, [StatusCode.BAD_OBSERVATION], ["image is incomplete", "100 bytes came"]),
+    "half-written image": Fault(_half_written, [StatusCode.BAD_OBSERVATION], ["image is incomplete", "has 100 bytes"]),
     "wrong encoding": Fault(_wrong_encoding, [StatusCode.BAD_OBSERVATION], ["encoding '32FC1' is not known", "bgr8"]),
     "empty image": Fault(_no_picture, [StatusCode.BAD_OBSERVATION], [f"view '{OTHER}'", "0 rows"]),
     "joint missing": Fault(_joint_missing, [StatusCode.BAD_OBSERVATION], ["does not name", "panda_joint1"]),
@@ -88,7 +88,9 @@ FAULTS = {
         _joints_uneven, [StatusCode.MISSING_OBSERVATION, StatusCode.BAD_OBSERVATION], ["names 9 joints", "8 positions"]
     ),
     "NaN joint": Fault(_joint_nan, [StatusCode.BAD_OBSERVATION], ["panda_joint3"]),
-    "stamps jump forward": Fault(_from_the_future, [StatusCode.FUTURE_STAMP], ["in the future", "compare the clocks"]),
+    "stamps jump forward": Fault(
+        _from_the_future, [StatusCode.FUTURE_STAMP], ["in the future", "synchronise the clocks"]
+    ),
     "stamps jump back": Fault(
         _from_the_past, [StatusCode.STALE_OBSERVATION, StatusCode.OUT_OF_ORDER, StatusCode.MISSING_OBSERVATION], []
     ),

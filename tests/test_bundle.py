@@ -208,7 +208,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: edit_manifest(p, lambda m: m["contract"].update(rate_hz=0)),
         "rate_hz is 0; a positive number is needed",
     ),
-    "no text": (lambda p: edit_manifest(p, lambda m: m["contract"].update(text=None)), "names no text encoder"),
+    "no text": (lambda p: edit_manifest(p, lambda m: m["contract"].update(text=None)), "has no text encoder"),
     "npz damaged": (lambda p: replace_file(p, "instructions.npz", b"PK\x03\x04junk"), r"npz' cannot be read \("),
     "npz text": (lambda p: replace_file(p, "instructions.npz", b"hello"), r"npz' cannot be read \("),
     "npz keys": (

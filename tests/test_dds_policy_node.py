@@ -29,7 +29,7 @@ def domain() -> Iterator[int]:
 def test_unused_remapping_is_refused(tmp_path: Path, domain: int) -> None:
     server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")))
     for source, expected in (
-        ("/joint_state", r"renames '/joint_state', which is none of .*; did you mean '/joint_states'\?"),
+        ("/joint_state", r"renames '/joint_state', which is not used; .*; did you mean '/joint_states'\?"),
         ("/m2distill_policy/twist", None),
     ):
         with Participant(domain, {source: "/arm/x"}) as participant:

@@ -336,13 +336,13 @@ def test_a_full_disk_costs_the_episode_being_written_alone(tmp_path: Path) -> No
     unfinished = writer(tmp_path)
     unfinished.add(recording(0))
     (unfinished.parts / ".1.hdf5").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match=r"no room for .*\.1\.hdf5; what was finished before is kept"):
+    with pytest.raises(StorageError, match=r"disk is full, so .*\.1\.hdf5 cannot be written; finished work is kept"):
         unfinished.add(recording(1))
     assert [part.name for part in unfinished.parts.glob("*.hdf5")] == ["0.hdf5"]
     unfinished.add(recording(1))
     merged = tmp_path / f".{unfinished.path.name}"
     merged.symlink_to("/dev/full")
-    with pytest.raises(StorageError, match="no room for"):
+    with pytest.raises(StorageError, match="disk is full"):
         unfinished.finish([0, 1], 2)
     assert not unfinished.path.exists() and len(writer(tmp_path).finish([0, 1], 2)) == 2
 

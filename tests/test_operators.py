@@ -67,11 +67,11 @@ def _pressed(server: PolicyServer) -> None:
     _drive(server, 8)
 
 
-def _untold(server: PolicyServer) -> None:
+def _no_instruction(server: PolicyServer) -> None:
     _drive(server)
 
 
-def _told_nonsense(server: PolicyServer) -> None:
+def _unknown_instruction(server: PolicyServer) -> None:
     with pytest.raises(UnknownInstructionError):
         server.set_instruction("sing a song")
     _drive(server)
@@ -82,8 +82,8 @@ STATES: dict[str, Callable[[PolicyServer], None]] = {
     "in shadow": _in_shadow,
     "halted": _halted,
     "emergency stop": _pressed,
-    "no instruction": _untold,
-    "unknown instruction": _told_nonsense,
+    "no instruction": _no_instruction,
+    "unknown instruction": _unknown_instruction,
 }
 UNKNOWN = ("sing a song", "lift the rad box", " " + INSTRUCTIONS[0], INSTRUCTIONS[0].upper(), "x" * 100_000, "\0", "🤖")
 
@@ -157,7 +157,7 @@ def _cycle(server: PolicyServer) -> tuple[RealTimeLoop[object], list[float]]:
 
 
 OBSTACLES: dict[str, tuple[Callable[[PolicyServer, RealTimeLoop[object]], object], str]] = {
-    "no instruction": (lambda s, _: s.set_instruction(""), "No instruction"),
+    "no instruction": (lambda s, _: s.set_instruction(""), "no instruction"),
     "not measured": (lambda s, _: s.set_not_ready("Waiting for 21 images of a."), "21 images"),
     "another publisher": (lambda _, c: c.operator.other_command(topics.TWIST), "/twist'"),
     "dead man": (lambda s, _: s.set_dead_man(False, monotonic=1000.0), "dead-man"),
@@ -176,13 +176,13 @@ def test_enable_reports_what_prevents_driving(tmp_path: Path, obstacle: str) -> 
     cycle.operator.enable(False)
     act(server, cycle)
     done, message = cycle.operator.enable(True)
-    assert done and server.enabled and part in message and "commands are sent" not in message, message
+    assert done and server.enabled and part in message and message != "commands are sent", message
     server.close()
 
 
 def test_enable_reports_all_obstacles(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
-    _told_nonsense(server)
+    _unknown_instruction(server)
     server.set_not_ready("Waiting for 21 images of a.")
     done, message = _cycle(server)[0].operator.enable(True)
     assert done and "sing a song" in message and "21 images" in message

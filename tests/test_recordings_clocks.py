@@ -140,7 +140,7 @@ def test_a_known_difference_is_corrected_on_request(tmp_path: Path, capfd: pytes
 
 def test_joints_slower_than_the_contract_are_refused_by_rate(tmp_path: Path) -> None:
     for joints_ms in (100, 66, 200):
-        with pytest.raises(RecordingError, match=r"/joint_states has \d+\.\d messages a second and .* wants 20"):
+        with pytest.raises(RecordingError, match=r"/joint_states has \d+\.\d messages a second, but .* needs 20"):
             imported(tmp_path / str(joints_ms), made(joints_ms=joints_ms))
 
 

@@ -107,7 +107,7 @@ def test_every_parameter_changes_the_settings() -> None:
         ({"safety.speed": [1.0, "fast"]}, r"parameter 'safety.speed' is .*; a double\[\] is needed"),
         ({"safety.workspace_low": [0.0, 0.0, 0.0]}, "belong together"),
         ({"watch.frozen_after": 1}, r"'watch.frozen_after' is 1; allowed is 2 to 1e\+06; 0 is off"),
-        ({"gripper.open_position": 0.0}, "gripper is open and closed at the same position"),
+        ({"gripper.open_position": 0.0}, "open and closed position of the gripper are both 0.0"),
         ({"joints.entries": ["a"]}, "joints.entries has 1 entries, joints.names 0"),
     ],
 )
@@ -143,7 +143,7 @@ def test_gripper_numbers_have_the_same_bounds_on_every_path(tmp_path: Path, name
 
 def test_a_joint_that_is_given_twice_is_refused() -> None:
     entries = {"joints.entries": ["panda_joint1", "panda_joint1"], "joints.names": ["a", "b"]}
-    with pytest.raises(ConfigError, match="'panda_joint1', 'a' and 'b'"):
+    with pytest.raises(ConfigError, match="'panda_joint1': 'a' and 'b'"):
         settings_from({**BUNDLE, **entries})
 
 

@@ -106,7 +106,7 @@ FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
         lambda o: with_reading(o, "joint_states", [0, 0, np.nan, 0, 0, 0, 0]),
         0.0,
         StatusCode.BAD_OBSERVATION,
-        "The observation cannot be used: 'joint_states' holds a value that is not finite at 'panda_joint3'.",
+        "The observation cannot be used: 'joint_states' has a value that is not finite at 'panda_joint3'.",
     ),
     "joint out of range": (
         lambda o: with_reading(o, "gripper_states", [0.0, -3.0]),

@@ -94,7 +94,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_bundle_without_images_is_reported(tmp_path: Path) -> None:
     bundle = open_bundle(write_toy(tmp_path / "toy"))
-    with pytest.raises(BundleError, match=r"holds no training \w+ of 'agentview_rgb'; export it anew"):
+    with pytest.raises(BundleError, match=r"has no training image of 'agentview_rgb'; export it again"):
         bundle.view("agentview_rgb")
     with pytest.raises(BundleError, match="holds views"):
         write_toy(tmp_path / "wrong", views={"agentview_rgb": _picture()})
