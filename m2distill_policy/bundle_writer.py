@@ -67,9 +67,9 @@ def write_bundle(
     np.savez(packed, instructions=np.array(list(instructions), dtype=np.str_), embeddings=rows)
     files = {**dict(graphs), INSTRUCTIONS: packed.getvalue()}
     if views:
-        pictures = io.BytesIO()
-        np.savez_compressed(pictures, **{name: np.asarray(view) for name, view in views.items()})
-        files[VIEWS] = pictures.getvalue()
+        images = io.BytesIO()
+        np.savez_compressed(images, **{name: np.asarray(view) for name, view in views.items()})
+        files[VIEWS] = images.getvalue()
     manifest: dict[str, Any] = {
         "format_version": BUNDLE_VERSION,
         "contract": contract.to_dict(),

@@ -234,7 +234,7 @@ class DemonstrationWriter:
         where = f"episode of seed {episode.seed} for {self.path.name}"
         if length == 0 or episode.actions.shape != (length, 7) or not np.all(np.isfinite(episode.actions)):
             raise DemonstrationError(
-                f"{where}: actions are {episode.actions.shape}, finite (L, 7) with L > 0 is wanted"
+                f"{where}: actions are {episode.actions.shape}, finite (L, 7) with L > 0 is needed"
             )
         if np.any(np.abs(episode.actions) > 1.0 + ACTION_TOLERANCE):
             raise DemonstrationError(f"{where}: an action lies outside [-1, 1]")
@@ -243,23 +243,21 @@ class DemonstrationWriter:
             if frames is None or frames.dtype != np.uint8 or frames.shape != (length, *camera.shape):
                 got = "missing" if frames is None else f"{frames.dtype} {frames.shape}"
                 raise DemonstrationError(
-                    f"{where}: view '{camera.name}' is {got}; uint8 {(length, *camera.shape)} is wanted"
+                    f"{where}: view '{camera.name}' is {got}; uint8 {(length, *camera.shape)} is needed"
                 )
-        for reading in self.contract.proprioception:
-            values = episode.proprioception.get(reading.name)
-            if values is None or values.shape != (length, reading.size) or not np.all(np.isfinite(values)):
+        for group in self.contract.proprioception:
+            values = episode.proprioception.get(group.name)
+            if values is None or values.shape != (length, group.size) or not np.all(np.isfinite(values)):
                 got = "missing" if values is None else str(values.shape)
+                raise DemonstrationError(f"{where}: '{group.name}' is {got}; finite {(length, group.size)} is needed")
+            if np.any(values < group.low) or np.any(values > group.high):
                 raise DemonstrationError(
-                    f"{where}: '{reading.name}' is {got}; finite {(length, reading.size)} is wanted"
-                )
-            if np.any(values < reading.low) or np.any(values > reading.high):
-                raise DemonstrationError(
-                    f"{where}: '{reading.name}' leaves the contract's range {reading.low:.4g} to {reading.high:.4g} "
-                    f"{reading.unit}"
+                    f"{where}: '{group.name}' leaves the contract's range {group.low:.4g} to {group.high:.4g} "
+                    f"{group.unit}"
                 )
         for name, poses, size in (("ee", episode.ee, 6), ("executed", episode.executed, 7)):
             if poses is not None and (poses.shape != (length, size) or not np.all(np.isfinite(poses))):
-                raise DemonstrationError(f"{where}: '{name}' is {poses.shape}; finite {(length, size)} is wanted")
+                raise DemonstrationError(f"{where}: '{name}' is {poses.shape}; finite {(length, size)} is needed")
         for states in (recording.states, recording.robot_states):
             if states is not None and len(states) != length:
                 raise DemonstrationError(f"{where}: {len(states)} states for {length} actions")

@@ -216,16 +216,16 @@ class DemonstrationFile:
             frames = self._dataset(file, name, f"obs/{camera.name}", camera.shape, "u1", length)
             images[camera.name] = np.ascontiguousarray(frames[:, ::-1]) if self._bottom_up else frames
         proprioception: dict[str, NDArray[np.float32]] = {}
-        for reading in self.contract.proprioception:
-            key = f"obs/{reading.name}"
-            values = self._dataset(file, name, key, (reading.size,), "f", length)
+        for group in self.contract.proprioception:
+            key = f"obs/{group.name}"
+            values = self._dataset(file, name, key, (group.size,), "f", length)
             if not np.all(np.isfinite(values)):
                 raise self._wrong(name, key, "holds a value that is not finite")
-            if np.any(values < reading.low) or np.any(values > reading.high):
+            if np.any(values < group.low) or np.any(values > group.high):
                 raise self._wrong(
-                    name, key, f"leaves the contract's range {reading.low:.4g} to {reading.high:.4g} {reading.unit}"
+                    name, key, f"leaves the contract's range {group.low:.4g} to {group.high:.4g} {group.unit}"
                 )
-            proprioception[reading.name] = values.astype(np.float32)
+            proprioception[group.name] = values.astype(np.float32)
         ee: NDArray[np.float32] | None = None
         if f"data/{name}/obs/ee_states" in file.datasets:
             poses = self._dataset(file, name, "obs/ee_states", (6,), "f", length)
@@ -298,9 +298,9 @@ class DemonstrationFile:
         dtype = dataset.dtype
         if dtype is None or ((dtype.kind != "f") if kind == "f" else (dtype != np.uint8)):
             got = dataset.kind if dtype is None else dtype
-            raise self._wrong(episode, key, f"is {got}; {'a float' if kind == 'f' else 'uint8'} is wanted")
+            raise self._wrong(episode, key, f"is {got}; {'a float' if kind == 'f' else 'uint8'} is needed")
         if len(dataset.shape) != 1 + len(shape) or dataset.shape[1:] != shape:
-            raise self._wrong(episode, key, f"has shape {dataset.shape}; (L, {', '.join(map(str, shape))}) is wanted")
+            raise self._wrong(episode, key, f"has shape {dataset.shape}; (L, {', '.join(map(str, shape))}) is needed")
         return dataset
 
     def _dataset(
@@ -316,13 +316,13 @@ class DemonstrationFile:
         """Return the text of an attribute; None if it is missing."""
         value = attributes.get(name)
         if value is not None and not isinstance(value, str):
-            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a text is wanted")
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a text is needed")
         return value
 
     def _whole_number(self, attributes: Mapping[str, Any], name: str, default: T) -> int | T:
         value = attributes.get(name, default)
         if value is not default and (not isinstance(value, int) or isinstance(value, bool)):
-            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a whole number is wanted")
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a whole number is needed")
         return value
 
     def _read_json(self, attributes: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -336,7 +336,7 @@ class DemonstrationFile:
                 f"{self.path}: attribute '{name}' is not JSON that can be read: {error}"
             ) from error
         if not isinstance(found, dict):
-            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(found)[:80]}; a JSON object is wanted")
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(found)[:80]}; a JSON object is needed")
         return found
 
     def _read_instruction(self, data: Mapping[str, Any]) -> str:
@@ -355,7 +355,7 @@ class DemonstrationFile:
             words = _joined(words)
         if not isinstance(words, str):
             raise DemonstrationError(
-                f"{self.path}: 'language_instruction' in 'problem_info' is {str(words)[:80]}; a text is wanted"
+                f"{self.path}: 'language_instruction' in 'problem_info' is {str(words)[:80]}; a text is needed"
             )
         try:
             return instruction_from(words)

@@ -86,7 +86,7 @@ class Hdf5File:
         dataset = self.datasets[name]
         dtype = dataset.dtype
         if dtype is None:
-            raise DemonstrationError(f"{self.path}: '{name}' is {dataset.kind}; numbers are wanted")
+            raise DemonstrationError(f"{self.path}: '{name}' is {dataset.kind}; numbers are needed")
         size = math.prod(dataset.shape) * dtype.itemsize
         if size > LARGEST_DATASET:
             raise DemonstrationError(
@@ -260,13 +260,13 @@ def _ask(path: Path, request: dict[str, Any], seconds: float, into: memoryview |
     """
     global _reader
     _identity(path)
-    asked = {**request, "path": str(path.absolute()), "seconds": seconds}
+    full_request = {**request, "path": str(path.absolute()), "seconds": seconds}
     with _lock:
         for again in (True, False):
             fresh = _reader is None
             reader = _reader = _reader or _Reader()
             try:
-                answer = reader.ask(asked, into)
+                answer = reader.ask(full_request, into)
                 break
             except _Ended as error:
                 code, _reader = reader.end(), None

@@ -54,7 +54,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
-    _say(answers, {"ready": True})
+    _send(answers, {"ready": True})
     os.dup2(silent, 2)  # hide last messages of the library, such as "free(): invalid pointer"
     known: dict[str, Identity] = {}
     while select.select([0], [], [], _IDLE)[0]:
@@ -65,19 +65,19 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         try:
             for answer in _answer(request, known):
-                _say(answers, answer)
+                _send(answers, answer)
         except Refused as error:
-            _say(answers, {"refused": str(error)})
+            _send(answers, {"refused": str(error)})
         except MemoryError:
-            _say(answers, {"refused": f"needs more than {MEMORY // 2**20} MiB of memory beside its data"})
+            _send(answers, {"refused": f"needs more than {MEMORY // 2**20} MiB of memory in addition to its data"})
         # Any error of the library is sent to the parent process, which raises it.
         except Exception as error:
-            _say(answers, {"damaged": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+            _send(answers, {"damaged": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _say(answers: BinaryIO, answer: dict[str, Any] | memoryview) -> None:
+def _send(answers: BinaryIO, answer: dict[str, Any] | memoryview) -> None:
     answers.write(answer if isinstance(answer, memoryview) else json.dumps(answer).encode() + b"\n")
     answers.flush()
 
@@ -185,7 +185,7 @@ def _attributes(group: Any, names: list[str]) -> dict[str, Any]:
             continue
         declared = group.attrs.get_id(name)
         if declared.shape is None:
-            raise Refused(f"attribute '{name}' is empty; a text or numbers are wanted")
+            raise Refused(f"attribute '{name}' is empty; a text or numbers are needed")
         if math.prod(declared.shape) * declared.dtype.itemsize > _LARGEST_ATTRIBUTE:
             raise Refused(f"attribute '{name}' has more than {_LARGEST_ATTRIBUTE} bytes")
         value = group.attrs[name]
@@ -197,7 +197,7 @@ def _attributes(group: Any, names: list[str]) -> dict[str, Any]:
         elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
             values[name] = value.tolist()
         else:
-            raise Refused(f"attribute '{name}' is {type(value).__name__}; a text or numbers are wanted")
+            raise Refused(f"attribute '{name}' is {type(value).__name__}; a text or numbers are needed")
     return values
 
 

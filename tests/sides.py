@@ -213,13 +213,13 @@ class Robot(ABC):
             if name not in without:
                 pixels = observation.images[name]
                 height, width = pixels.shape[:2]
-                picture = self.image(stamp, height, width, "rgb8", 3 * width, pixels.tobytes())
-                self.publish(topics.camera_topic(name), picture)
+                image_message = self.image(stamp, height, width, "rgb8", 3 * width, pixels.tobytes())
+                self.publish(topics.camera_topic(name), image_message)
         if "joint_states" not in without:
-            names, values = self.readings(observation)
+            names, values = self.joint_state(observation)
             self.publish(topics.JOINT_STATES, self.messages.joints(names, values, stamp, "base"))
 
-    def readings(self, observation: Observation) -> tuple[list[str], list[float]]:
+    def joint_state(self, observation: Observation) -> tuple[list[str], list[float]]:
         """Return names and values of an observation's joint state."""
         names = [entry for group in self.contract.proprioception for entry in group.entries]
         groups = [observation.proprioception[group.name] for group in self.contract.proprioception]

@@ -44,9 +44,9 @@ def test_a_profile_is_one_for_an_arm(path: Path) -> None:
         position = gripper.closed_position if closed else gripper.open_position
         arm = dict.fromkeys(names, 0.1)
         arm |= {name: position for name in names if "finger" in name or name == "drive_joint"}
-        readings, absent = joints.readings(list(arm), list(arm.values()))
+        proprioception, absent = joints.proprioception(list(arm), list(arm.values()))
         assert not absent
-        np.testing.assert_allclose(readings["gripper_states"], [0.0, 0.0] if closed else [0.04, -0.04], atol=1e-6)
+        np.testing.assert_allclose(proprioception["gripper_states"], [0.0, 0.0] if closed else [0.04, -0.04], atol=1e-6)
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

@@ -44,14 +44,14 @@ def _no_picture(robot: Robot, observation: Observation) -> None:
 
 def _joint_missing(robot: Robot, observation: Observation) -> None:
     stamp = time.time_ns()
-    names, values = robot.readings(observation)
+    names, values = robot.joint_state(observation)
     robot.say(observation, stamp, without=("joint_states",))
     robot.publish(topics.JOINT_STATES, robot.messages.joints(names[1:], values[1:], stamp, "base"))
 
 
 def _joints_uneven(robot: Robot, observation: Observation) -> None:
     stamp = time.time_ns()
-    names, values = robot.readings(observation)
+    names, values = robot.joint_state(observation)
     robot.publish(topics.JOINT_STATES, robot.messages.joints(names, values[:-1], stamp, "base"))
     robot.say(observation, stamp, without=("joint_states",))
 

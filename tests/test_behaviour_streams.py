@@ -40,7 +40,7 @@ def say(
 
     for name in (A, B):
         robot.say(observation, stamp(name), without=(A if name == B else B, "joint_states"))
-    names, values = robot.readings(observation)
+    names, values = robot.joint_state(observation)
     robot.publish(JOINTS, robot.messages.joints(names, values, stamp("joints"), "base"))
     robot.at(WHERE, stamp("pose"))
 
@@ -136,7 +136,7 @@ def _pieces(robot: Robot, observation: Observation, topic: str) -> None:
     """Yield arm and gripper in separate messages, and velocities in between."""
     stamp = time.time_ns()
     robot.say(observation, stamp, without=("joint_states",))
-    names, values = robot.readings(observation)
+    names, values = robot.joint_state(observation)
     robot.publish(JOINTS, robot.messages.joints(names[:ARM], values[:ARM], stamp, "base"))
     robot.publish(JOINTS, robot.messages.joints(names, [], stamp, "base"))
     robot.publish(topic, robot.messages.joints(names[ARM:], values[ARM:], stamp, "base"))
@@ -149,7 +149,7 @@ def test_arm_and_gripper_in_messages_of_their_own(side: Side, tmp_path: Path) ->
         def arm_alone(observation: Observation) -> None:
             stamp = time.time_ns()
             robot.say(observation, stamp, without=("joint_states",))
-            names, values = robot.readings(observation)
+            names, values = robot.joint_state(observation)
             robot.publish(JOINTS, robot.messages.joints(names[:ARM], values[:ARM], stamp, "base"))
 
         pace.until(StatusCode.BAD_OBSERVATION, arm_alone, "word of the gripper's joints")
@@ -164,7 +164,7 @@ def test_arm_and_gripper_in_messages_of_their_own(side: Side, tmp_path: Path) ->
         def twice(observation: Observation) -> None:
             stamp = time.time_ns()
             robot.say(observation, stamp, without=("joint_states",))
-            names, values = robot.readings(observation)
+            names, values = robot.joint_state(observation)
             robot.publish(JOINTS, robot.messages.joints([*names, names[0]], [*values, values[0] + 0.1], stamp, "base"))
 
         robot.forget()
@@ -250,7 +250,7 @@ def test_a_second_publisher_of_the_joints(side: Side, tmp_path: Path) -> None:
             moved["gripper_states"] = observation.proprioception["gripper_states"]
             robot.say(Observation(observation.images, moved, 0.0), time.time_ns())
 
-        names, _ = robot.readings(SEEN[0])
+        names, _ = robot.joint_state(SEEN[0])
         for topic, said in ((JOINTS, names), (JOINTS, names[::-1]), (GRIPPER, names)):
 
             def stray(observation: Observation, topic: str = topic, said: list[str] = said) -> None:

@@ -93,14 +93,14 @@ def test_joints_are_matched_by_name_in_any_order() -> None:
     joints = JointMap(CONTRACT)
     values = {name: float(i) for i, name in enumerate(NAMES)}
     shuffled = ["some_other_joint", *reversed(NAMES)]
-    groups, absent = joints.readings(shuffled, [99.0, *(values[n] for n in reversed(NAMES))])
+    groups, absent = joints.proprioception(shuffled, [99.0, *(values[n] for n in reversed(NAMES))])
     assert absent == ()
     np.testing.assert_array_equal(groups["joint_states"], np.arange(7, dtype=np.float32))
     np.testing.assert_array_equal(groups["gripper_states"], np.array([7, 8], dtype=np.float32))
 
 
 def test_missing_joint_is_reported_and_nan() -> None:
-    groups, absent = JointMap(CONTRACT).readings(NAMES[:3] + NAMES[4:], [0.0] * 8)
+    groups, absent = JointMap(CONTRACT).proprioception(NAMES[:3] + NAMES[4:], [0.0] * 8)
     assert absent == ("panda_joint4",)
     assert np.isnan(groups["joint_states"][3]) and np.isfinite(groups["gripper_states"]).all()
     with pytest.raises(ObservationError, match="names 2 joints but has 1"):
@@ -114,11 +114,11 @@ def test_joints_of_another_arm_are_mapped_to_the_contract() -> None:
     sources += [JointSource("panda_finger_joint1", finger), JointSource("panda_finger_joint2", finger, scale=-1.0)]
     joints = JointMap(CONTRACT, sources)
     names = [finger, *(f"fr3_joint{i}" for i in range(1, 8))]
-    groups, absent = joints.readings(names, [0.03, *(0.1 * i for i in range(1, 8))])
+    groups, absent = joints.proprioception(names, [0.03, *(0.1 * i for i in range(1, 8))])
     assert absent == ()
     np.testing.assert_allclose(groups["joint_states"], [0.1, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7], atol=1e-6)
     np.testing.assert_allclose(groups["gripper_states"], [0.03, -0.03])
-    assert joints.readings(names[1:], [0.0] * 7)[1] == (finger,), "named once, though two readings want it"
+    assert joints.proprioception(names[1:], [0.0] * 7)[1] == (finger,), "named once, though two readings want it"
     with pytest.raises(ConfigError, match="given for 'elbow', which is not in the contract; it has panda_joint1"):
         JointMap(CONTRACT, [JointSource("elbow", "joint_3")])
     with pytest.raises(ConfigError, match="scale 0"):

@@ -96,10 +96,10 @@ class DdsLink(Link):
             frame = optical_frame(camera.name)
             self._infos[camera.name].write(MESSAGES.camera_info(camera, image.shape[0], image.shape[1], stamp))
             self._views[camera.name].write(Image.from_rgb(image, at, frame))
-        readings = [
+        positions = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
         ]
-        self._joints.write(MESSAGES.joints(self._joint_names, readings, stamp, self._contract.action.frame))
+        self._joints.write(MESSAGES.joints(self._joint_names, positions, stamp, self._contract.action.frame))
 
     def send_instruction(self, instruction: str) -> None:
         self._instructions.write(String(instruction))

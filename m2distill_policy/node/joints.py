@@ -96,7 +96,7 @@ class JointMap:
                     found[source.name] = limit
         return tuple(found[name] for name in self.wanted)
 
-    def readings(
+    def proprioception(
         self, names: Sequence[str], positions: Sequence[float]
     ) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
         """Return group -> (n,) float32, NaN for missing joints; and the names of the missing joints, each once."""

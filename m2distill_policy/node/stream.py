@@ -185,7 +185,7 @@ class ObservationStream(Generic[T]):
                 images[camera.name] = preprocess(self._to_rgb(found.views[camera.name]), camera)
             except ObservationError as error:
                 problems.append(f"view '{camera.name}': {error}")
-        readings, absent = self._joints.readings(*found.joints)
+        proprioception, absent = self._joints.proprioception(*found.joints)
         if absent:
             problems.append(f"the joint state does not name {', '.join(absent)}")
-        return Observation(images, readings, found.stamp / 1e9), problems
+        return Observation(images, proprioception, found.stamp / 1e9), problems

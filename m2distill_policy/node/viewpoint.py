@@ -1,4 +1,4 @@
-"""Compare a camera's view with the view in training: how far they are apart, and both images in one."""
+"""Compare a camera's view with the view in training: how much they differ, and both images in one."""
 
 from __future__ import annotations
 

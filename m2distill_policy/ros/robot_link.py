@@ -137,10 +137,10 @@ class RosLink(Link):
             image.height, image.width, image.step = height, width, 3 * width
             image.data.frombytes(pixels.data.cast("B"))
             self._views[camera.name].publish(image)
-        readings = [
+        positions = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
         ]
-        self._joints.publish(MESSAGES.joints(self._joint_names, readings, stamp, frame))
+        self._joints.publish(MESSAGES.joints(self._joint_names, positions, stamp, frame))
 
     def send_instruction(self, instruction: str) -> None:
         self._instructions.publish(String(data=instruction))

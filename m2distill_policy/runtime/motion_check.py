@@ -80,7 +80,7 @@ class MotionCheck:
         self._joints, self._pose = _Frozen(kept), _Frozen(kept)
         #: Number of observations with the same pose, and the joint positions at the first of them.
         self._same_pose = 0
-        self._readings: list[float] = []
+        self._positions: list[float] = []
 
     def reset(self) -> None:
         """Forget the joints and the pose, so that the next ones are compared with nothing."""
@@ -118,15 +118,15 @@ class MotionCheck:
         if after is None:
             return None
         found = [observation.proprioception[name] for name in self._names if name in observation.proprioception]
-        readings = found[0] if len(found) == 1 else np.concatenate(found) if found else np.zeros(0)
-        self._check_joints(readings, after)
+        positions = found[0] if len(found) == 1 else np.concatenate(found) if found else np.zeros(0)
+        self._check_joints(positions, after)
         if pose is not None:
-            self._check_pose(pose, readings, after, driven, place)
+            self._check_pose(pose, positions, after, driven, place)
         return self._joints.fault or self._pose.fault
 
-    def _check_joints(self, readings: NDArray[np.floating[Any]], after: int) -> None:
+    def _check_joints(self, positions: NDArray[np.floating[Any]], after: int) -> None:
         joints = self._joints
-        if not joints.take(readings) or not readings.size or joints.fault is not None or joints.commands < after:
+        if not joints.take(positions) or not positions.size or joints.fault is not None or joints.commands < after:
             return
         translation, rotation = joints.moved()
         if max(translation, rotation) > self._limits.frozen_motion:
@@ -139,7 +139,7 @@ class MotionCheck:
     def _check_pose(
         self,
         pose: NDArray[np.floating[Any]],
-        readings: NDArray[np.floating[Any]],
+        positions: NDArray[np.floating[Any]],
         after: int,
         driven: bool,
         place: Callable[[], str] | None,
@@ -147,7 +147,7 @@ class MotionCheck:
         frozen = self._pose
         if not frozen.take(pose) or not driven:
             frozen.fault = None
-            self._same_pose, self._readings = 0, readings.tolist()
+            self._same_pose, self._positions = 0, positions.tolist()
             return
         self._same_pose += 1
         if frozen.fault is not None or min(self._same_pose, frozen.commands) < after:
@@ -155,8 +155,8 @@ class MotionCheck:
         what = ""
         if max(frozen.moved()) > self._limits.frozen_motion:
             what = f"{frozen.commands} commands to move ({self._describe(frozen)})"
-        elif len(self._readings) == readings.size:
-            motion = max((abs(a - b) for a, b in zip(readings.tolist(), self._readings, strict=True)), default=0.0)
+        elif len(self._positions) == positions.size:
+            motion = max((abs(a - b) for a, b in zip(positions.tolist(), self._positions, strict=True)), default=0.0)
             if motion > self._limits.frozen_motion:
                 what = (
                     f"{frozen.commands} commands while a joint moved by {motion:.3f} (watch.frozen_after is {after}"

@@ -102,7 +102,9 @@ class Parameter:
                 continue
             is_allowed = math.isfinite(number) and self.low <= number <= self.high
             if not is_allowed or (self.is_positive and number <= 0):
-                raise ConfigError(f"parameter '{self.name}' is {number}; allowed is {self.allowed or 'a finite number'}")
+                raise ConfigError(
+                    f"parameter '{self.name}' is {number}; allowed is {self.allowed or 'a finite number'}"
+                )
         return found
 
     def read(self, text: str) -> Value:
