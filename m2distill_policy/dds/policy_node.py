@@ -132,7 +132,7 @@ class PolicyNode:
         handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
         self._status = participant.writer(topics.STATUS, PolicyStatus, handshake)
 
-    def stop(self, reason: str = "the node was asked to stop") -> None:
+    def stop(self, reason: str = "the node was stopped") -> None:
         """Ramp to a halt and let :meth:`spin` return. May be called from a signal handler."""
         self._stop_reason = reason
         self._stop = True
