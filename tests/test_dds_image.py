@@ -126,7 +126,7 @@ def test_rows_may_be_padded() -> None:
 
 def test_incomplete_and_unknown_images_are_refused() -> None:
     half = Image(Header(), 4, 6, "rgb8", 0, 18, bytes(40))
-    with pytest.raises(ObservationError, match=r"incomplete: 4 rows of 18 bytes .* has 40 bytes"):
+    with pytest.raises(ObservationError, match=r"4 rows of 18 bytes .* has 40 bytes"):
         half.to_rgb()
     with pytest.raises(ObservationError, match="incomplete"):
         Image(Header(), 4, 6, "rgb8", 0, 17, bytes(200)).to_rgb()
