@@ -285,7 +285,7 @@ def _long_quaternion(message: Any) -> None:
         (_without("eye_in_hand"), r"no topic '/camera/eye_in_hand/image_raw'.*; it has /camera/agentview/image_raw"),
         (_without("gripper"), "no topic '/gripper_command'"),
         (_cameras_pause, r"no observation for 0\.\d+ s after .*; at most 0.25 s is allowed"),
-        (_slow_camera, r"/camera/agentview/image_raw has 10\.\d images a second and the contract needs 20"),
+        (_slow_camera, r"/camera/agentview/image_raw has 10\.\d images a second, but the contract needs 20"),
         (_all("joint_states", _one_joint_less), "cannot be used: the joint state does not name panda_finger_joint2"),
         (_all("joint_states", _no_numbers), "cannot be used: .*not finite"),
         (_all("agentview", _half), "view 'agentview_rgb': image is incomplete"),
