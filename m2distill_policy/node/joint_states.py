@@ -97,7 +97,7 @@ class JointPublisher:
                 if math.dist(row, self.rows[-1]) <= self._gate.unnoticed:
                     self._gate.agreed()
                 else:
-                    settles = self._judge(-1, stamp, row, moment)
+                    settles = self._compare(-1, stamp, row, moment)
             self._keep(stamp, row)
         finally:
             self.arrival.note(stamp, moment, tolerance)
@@ -133,21 +133,21 @@ class JointPublisher:
         passed = round((moment.monotonic - self.arrival.monotonic) * 1e9)
         set_back = self.arrival.stamp - self.arrival.lead + passed - moment.wall
         if back > _SET_BACK or set_back > max(back / 2, _CLOCK_NOISE):
-            settles = self._judge(-1, stamp, row, moment)
+            settles = self._compare(-1, stamp, row, moment)
             self._begin_anew(stamp, row)
             return settles
         if back <= max(_OVERTAKEN, _OVERTAKEN_INTERVALS * round((self.interval or 0.0) * 1e9)):
-            settles = self._judge(self.nearest(stamp), stamp, row, moment)
+            settles = self._compare(self.nearest(stamp), stamp, row, moment)
             self._keep(stamp, row)
             return settles
-        settles = self._judge(-1, stamp, row, moment)
+        settles = self._compare(-1, stamp, row, moment)
         behind, self._behind = self._behind, (stamps[-1], stamp, row)
         if behind is not None and behind[0] == stamps[-1] and behind[1] <= stamp:
             self._begin_anew(*behind[1:])
             self._keep(stamp, row)
         return settles
 
-    def _judge(self, index: int, stamp: int, row: Sequence[float], moment: Moment) -> bool:
+    def _compare(self, index: int, stamp: int, row: Sequence[float], moment: Moment) -> bool:
         """Check a message against the row at ``index``; see :meth:`add`."""
         waited = moment.monotonic - self.arrival.monotonic
         if self._gate is None:

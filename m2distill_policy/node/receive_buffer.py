@@ -52,12 +52,12 @@ class ReceiveBuffer:
     def expect(self, image_bytes: int, view: str = "", now: float | None = None) -> None:
         """Record an image of ``view`` with this size. It replaces what its camera announced."""
         self._images[view] = (image_bytes, time.monotonic() if now is None else now)
-        self._judge(max(size for size, _ in {**self._announced, **self._images}.values()))
+        self._check(max(size for size, _ in {**self._announced, **self._images}.values()))
 
     def announce(self, image_bytes: int, view: str = "", now: float | None = None) -> None:
         """Record the size that the camera of ``view`` announces: images that are too large may never arrive."""
         self._announced[view] = (image_bytes, time.monotonic() if now is None else now)
-        self._judge(max(size for size, _ in {**self._announced, **self._images}.values()))
+        self._check(max(size for size, _ in {**self._announced, **self._images}.values()))
 
     def forget_silent(self, now: float | None = None) -> None:
         """Forget views without an image or announcement for :data:`SILENT_AFTER` s. Call it once a second."""
@@ -65,9 +65,9 @@ class ReceiveBuffer:
         for heard in (self._images, self._announced):
             for view in [view for view, (_, at) in heard.items() if at < oldest]:
                 del heard[view]
-        self._judge(max((size for size, _ in {**self._announced, **self._images}.values()), default=0))
+        self._check(max((size for size, _ in {**self._announced, **self._images}.values()), default=0))
 
-    def _judge(self, largest: int) -> None:
+    def _check(self, largest: int) -> None:
         if largest == self._largest:
             return
         self._largest = largest
