@@ -1,8 +1,7 @@
 """The policy on a robot: ``ros2 launch m2distill_policy policy.launch.py bundle:=/path/to/bundle``.
 
-The node configures and activates itself. Without ``enable:=true`` it answers in shadow: ~/action and ~/status, no
-command.
-``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
+The node configures and activates itself. Without ``enable:=true`` it starts in shadow mode: it publishes ~/action and
+~/status, but no commands. ``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
 """
 
 import difflib
@@ -19,20 +18,20 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-#: Argument -> what it is. Those left empty keep the profile's value, or the node's default.
+#: Argument -> description. Empty arguments keep the profile's value, or the node's default.
 PARAMETERS = {
     "bundle": "folder that 'm2distill export' wrote",
-    "instruction": "what to do, one that the bundle knows",
-    "enable": "true: commands go out as soon as the node is active",
+    "instruction": "task instruction that the bundle knows",
+    "enable": "true: send commands as soon as the node is active",
     "sampling": "sample, low_noise or mode",
-    "watch_folder": "take over bundles that appear in this folder by rename",
-    "swap_when": "idle or now",
+    "watch_folder": "load bundles that appear in this folder by rename",
+    "swap_when": "when to switch to a new bundle: idle or now",
     "provider": "cpu, cuda, tensorrt or auto",
     "image_transport": "raw or compressed",
-    "lockstep": "true: answer a simulated robot one by one, without a clock",
-    "use_sim_time": "true: stamps are compared with /clock",
+    "lockstep": "true: answer a simulated robot step by step, without a clock",
+    "use_sim_time": "true: compare stamps with /clock",
 }
-#: Topic that the node names, in its namespace -> argument that renames it.
+#: Topic of the node, relative to its namespace -> argument that remaps it.
 TOPICS = {
     "camera/agentview/image_raw": "agentview_image",
     "camera/agentview/camera_info": "agentview_info",
@@ -45,39 +44,40 @@ TOPICS = {
     "~/twist": "twist",
 }
 CONFIG = Path(__file__).resolve().parent.parent / "config"
-#: Profiles of arms that come with the package, by name.
+#: Profiles of arms in the package, by name.
 ARMS = CONFIG / "arms"
-#: Room for images, unless the user has a configuration of his own; other middlewares do not look at it.
+#: Large buffers for images, unless the user has a configuration; other middlewares ignore it.
 CYCLONE = {} if "CYCLONEDDS_URI" in os.environ else {"CYCLONEDDS_URI": (CONFIG / "cyclonedds.xml").as_uri()}
-#: The node ends, with a halt, when the launcher does, however that ends.
+#: The node ramps to a halt and exits when the launcher ends, for any reason.
 ENVIRONMENT = {"M2DISTILL_END_WITH_PARENT": "1", **CYCLONE}
-#: Those that are true or false; all others are text, whatever they look like.
+#: Arguments that are true or false. All others are text.
 _SWITCHES = ("enable", "lockstep", "use_sim_time")
 
 
-#: All arguments.
+#: Names of all arguments.
 _ARGUMENTS = (*PARAMETERS, *TOPICS.values(), "profile", "namespace", "respawn")
 
 
 def end_with(what: str) -> "Callable[[ProcessExited, LaunchContext], list[LaunchDescriptionEntity]]":
-    """What to do when ``what`` has ended: end the launch, with its exit status where that is not 0.
+    """Return the handler that ends the launch when ``what`` has ended.
 
-    ``ros2 launch`` returns 1 where something raised while it ran, and 0 whatever its processes returned.
+    If its exit status is not 0, the launch fails: ``ros2 launch`` returns 1 only if something raised while it ran, and
+    0 for any exit status of its processes.
     """
 
     def ended(event: ProcessExited, context: LaunchContext) -> "list[LaunchDescriptionEntity]":
         def fail(_: LaunchContext) -> None:
-            raise RuntimeError(f"{what} ended with exit status {event.returncode}; its log says why")
+            raise RuntimeError(f"{what} ended with exit status {event.returncode}; see its log")
 
-        end: list[LaunchDescriptionEntity] = [Shutdown(reason=f"{what} has ended; its log says why")]
-        # While the launch shuts down, a process that was interrupted may return another status.
+        end: list[LaunchDescriptionEntity] = [Shutdown(reason=f"{what} has ended; see its log")]
+        # Only now, because a process that is interrupted by the shutdown may return another status.
         return end if event.returncode == 0 or context.is_shutdown else [*end, OpaqueFunction(function=fail)]
 
     return ended
 
 
 def refuse_unknown_arguments(context: LaunchContext, file: str, known: "Collection[str]") -> None:
-    """Raise for an argument that no one reads, where ``file`` itself was launched: launch takes it without a word."""
+    """Raise for an unknown argument, if ``file`` itself was launched. ROS launch would ignore it."""
     if not any(Path(word).name == Path(file).name for word in sys.argv):
         return
     for word in context.argv:
@@ -92,12 +92,12 @@ def _value(name: str, text: str) -> "ParameterValue | bool":
     if name not in _SWITCHES:
         return ParameterValue(text, value_type=str)
     if text not in ("true", "false"):
-        raise RuntimeError(f"{name} is '{text}'; true or false is needed")
+        raise RuntimeError(f"{name} is '{text}'; true or false is allowed")
     return text == "true"
 
 
 def _profile(given: str) -> str:
-    """A file as it is given, or one of ours by name."""
+    """Return the path of a profile, given as a file or by the name of one of ours."""
     if not given or "/" in given or given.endswith((".yaml", ".yml")):
         return given
     ours = sorted(path.stem for path in ARMS.glob("*.yaml"))
@@ -123,8 +123,8 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
             executable="policy_node",
             name="m2distill_policy",
             namespace=given("namespace"),
-            # It brings itself up: a transition asked for from here would, after a kill -9, be sent to the dead node,
-            # whose services are still found for a while, and waited for in vain.
+            # The node activates itself. After a kill -9, a transition requested from here would be sent to the dead
+            # node, whose services are still found for a while, and would never be answered.
             parameters=[*([profile] if profile else []), {"autostart": True, **chosen}],
             remappings=remappings,
             additional_env=ENVIRONMENT,
@@ -137,7 +137,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
 
 
 def generate_launch_description() -> LaunchDescription:
-    """The node and its arguments."""
+    """Return the node and its arguments."""
     arguments = [DeclareLaunchArgument(name, default_value="", description=text) for name, text in PARAMETERS.items()]
     arguments += [
         DeclareLaunchArgument(argument, default_value=topic, description=f"topic to use for {topic}")
@@ -145,16 +145,16 @@ def generate_launch_description() -> LaunchDescription:
     ]
     arguments += [
         DeclareLaunchArgument(
-            "profile", default_value="", description="arm: one of config/arms by name, or a parameter file"
+            "profile", default_value="", description="arm: name of a profile in config/arms, or a parameter file"
         ),
         DeclareLaunchArgument(
-            "namespace", default_value="", description="namespace of the node and its topics, where there are two arms"
+            "namespace", default_value="", description="namespace of the node and its topics, for several arms"
         ),
         DeclareLaunchArgument(
             "respawn",
             default_value="false",
             choices=["false", "true"],
-            description="true: start the node again when it dies",
+            description="true: restart the node when it dies",
         ),
     ]
     return LaunchDescription([*arguments, OpaqueFunction(function=_nodes)])

@@ -1,7 +1,7 @@
 """The simulated robot and the policy: ``ros2 launch m2distill_policy sim.launch.py bundle:=/path/to/bundle``.
 
-What drives the robot here is policy.launch.py, as on a real one: to go from here to an arm, launch that with the arm's
-cameras and profile. Ends when the rollouts are over. ``--show-args`` lists the arguments.
+The policy is started by policy.launch.py, as on a real robot. For a real arm, launch that file with the arm's cameras
+and profile. Ends when the rollouts are over. ``--show-args`` lists the arguments.
 """
 
 import runpy
@@ -21,27 +21,27 @@ from launch_ros.actions import Node
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 POLICY_FILE = Path(__file__).with_name("policy.launch.py")
-#: What the two files share; launch files are no package.
+#: Functions that both files use; launch files cannot be imported.
 shared = runpy.run_path(str(POLICY_FILE))
-#: Argument of the robot -> its default and what it is.
+#: Argument of the robot -> (default, description).
 ROBOT = {
     "suite": ("tabletop", "suite of the task"),
     "task": ("0", "number of the task in its suite"),
-    "instruction": ("", "what the policy is told; empty tells it the task's own instruction"),
+    "instruction": ("", "instruction for the policy; empty uses the task's own"),
     "drive": ("osc", "osc: follow set-points as in training; velocity: follow ~/twist"),
-    "set_point": ("action", "where the drive osc takes its set-points from: action or target_pose"),
+    "set_point": ("action", "set-points of the drive osc: action or target_pose"),
     "rollouts": ("1", "number of rollouts"),
     "first": ("0", "number of the first rollout"),
-    "seed": ("0", "initial states are those of 'm2distill evaluate --seed'"),
-    "size": ("", "pixels of a view's side; empty takes the bundle's"),
-    "visuals": ("fast", "profile of the images: fast or stock"),
+    "seed": ("0", "seed of the initial states, as in 'm2distill evaluate --seed'"),
+    "size": ("", "height and width of a view; empty uses the bundle's"),
+    "visuals": ("fast", "visual profile of the images: fast or stock"),
     "out": ("", "write the results to this JSON file"),
 }
-#: Argument of the policy -> its default here and what it is; passed on to policy.launch.py.
+#: Argument of policy.launch.py -> (default here, description).
 POLICY = {
     "sampling": ("low_noise", "sample, low_noise or mode"),
-    "watch_folder": ("", "take over bundles that appear in this folder by rename"),
-    "swap_when": ("idle", "idle or now"),
+    "watch_folder": ("", "load bundles that appear in this folder by rename"),
+    "swap_when": ("idle", "when to switch to a new bundle: idle or now"),
     "profile": ("", "parameter file"),
 }
 
@@ -71,7 +71,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
             ("namespace", given("namespace")),
             ("enable", "true"),
             ("lockstep", str(lockstep).lower()),
-            # The robot tells it what to do.
+            # The simulated robot sends the instruction.
             ("instruction", ""),
             *((name, given(name)) for name in POLICY),
         ],
@@ -81,7 +81,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Both nodes and their arguments."""
+    """Return both nodes and their arguments."""
     arguments = [
         DeclareLaunchArgument("bundle", description="folder that 'm2distill export' wrote"),
         DeclareLaunchArgument("namespace", default_value="", description="namespace of both nodes and their topics"),

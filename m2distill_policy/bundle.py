@@ -1,4 +1,4 @@
-"""A bundle: the folder that a robot loads. Written whole or not at all, opened verified or not at all.
+"""A bundle: the folder that a robot loads. It is written completely or not at all, and verified when it is opened.
 
 ::
 
@@ -8,11 +8,11 @@
     instruction.onnx    text embedding -> conditioning
     step.onnx           one control step
     instructions.npz    the known instructions and their embeddings
-    views.npz           a training picture of each view, to set cameras up by; may be absent
+    views.npz           a training image of each view, for adjusting cameras; may be absent
 
-The hashes find damage and half-copied folders. They do not find somebody who rewrites the hashes as well: a signature
-does, where the operator configures a public key. Nothing in a bundle is ever unpickled, and its sizes are checked
-before anything is read or unpacked.
+The hashes detect damage and incomplete copies. They do not detect an attacker who also rewrites the hashes; a signature
+does, if the operator configures a public key. Nothing in a bundle is unpickled, and sizes are checked before anything
+is read or unpacked.
 """
 
 from __future__ import annotations
@@ -46,36 +46,40 @@ from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import BundleError, ContractError, UnknownInstructionError, closest, shorten
 
-#: Version of the folder's layout; a reader refuses every other one.
+#: Version of the folder's layout; readers refuse all others.
 BUNDLE_VERSION = 1
 INSTRUCTIONS = "instructions.npz"
 VIEWS = "views.npz"
 INSTRUCTION_GRAPH = "instruction.onnx"
 STEP_GRAPH = "step.onnx"
-#: Whole numbers that ``network`` must hold, and the largest of each: modes of the mixture, tokens a step, width of a
-#: token.
+#: Integers that ``network`` must contain, and the largest value of each: modes of the mixture, tokens of a step, width
+#: of a token.
 NETWORK_KEYS = {"modes": 1024, "tokens": 256, "embed": 16_384}
-#: Most instructions, characters of one, and bytes of their arrays and of the training images once unpacked.
+#: Largest number of instructions, of characters of one, and of bytes of the embeddings and the images, unpacked.
 MOST_INSTRUCTIONS = 1000
 LONGEST_INSTRUCTION = 1000
 LARGEST_ARRAYS = 256 * 2**20
 
-#: Instructions that a message lists.
+#: Number of instructions that a message lists.
 _MOST_LISTED = 20
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. Everything was read once, when it was opened: later changes to the folder have no effect.
+    """A verified bundle. All files are read when it is opened; later changes to the folder have no effect.
 
-    path: where it was read from.
-    identifier: the first 12 hexadecimal digits of ``digest``; names this bundle in every status.
-    digest: sha256 of the manifest, 64 hexadecimal digits. The manifest holds the sha256 of every other file.
-    tasks: ``{"name": ..., "instruction": ...}`` for every task learned, in order.
-    network: sizes (``modes``, ``tokens``, ``embed``, ...); provenance: where it came from.
-    instructions: the n known instructions; embeddings: (n, text size) float32, read-only.
-    views: a training picture of each view, uint8 (H, W, 3) RGB; empty in a bundle without.
+    Attributes:
+        path: Folder that it was read from.
+        identifier: First 12 hexadecimal digits of ``digest``, used in every status.
+        digest: sha256 of the manifest, 64 hexadecimal digits. The manifest contains the sha256 of every other file.
+        contract: The contract.
+        tasks: ``{"name": ..., "instruction": ...}`` for every task learned, in order.
+        network: Sizes (``modes``, ``tokens``, ``embed``, ...).
+        provenance: How it was made.
+        instructions: The n known instructions.
+        embeddings: (n, text size) float32, read-only.
+        views: A training image of each view, uint8 (H, W, 3) RGB; may be empty.
     """
 
     path: Path
@@ -91,13 +95,13 @@ class Bundle:
     views: Mapping[str, NDArray[np.uint8]] = field(repr=False, compare=False)
 
     def view(self, name: str) -> NDArray[np.uint8]:
-        """The training picture (H, W, 3) uint8 RGB of view ``name``; :class:`BundleError` where there is none."""
+        """Return the training image (H, W, 3) uint8 RGB of view ``name``; :class:`BundleError` if there is none."""
         if name not in self.views:
-            raise BundleError(f"bundle '{self.path}' holds no training picture of '{name}'; export it anew")
+            raise BundleError(f"bundle '{self.path}' has no training image of '{name}'; export it again")
         return self.views[name]
 
     def graph(self, name: str) -> bytes:
-        """The verified bytes of ``step.onnx`` or ``instruction.onnx``; raises :class:`BundleError` for another name."""
+        """Return the verified bytes of ``step.onnx`` or ``instruction.onnx``; :class:`BundleError` for other names."""
         try:
             return self.graphs[name]
         except KeyError:
@@ -106,7 +110,11 @@ class Bundle:
             ) from None
 
     def embedding(self, instruction: str) -> NDArray[np.float32]:
-        """Embedding (text size,) of ``instruction``; :class:`UnknownInstructionError` lists the known ones."""
+        """Return the embedding (text size,) of ``instruction``.
+
+        Raises:
+            UnknownInstructionError: The bundle does not know it; lists the known ones.
+        """
         try:
             return self.embeddings[self.instructions.index(instruction)]
         except ValueError:
@@ -124,19 +132,21 @@ class Bundle:
         return tuple(task["name"] for task in self.tasks)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def open_bundle(path: str | os.PathLike[str], *, public_key: PublicKey | None = None) -> Bundle:
     """Read and verify the bundle at ``path``.
 
-    public_key: the key that it must be signed with; without one, signatures are not looked at.
-
-    Checks the sizes, the manifest's digest before anything in it is used, the format version, that exactly the listed
+    Checks the sizes, the manifest's digest before the manifest is used, the format version, that exactly the listed
     files are there, the sha256 of each, the contract, the embeddings' shapes, and that the graphs are self-contained.
 
+    Args:
+        path: Folder of the bundle.
+        public_key: Key with which it must be signed; None does not check the signature.
+
     Raises:
-        BundleError: a sentence that names the file and what to do.
+        BundleError: Names the file and what to do.
     """
     path = Path(path)
     with BundleFolder(path) as folder:
@@ -147,7 +157,7 @@ def open_bundle(path: str | os.PathLike[str], *, public_key: PublicKey | None = 
         manifest = folder.read(MANIFEST)
         if DIGEST not in folder.names:
             raise BundleError(
-                f"bundle '{path}' lacks '{DIGEST}', the sha256 of its manifest, so damage could not be found; "
+                f"bundle '{path}' lacks '{DIGEST}', the sha256 of its manifest, so damage cannot be detected; "
                 "copy it too, or export the bundle again with this version"
             )
         check_digest(path, manifest, folder.read(DIGEST))
@@ -216,7 +226,7 @@ def _listed_files(path: Path, data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def parse_bundle(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
-    """Everything that is checked beyond the hashes; the writer checks it too, so that what it writes can be read."""
+    """Check everything except the hashes, and make the bundle. The writer uses it too, so its result is readable."""
     where = path / MANIFEST
     data = _load_manifest(path, manifest)
     _listed_files(path, data)
@@ -225,9 +235,7 @@ def parse_bundle(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bun
     except ContractError as error:
         raise BundleError(f"'{where}': {error}; {COPY_AGAIN}") from error
     if contract.text is None:
-        raise BundleError(
-            f"'{where}': the contract names no text encoder; a bundle needs one to understand instructions"
-        )
+        raise BundleError(f"'{where}': the contract has no text encoder; a bundle needs one for its instructions")
     network = data["network"]
     for key, most in NETWORK_KEYS.items():
         value = network.get(key)
@@ -279,7 +287,7 @@ def parse_bundle(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bun
 
 
 def _check_text(where: Path, place: str, text: str) -> None:
-    """A text that every status carries: short, of one line, and of characters that a message can carry."""
+    """Check a text that every status contains: short, one line, printable."""
     if len(text) > LONGEST_INSTRUCTION or not text.isprintable():
         raise BundleError(
             f"'{where}' has {shorten(ascii(text))} at '{place}'; a text of one line of at most {LONGEST_INSTRUCTION} "
@@ -299,7 +307,7 @@ def _load_views(where: Path, data: bytes, contract: Contract) -> dict[str, NDArr
     wanted = {camera.name: camera.shape for camera in contract.cameras}
     got = {name: view.shape for name, view in found.items()}
     if got != wanted or any(view.dtype != np.uint8 for view in found.values()):
-        raise BundleError(f"'{where}' holds views {got}; the contract wants uint8 {wanted}; {COPY_AGAIN}")
+        raise BundleError(f"'{where}' holds views {got}; the contract needs uint8 {wanted}; {COPY_AGAIN}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Read an ``.npz`` archive whose sizes are checked before anything is unpacked. Nothing is ever unpickled."""
+"""Read an ``.npz`` archive, checking sizes before anything is unpacked. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Most arrays of one archive, and bytes of an entry of its table of contents.
+#: Largest number of arrays in an archive, and bytes of an entry of its table of contents.
 MOST_ARRAYS = 64
 _LARGEST_ENTRY = 512
-#: The record that ends an archive: its first bytes, and its length where no comment follows.
+#: The record that ends an archive: its first bytes, and its length without a comment.
 _END, _END_SIZE = b"PK\x05\x06", 22
-#: The one form in which NumPy writes the header of an array of numbers or texts.
+#: The form in which NumPy writes the header of an array of numbers or texts.
 _HEADER = re.compile(
     rb"\{'descr': '([<>|=]?)([a-zA-Z])([0-9]{1,9})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:[0-9]{1,18},? ?){0,32})\), \} *\n\Z"
 )
 _LARGEST_HEADER = 4096
-#: Booleans, whole numbers, floats, bytes and texts. Everything else would have to be unpickled or interpreted.
+#: Booleans, integers, floats, bytes and texts. All other types would have to be unpickled or interpreted.
 _KINDS = b"biufSU"
-#: What zipfile raises for damage, whichever the damage happens to hit.
+#: Errors that zipfile raises for damaged archives.
 _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, NotImplementedError, RuntimeError),
     *(TypeError, AttributeError, MemoryError, OverflowError, IndexError, struct.error),
@@ -38,14 +38,14 @@ def read_arrays(data: bytes, most: int) -> dict[str, NDArray[Any]]:
     """Unpack an ``.npz`` archive.
 
     Args:
-        data: the archive.
-        most: bytes that its arrays may have together once they are unpacked.
+        data: The archive.
+        most: Largest number of bytes of all arrays together, unpacked.
 
     Returns:
         Name -> array of numbers or texts.
 
     Raises:
-        ValueError: says what is wrong with the archive, without naming it.
+        ValueError: Says what is wrong with the archive, without naming it.
     """
     try:
         return _read(data, most)
@@ -56,7 +56,7 @@ def read_arrays(data: bytes, most: int) -> dict[str, NDArray[Any]]:
 def _read(data: bytes, most: int) -> dict[str, NDArray[Any]]:
     found: dict[str, NDArray[Any]] = {}
     end = data[-_END_SIZE:]
-    # zipfile walks the whole table of contents, however long it is.
+    # Checked first, because zipfile reads the whole table of contents, however long it is.
     if end[:4] != _END or int.from_bytes(end[12:16], "little") > MOST_ARRAYS * _LARGEST_ENTRY:
         raise ValueError(f"it is not an .npz archive of at most {MOST_ARRAYS} arrays")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -69,10 +69,10 @@ def _read(data: bytes, most: int) -> dict[str, NDArray[Any]]:
         for member in members:
             name = member.filename.removesuffix(".npy")
             if name == member.filename or name in found:
-                raise ValueError(f"it holds {member.filename!r}; every member is one '.npy' of a name of its own")
+                raise ValueError(f"it holds {member.filename!r}; every member must be a '.npy' with its own name")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
                 raise ValueError(f"'{member.filename}' is encrypted or compressed otherwise than by deflate")
-            # No more than the size that was added up above comes out of a member, whatever it was packed from.
+            # Reads at most the size that was added above, whatever the member expands to.
             found[name] = _array(member.filename, archive.read(member))
     return found
 
@@ -89,12 +89,12 @@ def _array(name: str, data: bytes) -> NDArray[Any]:
     try:
         dtype = np.dtype((header[1] + header[2] + header[3]).decode())
     except TypeError as error:
-        raise ValueError(f"'{name}' holds what is no type of numbers ({error})") from error
+        raise ValueError(f"'{name}' has an unknown type of numbers ({error})") from error
     shape = tuple(int(axis) for axis in header[5].replace(b",", b" ").split())
     if math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"'{name}' says {dtype} {shape} and has {len(data) - start} bytes")
-    # NumPy would meet such a number only when it makes a text of it, and say so by a SystemError.
+    # NumPy would notice such a number only when it converts it to text, and raise a SystemError.
     if dtype.kind == "U" and (np.frombuffer(data[start:], f"{header[1].decode()}u4") > sys.maxunicode).any():
-        raise ValueError(f"'{name}' holds numbers that are no characters")
+        raise ValueError(f"'{name}' holds numbers that are not characters")
     array = np.frombuffer(data[start:], dtype) if len(data) > start else np.zeros(shape, dtype)
     return array.reshape(shape, order="F" if header[4] == b"True" else "C").copy()

@@ -1,4 +1,4 @@
-"""The files of a bundle, read with bounds: how many, how large, plain files only, and the manifest's own digest."""
+"""Read the files of a bundle within limits: number, size, only plain files; and check the manifest's digest."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from types import TracebackType
 from m2distill_policy.errors import BundleError, shorten
 
 MANIFEST = "bundle.json"
-#: Holds the sha256 of the manifest, in the format of ``sha256sum``.
+#: Contains the sha256 of the manifest, in the format of ``sha256sum``.
 DIGEST = "bundle.json.sha256"
-#: Holds the Ed25519 signature of the manifest, 64 bytes; may be absent.
+#: Contains the Ed25519 signature of the manifest, 64 bytes; may be absent.
 SIGNATURE = "bundle.json.sig"
-#: The files that the manifest does not list.
+#: Files that the manifest does not list.
 BESIDE = frozenset({MANIFEST, DIGEST, SIGNATURE})
 
-#: Most files of one bundle.
+#: Largest number of files of a bundle.
 MOST_FILES = 64
-#: Bytes of one file, and of the small ones.
+#: Largest size of a file, and of the small ones, bytes.
 LARGEST_FILE = 256 * 2**20
 LARGEST: dict[str, int] = {MANIFEST: 2**20, DIGEST: 1024, SIGNATURE: 1024}
-#: Bytes of all files of one bundle.
+#: Largest size of all files of a bundle, bytes.
 LARGEST_BUNDLE = 512 * 2**20
 
 COPY_AGAIN = "copy the bundle again or export it again"
@@ -36,27 +36,27 @@ _CHUNK = 2**20
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether ``name`` may be a file of a bundle: no folder in it, no leading dot, at most 128 characters."""
+    """Return whether ``name`` may be a file of a bundle: no folder, no leading dot, at most 128 characters."""
     return _PLAIN_NAME.match(name) is not None
 
 
 def digest_line(manifest: bytes) -> bytes:
-    """The content of ``bundle.json.sha256`` for a manifest; ``sha256sum -c`` reads it."""
+    """Return the content of ``bundle.json.sha256`` for a manifest, in the format of ``sha256sum -c``."""
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def check_digest(path: Path, manifest: bytes, digest: bytes) -> None:
-    """Compare the manifest with the digest that lies beside it.
+    """Compare the manifest with the digest next to it.
 
     Args:
-        path: the bundle's folder, for messages.
-        manifest: content of ``bundle.json``.
-        digest: content of ``bundle.json.sha256``.
+        path: Folder of the bundle, for messages.
+        manifest: Content of ``bundle.json``.
+        digest: Content of ``bundle.json.sha256``.
 
     Raises:
-        BundleError: either of the two files was changed or damaged.
+        BundleError: One of the two files was changed or damaged.
     """
-    # Byte for byte, so that no changed bit of either file is taken for a matter of style.
+    # Compared byte for byte, so that any changed bit of either file is detected.
     if not hmac.compare_digest(digest_line(manifest), digest):
         raise BundleError(
             f"'{path / MANIFEST}' or '{DIGEST}' was changed or damaged: the sha256 of one is not what the other says; "
@@ -65,7 +65,7 @@ def check_digest(path: Path, manifest: bytes, digest: bytes) -> None:
 
 
 def check_sizes(path: Path, sizes: dict[str, int]) -> None:
-    """Raise :class:`BundleError` where files (name -> bytes) are more or larger than :class:`BundleFolder` reads."""
+    """Raise :class:`BundleError` if files (name -> bytes) are more or larger than :class:`BundleFolder` reads."""
     if len(sizes) > MOST_FILES:
         raise BundleError(f"bundle '{path}' has {len(sizes)} files; at most {MOST_FILES} are allowed; {COPY_AGAIN}")
     for name, size in sizes.items():
@@ -74,10 +74,9 @@ def check_sizes(path: Path, sizes: dict[str, int]) -> None:
 
 
 class BundleFolder:
-    """An open folder of a bundle. A context manager; all methods raise :class:`BundleError`.
+    """An open folder of a bundle, as a context manager. All methods raise :class:`BundleError`.
 
-    What is read is bounded before it is read, and no file can make the reader wait: pipes, devices, sockets and links
-    are refused.
+    Sizes are checked before reading. No file can block the reader: pipes, devices, sockets and links are refused.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,11 +113,11 @@ class BundleFolder:
         os.close(self._handle)
 
     def read(self, name: str) -> bytes:
-        """The content of the plain file ``name``."""
+        """Return the content of the plain file ``name``."""
         where = self.path / name
         plain = BundleError(f"'{where}' is not a plain file; a bundle holds plain files only, so {COPY_AGAIN}")
         try:
-            # Looked at first, because opening a device can already do something; and again once it is open.
+            # Checked before it is opened, because opening a device can have effects, and again afterwards.
             if not stat.S_ISREG(os.stat(name, dir_fd=self._handle, follow_symlinks=False).st_mode):
                 raise plain
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC

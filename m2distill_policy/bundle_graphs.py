@@ -1,23 +1,23 @@
-"""Look into an ONNX graph without the onnx package: is it self-contained, and small enough to be loaded?
+"""Check an ONNX graph without the onnx package: is it self-contained, and small enough to be loaded?
 
-ONNX Runtime reads weights that a graph keeps in other files ("external data") from the working directory, wherever
-that is. So a graph that names any is refused before ONNX Runtime sees it. This walks the graph's protobuf encoding
-(https://protobuf.dev/programming-guides/encoding/) through every field of onnx.proto that can hold a tensor.
+ONNX Runtime reads weights that a graph keeps in other files ("external data") from the working directory. So a graph
+with such weights is refused before ONNX Runtime loads it. This module walks the graph's protobuf encoding
+(https://protobuf.dev/programming-guides/encoding/) through every field of onnx.proto that can contain a tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-#: Most nodes of one graph, those of its subgraphs and functions included; a policy has some hundreds. ONNX Runtime
-#: holds the interpreter's lock while it parses them.
+#: Largest number of nodes of a graph, including subgraphs and functions; a policy has some hundreds. ONNX Runtime holds
+#: the interpreter's lock while it parses them.
 MOST_NODES = 10_000
-#: Most fields that are looked at, and messages inside one another.
+#: Largest number of fields that are checked, and of nested messages.
 MOST_FIELDS = 200_000
 DEEPEST = 24
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-#: Message -> number of a field -> message in it. Only fields on a way to a tensor are there.
+#: Message -> number of a field -> message in it; only fields that can lead to a tensor.
 _MESSAGES: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
     "TrainingInfo": {1: "Graph", 2: "Graph"},
@@ -38,18 +38,19 @@ class GraphError(ValueError):
 
 
 def check_graph(data: bytes) -> None:
-    """Raise :class:`GraphError` unless ``data`` is one self-contained ONNX model of bounded size.
+    """Check that ``data`` is one self-contained ONNX model of bounded size. ONNX Runtime checks the nodes.
 
-    What is in the nodes is ONNX Runtime's to check.
+    Raises:
+        GraphError: It is not.
     """
-    if data[4:8] == b"ORTM":  # ONNX Runtime would take it for its own format
+    if data[4:8] == b"ORTM":  # ONNX Runtime would read it as its own format
         raise GraphError("it is in ONNX Runtime's own format; the ONNX format is needed")
     fields = nodes = 0
     waiting = [("Model", 0, len(data), 0)]
     while waiting:
         message, start, end, depth = waiting.pop()
         if depth > DEEPEST:
-            raise GraphError(f"its messages lie more than {DEEPEST} deep in one another")
+            raise GraphError(f"its messages are nested more than {DEEPEST} deep")
         nodes += message == "Node"
         if nodes > MOST_NODES:
             raise GraphError(f"it has more than {MOST_NODES} nodes")
@@ -63,13 +64,13 @@ def check_graph(data: bytes) -> None:
             elif message == "Node" and number == _OP_TYPE and data[first:last] == b"EPContext":
                 raise GraphError("it was compiled for one device (EPContext), whose files are not part of the bundle")
             elif message == "Tensor" and number == _EXTERNAL_DATA:
-                raise GraphError("its weights lie in other files (external data), which are not part of the bundle")
+                raise GraphError("its weights are in other files (external data), which are not part of the bundle")
             elif message == "Tensor" and number == _DATA_LOCATION and any(byte & 0x7F for byte in data[first:last]):
                 raise GraphError("it keeps weights outside the graph (data_location)")
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, first byte, byte after the last) of each field of one message."""
+    """Yield (number, wire type, first byte, byte after the last) of each field of one message."""
     while at < end:
         tag, at = _varint(data, at, end, 5)
         number, kind = tag >> 3, tag & 7
@@ -86,12 +87,12 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
         else:
             raise GraphError(f"it is damaged: a field of wire type {kind}")
         if at > end:
-            raise GraphError("it is damaged: a field is longer than what holds it")
+            raise GraphError("it is damaged: a field is longer than its message")
         yield number, kind, first, at
 
 
 def _varint(data: bytes, at: int, end: int, most: int) -> tuple[int, int]:
-    """A number of up to ``most`` bytes, and the place after it."""
+    """Read a number of up to ``most`` bytes. Return it and the position after it."""
     value = shift = 0
     for place in range(at, min(end, at + most)):
         byte = data[place]

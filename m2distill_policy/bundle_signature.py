@@ -1,7 +1,7 @@
-"""Sign a bundle and verify its signature: Ed25519 over the manifest, which holds the sha256 of every other file.
+"""Sign a bundle and verify its signature: Ed25519 over the manifest, which contains the sha256 of every other file.
 
-A digest finds damage. A signature finds tampering: who does not have the private key cannot make one, whatever else of
-the bundle is rewritten. ``bundle.json.sig`` is the raw signature, 64 bytes, so that OpenSSL reads it too::
+A digest detects damage. A signature detects tampering, because it can be made only with the private key.
+``bundle.json.sig`` is the raw signature, 64 bytes, which OpenSSL can verify too::
 
     openssl pkeyutl -verify -pubin -inkey key.pub.pem -rawin -in bundle.json -sigfile bundle.json.sig
 """
@@ -21,13 +21,13 @@ from m2distill_policy.storage import write_new
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-#: Bytes of a key file; one of Ed25519 has some hundred.
+#: Largest size of a key file, bytes; one of Ed25519 has some hundred.
 _LARGEST_KEY = 65_536
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """The key that bundles must be signed with. path: where it was read from, for messages."""
+    """The key with which bundles must be signed. path: its file, for messages."""
 
     path: Path
     _key: Ed25519PublicKey = field(repr=False, compare=False)
@@ -37,10 +37,10 @@ class PublicKey:
         """Read a public key.
 
         Args:
-            path: PEM file, as ``m2distill sign --new-key`` or ``openssl pkey -pubout`` writes it.
+            path: PEM file, as written by ``m2distill sign --new-key`` or ``openssl pkey -pubout``.
 
         Raises:
-            ConfigError: the file cannot be read or is not an Ed25519 public key.
+            ConfigError: The file cannot be read, or is not an Ed25519 public key.
         """
         path = Path(path)
         serialization, ed25519 = _cryptography()
@@ -56,50 +56,50 @@ class PublicKey:
         """Check the signature of a bundle.
 
         Args:
-            where: the bundle's folder, for messages.
-            manifest: content of ``bundle.json``.
-            signature: content of ``bundle.json.sig``; None where there is no such file.
+            where: Folder of the bundle, for messages.
+            manifest: Content of ``bundle.json``.
+            signature: Content of ``bundle.json.sig``; None if there is no such file.
 
         Raises:
-            BundleError: the bundle is not signed, or not with this key, or was changed since.
+            BundleError: The bundle is not signed, is signed with another key, or was changed since.
         """
         from cryptography.exceptions import InvalidSignature
 
         if signature is None:
             raise BundleError(
-                f"bundle '{where}' is not signed, and '{self.path}' is configured as the key that bundles must be "
-                "signed with; sign it with 'm2distill sign', or give a bundle from a source that does"
+                f"bundle '{where}' is not signed, but bundles must be signed with the key '{self.path}'; sign it with "
+                "'m2distill sign', or get a signed bundle"
             )
         try:
             self._key.verify(signature, manifest)
         except InvalidSignature as error:
             raise BundleError(
-                f"the signature of bundle '{where}' is not one of the key '{self.path}' for this '{MANIFEST}': it was "
-                "changed since it was signed, or signed with another key; do not use it before you know which"
+                f"the signature of bundle '{where}' does not fit the key '{self.path}' and this '{MANIFEST}': it was "
+                "changed since it was signed, or signed with another key; do not use it until you know which"
             ) from error
 
 
 def sign_manifest(path: Path, manifest: bytes, key_path: str | os.PathLike[str]) -> None:
-    """Write the signature of a bundle that was verified, over an earlier one.
+    """Write the signature of a verified bundle, replacing an earlier one.
 
     Args:
-        path: the bundle's folder.
-        manifest: content of its ``bundle.json``.
+        path: Folder of the bundle.
+        manifest: Content of its ``bundle.json``.
         key_path: PEM file of the private key.
 
     Raises:
-        ConfigError: the key cannot be read or is not an Ed25519 private key.
-        BundleError: the signature cannot be written.
+        ConfigError: The key cannot be read, or is not an Ed25519 private key.
+        BundleError: The signature cannot be written.
     """
     key_path = Path(key_path)
     serialization, ed25519 = _cryptography()
     try:
         key = serialization.load_pem_private_key(_read_key(key_path), password=None)
-    except (OSError, ValueError, TypeError, _unsupported()) as error:  # TypeError: a key with a password
+    except (OSError, ValueError, TypeError, _unsupported()) as error:  # TypeError: the key has a password
         raise ConfigError(_no_key(key_path, "private", error)) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise ConfigError(_no_key(key_path, "private", f"it is a {type(key).__name__}"))
-    # Beside the folder, in which nothing may lie that the manifest does not list.
+    # Outside the folder, because files in it that the manifest does not list would make the bundle invalid.
     temporary = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         temporary.write_bytes(key.sign(manifest))
@@ -114,13 +114,13 @@ def write_new_key(path: str | os.PathLike[str]) -> Path:
     """Make a key pair.
 
     Args:
-        path: PEM file for the private key, readable by its owner alone; nothing may be there yet.
+        path: New PEM file for the private key, readable only by its owner.
 
     Returns:
-        The file of the public key beside it: ``key.pub.pem`` for ``key.pem``.
+        The file of the public key next to it: ``key.pub.pem`` for ``key.pem``.
 
     Raises:
-        ConfigError: one of the two files exists already or cannot be written. Neither is left behind.
+        ConfigError: One of the files exists already or cannot be written. Then neither is written.
     """
     path = Path(path)
     public = path.with_name(f"{path.name.removesuffix('.pem')}.pub.pem")
@@ -142,7 +142,7 @@ def write_new_key(path: str | os.PathLike[str]) -> Path:
 
 
 def _cryptography() -> tuple[Any, Any]:
-    """The parts of the package that are used, imported when a signature is asked for and not before."""
+    """Import the needed parts of the package, only when signatures are used."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519

@@ -1,4 +1,4 @@
-"""Write a bundle, whole or not at all, and sign one; see :mod:`m2distill_policy.bundle`."""
+"""Write a bundle, completely or not at all, and sign one; see :mod:`m2distill_policy.bundle`."""
 
 from __future__ import annotations
 
@@ -35,14 +35,23 @@ def write_bundle(
     views: Mapping[str, NDArray[np.uint8]] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a bundle to ``path``: under a hidden name beside it first, flushed to disk, then renamed into place.
+    """Write a bundle to ``path``: under a temporary hidden name first, flushed to disk, then renamed.
 
-    tasks: name and instruction of each task in the order learned; instructions: n texts; embeddings: (n, text size);
-    graphs: file name -> bytes, with at least ``instruction.onnx`` and ``step.onnx``. views: a training picture of every
-    view, of the contract's shapes.
+    Args:
+        path: Folder of the bundle.
+        contract: The contract, with its text encoder.
+        tasks: Name and instruction of each task, in the order learned.
+        network: Sizes of the network, see :class:`Bundle`.
+        provenance: How it was made.
+        instructions: n texts.
+        embeddings: (n, text size).
+        graphs: File name -> bytes, with at least ``instruction.onnx`` and ``step.onnx``.
+        views: A training image of every view, of the contract's shapes.
+        overwrite: Whether an existing bundle may be replaced.
 
-    Raises :class:`BundleError` when an argument is not what :func:`open_bundle` would accept, or when ``path`` exists
-    and ``overwrite`` is not set or something else than a bundle lies there.
+    Raises:
+        BundleError: An argument would not be accepted by :func:`open_bundle`; ``path`` exists and ``overwrite`` is not
+            set; or something other than a bundle is there.
     """
     path = Path(path)
     if path.name.startswith("."):
@@ -58,9 +67,9 @@ def write_bundle(
     np.savez(packed, instructions=np.array(list(instructions), dtype=np.str_), embeddings=rows)
     files = {**dict(graphs), INSTRUCTIONS: packed.getvalue()}
     if views:
-        pictures = io.BytesIO()
-        np.savez_compressed(pictures, **{name: np.asarray(view) for name, view in views.items()})
-        files[VIEWS] = pictures.getvalue()
+        images = io.BytesIO()
+        np.savez_compressed(images, **{name: np.asarray(view) for name, view in views.items()})
+        files[VIEWS] = images.getvalue()
     manifest: dict[str, Any] = {
         "format_version": BUNDLE_VERSION,
         "contract": contract.to_dict(),
@@ -76,7 +85,7 @@ def write_bundle(
             f"the manifest of '{path}' cannot be written as JSON ({error}); "
             "tasks, network and provenance take texts, finite numbers, lists and objects only"
         ) from error
-    # The reader's own checks, before anything touches the disk: what is written can be opened.
+    # The reader's checks, before anything is written, so that the result can be opened.
     written = {**files, MANIFEST: text.encode(), DIGEST: digest_line(text.encode())}
     check_sizes(path, {name: len(data) for name, data in written.items()})
     parse_bundle(path, written[MANIFEST], files)
@@ -89,7 +98,7 @@ def write_bundle(
             _write_flushed(unfinished / name, data)
         _flush_folder(unfinished)
         if path.exists():
-            # A folder cannot be renamed over one that is not empty: the old one steps aside, hidden, and goes last.
+            # A rename cannot replace a folder that is not empty, so the old one is renamed first and removed last.
             aside = unfinished.with_name(unfinished.name + ".old")
             path.rename(aside)
             try:
@@ -104,7 +113,7 @@ def write_bundle(
     except OSError as error:
         raise BundleError(f"bundle '{path}' could not be written: {error}") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # there only if something failed above
+        shutil.rmtree(unfinished, ignore_errors=True)  # exists only if something failed above
 
 
 def _write_flushed(path: Path, data: bytes) -> None:
@@ -122,19 +131,19 @@ def _flush_folder(path: Path) -> None:
         os.close(handle)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- signing ---------------------------------------------------------------------------------------------------------
 
 
 def sign_bundle(path: str | os.PathLike[str], key: str | os.PathLike[str]) -> Bundle:
-    """Sign the bundle at ``path``, which is opened and verified first, and return it.
+    """Open and verify the bundle at ``path``, sign it, and return it.
 
     Args:
-        path: the bundle's folder.
+        path: Folder of the bundle.
         key: PEM file of an Ed25519 private key.
 
     Raises:
-        BundleError: the bundle is damaged, or its signature cannot be written.
-        ConfigError: the key cannot be used.
+        BundleError: The bundle is damaged, or its signature cannot be written.
+        ConfigError: The key cannot be used.
     """
     bundle = open_bundle(path)
     with BundleFolder(bundle.path) as folder:

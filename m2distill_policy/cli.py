@@ -21,8 +21,8 @@ from m2distill_policy.arguments import Parser
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest, printable, shorten
 from m2distill_policy.installation import install_command
-from m2distill_policy.storage import no_room
-from m2distill_policy.streams import give_up_what_cannot_be_written
+from m2distill_policy.storage import disk_full_error
+from m2distill_policy.streams import flush_or_discard
 
 #: The roles whose packages a subcommand needs, as ``requirements/`` and ``make venv ROLES=...`` name them.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -103,10 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         # The reader (head, less) has gone.
-        give_up_what_cannot_be_written()
+        flush_or_discard()
         return 141
     except OSError as error:
-        full = no_room(error)
+        full = disk_full_error(error)
         if full is not None:
             return _say(error, str(full), debug)
         if not (isinstance(error, _WRONG_PLACE) and error.filename):

@@ -1,7 +1,7 @@
-"""Processes on other machines: what :class:`subprocess.Popen` does here, on a Ray cluster (https://docs.ray.io).
+"""Start processes on other machines, as :class:`subprocess.Popen` does here, with a Ray cluster (https://docs.ray.io).
 
-Ray is optional. Only what is asked for with ``--ray`` comes here; one machine needs none of it. Every machine of the
-cluster has this package installed, and sees the folders of the work under the same paths (NFS or the like).
+Ray is optional and only used with ``--ray``. Every machine of the cluster must have this package installed, and see the
+work's folders under the same paths (NFS or similar).
 """
 
 from __future__ import annotations
@@ -18,67 +18,67 @@ from typing import IO, Any, Protocol
 
 from m2distill_policy.errors import ConfigError
 
-#: A cluster for this call alone, on this machine.
-HERE = "local"
+#: Address of a cluster on this machine for this call only.
+LOCAL = "local"
 
 
 class Input(Protocol):
     """A process's standard input."""
 
     def write(self, data: bytes, /) -> object:
-        """Hand over ``data``."""
+        """Write ``data`` to the buffer."""
 
     def flush(self) -> object:
-        """Send what was handed over."""
+        """Send the buffer."""
 
     def close(self) -> object:
-        """Say that nothing more comes."""
+        """Close the input."""
 
 
 class Process(Protocol):
-    """What is used of :class:`subprocess.Popen`, here or elsewhere."""
+    """The part of :class:`subprocess.Popen` that is used here."""
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, as far as it was asked for; None before."""
+        """Exit code as of the last :meth:`poll` or :meth:`wait`; None before."""
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """Return the exit code; None while it runs."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, once it has ended; :class:`subprocess.TimeoutExpired` after ``timeout`` s."""
+        """Wait for the end and return the exit code; :class:`subprocess.TimeoutExpired` after ``timeout`` s."""
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Request its end (SIGTERM)."""
 
     def kill(self) -> None:
-        """End it."""
+        """Kill it (SIGKILL)."""
 
 
 class Piped(Process, Protocol):
-    """A process that is told and answers by lines."""
+    """A process with lines on standard input and output."""
 
     @property
     def stdin(self) -> Input | None:
-        """Where it is told."""
+        """Its standard input."""
 
     @property
     def stdout(self) -> Iterator[bytes] | IO[bytes] | None:
-        """What it answers."""
+        """Lines of its standard output."""
 
 
 class Launcher(Protocol):
-    """Starts processes somewhere. ``environment`` is the whole one; ``command[0]`` may be this interpreter, which is
-    taken for the interpreter of the machine that it is started on."""
+    """Starts processes on this machine or a cluster. ``environment`` is the complete one. If ``command[0]`` is this
+    interpreter, the interpreter of the machine where it is started is used."""
 
     def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
-        """A process whose standard input and output are here."""
+        """Start a process whose standard input and output are connected to this process."""
 
     def logged(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
-        """A process that appends what it says to ``log``, and reads nothing."""
+        """Start a process that appends its output to ``log`` and has no input."""
 
 
-class Here:
+class LocalLauncher:
     """This machine."""
 
     def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
@@ -91,38 +91,40 @@ class Here:
             return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
 
 
-class Ray:
-    """Machines of a Ray cluster, one core a process; processes wait until a core is free.
+class RayLauncher:
+    """Machines of a Ray cluster, one core for each process; processes wait until a core is free.
 
-    address: of the cluster's head, such as ``10.0.0.5:6379``; ``auto`` for the one that this machine belongs to;
-    ``local`` for one on this machine alone, which ends with this process.
+    Args:
+        address: Address of the cluster's head, such as ``10.0.0.5:6379``; ``auto`` for the cluster that this machine
+            belongs to; ``local`` for one on this machine only, which ends with this process.
 
-    Raises :class:`ConfigError` where Ray is not installed or no cluster answers.
+    Raises:
+        ConfigError: Ray is not installed, or no cluster answers.
     """
 
     def __init__(self, address: str = "auto") -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it sends statistics about its use
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns that it hides GPUs
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise it sends usage statistics
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # otherwise it warns that it hides GPUs
         try:
             import ray
         except ImportError:
             raise ConfigError(
-                "--ray was asked for and Ray is not installed; 'pip install -r requirements/ray.txt' on every machine "
-                "of the cluster, or leave --ray out to use this machine alone"
+                "--ray needs Ray, which is not installed: 'pip install -r requirements/ray.txt' on every machine of "
+                "the cluster, or leave --ray out to use only this machine"
             ) from None
         self._ray: Any = ray
         if not ray.is_initialized():
             try:
                 ray.init(
-                    address=None if address == HERE else address,
-                    include_dashboard=False if address == HERE else None,
-                    log_to_driver=True,  # what a worker says on standard error is seen here, as a local one's is
+                    address=None if address == LOCAL else address,
+                    include_dashboard=False if address == LOCAL else None,
+                    log_to_driver=True,  # print a worker's standard error here, as with a local one
                     logging_level=logging.ERROR,
                 )
             except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
                 raise ConfigError(
                     f"no Ray cluster answers at '{address}' ({error}); start one with 'ray start --head', or give "
-                    f"--ray {HERE} for one on this machine alone"
+                    f"--ray {LOCAL} for one on this machine only"
                 ) from None
         self._host: Any = self._ray.remote(num_cpus=1, max_concurrency=4, max_restarts=0)(_Host)
 
@@ -137,26 +139,26 @@ class Ray:
 
 
 def add_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """``--ray``; what: in words, that which it spreads."""
+    """Add the option ``--ray``. what: name of the work that it distributes, for the help."""
     parser.add_argument(
         "--ray",
         nargs="?",
         const="auto",
         metavar="ADDRESS",
-        help=f"spread the {what} over the machines of a Ray cluster, which all see these folders under the same paths: "
-        f"its head's address, nothing for the cluster that this machine belongs to, or '{HERE}' for one on this "
-        "machine alone",
+        help=f"distribute the {what} over the machines of a Ray cluster, which must see the same folders under the "
+        f"same paths: the address of its head; without an address the cluster of this machine; '{LOCAL}' for one on "
+        "this machine only",
     )
 
 
 def launcher(ray: str | None) -> Launcher:
-    """Where processes start: on the Ray cluster at this address, or on this machine for None."""
-    return Here() if ray is None else Ray(ray)
+    """Return the launcher for the Ray cluster at this address, or for this machine if None."""
+    return LocalLauncher() if ray is None else RayLauncher(ray)
 
 
-#: Stands for the interpreter until the command has arrived.
+#: Placeholder for the interpreter in a command.
 _PYTHON = "<python>"
-#: Taken along whether or not they were changed for the process.
+#: Variables that are always passed on.
 _TAKEN = ("MUJOCO_GL", "LIBERO_CONFIG_PATH")
 
 
@@ -165,7 +167,7 @@ def _portable(command: Sequence[str]) -> list[str]:
 
 
 def _changed(environment: Mapping[str, str]) -> dict[str, str]:
-    """What was set for the process; the rest of this machine's environment says nothing about another's."""
+    """Return the variables that were set for the process; others belong to this machine and are not passed on."""
     return {
         name: value
         for name, value in environment.items()
@@ -174,11 +176,11 @@ def _changed(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Host:
-    """Runs on the other machine, in a process of Ray's: one child, its pipes, its end."""
+    """Runs on the other machine in a Ray process: starts one child, and connects its pipes."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: str | None) -> None:
         words = [sys.executable if word == _PYTHON else word for word in command]
-        # Ray sets these for itself, an empty list of GPUs among them; the child is as free as one started by hand.
+        # Ray sets these itself, such as an empty list of GPUs; the child gets what a manually started process has.
         own = {"OMP_NUM_THREADS": None, "CUDA_VISIBLE_DEVICES": ""}
         inherited = {n: v for n, v in os.environ.items() if n not in own or own[n] not in (None, v)}
         everything = {**inherited, **environment}
@@ -194,7 +196,7 @@ class _Host:
             self._child = subprocess.Popen(words, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=everything)
 
     def ready(self) -> None:
-        """Answers once there is a child."""
+        """Return once the child has been started."""
 
     def wait(self) -> int:
         return self._child.wait()
@@ -217,7 +219,7 @@ class _Host:
 
 
 class _Remote:
-    """The near end of a :class:`_Host`: has what is used of a Popen."""
+    """The local side of a :class:`_Host`, with the used part of Popen's interface."""
 
     def __init__(self, ray: Any, host: Any, piped: bool) -> None:
         self._ray, self._host, self._piped = ray, host, piped
@@ -225,7 +227,7 @@ class _Remote:
         self._unsent: list[bytes] = []
         self._lock = threading.Lock()
         self.returncode: int | None = None
-        #: Why its machine or its host failed, where that is how it ended.
+        #: Why its machine or its host failed, if that ended it.
         self.lost = ""
 
     # --- as a process ---
@@ -247,21 +249,21 @@ class _Remote:
                 except self._ray.exceptions.RayError as error:
                     self.lost = _reason(error)
                     self.returncode = -9
-                if not self._piped:  # else its last words are still to be read
-                    self._ray.kill(self._host)  # gives its core back
+                if not self._piped:  # otherwise its last output is still to be read
+                    self._ray.kill(self._host)  # frees its core
             return self.returncode
 
     def terminate(self) -> None:
         self._host.signal.remote("terminate")
 
     def kill(self) -> None:
-        # The child first: it would outlive its host. A host that waits for a core has none.
+        # The child first, because it would outlive its host. A host that waits for a core has no child.
         self._ray.wait([self._host.signal.remote("kill")], timeout=5.0)
         self._ray.kill(self._host)
 
     @property
     def waiting(self) -> bool:
-        """Whether no machine has had a core for it yet."""
+        """Whether it still waits for a core."""
         return self.returncode is None and not self._ray.wait([self._begun], timeout=0.0)[0]
 
     # --- as its own pipes ---
@@ -291,18 +293,18 @@ class _Remote:
         try:
             self._ray.get(self._host.send.remote(data))
         except (self._ray.exceptions.RayError, OSError):
-            raise BrokenPipeError from None  # as a pipe whose reader is gone
+            raise BrokenPipeError from None  # as for a pipe whose reader has ended
 
     def close(self) -> None:
         self._host.close.remote()
 
 
 def why_lost(process: Process) -> str:
-    """Why a process's machine or its host failed, where that is how it ended; empty for any other end."""
+    """Return why a process's machine or host failed, if that ended it; "" otherwise."""
     return process.lost if isinstance(process, _Remote) else ""
 
 
 def _reason(error: Exception) -> str:
-    """The last line of Ray's report, which is the cause."""
+    """Return the last line of Ray's report, which is the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

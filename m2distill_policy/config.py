@@ -1,19 +1,19 @@
 """Typed, frozen configuration from TOML or YAML, with ``key.sub=value`` overrides.
 
-A configuration is a frozen dataclass. Nested dataclasses are sections. What is read is checked against the
-annotations: an unknown key is an error that names the closest one, a wrong type says what was got and what is
-allowed. Ranges and rules between fields belong in the dataclass's own ``__post_init__``, which raises
-:class:`ConfigError` (a ``ValueError`` is turned into one).
+A configuration is a frozen dataclass; nested dataclasses are sections. Values are checked against the annotations: an
+unknown key gives an error with the closest one, a wrong type gives an error with the value and what is allowed. Ranges
+and rules between fields belong in the dataclass's ``__post_init__``, which raises :class:`ConfigError` (a
+``ValueError`` is converted to one).
 
-Annotations that are understood: ``bool``, ``int``, ``float``, ``str``, ``pathlib.Path``, ``Literal[...]``, a
+Supported annotations: ``bool``, ``int``, ``float``, ``str``, ``pathlib.Path``, ``Literal[...]``, a
 dataclass, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, ``X | None`` and other unions of these.
 
-* An ``int`` is welcome where a ``float`` is asked for, never the other way round; a ``bool`` is not a number.
-* Numbers are finite: a NaN is not equal to itself, so a run that holds one could never be compared with its resumption.
+* An ``int`` is accepted for a ``float``, but not the reverse; a ``bool`` is not a number.
+* Numbers are finite. A NaN is not equal to itself, so a run with one could not be compared with its resumption.
 * TOML has no null: leave the key out, or use the override ``key=null``.
 """
 
-# Longer than 400 lines because reading a value, converting it and naming what is wrong with it is one grammar of types.
+# Longer than 400 lines because reading a value, converting it and reporting what is wrong with it belong together.
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Where a field's metadata holds what :func:`open_sections` was given.
+#: Key in a field's metadata for the argument of :func:`open_sections`.
 _OPEN = "open sections"
-#: How many files may extend one another.
+#: Largest number of files that extend one another.
 _MOST_EXTENDS = 8
 _NULL_WORDS = ("null", "none")
 _BOOL_WORDS = {"true": True, "false": False}
@@ -54,41 +54,41 @@ def keys_of(cls: type[Any]) -> dict[str, Any]:
 
 
 def name_of_type(annotation: Any) -> str:
-    """Return an annotation in words, as messages have it."""
+    """Return an annotation in words, for messages."""
     return _name(annotation)
 
 
 def closest_keys(key: str, keys: Sequence[str]) -> str:
-    """Return a hint at the key that is meant, such as "; did you mean 'optim.lr'?"; empty where none is close."""
+    """Return a hint at the intended key, such as "; did you mean 'optim.lr'?", or ""."""
     same = [known for known in keys if known.rpartition(".")[2] == key]
     return f"; did you mean '{same[0]}'?" if same else closest(key, keys)
 
 
 def open_sections(lookup: Callable[[], Mapping[str, type[Any]]]) -> Any:
-    """A dataclass field for sections that are registered elsewhere; the class does not list them.
+    """Make a dataclass field for sections that are registered elsewhere and not listed in the class.
 
-    Each registered section is a table at the level of the class itself. The field holds those that were given, as a
-    tuple of dataclass instances in the order of their names.
+    Each registered section is a table at the level of the class itself. The field contains the sections that were
+    given, as a tuple of dataclass instances sorted by name.
 
     Args:
-        lookup: returns the sections that are registered now: name -> dataclass.
+        lookup: Returns the sections that are registered now: name -> dataclass.
     """
     return dataclasses.field(default=(), metadata={_OPEN: lookup})
 
 
 def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequence[str] = ()) -> T:
-    """Read a ``cls`` from a file (or from its own defaults when ``path`` is None), then apply the overrides.
+    """Read a ``cls`` from a file (or from its defaults if ``path`` is None), then apply the overrides.
 
     Args:
-        cls: a dataclass.
-        path: a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file; None means the dataclass's defaults. With
-            ``extends = "other.toml"``, a path beside the file, it starts from what that file says, and changes it.
-        overrides: ``key=value`` or ``section.key=value``, later ones win. The text is read by the field's type:
-            ``lr=1e-3``, ``name=tiny``, ``augment=false``, ``channels=32,64`` or ``channels=[32,64]``,
+        cls: A dataclass.
+        path: A ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file; None uses the dataclass's defaults. With
+            ``extends = "other.toml"``, a path relative to the file, it changes the values of that file.
+        overrides: ``key=value`` or ``section.key=value``; later ones override earlier ones. The text is read by the
+            field's type: ``lr=1e-3``, ``name=tiny``, ``augment=false``, ``channels=32,64`` or ``channels=[32,64]``,
             ``resume=null``, ``optimizer={"lr": 1e-3}``.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown, or a value is not allowed.
+        ConfigError: The file cannot be read, a key is unknown, or a value is not allowed.
     """
     data = {} if path is None else _extended(Path(path))
     source = "" if path is None else f"{path}: "
@@ -101,7 +101,7 @@ def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequenc
 
 
 def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a file and those that it extends; its own values win, and its tables are merged with theirs."""
+    """Read a file and those that it extends. Its own values override theirs, and tables are merged."""
     here = path.resolve()
     if here in below or len(below) >= _MOST_EXTENDS:
         chain = " -> ".join(file.name for file in (*below, here))
@@ -124,7 +124,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def override(config: T, overrides: Sequence[str]) -> T:
-    """``config`` with some settings changed, written as for :func:`load_config`."""
+    """Return ``config`` with some settings changed, written as for :func:`load_config`."""
     data = to_dict(config)
     for change in overrides:
         _apply_override(type(config), data, change)
@@ -132,9 +132,14 @@ def override(config: T, overrides: Sequence[str]) -> T:
 
 
 def read_file(path: Path | str, suffix: str | None = None) -> dict[str, Any]:
-    """Read a TOML, YAML or JSON file into a dictionary; raises :class:`ConfigError` when that cannot be done.
+    """Read a TOML, YAML or JSON file into a dictionary.
 
-    suffix: such as ".yaml", whatever the file's name ends in; None takes that.
+    Args:
+        path: The file.
+        suffix: Format, such as ".yaml"; None uses the suffix of the file's name.
+
+    Raises:
+        ConfigError: It cannot be read, or is not a table.
     """
     path = Path(path)
     data = read_plain(path, suffix)
@@ -148,7 +153,13 @@ def read_file(path: Path | str, suffix: str | None = None) -> dict[str, Any]:
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """Make a ``cls`` from plain types, checking every key and value.
 
-    ``where`` is the dotted place of ``data`` inside a larger configuration, for the error messages.
+    Args:
+        cls: A dataclass.
+        data: A dictionary.
+        where: Dotted name of ``data`` in a larger configuration, for messages.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value is not allowed.
     """
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise TypeError(f"{cls!r} is not a dataclass")
@@ -172,7 +183,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON types: sections as dictionaries, tuples as lists, paths as strings. ``from_dict`` reads it back."""
+    """Return plain JSON types: sections as dictionaries, tuples as lists, paths as strings; see :func:`from_dict`."""
     if isinstance(config, type) or not dataclasses.is_dataclass(config):
         raise TypeError(f"{config!r} is not an instance of a dataclass")
     holder, sections = _open(type(config))
@@ -184,12 +195,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_json(config: Any) -> str:
-    """Indented JSON with the keys sorted, so that equal configurations give equal text."""
+    """Return indented JSON with sorted keys, so that equal configurations give equal text."""
     return json.dumps(to_dict(config), indent=2, sort_keys=True, allow_nan=False)
 
 
 def from_json(cls: type[T], text: str) -> T:
-    """Read what :func:`to_json` wrote; raises :class:`ConfigError`."""
+    """Read what :func:`to_json` wrote; raise :class:`ConfigError` if it is not valid."""
     try:
         data = strict_json.parse(text)
     except strict_json.JsonError as error:
@@ -207,7 +218,7 @@ class _Field:
 
 
 def _open(cls: type) -> tuple[str | None, Mapping[str, type[Any]]]:
-    """The field of ``cls`` that :func:`open_sections` made, and what is registered for it; None where it has none."""
+    """Return the field of ``cls`` that :func:`open_sections` made (None without one), and the registered sections."""
     for field in dataclasses.fields(cls):
         if _OPEN in field.metadata:
             return field.name, field.metadata[_OPEN]()
@@ -215,7 +226,7 @@ def _open(cls: type) -> tuple[str | None, Mapping[str, type[Any]]]:
 
 
 def _fields(cls: type) -> dict[str, _Field]:
-    """The keys of ``cls``: its fields, and the sections that are registered for it."""
+    """Return the keys of ``cls``: its fields, and the sections that are registered for it."""
     holder, sections = _open(cls)
     if holder is None:
         return _own_fields(cls)
@@ -228,7 +239,7 @@ def _fields(cls: type) -> dict[str, _Field]:
 
 @functools.cache
 def _own_fields(cls: type) -> dict[str, _Field]:
-    # get_type_hints resolves the strings that `from __future__ import annotations` leaves behind.
+    # get_type_hints evaluates the strings that `from __future__ import annotations` makes of annotations.
     hints = typing.get_type_hints(cls)
     missing = dataclasses.MISSING
     return {
@@ -243,14 +254,14 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _arms(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union; of anything else, itself alone."""
+    """Return the members of a union, or the annotation itself if it is not a union."""
     if typing.get_origin(annotation) in (Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
 
 
 def _name(annotation: Any) -> str:
-    """An annotation in words, for an error message."""
+    """Return an annotation in words, for an error message."""
     arms = _arms(annotation)
     if len(arms) > 1:
         return " or ".join(_name(arm) for arm in arms)
@@ -279,7 +290,7 @@ def _join(where: str, key: object) -> str:
 
 
 def _leaves(cls: type, where: str = "") -> Iterator[str]:
-    """Dotted names of every field below ``cls``, for suggestions."""
+    """Yield the dotted names of every field below ``cls``, for suggestions."""
     for name, field in _fields(cls).items():
         yield _join(where, name)
         for arm in _arms(field.type):
@@ -289,7 +300,7 @@ def _leaves(cls: type, where: str = "") -> Iterator[str]:
 
 def _unknown(cls: type, key: str, where: str) -> str:
     known = _fields(cls)
-    # The very name in a section further down is more likely meant than a similar one here.
+    # The same name in a section below is a better suggestion than a similar name here.
     below = [leaf for leaf in _leaves(cls) if leaf.rpartition(".")[2] == key]
     near = difflib.get_close_matches(key, [*known], n=1, cutoff=0.5)
     meant = below or near
@@ -303,7 +314,7 @@ def _unknown(cls: type, key: str, where: str) -> str:
 
 
 def _convert(annotation: Any, value: Any, where: str) -> Any:
-    """Check ``value`` against ``annotation`` and return it in its final form; raises :class:`ConfigError`."""
+    """Check ``value`` against ``annotation`` and return it in its final form; raise :class:`ConfigError`."""
     arms = _arms(annotation)
     if len(arms) > 1:
         return _convert_union(annotation, arms, value, where)
@@ -384,12 +395,12 @@ def _convert_union(annotation: Any, arms: tuple[Any, ...], value: Any, where: st
         return None
     arms = tuple(arm for arm in arms if arm is not type(None))
     if len(arms) == 1 and (typing.get_origin(arms[0]) is not None or isinstance(value, Mapping)):
-        return _convert(arms[0], value, where)  # its own error says more than the union's could
-    for arm in sorted(arms, key=lambda arm: arm is not type(value)):  # an exact type first: 1 is an int before a float
+        return _convert(arms[0], value, where)  # its own error is more precise than that of the union
+    for arm in sorted(arms, key=lambda arm: arm is not type(value)):  # the exact type first: 1 is an int, not a float
         try:
             return _convert(arm, value, where)
         except ConfigError:
-            continue  # the next arm may fit; when none does, one error names them all
+            continue  # try the next member; if none fits, one error names all
     raise ConfigError(f"'{where}' is {_got(value)}; allowed is {_name(annotation)}")
 
 
@@ -409,11 +420,11 @@ def _plain(value: Any) -> Any:
 
 
 def _apply_override(cls: type, data: dict[str, Any], override: str) -> None:
-    """Write one ``key.sub=value`` into ``data``, reading the text by the type of the field it names."""
+    """Write one ``key.sub=value`` into ``data``, reading the text by the type of its field."""
     key, sign, text = override.partition("=")
     key, text = key.strip(), text.strip()
     if not sign or not key:
-        raise ConfigError(f"override {shown(override)} is not of the form key=value or section.key=value")
+        raise ConfigError(f"override {shown(override)} must have the form key=value or section.key=value")
     *sections, last = key.split(".")
     where = ""
     table: dict[str, Any] = data
@@ -426,7 +437,7 @@ def _apply_override(cls: type, data: dict[str, Any], override: str) -> None:
         entries = [arm for arm in _arms(fields[name].type) if typing.get_origin(arm) is dict]
         if not inner and not (entries and name == sections[-1]):
             kind = _name(fields[name].type)
-            raise ConfigError(f"override {shown(override)}: '{where}' is {kind}, it has no keys below it")
+            raise ConfigError(f"override {shown(override)}: '{where}' is {kind}, which has no keys")
         child = table.get(name)
         table[name] = child = dict(child) if isinstance(child, Mapping) else {}
         table = child
@@ -441,12 +452,12 @@ def _apply_override(cls: type, data: dict[str, Any], override: str) -> None:
 
 
 def parse_text(annotation: Any, text: str) -> Any:
-    """Turn the text of an override into what a file would hold. Text that cannot be read stays text: the check of its
-    type refuses it."""
+    """Convert the text of an override to what a file would contain. Text that cannot be read stays text, which the
+    check of the type refuses."""
     arms = _arms(annotation)
     if type(None) in arms and text.lower() in _NULL_WORDS:
         return None
-    for arm in sorted((arm for arm in arms if arm is not type(None)), key=lambda arm: arm is str):  # str fits all
+    for arm in sorted((arm for arm in arms if arm is not type(None)), key=lambda arm: arm is str):  # str last
         value = _parse_arm(arm, text)
         if not isinstance(value, str) or arm in (str, Path) or typing.get_origin(arm) is Literal:
             return value
@@ -474,7 +485,7 @@ def _parse_arm(arm: Any, text: str) -> Any:
             if typing.get_origin(arm) is not tuple:
                 return text
     args = typing.get_args(arm)
-    bare = re.fullmatch(r"[\[(]?([^\[\]()]*)[\])]?", text)  # words without quotes, which JSON does not have
+    bare = re.fullmatch(r"[\[(]?([^\[\]()]*)[\])]?", text)  # words without quotes, which are not JSON
     if bare is None:
         return text
     items = [item.strip() for item in bare[1].split(",") if item.strip()]

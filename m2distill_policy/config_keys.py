@@ -1,4 +1,4 @@
-"""The documentation of configuration keys: written beside each key, and read from there for messages and for the docs.
+"""The documentation of configuration keys: written next to each key, and used in messages and in the docs.
 
 A key is a field of a configuration's dataclass, made by :func:`setting`; a section is made by :func:`section`.
 """
@@ -30,21 +30,21 @@ def setting(default: Any, meaning: str, *, unit: str = "", low: float | None = N
     """Make a key of a configuration: a dataclass field with its documentation.
 
     Args:
-        default: its value where it is not given.
-        meaning: what it does, in one or more sentences.
-        unit: of a number, such as ``s``.
-        low, high: the range of a number, both ends allowed; checked by :func:`require_ranges`.
+        default: Default value.
+        meaning: What it does, in one or more sentences.
+        unit: Unit of a number, such as ``s``.
+        low, high: Range of a number, inclusive; checked by :func:`require_ranges`.
     """
     return dataclasses.field(default=default, metadata={_KEY: _Doc(meaning, unit, low, high)})
 
 
 def section(kind: type[Any], meaning: str, **defaults: Any) -> Any:
-    """Make a section of a configuration: a dataclass field that holds another dataclass.
+    """Make a section of a configuration: a dataclass field that contains another dataclass.
 
     Args:
-        kind: the dataclass.
-        meaning: what the section is about.
-        defaults: of its keys, where they differ from those of ``kind``.
+        kind: The dataclass.
+        meaning: What the section is about.
+        defaults: Defaults of its keys that differ from those of ``kind``.
     """
     return dataclasses.field(default_factory=lambda: kind(**defaults), metadata={_KEY: _Doc(meaning)})
 
@@ -53,11 +53,11 @@ def require_ranges(config: Any, prefix: str = "") -> None:
     """Check every number of a section that has a range; for use in ``__post_init__``.
 
     Args:
-        config: the section.
-        prefix: its name with a dot, such as ``optim.``, for the message.
+        config: The section.
+        prefix: Its name with a dot, such as ``optim.``, for the message.
 
     Raises:
-        ConfigError: a number is out of its range.
+        ConfigError: A number is out of its range.
     """
     for field in dataclasses.fields(config):
         doc, value = field.metadata.get(_KEY), getattr(config, field.name)
@@ -73,7 +73,7 @@ def require_ranges(config: Any, prefix: str = "") -> None:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a configuration. type: in words; default: as JSON, or empty for a section; range: in words."""
+    """One key of a configuration. type and range: in words; default: as JSON, or "" for a section."""
 
     name: str
     type: str
@@ -85,7 +85,7 @@ class Key:
 
 
 def describe_keys(cls: type[Any]) -> Iterator[Key]:
-    """Give every key and section of a configuration, a section before its keys."""
+    """Yield every key and section of a configuration, a section before its keys."""
     yield from _keys(cls, to_dict(cls()), "")
 
 
@@ -104,7 +104,7 @@ def _keys(cls: type[Any], defaults: dict[str, Any], prefix: str) -> Iterator[Key
 
 
 def _summary(kind: Any) -> str:
-    """The first sentence of a class's docstring: what documents a section that is registered elsewhere."""
+    """Return the first sentence of a class's docstring, which documents a section that is registered elsewhere."""
     text = " ".join((getattr(kind, "__doc__", "") or "").split("\n\n")[0].split())
     return text
 
@@ -113,7 +113,7 @@ def explain(cls: type[Any], name: str) -> str:
     """Return the documentation of one key, or of a section with all its keys.
 
     Raises:
-        ConfigError: there is no such key; the message names the closest one.
+        ConfigError: There is no such key; the message names the closest one.
     """
     keys = list(describe_keys(cls))
     found = [key for key in keys if key.name == name or key.name.startswith(f"{name}.")]
@@ -148,7 +148,7 @@ _TABLE = ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
 
 
 def _without_empty_tables(lines: list[str]) -> list[str]:
-    """Drop the head of a table without rows: of a section that holds sections alone."""
+    """Remove the heads of tables without rows, which belong to sections that contain only sections."""
     kept: list[str] = []
     for index, line in enumerate(lines):
         head = line in _TABLE

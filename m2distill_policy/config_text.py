@@ -1,7 +1,7 @@
-"""Read a configuration file as plain data: one error, bounded size, depth and time, whoever wrote the file.
+"""Read a configuration file from any source as plain data: one type of error, bounded size, depth and time.
 
-What the three languages allow and a configuration does not need is refused: YAML's aliases, tags and merged keys, a key
-that is given twice, texts that are not Unicode, numbers beyond float64 or 64-bit integers.
+Features of the three formats that a configuration does not need are refused: YAML's aliases, tags and merged keys,
+repeated keys, text that is not Unicode, numbers beyond float64 or 64-bit integers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: What a file name may end in.
+#: Allowed suffixes of a file name.
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
-#: Bytes of one file; the largest of this project has 6 KiB.
+#: Largest size of a file, bytes; the largest of this project has 6 KiB.
 LARGEST = 64 * 1024
-#: Lists and tables inside one another.
+#: Largest nesting of lists and tables.
 DEEPEST = strict_json.DEEPEST
-#: Values, keys, lists and tables in one YAML file: its parser reads a few thousand in a second.
+#: Largest number of values, keys, lists and tables in a YAML file; its parser reads a few thousand a second.
 MOST_NODES = 10_000
 #: Characters of a value that a message repeats.
 _SHOWN = 80
@@ -40,8 +40,8 @@ _FLOAT = "tag:yaml.org,2002:float"
 
 
 def shown(value: object) -> str:
-    """``value`` as an error message repeats it: one line, cut where it is long."""
-    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write out the longest ones
+    """Return ``value`` for a message: one line, shortened if it is long."""
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to print very large integers
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}... ({len(text)} characters)"
@@ -51,15 +51,15 @@ def read_plain(path: Path, suffix: str | None = None) -> Any:
     """Read a TOML, YAML or JSON file.
 
     Args:
-        path: a regular file whose name ends in one of ``SUFFIXES``, of at most ``LARGEST`` bytes.
-        suffix: one of ``SUFFIXES``, whatever the name ends in; None takes that.
+        path: A regular file whose name ends in one of ``SUFFIXES``, of at most ``LARGEST`` bytes.
+        suffix: One of ``SUFFIXES``; None uses that of the file's name.
 
     Returns:
         Dictionaries with texts as keys, lists, texts, booleans, 64-bit integers, finite floats, and None; TOML may
         also give dates and times.
 
     Raises:
-        ConfigError: one sentence that names the file and what is wrong with it.
+        ConfigError: Names the file and what is wrong with it.
     """
     suffix = path.suffix if suffix is None else suffix
     kind = suffix[1:].upper()
@@ -70,10 +70,10 @@ def read_plain(path: Path, suffix: str | None = None) -> Any:
         data = _parse(text, suffix)
         _check(data)
     except RecursionError as error:
-        raise ConfigError(f"{path}: lists and tables lie more than {DEEPEST} deep in one another") from error
-    # Not only the parsers' own errors: they hand on what int(), float() and datetime() say of a damaged number.
+        raise ConfigError(f"{path}: lists and tables are nested more than {DEEPEST} deep") from error
+    # Not only the parsers' own errors: int(), float() and datetime() also raise for damaged numbers.
     except (ValueError, ArithmeticError, yaml.YAMLError, strict_json.JsonError, ConfigError) as error:
-        raise ConfigError(f"{path}: is not {kind} that can be read: {_one_line(error)}") from error
+        raise ConfigError(f"{path}: is not valid {kind}: {_one_line(error)}") from error
     return data
 
 
@@ -86,7 +86,7 @@ def _text(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     if len(content) > LARGEST:
-        raise ConfigError(f"{path}: is longer than {LARGEST} bytes; a configuration is far shorter")
+        raise ConfigError(f"{path}: is larger than {LARGEST} bytes, the limit for a configuration file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -105,7 +105,7 @@ def _parse(text: str, suffix: str) -> Any:
 
 
 def _toml(text: str) -> Any:
-    if _DEEP_KEY.search(text):  # the parser's time grows with the square of a key's parts
+    if _DEEP_KEY.search(text):  # the parser's time grows with the square of the number of parts
         raise ConfigError(f"a key has more than {DEEPEST} parts")
     return tomllib.loads(text)
 
@@ -116,7 +116,7 @@ def _yaml(text: str) -> Any:
         line = event.start_mark.line + 1 if event.start_mark else 0
         nodes += isinstance(event, yaml.NodeEvent)
         if nodes > MOST_NODES:
-            raise ConfigError(f"it has more than {MOST_NODES} values; a configuration has far fewer")
+            raise ConfigError(f"it has more than {MOST_NODES} values, the limit for a configuration file")
         if isinstance(event, yaml.AliasEvent):
             raise ConfigError(f"line {line} has the alias *{event.anchor}; write the value out")
         tag = getattr(event, "tag", None)
@@ -125,24 +125,24 @@ def _yaml(text: str) -> Any:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST:
-                raise ConfigError(f"lists and tables lie more than {DEEPEST} deep in one another")
+                raise ConfigError(f"lists and tables are nested more than {DEEPEST} deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes plain types only
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader, which makes only plain types
 
 
 def _check(data: Any) -> None:
-    """Raise :class:`ConfigError` for what no configuration can hold, naming its place."""
+    """Raise :class:`ConfigError` for values that a configuration cannot contain, naming their place."""
     waiting: list[tuple[str, Any, int]] = [("", data, 1)]
     while waiting:
         where, value, depth = waiting.pop()
-        at = f"'{where}' is" if where else "the whole is"
+        at = f"'{where}' is" if where else "the file is"
         if depth > DEEPEST + 1:
-            raise ConfigError(f"lists and tables lie more than {DEEPEST} deep in one another")
+            raise ConfigError(f"lists and tables are nested more than {DEEPEST} deep")
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, str):
-                    raise ConfigError(f"{at} a table with the key {shown(key)}; a key is a text")
+                    raise ConfigError(f"{at} a table with the key {shown(key)}; keys must be texts")
                 _check_text(key, f"a key below '{where}' is")
             waiting += [(f"{where}.{key}" if where else key, item, depth + 1) for key, item in value.items()]
         elif isinstance(value, list):
@@ -163,7 +163,7 @@ def _check_text(text: str, at: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader without traps of YAML 1.1: ``1e-3`` is a number, a date stays a text, each key is given once."""
+    """The safe loader without traps of YAML 1.1: ``1e-3`` is a number, a date stays text, repeated keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for key, _ in node.value:

@@ -1,8 +1,8 @@
-"""The contract: what is observed, what is acted, how often, in which units.
+"""The contract: cameras, proprioception, actions, units and rate.
 
-One object rides along the whole road. Demonstrations are recorded under it, a policy is trained and
-exported under it, and a robot serves it; every joint of the road calls :meth:`Contract.require_same`
-and refuses a mismatch. It goes in and out of JSON and is checked when it is made.
+The same contract is stored with demonstrations, used in training, exported in the bundle and served on the robot. Each
+step calls :meth:`Contract.require_same` and refuses a mismatch. A contract is stored as JSON and checked when it is
+made.
 
 Conventions (LIBERO's, see https://github.com/Lifelong-Robot-Learning/LIBERO):
 
@@ -48,32 +48,32 @@ from m2distill_policy.strict_json import JsonError, parse
 
 FORMAT_VERSION = 1
 
-#: What readings may be in.
+#: Units of proprioception.
 UNITS = ("rad", "m")
 #: Entries of an action, in order.
 ACTION_AXES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 
-# What is plausible. Wide enough for any arm that a person may stand beside, and narrow enough that a damaged number
+# Plausible ranges: wide enough for any arm near which a person may stand, and narrow enough that a damaged number
 # rarely passes.
-#: Pixels of a view's side; degrees of its field of view.
+#: Pixels of a view's height and width; degrees of its field of view.
 IMAGE_SIDE, FIELD_OF_VIEW = (16, 4096), (1.0, 179.0)
-#: Views; groups of readings; readings in a group; characters of a name.
+#: Largest number of views, of proprioception groups, of entries in a group, and of characters in a name.
 MOST_CAMERAS, MOST_GROUPS, MOST_ENTRIES, LONGEST_NAME = 16, 16, 64, 64
-#: Largest size of a reading that may be allowed, rad or m.
+#: Largest absolute value of proprioception that may be allowed, rad or m.
 LARGEST_READING = 10_000.0
-#: m and rad that an action of 1 may put the set-point ahead of the arm.
+#: m and rad by which an action of 1 may put the set-point ahead of the arm.
 TRANSLATION_SCALE, ROTATION_SCALE = (1e-6, 0.5), (1e-6, math.pi)
-#: m/s and rad/s that an action of 1 may mean. The fastest arms made for the same room as people reach 3 m/s.
+#: m/s and rad/s of an action of 1. The fastest arms that work near people reach 3 m/s.
 FASTEST = (5.0, 5.0, 5.0, 20.0, 20.0, 20.0)
-#: Levels of a response, and how far apart they are at least.
+#: Number of levels of a response, and their smallest distance.
 MOST_LEVELS, LEVEL_DISTANCE = 64, 1e-3
-#: Actions a second; steps that are looked back; bytes of pictures that are kept for that.
+#: Actions a second; steps of history; bytes of the images of that history.
 RATE, HISTORY, LARGEST_HISTORY = (1.0, 200.0), (1, 1000), 4 * 2**30
-#: Numbers of an embedding, and what it may be multiplied by.
+#: Size of an embedding, and the factor of its values.
 TEXT_SIZE, TEXT_SCALING = (1, 65_536), (1e-6, 1e6)
 #: Characters of a contract as JSON.
 LONGEST_TEXT = 2**20
-#: What the network's graphs and the streams call something else.
+#: Names that the network's graphs and the streams already use.
 RESERVED = ("text_token", "film", "past_tokens", "past_count", "embedding", "logits", "means", "scales", "tokens")
 
 
@@ -90,7 +90,7 @@ class Camera:
         check_text("a camera's name", self.name, LONGEST_NAME, NAME)
         where = f"camera '{self.name}'"
         if self.name in (*RESERVED, "joint_states"):
-            raise ContractError(f"{where} has a name that means something else here; choose another one")
+            raise ContractError(f"{where} has a reserved name; choose another one")
         if not all(isinstance(n, int) and not isinstance(n, bool) for n in (self.height, self.width)):
             raise ContractError(
                 f"{where} is {shown(self.height)} x {shown(self.width)} pixels; whole numbers are needed"
@@ -111,7 +111,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Proprioception:
-    """A group of scalar readings: entry names in order, their unit, and the range beyond which a reading is refused."""
+    """A group of joint positions: names in order, unit, and the range outside which a value is refused."""
 
     name: str
     entries: tuple[str, ...]
@@ -123,7 +123,7 @@ class Proprioception:
         check_text("a proprioception group's name", self.name, LONGEST_NAME, NAME)
         where = f"proprioception '{self.name}'"
         if self.name in RESERVED:
-            raise ContractError(f"{where} has a name that means something else here; choose another one")
+            raise ContractError(f"{where} has a reserved name; choose another one")
         check_entries(f"{where}: entries", self.entries, 1, MOST_ENTRIES, str)
         for i, entry in enumerate(self.entries):
             check_text(f"{where}: entries[{i}]", entry, LONGEST_NAME)
@@ -146,10 +146,14 @@ class Proprioception:
 class VelocityResponse:
     """How fast the demonstrated arm moved for an action, for arms that are driven by velocity.
 
-    An OSC delta is a set-point ahead of the arm, not a distance travelled: an impedance controller follows it
-    with a lag, and not in proportion. ``velocities[axis][i]`` is the speed (m/s for x, y, z; rad/s for rx, ry,
-    rz) that the arm reached when the action on that axis had the size ``levels[i]``; between levels it is
-    linear, and it is odd in the action. Fitted from demonstrations; ``fitted_from`` says how many steps.
+    An OSC delta is a set-point ahead of the arm, not a distance travelled: an impedance controller follows it with a
+    lag, and not proportionally. The response is linear between levels, and odd in the action. It is fitted to
+    demonstrations.
+
+    Attributes:
+        levels: Sizes of an action, from 0 to 1.
+        velocities: For each axis and level, the speed that the arm reached (m/s for x, y, z; rad/s for rx, ry, rz).
+        fitted_from: Number of steps that it was fitted to.
     """
 
     levels: tuple[float, ...]
@@ -175,15 +179,15 @@ class VelocityResponse:
         check_whole("velocity response: fitted_from", self.fitted_from, 0, 10**12)
 
     def twist(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Velocity (6,) in m/s and rad/s, base frame, for an action (7,) in [-1, 1]."""
+        """Return the velocity (6,) in m/s and rad/s, base frame, for an action (7,) in [-1, 1]."""
         values = np.asarray(action, dtype=np.float64)[:6].tolist()
         return np.array([self._speed(value, row) for value, row in zip(values, self.velocities, strict=True)])
 
     def _speed(self, value: float, row: tuple[float, ...]) -> float:
-        """As :func:`numpy.interp`, to the last bit, and odd; for one number that takes fifteen times as long."""
+        """As :func:`numpy.interp`, to the last bit, and odd. For a single number, numpy takes fifteen times as long."""
         size, levels = abs(value), self.levels
         if not size < 1.0:
-            speed = row[-1] if size >= 1.0 else size  # not a number
+            speed = row[-1] if size >= 1.0 else size  # NaN
         else:
             after = bisect.bisect_right(levels, size)
             x, y = levels[after - 1], row[after - 1]
@@ -191,20 +195,20 @@ class VelocityResponse:
         return speed if value > 0 else -speed if value < 0 else 0.0 * size
 
     def size_for(self, axis: int, speed: float) -> float:
-        """The least size of the action on ``axis`` that reaches ``speed`` (m/s or rad/s, not negative), at most 1."""
+        """Return the smallest size of the action on ``axis`` that reaches ``speed`` (m/s or rad/s, >= 0), at most 1."""
         if not speed > 0:
             return 0.0
         size = float(np.interp(speed, self.velocities[axis], self.levels))
-        return min(size, 1.0)  # where two speeds nearly agree, the way between them is steep, and rounding overshoots
+        return min(size, 1.0)  # between two nearly equal speeds the line is steep, and rounding may exceed 1
 
     @property
     def top_speeds(self) -> tuple[float, ...]:
-        """Speed (m/s for x, y, z; rad/s for rx, ry, rz) that an action of 1 means, an axis each."""
+        """Speed of an action of 1 on each axis: m/s for x, y, z; rad/s for rx, ry, rz."""
         return tuple(float(row[-1]) for row in self.velocities)
 
     @staticmethod
     def default() -> VelocityResponse:
-        """A first guess measured on robosuite's OSC_POSE Panda: about 0.2 m/s and 1.2 rad/s at action 1.0."""
+        """Return a first guess, measured on robosuite's OSC_POSE Panda: about 0.2 m/s and 1.2 rad/s at action 1.0."""
         levels = (0.0, 0.25, 0.5, 1.0)
         linear = (0.0, 0.06, 0.12, 0.2)
         angular = (0.0, 0.35, 0.7, 1.2)
@@ -215,7 +219,7 @@ class VelocityResponse:
 class Action:
     """Seven entries in [-1, 1]: translation x ``translation_scale`` m, rotation x ``rotation_scale`` rad, gripper.
 
-    The scaled delta is a set-point relative to the present pose, in ``frame``; ``response`` is the velocity it meant.
+    The scaled delta is a set-point relative to the current pose, in ``frame``. ``response`` is the velocity it causes.
     """
 
     translation_scale: float = 0.05
@@ -239,7 +243,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Text:
-    """How an instruction becomes numbers. Two embeddings compare only if all of these are equal."""
+    """How an instruction is embedded. Embeddings are comparable only if all of these are equal."""
 
     encoder: str
     sha256: str
@@ -257,7 +261,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a policy sees, does and is told. See the module's text for conventions."""
+    """What a policy observes and does. See the module's text for conventions."""
 
     cameras: tuple[Camera, ...]
     proprioception: tuple[Proprioception, ...]
@@ -276,7 +280,7 @@ class Contract:
             raise ContractError(f"a contract names an input twice: {shown(names)}")
         topics = [c.name.removesuffix("_rgb") for c in self.cameras]
         if len(set(topics)) != len(topics):
-            raise ContractError(f"two cameras differ in '_rgb' alone: {shown(self.camera_names)}; name them apart")
+            raise ContractError(f"two cameras differ only in '_rgb': {shown(self.camera_names)}; rename one")
         if not isinstance(self.action, Action):
             raise ContractError(f"action is {shown(self.action)}; an Action is needed")
         if self.text is not None and not isinstance(self.text, Text):
@@ -286,7 +290,7 @@ class Contract:
         kept = self.history * sum(c.height * c.width * 3 for c in self.cameras)
         if kept > LARGEST_HISTORY:
             raise ContractError(
-                f"{self.history} steps of these views are {kept / 2**30:.1f} GiB of pictures; at most "
+                f"{self.history} steps of these views are {kept / 2**30:.1f} GiB of images; at most "
                 f"{LARGEST_HISTORY / 2**30:g} GiB are allowed: choose smaller views or a shorter history"
             )
 
@@ -306,23 +310,23 @@ class Contract:
         return tuple(p.name for p in self.proprioception)
 
     def camera(self, name: str) -> Camera:
-        """The view called ``name``; raises :class:`ContractError` for an unknown one."""
+        """Return the view called ``name``; raise :class:`ContractError` if there is none."""
         for camera in self.cameras:
             if camera.name == name:
                 return camera
         raise ContractError(f"no camera '{name}' in the contract; it has {list(self.camera_names)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, with the format's version."""
+        """Return plain JSON types, with the format's version."""
         return {"version": FORMAT_VERSION, **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
-        """Indented JSON, keys sorted."""
+        """Return indented JSON with sorted keys."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
 
     @staticmethod
     def from_dict(data: Any) -> Contract:
-        """Read what :meth:`to_dict` wrote; raises :class:`ContractError` naming the field that is wrong."""
+        """Read what :meth:`to_dict` wrote; raise :class:`ContractError` naming the field that is wrong."""
         found = checked_object(data, "a contract")
         version = found.pop("version", None)
         if version != FORMAT_VERSION or not isinstance(version, int) or isinstance(version, bool):
@@ -356,7 +360,7 @@ class Contract:
 
     @staticmethod
     def from_json(text: str) -> Contract:
-        """Read what :meth:`to_json` wrote; raises :class:`ContractError`, see :func:`strict_json.parse`."""
+        """Read what :meth:`to_json` wrote; raise :class:`ContractError`, see :func:`strict_json.parse`."""
         try:
             data = parse(text, longest=LONGEST_TEXT)
         except JsonError as error:
@@ -364,13 +368,19 @@ class Contract:
         return Contract.from_dict(data)
 
     def differences(self, other: Contract) -> list[str]:
-        """One line a field that differs between this contract and ``other``, as ``field: here != there``."""
+        """Return one line for each field that differs from ``other``, as ``field: here != there``."""
         return _differences(self.to_dict(), other.to_dict(), "")
 
     def require_same(self, other: Contract, here: str, there: str, *, ignore: tuple[str, ...] = ()) -> None:
-        """Raise :class:`ContractError` naming every field in which ``other`` differs.
+        """Check that ``other`` is the same contract.
 
-        ``ignore`` holds prefixes of fields that may differ, such as ``"action.response"``.
+        Args:
+            other: The contract to compare with.
+            here, there: Names of the two in the message.
+            ignore: Prefixes of fields that may differ, such as ``"action.response"``.
+
+        Raises:
+            ContractError: Names every field that differs.
         """
         lines = [d for d in self.differences(other) if not d.startswith(ignore)] if ignore else self.differences(other)
         if lines:
@@ -399,7 +409,7 @@ def _differences(a: Any, b: Any, path: str) -> list[str]:
 def libero_contract(
     size: int = 128, text: Text | None = None, *, fov_agentview: float = 45.0, fov_hand: float = 75.0
 ) -> Contract:
-    """LIBERO's contract: two square views of ``size`` pixels, Panda joints, two fingers, 20 Hz, 10 steps of history."""
+    """Return LIBERO's contract: two square views of ``size`` pixels, Panda joints, two fingers, 20 Hz, 10 steps."""
     return Contract(
         cameras=(
             Camera("agentview_rgb", size, size, fov_agentview),

@@ -1,5 +1,7 @@
-"""Check one field of a contract: its type, and the range in which it is plausible. A number is never made from a text
-or a bool, and every refusal names the field, what it is, and what is allowed."""
+"""Check one field of a contract: its type and its range.
+
+Texts and bools are never converted to numbers, and every error names the field, its value and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,18 @@ from typing import Any
 
 from m2distill_policy.errors import ContractError, closest
 
-#: Letters, digits and underscores, because views become parts of ROS 2 topic names.
+#: Letters, digits and underscores, because views are used in ROS 2 topic names.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-#: What tf2 takes for a frame.
+#: Frame names that tf2 accepts.
 FRAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*\Z")
 HEXADECIMAL = re.compile(r"[0-9a-f]+\Z")
 
 
 def shown(value: object) -> str:
-    """``value`` as a message shows it: never longer than a line."""
+    """Return ``value`` for a message, shortened to at most a line."""
     try:
         found = ascii(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits
+    except (ValueError, RecursionError):  # an integer with thousands of digits
         return f"a {type(value).__name__} too long to show"
     return found if len(found) <= 60 else f"{found[:40]}... ({len(found)} characters)"
 

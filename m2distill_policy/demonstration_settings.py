@@ -1,4 +1,4 @@
-"""What a demonstration file says of how it was made, held against the contract; the words in LIBERO's file names."""
+"""Compare a demonstration file's record of how it was made with the contract; read instructions from LIBERO's names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import DemonstrationError
 
-#: robosuite's names of the arm whose joints LIBERO's contract has.
+#: robosuite's names of the arm whose joints are in LIBERO's contract.
 _PANDAS = ("Panda", "MountedPanda", "OnTheGroundPanda")
 _PANDA_JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
-#: Relative difference of two numbers that are the same.
+#: Relative difference up to which two numbers are equal.
 _SAME = 1e-6
 
 _SCENE = re.compile(r"[A-Z][A-Z_]*_SCENE\d+_")
@@ -21,18 +21,18 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
 
 
 def check_settings(settings: Mapping[str, Any], contract: Contract, attribute: str = "env_args") -> None:
-    """Refuse what robomimic's and LIBERO's ``env_args`` say where the contract says something else.
+    """Refuse robomimic's and LIBERO's ``env_args`` if they contradict the contract.
 
-    Fields that are not there say nothing. Read are ``control_freq``, ``robots`` and the controller's type, kind of
-    input, and limits, also where robosuite 1.5 puts them (``body_parts``).
+    Missing fields are not checked. Checked are ``control_freq``, ``robots`` and the controller's type, kind of input
+    and limits, also at robosuite 1.5's place (``body_parts``).
 
     Args:
-        settings: the attribute, read as JSON: ``{"env_kwargs": {...}}``, or the fields themselves.
-        contract: of the demonstrations.
-        attribute: its name, for the message.
+        settings: The attribute, read as JSON: ``{"env_kwargs": {...}}``, or the fields themselves.
+        contract: Contract of the demonstrations.
+        attribute: Name of the attribute, for the message.
 
     Raises:
-        DemonstrationError: names the field, what is there and what the contract has; the caller adds the file.
+        DemonstrationError: Names the field, its value and that of the contract; the caller adds the file.
     """
     kwargs = settings.get("env_kwargs")
     for where, fields in ((attribute, settings), (f"{attribute}.env_kwargs", kwargs)):
@@ -41,13 +41,13 @@ def check_settings(settings: Mapping[str, Any], contract: Contract, attribute: s
         for name, got, wanted, fits in _claims(fields, contract):
             if not fits:
                 raise DemonstrationError(
-                    f"{where}.{name} is {_short(got)} and the contract has {wanted}; record these demonstrations anew, "
-                    "or write their actions and that field in the contract's form"
+                    f"{where}.{name} is {_short(got)}, but the contract has {wanted}; record these demonstrations "
+                    "again, or convert their actions and that field to the contract"
                 )
 
 
 def _claims(fields: Mapping[str, Any], contract: Contract) -> Iterator[tuple[str, Any, str, bool]]:
-    """Each field that is there: its name, its value, what the contract has, and whether they agree."""
+    """Yield each field that is present: name, value, value of the contract, and whether they agree."""
     rate = fields.get("control_freq")
     if rate is not None:
         yield "control_freq", rate, f"{contract.rate_hz:g} Hz", _is(rate, contract.rate_hz)
@@ -70,7 +70,7 @@ def _of_controller(where: str, controller: Any, contract: Contract) -> Iterator[
         yield where, controller, "OSC_POSE", False
         return
     parts = controller.get("body_parts")
-    if isinstance(parts, Mapping):  # robosuite 1.5: the arm's controller is one of several
+    if isinstance(parts, Mapping):  # robosuite 1.5 has a controller for each part of the robot
         for name, part in parts.items():
             if name in ("right", "left", "arms") and part is not None:
                 yield from _of_controller(f"{where}.body_parts.{name}", part, contract)
@@ -102,7 +102,7 @@ def _of_controller(where: str, controller: Any, contract: Contract) -> Iterator[
             fits = len(values) == 6 and all(_is(value, limit) for value, limit in zip(values, limits, strict=True))
             yield f"{where}.{field}", got, str([float(f"{limit:g}") for limit in limits]), fits
     frame = controller.get("input_ref_frame")
-    if frame is not None:  # the arm's base stands upright in the world: for a difference they are the same
+    if frame is not None:  # for differences, base and world frame are the same, because the arm's base is upright
         yield f"{where}.input_ref_frame", frame, contract.action.frame, frame in (contract.action.frame, "world")
 
 
@@ -121,9 +121,9 @@ def _short(value: object) -> str:
 
 
 def words_of(task_name: str) -> str | None:
-    """The instruction in a file name of LIBERO's, by LIBERO's own rule: what follows the scene, with spaces.
+    """Return the instruction in one of LIBERO's file names, by LIBERO's own rule: the part after the scene.
 
-    ``KITCHEN_SCENE10_close_the_top_drawer`` -> ``close the top drawer``; None where the name holds no words.
+    ``KITCHEN_SCENE10_close_the_top_drawer`` -> ``close the top drawer``; None if the name has no instruction.
     """
     words = _SCENE.sub("", task_name, count=1) if _SCENE.match(task_name) else task_name
     return words.replace("_", " ") if _NAME.fullmatch(words) else None

@@ -1,4 +1,4 @@
-"""Write demonstration files, one episode after another; see :mod:`m2distill_policy.demonstrations`."""
+"""Write demonstration files, episode by episode; see :mod:`m2distill_policy.demonstrations`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from m2distill_policy.demonstrations import (
 from m2distill_policy.errors import DemonstrationError, StorageError, shorten
 from m2distill_policy.hdf5 import open_hdf5
 from m2distill_policy.hdf5_writer import create_hdf5
-from m2distill_policy.storage import settle, write_atomic, writing
+from m2distill_policy.storage import sync_and_rename, write_atomic, writing
 
 
 def _differing(begun: str, now: str) -> str:
-    """Which settings of two collections differ, in brackets; empty where one is damaged and does not say."""
+    """Return which settings of two collections differ, in brackets; "" if one is damaged."""
     try:
         (one, of_one), (other, of_other) = ((made, made.pop("env_args")) for made in map(json.loads, (begun, now)))
         pairs = ((one, other), (of_one, of_other))
@@ -41,7 +41,7 @@ def _differing(begun: str, now: str) -> str:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """One sentence for whatever HDF5 says when it cannot write ``path``; what is half written goes."""
+    """Convert errors of HDF5 when it writes ``path`` to one type, and remove the incomplete file."""
     try:
         with writing(path):
             yield
@@ -54,13 +54,14 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class DemonstrationWriter:
-    """Collects the episodes of one task; a kill at any moment loses at most the episode being written.
+    """Collects the episodes of one task. A kill at any time loses at most the episode that is being written.
 
-    Every attempt is committed on its own, by renaming a finished part into ``<file>.parts/``: an episode as
+    Every attempt is committed separately, by renaming a finished part into ``<file>.parts/``: an episode as
     ``<seed>.hdf5``, a failure as the empty ``<seed>.failed``. :meth:`finish` merges the parts into one file.
 
-    Raises :class:`DemonstrationError`, before anything is written, for an instruction or a name that would not be read
-    back as it is, and where the settings contradict the contract.
+    Raises:
+        DemonstrationError: The instruction or the name would be read back differently, or the settings contradict the
+            contract. Nothing has been written then.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class DemonstrationWriter:
             raise DemonstrationError(f"demonstrations cannot be written to {self.parts}: {error}") from error
 
     def _require_same_contract(self) -> None:
-        """Parts of an earlier collection under another contract or instruction are never mixed in."""
+        """Refuse parts of an earlier collection with another contract or instruction."""
         marker = self.parts / "collection.json"
         wanted = json.dumps(
             {"instruction": self.instruction, "contract": self.contract.to_dict(), "env_args": self.env_args},
@@ -110,28 +111,33 @@ class DemonstrationWriter:
             )
 
     def clean(self) -> None:
-        """Remove what a killed process left half written. Only while no other process writes here."""
+        """Remove files that a killed process left incomplete. Only while no other process writes here."""
         for leftover in self.parts.glob(".*"):
             leftover.unlink()
 
     def discard_if_empty(self) -> None:
-        """Remove the folder of parts if no attempt was committed, so that other settings can be tried at once."""
+        """Remove the folder of parts if no attempt was committed, so that other settings can be used at once."""
         if not self.attempts():
             shutil.rmtree(self.parts, ignore_errors=True)
 
     def attempts(self) -> dict[int, bool]:
-        """Seeds tried so far -> whether the attempt succeeded."""
+        """Return the seeds tried so far -> whether the attempt succeeded."""
         done = {int(part.stem): True for part in self.parts.glob("[0-9]*.hdf5")}
         return done | {int(part.stem): False for part in self.parts.glob("[0-9]*.failed")}
 
     def add_failure(self, seed: int) -> None:
-        """Remember that the attempt from ``seed`` failed."""
+        """Record that the attempt with ``seed`` failed."""
         (self.parts / f"{seed}.failed").touch()
 
     def add(self, recording: Recording, number: int | None = None) -> None:
-        """Commit one episode, known by ``number``, or by its seed where it was drawn from one.
+        """Commit one episode.
 
-        :class:`DemonstrationError` if it is not of the contract's form.
+        Args:
+            recording: The episode.
+            number: Its number; None uses its seed.
+
+        Raises:
+            DemonstrationError: It does not fit the contract.
         """
         episode = recording.episode
         number = episode.seed if number is None else number
@@ -142,7 +148,7 @@ class DemonstrationWriter:
         with _writing(temporary):
             with create_hdf5(temporary) as output:
                 _write_episode(output.file.create_group("demo"), recording)
-            settle(temporary, self.parts / f"{number}.hdf5")
+            sync_and_rename(temporary, self.parts / f"{number}.hdf5")
 
     def reopen(self, file: DemonstrationFile, seeds: Sequence[int]) -> None:
         """Split a finished file into parts, so that more episodes can be added. The file stays until :meth:`finish`.
@@ -170,12 +176,12 @@ class DemonstrationWriter:
             with _writing(temporary):
                 with h5py.File(file.path, "r") as source, create_hdf5(temporary) as output:
                     source.copy(f"data/{file.episode_names[index]}", output.file, name="demo")
-                settle(temporary, part)
+                sync_and_rename(temporary, part)
         for seed in missing:
             self.add_failure(seed)
 
     def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
-        """Merge the episodes of ``seeds``, in that order, into the file; ``tried`` attempts gave them. Parts go."""
+        """Merge the episodes of ``seeds``, in that order, into the file, and remove the parts. tried: attempts."""
         if not seeds:
             raise DemonstrationError(
                 f"no episode was collected for {self.path}; a file without episodes is not written"
@@ -187,7 +193,7 @@ class DemonstrationWriter:
             with create_hdf5(temporary) as output:
                 data = output.file.create_group("data")
                 for index, seed in enumerate(seeds):
-                    with h5py.File(self.parts / f"{seed}.hdf5", "r") as part:  # read whole just before
+                    with h5py.File(self.parts / f"{seed}.hdf5", "r") as part:  # checked above
                         part.copy("demo", data, name=f"demo_{index}")
                         total += int(part["demo"].attrs["num_samples"])
                     output.check()
@@ -200,8 +206,8 @@ class DemonstrationWriter:
                 data.attrs["m2distill_contract"] = self.contract.to_json()
                 data.attrs["m2distill_suite"] = self.suite
                 data.attrs["m2distill_tried"] = tried
-            settle(temporary, self.path)
-            # The parts go at once or not at all: some that were left without their settings would be taken for others'.
+            sync_and_rename(temporary, self.path)
+            # Removed at once by a rename: some parts without their settings could be taken for another collection's.
             done = self.parts.with_name(f".{self.parts.name}")
             shutil.rmtree(done, ignore_errors=True)
             self.parts.rename(done)
@@ -219,16 +225,16 @@ class DemonstrationWriter:
                     raise DemonstrationError("it does not say how many steps it has")
             except DemonstrationError as error:
                 raise DemonstrationError(
-                    f"{part} is damaged ({error}); remove it and go on with the same command, which makes it anew"
+                    f"{part} is damaged ({error}); remove it and run the same command again, which collects it again"
                 ) from error
 
     def _check(self, recording: Recording) -> None:
-        """Refuse at the source what the reader would refuse."""
+        """Refuse what the reader would refuse."""
         episode, length = recording.episode, len(recording.episode.actions)
         where = f"episode of seed {episode.seed} for {self.path.name}"
         if length == 0 or episode.actions.shape != (length, 7) or not np.all(np.isfinite(episode.actions)):
             raise DemonstrationError(
-                f"{where}: actions are {episode.actions.shape}, finite (L, 7) with L > 0 is wanted"
+                f"{where}: actions are {episode.actions.shape}, finite (L, 7) with L > 0 is needed"
             )
         if np.any(np.abs(episode.actions) > 1.0 + ACTION_TOLERANCE):
             raise DemonstrationError(f"{where}: an action lies outside [-1, 1]")
@@ -237,23 +243,21 @@ class DemonstrationWriter:
             if frames is None or frames.dtype != np.uint8 or frames.shape != (length, *camera.shape):
                 got = "missing" if frames is None else f"{frames.dtype} {frames.shape}"
                 raise DemonstrationError(
-                    f"{where}: view '{camera.name}' is {got}; uint8 {(length, *camera.shape)} is wanted"
+                    f"{where}: view '{camera.name}' is {got}; uint8 {(length, *camera.shape)} is needed"
                 )
-        for reading in self.contract.proprioception:
-            values = episode.proprioception.get(reading.name)
-            if values is None or values.shape != (length, reading.size) or not np.all(np.isfinite(values)):
+        for group in self.contract.proprioception:
+            values = episode.proprioception.get(group.name)
+            if values is None or values.shape != (length, group.size) or not np.all(np.isfinite(values)):
                 got = "missing" if values is None else str(values.shape)
+                raise DemonstrationError(f"{where}: '{group.name}' is {got}; finite {(length, group.size)} is needed")
+            if np.any(values < group.low) or np.any(values > group.high):
                 raise DemonstrationError(
-                    f"{where}: '{reading.name}' is {got}; finite {(length, reading.size)} is wanted"
-                )
-            if np.any(values < reading.low) or np.any(values > reading.high):
-                raise DemonstrationError(
-                    f"{where}: '{reading.name}' leaves the contract's range {reading.low:.4g} to {reading.high:.4g} "
-                    f"{reading.unit}"
+                    f"{where}: '{group.name}' leaves the contract's range {group.low:.4g} to {group.high:.4g} "
+                    f"{group.unit}"
                 )
         for name, poses, size in (("ee", episode.ee, 6), ("executed", episode.executed, 7)):
             if poses is not None and (poses.shape != (length, size) or not np.all(np.isfinite(poses))):
-                raise DemonstrationError(f"{where}: '{name}' is {poses.shape}; finite {(length, size)} is wanted")
+                raise DemonstrationError(f"{where}: '{name}' is {poses.shape}; finite {(length, size)} is needed")
         for states in (recording.states, recording.robot_states):
             if states is not None and len(states) != length:
                 raise DemonstrationError(f"{where}: {len(states)} states for {length} actions")
@@ -276,7 +280,7 @@ def _write_episode(group: h5py.Group, recording: Recording) -> None:
     group.create_dataset("dones", data=ends)
     obs = group.create_group("obs")
     for name, frames in episode.images.items():
-        # A chunk a frame: training reads windows of frames, not whole episodes.
+        # One chunk for each frame, because training reads windows of frames and not whole episodes.
         obs.create_dataset(
             name, data=frames[:, ::-1], chunks=(1, *frames.shape[1:]), compression="gzip", compression_opts=1
         )

@@ -1,11 +1,11 @@
 """Demonstration files: HDF5 in LIBERO's layout, one file a task.
 
-The layout is in docs/architecture.md. Files hold rows bottom-up (``macros_image_convention = opengl``), as robosuite
-and LIBERO store them, so that LIBERO's and robomimic's tools read ours; elsewhere images are upright. The reader and
-:mod:`m2distill_policy.demonstration_writer` turn them.
+The layout is described in docs/reference/demonstrations.md. Files store image rows bottom-up
+(``macros_image_convention = opengl``), as robosuite and LIBERO do, so that LIBERO's and robomimic's tools can read
+them. Elsewhere images are upright; the reader and :mod:`m2distill_policy.demonstration_writer` flip them.
 
-Reading is strict: a missing key, a wrong shape or dtype, a value out of range is a :class:`DemonstrationError` that
-names file, episode and key. LIBERO's published files lack the contract; theirs is derived from their image size.
+Reading is strict: a missing key, a wrong shape or dtype, or a value out of range is a :class:`DemonstrationError` that
+names file, episode and key. LIBERO's published files have no contract; it is derived from their image size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from m2distill_policy.demonstration_settings import check_settings, words_of
 from m2distill_policy.errors import ContractError, DemonstrationError, shorten
 from m2distill_policy.hdf5 import Dataset, Hdf5File, open_hdf5
 
-#: How far an action may lie outside [-1, 1] before a file is refused: rounding, nothing more.
+#: How far an action may be outside [-1, 1] before a file is refused; rounding only.
 ACTION_TOLERANCE = 1e-6
 
 _SUFFIX = "_demo.hdf5"
@@ -38,32 +38,36 @@ _ATTRIBUTES = (
     *("macros_image_convention", "problem_info", "env_args", "env_info"),
     *("m2distill_contract", "m2distill_suite", "m2distill_tried"),
 )
-#: bytes of a file's name, which gets a few more while it is written.
+#: Bytes of a file's name; while it is written, the name is a few bytes longer.
 _LONGEST_NAME = 200
 #: Characters of an instruction; a text encoder reads some hundreds.
 _LONGEST_INSTRUCTION = 1000
-#: m and rad: an end-effector pose beyond it is no pose.
+#: Largest plausible value of an end-effector pose, m and rad.
 _FARTHEST = 1e3
 
-#: What readers take away around an instruction, besides white space.
+#: Characters that readers remove around an instruction, in addition to white space.
 _QUOTE = '"'
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-#: Files whose instruction was taken from their name, and that were said to be so.
+#: Files whose instruction was taken from their name, and about which this was logged.
 _said: set[Path] = set()
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration of L steps; what is at index t was seen before action t.
+    """One demonstration of L steps. Index t was observed before action t.
 
-    images: view -> (L, H, W, 3) uint8, RGB, upright. proprioception: group -> (L, n) float32, in the contract's units.
-    actions: (L, 7) float32 in [-1, 1]. ee: (L, 6) float32 end-effector pose (m; rotation vector, rad), or None.
-    seed: what the initial state was drawn from, or None. init_state: flattened MuJoCo state, or None.
-    executed: (L, 7) float32 what the robot was given instead of ``actions``, where it was disturbed, or None.
-    seen_after: True for LIBERO's published files, where what is at index t was recorded after action t.
+    Attributes:
+        images: View -> (L, H, W, 3) uint8, RGB, upright.
+        proprioception: Group -> (L, n) float32, in the contract's units.
+        actions: (L, 7) float32 in [-1, 1].
+        ee: (L, 6) float32 end-effector pose (m; rotation vector, rad), or None.
+        seed: Seed of the initial state, or None.
+        init_state: Flattened MuJoCo state, or None.
+        executed: (L, 7) float32, what the robot executed instead of ``actions`` if it was disturbed, or None.
+        seen_after: True for LIBERO's published files, where index t was recorded after action t.
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -81,10 +85,12 @@ class Episode:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a world adds to an :class:`Episode` for the file; a real one adds nothing.
+    """An :class:`Episode`, and what a simulated environment adds for the file; a real robot adds nothing.
 
-    states: (L, S) float64 flattened MuJoCo states. robot_states: (L, 9): fingers, grip position, grip quaternion
-    (x, y, z, w). model_xml: the scene's MJCF.
+    Attributes:
+        states: (L, S) float64 flattened MuJoCo states.
+        robot_states: (L, 9): fingers, grip position, grip quaternion (x, y, z, w).
+        model_xml: The scene's MJCF.
     """
 
     episode: Episode
@@ -94,41 +100,37 @@ class Recording:
 
 
 def demonstration_path(folder: Path, task_name: str) -> Path:
-    """Where the demonstrations of a task lie in ``folder``.
-
-    Raises :class:`DemonstrationError` where the name is none of a file in that folder.
-    """
+    """Return the path of a task's demonstrations in ``folder``; :class:`DemonstrationError` for an invalid name."""
     name = task_name + _SUFFIX
     if not task_name or task_name.startswith(".") or not task_name.isprintable() or set(task_name) & set("/\\:"):
         raise DemonstrationError(
-            f"a task is named {task_name[:80]!r}; a name is part of a file's name: without '/', '\\\\' and ':', not "
-            "empty, and not beginning with a dot"
+            f"the task name {task_name[:80]!r} cannot be part of a file name: leave out '/', '\\\\' and ':', do not "
+            "begin with a dot, and do not leave it empty"
         )
     if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
         raise DemonstrationError(
-            f"a task is named {task_name[:40]!r}... ({len(task_name)} characters); a file's name has at most "
-            f"{_LONGEST_NAME} bytes: give a shorter one"
+            f"the task name {task_name[:40]!r}... has {len(task_name)} characters; a file name has at most "
+            f"{_LONGEST_NAME} bytes: use a shorter one"
         )
     if task_name_of(name) != task_name:
-        raise DemonstrationError(f"a task is named {task_name!r}; a name does not end in .hdf5: leave that out")
+        raise DemonstrationError(f"the task name {task_name!r} must not end in .hdf5; leave that out")
     return folder / f"{task_name}{_SUFFIX}"
 
 
 def task_name_of(name: str) -> str:
-    """The task's name in the name of its file."""
+    """Return the task's name in the name of its file."""
     return name.removesuffix(_SUFFIX).removesuffix(".hdf5")
 
 
 def instruction_from(text: str) -> str:
-    """The instruction that ``text`` holds, without quotes and white space around it, as every reader takes it.
+    """Return the instruction in ``text``, without quotes and white space around it, as every reader does.
 
-    Applied to its own result it changes nothing. Raises :class:`DemonstrationError` where nothing is left, or it is
-    not one line of at most 1000 printable characters.
+    Raises :class:`DemonstrationError` if it is not one line of 1 to 1000 printable characters.
     """
-    # By hand: stripping one after the other until nothing changes takes minutes for a long text of both.
+    # One pass, because stripping quotes and spaces alternately takes minutes for a long text of both.
     kept = [index for index, character in enumerate(text) if character != _QUOTE and not character.isspace()]
     if not kept:
-        raise DemonstrationError(f"the instruction is {shorten(repr(text))}; write what the robot has to do")
+        raise DemonstrationError(f"the instruction is {shorten(repr(text))}; write what the robot should do")
     words = text[kept[0] : kept[-1] + 1]
     if len(words) > _LONGEST_INSTRUCTION or not words.isprintable():
         raise DemonstrationError(
@@ -139,18 +141,23 @@ def instruction_from(text: str) -> str:
 
 
 class DemonstrationFile:
-    """The demonstrations of one task. Opened for each read, so it may be shared between processes.
+    """The demonstrations of one task. The file is opened for each read, so the object may be shared between processes.
 
-    Attributes: ``path``, ``instruction``, ``task_name``, ``contract``. ``len(file)`` episodes, iterated in order.
-    ``suite`` (empty where unknown), ``settings`` (robomimic's ``env_args``), ``tried`` (attempts behind the successes).
+    ``len(file)`` is the number of episodes; iteration gives them in order.
+
+    Attributes:
+        path, instruction, task_name, contract: Of the demonstrations.
+        suite: Name of the suite, or "".
+        settings: robomimic's ``env_args``.
+        tried: Number of attempts for the successful episodes.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise DemonstrationError(
-                f"there is no demonstration file at {self.path}; 'm2distill demos' collects a suite's, 'm2distill "
-                "import-bag' makes one of recordings"
+                f"there is no demonstration file at {self.path}; 'm2distill demos' collects those of a suite, "
+                "'m2distill import-bag' converts recordings"
             )
         file = open_hdf5(self.path)
         if "data" not in file.groups:
@@ -174,7 +181,7 @@ class DemonstrationFile:
         self.task_name = task_name_of(self.path.name)
         self.instruction = self._read_instruction(data)
         self.contract = self._read_contract(file, data)
-        # A file without any attribute is one that OpenVLA's script made anew, which looks before it acts.
+        # A file without attributes was regenerated by OpenVLA's script, which observes before it acts.
         self._seen_after = bool(data) and "m2distill_contract" not in data
         self.suite = self._text(data, "m2distill_suite") or ""
         self.settings = self._read_settings(data, "env_args")
@@ -194,7 +201,7 @@ class DemonstrationFile:
             yield self.episode(index)
 
     def episode(self, index: int) -> Episode:
-        """Episode ``index``, checked. Raises :class:`DemonstrationError`, or IndexError beyond the last one."""
+        """Read and check episode ``index``. Raises :class:`DemonstrationError`, or IndexError beyond the last one."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} episodes; there is no episode {index}")
         name = self._names[index]
@@ -209,20 +216,20 @@ class DemonstrationFile:
             frames = self._dataset(file, name, f"obs/{camera.name}", camera.shape, "u1", length)
             images[camera.name] = np.ascontiguousarray(frames[:, ::-1]) if self._bottom_up else frames
         proprioception: dict[str, NDArray[np.float32]] = {}
-        for reading in self.contract.proprioception:
-            key = f"obs/{reading.name}"
-            values = self._dataset(file, name, key, (reading.size,), "f", length)
+        for group in self.contract.proprioception:
+            key = f"obs/{group.name}"
+            values = self._dataset(file, name, key, (group.size,), "f", length)
             if not np.all(np.isfinite(values)):
                 raise self._wrong(name, key, "holds a value that is not finite")
-            if np.any(values < reading.low) or np.any(values > reading.high):
+            if np.any(values < group.low) or np.any(values > group.high):
                 raise self._wrong(
-                    name, key, f"leaves the contract's range {reading.low:.4g} to {reading.high:.4g} {reading.unit}"
+                    name, key, f"leaves the contract's range {group.low:.4g} to {group.high:.4g} {group.unit}"
                 )
-            proprioception[reading.name] = values.astype(np.float32)
+            proprioception[group.name] = values.astype(np.float32)
         ee: NDArray[np.float32] | None = None
         if f"data/{name}/obs/ee_states" in file.datasets:
             poses = self._dataset(file, name, "obs/ee_states", (6,), "f", length)
-            if not np.all(np.abs(poses) <= _FARTHEST):  # also where one is not a number
+            if not np.all(np.abs(poses) <= _FARTHEST):  # written so that NaN fails
                 raise self._wrong(name, "obs/ee_states", f"holds a value that is not finite, or beyond {_FARTHEST:g}")
             ee = poses.astype(np.float32)
         attributes = file.attributes(f"data/{name}", ("seed", "init_state"))
@@ -242,7 +249,7 @@ class DemonstrationFile:
         )
 
     def _actions(self, file: Hdf5File, name: str, key: str, length: int | None) -> NDArray[np.float32]:
-        """Actions (L, 7), checked; what rounding put over the edge of [-1, 1] is clipped."""
+        """Return the checked actions (L, 7). Values that exceed [-1, 1] by rounding are clipped."""
         actions = self._dataset(file, name, key, (7,), "f", length)
         if len(actions) == 0:
             raise self._wrong(name, key, "holds no step")
@@ -254,12 +261,12 @@ class DemonstrationFile:
         return np.clip(actions, -1.0, 1.0).astype(np.float32)
 
     def lengths(self) -> list[int]:
-        """Steps of every episode, without reading them."""
+        """Return the number of steps of every episode, without reading them."""
         file = open_hdf5(self.path)
         return [self._declared(file, name, "actions", (7,), "f").shape[0] for name in self._names]
 
     def states(self, index: int) -> NDArray[np.float64]:
-        """Flattened MuJoCo states (L, S) of episode ``index``."""
+        """Return the flattened MuJoCo states (L, S) of episode ``index``."""
         name = self._names[index]
         file = open_hdf5(self.path)
         if f"data/{name}/states" not in file.datasets:
@@ -267,7 +274,7 @@ class DemonstrationFile:
         return np.asarray(file.read(f"data/{name}/states"), dtype=np.float64)
 
     def sha256(self) -> str:
-        """Hash of what is demonstrated: instruction, contract, and every episode's views, readings and actions."""
+        """Return a hash of instruction, contract, and every episode's views, proprioception and actions."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.instruction, self.contract.to_dict()], sort_keys=True).encode())
         for episode in self:
@@ -282,7 +289,7 @@ class DemonstrationFile:
         return DemonstrationError(f"{self.path}: episode '{episode}', key '{key}' {what}")
 
     def _declared(self, file: Hdf5File, episode: str, key: str, shape: tuple[int, ...], kind: str) -> Dataset:
-        """Dataset ``key`` of shape (L, *shape); ``kind`` is 'f' for any float or 'u1' for uint8. Nothing is read."""
+        """Return dataset ``key`` of shape (L, *shape), unread; ``kind`` is 'f' for any float or 'u1' for uint8."""
         dataset = file.datasets.get(f"data/{episode}/{key}")
         if dataset is None:
             start = f"data/{episode}/"
@@ -291,31 +298,31 @@ class DemonstrationFile:
         dtype = dataset.dtype
         if dtype is None or ((dtype.kind != "f") if kind == "f" else (dtype != np.uint8)):
             got = dataset.kind if dtype is None else dtype
-            raise self._wrong(episode, key, f"is {got}; {'a float' if kind == 'f' else 'uint8'} is wanted")
+            raise self._wrong(episode, key, f"is {got}; {'a float' if kind == 'f' else 'uint8'} is needed")
         if len(dataset.shape) != 1 + len(shape) or dataset.shape[1:] != shape:
-            raise self._wrong(episode, key, f"has shape {dataset.shape}; (L, {', '.join(map(str, shape))}) is wanted")
+            raise self._wrong(episode, key, f"has shape {dataset.shape}; (L, {', '.join(map(str, shape))}) is needed")
         return dataset
 
     def _dataset(
         self, file: Hdf5File, episode: str, key: str, shape: tuple[int, ...], kind: str, length: int | None = None
     ) -> NDArray[Any]:
-        """The numbers of :meth:`_declared`, of ``length`` steps where that is known."""
+        """Read the numbers of :meth:`_declared`; ``length`` is the expected number of steps, or None."""
         dataset = self._declared(file, episode, key, shape, kind)
         if length is not None and dataset.shape[0] != length:
             raise self._wrong(episode, key, f"has {dataset.shape[0]} steps; 'actions' has {length}")
         return file.read(f"data/{episode}/{key}")
 
     def _text(self, attributes: Mapping[str, Any], name: str) -> str | None:
-        """The text of an attribute; None where it is not there."""
+        """Return the text of an attribute; None if it is missing."""
         value = attributes.get(name)
         if value is not None and not isinstance(value, str):
-            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a text is wanted")
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a text is needed")
         return value
 
     def _whole_number(self, attributes: Mapping[str, Any], name: str, default: T) -> int | T:
         value = attributes.get(name, default)
         if value is not default and (not isinstance(value, int) or isinstance(value, bool)):
-            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a whole number is wanted")
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(value)[:80]}; a whole number is needed")
         return value
 
     def _read_json(self, attributes: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -329,7 +336,7 @@ class DemonstrationFile:
                 f"{self.path}: attribute '{name}' is not JSON that can be read: {error}"
             ) from error
         if not isinstance(found, dict):
-            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(found)[:80]}; a JSON object is wanted")
+            raise DemonstrationError(f"{self.path}: attribute '{name}' is {str(found)[:80]}; a JSON object is needed")
         return found
 
     def _read_instruction(self, data: Mapping[str, Any]) -> str:
@@ -348,7 +355,7 @@ class DemonstrationFile:
             words = _joined(words)
         if not isinstance(words, str):
             raise DemonstrationError(
-                f"{self.path}: 'language_instruction' in 'problem_info' is {str(words)[:80]}; a text is wanted"
+                f"{self.path}: 'language_instruction' in 'problem_info' is {str(words)[:80]}; a text is needed"
             )
         try:
             return instruction_from(words)
@@ -356,10 +363,7 @@ class DemonstrationFile:
             raise DemonstrationError(f"{self.path}: in 'problem_info' {error}") from error
 
     def _read_settings(self, data: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """What an attribute says of how the episodes came about; empty where it says nothing.
-
-        Raises :class:`DemonstrationError` where the contract says something else.
-        """
+        """Return the settings of the collection in an attribute, or {}; refuse those that contradict the contract."""
         found = self._read_json(data, name) or {}
         try:
             check_settings(found, self.contract, name)
@@ -387,6 +391,6 @@ class DemonstrationFile:
 
 
 def _joined(pieces: list[str]) -> str:
-    """The instruction of which some of LIBERO's files hold the words, or all of it in one piece, or its letters."""
+    """Join the instruction's words, which some of LIBERO's files store as words, as one text, or as letters."""
     letters = len(pieces) > 1 and all(len(piece) == 1 for piece in pieces)
     return "".join(pieces) if letters else " ".join(word for piece in pieces for word in piece.split())

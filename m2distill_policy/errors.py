@@ -1,7 +1,7 @@
-"""The errors a user can meet.
+"""Errors that a user can meet.
 
-Every message is one clear sentence: what is wrong, what was got, what is allowed, what to do.
-The command line prints the sentence alone, without a traceback.
+Every message says what is wrong, with the value, what is allowed, and what to do, in one or two sentences. The command
+line prints only the message, without a traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class M2DistillError(Exception):
-    """Base of every error that this project raises on purpose. exit_code: what a command that it ends returns."""
+    """Base class of all errors of this project. exit_code: exit status of a command that it ends."""
 
     exit_code = 2
 
@@ -21,35 +21,35 @@ class ConfigError(M2DistillError):
 
 
 class ContractError(M2DistillError):
-    """Two ends of the road disagree on what is observed, acted or said."""
+    """A contract is not valid, or two contracts differ."""
 
 
 class DemonstrationError(M2DistillError):
-    """A demonstration file is missing, damaged or not of the contract's form."""
+    """A demonstration file is missing, damaged or does not fit the contract."""
 
 
 class BundleError(M2DistillError):
-    """A bundle is missing a file, was tampered with, or is of a format that is not known."""
+    """A bundle is incomplete, was changed, or has an unknown format."""
 
 
 class StorageError(M2DistillError):
-    """A disk has no room for what is to be written, or another process is writing there."""
+    """A disk is full, or another process is writing in the same folder."""
 
 
 class UnknownInstructionError(M2DistillError):
-    """An instruction was asked for that the bundle was not made for."""
+    """The bundle does not know an instruction."""
 
 
 class ObservationError(M2DistillError):
-    """One observation has a missing view, a wrong shape, a wrong dtype, or a value that is not finite."""
+    """An observation has a missing view, a wrong shape, a wrong dtype, or a value that is not finite."""
 
 
 class SimulationError(M2DistillError):
-    """A world, task or scene cannot be made, or a worker died."""
+    """An environment, task or scene cannot be created, or a worker process died."""
 
 
 class TrainingError(M2DistillError):
-    """A run cannot start, go on or be resumed."""
+    """A run cannot start, continue or be resumed."""
 
 
 class DivergedError(TrainingError):
@@ -59,31 +59,31 @@ class DivergedError(TrainingError):
 
 
 class ExportError(M2DistillError):
-    """The exported graphs do not agree with the network they came from."""
+    """The exported graphs do not agree with the network that they were made from."""
 
 
 class RecordingError(M2DistillError):
-    """A robot's recording cannot be read, or does not hold what a demonstration needs."""
+    """A robot's recording cannot be read, or lacks what a demonstration needs."""
 
 
 class TransportError(M2DistillError):
-    """A peer was silent, or a message could not be read."""
+    """A peer did not answer, or a message could not be read."""
 
 
-#: Characters of a text from outside that a message repeats.
+#: Characters of an external text that a message repeats.
 LONGEST_SHOWN = 200
 
 
 def shorten(text: str, most: int = LONGEST_SHOWN) -> str:
-    """Return ``text``, or its first ``most`` characters and how long it is: messages go out with every status."""
+    """Return ``text``, or its first ``most`` characters and its length, because every status contains messages."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with whatever is not printable escaped, as ``\\n`` or ``\\udce9``.
+    """Return ``text`` with characters that are not printable escaped, as ``\\n`` or ``\\udce9``.
 
-    Names of files and texts from other processes may hold half of a UTF-8 sequence, which no message can carry, or
-    what moves a terminal's cursor.
+    Names of files and texts from other processes may contain half of a UTF-8 sequence, which no message can contain, or
+    codes that move a terminal's cursor.
     """
     if text.isprintable():
         return text
@@ -91,11 +91,14 @@ def printable(text: str) -> str:
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string.
+    """Return ``"; did you mean 'x'?"`` for the known name most similar to ``name``, or an empty string.
 
-    cutoff: from 0 to 1, how similar the two must be.
+    Args:
+        name: The unknown name.
+        known: The known names.
+        cutoff: Smallest similarity, 0 to 1.
     """
-    if len(name) > LONGEST_SHOWN:  # no slip of the pen, and comparing it would take minutes
+    if len(name) > LONGEST_SHOWN:  # not a typing error, and the comparison would take minutes
         return ""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{matches[0]}'?" if matches else ""

@@ -1,9 +1,9 @@
-"""Read HDF5 files that somebody else wrote: one error, bounded time and memory, whatever the file does to the library.
+"""Read HDF5 files from unknown sources: one type of error, bounded time and memory, in a separate process.
 
-Everything that is read passes :func:`_ask`, which asks another process (:mod:`m2distill_policy.hdf5_reader`): a file on
-which the library spins, crashes or takes all memory costs that process, and is a :class:`DemonstrationError` here. Its
-structure is walked once before anything is read: links, external storage and virtual datasets, which lead to other
-files or are read as zeros where those are missing, are refused.
+Everything is read through :func:`_ask`, which sends a request to another process (:mod:`m2distill_policy.hdf5_reader`).
+If a file makes the library hang, crash or use all memory, only that process ends, and a :class:`DemonstrationError` is
+raised here. The file's structure is checked before anything is read: links, external storage and virtual datasets are
+refused, because they lead to other files, or are read as zeros if those are missing.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from m2distill_policy.errors import DemonstrationError
 
 #: s of processor time for the structure of a file (50 episodes: 0.1 s), or for the first bytes of data.
 SECONDS = 5.0
-#: bytes of data for which one more second of processor time is given; gzip gives about 200 MB in one.
+#: Bytes of data for each further second of processor time; gzip decompresses about 200 MB/s.
 BYTES_A_SECOND = 5e6
-#: s without a word after which a file is given up, whatever its disk does.
+#: s without an answer after which a file is refused, even if only its disk is slow.
 PATIENCE = 120.0
-#: bytes of one dataset: an hour of 128 px, a quarter of an hour of 256 px at 20 Hz.
+#: Largest size of a dataset, bytes: an hour of 128 px, a quarter of an hour of 256 px at 20 Hz.
 LARGEST_DATASET = 4 * 2**30
 
 _READER = "m2distill_policy.hdf5_reader"
-#: s within which the process must begin; it imports h5py.
+#: s within which the process must start; it imports h5py.
 _START = 120.0
-#: Descriptions of files that are remembered.
+#: Number of files whose structure is cached.
 _REMEMBERED = 64
 
 Identity = tuple[int, int, int, int]
@@ -52,14 +52,14 @@ Identity = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset declares. kind: numpy's word for its type, such as ``<f8``, or why it has none."""
+    """A dataset's declaration. kind: NumPy's name of its type, such as ``<f8``, or why it has none."""
 
     shape: tuple[int, ...]
     kind: str
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """The type of its numbers in this machine's byte order; None where it holds no numbers."""
+        """Type of its numbers in this machine's byte order; None if it has no numbers."""
         try:
             found = np.dtype(self.kind)
         except TypeError:
@@ -69,24 +69,24 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Hdf5File:
-    """A file whose structure has been read: groups and datasets by their path, such as ``data/demo_0/actions``."""
+    """A file whose structure has been checked: groups and datasets by path, such as ``data/demo_0/actions``."""
 
     path: Path
     groups: frozenset[str]
     datasets: Mapping[str, Dataset]
 
     def attributes(self, group: str, names: Sequence[str]) -> dict[str, Any]:
-        """Those of the attributes ``names`` that ``group`` has: texts, numbers, or lists of numbers."""
+        """Return those of the attributes ``names`` that ``group`` has: texts, numbers, or lists of numbers."""
         answer = _ask(self.path, {"do": "attributes", "group": group, "names": list(names)}, SECONDS)
         values: dict[str, Any] = answer["values"]
         return values
 
     def read(self, name: str) -> NDArray[Any]:
-        """The numbers of the dataset ``name``; raises :class:`DemonstrationError` where they cannot be had."""
+        """Read the numbers of the dataset ``name``; raise :class:`DemonstrationError` if that is impossible."""
         dataset = self.datasets[name]
         dtype = dataset.dtype
         if dtype is None:
-            raise DemonstrationError(f"{self.path}: '{name}' is {dataset.kind}; numbers are wanted")
+            raise DemonstrationError(f"{self.path}: '{name}' is {dataset.kind}; numbers are needed")
         size = math.prod(dataset.shape) * dtype.itemsize
         if size > LARGEST_DATASET:
             raise DemonstrationError(
@@ -108,7 +108,7 @@ def open_hdf5(path: str | Path) -> Hdf5File:
     """Read the structure of the file at ``path``.
 
     Raises:
-        DemonstrationError: it is missing, damaged, no HDF5 file, or not plain; or it takes too long.
+        DemonstrationError: It is missing, damaged, not HDF5, uses links or external data, or takes too long.
     """
     path = Path(path)
     identity = _identity(path)
@@ -137,7 +137,7 @@ def _identity(path: Path) -> Identity:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-# --- the other process -----------------------------------------------------------------------------------------------
+# --- the separate process --------------------------------------------------------------------------------------------
 
 
 class _Silent(Exception):
@@ -149,7 +149,7 @@ class _Ended(Exception):
 
 
 class _Reader:
-    """The process of :mod:`m2distill_policy.hdf5_reader`, and what it answers."""
+    """Sends requests to the process of :mod:`m2distill_policy.hdf5_reader` and receives its answers."""
 
     def __init__(self) -> None:
         if importlib.util.find_spec("h5py") is None:
@@ -166,7 +166,8 @@ class _Reader:
         self._line(_START)
 
     def ask(self, request: dict[str, Any], into: memoryview | None) -> dict[str, Any]:
-        """The answer; what is read goes to ``into``. Raises :class:`_Silent` or :class:`_Ended`."""
+        """Send a request and return the answer; data are written to ``into``. Raises :class:`_Silent` or
+        :class:`_Ended`."""
         try:
             os.write(self._in, json.dumps(request).encode() + b"\n")
         except BrokenPipeError as error:
@@ -214,7 +215,7 @@ class _Reader:
             done += count
 
     def end(self) -> int:
-        """Kill the process where it still is there; its exit code."""
+        """Kill the process if it still runs. Return its exit code."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.1)
@@ -229,7 +230,7 @@ _reader: _Reader | None = None
 
 
 def _forget() -> None:
-    """A forked process starts its own reader: two that read one pipe would take each other's answers."""
+    """Let a forked process start its own reader, because two processes on one pipe would mix up the answers."""
     global _lock, _reader
     _lock, _reader = threading.Lock(), None
 
@@ -246,42 +247,42 @@ atexit.register(_close)
 
 
 def _ask(path: Path, request: dict[str, Any], seconds: float, into: memoryview | None = None) -> dict[str, Any]:
-    """One request about ``path``: the one place through which everything goes that is read of an HDF5 file.
+    """Send one request about ``path``. All reading of HDF5 files goes through this function.
 
     Args:
-        path: the file.
-        request: see :mod:`m2distill_policy.hdf5_reader`.
-        seconds: of processor time that it may take.
-        into: where the data of ``read`` goes.
+        path: The file.
+        request: See :mod:`m2distill_policy.hdf5_reader`.
+        seconds: Processor time that it may take.
+        into: Where the data of ``read`` are written.
 
     Raises:
-        DemonstrationError: one sentence that names the file.
+        DemonstrationError: Names the file and the problem.
     """
     global _reader
     _identity(path)
-    asked = {**request, "path": str(path.absolute()), "seconds": seconds}
+    full_request = {**request, "path": str(path.absolute()), "seconds": seconds}
     with _lock:
         for again in (True, False):
             fresh = _reader is None
             reader = _reader = _reader or _Reader()
             try:
-                answer = reader.ask(asked, into)
+                answer = reader.ask(full_request, into)
                 break
             except _Ended as error:
                 code, _reader = reader.end(), None
                 if again and not fresh and code == 0:
-                    continue  # it had been idle, and ended just now
+                    continue  # the process had ended because it was idle; try again
                 raise _damaged(path, _why(code, seconds)) from error
             except _Silent as error:
                 _close()
                 raise _damaged(path, f"there was no answer within {PATIENCE:g} s") from error
-            except BaseException as error:  # a request that is left half answered would answer the next one
+            except BaseException as error:  # the rest of an unfinished answer must not be read as the next one
                 _close()
                 if isinstance(error, DemonstrationError):
                     raise DemonstrationError(f"{path}: {error}") from error
                 raise
     if "refused" in answer:
-        raise DemonstrationError(f"{path}: {answer['refused']}; allowed are plain datasets in the file itself")
+        raise DemonstrationError(f"{path}: {answer['refused']}; only plain datasets in the file itself are allowed")
     if "damaged" in answer:
         where = f"'{request['name']}' is damaged: " if "name" in request else ""
         raise _damaged(path, f"{where}{answer['damaged']}")
@@ -290,11 +291,11 @@ def _ask(path: Path, request: dict[str, Any], seconds: float, into: memoryview |
 
 def _why(code: int, seconds: float) -> str:
     if code == -signal.SIGPROF:
-        return f"the HDF5 library was still at it after {seconds:.0f} s of processor time"
+        return f"the HDF5 library did not finish within {seconds:.0f} s of processor time"
     return f"the HDF5 library ended by {signal.Signals(-code).name}" if code < 0 else f"its reader ended with {code}"
 
 
 def _damaged(path: Path, what: str) -> DemonstrationError:
     return DemonstrationError(
-        f"{path} cannot be read as HDF5: {what}; the file is damaged or no HDF5 file: copy it again, or make it anew"
+        f"{path} cannot be read as HDF5: {what}; the file is damaged or not HDF5: copy it again, or create it again"
     )

@@ -1,10 +1,11 @@
-"""The process that opens HDF5 files for :mod:`m2distill_policy.hdf5`, so that none can hang or end the one that asks.
+"""The process that opens HDF5 files for :mod:`m2distill_policy.hdf5`, so that a file can harm only this process.
 
-HDF5 is a large library in C: damaged files make it spin, read beyond its memory or ask for more than there is. Here it
-has a limit on processor time and on memory for each request, and what it says goes back as one line.
+HDF5 is a large C library. Damaged files can make it hang, read invalid memory or request too much of it. Here each
+request has a limit on processor time and memory, and errors are sent back as one line.
 
 A request is a line of JSON on standard input, ``{"do": "open" | "attributes" | "read", "path": ..., ...}``. An answer
-is a line of JSON; ``read`` answers with lines ``{"bytes": n}``, each followed by so many bytes, and ``{"done": true}``.
+is a line of JSON. ``read`` answers with lines ``{"bytes": n}``, each followed by n bytes, and finally ``{"done":
+true}``.
 """
 
 from __future__ import annotations
@@ -21,40 +22,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-#: bytes: what the structure of a file, or one block of its data, may take beside the process itself.
+#: Bytes that the structure of a file, or one block of its data, may use in addition to the process itself.
 MEMORY = 512 * 2**20
-#: Groups and datasets of one file; 50 episodes have about 800.
+#: Largest number of groups and datasets of a file; 50 episodes have about 800.
 MOST_OBJECTS = 100_000
-#: bytes of data that are sent at once.
+#: Bytes of data that are sent at once.
 _BLOCK = 16 * 2**20
-#: bytes of one attribute that is no text.
+#: Largest size of an attribute that is not a text, bytes.
 _LARGEST_ATTRIBUTE = 2**20
 #: s without a request after which the process ends.
 _IDLE = 60.0
-#: Filters that every HDF5 library has; others are plugins, which are never loaded.
+#: Filters that are part of every HDF5 library; others are plugins, which are never loaded.
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "n-bit", 6: "scale-offset", 32000: "lzf"}
 
 Identity = tuple[int, int, int, int]
 
 
 class Refused(Exception):
-    """A file that can be read, and is not: what is wrong with it."""
+    """A readable file that is refused; the message says why."""
 
 
 def main() -> None:
-    """Answer requests until standard input ends or none comes for a minute."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the one that asks
+    """Answer requests until standard input ends, or until there is none for a minute."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent process
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5's own word for: load no plugin
-    import h5py  # noqa: F401 (slow, and not part of any request's time)
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # HDF5's setting for loading no plugins
+    import h5py  # noqa: F401 (slow, so imported before the first request is timed)
 
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(1), "wb")
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
-    _say(answers, {"ready": True})
-    os.dup2(silent, 2)  # the library's last words, such as "free(): invalid pointer", are nobody's news
+    _send(answers, {"ready": True})
+    os.dup2(silent, 2)  # hide last messages of the library, such as "free(): invalid pointer"
     known: dict[str, Identity] = {}
     while select.select([0], [], [], _IDLE)[0]:
         line = sys.stdin.buffer.readline()
@@ -64,19 +65,19 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         try:
             for answer in _answer(request, known):
-                _say(answers, answer)
+                _send(answers, answer)
         except Refused as error:
-            _say(answers, {"refused": str(error)})
+            _send(answers, {"refused": str(error)})
         except MemoryError:
-            _say(answers, {"refused": f"needs more than {MEMORY // 2**20} MiB of memory beside its data"})
-        # Whatever a damaged file makes of the library goes back to the one that asks, which raises it.
+            _send(answers, {"refused": f"needs more than {MEMORY // 2**20} MiB of memory in addition to its data"})
+        # Any error of the library is sent to the parent process, which raises it.
         except Exception as error:
-            _say(answers, {"damaged": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
+            _send(answers, {"damaged": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _say(answers: BinaryIO, answer: dict[str, Any] | memoryview) -> None:
+def _send(answers: BinaryIO, answer: dict[str, Any] | memoryview) -> None:
     answers.write(answer if isinstance(answer, memoryview) else json.dumps(answer).encode() + b"\n")
     answers.flush()
 
@@ -99,14 +100,14 @@ def _answer(request: dict[str, Any], known: dict[str, Identity]) -> Iterator[dic
             last = {"values": _attributes(file[request["group"]], request["names"])}
         else:
             yield from _blocks(file[request["name"]])
-    yield last  # once the file is closed: whoever got the answer may write it
+    yield last  # only after the file is closed, because the parent process may write it now
 
 
 def _limit_memory(more: int) -> None:
-    """Let this process take ``more`` bytes above what it has now."""
+    """Allow this process ``more`` bytes in addition to what it uses now."""
     try:
         taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    except OSError:  # a system without /proc: time is limited all the same
+    except OSError:  # without /proc only time is limited
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     wanted = taken + more
@@ -114,7 +115,7 @@ def _limit_memory(more: int) -> None:
 
 
 def _describe(file: Any) -> dict[str, Any]:
-    """Every group and dataset, each visited once; :class:`Refused` for what leads out of the file or is not plain."""
+    """Describe every group and dataset once. Raise :class:`Refused` for links and external data."""
     import h5py
 
     groups: list[str] = []
@@ -163,7 +164,7 @@ def _describe_dataset(dataset: Any, at: str) -> dict[str, Any]:
         if number not in FILTERS:
             raise Refused(
                 f"'{at}' is compressed by filter {number} ({os.fsdecode(name) or 'no name'}); those that every HDF5 "
-                f"library has are {', '.join(FILTERS.values())}: h5repack -f GZIP=1 writes it anew"
+                f"library has are {', '.join(FILTERS.values())}: convert the file with h5repack -f GZIP=1"
             )
     try:
         kind = dataset.dtype.str
@@ -175,7 +176,7 @@ def _describe_dataset(dataset: Any, at: str) -> dict[str, Any]:
 
 
 def _attributes(group: Any, names: list[str]) -> dict[str, Any]:
-    """Those of the attributes that are there: texts, numbers, lists of numbers."""
+    """Return those of the attributes that exist: texts, numbers, lists of numbers."""
     import numpy as np
 
     values: dict[str, Any] = {}
@@ -184,7 +185,7 @@ def _attributes(group: Any, names: list[str]) -> dict[str, Any]:
             continue
         declared = group.attrs.get_id(name)
         if declared.shape is None:
-            raise Refused(f"attribute '{name}' is empty; a text or numbers are wanted")
+            raise Refused(f"attribute '{name}' is empty; a text or numbers are needed")
         if math.prod(declared.shape) * declared.dtype.itemsize > _LARGEST_ATTRIBUTE:
             raise Refused(f"attribute '{name}' has more than {_LARGEST_ATTRIBUTE} bytes")
         value = group.attrs[name]
@@ -196,12 +197,12 @@ def _attributes(group: Any, names: list[str]) -> dict[str, Any]:
         elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
             values[name] = value.tolist()
         else:
-            raise Refused(f"attribute '{name}' is {type(value).__name__}; a text or numbers are wanted")
+            raise Refused(f"attribute '{name}' is {type(value).__name__}; a text or numbers are needed")
     return values
 
 
 def _blocks(dataset: Any) -> Iterator[dict[str, Any] | memoryview]:
-    """The numbers of a dataset, in the machine's byte order, some rows at a time."""
+    """Yield the numbers of a dataset in the machine's byte order, some rows at a time."""
     import numpy as np
 
     kind = dataset.dtype.newbyteorder("=")
@@ -210,7 +211,7 @@ def _blocks(dataset: Any) -> Iterator[dict[str, Any] | memoryview]:
     if dataset.ndim:
         of_row = max(1, math.prod(dataset.shape[1:]) * kind.itemsize)
         tall = dataset.chunks[0] if dataset.chunks else 1
-        rows = max(1, _BLOCK // of_row // tall) * tall  # whole chunks: none is decompressed twice
+        rows = max(1, _BLOCK // of_row // tall) * tall  # whole chunks, so that none is decompressed twice
     for first in range(0, dataset.shape[0] if dataset.ndim else 1, rows):
         part = np.ascontiguousarray(dataset[first : first + rows] if dataset.ndim else dataset[()], dtype=kind)
         if part.nbytes:
@@ -219,7 +220,7 @@ def _blocks(dataset: Any) -> Iterator[dict[str, Any] | memoryview]:
 
 
 def _require_whole(dataset: Any) -> None:
-    """:class:`Refused` where data was declared and never written: it would be read as zeros."""
+    """Raise :class:`Refused` if data were declared but never written, because they would be read as zeros."""
     import h5py
 
     if not dataset.size:

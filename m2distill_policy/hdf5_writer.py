@@ -1,8 +1,8 @@
 """Write HDF5 files so that a full disk is an error in Python and not a crash of the library.
 
-Where a write fails, HDF5 cannot close the file: it keeps it, tries again when the process ends, and ends it by SIGSEGV.
-So HDF5 never sees a failed write: the first error is kept, what comes after it stays in memory, and the error is raised
-at the next :meth:`Hdf5Output.check` or at the end.
+If a write fails, HDF5 cannot close the file: it tries again when the process ends, and crashes with SIGSEGV. So HDF5
+never sees a failed write: the first error is stored, later data stay in memory, and the error is raised by the next
+:meth:`Hdf5Output.check` or at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import h5py
 
 
 class _Sink(io.RawIOBase):
-    """A file to which writing succeeds as far as HDF5 is concerned."""
+    """A file whose writes always succeed for HDF5."""
 
     def __init__(self, handle: int) -> None:
         self._handle, self._at, self._size = handle, 0, 0
@@ -78,24 +78,24 @@ class _Sink(io.RawIOBase):
 
 
 class Hdf5Output:
-    """A file that is being written: ``file`` is h5py's."""
+    """A file that is being written. ``file`` is h5py's object."""
 
     def __init__(self, file: h5py.File, sink: _Sink) -> None:
         self.file, self._sink = file, sink
 
     def check(self) -> None:
-        """Raise what went wrong since the file was opened; call it now and then, or memory takes what the disk did
-        not."""
+        """Raise the first error since the file was opened. Call it regularly, because after an error the data stay in
+        memory."""
         if self._sink.error is not None:
             raise self._sink.error
 
 
 @contextlib.contextmanager
 def create_hdf5(path: Path) -> Iterator[Hdf5Output]:
-    """Make the file ``path``, or make it anew; whole, and written to the disk, when the context ends.
+    """Create or replace the file ``path``. It is complete, and flushed to disk, when the context ends.
 
     Raises:
-        OSError: it cannot be written; what is there is not to be used.
+        OSError: It cannot be written; the file must not be used.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:

@@ -1,4 +1,4 @@
-"""One writer a folder: a run, a collection or an evaluation that is gone on with twice would spoil itself."""
+"""Allow only one process to write a folder, because two that continue the same work would damage it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _NAME = ".lock"
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold ``folder``, which is made, for this process; the hold ends with the process, however that ends.
+    """Create ``folder`` if needed and lock it for this process. The lock ends with the process.
 
-    Raises :class:`StorageError` where another process holds it.
+    Raises:
+        StorageError: Another process has the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / _NAME, os.O_CREAT | os.O_RDWR, 0o666)
@@ -28,11 +29,11 @@ def only_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(handle, 100, 0).decode(errors="replace").strip() or "an unknown process"
             raise StorageError(
-                f"{folder} is being written by {holder}, which may be left over from a call that was killed; wait "
-                "for it or stop it, then go on with the same command"
+                f"{folder} is being written by {holder}, which may be left over from a killed command; wait for it or "
+                "stop it, then run the same command again"
             ) from None
         except OSError as error:  # a file system without locks
-            print(f"{folder} cannot be locked ({error}): do not go on with it twice at once", file=sys.stderr)
+            print(f"{folder} cannot be locked ({error}): do not run two commands on it at once", file=sys.stderr)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
         yield

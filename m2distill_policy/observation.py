@@ -1,4 +1,4 @@
-"""One observation: what every view and every joint said at one instant."""
+"""One observation: an image of every view and all joint positions at one time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from m2distill_policy.errors import ObservationError
 
 
 def _all_within(values: NDArray[np.float32], group: Proprioception) -> bool:
-    """Whether all readings are finite and in the group's range: False where it takes a closer look.
+    """Return whether all values are finite and in the group's range.
 
-    For a handful of numbers a loop takes a tenth of the time of NumPy's reductions.
+    For a few numbers, a loop takes a tenth of the time of NumPy's reductions.
     """
     if values.dtype != np.float32:
         return False
@@ -25,11 +25,12 @@ def _all_within(values: NDArray[np.float32], group: Proprioception) -> bool:
 
 @dataclass(frozen=True)
 class Observation:
-    """Newest frames and readings, by the contract's names.
+    """One image of every view and the proprioception, by the contract's names.
 
-    images: name -> (H, W, 3) uint8, RGB, upright, at the contract's resolution.
-    proprioception: name -> (n,) float32, in the contract's units.
-    stamp: seconds, in the clock of whoever made the observation (simulated or ROS time).
+    Attributes:
+        images: Name -> (H, W, 3) uint8, RGB, upright, at the contract's resolution.
+        proprioception: Name -> (n,) float32, in the contract's units.
+        stamp: Seconds, in the clock of the source (simulated or ROS time).
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -37,26 +38,30 @@ class Observation:
     stamp: float
 
     def check(self, contract: Contract) -> None:
-        """Raise :class:`ObservationError` unless every input is there, of its shape and dtype, finite and in range."""
+        """Check the observation against the contract.
+
+        Raises:
+            ObservationError: An input is missing, has a wrong shape or dtype, is not finite or out of range.
+        """
         for camera in contract.cameras:
             frame = self.images.get(camera.name)
             if frame is None:
                 raise ObservationError(f"view '{camera.name}' is missing; got {sorted(self.images)}")
             if frame.dtype != np.uint8 or frame.shape != camera.shape:
                 raise ObservationError(
-                    f"view '{camera.name}' is {frame.dtype} {frame.shape}; the contract wants uint8 {camera.shape}"
+                    f"view '{camera.name}' is {frame.dtype} {frame.shape}; the contract needs uint8 {camera.shape}"
                 )
         for group in contract.proprioception:
             values = self.proprioception.get(group.name)
             if values is None:
                 raise ObservationError(f"'{group.name}' is missing; got {sorted(self.proprioception)}")
             if values.shape != (group.size,):
-                raise ObservationError(f"'{group.name}' has shape {values.shape}; the contract wants ({group.size},)")
+                raise ObservationError(f"'{group.name}' has shape {values.shape}; the contract needs ({group.size},)")
             if _all_within(values, group):
                 continue
             if not np.all(np.isfinite(values)):
                 bad = group.entries[int(np.flatnonzero(~np.isfinite(values))[0])]
-                raise ObservationError(f"'{group.name}' holds a value that is not finite at '{bad}'")
+                raise ObservationError(f"'{group.name}' has a value that is not finite at '{bad}'")
             if np.any(values < group.low) or np.any(values > group.high):
                 bad_index = int(np.flatnonzero((values < group.low) | (values > group.high))[0])
                 raise ObservationError(

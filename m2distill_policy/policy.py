@@ -152,7 +152,7 @@ class Policy:
         observation = self._observation(images, images if proprioception is None else proprioception)
         mixture, tokens = self._engine.step(self._conditioning, observation, self._window)
         mixture.check()
-        values = np.clip(mixture.draw(self._sampling, self._rng, self._temperature), -1.0, 1.0)
+        values = np.clip(mixture.sample(self._sampling, self._rng, self._temperature), -1.0, 1.0)
         self._window.push(tokens)
         return Action(values, mixture, time.perf_counter() - begin)
 

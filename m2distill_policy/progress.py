@@ -1,4 +1,4 @@
-"""Progress bars: live in a terminal, now and then in a log."""
+"""Progress bars: live in a terminal, and from time to time in a log."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-#: Least seconds between two states of a bar where nobody watches it live.
+#: Smallest number of seconds between two states of a bar in a log.
 LOG_SECONDS = 15.0
 
 
 class ProgressBar(tqdm):
-    """tqdm's bar on stderr; where that is no terminal, a state every :data:`LOG_SECONDS` instead of ten a second."""
+    """tqdm's bar on stderr. If that is not a terminal, it prints once every :data:`LOG_SECONDS`."""
 
     def __init__(self, **settings: Any) -> None:
         self._live, self._shown = sys.stderr.isatty(), -LOG_SECONDS

@@ -1,4 +1,4 @@
-"""Where a result comes from: commit, versions, machine. Written beside every figure."""
+"""Describe where a result comes from: commit, versions, machine. Stored with every result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the installed packages among :data:`PACKAGES`."""
+    """Return the versions of Python and of the installed packages among :data:`PACKAGES`."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -40,9 +40,9 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the source tree, with ``+changes`` where it was edited; ``unknown`` outside a checkout.
+    """Return the commit of the source tree, with ``+changes`` if it was edited; ``unknown`` outside a checkout.
 
-    Asked once a process: the code that runs is the code that was there when it began.
+    Determined once in a process, because the running code is the code at its start.
     """
     root = Path(__file__).resolve().parent.parent
 
@@ -56,7 +56,7 @@ def commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else None
 
     top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:  # installed within somebody else's repository
+    if top is None or Path(top).resolve() != root:  # installed inside another repository
         return "unknown"
     head = git("rev-parse", "--short=12", "HEAD")
     if head is None:
@@ -65,16 +65,16 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GiB, operating system.
+    """Return processor, cores that this process may use, memory in GiB, and operating system.
 
-    One name ("AMD EPYC") stands for several generations, which may round differently, and then a run ends with other
-    weights: where the system tells family and model, they are said too.
+    One name ("AMD EPYC") is used for several generations, which may round differently and give other weights. So family
+    and model are included if the system gives them.
     """
     model = platform.processor() or platform.machine()
     try:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0]
     except OSError:
-        first = ""  # not Linux: the platform's own word has to do
+        first = ""  # not Linux: platform.processor() is used
     known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
     model = known.get("model name", model)
     if "cpu family" in known and "model" in known:
@@ -85,7 +85,7 @@ def machine() -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """All of it, with the time in UTC."""
+    """Return all of it, with the time in UTC."""
     return {
         "commit": commit(),
         "versions": versions(),

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and a full disk, in one sentence, whatever the library that meets it says."""
+"""Write files completely or not at all, and report a full disk as one type of error, for any library."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from pathlib import Path
 
 from m2distill_policy.errors import StorageError
 
-#: bytes: a disk with less cannot take a page of an HDF5 file.
+#: Bytes; with less free space a disk cannot store a page of an HDF5 file.
 _NOTHING = 2**16
 
 
-def no_room(error: BaseException, path: Path | None = None) -> StorageError | None:
-    """What to say where ``error`` came of a full disk or a used-up quota; None where it did not.
+def disk_full_error(error: BaseException, path: Path | None = None) -> StorageError | None:
+    """Return the error to raise if ``error`` was caused by a full disk or quota, else None.
 
-    path: what was being written. Libraries that write by themselves do not always say why they could not: where the
-    disk under ``path`` has next to nothing left, that is why.
+    Args:
+        error: The original error.
+        path: The file that was being written. Some libraries do not give the cause; then a disk that has almost no free
+            space is taken as the cause.
     """
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return StorageError(
-            f"{path or error.filename or 'what was to be written'} would be larger than files may be here (see "
-            "'ulimit -f'); what was finished before is kept: raise that limit and go on by the same command"
+            f"{path or error.filename or 'the file'} would be larger than the limit for files (see 'ulimit -f'); "
+            "finished work is kept: increase the limit and run the same command again"
         )
     known = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if not known and not any(words in str(error) for words in ("No space left on device", "os error 28")):
@@ -33,22 +35,22 @@ def no_room(error: BaseException, path: Path | None = None) -> StorageError | No
         left = os.statvfs(path.parent if path.parent.exists() else Path.cwd())
         if left.f_bavail * left.f_frsize >= _NOTHING:
             return None
-    where = path or getattr(error, "filename", None) or "what was to be written"
+    where = path or getattr(error, "filename", None) or "the file"
     return StorageError(
-        f"the disk has no room for {where}; what was finished before is kept: free some space and go on by the "
-        "same command"
+        f"the disk is full, so {where} cannot be written; finished work is kept: free some space and run the same "
+        "command again"
     )
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` to a temporary name beside ``path`` and rename it: readers see the whole file or none."""
+    """Write ``content`` to a temporary file and rename it to ``path``: readers see the complete file or none."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less what the umask takes
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # minus the umask
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         temporary.replace(path)
-    finally:  # there only if something failed above
+    finally:  # exists only if something failed above
         temporary.unlink(missing_ok=True)
 
 
@@ -56,10 +58,10 @@ def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
     """Create files that belong together, all of them or none.
 
     Args:
-        files: path -> content, and rights as for ``chmod``, less what the umask takes. Nothing may be there yet.
+        files: Path -> content, and permissions as for ``chmod``, minus the umask. The files must not exist.
 
     Raises:
-        OSError: one is there already (:class:`FileExistsError`), or cannot be written. None of ``files`` is left.
+        OSError: One exists already (:class:`FileExistsError`), or cannot be written. Then none of ``files`` remains.
     """
     made = []
     try:
@@ -75,30 +77,32 @@ def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
             with contextlib.suppress(OSError):
                 path.unlink()
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write does not say of which file
+            error.filename = str(path)  # an error of write has no file name
         raise
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` for a library to write to; the file gets its name at the end.
+    """Give a temporary path for a library to write to; the file is renamed to ``path`` at the end.
 
-    Where what is done within fails, nothing is left and ``path`` is as it was. Raises :class:`StorageError` where the
-    disk is full.
+    If an error occurs inside, no file is left and ``path`` is unchanged.
+
+    Raises:
+        StorageError: The disk is full.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with writing(path):
             yield temporary
-            settle(temporary, path)
-    finally:  # there only if something failed above
+            sync_and_rename(temporary, path)
+    finally:  # exists only if something failed above
         temporary.unlink(missing_ok=True)
 
 
-def settle(temporary: Path, path: Path) -> None:
-    """Give a finished file its name once the disk holds it: no name leads to half a file, not after a power cut.
+def sync_and_rename(temporary: Path, path: Path) -> None:
+    """Flush a finished file to disk and rename it, so that ``path`` is never incomplete, even after a power cut.
 
-    It gets the rights that the umask gives a new file; some libraries make theirs for the owner alone.
+    It gets the permissions of a new file under the umask, because some libraries create files only for the owner.
     """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -108,7 +112,7 @@ def settle(temporary: Path, path: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's umask, without setting it for a moment as other threads make files."""
+    """Return the process's umask without changing it, because other threads may create files."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("Umask:"):
@@ -120,14 +124,15 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """:class:`StorageError` where what is done within fails because the disk has no room for ``path``.
+    """Raise :class:`StorageError` if something inside fails because the disk is full. Other errors are unchanged.
 
-    Every other error is let through as it is.
+    Args:
+        path: The file that is written.
     """
     try:
         yield
     except Exception as error:
-        full = no_room(error, path)
+        full = disk_full_error(error, path)
         if full is None:
             raise
         raise full from error

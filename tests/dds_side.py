@@ -47,7 +47,7 @@ _KINDS: dict[str, Any] = {
 
 @contextlib.contextmanager
 def command(folder: Path, *arguments: object) -> Iterator[Child]:
-    """``m2distill`` with ``arguments`` as a process of its own."""
+    """Run ``m2distill`` with ``arguments`` in a process."""
     with running(
         [sys.executable, "-c", _MAIN, *arguments], folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
     ) as child:
@@ -57,7 +57,7 @@ def command(folder: Path, *arguments: object) -> Iterator[Child]:
 
 
 class DdsRobot(Robot):
-    """A robot on plain DDS; closes the participant with itself."""
+    """A robot on plain DDS, which closes its participant."""
 
     messages = MESSAGES
 
@@ -70,7 +70,7 @@ class DdsRobot(Robot):
             self._writer(topics.camera_topic(view), Image, profile)
             self._writer(topics.camera_info_topic(view), CameraInfo, Profile.RELIABLE)
         self._writer(topics.JOINT_STATES, JointState, profile)
-        if not lockstep:  # a robot whose pose is there wants a set-point for it, and waits
+        if not lockstep:  # a robot that publishes its pose waits for set-points
             self._writer(topics.END_EFFECTOR_POSE, PoseStamped, profile)
         self._writer(topics.EMERGENCY_STOP, Bool, Profile.RELIABLE)
         self._writer(topics.DEAD_MAN, Bool, Profile.RELIABLE)
@@ -156,7 +156,7 @@ class DdsRobot(Robot):
 
 
 class DdsSide(Side):
-    """``m2distill serve``."""
+    """Run ``m2distill serve``."""
 
     name = "dds"
 
@@ -165,7 +165,7 @@ class DdsSide(Side):
         words: list[object] = []
         for name, value in settings.items():
             option = name.replace("__", ".")
-            if name == "autostart":  # as it always does
+            if name == "autostart":  # it always starts by itself
                 continue
             if name == "enable":
                 words += [] if value else ["--shadow"]

@@ -46,7 +46,7 @@ _KINDS: dict[str, Any] = {
     "diagnostics": DiagnosticArray,
 }
 
-#: The state that a transition leads to.
+#: State that a transition leads to.
 _REACHED = {
     Transition.TRANSITION_CONFIGURE: State.PRIMARY_STATE_INACTIVE,
     Transition.TRANSITION_ACTIVATE: State.PRIMARY_STATE_ACTIVE,
@@ -56,7 +56,7 @@ _REACHED = {
 
 
 class Operator:
-    """Somebody with a ROS 2 node, in a context of its own, who calls the policy node's services."""
+    """A client of the policy node's services, with its own node and context."""
 
     def __init__(self, name: str = "operator", namespace: str = "") -> None:
         self.context = Context()
@@ -67,7 +67,7 @@ class Operator:
         self.executor.add_node(self.node)
 
     def until(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
-        """Spin until ``condition()``; fails the test, naming ``what``, after ``patience`` s."""
+        """Spin until ``condition()``. After ``patience`` s fail the test, naming ``what``."""
         deadline = time.monotonic() + patience
         while not condition():
             assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
@@ -112,7 +112,7 @@ class Operator:
 
 
 class RosRobot(Robot):
-    """A robot on ROS 2, in a context of its own."""
+    """A robot on ROS 2, in its own context."""
 
     messages = MESSAGES
 
@@ -128,7 +128,7 @@ class RosRobot(Robot):
             self._publisher(topics.camera_topic(view), Image, profile)
             self._publisher(topics.camera_info_topic(view), CameraInfo, qos.reliable(1))
         self._publisher(topics.JOINT_STATES, JointState, profile)
-        if not lockstep:  # a robot whose pose is there wants a set-point for it, and waits
+        if not lockstep:  # a robot that publishes its pose waits for set-points
             self._publisher(topics.END_EFFECTOR_POSE, PoseStamped, profile)
         self._publisher(topics.EMERGENCY_STOP, Bool, qos.reliable(10))
         self._publisher(topics.DEAD_MAN, Bool, qos.reliable(10))
@@ -213,7 +213,7 @@ class RosRobot(Robot):
 
 
 def parameters(settings: dict[str, object]) -> list[str]:
-    """``-p`` options for parameters by name, with two underscores for a dot."""
+    """Return ``-p`` options for parameters by name, with two underscores for a dot."""
     words = []
     for name, value in settings.items():
         text = value if isinstance(value, str) else json.dumps(str(value) if isinstance(value, Path) else value)
@@ -226,17 +226,17 @@ def parameters(settings: dict[str, object]) -> list[str]:
 
 
 class RosSide(Side):
-    """``ros2 run m2distill_policy policy_node``, configured and activated."""
+    """Run ``ros2 run m2distill_policy policy_node``, configured and activated."""
 
     name = "ros"
 
     @contextlib.contextmanager
     def policy(self, bundle: Path, **settings: object) -> Iterator[Child]:
-        told = {"enable": True, **settings, "bundle": str(bundle)}
-        namespace = str(told.pop("namespace", ""))
+        node_settings = {"enable": True, **settings, "bundle": str(bundle)}
+        namespace = str(node_settings.pop("namespace", ""))
         place = ["-r", f"__ns:={namespace}"] if namespace else []
-        with self._process("main", "--ros-args", *place, *parameters(told)) as child:
-            if told.get("autostart"):
+        with self._process("main", "--ros-args", *place, *parameters(node_settings)) as child:
+            if node_settings.get("autostart"):
                 child.wait_for("] [m2distill_policy]: bundle")
             else:
                 with contextlib.closing(Operator(namespace=namespace)) as operator:

@@ -1,4 +1,4 @@
-"""Two ways to the same policy, plain DDS and ROS 2: what the tests of its behaviour need of each.
+"""Run the same behaviour tests on plain DDS and on ROS 2: the interface that both sides implement.
 
 A side starts the policy as a process of its own, and gives a robot and a link for a simulated one. Whoever writes a
 test here writes it for both.
@@ -27,10 +27,10 @@ from m2distill_policy.sim_robot.link import Follow, Link
 from tests.bundles import Tremor
 
 ROOT = Path(__file__).resolve().parent.parent
-#: s that anything here may take before the test fails; generous, because the machine may be busy.
+#: s that any wait may take before the test fails; generous, because the machine may be busy.
 PATIENCE = 20.0
 
-#: What a robot hears: a name here -> the topic.
+#: What a robot receives: name used here -> topic.
 HEARD = {
     "action": topics.ACTION,
     "status": topics.STATUS,
@@ -39,12 +39,12 @@ HEARD = {
     "gripper": topics.GRIPPER_COMMAND,
     "diagnostics": topics.DIAGNOSTICS,
 }
-#: What a robot says beside its views, each view's intrinsics, and its joints.
+#: What a robot publishes in addition to its views, their intrinsics, and its joints.
 SAID = (topics.END_EFFECTOR_POSE, topics.INSTRUCTION, topics.EPISODE, topics.EMERGENCY_STOP, topics.DEAD_MAN)
 
 
 class Child:
-    """A running process. ``output`` is what it has said so far, on both streams."""
+    """A running process. ``output`` is its output so far, on both streams."""
 
     def __init__(self, command: Sequence[object], log: Path, environment: Mapping[str, str]) -> None:
         self._log = log
@@ -70,17 +70,17 @@ class Child:
         return self._log.read_text(encoding="utf-8")
 
     def wait_for(self, text: str) -> None:
-        """Until the child has said ``text``."""
+        """Wait until the child has printed ``text``."""
         wait_until(lambda: text in self.output or self.process.poll() is not None, f"'{text}' from the child")
         assert text in self.output, self.output
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and return the exit code. A child that does not end says where it hangs."""
+        """Send a signal and return the exit code. If the child does not end, report where it hangs."""
         self.process.send_signal(number)
         return self.wait()
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        """The exit code, once the child has ended."""
+        """Wait for the end of the child and return its exit code."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -89,7 +89,7 @@ class Child:
             raise AssertionError(f"the child did not end within {timeout:g} s:\n{self.output}") from None
 
     def close(self) -> None:
-        """Kill it if it is still there."""
+        """Kill it if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(PATIENCE)
@@ -97,7 +97,7 @@ class Child:
 
 @contextlib.contextmanager
 def running(command: Sequence[object], log: Path, **environment: str) -> Iterator[Child]:
-    """A child process, killed at the end if it is still there."""
+    """Run a child process, and kill it at the end if it still runs."""
     child = Child(command, log, environment)
     try:
         yield child
@@ -106,7 +106,7 @@ def running(command: Sequence[object], log: Path, **environment: str) -> Iterato
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
-    """Until ``condition()``; fails the test, naming ``what``, after ``timeout`` s."""
+    """Wait until ``condition()`` is true. After ``timeout`` s fail the test, naming ``what``."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
@@ -114,9 +114,9 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = PATIEN
 
 
 class Robot(ABC):
-    """Speaks and listens as a robot does. heard: what came, by the names of :data:`HEARD`, oldest first."""
+    """Publishes and receives as a robot does. heard: received messages, by the names of :data:`HEARD`, oldest first."""
 
-    #: Writes this side's messages.
+    #: Makes this side's messages.
     messages: Messages
 
     def __init__(self, contract: Contract) -> None:
@@ -124,55 +124,55 @@ class Robot(ABC):
         self.heard: dict[str, list[Any]] = {name: [] for name in HEARD}
         self._tremor = Tremor()
 
-    # --- what a side brings ------------------------------------------------------------------------------------------
+    # --- what a side implements --------------------------------------------------------------------------------------
 
     @abstractmethod
     def publish(self, topic: str, message: Any) -> None:
-        """Publish on ``topic`` as :mod:`m2distill_policy.node.topics` names it."""
+        """Publish on ``topic``, named as in :mod:`m2distill_policy.node.topics`."""
 
     @abstractmethod
     def publish_bytes(self, topic: str, data: bytes) -> bool:
-        """Publish serialised bytes, whatever they are, as a message on ``topic``; False where they are not taken."""
+        """Publish any serialised bytes as a message on ``topic``. Return False if the side refuses them."""
 
     @abstractmethod
     def serialised(self, message: Any) -> bytes:
-        """What goes over the wire for a message."""
+        """Return the serialised bytes of a message."""
 
     @abstractmethod
     def image(self, stamp: int, height: int, width: int, encoding: str, step: int, data: bytes) -> Any:
-        """A picture with these very fields."""
+        """Return an image message with these fields."""
 
     @abstractmethod
     def announce_joints(self, topic: str) -> None:
-        """Publish joint states on ``topic`` as well, once the policy listens there."""
+        """Publish joint states on ``topic`` too, once the policy subscribes to it."""
 
     @abstractmethod
     def string(self, text: str) -> Any:
-        """std_msgs/String."""
+        """Return a std_msgs/String."""
 
     @abstractmethod
     def flag(self, value: bool) -> Any:
-        """std_msgs/Bool."""
+        """Return a std_msgs/Bool."""
 
     @abstractmethod
     def latched_flag(self, topic: str) -> Callable[[bool], None]:
-        """Another publisher of std_msgs/Bool on ``topic``, whose last word those hear too who come late."""
+        """Return another publisher of std_msgs/Bool on ``topic``, whose last message late subscribers receive too."""
 
     @abstractmethod
     def commander(self, topic: str) -> Callable[[], None]:
-        """A publisher of a command's ``topic``, as another program brings it; sends one message a call."""
+        """Return a publisher of a command's ``topic`` as of another program; each call sends one message."""
 
     @abstractmethod
     def meet(self) -> None:
-        """Until the policy is there on every topic, and active."""
+        """Wait until the policy is connected on every topic, and active."""
 
     @abstractmethod
     def listen(self, timeout: float) -> None:
-        """Take in what comes, for ``timeout`` s."""
+        """Receive messages for ``timeout`` s."""
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
-        """Take in what has come; where nothing has, wait for it, ``timeout`` s at most."""
+        """Receive the messages that have arrived; without any, wait for one, at most ``timeout`` s."""
 
     @abstractmethod
     def close(self) -> None:
@@ -181,17 +181,17 @@ class Robot(ABC):
     # --- what all robots do ------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """Forget what was heard."""
+        """Forget the received messages."""
         self.listen(0.0)
         for kept in self.heard.values():
             kept.clear()
 
     def instruct(self, instruction: str) -> None:
-        """Tell the policy what to do."""
+        """Send the instruction."""
         self.publish(topics.INSTRUCTION, self.string(instruction))
 
     def command(self, topic: str) -> Any:
-        """A message of a command's ``topic``."""
+        """Return a message for a command's ``topic``."""
         if topic == topics.TWIST:
             return self.messages.twist(np.full(6, 0.01), time.time_ns(), "base")
         if topic == topics.TARGET_POSE:
@@ -199,34 +199,34 @@ class Robot(ABC):
         return self.messages.gripper(0.02, 0.0)
 
     def enable(self, wanted: bool) -> None:
-        """Let commands out, or not, by the topic."""
+        """Enable or disable commands by the topic."""
         self.publish(topics.ENABLE, self.flag(wanted))
 
     def enable_again(self) -> None:
-        """True counts once: false comes first."""
+        """Enable: true counts only after false, so false is sent first."""
         self.enable(False)
         self.enable(True)
 
     def say(self, observation: Observation, stamp: int, *, without: Sequence[str] = ()) -> None:
-        """Publish all parts of an observation but those in ``without`` under ``stamp`` (ns)."""
+        """Publish an observation with stamp ``stamp`` (ns), except the parts in ``without``."""
         for name in self.contract.camera_names:
             if name not in without:
                 pixels = observation.images[name]
                 height, width = pixels.shape[:2]
-                picture = self.image(stamp, height, width, "rgb8", 3 * width, pixels.tobytes())
-                self.publish(topics.camera_topic(name), picture)
+                image_message = self.image(stamp, height, width, "rgb8", 3 * width, pixels.tobytes())
+                self.publish(topics.camera_topic(name), image_message)
         if "joint_states" not in without:
-            names, values = self.readings(observation)
+            names, values = self.joint_state(observation)
             self.publish(topics.JOINT_STATES, self.messages.joints(names, values, stamp, "base"))
 
-    def readings(self, observation: Observation) -> tuple[list[str], list[float]]:
-        """Names and values of an observation's joint state."""
+    def joint_state(self, observation: Observation) -> tuple[list[str], list[float]]:
+        """Return names and values of an observation's joint state."""
         names = [entry for group in self.contract.proprioception for entry in group.entries]
         groups = [observation.proprioception[group.name] for group in self.contract.proprioception]
         return names, np.concatenate(groups).astype(np.float64).tolist()
 
     def at(self, pose: NDArray[np.float64], stamp: int) -> None:
-        """Say where the end effector is, as a real arm does: never twice the very same."""
+        """Publish the end effector's pose; as on a real arm it is never exactly the same twice."""
         self.publish(topics.END_EFFECTOR_POSE, self.messages.pose(self._tremor(pose), stamp, "base"))
 
     def drive(
@@ -253,7 +253,7 @@ class Robot(ABC):
         return stamps
 
     def until(self, condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
-        """Listen until ``condition()`` is true, and return it; fails the test, naming ``what``."""
+        """Receive until ``condition()`` is true, and return it. Otherwise fail the test, naming ``what``."""
         deadline = time.monotonic() + timeout
         self.listen(0.0)
         while not (found := condition()):
@@ -264,11 +264,11 @@ class Robot(ABC):
         return found
 
     def status(self, fits: Callable[[Any], bool], what: str) -> Any:
-        """The first status that fits, waiting for it."""
+        """Wait for the first status that fits, and return it."""
         return self.until(lambda: next((s for s in self.heard["status"] if fits(s)), None), what)
 
     def answers(self, name: str) -> dict[int, Any]:
-        """What was heard under ``name`` by the stamp that it answers (ns)."""
+        """Return the received messages ``name`` by the stamp that they answer (ns)."""
         return {nanoseconds_of(message): message for message in self.heard[name]}
 
     def begin(self, number: int, seed: int, draw: int, instruction: str, stamp: int) -> Any:
@@ -280,7 +280,7 @@ class Robot(ABC):
         return self.status(lambda s: nanoseconds_of(s) == stamp and s.episode == number, f"an answer to {number}")
 
     def ask(self, observation: Observation, stamp: int) -> tuple[Any, Any]:
-        """In lockstep: say an observation and return the one action and the one status that answer it."""
+        """In lockstep: publish an observation and return the one action and the one status that answer it."""
         self.say(observation, stamp)
         self.until(lambda: stamp in self.answers("status") and stamp in self.answers("action"), f"answer to {stamp}")
         actions = [a for a in self.heard["action"] if nanoseconds_of(a) == stamp]
@@ -290,7 +290,7 @@ class Robot(ABC):
 
 
 class Side(ABC):
-    """One way to the policy; everything of it lives in one domain, which other tests do not meet."""
+    """A transport to the policy. All its processes use a domain of their own, separate from other tests."""
 
     name: str
 
@@ -307,19 +307,19 @@ class Side(ABC):
 
     @abstractmethod
     def robot(self, contract: Contract, *, lockstep: bool = False, namespace: str = "") -> Robot:
-        """A robot; close it at the end."""
+        """Return a robot; close it at the end."""
 
     @abstractmethod
     def sim(self, *arguments: object) -> contextlib.AbstractContextManager[Child]:
-        """The simulated robot as a process of its own, with the options that both have."""
+        """Run the simulated robot in a process, with the options that both sides share."""
 
     @abstractmethod
     def link(self, contract: Contract, *, follow: Follow, lockstep: bool) -> contextlib.AbstractContextManager[Link]:
-        """A simulated robot's link."""
+        """Return a simulated robot's link."""
 
     @contextlib.contextmanager
     def met(self, contract: Contract, bundle: Path, **settings: object) -> Iterator[tuple[Child, Robot]]:
-        """A policy and a robot that have met."""
+        """Run a policy and a robot that are connected."""
         with (
             self.policy(bundle, **settings) as child,
             contextlib.closing(

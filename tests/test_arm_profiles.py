@@ -44,9 +44,9 @@ def test_a_profile_is_one_for_an_arm(path: Path) -> None:
         position = gripper.closed_position if closed else gripper.open_position
         arm = dict.fromkeys(names, 0.1)
         arm |= {name: position for name in names if "finger" in name or name == "drive_joint"}
-        readings, absent = joints.readings(list(arm), list(arm.values()))
+        proprioception, absent = joints.proprioception(list(arm), list(arm.values()))
         assert not absent
-        np.testing.assert_allclose(readings["gripper_states"], [0.0, 0.0] if closed else [0.04, -0.04], atol=1e-6)
+        np.testing.assert_allclose(proprioception["gripper_states"], [0.0, 0.0] if closed else [0.04, -0.04], atol=1e-6)
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
@@ -63,15 +63,18 @@ def test_a_profile_serves_without_ros_2_as_well(path: Path) -> None:
     assert slower == replace(arm, safety=replace(arm.safety, halt_time=0.1))
 
 
-def test_a_parameter_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+def test_invalid_parameter_file_gives_one_error(tmp_path: Path) -> None:
     file = tmp_path / "arm.yaml"
-    for content, sentence in (
+    for content, message in (
         ("/**:\n  ros__parameters:\n    safety: {halt_tyme: 0.1}\n", "'safety.halt_tyme' is not known.*halt_time"),
-        ("a:\n  ros__parameters: {}\nb:\n  ros__parameters: {}\n", r"parameters of 2 nodes \(a, b\); one is wanted"),
+        (
+            "a:\n  ros__parameters: {}\nb:\n  ros__parameters: {}\n",
+            r"parameters of 2 nodes \(a, b\), but only one node",
+        ),
         ("safety: {halt_tyme: 0.1}\n", "halt_tyme"),
     ):
         file.write_text(content)
-        with pytest.raises(ConfigError, match=sentence):
+        with pytest.raises(ConfigError, match=message):
             load_arm(file)
     file.write_text("safety: {halt_time: 0.1}\n")
     assert load_arm(file) == (ArmSettings(safety=SafetyLimits(halt_time=0.1)), {})

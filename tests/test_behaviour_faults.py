@@ -1,4 +1,4 @@
-"""What the policy does when its inputs are broken, on plain DDS and on ROS 2: a halt, its sentence, and back again."""
+"""Broken inputs, on plain DDS and on ROS 2: the policy halts, reports the cause, and drives again afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAMERA, OTHER = CONTRACT.camera_names
 
 
 def _say_with(robot: Robot, observation: Observation, picture: Callable[[int], object]) -> None:
-    """An observation whose second view is the message that ``picture`` makes for its stamp."""
+    """Publish an observation whose second view is the message that ``picture`` makes for its stamp."""
     stamp = time.time_ns()
     robot.publish(topics.camera_topic(OTHER), picture(stamp))
     robot.say(observation, stamp, without=(OTHER,))
@@ -44,14 +44,14 @@ def _no_picture(robot: Robot, observation: Observation) -> None:
 
 def _joint_missing(robot: Robot, observation: Observation) -> None:
     stamp = time.time_ns()
-    names, values = robot.readings(observation)
+    names, values = robot.joint_state(observation)
     robot.say(observation, stamp, without=("joint_states",))
     robot.publish(topics.JOINT_STATES, robot.messages.joints(names[1:], values[1:], stamp, "base"))
 
 
 def _joints_uneven(robot: Robot, observation: Observation) -> None:
     stamp = time.time_ns()
-    names, values = robot.readings(observation)
+    names, values = robot.joint_state(observation)
     robot.publish(topics.JOINT_STATES, robot.messages.joints(names, values[:-1], stamp, "base"))
     robot.say(observation, stamp, without=("joint_states",))
 
@@ -72,7 +72,7 @@ def _from_the_past(robot: Robot, observation: Observation) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """say: publishes the broken observation. codes: what answers it. parts: of the sentence or the warning."""
+    """say: publishes the broken observation. codes: allowed status codes. parts: of the message or the warning."""
 
     say: Callable[[Robot, Observation], None]
     codes: Sequence[StatusCode]
@@ -80,7 +80,7 @@ class Fault:
 
 
 FAULTS = {
-    "half-written image": Fault(_half_written, [StatusCode.BAD_OBSERVATION], ["image is incomplete", "100 bytes came"]),
+    "half-written image": Fault(_half_written, [StatusCode.BAD_OBSERVATION], ["image is incomplete", "has 100 bytes"]),
     "wrong encoding": Fault(_wrong_encoding, [StatusCode.BAD_OBSERVATION], ["encoding '32FC1' is not known", "bgr8"]),
     "empty image": Fault(_no_picture, [StatusCode.BAD_OBSERVATION], [f"view '{OTHER}'", "0 rows"]),
     "joint missing": Fault(_joint_missing, [StatusCode.BAD_OBSERVATION], ["does not name", "panda_joint1"]),
@@ -88,7 +88,9 @@ FAULTS = {
         _joints_uneven, [StatusCode.MISSING_OBSERVATION, StatusCode.BAD_OBSERVATION], ["names 9 joints", "8 positions"]
     ),
     "NaN joint": Fault(_joint_nan, [StatusCode.BAD_OBSERVATION], ["panda_joint3"]),
-    "stamps jump forward": Fault(_from_the_future, [StatusCode.FUTURE_STAMP], ["in the future", "compare the clocks"]),
+    "stamps jump forward": Fault(
+        _from_the_future, [StatusCode.FUTURE_STAMP], ["in the future", "synchronise the clocks"]
+    ),
     "stamps jump back": Fault(
         _from_the_past, [StatusCode.STALE_OBSERVATION, StatusCode.OUT_OF_ORDER, StatusCode.MISSING_OBSERVATION], []
     ),
@@ -96,8 +98,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_observation_is_named_and_halts(side: Side, tmp_path: Path, fault: str) -> None:
-    """While it lasts the arm ramps to a halt, and says why; when it has passed the arm is driven again."""
+def test_broken_observation_halts_and_is_reported(side: Side, tmp_path: Path, fault: str) -> None:
+    """During the fault the arm ramps to a halt and the status reports why; afterwards the arm is driven again."""
     kind = FAULTS[fault]
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -134,7 +136,7 @@ def test_a_camera_stops_and_comes_back(side: Side, tmp_path: Path) -> None:
 
 
 def test_a_camera_freezes(side: Side, tmp_path: Path) -> None:
-    """New stamps, the very same picture, while the arm moves."""
+    """New stamps and the same image while the arm moves."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (_, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         robot.forget()
@@ -147,7 +149,7 @@ def test_a_camera_freezes(side: Side, tmp_path: Path) -> None:
 
 
 def test_a_camera_repeats_its_stamp(side: Side, tmp_path: Path) -> None:
-    """A driver that sends its last picture again, stamp and all, has nothing new to say."""
+    """A driver that repeats its last image with its stamp."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (_, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         robot.forget()
@@ -166,13 +168,13 @@ def test_a_camera_that_is_too_slow_is_refused(side: Side, tmp_path: Path) -> Non
         refusal = robot.status(lambda s: s.code == StatusCode.HALT_REQUESTED, "the slow camera")
         assert "sends 10." in refusal.message or "sends 9." in refusal.message, refusal.message
         assert "the policy needs 20" in refusal.message
-        # Told again, as the sentence says, but the camera is as slow as before.
+        # Told again, as the expected says, but the camera is as slow as before.
         robot.forget()
         robot.drive(observations(CONTRACT, 10, seed=1), hz=10, first=lambda: robot.instruct(INSTRUCTIONS[0]))
         assert StatusCode.RUNNING not in {s.code for s in robot.heard["status"]}
 
 
-def test_an_instruction_that_is_not_known(side: Side, tmp_path: Path) -> None:
+def test_unknown_instruction(side: Side, tmp_path: Path) -> None:
     with side.met(CONTRACT, write_toy(tmp_path / "toy")) as (_, robot):
         drive_until(robot, StatusCode.NO_INSTRUCTION, "status without an instruction")
         robot.instruct("lift the rad box")
@@ -185,7 +187,7 @@ def test_an_instruction_that_is_not_known(side: Side, tmp_path: Path) -> None:
 
 
 def test_the_bundle_of_a_running_policy_is_deleted(side: Side, tmp_path: Path) -> None:
-    """What runs was read whole: it goes on."""
+    """The running bundle was read completely, so the policy continues."""
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -199,7 +201,7 @@ def test_the_bundle_of_a_running_policy_is_deleted(side: Side, tmp_path: Path) -
 
 
 def test_the_engine_fails_while_the_arm_moves(side: Side, tmp_path: Path) -> None:
-    """As when a GPU is lost: ONNX Runtime fails on every step from one moment on, until the robot is elsewhere."""
+    """As when a GPU is lost: ONNX Runtime fails on every step until the robot is elsewhere."""
     sound = observations(CONTRACT, 60, seed=1)
     joints = CONTRACT.proprioception[0].name
     for observation in sound:
@@ -223,7 +225,7 @@ def test_the_engine_fails_while_the_arm_moves(side: Side, tmp_path: Path) -> Non
 
 
 def test_the_disk_is_full(side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that is written to a file arrives any more, the log among it: the arm is driven, told, and halted."""
+    """Nothing can be written to files any more, including the log; the arm is still driven, instructed and halted."""
     monkeypatch.setenv("PYTHONUNBUFFERED", "")  # as users run it: what could not be written waits in a buffer
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")

@@ -1,4 +1,4 @@
-"""Ten thousand randomly broken messages, on plain DDS and on ROS 2: the policy lives, and no command leaves the limits.
+"""Ten thousand randomly broken messages, on plain DDS and on ROS 2: the policy survives, and commands stay in limits.
 
 Fields that make no sense, and bytes that are no message, between good observations. Seeded; a failure names its seed.
 """
@@ -27,7 +27,7 @@ WHERE = np.array([0.4, 0.0, 0.3, np.pi, 0.0, 0.0])
 
 
 class Breaker:
-    """Makes broken messages of a robot's side."""
+    """Makes broken messages for a robot."""
 
     def __init__(self, robot: Robot, seed: int) -> None:
         self._robot = robot
@@ -131,8 +131,8 @@ def _check_commands(robot: Robot) -> None:
 
 
 def test_broken_messages(side: Side, tmp_path: Path) -> None:
-    told = {"safety__speed": SPEED, "safety__workspace_low": LOW, "safety__workspace_high": HIGH}
-    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0], **told) as (policy, robot):
+    settings = {"safety__speed": SPEED, "safety__workspace_low": LOW, "safety__workspace_high": HIGH}
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0], **settings) as (policy, robot):
         breaker = Breaker(robot, seed=3)
 
         def say_where() -> None:
@@ -154,7 +154,7 @@ def test_broken_messages(side: Side, tmp_path: Path) -> None:
         deadline, turn = time.monotonic() + 15, 0
         while not any(s.code == StatusCode.RUNNING for s in robot.heard["status"]):
             assert time.monotonic() < deadline, f"{robot.heard['status'][-1:]}\n{policy.output[-3000:]}"
-            turn += 1  # a camera whose stamps lie is taken for a slow one, until told something else
+            turn += 1  # a camera whose stamps lie is taken for a slow one, until settings something else
             robot.instruct(INSTRUCTIONS[turn % 2])
             robot.drive(observations(CONTRACT, 24, seed=int(time.monotonic() * 1000)), first=say_where)
         assert policy.end() == 0

@@ -1,4 +1,4 @@
-"""Commands and poses, on plain DDS and on ROS 2: what the arm cannot have reached, set-points, a faster bundle."""
+"""Commands and poses, on plain DDS and on ROS 2: impossible poses, set-points, and a faster bundle."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_wrong_pose_gives_no_set_point(side: Side, tmp_path: Path, box: bool) 
         assert policy.end() == 0
 
 
-def test_a_jump_that_lasts_halts_and_is_said(side: Side, tmp_path: Path) -> None:
+def test_lasting_pose_jump_halts_and_is_reported(side: Side, tmp_path: Path) -> None:
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (_, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer", first=lambda: robot.at(POSE, time.time_ns()))
         robot.drive(observations(CONTRACT, 10), first=lambda: robot.at(POSE, time.time_ns()))
@@ -74,7 +74,7 @@ def test_a_jump_that_lasts_halts_and_is_said(side: Side, tmp_path: Path) -> None
         assert np.all(np.abs(positions(robot) - POSE[:3]) <= CONTRACT.action.translation_scale + 1e-9)
 
 
-def test_a_pose_in_another_frame_halts_where_there_is_a_box(side: Side, tmp_path: Path) -> None:
+def test_pose_in_another_frame_halts_with_a_workspace(side: Side, tmp_path: Path) -> None:
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0], **BOX) as (_, robot):
 
         def here(frame: str) -> None:
@@ -112,7 +112,7 @@ def test_a_pose_that_comes_after_the_joints_gives_a_set_point(side: Side, tmp_pa
         assert len(robot.heard["target_pose"]) >= 0.8 * len(drove)
 
 
-def test_a_faster_bundle_is_refused_and_a_refit_is_held_to_the_first_speed(side: Side, tmp_path: Path) -> None:
+def test_faster_bundle_is_refused_and_slightly_faster_one_is_limited(side: Side, tmp_path: Path) -> None:
     watched = tmp_path / "watched"
     watched.mkdir()
     first = write_toy(tmp_path / "first", contract=with_top(0.2))
@@ -134,10 +134,8 @@ def test_a_faster_bundle_is_refused_and_a_refit_is_held_to_the_first_speed(side:
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"\x1b[31mred", "\u202eback".encode(), b"\xff" * 60])
-def test_a_name_that_is_no_text_is_refused_and_the_arm_is_halted_all_the_same(
-    side: Side, tmp_path: Path, name: bytes
-) -> None:
-    """A file's name is any bytes; a message is text."""
+def test_name_that_is_not_text_is_refused_and_the_arm_halts(side: Side, tmp_path: Path, name: bytes) -> None:
+    """A file name may be any bytes, but a message is text."""
     watched = tmp_path / "watched"
     watched.mkdir()
     bad = write_toy(tmp_path / "bad", 2)

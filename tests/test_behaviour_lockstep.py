@@ -1,4 +1,4 @@
-"""Lockstep in two processes, on plain DDS and on ROS 2: every observation answered once, and just as in one process."""
+"""Lockstep in two processes, on plain DDS and on ROS 2: each observation is answered once, as in one process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutRepor
 from tests import toy_suite
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.sides import Side
-from tests.still_world import StillWorld
+from tests.static_env import StaticEnv
 
 SECOND = 1_000_000_000
 PERIOD = 50_000_000
@@ -38,12 +38,12 @@ def _server(bundle: Path) -> PolicyServer:
 
 
 def _roll(
-    side: Side, world: SimEnv, rollouts: Sequence[Rollout], options: RobotOptions | None = None
+    side: Side, env: SimEnv, rollouts: Sequence[Rollout], options: RobotOptions | None = None
 ) -> list[RolloutReport]:
-    """Rollouts of a robot in this process."""
+    """Run rollouts of a robot in this process."""
     options = options or RobotOptions()
-    with side.link(world.contract, follow=options.follow, lockstep=True) as link:
-        return SimRobot(link, world, lockstep=True, options=options).run(rollouts)
+    with side.link(env.contract, follow=options.follow, lockstep=True) as link:
+        return SimRobot(link, env, lockstep=True, options=options).run(rollouts)
 
 
 def test_each_observation_is_answered_once_and_as_in_process(side: Side, tmp_path: Path) -> None:
@@ -52,10 +52,10 @@ def test_each_observation_is_answered_once_and_as_in_process(side: Side, tmp_pat
     with side.met(CONTRACT, bundle, lockstep=True) as (policy, robot):
         stamp = SECOND
         windows = []
-        for number, (seed, draw, told) in enumerate([(3, 0, 0), (3, 1, 1), (3, 0, 0)], start=1):
-            acknowledged = robot.begin(number, seed, draw, INSTRUCTIONS[told], stamp)
-            assert acknowledged.instruction == INSTRUCTIONS[told] and not acknowledged.command
-            server.set_instruction(INSTRUCTIONS[told])
+        for number, (seed, draw, index) in enumerate([(3, 0, 0), (3, 1, 1), (3, 0, 0)], start=1):
+            acknowledged = robot.begin(number, seed, draw, INSTRUCTIONS[index], stamp)
+            assert acknowledged.instruction == INSTRUCTIONS[index] and not acknowledged.command
+            server.set_instruction(INSTRUCTIONS[index])
             server.reset("test", seed=seed, episode=draw, is_stationary=True)
             stamp += SECOND
             for observation in observations(CONTRACT, 12, seed=number % 2):
@@ -83,36 +83,36 @@ def test_each_observation_is_answered_once_and_as_in_process(side: Side, tmp_pat
         assert policy.end() == 0
 
 
-def test_a_robot_that_stops_half_way_is_named(side: Side, tmp_path: Path) -> None:
+def test_robot_that_stops_midway_is_reported(side: Side, tmp_path: Path) -> None:
     # Long enough for the two to find each other on a busy machine as well.
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), lockstep=True, timeout=6.0) as (policy, robot):
         robot.begin(1, 0, 0, INSTRUCTIONS[0], SECOND)
         robot.say(observations(CONTRACT, 1)[0], 2 * SECOND, without=["joint_states"])
-        policy.wait_for("nothing came on")
+        policy.wait_for("no message on")
         assert policy.wait(10) in (1, 2)
-        assert "nothing came on /joint_states for 6 s" in policy.output
+        assert "no message on /joint_states for 6 s" in policy.output
         assert "Traceback" not in policy.output
 
 
-def test_without_a_policy_the_robot_names_what_is_silent(side: Side) -> None:
+def test_without_a_policy_the_robot_names_the_missing_topics(side: Side) -> None:
     with pytest.raises(TransportError, match=r"/m2distill_policy/status.* within 0.3 s .*; start"):
-        _roll(side, StillWorld(CONTRACT), [Rollout(0, 0, 0)], RobotOptions(timeout=0.3))
+        _roll(side, StaticEnv(CONTRACT), [Rollout(0, 0, 0)], RobotOptions(timeout=0.3))
 
 
 def test_a_policy_that_dies_is_named(side: Side, tmp_path: Path) -> None:
-    world = StillWorld(CONTRACT, horizon=100_000)
+    env = StaticEnv(CONTRACT, horizon=100_000)
     with side.policy(write_toy(tmp_path / "toy"), lockstep=True) as policy:
-        world.before_step[20] = policy.process.kill
+        env.before_step[20] = policy.process.kill
         # Long enough for the two to find each other at the start as well.
         with pytest.raises(TransportError, match=r"stamped .* came on /m2distill_policy/status (within 6 s|and the)"):
-            _roll(side, world, [Rollout(0, 0, 0)], RobotOptions(timeout=6.0, instruction=INSTRUCTIONS[0]))
-    assert 20 <= world.steps < 100
+            _roll(side, env, [Rollout(0, 0, 0)], RobotOptions(timeout=6.0, instruction=INSTRUCTIONS[0]))
+    assert 20 <= env.steps < 100
 
 
 def test_an_instruction_that_the_bundle_does_not_know(side: Side, tmp_path: Path) -> None:
     with side.policy(write_toy(tmp_path / "toy"), lockstep=True) as policy:
         with pytest.raises(TransportError, match="did you mean 'lift the red box'"):
-            _roll(side, StillWorld(CONTRACT), [Rollout(0, 0, 0)], RobotOptions(instruction="lift the rad box"))
+            _roll(side, StaticEnv(CONTRACT), [Rollout(0, 0, 0)], RobotOptions(instruction="lift the rad box"))
         assert policy.end() == 0
 
 
@@ -120,8 +120,8 @@ def test_a_swap_in_lockstep_takes_effect_at_one_observation(side: Side, tmp_path
     bundle = write_toy(tmp_path / "toy", seed=0)
     watched = tmp_path / "watched"
     watched.mkdir()
-    told = {"lockstep": True, "watch_folder": str(watched), "swap_when": "now"}
-    with side.met(CONTRACT, bundle, **told) as (_, robot):
+    settings = {"lockstep": True, "watch_folder": str(watched), "swap_when": "now"}
+    with side.met(CONTRACT, bundle, **settings) as (_, robot):
         robot.begin(1, 0, 0, INSTRUCTIONS[0], SECOND)
         first, second = open_bundle(bundle), open_bundle(write_toy(tmp_path / "other", seed=1))
         answered = []
@@ -157,17 +157,17 @@ def test_a_swap_that_waits_for_the_arm_takes_effect_as_an_episode_begins(side: S
 
 @pytest.mark.parametrize("follow", ["action", "target_pose", "twist"])
 def test_every_drive_follows_every_answer(side: Side, tmp_path: Path, follow: Follow) -> None:
-    world = StillWorld(CONTRACT, horizon=15)
+    env = StaticEnv(CONTRACT, horizon=15)
     bundle = write_toy(tmp_path / "toy")
     server = _server(bundle)
     options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True)
     with side.policy(bundle, lockstep=True):
-        reports = _roll(side, world, [Rollout(5, 2, 1), Rollout(6, 2, 2)], options)
+        reports = _roll(side, env, [Rollout(5, 2, 1), Rollout(6, 2, 2)], options)
     for report in reports:
-        assert report.steps == 15 and report.held_still == 0 and len(report.bundles) == 1
+        assert report.steps == 15 and report.steps_without_command == 0 and len(report.bundles) == 1
         server.set_instruction(INSTRUCTIONS[0])
         server.reset("test", seed=2, episode=report.rollout.draw, is_stationary=True)
-        observation = world.reset(report.rollout.state_seed)
+        observation = env.reset(report.rollout.state_seed)
         for followed in report.actions:
             decision = server.step(observation, observation.stamp)
             if follow == "twist":
@@ -177,11 +177,11 @@ def test_every_drive_follows_every_answer(side: Side, tmp_path: Path, follow: Fo
                 np.testing.assert_allclose(followed[:6], decision.action[:6], atol=1e-9)
             if abs(decision.action[6]) > 0.2:
                 assert np.sign(followed[6]) == np.sign(decision.action[6])
-            observation = world.step(np.asarray(followed))
+            observation = env.step(np.asarray(followed))
 
 
 def _lose_the_first(link: Link, lost: list[str]) -> None:
-    """Lose the first command and, after it, an observation, as the first messages on a topic may be."""
+    """Lose the first command and then an observation, as can happen to the first messages on a topic."""
     commands, observe = link.commands, link.observe
 
     def lossy_commands() -> list[Command]:
@@ -201,8 +201,8 @@ def _lose_the_first(link: Link, lost: list[str]) -> None:
 
 
 @pytest.mark.parametrize("follow", ["action", "twist"])
-def test_a_lost_message_is_asked_for_again_and_changes_nothing(side: Side, tmp_path: Path, follow: Follow) -> None:
-    world = StillWorld(CONTRACT, horizon=12)
+def test_lost_message_is_repeated_without_effect_on_results(side: Side, tmp_path: Path, follow: Follow) -> None:
+    env = StaticEnv(CONTRACT, horizon=12)
     bundle = write_toy(tmp_path / "toy")
     options = RobotOptions(follow=follow, instruction=INSTRUCTIONS[0], record_actions=True, timeout=20)
     rollouts = [Rollout(5, 2, 1), Rollout(6, 2, 2)]
@@ -210,37 +210,37 @@ def test_a_lost_message_is_asked_for_again_and_changes_nothing(side: Side, tmp_p
     with side.policy(bundle, lockstep=True) as policy:
         with side.link(CONTRACT, follow=follow, lockstep=True) as link:
             _lose_the_first(link, lost)
-            lossy = SimRobot(link, world, lockstep=True, options=options).run(rollouts)
+            lossy = SimRobot(link, env, lockstep=True, options=options).run(rollouts)
         assert lost == ["command", "observation"]
         assert policy.end() == 0
     with side.policy(bundle, lockstep=True):
-        whole = _roll(side, world, rollouts, options)
+        whole = _roll(side, env, rollouts, options)
     assert [r.actions for r in lossy] == [r.actions for r in whole] and len(lossy[0].actions) == 12
 
 
 def test_success_is_that_of_an_evaluation(side: Side, tmp_path: Path) -> None:
-    """The same rollouts by the evaluation's workers and over the wire: successes and lengths are the same."""
+    """The same rollouts by the evaluation's workers and by messages have the same successes and lengths."""
     bundle = write_toy(tmp_path / "toy")
     with RolloutPool(1, suites="tests.toy_suite") as pool:
         inside = pool.evaluate(bundle, [Cell("toy", 1, rollouts=8, seed=4)])
-    world = toy_suite.make_sim_env(toy_suite.suite_tasks("toy")[1], size=32)
+    env = toy_suite.make_sim_env(toy_suite.suite_tasks("toy")[1], size=32)
     rollouts = [Rollout(state_seed("reported", 4, episode), 4, episode) for episode in range(8)]
     with side.policy(bundle, lockstep=True):
-        reports = _roll(side, world, rollouts)
+        reports = _roll(side, env, rollouts)
     assert [(r.success, r.steps) for r in reports] == [(r.success, r.steps) for r in inside]
     assert {r.success for r in reports} == {True, False}
 
 
-def test_the_simulated_robot_does_what_an_evaluation_does(side: Side, tmp_path: Path) -> None:
-    """Both commands in processes of their own, with robosuite's world, against the same rollouts in this process."""
+def test_simulated_robot_equals_an_evaluation(side: Side, tmp_path: Path) -> None:
+    """Both commands in separate processes, with robosuite, against the same rollouts in this process."""
     pytest.importorskip("robosuite")
     from m2distill_policy.sim.suites import make_sim_env, suite_task
 
     task = suite_task("tabletop", 0)
-    world = make_sim_env(task, size=32)
+    env = make_sim_env(task, size=32)
     bundle = write_toy(
         tmp_path / "toy",
-        contract=dataclasses.replace(world.contract, text=CONTRACT.text),
+        contract=dataclasses.replace(env.contract, text=CONTRACT.text),
         instructions=[task.instruction],
     )
     out = tmp_path / "result.json"
@@ -255,10 +255,10 @@ def test_the_simulated_robot_does_what_an_evaluation_does(side: Side, tmp_path: 
         assert rollout["state_seed"] == state_seed("reported", 7, episode)
         server.set_instruction(task.instruction)
         server.reset("test", seed=7, episode=episode, is_stationary=True)
-        observation = world.reset(rollout["state_seed"])
+        observation = env.reset(rollout["state_seed"])
         for followed in rollout["actions"][:30]:
             decision = server.step(observation, observation.stamp)
             np.testing.assert_allclose(followed, decision.action, atol=1e-6)
-            observation = world.step(decision.action)
+            observation = env.step(decision.action)
     assert result["success"] == [False, False] and len(result["rollouts"]) == 2
-    world.close()
+    env.close()

@@ -1,4 +1,4 @@
-"""What an operator asks of the policy by topics and signals, on plain DDS and on ROS 2."""
+"""Requests of an operator by topics and signals, on plain DDS and on ROS 2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.test_behaviour_real_time import drive_until
 CONTRACT = toy_contract()
 
 
-def test_commands_are_let_out_and_stopped_by_a_topic(side: Side, tmp_path: Path) -> None:
+def test_enable_and_disable_by_topic(side: Side, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], enable=False) as (policy, robot):
         drive_until(robot, StatusCode.DISABLED, "answer in shadow")
@@ -49,7 +49,7 @@ def test_commands_are_let_out_and_stopped_by_a_topic(side: Side, tmp_path: Path)
         assert policy.end() == 0
 
 
-def test_a_camera_that_was_too_slow_is_measured_anew_when_the_policy_is_enabled(side: Side, tmp_path: Path) -> None:
+def test_enable_measures_slow_cameras_again(side: Side, tmp_path: Path) -> None:
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         robot.drive(observations(CONTRACT, 26), hz=10)
         robot.status(lambda s: s.code == StatusCode.HALT_REQUESTED, "the slow camera")
@@ -65,7 +65,7 @@ def test_a_camera_that_was_too_slow_is_measured_anew_when_the_policy_is_enabled(
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_more_signals_do_not_cut_a_long_ramp(side: Side, tmp_path: Path, first: signal.Signals) -> None:
+def test_more_signals_do_not_end_a_long_ramp(side: Side, tmp_path: Path, first: signal.Signals) -> None:
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], safety__halt_time=3.0) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -89,7 +89,7 @@ def test_more_signals_do_not_cut_a_long_ramp(side: Side, tmp_path: Path, first: 
 
 @pytest.mark.parametrize("name", ["twist", "target_pose", "gripper"])
 def test_another_publisher_of_a_command_is_named_and_halts(side: Side, tmp_path: Path, name: str) -> None:
-    """Its presence is a warning, its first command a halt; both are over when it is gone."""
+    """Another publisher gives a warning, and its first command a halt; both end when it is gone."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         other = side.robot(CONTRACT)
@@ -119,7 +119,7 @@ def test_another_publisher_of_a_command_is_named_and_halts(side: Side, tmp_path:
         assert policy.end() == 0
 
 
-def test_of_two_policies_for_one_arm_the_second_does_not_begin(side: Side, tmp_path: Path) -> None:
+def test_second_policy_for_one_arm_does_not_start(side: Side, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -142,9 +142,9 @@ def test_of_two_policies_for_one_arm_the_second_does_not_begin(side: Side, tmp_p
             assert second.end() == 0
 
 
-def test_where_it_is_allowed_another_publisher_is_let_be(side: Side, tmp_path: Path) -> None:
-    told = {"instruction": INSTRUCTIONS[0], "allow_other_publishers": True}
-    with side.met(CONTRACT, write_toy(tmp_path / "toy"), **told) as (_, robot):
+def test_allowed_other_publisher_does_not_halt(side: Side, tmp_path: Path) -> None:
+    settings = {"instruction": INSTRUCTIONS[0], "allow_other_publishers": True}
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), **settings) as (_, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         with contextlib.closing(side.robot(CONTRACT)) as other:
             send = other.commander(topics.TWIST)
@@ -154,7 +154,7 @@ def test_where_it_is_allowed_another_publisher_is_let_be(side: Side, tmp_path: P
         assert not any(s.warning for s in robot.heard["status"])
 
 
-def test_in_shadow_another_one_may_drive_and_enable_says_so(side: Side, tmp_path: Path) -> None:
+def test_in_shadow_another_node_may_drive_and_enable_reports_it(side: Side, tmp_path: Path) -> None:
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0], enable=False) as (_, robot):
         drive_until(robot, StatusCode.DISABLED, "answer in shadow")
         with contextlib.closing(side.robot(CONTRACT)) as other:

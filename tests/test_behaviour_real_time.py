@@ -1,4 +1,4 @@
-"""The policy in real time, in a process of its own, on plain DDS and on ROS 2: answers, swaps, operators, the way out.
+"""The policy in real time in its own process, on plain DDS and on ROS 2: answers, swaps, operators, shutdown.
 
 Faults have a file of their own.
 """
@@ -23,7 +23,7 @@ from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 from tests.sides import Robot, Side
-from tests.still_world import StillWorld
+from tests.static_env import StaticEnv
 
 CONTRACT = toy_contract()
 
@@ -38,7 +38,7 @@ def drive_until(
     first: Callable[[], object] = lambda: None,
     fits: Callable[[Any], bool] = lambda status: True,
 ) -> None:
-    """Say observations until the policy answers one with ``code``, and with a status that ``fits``."""
+    """Publish observations until the policy answers one with ``code``, and with a status that ``fits``."""
     deadline = time.monotonic() + 15
     while not any(s.code == code and fits(s) for s in robot.heard["status"]):
         assert time.monotonic() < deadline, f"no {what}; the last status was {robot.heard['status'][-1:]}"
@@ -46,7 +46,7 @@ def drive_until(
         robot.drive(some, without=without, shift=shift, first=first)
 
 
-def test_every_answer_says_who_answered_what(side: Side, tmp_path: Path) -> None:
+def test_every_answer_names_its_bundle_and_stamp(side: Side, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -82,8 +82,8 @@ def test_hot_swap_by_rename_while_the_robot_runs(side: Side, tmp_path: Path) -> 
     step.write_bytes(step.read_bytes()[:-1] + b"x")
     watched = tmp_path / "watched"
     watched.mkdir()
-    told = {"instruction": INSTRUCTIONS[0], "watch_folder": str(watched), "swap_when": "now"}
-    with side.met(CONTRACT, first.path, **told) as (policy, robot):
+    settings = {"instruction": INSTRUCTIONS[0], "watch_folder": str(watched), "swap_when": "now"}
+    with side.met(CONTRACT, first.path, **settings) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         stamps = robot.drive(observations(CONTRACT, 10))
         broken.rename(watched / "broken")
@@ -133,8 +133,8 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(side: Side, tmp_path: Path) -> None
         assert (last.linear.x, last.linear.y, last.linear.z, last.angular.x) == (0, 0, 0, 0)
 
 
-def test_the_operator_has_the_last_word(side: Side, tmp_path: Path) -> None:
-    """The arm moves only while the dead-man switch says that it is held, and not after an emergency stop."""
+def test_operator_inputs_override_the_policy(side: Side, tmp_path: Path) -> None:
+    """The arm moves only while messages say that the dead-man switch is held, and not after an emergency stop."""
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], watch__dead_man=0.3) as (policy, robot):
 
@@ -160,8 +160,8 @@ def test_the_operator_has_the_last_word(side: Side, tmp_path: Path) -> None:
         assert "incompatible" not in policy.output, "a button that is not latched is nothing to warn of"
 
 
-def test_a_button_pressed_before_the_policy_began_is_heard(side: Side, tmp_path: Path) -> None:
-    """And one that is said to be let go only later, by the same publisher, does not set the arm going."""
+def test_emergency_stop_pressed_before_the_start_counts(side: Side, tmp_path: Path) -> None:
+    """A later release by the same publisher does not start the arm either."""
     bundle = write_toy(tmp_path / "toy")
     with contextlib.closing(side.robot(CONTRACT)) as robot:
         say = robot.latched_flag(topics.EMERGENCY_STOP)
@@ -204,7 +204,7 @@ def test_set_points_follow_the_pose_and_stop_with_it(side: Side, tmp_path: Path)
 
 
 def test_commands_are_stamped_when_they_are_sent(side: Side, tmp_path: Path) -> None:
-    """MoveIt Servo drops a twist whose stamp is too old; ~/action and ~/status keep the observation's."""
+    """MoveIt Servo drops twists with old stamps; ~/action and ~/status keep the observation's stamp."""
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (_, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -218,17 +218,17 @@ def test_commands_are_stamped_when_they_are_sent(side: Side, tmp_path: Path) -> 
         assert said <= sent[0] and sent[-1] <= time.time_ns() and sent == sorted(sent)
 
 
-def _roll(side: Side, world: StillWorld, options: RobotOptions) -> RolloutReport:
+def _roll(side: Side, env: StaticEnv, options: RobotOptions) -> RolloutReport:
     with side.link(CONTRACT, follow=options.follow, lockstep=False) as link:
-        (report,) = SimRobot(link, world, lockstep=False, options=options).run([Rollout(0, 0, 0)])
+        (report,) = SimRobot(link, env, lockstep=False, options=options).run([Rollout(0, 0, 0)])
     return report
 
 
-def test_the_simulated_robot_holds_still_in_shadow(side: Side, tmp_path: Path) -> None:
+def test_simulated_robot_does_not_move_in_shadow_mode(side: Side, tmp_path: Path) -> None:
     with side.policy(write_toy(tmp_path / "toy"), enable=False):
         options = RobotOptions(instruction=INSTRUCTIONS[0], record_actions=True)
-        report = _roll(side, StillWorld(CONTRACT, horizon=20), options)
-    assert report.held_still == report.steps == 20
+        report = _roll(side, StaticEnv(CONTRACT, horizon=20), options)
+    assert report.steps_without_command == report.steps == 20
     assert not np.any(np.array(report.actions)[:, :6])
 
 
@@ -237,7 +237,7 @@ def test_the_simulated_robot_is_refused_an_unknown_instruction(side: Side, tmp_p
         side.policy(write_toy(tmp_path / "toy")),
         pytest.raises(TransportError, match="did you mean 'lift the red box'"),
     ):
-        _roll(side, StillWorld(CONTRACT), RobotOptions(instruction="lift the rad box"))
+        _roll(side, StaticEnv(CONTRACT), RobotOptions(instruction="lift the rad box"))
 
 
 def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
@@ -245,14 +245,18 @@ def test_the_simulated_robot_follows(side: Side, tmp_path: Path) -> None:
     with side.policy(bundle) as policy:
         begin = time.monotonic()
         options = RobotOptions(follow="twist", instruction=INSTRUCTIONS[0])
-        report = _roll(side, StillWorld(CONTRACT, horizon=40), options)
+        report = _roll(side, StaticEnv(CONTRACT, horizon=40), options)
         assert 1.9 < time.monotonic() - begin < 6
-        assert report.steps == 40 and report.held_still < 40 and report.bundles == [open_bundle(bundle).identifier]
+        assert (
+            report.steps == 40
+            and report.steps_without_command < 40
+            and report.bundles == [open_bundle(bundle).identifier]
+        )
         assert policy.end() == 0
 
 
-def test_one_ctrl_c_that_arrives_twice_does_not_cut_the_ramp_short(side: Side, tmp_path: Path) -> None:
-    """From the terminal, and once more from the launcher that got it as well."""
+def test_one_ctrl_c_that_arrives_twice_does_not_end_the_ramp(side: Side, tmp_path: Path) -> None:
+    """Once from the terminal, and once from the launcher, which received it too."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         policy.process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Streams whose clocks are off, joints in pieces and joints that freeze, on plain DDS and on ROS 2."""
+"""Streams with wrong clocks, split joint states and frozen joints, on plain DDS and on ROS 2."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NS = 1_000_000_000
 def say(
     robot: Robot, observation: Observation, offsets: dict[str, float], stamps: dict[str, int], *, grid: bool = False
 ) -> None:
-    """An observation whose streams have clocks of their own.
+    """Publish an observation whose streams have different clocks.
 
     offsets: s; stamps: ns, where a stream's is fixed. grid: exactly a period apart, however busy the machine is.
     """
@@ -40,7 +40,7 @@ def say(
 
     for name in (A, B):
         robot.say(observation, stamp(name), without=(A if name == B else B, "joint_states"))
-    names, values = robot.readings(observation)
+    names, values = robot.joint_state(observation)
     robot.publish(JOINTS, robot.messages.joints(names, values, stamp("joints"), "base"))
     robot.at(WHERE, stamp("pose"))
 
@@ -51,14 +51,14 @@ ORDER = itertools.count()
 
 
 class Pace:
-    """Says one observation a period, without a pause between two calls."""
+    """Publishes one observation a period, without a pause between two calls."""
 
     def __init__(self, robot: Robot) -> None:
         self._robot = robot
         self._due = time.monotonic()
 
     def drive(self, count: int, one: Callable[[Observation], object]) -> None:
-        """``count`` observations."""
+        """Publish ``count`` observations."""
         self._due = max(self._due, time.monotonic() - CONTRACT.period)
         for _ in range(count):
             self._due += CONTRACT.period
@@ -66,7 +66,7 @@ class Pace:
             self._robot.listen(self._due - time.monotonic())
 
     def until(self, code: StatusCode, one: Callable[[Observation], object], what: str) -> None:
-        """Until the newest status has ``code``."""
+        """Publish until the newest status has ``code``."""
         deadline, turn = time.monotonic() + 15, 0
         while not (self._robot.heard["status"] and self._robot.heard["status"][-1].code == code):
             last = self._robot.heard["status"][-1:]
@@ -79,7 +79,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Case:
-    """offsets, stamps, grid: see :func:`say`. codes: what answers it. parts: of every sentence while it lasts."""
+    """offsets, stamps, grid: see :func:`say`. codes: allowed status codes. parts: of every message meanwhile."""
 
     codes: Sequence[StatusCode]
     parts: Sequence[str]
@@ -107,7 +107,7 @@ CASES = {
 }
 
 
-def test_a_stream_whose_clock_is_off_is_named_and_halts(side: Side, tmp_path: Path) -> None:
+def test_stream_with_a_wrong_clock_halts_and_is_reported(side: Side, tmp_path: Path) -> None:
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         pace = Pace(robot)
         for name, case in CASES.items():
@@ -133,10 +133,10 @@ def test_a_stream_whose_clock_is_off_is_named_and_halts(side: Side, tmp_path: Pa
 
 
 def _pieces(robot: Robot, observation: Observation, topic: str) -> None:
-    """Arm and gripper in messages of their own, and velocities between."""
+    """Yield arm and gripper in separate messages, and velocities in between."""
     stamp = time.time_ns()
     robot.say(observation, stamp, without=("joint_states",))
-    names, values = robot.readings(observation)
+    names, values = robot.joint_state(observation)
     robot.publish(JOINTS, robot.messages.joints(names[:ARM], values[:ARM], stamp, "base"))
     robot.publish(JOINTS, robot.messages.joints(names, [], stamp, "base"))
     robot.publish(topic, robot.messages.joints(names[ARM:], values[ARM:], stamp, "base"))
@@ -149,12 +149,12 @@ def test_arm_and_gripper_in_messages_of_their_own(side: Side, tmp_path: Path) ->
         def arm_alone(observation: Observation) -> None:
             stamp = time.time_ns()
             robot.say(observation, stamp, without=("joint_states",))
-            names, values = robot.readings(observation)
+            names, values = robot.joint_state(observation)
             robot.publish(JOINTS, robot.messages.joints(names[:ARM], values[:ARM], stamp, "base"))
 
         pace.until(StatusCode.BAD_OBSERVATION, arm_alone, "word of the gripper's joints")
-        sentence = robot.heard["status"][-1].message
-        assert "does not name panda_finger_joint1, panda_finger_joint2" in sentence and "finite" not in sentence
+        text = robot.heard["status"][-1].message
+        assert "does not name panda_finger_joint1, panda_finger_joint2" in text and "finite" not in text
         pace.until(StatusCode.RUNNING, lambda o: _pieces(robot, o, JOINTS), "answer")
         robot.forget()
         pace.drive(40, lambda o: _pieces(robot, o, JOINTS))
@@ -164,7 +164,7 @@ def test_arm_and_gripper_in_messages_of_their_own(side: Side, tmp_path: Path) ->
         def twice(observation: Observation) -> None:
             stamp = time.time_ns()
             robot.say(observation, stamp, without=("joint_states",))
-            names, values = robot.readings(observation)
+            names, values = robot.joint_state(observation)
             robot.publish(JOINTS, robot.messages.joints([*names, names[0]], [*values, values[0] + 0.1], stamp, "base"))
 
         robot.forget()
@@ -188,7 +188,7 @@ def test_the_gripper_on_a_topic_of_its_own(side: Side, tmp_path: Path) -> None:
 
 
 def test_joints_that_freeze_while_the_arm_is_commanded(side: Side, tmp_path: Path) -> None:
-    """Fresh stamps, other pictures, the very same readings: a dead driver that repeats its last state."""
+    """Fresh stamps, new images and the same joint positions: a dead driver that repeats its last state."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         pace = Pace(robot)
 
@@ -214,7 +214,7 @@ def test_joints_that_freeze_while_the_arm_is_commanded(side: Side, tmp_path: Pat
 
 
 def test_a_pose_that_freezes_while_the_arm_is_commanded(side: Side, tmp_path: Path) -> None:
-    """Fresh stamps, other readings, the very same pose: its publisher repeats its last one."""
+    """Fresh stamps, new joint positions and the same pose: its publisher repeats the last one."""
     with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         pace = Pace(robot)
 
@@ -239,7 +239,7 @@ def test_a_pose_that_freezes_while_the_arm_is_commanded(side: Side, tmp_path: Pa
 
 
 def test_a_second_publisher_of_the_joints(side: Side, tmp_path: Path) -> None:
-    """A stray joint_state_publisher says zeros: with the same names, in another order, on another topic."""
+    """A forgotten joint_state_publisher publishes zeros: the same names, another order, or another topic."""
     bundle = write_toy(tmp_path / "toy")
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], joint_topics=[GRIPPER]) as (policy, robot):
         pace = Pace(robot)
@@ -250,7 +250,7 @@ def test_a_second_publisher_of_the_joints(side: Side, tmp_path: Path) -> None:
             moved["gripper_states"] = observation.proprioception["gripper_states"]
             robot.say(Observation(observation.images, moved, 0.0), time.time_ns())
 
-        names, _ = robot.readings(SEEN[0])
+        names, _ = robot.joint_state(SEEN[0])
         for topic, said in ((JOINTS, names), (JOINTS, names[::-1]), (GRIPPER, names)):
 
             def stray(observation: Observation, topic: str = topic, said: list[str] = said) -> None:

@@ -1,4 +1,4 @@
-"""A bundle is written whole, opened verified, and every way to break one has its sentence."""
+"""A bundle is written completely and verified when opened, and every kind of damage has its message."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_unknown_instruction_lists_the_known_ones(path: Path) -> None:
     assert "It knows: 'lift the red box'; 'lift the green box'." in text
 
 
-def test_writer_replaces_only_when_told(path: Path, tmp_path: Path) -> None:
+def test_writer_replaces_only_with_overwrite(path: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="exists already; choose another place or say that it may be overwritten"):
         write_toy(path, 4)
     assert open_bundle(path).provenance["seed"] == 3
@@ -91,7 +91,7 @@ def test_writer_replaces_only_when_told(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "run.json").exists()
 
 
-def test_nothing_is_left_of_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
@@ -117,7 +117,7 @@ def test_appears_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({"provenance": {"metric": float("nan")}}, "cannot be written as JSON"),
         ({"provenance": {"what": object()}}, "cannot be written as JSON"),
@@ -131,7 +131,7 @@ def test_appears_by_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"graphs": {"step.onnx": b"", "instruction.onnx": b"", "../evil": b""}}, "plain names without folders"),
     ],
 )
-def test_writer_refuses_what_could_not_be_opened(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+def test_writer_refuses_what_could_not_be_opened(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {
         "contract": toy_contract(),
         "tasks": [],
@@ -141,7 +141,7 @@ def test_writer_refuses_what_could_not_be_opened(tmp_path: Path, change: dict[st
         "embeddings": toy_embeddings(INSTRUCTIONS),
         "graphs": {"step.onnx": b"", "instruction.onnx": b""},
     }
-    with pytest.raises(BundleError, match=sentence):
+    with pytest.raises(BundleError, match=message):
         write_bundle(tmp_path / "bundle", **(arguments | change))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(BundleError, match="starts with a dot"):
@@ -208,7 +208,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: edit_manifest(p, lambda m: m["contract"].update(rate_hz=0)),
         "rate_hz is 0; a positive number is needed",
     ),
-    "no text": (lambda p: edit_manifest(p, lambda m: m["contract"].update(text=None)), "names no text encoder"),
+    "no text": (lambda p: edit_manifest(p, lambda m: m["contract"].update(text=None)), "has no text encoder"),
     "npz damaged": (lambda p: replace_file(p, "instructions.npz", b"PK\x03\x04junk"), r"npz' cannot be read \("),
     "npz text": (lambda p: replace_file(p, "instructions.npz", b"hello"), r"npz' cannot be read \("),
     "npz keys": (
@@ -245,10 +245,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_bundle_is_refused_with_its_sentence(path: Path, case: str) -> None:
-    damage, sentence = BAD[case]
+def test_invalid_bundle_is_refused_with_its_message(path: Path, case: str) -> None:
+    damage, message = BAD[case]
     damage(path)
-    with pytest.raises(BundleError, match=sentence):
+    with pytest.raises(BundleError, match=message):
         open_bundle(path)
 
 
@@ -260,8 +260,8 @@ def test_not_there_and_not_a_folder(tmp_path: Path) -> None:
         open_bundle(tmp_path / "file")
 
 
-def test_random_damage_never_raises_anything_else(path: Path) -> None:
-    """Bytes flipped and files cut at random, with the manifest's hashes made to fit: still only sentences."""
+def test_damaged_bundle_raises_only_bundle_errors(path: Path) -> None:
+    """Random bytes flipped and files truncated, with matching hashes in the manifest: only our own errors."""
     rng = np.random.default_rng(0)
     originals = {p.name: p.read_bytes() for p in path.iterdir()}
     for _ in range(150):

@@ -1,4 +1,4 @@
-"""Damaged, oversized and outward-looking bundles: every one is refused, within bounds of time and memory."""
+"""Damaged, oversized and malicious bundles: every one is refused, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def refused_quickly(path: Path, within: float = 2.0) -> str:
-    """The message of the refusal, which comes ``within`` s and takes next to no memory."""
+    """Return the message of the refusal, which must come ``within`` s and use almost no memory."""
     tracemalloc.start()
     begin = time.monotonic()
     try:
@@ -117,7 +117,7 @@ def test_no_part_of_a_damaged_manifest_is_used(path: Path, monkeypatch: pytest.M
     refused_quickly(path)
 
 
-def test_the_manifest_may_not_list_the_files_beside_it(path: Path) -> None:
+def test_manifest_cannot_list_digest_or_signature(path: Path) -> None:
     original = (path / MANIFEST).read_bytes()
     for name in (MANIFEST, DIGEST, "bundle.json.sig"):
         files = {**json.loads(original)["files"], name: "0" * 64}
@@ -166,7 +166,7 @@ def _folder(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [_sparse, _fifo, _socket, _device, _link, _folder])
 @pytest.mark.parametrize("name", [MANIFEST, DIGEST, "step.onnx", "instruction.onnx", "instructions.npz"])
-def test_what_is_no_plain_file_of_bounded_size(path: Path, name: str, change: Callable[[Path], None]) -> None:
+def test_special_and_large_files_are_refused(path: Path, name: str, change: Callable[[Path], None]) -> None:
     change(path / name)
     message = refused_quickly(path)
     assert name in message
@@ -226,7 +226,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def _bomb() -> bytes:
-    """272 MB of zeros in 1 MB."""
+    """Compress 272 MB of zeros to 1 MB."""
     stream = io.BytesIO()
     with (
         zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
@@ -412,7 +412,7 @@ def test_graph_that_is_not_self_contained(path: Path, case: str) -> None:
 
 
 def test_weights_in_the_working_directory_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bundle that is whole but for one weight, which lies where the process happens to stand."""
+    """A complete bundle except for one weight, which is in a file in the working directory."""
     path = write_toy(tmp_path / "bundle")
     model = onnx.load_from_string((path / "step.onnx").read_bytes())
     weight = next(w for w in model.graph.initializer if w.name == "w_means")
@@ -457,7 +457,7 @@ def _varint(value: int) -> bytes:
 
 
 def test_damaged_graphs_never_hide_external_data() -> None:
-    """Where the onnx package still finds external data in a damaged graph, so does the check."""
+    """If the onnx package finds external data in a damaged graph, so does the check."""
     rng = np.random.default_rng(4)
     model = _in_subgraph(2)
     model.graph.initializer.append(external())
@@ -484,7 +484,7 @@ def test_damaged_graphs_never_hide_external_data() -> None:
 
 
 def _mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """Change bits and bytes, cut, repeat and move pieces, as in a file that was damaged or made to mislead."""
+    """Change bits and bytes, truncate, repeat and move parts, as by damage or by an attacker."""
     changed = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
         place, other = (int(rng.integers(max(1, len(changed)))) for _ in range(2))
@@ -503,7 +503,7 @@ def _mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def test_damage_below_the_hashes(path: Path) -> None:
-    """Every file, with hashes and digest made to fit, up to the first answer: a bundle or our own error, soon."""
+    """Every file, with matching hashes and digest, up to the first answer: a bundle or our own error, soon."""
     rng = np.random.default_rng(6)
     views = {camera.name: np.zeros(camera.shape, np.uint8) for camera in toy_contract().cameras}
     write_toy(path, 3, views=views, overwrite=True)

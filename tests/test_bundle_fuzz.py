@@ -1,4 +1,4 @@
-"""A thousand randomly broken bundles offered to a policy that drives: no crash, and no command outside the limits."""
+"""A thousand randomly broken bundles for a policy that drives: no crash, and no command outside the limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPEED = (0.05, 0.05, 0.05, 0.2, 0.2, 0.2)
 
 
 def _break(path: Path, originals: dict[str, bytes], rng: np.random.Generator) -> None:
-    """Write the bundle with one file damaged, gone or too many; every third time with a manifest that fits."""
+    """Write the bundle with one file damaged, missing or added; every third time with a matching manifest."""
     for file in path.iterdir():
         file.unlink()
     for name, original in originals.items():

@@ -1,4 +1,4 @@
-"""A signature finds tampering: with a public key configured, no bundle is taken that its private key did not sign."""
+"""A signature detects tampering: with a public key, only bundles signed with its private key are accepted."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_nothing_of_an_unsigned_manifest_is_used(
         open_bundle(path, public_key=public)
 
 
-def test_swaps_take_signed_bundles_alone(tmp_path: Path, path: Path, key: Path, public: PublicKey) -> None:
+def test_hot_swap_accepts_only_signed_bundles(tmp_path: Path, path: Path, key: Path, public: PublicKey) -> None:
     server = PolicyServer(open_and_prove(path, public_key=public), watch=WatchLimits.lockstep(), public_key=public)
     server.set_instruction(INSTRUCTIONS[0])
     first = server.bundle.digest
@@ -189,7 +189,7 @@ NO_KEYS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("case", NO_KEYS)
-def test_what_is_no_key(tmp_path: Path, path: Path, case: str) -> None:
+def test_files_that_are_not_keys(tmp_path: Path, path: Path, case: str) -> None:
     file = tmp_path / "no.pem"
     file.write_bytes(NO_KEYS[case]())
     before = (path / SIGNATURE).read_bytes()
@@ -247,7 +247,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_serve_starts_with_signed_bundles_alone(tmp_path: Path, key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_accepts_only_signed_bundles(tmp_path: Path, key: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unsigned = write_toy(tmp_path / "unsigned")
     assert main(["serve", str(unsigned), "--public-key", str(tmp_path / "key.pub.pem")]) == 2
     assert "is not signed" in capsys.readouterr().err

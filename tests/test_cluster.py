@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from m2distill_policy.cli import main
-from m2distill_policy.cluster import HERE, Here, Piped, Process, Ray, why_lost
+from m2distill_policy.cluster import LOCAL, LocalLauncher, Piped, Process, RayLauncher, why_lost
 from m2distill_policy.errors import ConfigError, SimulationError, TrainingError
 from m2distill_policy.evaluation.results import RolloutResult, make_cells
 from m2distill_policy.evaluation.rollouts import RolloutPool
@@ -27,8 +27,8 @@ CELLS = make_cells("toy", [0, 1], 4)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Ray]:
-    yield Ray(HERE)
+def cluster() -> Iterator[RayLauncher]:
+    yield RayLauncher(LOCAL)
     ray.shutdown()
 
 
@@ -36,7 +36,7 @@ def plain(results: list[RolloutResult]) -> list[RolloutResult]:
     return [dataclasses.replace(r, seconds=0.0) for r in results]
 
 
-def test_rollouts_on_the_cluster_are_those_of_this_machine(cluster: Ray, tmp_path: Path) -> None:
+def test_rollouts_on_the_cluster_are_those_of_this_machine(cluster: RayLauncher, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "bundle")
     with RolloutPool(1, suites=SUITE) as here:
         wanted = here.evaluate(bundle, CELLS)
@@ -44,7 +44,7 @@ def test_rollouts_on_the_cluster_are_those_of_this_machine(cluster: Ray, tmp_pat
         assert plain(there.evaluate(bundle, CELLS)) == plain(wanted)
 
 
-def test_a_worker_that_dies_there_is_an_error_and_is_replaced(cluster: Ray, tmp_path: Path) -> None:
+def test_a_worker_that_dies_there_is_an_error_and_is_replaced(cluster: RayLauncher, tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "bundle")
     # The cluster's machines have their own environment; only what is set for the process goes along.
     with RolloutPool(1, suites=SUITE, launcher=_With(cluster, TOY_TROUBLE="die:1")) as pool:
@@ -55,7 +55,7 @@ def test_a_worker_that_dies_there_is_an_error_and_is_replaced(cluster: Ray, tmp_
 class _With:
     """A launcher that sets variables of the environment."""
 
-    def __init__(self, cluster: Ray, **variables: str) -> None:
+    def __init__(self, cluster: RayLauncher, **variables: str) -> None:
         self._cluster, self._variables = cluster, variables
 
     def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
@@ -72,7 +72,7 @@ class _Words(Job):
         return [sys.executable, "-c", *self.arguments]
 
 
-def test_runs_on_the_cluster_end_or_say_why_not(cluster: Ray, tmp_path: Path) -> None:
+def test_runs_on_the_cluster_end_or_say_why_not(cluster: RayLauncher, tmp_path: Path) -> None:
     good = "import json, sys; json.dump({}, open(sys.argv[1], 'w'))"
     first = _Words("first", tmp_path / "a", (good, str(tmp_path / "a" / "results.json")), RunConfig(), tmp_path)
     second = _Words("second", tmp_path / "b", (good, str(tmp_path / "b" / "results.json")), RunConfig(), tmp_path)
@@ -83,7 +83,9 @@ def test_runs_on_the_cluster_end_or_say_why_not(cluster: Ray, tmp_path: Path) ->
         run_jobs([bad], 1, cluster)
 
 
-def test_more_processes_than_cores_wait_and_a_folder_that_is_not_there_is_named(cluster: Ray, tmp_path: Path) -> None:
+def test_more_processes_than_cores_wait_and_a_folder_that_is_not_there_is_named(
+    cluster: RayLauncher, tmp_path: Path
+) -> None:
     cores = int(ray.cluster_resources()["CPU"])
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     running = [cluster.logged(sleep, os.environ, tmp_path / "log.txt") for _ in range(cores)]
@@ -100,8 +102,8 @@ def test_more_processes_than_cores_wait_and_a_folder_that_is_not_there_is_named(
     assert "must see the work's folders under the same paths" in why_lost(lost)
 
 
-def test_a_worker_that_cannot_begin_there_says_why(cluster: Ray, tmp_path: Path) -> None:
-    class Elsewhere(Here):
+def test_a_worker_that_cannot_begin_there_says_why(cluster: RayLauncher, tmp_path: Path) -> None:
+    class Elsewhere(LocalLauncher):
         def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
             return cluster.piped(["/no/such/python", *command[1:]], environment)
 
@@ -118,4 +120,4 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, capfd: pytest.C
     assert main([*words, "--out", str(tmp_path / "out"), "--ray", "auto"]) == 2
     assert "no Ray cluster answers at 'auto'" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="no Ray cluster answers"):
-        Ray("auto")
+        RayLauncher("auto")

@@ -1,4 +1,4 @@
-"""The contract goes through JSON unchanged, refuses what it cannot mean, and names every difference."""
+"""A contract passes through JSON unchanged, refuses invalid values, and names every difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A contract is checked whole when it is made: no value of another type, and none that is not plausible, gets in."""
+"""A contract is checked completely when it is made: wrong types and implausible values are refused."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CONTRACT = libero_contract(64, TEXT)
 
 
 def plain() -> dict[str, Any]:
-    """The contract as JSON carries it."""
+    """Return the contract as JSON data."""
     found: dict[str, Any] = json.loads(CONTRACT.to_json())
     return found
 
 
 def leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value that is no list and no object, and to every list and object."""
+    """Return the paths of all simple values, and of all lists and objects."""
     if way:
         yield way
     if isinstance(value, dict):
@@ -74,7 +74,7 @@ NEVER: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("way", ALL, ids=lambda way: ".".join(map(str, way)))
-def test_what_is_right_nowhere_is_refused_everywhere(way: tuple[Any, ...]) -> None:
+def test_invalid_values_are_refused_in_every_field(way: tuple[Any, ...]) -> None:
     for name, value in NEVER.items():
         if way == ("proprioception",) and value == []:
             continue  # a policy may see pictures alone
@@ -103,7 +103,7 @@ def test_a_number_is_never_taken_from_a_text(way: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize("way", ALL, ids=lambda way: ".".join(map(str, way)))
-def test_whatever_is_deleted_is_missed(way: tuple[Any, ...]) -> None:
+def test_missing_field_is_refused(way: tuple[Any, ...]) -> None:
     data = plain()
     del holder(data, way)[way[-1]]
     if way[0] == "cameras" and len(way) == 2:
@@ -127,7 +127,7 @@ def test_a_misspelt_key_is_refused_with_the_closest_one(way: tuple[Any, ...]) ->
     assert way[-1] in str(caught.value)
 
 
-def test_a_text_is_no_list_of_names() -> None:
+def test_text_instead_of_a_list_is_refused() -> None:
     data = plain()
     data["proprioception"][0]["entries"] = "abc"
     with pytest.raises(ContractError):
@@ -135,7 +135,7 @@ def test_a_text_is_no_list_of_names() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"version": 1, "version": 1}', '{"version": NaN}', "[" * 100_000, "9" * 5000])
-def test_json_that_can_be_read_two_ways_is_refused(text: str) -> None:
+def test_ambiguous_json_is_refused(text: str) -> None:
     with pytest.raises(ContractError):
         Contract.from_json(text)
 
@@ -202,7 +202,7 @@ WRONG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_code_is_held_to_the_same_rules(name: str) -> None:
+def test_constructor_checks_the_same_rules(name: str) -> None:
     with pytest.raises(ContractError):
         WRONG[name]()
 

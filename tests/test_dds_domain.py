@@ -1,4 +1,4 @@
-"""Which domain."""
+"""Choice of the DDS domain."""
 
 from __future__ import annotations
 

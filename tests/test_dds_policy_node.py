@@ -1,4 +1,4 @@
-"""The policy node on plain DDS alone; what it has in common with ROS 2's is tested in test_behaviour_*.py."""
+"""The policy node on plain DDS; what it shares with ROS 2's is tested in test_behaviour_*.py."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def domain() -> Iterator[int]:
         yield reserved
 
 
-def test_a_topic_that_is_renamed_in_vain_is_named(tmp_path: Path, domain: int) -> None:
+def test_unused_remapping_is_refused(tmp_path: Path, domain: int) -> None:
     server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")))
-    for source, sentence in (
-        ("/joint_state", r"renames '/joint_state', which is none of .*; did you mean '/joint_states'\?"),
+    for source, expected in (
+        ("/joint_state", r"renames '/joint_state', which is not used; .*; did you mean '/joint_states'\?"),
         ("/m2distill_policy/twist", None),
     ):
         with Participant(domain, {source: "/arm/x"}) as participant:
             PolicyNode(participant, server)
-            if sentence is None:
+            if expected is None:
                 participant.require_remapped()
             else:
-                with pytest.raises(ConfigError, match=sentence):
+                with pytest.raises(ConfigError, match=expected):
                     participant.require_remapped()
     server.close()
 
@@ -59,7 +59,7 @@ def test_poses_must_be_in_the_frame_that_the_arm_has(
 
 
 @pytest.mark.parametrize("ramp_fails", [False, True])
-def test_an_error_that_nobody_expects_halts_first_and_is_raised(
+def test_unexpected_error_halts_first_and_is_raised(
     tmp_path: Path, domain: int, ramp_fails: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")), sampling="mode")
@@ -97,7 +97,7 @@ def test_an_error_that_nobody_expects_halts_first_and_is_raised(
     server.close()
 
 
-def test_a_status_that_cannot_be_published_does_not_cut_the_ramp(
+def test_unpublishable_status_does_not_end_the_ramp(
     tmp_path: Path, domain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = PolicyServer(open_bundle(write_toy(tmp_path / "toy")), sampling="mode")

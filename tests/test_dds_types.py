@@ -1,4 +1,4 @@
-"""The wire types: names, order, and what an older Cyclone DDS can read of their description."""
+"""The wire types: names, order, and descriptions that an older Cyclone DDS can read."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_xcdr1_round_trip_of_the_defaults(kind: type[IdlStruct]) -> None:
 
 
 @pytest.mark.parametrize("kind", _messages(), ids=lambda kind: kind.__name__)
-def test_no_field_that_ends_an_older_peer(kind: type[IdlStruct]) -> None:
-    """A Cyclone DDS 0.10 crashed at the type description of a uint8 or int8 field, which version 11 writes anew."""
+def test_no_field_type_crashes_an_older_peer(kind: type[IdlStruct]) -> None:
+    """Cyclone DDS 0.10 crashed at the description of a uint8 or int8 field as version 11 writes it."""
 
     def elements(annotation: Any) -> list[Any]:
         return [annotation, *(e for inner in typing.get_args(annotation) for e in elements(inner))] + (
@@ -110,7 +110,7 @@ def test_time_is_exact() -> None:
 
 @pytest.mark.parametrize("kind", [k for k in _messages() if _own(k)], ids=lambda kind: kind.__name__)
 def test_msg_text_is_the_type(kind: type[IdlStruct]) -> None:
-    """The ``.msg`` text in the docstring has the type's fields in its order: ROS 2 will be built from it."""
+    """The ``.msg`` text in the docstring has the type's fields in the same order."""
     text = inspect.getdoc(kind) or ""
     lines = [line.strip() for line in text.partition("::\n")[2].splitlines()]
     fields = [line.split("#")[0].split() for line in lines if line and not line.startswith("#")]

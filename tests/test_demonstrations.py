@@ -1,4 +1,4 @@
-"""Demonstration files: what is written comes back, upright, and what is wrong is named."""
+"""Demonstration files: written data are read back, upright, and errors name the problem."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = 16
 
 
 def recording(seed: int, length: int = 7, size: int = SIZE) -> Recording:
-    """An episode of random but allowed contents."""
+    """Return an episode with random valid contents."""
     rng = np.random.default_rng(seed)
     actions = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
     states = rng.normal(size=(length, 20))
@@ -117,7 +117,7 @@ def test_hash_is_of_what_is_demonstrated(path: Path, tmp_path: Path) -> None:
 
 
 def test_published_files_are_read(path: Path) -> None:
-    """LIBERO's own files: no contract, no seed, extra attributes, float64 readings, instruction in quotes."""
+    """LIBERO's own files: no contract, no seed, extra attributes, float64 proprioception, instruction in quotes."""
     with h5py.File(path, "r+") as raw:
         data = raw["data"]
         for name in ("m2distill_contract", "m2distill_suite", "m2distill_tried", "env_args"):
@@ -167,13 +167,13 @@ def _poke(key: str, value: float) -> Callable[[h5py.File], None]:
         (_delete("obs/eye_in_hand_rgb"), "obs/eye_in_hand_rgb", "is missing"),
         (_delete("actions"), "actions", "is missing"),
         (_delete("obs/joint_states"), "obs/joint_states", "is missing"),
-        (_replace("obs/agentview_rgb", lambda v: v.astype(np.float32)), "obs/agentview_rgb", "uint8 is wanted"),
+        (_replace("obs/agentview_rgb", lambda v: v.astype(np.float32)), "obs/agentview_rgb", "uint8 is needed"),
         (_replace("obs/agentview_rgb", lambda v: v[:, :8]), "obs/agentview_rgb", "has shape"),
         (_replace("obs/agentview_rgb", lambda v: v[:-1]), "obs/agentview_rgb", "has 6 steps; 'actions' has 7"),
-        (_replace("obs/joint_states", lambda v: v[:, :6]), "obs/joint_states", "(L, 7) is wanted"),
-        (_replace("actions", lambda v: v[:, :6]), "actions", "(L, 7) is wanted"),
+        (_replace("obs/joint_states", lambda v: v[:, :6]), "obs/joint_states", "(L, 7) is needed"),
+        (_replace("actions", lambda v: v[:, :6]), "actions", "(L, 7) is needed"),
         (_replace("actions", lambda v: v[:0]), "actions", "holds no step"),
-        (_replace("actions", lambda v: v.astype(np.int64)), "actions", "a float is wanted"),
+        (_replace("actions", lambda v: v.astype(np.int64)), "actions", "a float is needed"),
         (_poke("actions", 1.01), "actions", "holds 1.01; allowed are -1 to 1"),
         (_poke("actions", np.nan), "actions", "not finite"),
         (_poke("obs/joint_states", np.inf), "obs/joint_states", "not finite"),
@@ -181,7 +181,7 @@ def _poke(key: str, value: float) -> Callable[[h5py.File], None]:
         (_poke("obs/ee_states", np.nan), "obs/ee_states", "not finite"),
     ],
 )
-def test_what_is_wrong_is_named(path: Path, damage: Callable[[h5py.File], None], key: str, words: str) -> None:
+def test_errors_name_the_problem(path: Path, damage: Callable[[h5py.File], None], key: str, words: str) -> None:
     with h5py.File(path, "r+") as raw:
         damage(raw)
     file = DemonstrationFile(path)
@@ -192,13 +192,13 @@ def test_what_is_wrong_is_named(path: Path, damage: Callable[[h5py.File], None],
     assert str(path) in message and "'demo_1'" in message and f"'{key}'" in message and words in message
 
 
-def test_rounding_is_forgiven(path: Path) -> None:
+def test_rounding_errors_are_accepted(path: Path) -> None:
     with h5py.File(path, "r+") as raw:
         raw["data/demo_1/actions"][2, 0] = 1.0 + 5e-7
     assert DemonstrationFile(path).episode(1).actions.max() <= 1.0
 
 
-def test_files_that_are_none(path: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_demonstrations(path: Path, tmp_path: Path) -> None:
     with pytest.raises(DemonstrationError, match="there is no demonstration file"):
         DemonstrationFile(tmp_path / "absent.hdf5")
     (tmp_path / "text.hdf5").write_text("not HDF5")
@@ -317,7 +317,7 @@ def test_settings_that_the_reader_would_refuse_are_refused_before_anything_is_wr
     assert not (tmp_path / "out").exists()
 
 
-def test_writer_goes_on_and_mixes_nothing(tmp_path: Path) -> None:
+def test_writer_continues_only_the_same_collection(tmp_path: Path) -> None:
     first = writer(tmp_path)
     first.add(recording(3))
     first.add_failure(4)
@@ -336,13 +336,13 @@ def test_a_full_disk_costs_the_episode_being_written_alone(tmp_path: Path) -> No
     unfinished = writer(tmp_path)
     unfinished.add(recording(0))
     (unfinished.parts / ".1.hdf5").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match=r"no room for .*\.1\.hdf5; what was finished before is kept"):
+    with pytest.raises(StorageError, match=r"disk is full, so .*\.1\.hdf5 cannot be written; finished work is kept"):
         unfinished.add(recording(1))
     assert [part.name for part in unfinished.parts.glob("*.hdf5")] == ["0.hdf5"]
     unfinished.add(recording(1))
     merged = tmp_path / f".{unfinished.path.name}"
     merged.symlink_to("/dev/full")
-    with pytest.raises(StorageError, match="no room for"):
+    with pytest.raises(StorageError, match="disk is full"):
         unfinished.finish([0, 1], 2)
     assert not unfinished.path.exists() and len(writer(tmp_path).finish([0, 1], 2)) == 2
 
@@ -351,7 +351,7 @@ def test_a_full_disk_costs_the_episode_being_written_alone(tmp_path: Path) -> No
     "pieces",
     [["lift", "the", "red", "box"], ["lift", " the red", " box"], ["lift the red box"], list("lift the red box")],
 )
-def test_an_instruction_in_pieces_is_one_of_words(path: Path, pieces: list[str]) -> None:
+def test_instruction_in_pieces_is_joined(path: Path, pieces: list[str]) -> None:
     with h5py.File(path, "r+") as raw:
         raw["data"].attrs["problem_info"] = json.dumps({"language_instruction": pieces})
     assert DemonstrationFile(path).instruction == "lift the red box"

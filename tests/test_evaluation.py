@@ -298,6 +298,8 @@ def test_a_full_disk_costs_the_rollout_being_written_alone(bundle: Path, pool: R
     book = RolloutLog(log)
     log.rename(tmp_path / "whole.jsonl")
     log.symlink_to("/dev/full")
-    with pytest.raises(StorageError, match=r"no room for .*rollouts\.jsonl; what was finished before is kept"):
+    with pytest.raises(
+        StorageError, match=r"disk is full, so .*rollouts\.jsonl cannot be written; finished work is kept"
+    ):
         book.add(results[0])
     assert len(book.results) == 5, "what is not written down was not done"

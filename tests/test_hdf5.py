@@ -1,4 +1,4 @@
-"""HDF5 files that nobody here wrote: read, or refused by one DemonstrationError, in bounded time and memory."""
+"""HDF5 files from unknown sources: read, or refused with one DemonstrationError, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def path(whole: Path, tmp_path: Path) -> Path:
 
 
 def read_all(path: Path) -> int:
-    """Everything that the product reads of a file."""
+    """Read everything that the product reads from a file."""
     file = DemonstrationFile(path)
     file.lengths()
     for index in range(len(file)):
@@ -67,15 +67,15 @@ def refused(path: Path) -> str:
     return said
 
 
-def test_a_file_on_which_the_library_spins_is_refused(tmp_path: Path) -> None:
+def test_file_that_hangs_the_library_is_refused(tmp_path: Path) -> None:
     """Found in a damaged file: reading an attribute never ends, in C code that no exception interrupts."""
     spins = tmp_path / "spins_demo.hdf5"
     spins.write_bytes(gzip.decompress((ROOT / "tests" / "corpus" / "hdf5" / "spins.hdf5.gz").read_bytes()))
     assert "processor time" in refused(spins)
 
 
-def test_after_a_file_that_ended_the_reader_others_are_read(whole: Path, tmp_path: Path) -> None:
-    test_a_file_on_which_the_library_spins_is_refused(tmp_path)
+def test_other_files_are_read_after_a_crash(whole: Path, tmp_path: Path) -> None:
+    test_file_that_hangs_the_library_is_refused(tmp_path)
     assert read_all(whole) == 2
 
 
@@ -257,7 +257,7 @@ def _attribute(name: str, value: object, group: str = "data") -> Callable[[h5py.
         (_attribute("init_state", np.array([np.nan]), "data/demo_1"), "init_state"),
     ],
 )
-def test_what_is_no_plain_file_is_refused_by_name(
+def test_links_and_external_data_are_refused(
     path: Path, tmp_path: Path, damage: Callable[[h5py.File, Path], None], named: str
 ) -> None:
     with h5py.File(path, "r+") as raw:
@@ -265,8 +265,8 @@ def test_what_is_no_plain_file_is_refused_by_name(
     assert named in refused(path)
 
 
-def test_what_other_tools_write_is_read(path: Path) -> None:
-    """Filters that every library has, other byte orders and precisions, names and attributes that nobody asks for."""
+def test_files_of_other_tools_are_read(path: Path) -> None:
+    """Filters that every library has, other byte orders and precisions, unused names and attributes."""
     before = DemonstrationFile(path).episode(1)
     with h5py.File(path, "r+") as raw:
         episode = raw["data/demo_1"]
@@ -293,7 +293,7 @@ def test_what_other_tools_write_is_read(path: Path) -> None:
 
 
 def test_a_small_file_cannot_take_all_memory(path: Path) -> None:
-    """One chunk that declares itself far larger than what is stored of it."""
+    """One chunk that declares a much larger size than is stored."""
     with h5py.File(path, "r+") as raw:
         del raw["data/demo_1/actions"]
         raw.create_dataset("data/demo_1/actions", (400_000_000, 7), "u1", chunks=(400_000_000, 1), compression="gzip")
@@ -302,7 +302,7 @@ def test_a_small_file_cannot_take_all_memory(path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
-def test_many_objects_are_not_read_one_by_one_for_ever(tmp_path: Path, whole: Path) -> None:
+def test_too_many_objects_are_refused_in_time(tmp_path: Path, whole: Path) -> None:
     path = tmp_path / "many_demo.hdf5"
     with h5py.File(path, "w", libver="latest") as raw:
         group = raw.create_group("data")
@@ -311,7 +311,7 @@ def test_many_objects_are_not_read_one_by_one_for_ever(tmp_path: Path, whole: Pa
     refused(path)
 
 
-def test_files_that_are_none_of_hdf5(tmp_path: Path) -> None:
+def test_files_that_are_not_hdf5(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe_demo.hdf5")  # opening it would wait for a writer
     with pytest.raises(DemonstrationError):
         DemonstrationFile(tmp_path / "pipe_demo.hdf5")
@@ -321,7 +321,7 @@ def test_files_that_are_none_of_hdf5(tmp_path: Path) -> None:
         refused(path)
 
 
-def test_a_file_that_was_changed_meanwhile_is_read_anew(path: Path) -> None:
+def test_changed_file_is_read_again(path: Path) -> None:
     file = DemonstrationFile(path)
     before = file.episode(0)
     with h5py.File(path, "r+") as raw:
@@ -369,7 +369,7 @@ def test_a_reader_that_was_ended_is_started_anew(whole: Path) -> None:
 
 
 def _damaged(content: bytes, rng: random.Random) -> bytes:
-    """Flipped bits, a run of zeros, noise, a part twice or gone, an end cut off."""
+    """Flip bits, write zeros or noise, repeat or remove a part, truncate."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 8))):
         kind = rng.randrange(6)
@@ -393,7 +393,7 @@ def _damaged(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[bytes]]:
-    """The same demonstrations in the layouts of several tools and ages of HDF5."""
+    """Write the same demonstrations in the layouts of several tools and versions of HDF5."""
     folder = tmp_path_factory.mktemp("small")
     out = writer(folder)
     for seed in (3, 5):
@@ -468,7 +468,7 @@ def _run(code: str, *arguments: object, limit: int | None = None) -> subprocess.
     )  # fmt: skip
 
 
-def test_a_file_that_may_not_grow_is_one_sentence_and_no_crash(tmp_path: Path) -> None:
+def test_file_size_limit_gives_one_error(tmp_path: Path) -> None:
     done = _run(WRITE, tmp_path, limit=40_000)  # an episode of 40 steps has 70 KiB
     assert done.returncode == 7, (done.returncode, done.stderr)
     assert done.stdout.startswith("0 ") and not list(tmp_path.rglob("*[0-9].hdf5"))
@@ -529,17 +529,17 @@ def test_files_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
         os.umask(before)
 
 
-def test_no_room_is_a_storage_error_for_a_limit_too() -> None:
+def test_quota_and_size_limit_are_storage_errors() -> None:
     import errno
 
-    from m2distill_policy.storage import no_room
+    from m2distill_policy.storage import disk_full_error
 
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        assert isinstance(no_room(OSError(number, "x"), Path("y")), StorageError)
-    assert no_room(OSError(errno.EACCES, "x")) is None
+        assert isinstance(disk_full_error(OSError(number, "x"), Path("y")), StorageError)
+    assert disk_full_error(OSError(errno.EACCES, "x")) is None
 
 
-def test_nothing_is_left_of_the_reader(whole: Path) -> None:
+def test_reader_process_ends(whole: Path) -> None:
     code = (
         "import sys; from m2distill_policy import hdf5; hdf5.open_hdf5(sys.argv[1]); print(hdf5._reader._process.pid)"
     )

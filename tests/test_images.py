@@ -261,7 +261,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
     data = np.zeros(HEIGHT * WIDTH * 3, dtype=np.uint8)
     with pytest.raises(ObservationError, match="'32FC1' is not known; allowed are rgb8"):
         raw_to_rgb("32FC1", HEIGHT, WIDTH, WIDTH * 4, data)
-    with pytest.raises(ObservationError, match=r"16 rows of 72 bytes .* 1151 bytes came"):
+    with pytest.raises(ObservationError, match=r"16 rows of 72 bytes .* has 1151 bytes"):
         raw_to_rgb("rgb8", HEIGHT, WIDTH, WIDTH * 3, data[:-1])
     with pytest.raises(ObservationError, match="even numbers of rows and columns"):
         raw_to_rgb("bayer_rggb8", 15, WIDTH, WIDTH, data)

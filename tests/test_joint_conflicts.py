@@ -34,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def at_place(arm: float, finger: float = 0.03) -> Callable[[float, Sequence[str]], list[float]]:
-    """An arm that stands, with noise as encoders have it."""
+    """An arm that does not move, with the noise of encoders."""
     return lambda t, names: [
         (finger if "finger" in name else arm) + 1e-5 * math.sin(997 * t + i) for i, name in enumerate(names)
     ]
@@ -82,16 +82,16 @@ def test_a_second_publisher_that_contradicts_halts_and_is_named(
     after = [o for o in outputs if o.command_stamp / 1e9 - BEGIN > first + 0.5]
     codes = {o.decision.status.code for o in after}
     assert codes <= {StatusCode.BAD_OBSERVATION, StatusCode.WAITING} and not moving(after)
-    sentence = after[-1].decision.status.message
+    text = after[-1].decision.status.message
     joint = GRIPPER if second == "the gripper" else ARM
-    assert any(name in sentence for name in joint) and topic in sentence and JOINTS in sentence
+    assert any(name in text for name in joint) and topic in text and JOINTS in text
     if first:
         assert StatusCode.RUNNING in {o.decision.status.code for o in outputs}
 
 
 @pytest.mark.parametrize("hz", [10.0, 20.0])
 def test_two_publishers_of_one_rate_in_turn(bundle: Bundle, hz: float) -> None:
-    """Each reading is one that a fast joint could reach; not all of them in turn."""
+    """Each position alone is possible for a fast joint, but not all of them in turn."""
     for second in ("the same names", "another order"):
         topic, names = SECOND[second]
         clocks = Clock(hz=max(hz, 20.0), delay=0.001), Clock(hz=hz, delay=0.001, phase=0.025, since=1.5)
@@ -104,7 +104,7 @@ def test_two_publishers_of_one_rate_in_turn(bundle: Bundle, hz: float) -> None:
         assert last(outputs, 40) == {StatusCode.BAD_OBSERVATION}
 
 
-def test_it_goes_on_when_the_second_publisher_is_gone(bundle: Bundle) -> None:
+def test_driving_continues_when_the_second_publisher_is_gone(bundle: Bundle) -> None:
     for (topic, names), stray in itertools.product(SECOND.values(), (Clock(hz=10.0, since=1.5, until=2.0),)):
         streams = Streams(
             CONTRACT,
@@ -153,14 +153,14 @@ def test_arm_and_gripper_split_and_swinging(bundle: Bundle) -> None:
 
 
 class Feed:
-    """Joint states of one publisher, at 100 Hz unless said otherwise."""
+    """Joint states of one publisher, at 100 Hz by default."""
 
     def __init__(self, limits: Sequence[JointLimit] = LIMITS) -> None:
         self.states = JointStates(NAMES, GRIPPER, slop=20 * MS, held=200 * MS, limits=limits)
         self.now = 0.0
 
     def __call__(self, arm: float, *, pause: float = 0.01, back: float = 0.0, late: float = 0.0) -> str:
-        """What became of it. back: s by which both clocks are back; late: s by which its stamp is before it came."""
+        """Add a message and return the result. back: s that both clocks are set back; late: s of its delay."""
         self.now += pause
         moment = Moment(round((BEGIN + self.now - back) * NS), self.now)
         stamp = moment.wall - round(late * NS)
@@ -176,7 +176,7 @@ class Feed:
 
 
 @pytest.mark.parametrize("jump", [-3.0, -0.5, 0.45, 1.0, 10.0, 1e6, 1e300])
-def test_a_jump_is_refused_until_it_has_stayed(jump: float) -> None:
+def test_jump_is_refused_until_it_has_lasted(jump: float) -> None:
     feed = Feed()
     assert set(feed.run([0.1] * 20)) == {"taken"}
     assert feed(0.1 + jump) == "refused" and feed.states.conflict(feed.now) is not None
@@ -190,7 +190,7 @@ def test_a_jump_is_refused_until_it_has_stayed(jump: float) -> None:
 @pytest.mark.parametrize("pause", [0.001, 0.004, 0.01, 0.025, 0.05])
 @pytest.mark.parametrize("apart", [0.12, 0.2, 0.4, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("noise", [0.0, 0.005])
-def test_two_values_in_turn_never_pass(pause: float, apart: float, noise: float) -> None:
+def test_alternating_values_are_never_accepted(pause: float, apart: float, noise: float) -> None:
     feed = Feed()
     feed.run([0.5] * 20, pause=pause)
     said = []
@@ -212,7 +212,7 @@ def test_values_in_turn_by_more_than_one_message() -> None:
 
 
 @pytest.mark.parametrize("turns", [-2, -1, 1, 2])
-def test_whole_turns_are_named_and_not_taken(turns: int) -> None:
+def test_jump_by_whole_turns_is_refused_and_reported(turns: int) -> None:
     feed = Feed()
     feed.run([0.1] * 20)
     assert set(feed.run([0.1 + turns * 2 * math.pi] * 200)) == {"turns"}
@@ -235,7 +235,7 @@ def test_an_arm_that_moved_in_a_gap(gap: float) -> None:
 
 
 @pytest.mark.parametrize("hz", [20, 33, 100, 1000])
-def test_an_arm_that_moves_as_arms_do_is_never_refused(hz: int) -> None:
+def test_normal_arm_motion_is_never_refused(hz: int) -> None:
     rng = np.random.default_rng(hz)
     for speed in (0.5, 2.0, 4.0):
         feed = Feed()
@@ -298,7 +298,7 @@ def test_joints_whose_own_clock_was_set_back(back: float) -> None:
 
 
 @pytest.mark.parametrize("late", [0.002, 0.01, 0.03, 0.049])
-def test_messages_that_overtake_each_other_throw_nothing_away(late: float) -> None:
+def test_reordered_messages_keep_earlier_ones(late: float) -> None:
     feed = Feed()
     for i in range(100):
         feed(i * 0.002, late=late if i % 3 == 0 else 0.0)
@@ -306,7 +306,7 @@ def test_messages_that_overtake_each_other_throw_nothing_away(late: float) -> No
     assert len(stamps) == 100 and stamps == sorted(stamps)
 
 
-def test_one_message_that_was_much_delayed_throws_nothing_away() -> None:
+def test_one_very_late_message_keeps_earlier_ones() -> None:
     feed = Feed()
     for i in range(100):
         feed(i * 0.002, late=0.4 if i % 10 == 0 else 0.0)
@@ -314,7 +314,7 @@ def test_one_message_that_was_much_delayed_throws_nothing_away() -> None:
 
 
 def test_a_robot_whose_clock_is_set_back(bundle: Bundle) -> None:
-    """Cameras and joints of another computer: their stamps are late by less than is stale."""
+    """Cameras and joints of another computer: their stamps are late, but less than stale_after."""
     offset = -0.17
 
     def stepped(clock: Clock) -> Clock:

@@ -39,7 +39,7 @@ POSE = np.array([0.4, 0.0, 0.3, math.pi, 0.02, -0.01])
 Picture = NDArray[np.uint8]
 
 
-def test_the_gripper_is_told_only_of_changes() -> None:
+def test_gripper_commands_are_sent_only_on_change() -> None:
     switch = GripperSwitch(GripperProfile(threshold=0.2))
     told = [switch.update(v) for v in (0.1, -0.5, -0.9, 0.1, 0.2, 0.3, 1.0, -0.1, -0.3)]
     assert told == [None, 0.08, None, None, None, 0.0, None, None, 0.08]
@@ -49,7 +49,7 @@ def test_the_gripper_is_told_only_of_changes() -> None:
     assert [profile.entry(p) for p in (0.08, 0.05, 0.0, 0.03)] == [-1.0, -1.0, 1.0, 1.0]
     with pytest.raises(ConfigError, match="threshold is 1"):
         GripperProfile(threshold=1.0)
-    with pytest.raises(ConfigError, match="same position"):
+    with pytest.raises(ConfigError, match="they must differ"):
         GripperProfile(open_position=0.0)
 
 

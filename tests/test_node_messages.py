@@ -1,4 +1,4 @@
-"""Messages against what the runtime speaks, by the types of plain DDS."""
+"""Conversion between messages and the runtime's types, with the types of plain DDS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_set_point_and_back() -> None:
         np.testing.assert_allclose(back, action[:6], atol=1e-9)
 
 
-def test_a_pose_that_is_none_is_refused() -> None:
+def test_invalid_pose_is_refused() -> None:
     message = PoseStamped()
     assert not pose_of(message).any()
     message.pose.orientation = Quaternion(0.0, 0.0, 0.0, 0.0)
@@ -50,7 +50,7 @@ def test_twist_round_trip() -> None:
     assert nanoseconds_of(message) == 7
 
 
-def test_an_action_that_is_not_to_be_followed_is_none() -> None:
+def test_action_that_is_not_a_command_gives_none() -> None:
     action = [0.1] * 7
     followed = action_of(PolicyAction(command=True, action=action), 7)
     assert followed is not None and followed.tolist() == action
@@ -63,7 +63,7 @@ def test_stamps_are_whole_nanoseconds() -> None:
     assert nanoseconds_of(MESSAGES.joints([], [], 1_700_000_000_123_456_789, "base")) == 1_700_000_000_123_456_789
 
 
-def test_a_library_may_hold_a_byte_its_own_way() -> None:
+def test_byte_fields_are_converted_by_the_transport() -> None:
     """ROS 2 in Python holds a field of type ``byte`` as ``bytes``."""
     messages = Messages(types, byte=lambda number: bytes([number]))
     health = Health(level=2, name="n", message="s", hardware="h", values=(("k", "v"),))

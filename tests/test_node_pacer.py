@@ -1,4 +1,4 @@
-"""The clock that keeps step with the cameras; time is handed in."""
+"""The clock that stays in phase with the cameras; time is an argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PERIOD = 0.05
 
 
 def _run(arrivals: list[float], until: float, interval: float | None) -> tuple[list[float], int]:
-    """Cycle times with a set, and how many cycles ran without, for sets that arrive at ``arrivals`` (s)."""
+    """Return the times of cycles with a set, and the number without, for sets that arrive at ``arrivals`` (s)."""
     pacer, now, used, missed, index = Pacer(PERIOD, arrivals[0]), arrivals[0], [], 0, 0
     pacer.cameras(interval)
     newest: float | None = None
@@ -48,8 +48,8 @@ def test_a_faster_camera_does_not_drive_the_policy_faster(rate: float) -> None:
     assert max(np.diff(used)) <= 1.5 * PERIOD
 
 
-def test_a_hiccup_costs_no_set_and_is_forgotten() -> None:
-    """One set comes 40 ms late: it and the next one are used, and from then on each when it comes."""
+def test_delay_loses_no_set() -> None:
+    """One set is 40 ms late: it and the next one are used, and later ones when they arrive."""
     arrivals = [0.0, 0.05, 0.14, 0.15, 0.2, 0.25, 0.3]
     used, missed = _run(arrivals, 0.34, PERIOD)
     assert used == pytest.approx([0.0, 0.05, 0.14, 0.165, 0.2, 0.25, 0.3], abs=1e-9)
@@ -61,6 +61,6 @@ def test_without_sets_cycles_go_on_at_the_rate() -> None:
     assert used == [0.0] and missed == pytest.approx(200, abs=2)
 
 
-def test_after_a_silence_the_first_set_is_used_at_once() -> None:
+def test_first_set_after_a_pause_is_used_at_once() -> None:
     used, _ = _run([0.0, 0.05, 1.031, 1.081], 1.2, PERIOD)
     assert used == pytest.approx([0.0, 0.05, 1.031, 1.081], abs=1e-9)

@@ -1,4 +1,4 @@
-"""Poses: what the end effector cannot have reached is not used, and what belongs to a set is found and waited for."""
+"""Poses: impossible ones are refused, and the pose of a set is found and waited for."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def targets(outputs: list[Output]) -> list[NDArray[np.float64]]:
 
 @pytest.mark.parametrize("limits", [SafetyLimits(), BOX], ids=["no box", "a box"])
 @pytest.mark.parametrize("name", WRONG)
-def test_one_wrong_pose_is_refused_and_said(bundle: Bundle, name: str, limits: SafetyLimits) -> None:
+def test_one_wrong_pose_is_refused_and_reported(bundle: Bundle, name: str, limits: SafetyLimits) -> None:
     arm = Arm(bundle, limits=limits, sampling="mode")
     before = arm.drive(STEPS[:5], POSE)
     wrong = arm.drive(STEPS[5:6], WRONG[name])
@@ -101,7 +101,7 @@ def test_a_wrong_pose_in_any_state(bundle: Bundle, name: str, state: str) -> Non
     arm.server.close()
 
 
-def test_a_quaternion_that_is_none_is_refused_and_said(bundle: Bundle) -> None:
+def test_invalid_quaternion_is_refused_and_reported(bundle: Bundle) -> None:
     arm = Arm(bundle, limits=BOX, sampling="mode")
     arm.drive(STEPS[:5], POSE)
     for quaternion in ((0, 0, 0, 0), (0, 0, 0, 2), (1e300, 0, 0, 0), (math.nan, 0, 0, 1), (0, 0, 0, 0.9)):
@@ -114,7 +114,7 @@ def test_a_quaternion_that_is_none_is_refused_and_said(bundle: Bundle) -> None:
 
 
 def test_a_jump_that_lasts_halts_until_the_policy_is_enabled(bundle: Bundle) -> None:
-    """The arm was moved by hand while no pose came, or the measurement jumped: nobody can tell from here."""
+    """The arm was moved by hand while no pose came, or the measurement jumped; the poses do not show which."""
     there = changed(x=0.55, y=0.5)
     for limits in (SafetyLimits(), BOX):
         arm = Arm(bundle, limits=limits, sampling="mode")
@@ -132,7 +132,7 @@ def test_a_jump_that_lasts_halts_until_the_policy_is_enabled(bundle: Bundle) -> 
         arm.server.close()
 
 
-def test_two_publishers_that_disagree_never_win(bundle: Bundle) -> None:
+def test_poses_of_two_contradicting_publishers_are_refused(bundle: Bundle) -> None:
     arm = Arm(bundle, limits=BOX, sampling="mode")
     arm.drive(STEPS[:5], POSE)
     for step in STEPS[5:80]:
@@ -145,7 +145,7 @@ def test_two_publishers_that_disagree_never_win(bundle: Bundle) -> None:
     arm.server.close()
 
 
-def test_an_arm_that_moves_as_arms_do_is_never_refused(bundle: Bundle) -> None:
+def test_normal_arm_motion_is_never_refused(bundle: Bundle) -> None:
     rng = np.random.default_rng(0)
     for hz in (10, 20, 33, 100, 1000):
         gate = PoseGate(CONTRACT.action.response.top_speeds)
@@ -160,7 +160,7 @@ def test_an_arm_that_moves_as_arms_do_is_never_refused(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_jumps_are_refused_whatever_the_rate(seed: int) -> None:
+def test_random_jumps_are_refused_at_any_rate(seed: int) -> None:
     rng = np.random.default_rng(seed)
     hz = float(rng.choice([10, 20, 50, 200, 1000]))
     gate = PoseGate(CONTRACT.action.response.top_speeds)
@@ -189,7 +189,7 @@ def test_a_wrong_stamp_does_not_excuse_a_jump() -> None:
 
 
 @pytest.mark.parametrize("limits", [SafetyLimits(), BOX], ids=["no box", "a box"])
-def test_a_pose_in_another_frame_is_refused_and_said(bundle: Bundle, limits: SafetyLimits) -> None:
+def test_pose_in_another_frame_is_refused_and_reported(bundle: Bundle, limits: SafetyLimits) -> None:
     arm = Arm(bundle, limits=limits, sampling="mode")
 
     def drive(frame: str, steps: list[Any]) -> list[Output]:
@@ -214,7 +214,7 @@ def test_a_pose_in_another_frame_is_refused_and_said(bundle: Bundle, limits: Saf
 
 @pytest.mark.parametrize("wanted", ["", "base", "fr3_link0"])
 @pytest.mark.parametrize("seed", range(4))
-def test_frames_are_wanted_or_stay_the_same(wanted: str, seed: int) -> None:
+def test_frame_must_be_the_required_one_or_stay_the_same(wanted: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     gate = PoseGate(CONTRACT.action.response.top_speeds, jumps=bool(seed % 2), frame=wanted)
     expected = wanted
@@ -234,7 +234,7 @@ def test_frames_are_wanted_or_stay_the_same(wanted: str, seed: int) -> None:
 
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("side", [-1, 1])
-def test_an_arm_outside_the_box_gets_no_set_point_outside_of_it(bundle: Bundle, axis: int, side: int) -> None:
+def test_arm_outside_the_workspace_gets_no_set_point_outside(bundle: Bundle, axis: int, side: int) -> None:
     edge = 0.4 + side * 0.2
     for beyond in (0.001, 0.03, 0.049, 0.051, 0.2, 1.5):
         outside = np.array([0.4, 0.4, 0.4, math.pi, 0.0, 0.0])
@@ -361,7 +361,7 @@ def test_poses_at_any_rate_from_30_hz_on_are_found(bundle: Bundle, hz: float, la
 
 
 def test_poses_of_another_phase_are_interpolated(bundle: Bundle) -> None:
-    """Pictures come 40 ms after their stamps, poses at 15 Hz at once: the arm is between two of them."""
+    """Images arrive 40 ms after their stamps, poses at 15 Hz at once: the arm is between two poses."""
     arm = Arm(bundle, sampling="mode")
 
     def where(t: float) -> NDArray[np.float64]:
@@ -381,7 +381,7 @@ def test_poses_of_another_phase_are_interpolated(bundle: Bundle) -> None:
     arm.server.close()
 
 
-def test_what_is_too_slow_is_said_with_its_distance_and_setting(bundle: Bundle) -> None:
+def test_slow_poses_are_reported_with_distance_and_setting(bundle: Bundle) -> None:
     arm = Arm(bundle, sampling="mode")
     drove, found, waits = play(arm, 5.0, pose_hz=20.0, pose_late=lambda i: 0.0, phase=0.025)
     assert drove >= 95 and found == 0, "each is 25 ms before its images, and the next one comes 25 ms after them"

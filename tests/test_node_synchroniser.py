@@ -1,4 +1,4 @@
-"""Sets of pictures and joints that belong together; stamps and data are handed in."""
+"""Sets of images and joint positions that belong together; stamps and data are arguments."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_older_set_is_taken_while_the_newest_is_incomplete() -> None:
     assert found is not None and found.views == {A: "a150", B: "b150"}
 
 
-def test_beyond_the_slop_nothing_belongs_together() -> None:
+def test_stamps_beyond_the_slop_make_no_set() -> None:
     sets = _sets(slop_ms=20)
     sets.add_view(A, 100 * MS, "a")
     sets.add_view(B, 121 * MS, "b")
@@ -79,7 +79,7 @@ def test_beyond_the_slop_nothing_belongs_together() -> None:
     assert exact.take() is None and exact.waiting_for() == ("joint_states",)
 
 
-def test_fast_joints_are_taken_nearest_the_picture() -> None:
+def test_fast_joint_states_are_matched_to_the_nearest_image() -> None:
     sets = _sets()
     for ms in range(200):
         _joints(sets, ms * MS, float(ms))
@@ -93,33 +93,33 @@ def test_joints_are_matched_by_name_in_any_order() -> None:
     joints = JointMap(CONTRACT)
     values = {name: float(i) for i, name in enumerate(NAMES)}
     shuffled = ["some_other_joint", *reversed(NAMES)]
-    groups, absent = joints.readings(shuffled, [99.0, *(values[n] for n in reversed(NAMES))])
+    groups, absent = joints.proprioception(shuffled, [99.0, *(values[n] for n in reversed(NAMES))])
     assert absent == ()
     np.testing.assert_array_equal(groups["joint_states"], np.arange(7, dtype=np.float32))
     np.testing.assert_array_equal(groups["gripper_states"], np.array([7, 8], dtype=np.float32))
 
 
-def test_an_absent_joint_is_named_and_not_a_number() -> None:
-    groups, absent = JointMap(CONTRACT).readings(NAMES[:3] + NAMES[4:], [0.0] * 8)
+def test_missing_joint_is_reported_and_nan() -> None:
+    groups, absent = JointMap(CONTRACT).proprioception(NAMES[:3] + NAMES[4:], [0.0] * 8)
     assert absent == ("panda_joint4",)
     assert np.isnan(groups["joint_states"][3]) and np.isfinite(groups["gripper_states"]).all()
-    with pytest.raises(ObservationError, match="names 2 joints and holds 1"):
+    with pytest.raises(ObservationError, match="names 2 joints but has 1"):
         _sets().joints.add("/joint_states", 0, ["a", "b"], [1.0], None)
 
 
-def test_another_arms_joints_become_the_contracts_readings() -> None:
+def test_joints_of_another_arm_are_mapped_to_the_contract() -> None:
     sources = [JointSource(f"panda_joint{i}", f"fr3_joint{i}") for i in range(1, 8)]
     sources[1] = JointSource("panda_joint2", "fr3_joint2", scale=-1.0, offset=0.5)
     finger = "fr3_finger_joint1"
     sources += [JointSource("panda_finger_joint1", finger), JointSource("panda_finger_joint2", finger, scale=-1.0)]
     joints = JointMap(CONTRACT, sources)
     names = [finger, *(f"fr3_joint{i}" for i in range(1, 8))]
-    groups, absent = joints.readings(names, [0.03, *(0.1 * i for i in range(1, 8))])
+    groups, absent = joints.proprioception(names, [0.03, *(0.1 * i for i in range(1, 8))])
     assert absent == ()
     np.testing.assert_allclose(groups["joint_states"], [0.1, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7], atol=1e-6)
     np.testing.assert_allclose(groups["gripper_states"], [0.03, -0.03])
-    assert joints.readings(names[1:], [0.0] * 7)[1] == (finger,), "named once, though two readings want it"
-    with pytest.raises(ConfigError, match="given for 'elbow', which the contract does not have; it has panda_joint1"):
+    assert joints.proprioception(names[1:], [0.0] * 7)[1] == (finger,), "named once, though two readings want it"
+    with pytest.raises(ConfigError, match="given for 'elbow', which is not in the contract; it has panda_joint1"):
         JointMap(CONTRACT, [JointSource("elbow", "joint_3")])
     with pytest.raises(ConfigError, match="scale 0"):
         JointSource("panda_joint1", "a", scale=0)
@@ -135,7 +135,7 @@ def test_an_entry_with_two_sources_is_refused(entry: str, other: str) -> None:
             make()
 
 
-def test_repeated_and_backward_stamps_make_sets_for_the_watchdog_to_judge() -> None:
+def test_repeated_and_backward_stamps_still_make_sets() -> None:
     sets = _sets()
     for stamp in (100, 100, 40):
         sets.add_view(A, stamp * MS, "a")

@@ -1,4 +1,4 @@
-"""What operators ask of the policy server: a refusal changes nothing, and an answer says what still holds the arm."""
+"""Requests of operators to the policy server: a refused request changes nothing, and the reply names all obstacles."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def _pressed(server: PolicyServer) -> None:
     _drive(server, 8)
 
 
-def _untold(server: PolicyServer) -> None:
+def _no_instruction(server: PolicyServer) -> None:
     _drive(server)
 
 
-def _told_nonsense(server: PolicyServer) -> None:
+def _unknown_instruction(server: PolicyServer) -> None:
     with pytest.raises(UnknownInstructionError):
         server.set_instruction("sing a song")
     _drive(server)
@@ -82,8 +82,8 @@ STATES: dict[str, Callable[[PolicyServer], None]] = {
     "in shadow": _in_shadow,
     "halted": _halted,
     "emergency stop": _pressed,
-    "no instruction": _untold,
-    "unknown instruction": _told_nonsense,
+    "no instruction": _no_instruction,
+    "unknown instruction": _unknown_instruction,
 }
 UNKNOWN = ("sing a song", "lift the rad box", " " + INSTRUCTIONS[0], INSTRUCTIONS[0].upper(), "x" * 100_000, "\0", "🤖")
 
@@ -105,7 +105,7 @@ def test_a_refused_instruction_changes_nothing(tmp_path: Path, state: str, text:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_to_ask_changes_nothing(tmp_path: Path, state: str) -> None:
+def test_queries_change_nothing(tmp_path: Path, state: str) -> None:
     server = _server(tmp_path)
     STATES[state](server)
     before = server_state(server)
@@ -148,7 +148,7 @@ def test_an_unknown_text_on_the_topic_halts(tmp_path: Path) -> None:
     server.close()
 
 
-# --- ~/enable says what still holds the arm -------------------------------------------------------------------------
+# --- ~/enable reports what prevents driving --------------------------------------------------------------------------
 
 
 def _cycle(server: PolicyServer) -> tuple[RealTimeLoop[object], list[float]]:
@@ -157,7 +157,7 @@ def _cycle(server: PolicyServer) -> tuple[RealTimeLoop[object], list[float]]:
 
 
 OBSTACLES: dict[str, tuple[Callable[[PolicyServer, RealTimeLoop[object]], object], str]] = {
-    "no instruction": (lambda s, _: s.set_instruction(""), "No instruction"),
+    "no instruction": (lambda s, _: s.set_instruction(""), "no instruction"),
     "not measured": (lambda s, _: s.set_not_ready("Waiting for 21 images of a."), "21 images"),
     "another publisher": (lambda _, c: c.operator.other_command(topics.TWIST), "/twist'"),
     "dead man": (lambda s, _: s.set_dead_man(False, monotonic=1000.0), "dead-man"),
@@ -165,31 +165,31 @@ OBSTACLES: dict[str, tuple[Callable[[PolicyServer, RealTimeLoop[object]], object
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-def test_enable_says_what_still_holds_the_arm(tmp_path: Path, obstacle: str) -> None:
+def test_enable_reports_what_prevents_driving(tmp_path: Path, obstacle: str) -> None:
     act, part = OBSTACLES[obstacle]
     server = _server(tmp_path, enabled=False, watch=WatchLimits(dead_man=0.3))
     server.set_dead_man(True, monotonic=1000.0)
     server.set_instruction(INSTRUCTIONS[0])
     _drive(server)
     cycle, _ = _cycle(server)
-    assert cycle.operator.enable(True) == (True, "commands go out")
+    assert cycle.operator.enable(True) == (True, "commands are sent")
     cycle.operator.enable(False)
     act(server, cycle)
-    done, sentence = cycle.operator.enable(True)
-    assert done and server.enabled and part in sentence and "commands go out" not in sentence, sentence
+    done, message = cycle.operator.enable(True)
+    assert done and server.enabled and part in message and message != "commands are sent", message
     server.close()
 
 
-def test_enable_names_an_unknown_instruction_and_several_obstacles_at_once(tmp_path: Path) -> None:
+def test_enable_reports_all_obstacles(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
-    _told_nonsense(server)
+    _unknown_instruction(server)
     server.set_not_ready("Waiting for 21 images of a.")
-    done, sentence = _cycle(server)[0].operator.enable(True)
-    assert done and "sing a song" in sentence and "21 images" in sentence
+    done, message = _cycle(server)[0].operator.enable(True)
+    assert done and "sing a song" in message and "21 images" in message
     server.close()
 
 
-def test_enable_says_that_nothing_comes_or_that_it_is_unfit(tmp_path: Path) -> None:
+def test_enable_reports_missing_and_unusable_observations(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
     server.set_instruction(INSTRUCTIONS[0])
     cycle, _ = _cycle(server)
@@ -202,7 +202,7 @@ def test_enable_says_that_nothing_comes_or_that_it_is_unfit(tmp_path: Path) -> N
     server.close()
 
 
-def test_enable_says_that_a_workspace_needs_a_pose(tmp_path: Path) -> None:
+def test_enable_reports_that_a_workspace_needs_a_pose(tmp_path: Path) -> None:
     limits = SafetyLimits(workspace_low=(0.2, -0.3, 0.1), workspace_high=(0.6, 0.3, 0.5))
     server = _server(tmp_path, enabled=False, limits=limits)
     server.set_instruction(INSTRUCTIONS[0])
@@ -210,7 +210,7 @@ def test_enable_says_that_a_workspace_needs_a_pose(tmp_path: Path) -> None:
     cycle, _ = _cycle(server)
     assert "pose of the end effector" in cycle.operator.enable(True)[1]
     _drive(server, pose=POSE)
-    assert cycle.operator.enable(True) == (True, "commands go out")
+    assert cycle.operator.enable(True) == (True, "commands are sent")
     server.close()
 
 
@@ -221,15 +221,15 @@ def test_enable_is_refused_with_the_emergency_stop_pressed_and_changes_nothing(t
     _drive(server)
     cycle, _ = _cycle(server)
     before = server_state(server)
-    done, sentence = cycle.operator.enable(True)
-    assert not done and "emergency stop" in sentence and server_state(server) == before
+    done, message = cycle.operator.enable(True)
+    assert not done and "emergency stop" in message and server_state(server) == before
     server.set_emergency_stop(False)
     assert cycle.operator.enable(True)[0] and _drive(server)[-1].status.code is StatusCode.RUNNING
     server.close()
 
 
-def test_where_a_fault_would_hold_the_arm_again_enable_is_refused(tmp_path: Path) -> None:
-    """With resume "enable" a fault that lasts would take the enable back in the next cycle."""
+def test_enable_is_refused_while_a_fault_lasts(tmp_path: Path) -> None:
+    """With resume "enable", a lasting fault would end the enabling in the next cycle."""
     server = _server(tmp_path, resume="enable", watch=WatchLimits(dead_man=0.3))
     server.set_dead_man(True, monotonic=1000.0)
     server.set_instruction(INSTRUCTIONS[0])
@@ -237,14 +237,14 @@ def test_where_a_fault_would_hold_the_arm_again_enable_is_refused(tmp_path: Path
     server.set_dead_man(False, monotonic=1000.0)
     _drive(server)
     before = server_state(server)
-    done, sentence = cycle.operator.enable(True)
-    assert not done and "dead-man" in sentence and server_state(server) == before
+    done, message = cycle.operator.enable(True)
+    assert not done and "dead-man" in message and server_state(server) == before
     server.set_dead_man(True, monotonic=1000.0)
-    assert cycle.operator.enable(True) == (True, "commands go out")
+    assert cycle.operator.enable(True) == (True, "commands are sent")
     server.close()
 
 
-def test_a_node_that_leaves_is_not_enabled_any_more(tmp_path: Path) -> None:
+def test_node_that_shuts_down_cannot_be_enabled(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
     cycle, _ = _cycle(server)
@@ -256,7 +256,7 @@ def test_a_node_that_leaves_is_not_enabled_any_more(tmp_path: Path) -> None:
     server.close()
 
 
-def test_a_publisher_that_repeats_itself_does_not_set_a_halted_arm_going(tmp_path: Path) -> None:
+def test_repeated_enable_message_does_not_restart_a_halted_arm(tmp_path: Path) -> None:
     server = _server(tmp_path, enabled=False)
     server.set_instruction(INSTRUCTIONS[0])
     cycle, now = _cycle(server)
@@ -281,7 +281,7 @@ def test_a_publisher_that_repeats_itself_does_not_set_a_halted_arm_going(tmp_pat
     server.close()
 
 
-def test_of_several_switches_none_lets_go_what_another_pressed(tmp_path: Path) -> None:
+def test_one_of_several_publishers_cannot_release_an_emergency_stop(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
     cycle, _ = _cycle(server)
@@ -296,7 +296,7 @@ def test_of_several_switches_none_lets_go_what_another_pressed(tmp_path: Path) -
     server.close()
 
 
-def test_a_dead_man_switch_with_two_publishers_counts_as_let_go(tmp_path: Path) -> None:
+def test_dead_man_switch_with_two_publishers_counts_as_released(tmp_path: Path) -> None:
     server = _server(tmp_path, watch=WatchLimits(dead_man=0.5))
     cycle, now = _cycle(server)
     server.set_instruction(INSTRUCTIONS[0])
@@ -309,15 +309,15 @@ def test_a_dead_man_switch_with_two_publishers_counts_as_let_go(tmp_path: Path) 
     server.close()
 
 
-def test_after_a_task_that_a_fault_ended_enable_alone_does_not_go_on_with_it(tmp_path: Path) -> None:
+def test_enable_does_not_continue_a_task_that_a_fault_ended(tmp_path: Path) -> None:
     server = _server(tmp_path)
     _driving(server)
     server.set_emergency_stop(True)
     server.halt_after_enable("the task ended with a fault; send it again")
     server.set_emergency_stop(False)
     assert _drive(server)[-1].status.code is StatusCode.HELD
-    done, sentence = _cycle(server)[0].operator.enable(True)
-    assert done and "send it again" in sentence
+    done, message = _cycle(server)[0].operator.enable(True)
+    assert done and "send it again" in message
     assert _drive(server, 8)[-1].status.code is StatusCode.HALT_REQUESTED
     server.set_instruction(INSTRUCTIONS[1])
     assert _drive(server)[-1].status.code is StatusCode.RUNNING
@@ -345,8 +345,8 @@ def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothin
 @pytest.mark.parametrize(
     "fault", ["stale", "future", "not finite", "no view", "silence", "a stream", "emergency stop", "halt", "held"]
 )
-def test_no_zeros_go_between_the_commands_of_another_whatever_else_is_wrong(tmp_path: Path, fault: str) -> None:
-    """A fault of the observations is named first; the arm is the other publisher's all the same."""
+def test_no_zero_commands_while_another_publisher_drives(tmp_path: Path, fault: str) -> None:
+    """A fault of the observations is reported first, but the other publisher still commands the arm."""
     server = _server(tmp_path, resume="enable" if fault == "held" else "auto")
     _driving(server)
     server.set_other_publisher("Another node publishes '/twist'.")
@@ -378,7 +378,7 @@ def test_no_zeros_go_between_the_commands_of_another_whatever_else_is_wrong(tmp_
 # --- who else publishes the commands --------------------------------------------------------------------------------
 
 
-def test_another_publisher_is_a_warning_until_it_sends_and_holds_until_it_is_gone() -> None:
+def test_other_publisher_warns_then_halts_until_it_is_gone() -> None:
     others = OtherPublishers()
     assert others.fault is None and others.warning is None
     others.set_publishers("/twist", ["/a", "/b"])

@@ -57,7 +57,7 @@ def test_a_section_is_for_the_nodes_whose_full_name_it_matches(tmp_path: Path, s
     if ours:
         assert load_arm(file, (), namespace)[0].safety.halt_time == 0.5
     else:
-        with pytest.raises(ConfigError, match="no section is for the node"):
+        with pytest.raises(ConfigError, match="no section applies to the node"):
             load_arm(file, (), namespace)
 
 
@@ -119,8 +119,8 @@ def test_commands_take_the_section_of_their_namespace(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("section", ["//left/m2distill_policy", "/l*/m2distill_policy", "/left/m2-distill", "/***"])
-def test_what_is_no_name_of_a_node_is_refused(tmp_path: Path, section: str) -> None:
-    with pytest.raises(ConfigError, match="is no name of a node"):
+def test_invalid_node_name_is_refused(tmp_path: Path, section: str) -> None:
+    with pytest.raises(ConfigError, match="is not a node's name"):
         load_arm(write(tmp_path / "p.yaml", (section, 0.5)))
 
 
@@ -144,8 +144,8 @@ def test_a_parameter_given_twice_is_refused_by_name(tmp_path: Path, section: str
     with pytest.raises(ConfigError, match=f"'{name}' is given twice"):
         load_arm(file)
     node = "/left/m2distill_policy" if section.startswith("/left") else "/m2distill_policy"
-    (sentence,) = given_by_name(["--ros-args", "--params-file", str(file)], node).refused
-    assert f"'{name}' is given twice" in sentence and str(file) in sentence
+    (message,) = given_by_name(["--ros-args", "--params-file", str(file)], node).refused
+    assert f"'{name}' is given twice" in message and str(file) in message
 
 
 def test_what_other_nodes_are_given_is_theirs(tmp_path: Path) -> None:

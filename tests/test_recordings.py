@@ -1,4 +1,4 @@
-"""A robot's recordings become demonstrations, by the code that runs live."""
+"""Recordings of a robot are converted to demonstrations, by the code that runs live."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TYPES.register(get_types_from_msg("float64 position\nfloat64 max_effort\n", "con
 
 @dataclass
 class Teleoperation:
-    """What a driver would have sent: (received ns, topic, type, message)."""
+    """What drivers would send: (received ns, topic, type, message)."""
 
     messages: list[tuple[int, str, str, Any]] = field(default_factory=list)
     pose: NDArray[np.float64] = field(default_factory=lambda: np.array([0.4, 0.0, 0.3, math.pi, 0.02, -0.01]))
@@ -87,7 +87,7 @@ class Teleoperation:
 
 
 def picture(step: int, view: int) -> NDArray[np.uint8]:
-    """A 48 x 64 picture that differs from step to step and from view to view."""
+    """Return a 48 x 64 image that differs between steps and views."""
     rng = np.random.default_rng([step, view])
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (64, 48), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
@@ -164,8 +164,8 @@ def test_set_points_become_the_actions_that_would_have_made_them(tmp_path: Path,
         np.testing.assert_array_equal(episode.images["agentview_rgb"][step], half)
 
 
-def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
-    """The messages of a recording, at their times, into the cycle that both policy nodes run."""
+def test_live_node_gives_identical_observations(tmp_path: Path) -> None:
+    """Add the messages of a recording, at their times, to the loop that both policy nodes use."""
     contract = toy_contract()
     dropped = {(12, 0), (20, 1), (21, 1)}
     made = teleoperation(change=lambda step, view: (step, view) not in dropped, joints_ms=7)
@@ -217,7 +217,7 @@ def test_the_live_node_sees_the_very_same_tensors(tmp_path: Path) -> None:
             np.testing.assert_array_equal(episode.proprioception[name][index], values)
 
 
-def test_velocities_go_back_through_the_response_and_run_out(tmp_path: Path) -> None:
+def test_velocities_are_inverted_by_the_response_and_expire(tmp_path: Path) -> None:
     made = teleoperation()
     wanted = np.array([0.5, -0.25, 1.0, 0.0, -0.8, 0.1])
     for step in range(20):
@@ -280,12 +280,12 @@ def _long_quaternion(message: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("spoil", "expected"),
     [
         (_without("eye_in_hand"), r"no topic '/camera/eye_in_hand/image_raw'.*; it has /camera/agentview/image_raw"),
         (_without("gripper"), "no topic '/gripper_command'"),
         (_cameras_pause, r"no observation for 0\.\d+ s after .*; at most 0.25 s is allowed"),
-        (_slow_camera, r"/camera/agentview/image_raw has 10\.\d images a second and the contract wants 20"),
+        (_slow_camera, r"/camera/agentview/image_raw has 10\.\d images a second, but the contract needs 20"),
         (_all("joint_states", _one_joint_less), "cannot be used: the joint state does not name panda_finger_joint2"),
         (_all("joint_states", _no_numbers), "cannot be used: .*not finite"),
         (_all("agentview", _half), "view 'agentview_rgb': image is incomplete"),
@@ -293,19 +293,19 @@ def _long_quaternion(message: Any) -> None:
         (_all("pose", _long_quaternion), "quaternion of length"),
     ],
 )
-def test_what_a_policy_could_not_use_is_refused_by_name(
-    tmp_path: Path, spoil: Callable[[Teleoperation], None], sentence: str
+def test_unusable_recordings_are_refused_with_the_cause(
+    tmp_path: Path, spoil: Callable[[Teleoperation], None], expected: str
 ) -> None:
     made = teleoperation(60)
     made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
     made.grip(0, 0.08)
     spoil(made)
     folder = made.write(tmp_path / "bag", StoragePlugin.SQLITE3)
-    with Bag(folder) as bag, pytest.raises(RecordingError, match=sentence):
+    with Bag(folder) as bag, pytest.raises(RecordingError, match=expected):
         import_recording(bag, CONTRACT, ImportSettings())
 
 
-def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_recordings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="there is no recording at"):
         Bag(tmp_path / "none")
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""import-bag: every stream's clock and rate, gaps, and joints in pieces, by the rules that hold live."""
+"""import-bag: clock and rate of every stream, gaps, and split joint states, with the live rules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(steps: int = 50, **options: Any) -> Teleoperation:
 
 
 def shifted(found: Teleoperation, topic: str, nanoseconds: int, since: int = 0) -> Teleoperation:
-    """The stamps of one topic, off by so much."""
+    """Shift the stamps of one topic."""
     for received, name, _, message in found.messages:
         if name == topic and received - BEGIN >= since:
             stamp = message.header.stamp
@@ -47,7 +47,7 @@ def shifted(found: Teleoperation, topic: str, nanoseconds: int, since: int = 0) 
 
 
 def received(found: Teleoperation, change: Callable[[int], int]) -> Teleoperation:
-    """Other times of recording, ns since the begin."""
+    """Change the times of recording, ns since the beginning."""
     found.messages = [(BEGIN + change(at - BEGIN), *rest) for at, *rest in found.messages]
     return found
 
@@ -63,7 +63,7 @@ EVERY += [(names, offset) for names in itertools.combinations(STREAMS, 2) for of
 
 
 @pytest.mark.parametrize(("names", "offset"), EVERY)
-def test_every_stream_at_every_offset_is_imported_in_tolerance_or_named(
+def test_each_stream_with_a_clock_offset_is_imported_or_reported(
     tmp_path: Path, names: tuple[str, ...], offset: float
 ) -> None:
     found = made()
@@ -78,14 +78,14 @@ def test_every_stream_at_every_offset_is_imported_in_tolerance_or_named(
         return
     with pytest.raises(RecordingError) as caught:
         imported(tmp_path, found)
-    sentence = str(caught.value)
-    assert any(STREAMS[name] in sentence for name in names), sentence
-    said = re.search(r"are (\d+\.\d+) s (ahead|behind)", sentence)
-    assert said is not None and abs(float(said[1]) - abs(offset)) < 0.02 and "watch." in sentence, sentence
+    text = str(caught.value)
+    assert any(STREAMS[name] in text for name in names), text
+    said = re.search(r"are (\d+\.\d+) s (ahead|behind)", text)
+    assert said is not None and abs(float(said[1]) - abs(offset)) < 0.02 and "watch." in text, text
 
 
 def test_a_recording_on_another_clock_as_a_whole_is_imported(tmp_path: Path) -> None:
-    """Simulated time, or a recorder whose clock is off."""
+    """Simulated time, or a recorder with a wrong clock."""
     expected = imported(tmp_path / "right", made()).episode
     for offset in (-BEGIN, -300 * MS, 300 * MS):
         found = made()
@@ -110,7 +110,7 @@ def test_a_clock_that_is_set_in_the_middle_is_named(tmp_path: Path) -> None:
             imported(tmp_path / name, found)
 
 
-def test_a_recorder_that_was_busy_is_no_fault_of_the_clocks(tmp_path: Path) -> None:
+def test_busy_recorder_is_not_a_clock_fault(tmp_path: Path) -> None:
     def late(at: int) -> int:
         return max(at, 1180 * MS) if 1000 * MS < at < 1180 * MS else at
 
@@ -140,7 +140,7 @@ def test_a_known_difference_is_corrected_on_request(tmp_path: Path, capfd: pytes
 
 def test_joints_slower_than_the_contract_are_refused_by_rate(tmp_path: Path) -> None:
     for joints_ms in (100, 66, 200):
-        with pytest.raises(RecordingError, match=r"/joint_states has \d+\.\d messages a second and .* wants 20"):
+        with pytest.raises(RecordingError, match=r"/joint_states has \d+\.\d messages a second, but .* needs 20"):
             imported(tmp_path / str(joints_ms), made(joints_ms=joints_ms))
 
 
@@ -155,7 +155,7 @@ def test_a_pose_slower_than_the_contract_is_refused_by_rate(tmp_path: Path) -> N
 def test_observations_that_are_missing_again_and_again_are_refused_by_rate(tmp_path: Path) -> None:
     """Each camera alone is fast enough, by its median."""
     found = made(change=lambda step, view: step % 8 not in ((0, 4) if view else (2, 6)))
-    with pytest.raises(RecordingError, match=r"observations a second and the contract wants 20; messages a second are"):
+    with pytest.raises(RecordingError, match=r"observations a second, but the contract needs 20; messages a second"):
         imported(tmp_path, found)
 
 
@@ -163,7 +163,7 @@ def test_observations_that_are_missing_again_and_again_are_refused_by_rate(tmp_p
 
 
 def _clock_of_1970(found: Teleoperation, until: int) -> Teleoperation:
-    """What came before ``until`` was recorded, and stamped, with a clock that was not set yet."""
+    """Messages before ``until`` were recorded and stamped with a clock that was not set yet."""
     early = [entry for entry in found.messages if entry[0] - BEGIN < until]
     for entry in early:
         if hasattr(entry[3], "header"):
@@ -196,7 +196,7 @@ def test_a_gap_anywhere_takes_no_time(tmp_path: Path, gap: float, after: int) ->
     assert time.monotonic() - begin < 20
 
 
-def test_nothing_but_joints_for_a_long_time_and_a_lonely_command_at_the_end(tmp_path: Path) -> None:
+def test_long_time_with_only_joints_and_one_late_command(tmp_path: Path) -> None:
     found = made(20)
     found.grip(20_000 * S, 0.0)
     assert len(imported(tmp_path, found).episode) == 20
@@ -206,7 +206,7 @@ def test_nothing_but_joints_for_a_long_time_and_a_lonely_command_at_the_end(tmp_
 
 
 def _in_pieces(found: Teleoperation, *, topic: str, every: int = 1) -> Teleoperation:
-    """The gripper's joints in messages of their own."""
+    """Put the gripper's joints into separate messages."""
     pieces: list[tuple[int, str, str, Any]] = []
     count = itertools.count()
     for at, name, kind, message in found.messages:

@@ -1,4 +1,4 @@
-"""Recordings that are damaged, unfinished or odd: a demonstration, or one sentence in bounded time and memory."""
+"""Damaged, unfinished or unusual recordings: a demonstration, or one error in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TIME, MEMORY = 20.0, 512 * 2**20
 KINDS = ("db3", "mcap", "mcap_zstd", "file_zstd", "message_zstd", "db3_file_zstd")
 
 
-def told(steps: int = 3) -> Teleoperation:
+def teleoperated(steps: int = 3) -> Teleoperation:
     made = teleoperation(steps, joints_ms=10)
     made.stamped_pose(50 * MS, topics.resolve(topics.TARGET_POSE), 0, made.pose)
     made.grip(0, 0.08)
@@ -61,7 +61,7 @@ def write(folder: Path, kind: str, made: Teleoperation) -> Path:
 
 
 def read(path: Path) -> int:
-    """Steps of the demonstration in ``path``."""
+    """Return the number of steps of the demonstration in ``path``."""
     with Bag(path) as bag:
         assert bag.number >= 0
         return len(import_recording(bag, CONTRACT, ImportSettings()).episode)
@@ -70,24 +70,24 @@ def read(path: Path) -> int:
 def refused(path: Path, *words: str) -> str:
     with pytest.raises(RecordingError) as found:
         read(path)
-    sentence = str(found.value)
-    assert str(path) in sentence or str(path.parent) in sentence
-    assert "\n" not in sentence and len(sentence) < 900
+    message = str(found.value)
+    assert str(path) in message or str(path.parent) in message
+    assert "\n" not in message and len(message) < 900
     for word in words:
-        assert word in sentence, sentence
-    return sentence
+        assert word in message, message
+    return message
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One recording of each kind."""
     folder = tmp_path_factory.mktemp("whole")
-    return {kind: write(folder / kind, kind, told()) for kind in KINDS}
+    return {kind: write(folder / kind, kind, teleoperated()) for kind in KINDS}
 
 
 @pytest.fixture
 def copy(whole: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of one of them, to damage."""
+    """A copy of one of them, to be damaged."""
     return lambda kind: Path(shutil.copytree(whole[kind], tmp_path / kind))
 
 
@@ -124,7 +124,7 @@ def damage(rng: np.random.Generator, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_recording_is_read_or_refused_in_one_sentence(copy: Callable[[str], Path], kind: str) -> None:
+def test_damaged_recording_is_read_or_gives_one_error(copy: Callable[[str], Path], kind: str) -> None:
     folder = copy(kind)
     files = sorted(folder.iterdir())
     contents = {file: file.read_bytes() for file in files}
@@ -152,7 +152,7 @@ def test_a_damaged_recording_is_read_or_refused_in_one_sentence(copy: Callable[[
 # --- unfinished and odd recordings ------------------------------------------------------------------------------
 
 
-def test_the_only_file_of_a_recording_stands_for_it(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_single_file_of_a_recording_is_enough(whole: dict[str, Path], tmp_path: Path) -> None:
     for kind, ending in (("mcap", "mcap"), ("db3", "db3"), ("mcap_zstd", "mcap")):
         file = next(whole[kind].glob(f"*.{ending}"))
         assert read(file) == read(whole[kind])
@@ -181,7 +181,7 @@ def test_a_database_that_was_not_closed_is_named(copy: Callable[[str], Path]) ->
     refused(folder, "was not closed", "VACUUM")
 
 
-def test_what_is_no_file_of_a_recording_is_refused_at_once(copy: Callable[[str], Path], tmp_path: Path) -> None:
+def test_other_files_are_refused_at_once(copy: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copy("mcap")
     for name in ("x.bag", "x.txt"):
         (tmp_path / name).write_bytes(b"#ROSBAG V2.0")
@@ -254,7 +254,7 @@ def test_odd_metadata_are_refused(
     refused(change(copy("mcap"), how), *words)
 
 
-def test_metadata_that_nothing_here_needs_may_be_odd(copy: Callable[[str], Path]) -> None:
+def test_unused_metadata_are_not_checked(copy: Callable[[str], Path]) -> None:
     def how(info: dict[str, Any]) -> None:
         info.update(duration={"nanoseconds": -5}, starting_time=None, files=7, custom_data=[1])
         info["topics_with_message_count"][0]["topic_metadata"]["offered_qos_profiles"] = "*x"
@@ -285,9 +285,7 @@ def test_metadata_that_nothing_here_needs_may_be_odd(copy: Callable[[str], Path]
     ],
     ids=range(17),
 )
-def test_metadata_that_are_no_table_or_a_trap_are_refused_at_once(
-    copy: Callable[[str], Path], content: str | bytes
-) -> None:
+def test_malicious_metadata_are_refused_at_once(copy: Callable[[str], Path], content: str | bytes) -> None:
     folder = copy("mcap")
     (folder / "metadata.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     begun = time.monotonic()
@@ -296,7 +294,7 @@ def test_metadata_that_are_no_table_or_a_trap_are_refused_at_once(
 
 
 def test_topics_without_messages_or_with_two_types(tmp_path: Path) -> None:
-    made = told()
+    made = teleoperated()
     pose = topics.END_EFFECTOR_POSE
     silent = tmp_path / "silent"
     with Writer(silent, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
@@ -410,14 +408,14 @@ def test_an_index_that_names_a_chunk_twice_is_refused(copy: Callable[[str], Path
     refused(folder, "twice")
 
 
-def test_a_query_that_gives_nothing_ends(copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_query_without_results_is_aborted(copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copy("db3")
     monkeypatch.setattr(storages, "_PATIENCE", -10.0)
     monkeypatch.setattr(storages, "_STEPS", 10)
     refused(folder, "interrupted")
 
 
-def test_the_command_ends_with_one_sentence_for_each(
+def test_command_prints_one_error_for_each(
     copy: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "contract.json").write_text(CONTRACT.to_json())

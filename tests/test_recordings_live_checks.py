@@ -1,4 +1,4 @@
-"""import-bag: frozen views and joints, impossible poses and frames, by the checks of the live node; nothing is left."""
+"""import-bag: frozen views and joints, impossible poses and frames, by the live node's checks; no files are left."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tests.test_recordings import BEGIN, CONTRACT, MS, Teleoperation, teleoperat
 TARGET, TWIST, POSE = topics.resolve(topics.TARGET_POSE), topics.resolve(topics.TWIST), topics.END_EFFECTOR_POSE
 VIEWS = [topics.camera_topic(name) for name in CONTRACT.camera_names]
 STEPS = 60
-TOLD = ("target_pose", "twist")
+COMMAND_KINDS = ("target_pose", "twist")
 
 
-def driven(told: str, until: int = STEPS) -> Teleoperation:
-    """An arm that is told to move, up to step ``until``."""
+def driven(command_kind: str, until: int = STEPS) -> Teleoperation:
+    """Return a recording of an arm that is commanded to move, up to step ``until``."""
     made = teleoperation(STEPS, joints_ms=10)
     for step in range(until):
         at = 100 + step * 50
         pose = made.pose.copy()
         pose[0] += at / 10_000 + 0.01
         pose[1] += 0.02 * math.sin(step / 3)
-        if told == "target_pose":
+        if command_kind == "target_pose":
             made.stamped_pose((at + 20) * MS, TARGET, (at + 20) * MS, pose)
         else:
             made.twist((at + 20) * MS, [0.05, 0.02, 0, 0, 0, 0.1])
@@ -53,9 +53,9 @@ def contents(made: Teleoperation, topic: str, since: float = 0.0, until: float =
             yield content
 
 
-def imported(folder: Path, made: Teleoperation, told: str = "target_pose", **settings: Any) -> Imported:
+def imported(folder: Path, made: Teleoperation, command_kind: str = "target_pose", **settings: Any) -> Imported:
     with Bag(made.write(folder / "bag", StoragePlugin.MCAP)) as bag:
-        return import_recording(bag, CONTRACT, ImportSettings(command=told, **settings))  # type: ignore[arg-type]
+        return import_recording(bag, CONTRACT, ImportSettings(command=command_kind, **settings))  # type: ignore[arg-type]
 
 
 def freeze_joints(made: Teleoperation, since: float, until: float = math.inf) -> Teleoperation:
@@ -77,37 +77,42 @@ def freeze_view(made: Teleoperation, topic: str, since: float) -> Teleoperation:
 # --- frozen ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("command_kind", COMMAND_KINDS)
 @pytest.mark.parametrize("since", [0.0, 0.4, 0.8, 1.5])
-def test_joints_that_freeze_while_the_arm_is_told_to_move_are_refused(tmp_path: Path, told: str, since: float) -> None:
+def test_frozen_joints_during_commands_are_refused(tmp_path: Path, command_kind: str, since: float) -> None:
     with pytest.raises(RecordingError) as caught:
-        imported(tmp_path, freeze_joints(driven(told), since), told)
+        imported(tmp_path, freeze_joints(driven(command_kind), since), command_kind)
     assert StatusCode.FROZEN_JOINTS.name in str(caught.value) and "joint_states" in str(caught.value)
     limits = WatchLimits(frozen_after=None)
-    assert len(imported(tmp_path / "off", freeze_joints(driven(told), since), told, watch=limits).episode) >= STEPS - 2
+    assert (
+        len(imported(tmp_path / "off", freeze_joints(driven(command_kind), since), command_kind, watch=limits).episode)
+        >= STEPS - 2
+    )
 
 
-@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("command_kind", COMMAND_KINDS)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("since", [0.0, 0.5, 1.2])
-def test_a_view_that_freezes_while_the_arm_moves_is_refused(tmp_path: Path, told: str, view: str, since: float) -> None:
+def test_a_view_that_freezes_while_the_arm_moves_is_refused(
+    tmp_path: Path, command_kind: str, view: str, since: float
+) -> None:
     with pytest.raises(RecordingError) as caught:
-        imported(tmp_path, freeze_view(driven(told), view, since), told)
+        imported(tmp_path, freeze_view(driven(command_kind), view, since), command_kind)
     assert StatusCode.FROZEN_VIEW.name in str(caught.value)
     assert CONTRACT.camera_names[VIEWS.index(view)] in str(caught.value)
 
 
-@pytest.mark.parametrize("told", TOLD)
-def test_a_pause_of_the_operator_is_no_fault(tmp_path: Path, told: str) -> None:
-    """The last set-point holds, 10 mm ahead of the arm, whose driver says the very same positions."""
-    made = freeze_joints(driven(told, until=20), 1.1)
+@pytest.mark.parametrize("command_kind", COMMAND_KINDS)
+def test_pause_of_the_operator_is_accepted(tmp_path: Path, command_kind: str) -> None:
+    """The last set-point stays 10 mm ahead of the arm, whose driver repeats the same positions."""
+    made = freeze_joints(driven(command_kind, until=20), 1.1)
     where = None
     for content in contents(made, POSE, 1.1):
         where = content.pose if where is None else where
         content.pose = where
     for view in VIEWS:
         freeze_view(made, view, 1.2)
-    assert len(imported(tmp_path, made, told).episode) >= STEPS - 2
+    assert len(imported(tmp_path, made, command_kind).episode) >= STEPS - 2
 
 
 def test_a_set_point_that_stays_out_of_reach_is_a_command_to_move(tmp_path: Path) -> None:
@@ -120,20 +125,20 @@ def test_a_set_point_that_stays_out_of_reach_is_a_command_to_move(tmp_path: Path
         imported(tmp_path / "frozen", freeze_joints(made, 0.5))
 
 
-@pytest.mark.parametrize("told", TOLD)
-def test_a_pose_that_freezes_while_the_arm_is_told_to_move_is_refused(tmp_path: Path, told: str) -> None:
-    made = driven(told)
+@pytest.mark.parametrize("command_kind", COMMAND_KINDS)
+def test_frozen_pose_during_commands_is_refused(tmp_path: Path, command_kind: str) -> None:
+    made = driven(command_kind)
     first = None
     for content in contents(made, POSE, 0.3):
         first = content.pose if first is None else first
         content.pose = first
     with pytest.raises(RecordingError, match=StatusCode.BAD_POSE.name):
-        imported(tmp_path, made, told)
+        imported(tmp_path, made, command_kind)
 
 
 @pytest.mark.parametrize("positions", [(0.0, 0.8), (255.0, 0.0), (-1e30, 1e30), (0.0, 0.11), (-0.03, 0.08)])
 def test_a_gripper_that_counts_in_another_unit_is_refused(tmp_path: Path, positions: tuple[float, float]) -> None:
-    """Open and closed would be exchanged, or be what is nearer by chance."""
+    """Otherwise open and closed would be exchanged, or be whichever is nearer by chance."""
     made = driven("target_pose")
     made.messages = [message for message in made.messages if message[1] != topics.GRIPPER_COMMAND]
     for at, position in zip((1, 1200), positions, strict=True):
@@ -143,7 +148,7 @@ def test_a_gripper_that_counts_in_another_unit_is_refused(tmp_path: Path, positi
 
 
 @pytest.mark.parametrize("positions", [(0.08, 0.0), (0.085, -0.01), (0.06, 0.02), (0.1, 0.0)])
-def test_a_gripper_that_is_told_about_open_or_closed_is_taken(tmp_path: Path, positions: tuple[float, float]) -> None:
+def test_gripper_commands_near_open_or_closed_are_accepted(tmp_path: Path, positions: tuple[float, float]) -> None:
     made = driven("target_pose")
     made.messages = [message for message in made.messages if message[1] != topics.GRIPPER_COMMAND]
     for at, position in zip((1, 1200), positions, strict=True):
@@ -155,18 +160,18 @@ def test_a_gripper_that_is_told_about_open_or_closed_is_taken(tmp_path: Path, po
 # --- impossible ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("command_kind", COMMAND_KINDS)
 @pytest.mark.parametrize("at", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize(
     ("field", "value"), [("x", 3.4), ("y", -1.0), ("z", 50.0), ("x", 1e30), ("y", math.nan), ("z", -math.inf)]
 )
 def test_one_pose_where_the_arm_cannot_be_is_refused(
-    tmp_path: Path, told: str, at: float, field: str, value: float
+    tmp_path: Path, command_kind: str, at: float, field: str, value: float
 ) -> None:
-    made = driven(told)
+    made = driven(command_kind)
     setattr(next(contents(made, POSE, at)).pose.position, field, value)
     with pytest.raises(RecordingError) as caught:
-        imported(tmp_path, made, told)
+        imported(tmp_path, made, command_kind)
     assert f"{POSE} at {BEGIN / 1e9 + at:.1f}"[:-2] in str(caught.value)
 
 
@@ -204,36 +209,39 @@ def named(made: Teleoperation, topic: str, frame: str, since: float = 0.0) -> Te
     return made
 
 
-@pytest.mark.parametrize("told", TOLD)
+@pytest.mark.parametrize("command_kind", COMMAND_KINDS)
 @pytest.mark.parametrize("pose_frame", ["", "base", "world"])
-@pytest.mark.parametrize("told_frame", ["", "base", "tool0", "/base"])
+@pytest.mark.parametrize("command_frame", ["", "base", "tool0", "/base"])
 @pytest.mark.parametrize("wanted", ["", "base", "tool0"])
 def test_poses_and_commands_of_two_frames_are_refused(
-    tmp_path: Path, told: str, pose_frame: str, told_frame: str, wanted: str
+    tmp_path: Path, command_kind: str, pose_frame: str, command_frame: str, wanted: str
 ) -> None:
-    topic = TARGET if told == "target_pose" else TWIST
-    made = named(named(driven(told), POSE, pose_frame), topic, told_frame)
-    names = {frame.removeprefix("/") for frame in (pose_frame, told_frame, wanted) if frame}
+    topic = TARGET if command_kind == "target_pose" else TWIST
+    made = named(named(driven(command_kind), POSE, pose_frame), topic, command_frame)
+    names = {frame.removeprefix("/") for frame in (pose_frame, command_frame, wanted) if frame}
     if len(names) < 2:
-        found = imported(tmp_path, made, told, frame=wanted)
-        is_unknown = told == "twist" and names == {"tool0"} and not wanted
+        found = imported(tmp_path, made, command_kind, frame=wanted)
+        is_unknown = command_kind == "twist" and names == {"tool0"} and not wanted
         assert found.unknown_frame == ("tool0" if is_unknown else "") and len(found.warnings) == is_unknown
         return
     with pytest.raises(RecordingError) as caught:
-        imported(tmp_path, made, told, frame=wanted)
+        imported(tmp_path, made, command_kind, frame=wanted)
     assert sum(repr(name) in str(caught.value) for name in names) == 2
     assert topic in str(caught.value) or POSE in str(caught.value)
 
 
-@pytest.mark.parametrize("told", TOLD)
-@pytest.mark.parametrize("which", ["pose", "told"])
+@pytest.mark.parametrize("command_kind", COMMAND_KINDS)
+@pytest.mark.parametrize("which", ["pose", "command"])
 @pytest.mark.parametrize("since", [0.5, 1.0, 2.9])
-def test_a_frame_that_changes_is_refused(tmp_path: Path, told: str, which: str, since: float) -> None:
-    topic = POSE if which == "pose" else TARGET if told == "target_pose" else TWIST
+def test_a_frame_that_changes_is_refused(tmp_path: Path, command_kind: str, which: str, since: float) -> None:
+    topic = POSE if which == "pose" else TARGET if command_kind == "target_pose" else TWIST
     with pytest.raises(RecordingError) as caught:
-        imported(tmp_path, named(driven(told), topic, "camera_link", since), told)
+        imported(tmp_path, named(driven(command_kind), topic, "camera_link", since), command_kind)
     assert topic in str(caught.value) and "'camera_link'" in str(caught.value) and "'base'" in str(caught.value)
-    assert len(imported(tmp_path / "empty", named(driven(told), topic, "", since), told).episode) >= STEPS - 2
+    assert (
+        len(imported(tmp_path / "empty", named(driven(command_kind), topic, "", since), command_kind).episode)
+        >= STEPS - 2
+    )
 
 
 def test_a_very_long_frame_is_not_repeated_whole(tmp_path: Path) -> None:
@@ -271,7 +279,7 @@ def test_an_instruction_that_cannot_be_read_is_refused_before_anything_is_writte
 @pytest.mark.parametrize(
     "instruction", ['"lift the box"', "   lift the box   ", '" "lift the box" "', "lift the box\n"]
 )
-def test_quotes_and_spaces_around_an_instruction_are_left_out_and_said(
+def test_quotes_around_an_instruction_are_removed_and_reported(
     tmp_path: Path, bag: Path, instruction: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert command(bag, tmp_path / "out", instruction) == 0
@@ -334,7 +342,7 @@ def test_an_entry_that_is_mapped_twice_is_refused(tmp_path: Path) -> None:
         imported(tmp_path, driven("twist"), "twist", joints=joints)
 
 
-def test_motions_are_as_before(tmp_path: Path) -> None:
-    """What is sound is imported, with the actions that were told."""
+def test_set_point_speed_is_unchanged(tmp_path: Path) -> None:
+    """Correct recordings are imported, with the commanded actions."""
     found = imported(tmp_path, driven("twist"), "twist")
     assert np.all(found.episode.actions[2:, 0] > 0) and found.warnings == ()

@@ -1,4 +1,4 @@
-"""What an arm on ROS 2 brings beside topics: a gripper's action, transforms, RViz; and pictures by cv_bridge."""
+"""Parts of an arm on ROS 2 other than topics: gripper action, transforms, RViz; and images by cv_bridge."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("own_domain")
 
 @contextlib.contextmanager
 def driven(tmp_path: Path, **parameters: object) -> Iterator[RosRobot]:
-    """A robot whose policy node, in this process, is active and enabled."""
+    """A robot with an active and enabled policy node in this process."""
     bundle = str(write_toy(tmp_path / "toy"))
     given = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "enable": True, **parameters}
     with policy_node(**given), contextlib.closing(RosRobot(CONTRACT)) as robot:
@@ -55,7 +55,7 @@ def driven(tmp_path: Path, **parameters: object) -> Iterator[RosRobot]:
 
 @pytest.mark.parametrize("kind", ["gripper_command", "parallel_gripper_command"])
 def test_the_gripper_is_commanded_by_its_drivers_action(tmp_path: Path, kind: str) -> None:
-    """If the driver refuses the command, it is sent again. Without a driver, the status says so."""
+    """A refused command is sent again. Without a driver, the status reports it."""
     gripper = {"gripper__interface": kind, "gripper__action": "/hand/command", "gripper__joint": "knuckle"}
     with driven(tmp_path, gripper__max_effort=5.0, sampling="sample", **gripper) as robot:
         assert robot.operator.change(Transition.TRANSITION_ACTIVATE)
@@ -94,7 +94,7 @@ def test_the_gripper_is_commanded_by_its_drivers_action(tmp_path: Path, kind: st
         server.destroy()
 
 
-def test_poses_come_from_transforms_and_the_mixture_is_drawn_there(tmp_path: Path) -> None:
+def test_poses_from_tf_and_mixture_markers(tmp_path: Path) -> None:
     with driven(tmp_path, pose__base_frame="arm_base", pose__end_effector_frame="hand") as robot:
         markers: list[MarkerArray] = []
         robot.node.create_subscription(MarkerArray, topics.resolve(topics.MARKERS), markers.append, 10)
@@ -140,8 +140,8 @@ def _image(encoding: str, height: int, width: int, step: int, data: bytes) -> Im
 
 @pytest.mark.parametrize("encoding", BYTES_PER_PIXEL)
 @pytest.mark.parametrize("padding", [0, 3, 12])
-def test_cv_bridge_reads_pictures_as_recordings_are_read(encoding: str, padding: int) -> None:
-    """Or what a policy learns from recordings would not be what it sees live."""
+def test_cv_bridge_and_recordings_give_the_same_pixels(encoding: str, padding: int) -> None:
+    """Otherwise a policy would be trained with other images than it sees live."""
     rng = np.random.default_rng(0)
     height, width = 6, 8
     step = width * BYTES_PER_PIXEL[encoding] + padding
@@ -150,12 +150,12 @@ def test_cv_bridge_reads_pictures_as_recordings_are_read(encoding: str, padding:
     np.testing.assert_array_equal(live, raw_to_rgb(encoding, height, width, step, data))
 
 
-def test_pictures_that_are_none_are_refused_before_cv_bridge_sees_them() -> None:
-    for encoding, size, sentence in (
+def test_invalid_images_are_refused_before_cv_bridge() -> None:
+    for encoding, size, text in (
         ("rgb8", 5, "image is incomplete"),
         ("16UC1", 96, "encoding '16UC1' is not known"),
     ):
-        with pytest.raises(ObservationError, match=sentence):
+        with pytest.raises(ObservationError, match=text):
             message_to_rgb(_image(encoding, 4, 4, 12, bytes(size)))
 
 

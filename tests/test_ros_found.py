@@ -1,4 +1,4 @@
-"""Where a ROS 2 lies under /opt/ros and is not sourced, everything that needs it runs in a process where it is."""
+"""If a ROS 2 under /opt/ros is not sourced, everything that needs it runs in a process that has sourced it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _sourced(
 
 
 def _found(root: Path) -> Path:
-    """The newest distribution under ``root`` whose parts all load here; skips, naming what is missing."""
+    """Return the newest distribution under ``root`` that can be loaded; skip the test, naming what is missing."""
     distributions = sorted(path.parent for path in root.glob("*/setup.bash"))
     if not distributions:
         pytest.skip(f"no ROS 2 is sourced, and none lies under {root}")
@@ -77,7 +77,7 @@ def _import(distribution: Path, module: str) -> subprocess.CompletedProcess[str]
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
-    """The line that says what went wrong: the last error of Python's, or the last line at all."""
+    """Return the line with the error: Python's last error, or the last line."""
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     errors = [line for line in lines if "Error:" in line and line.split("Error:")[0].isidentifier()]
     return (errors or lines or [f"exit status {done.returncode}"])[-1]
@@ -122,8 +122,8 @@ def _generating_python(distribution: Path, folder: Path) -> str:
     pytest.skip(f"the message generators of {distribution} do not work here: {'; '.join(reasons)}")
 
 
-def test_with_the_ros_2_that_lies_here(tmp_path: Path) -> None:
-    """Builds ros2_ws beside it, then runs the tests that need ROS 2, with both."""
+def test_with_the_installed_ros_2(tmp_path: Path) -> None:
+    """Build ros2_ws in a copy, then run the tests that need ROS 2 with both."""
     if importlib.util.find_spec("rclpy") is not None:
         pytest.skip("ROS 2 is sourced: its tests run by themselves")
     _run_on(Path("/opt/ros"), tmp_path)
@@ -146,7 +146,7 @@ def _run_on(root: Path, folder: Path) -> None:
 
 
 def _prefix(root: Path, modules: Sequence[str], colcon: str | None) -> Path:
-    """A folder that looks like a sourced ROS 2: Python modules that are empty, and perhaps a ``colcon``."""
+    """Make a folder that looks like a sourced ROS 2: empty Python modules, and optionally a ``colcon``."""
     distribution = root / "jazzy"
     site = distribution / "lib" / HERE / "site-packages"
     for module in modules:
@@ -188,7 +188,7 @@ def test_a_ros_2_that_cannot_be_used_is_skipped_with_what_it_lacks(
 
 
 def test_a_workspace_that_a_working_ros_2_cannot_build_is_a_failure(tmp_path: Path) -> None:
-    """The probe must not hide a fault of this project."""
+    """The check for a usable ROS 2 must not hide an error of this project."""
     _prefix(tmp_path / "ros", MODULES, 'case "$*" in *probe_msgs*) exit 0;; *) echo "no such message"; exit 1;; esac')
     with pytest.raises(AssertionError, match="no such message"):
         _run_on(tmp_path / "ros", tmp_path)

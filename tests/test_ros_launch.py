@@ -1,4 +1,4 @@
-"""The launch files by ``ros2 launch``, as people start them: up, killed and up again, refused, and out by Ctrl-C."""
+"""The launch files with ``ros2 launch``: start, restart after a kill, refusal, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.test_behaviour_real_time import drive_until
 
 
 def _lacking() -> str:
-    """What ``ros2 launch`` of this package needs and is not there; empty where it can be tried."""
+    """What ``ros2 launch`` of this package needs and is missing; "" if nothing is."""
     if importlib.util.find_spec("ros2launch") is None:
         return "ros2 launch is not installed"
     try:
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("own_domain")
 
 @contextlib.contextmanager
 def launched(folder: Path, file: str, **arguments: object) -> Iterator[Child]:
-    """``ros2 launch``; what it started is ended with it."""
+    """Run ``ros2 launch``, and end all its processes at the end."""
     if lacking := _lacking():
         pytest.skip(lacking)
     words = [f"{name}:={value}" for name, value in arguments.items()]
@@ -64,15 +64,15 @@ def launched(folder: Path, file: str, **arguments: object) -> Iterator[Child]:
 
 
 def _node_of(child: Child) -> int:
-    """The process of the policy node that was started last."""
+    """Return the process of the policy node that was started last."""
     lines = [line for line in child.output.splitlines() if "[policy_node-1]: process started with pid" in line]
     return int(lines[-1].rsplit("[", 1)[1].rstrip("]"))
 
 
 def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
-    told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "enable": "true", "respawn": "true"}
-    with launched(tmp_path, "policy.launch.py", **told) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
+    settings = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "enable": "true", "respawn": "true"}
+    with launched(tmp_path, "policy.launch.py", **settings) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
         launch.wait_for("process started with pid")
         robot.meet()
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -95,9 +95,9 @@ def test_the_policy_comes_up_and_comes_back_when_it_is_killed(tmp_path: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_node_ends_with_its_launcher(tmp_path: Path, number: signal.Signals) -> None:
-    """``ros2 launch`` passes neither on: without its launcher the node would go on driving."""
-    told = {"bundle": write_toy(tmp_path / "toy"), "instruction": INSTRUCTIONS[0], "enable": "true"}
-    with launched(tmp_path, "policy.launch.py", **told) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
+    """``ros2 launch`` forwards neither signal; without the check of its launcher the node would continue to drive."""
+    settings = {"bundle": write_toy(tmp_path / "toy"), "instruction": INSTRUCTIONS[0], "enable": "true"}
+    with launched(tmp_path, "policy.launch.py", **settings) as launch, contextlib.closing(RosRobot(CONTRACT)) as robot:
         launch.wait_for("process started with pid")
         robot.meet()
         drive_until(robot, StatusCode.RUNNING, "first answer")
@@ -113,7 +113,7 @@ def test_the_node_ends_with_its_launcher(tmp_path: Path, number: signal.Signals)
 
 
 def _runs(process: int) -> bool:
-    """Whether it is there, and no zombie."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return " Z " not in Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -122,8 +122,8 @@ def _runs(process: int) -> bool:
 
 def test_without_enable_it_answers_in_shadow(tmp_path: Path) -> None:
     bundle = write_toy(tmp_path / "toy")
-    told = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "profile": _profile(tmp_path)}
-    with launched(tmp_path, "policy.launch.py", **told), contextlib.closing(RosRobot(CONTRACT)) as robot:
+    settings = {"bundle": bundle, "instruction": INSTRUCTIONS[0], "profile": _profile(tmp_path)}
+    with launched(tmp_path, "policy.launch.py", **settings), contextlib.closing(RosRobot(CONTRACT)) as robot:
         robot.meet()
         drive_until(robot, StatusCode.DISABLED, "answer in shadow")
         assert not robot.heard["twist"]
@@ -143,7 +143,7 @@ def test_a_bundle_that_cannot_be_opened_ends_the_launch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["policy.launch.py", "sim.launch.py"])
-def test_an_argument_that_nobody_reads_ends_the_launch(tmp_path: Path, file: str) -> None:
+def test_unknown_argument_ends_the_launch(tmp_path: Path, file: str) -> None:
     with launched(tmp_path, file, bundle=tmp_path / "nothing", profil="fr3_moveit_servo") as launch:
         assert launch.wait(20) == 1
         assert "argument 'profil' is not known; did you mean 'profile'?" in launch.output
@@ -158,17 +158,17 @@ def test_a_misspelt_key_of_a_profile_ends_the_launch(tmp_path: Path) -> None:
 
 
 def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
-    """One launch file brings both, ends by itself, and what was done is what the runtime does in one process."""
+    """One launch file starts both and ends by itself; the results equal those of the runtime in one process."""
     pytest.importorskip("robosuite")
     from m2distill_policy.sim.suites import make_sim_env, suite_task
 
     task = suite_task("tabletop", 1)
-    world = make_sim_env(task, size=32)
-    contract = dataclasses.replace(world.contract, text=CONTRACT.text)
+    env = make_sim_env(task, size=32)
+    contract = dataclasses.replace(env.contract, text=CONTRACT.text)
     bundle = write_toy(tmp_path / "toy", contract=contract, instructions=[task.instruction])
     out = tmp_path / "result.json"
-    told = {"bundle": bundle, "task": 1, "rollouts": 2, "seed": 7, "out": out}
-    with launched(tmp_path, "sim.launch.py", **told) as launch:
+    settings = {"bundle": bundle, "task": 1, "rollouts": 2, "seed": 7, "out": out}
+    with launched(tmp_path, "sim.launch.py", **settings) as launch:
         assert launch.wait(120) == 0, launch.output
         assert "the rollouts are over" in launch.output or "was required" in launch.output
         assert "0 of 2 rollouts done" in launch.output
@@ -177,13 +177,13 @@ def test_the_simulated_robot_and_the_policy_in_lockstep(tmp_path: Path) -> None:
     for episode, rollout in enumerate(result["rollouts"]):
         server.set_instruction(task.instruction)
         server.reset("test", seed=7, episode=episode, is_stationary=True)
-        observation = world.reset(state_seed("reported", 7, episode))
+        observation = env.reset(state_seed("reported", 7, episode))
         steps = 0
-        while steps < task.horizon and not world.success():
-            observation = world.step(server.step(observation, observation.stamp).action)
+        while steps < task.horizon and not env.success():
+            observation = env.step(server.step(observation, observation.stamp).action)
             steps += 1
-        assert (rollout["steps"], rollout["success"]) == (steps, world.success())
-    world.close()
+        assert (rollout["steps"], rollout["success"]) == (steps, env.success())
+    env.close()
 
 
 def test_a_robot_without_the_simulator_says_what_to_install(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ pytestmark = pytest.mark.usefixtures("own_domain")
 def test_a_bundle_that_never_answers_blocks_no_other(tmp_path: Path) -> None:
     first, second = write_toy(tmp_path / "first", seed=0), write_toy(tmp_path / "second", seed=1)
     never = hanging(tmp_path / "never")
-    told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
-    with policy_node(bundle=str(first), **told) as node, contextlib.closing(RosRobot(CONTRACT)) as there:
+    settings: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
+    with policy_node(bundle=str(first), **settings) as node, contextlib.closing(RosRobot(CONTRACT)) as there:
         assert there.operator.change(Transition.TRANSITION_CONFIGURE)
         assert there.operator.change(Transition.TRANSITION_ACTIVATE)
         there.meet()

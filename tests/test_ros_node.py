@@ -1,4 +1,4 @@
-"""The policy node on a real ROS 2: lifecycle, answers, services, the task action, parameters, the way out."""
+"""The policy node on a real ROS 2: lifecycle, answers, services, the task action, parameters, shutdown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("own_domain")
 
 @contextlib.contextmanager
 def robot() -> Iterator[RosRobot]:
-    """A robot that leaves at the end."""
+    """A robot that is closed at the end."""
     with contextlib.closing(RosRobot(CONTRACT)) as made:
         yield made
 
@@ -127,8 +127,8 @@ def test_bundles_are_swapped_refused_and_rolled_back_while_it_drives(tmp_path: P
     broken = write_toy(tmp_path / "broken", seed=2)
     (broken / "step.onnx").write_bytes((broken / "step.onnx").read_bytes()[:-1] + b"x")
     ids = [open_bundle(path).identifier for path in (first, second)]
-    told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
-    with policy_node(bundle=str(first), **told), robot() as there:
+    options: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
+    with policy_node(bundle=str(first), **options), robot() as there:
         _up(there)
         _drive_until(there, StatusCode.RUNNING)
         client = there.node.create_client(LoadPolicy, topics.resolve("~/load_policy"))
@@ -234,8 +234,8 @@ def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None
     first, second = write_toy(tmp_path / "first", seed=0), write_toy(tmp_path / "second", seed=1)
     watched = tmp_path / "watched"
     watched.mkdir()
-    told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
-    with policy_node(bundle=str(first), watch_folder=str(watched), **told), robot() as there:
+    options: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "swap_when": "now"}
+    with policy_node(bundle=str(first), watch_folder=str(watched), **options), robot() as there:
         _up(there)
         assert there.operator.change(Transition.TRANSITION_DEACTIVATE) and there.operator.change(
             Transition.TRANSITION_ACTIVATE
@@ -249,10 +249,10 @@ def test_a_watched_folder_is_still_watched_after_a_pause(tmp_path: Path) -> None
 
 
 def test_a_clock_that_is_set_back_halts_the_arm_and_is_then_followed(tmp_path: Path) -> None:
-    """Stamps are compared with /clock where sim time is used; silence is measured in steady time all the same."""
+    """With sim time, stamps are compared with /clock, but timeouts use monotonic time."""
     bundle = write_toy(tmp_path / "toy")
-    told: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "use_sim_time": True}
-    with policy_node(bundle=str(bundle), **told), robot() as there:
+    options: dict[str, object] = {"instruction": INSTRUCTIONS[0], "enable": True, "use_sim_time": True}
+    with policy_node(bundle=str(bundle), **options), robot() as there:
         clock = there.node.create_publisher(Clock, "/clock", 10)
         seed = 0
 

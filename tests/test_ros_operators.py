@@ -1,4 +1,4 @@
-"""What operators ask of the policy node by ROS 2's services, actions and parameters: a refusal changes nothing."""
+"""Requests of operators by ROS 2's services, actions and parameters: a refused request changes nothing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class _Tasks:
         return sent.result()
 
     def outcome(self, handle: Any) -> RunTask.Result:
-        """Of a goal that ends, while the robot goes on."""
+        """Wait for the outcome of a goal, while the robot continues."""
         future = handle.get_result_async()
         deadline = time.monotonic() + PATIENCE
         while not future.done():
@@ -97,7 +97,7 @@ def test_a_goal_that_is_refused_because_nothing_is_enabled_leaves_no_instruction
         assert refused.outcome == RunTask.Result.REFUSED and "enable" in refused.message
         assert node.policy.server is not None and node.policy.server.instruction is None
         done, said = _enable(there)
-        assert done and "No instruction" in said and "commands go out" not in said
+        assert done and "no instruction" in said and said != "commands are sent"
         there.forget()
         there.drive(observations(CONTRACT, 40, seed=1))
         assert StatusCode.RUNNING not in {s.code for s in there.heard["status"]} and not there.heard["twist"]
@@ -127,8 +127,8 @@ def test_a_goal_that_is_refused_lets_the_running_task_go_on(tmp_path: Path) -> N
 
 
 def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
-    told: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "enable": True}
-    with _robot(told) as (node, there):
+    options: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "enable": True}
+    with _robot(options) as (node, there):
         tasks = _Tasks(there)
         there.publish(topics.EMERGENCY_STOP, Bool(data=True))
         _drive_until(there, StatusCode.EMERGENCY_STOP)
@@ -161,7 +161,7 @@ def test_with_the_emergency_stop_pressed_nothing_begins(tmp_path: Path) -> None:
 
 
 def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
-    """Something that only ~/enable ends."""
+    """Cause a fault that only ~/enable ends."""
     if code is StatusCode.BAD_COMMAND:
         assert node.policy.last_output is not None
         server.refuse_command(node.policy.last_output.decision, "a test wants it")
@@ -174,7 +174,7 @@ def _fail(code: StatusCode, server: PolicyServer, node: PolicyNode) -> None:
 @pytest.mark.parametrize(
     "code", [StatusCode.BAD_COMMAND, StatusCode.BAD_POSE, StatusCode.DEADLINE_MISSED, StatusCode.HELD]
 )
-def test_what_only_enable_ends_ends_a_task_and_refuses_the_next(tmp_path: Path, code: StatusCode) -> None:
+def test_latched_fault_ends_a_task_and_refuses_the_next(tmp_path: Path, code: StatusCode) -> None:
     with _robot({"bundle": str(write_toy(tmp_path / "toy")), "enable": True}) as (node, there):
         tasks = _Tasks(there)
         running = tasks.send(INSTRUCTIONS[0], 600.0)
@@ -203,14 +203,14 @@ def _set(there: RosRobot, kind: Any, *changes: Parameter) -> list[Any]:
 
 
 def _kept(server: PolicyServer) -> dict[str, object]:
-    """What a refusal must leave as it is; not how long nothing has come, which time alone changes."""
+    """State that a refused request must not change, without the times that change by themselves."""
     return {name: value for name, value in server_state(server).items() if name != "interlock.missing"}
 
 
 @pytest.mark.parametrize("instruction", ["", INSTRUCTIONS[0]])
-def test_every_refusal_leaves_the_server_as_it_is(tmp_path: Path, instruction: str) -> None:
-    told: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "instruction": instruction}
-    with _robot(told) as (node, there):
+def test_refused_requests_do_not_change_the_server(tmp_path: Path, instruction: str) -> None:
+    options: dict[str, object] = {"bundle": str(write_toy(tmp_path / "toy")), "instruction": instruction}
+    with _robot(options) as (node, there):
         _drive_until(there, StatusCode.DISABLED if instruction else StatusCode.NO_INSTRUCTION)
         there.publish(topics.EMERGENCY_STOP, Bool(data=True))
         _drive_until(there, StatusCode.EMERGENCY_STOP)
@@ -250,7 +250,7 @@ def test_every_refusal_leaves_the_server_as_it_is(tmp_path: Path, instruction: s
 
 
 def _node(folder: Path, *arguments: str, wait: float = 40) -> subprocess.CompletedProcess[str]:
-    """The node as a process of its own that ends by itself."""
+    """Run the node in a process until it ends by itself."""
     command = [sys.executable, "-m", "m2distill_policy.ros.main", "--ros-args", *arguments]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "ROS_LOG_DIR": str(folder)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=wait, check=False, cwd=ROOT)
@@ -299,13 +299,13 @@ def test_a_misspelt_parameter_on_the_command_line_is_refused(tmp_path: Path) -> 
     assert done.returncode == 1 and "'bundel' is not known; did you mean 'bundle'?" in done.stdout + done.stderr
 
 
-def test_an_argument_that_ros_2_does_not_know_is_one_sentence(tmp_path: Path) -> None:
+def test_unknown_ros_argument_gives_one_error(tmp_path: Path) -> None:
     done = _node(tmp_path, "--parms-file", "x")
     assert done.returncode == 2 and "policy_node:" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_empty_list_and_other_nodes_parameters_are_taken(tmp_path: Path) -> None:
-    """As the guide says, and as ``ros2 param dump`` writes."""
+    """As in the guide, and as written by ``ros2 param dump``."""
     text = (
         "/**: {ros__parameters: {safety: {speed: []}, joints: {names: [], entries: []}, update_rate: 100, x: {y: 1}}}\n"
         "controller: {ros__parameters: {gains: {p: 1}}}\n"
@@ -343,7 +343,7 @@ VALUES: tuple[Any, ...] = (None, True, 7, -1.5, float("nan"), "", "fast", [], [T
 
 
 def test_every_parameter_of_every_type_configures_or_refuses_by_name(tmp_path: Path) -> None:
-    """Set to whatever ROS 2 has types for; nothing is mute, and nothing ends the node."""
+    """With a value of every type of ROS 2: every error is reported, and the node survives."""
     with _robot({"bundle": str(write_toy(tmp_path / "toy"))}, up=False) as (node, there):
         for parameter in PARAMETERS:
             if parameter.is_fixed:
@@ -366,7 +366,7 @@ TRANSITIONS = {
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS)
-def test_no_error_in_a_transition_is_mute(
+def test_every_error_of_a_transition_is_logged(
     tmp_path: Path, transition: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import rclpy

@@ -1,4 +1,4 @@
-"""The sections of a parameter file that count are those of rclpy, in its order."""
+"""The sections of a parameter file that are used are those that rclpy uses, in its order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("own_domain")
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[rclpy.Context]:
-    """One for all nodes: each would make a DDS participant of its own."""
+    """One context for all nodes, because each would make its own DDS participant."""
     context = rclpy.Context()
     rclpy.init(args=[], context=context)
     yield context
@@ -30,7 +30,7 @@ def context() -> Iterator[rclpy.Context]:
 
 
 def rclpy_takes(file: Path, namespace: str, context: rclpy.Context) -> float | None:
-    """What rclpy gives the policy node of a namespace as the time to halt in; None where it gives nothing."""
+    """Return the halt time that rclpy gives the policy node of a namespace, or None."""
     node = Node(
         NODE, namespace=namespace, context=context, cli_args=["--ros-args", "--params-file", str(file)],
         automatically_declare_parameters_from_overrides=True, start_parameter_services=False, enable_rosout=False,
@@ -69,7 +69,7 @@ def test_sections_are_chosen_as_rclpy_does(tmp_path: Path, context: rclpy.Contex
         ),
     ],
 )
-def test_the_node_refuses_what_rclpy_takes_without_a_word(
+def test_node_refuses_mistakes_that_rclpy_accepts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, namespace: str, count: int
 ) -> None:
     from lifecycle_msgs.msg import State

@@ -23,7 +23,7 @@ from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import ConfigError, DemonstrationError, DivergedError, StorageError, TrainingError
 from m2distill_policy.lock import only_writer
-from m2distill_policy.storage import no_room
+from m2distill_policy.storage import disk_full_error
 from training.extension import extend_run
 from training.gate import gate
 from training.lifelong.checkpoint import read_json
@@ -464,7 +464,7 @@ def test_a_full_disk_is_one_sentence_and_costs_the_checkpoint_being_written_alon
     record.symlink_to("/dev/full")
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert f"the disk has no room for {record.with_suffix('')}; " in said and "go on by the same command" in said
+    assert f"the disk is full, so {record.with_suffix('')} cannot be written" in said and "run the same command" in said
     assert "Traceback" not in said
     record.unlink(missing_ok=True)
     assert main(["train", "--resume", "--out", str(tmp_path / "run"), "--quiet"]) == 0
@@ -472,6 +472,6 @@ def test_a_full_disk_is_one_sentence_and_costs_the_checkpoint_being_written_alon
 
 def test_whatever_a_library_says_of_a_full_disk_is_understood(tmp_path: Path) -> None:
     said = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert "no room for" in str(no_room(said, tmp_path / "x"))
-    assert no_room(RuntimeError("another mistake"), tmp_path / "x") is None
-    assert no_room(PermissionError(13, "Permission denied"), tmp_path / "x") is None
+    assert "disk is full" in str(disk_full_error(said, tmp_path / "x"))
+    assert disk_full_error(RuntimeError("another mistake"), tmp_path / "x") is None
+    assert disk_full_error(PermissionError(13, "Permission denied"), tmp_path / "x") is None

@@ -1,4 +1,4 @@
-"""The engine checks a bundle's graphs against its contract, and never falls back in silence."""
+"""The engine checks a bundle's graphs against its contract, and reports every fall-back."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CONTRACT = toy_contract()
 
 
 def with_graph(bundle: Bundle, **graphs: bytes) -> Bundle:
-    """The same bundle with other graphs (``step=...``, ``instruction=...``)."""
+    """Copy the bundle with other graphs (``step=...``, ``instruction=...``)."""
     return dataclasses.replace(bundle, graphs={**bundle.graphs, **{f"{k}.onnx": v for k, v in graphs.items()}})
 
 
 def edited(bundle: Bundle, name: str, change: Any) -> bytes:
-    """A graph's bytes after ``change(model)``."""
+    """Return a graph's bytes after ``change(model)``."""
     model = onnx.load_from_string(bundle.graph(f"{name}.onnx"))
     change(model)
     return bytes(model.SerializeToString())
@@ -39,7 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return toy_bundle(tmp_path_factory.mktemp("engine") / "bundle")
 
 
-def test_step_reads_everything_it_is_given(bundle: Bundle) -> None:
+def test_step_uses_every_input(bundle: Bundle) -> None:
     engine = Engine(bundle)
     first, second = (engine.condition(text) for text in INSTRUCTIONS)
     assert first.text_token.shape == (1, EMBED) and first.film.shape == (1, FILM) and engine.film == FILM
@@ -64,7 +64,7 @@ def test_step_reads_everything_it_is_given(bundle: Bundle) -> None:
         engine.condition("sing")
 
 
-def test_two_engines_agree_to_the_bit(bundle: Bundle) -> None:
+def test_two_engines_give_identical_results(bundle: Bundle) -> None:
     step = observations(CONTRACT, 1)[0]
     answers = []
     for _ in range(2):
@@ -75,21 +75,21 @@ def test_two_engines_agree_to_the_bit(bundle: Bundle) -> None:
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a GPU is here")
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-def test_fall_back_is_announced(bundle: Bundle, provider: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_fall_back_is_reported(bundle: Bundle, provider: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         engine = Engine(bundle, provider=provider)
     assert engine.requested == provider and engine.active_provider == "CPUExecutionProvider"
     assert engine.fallback is not None
-    assert f"provider '{provider}' was asked for, but CPUExecutionProvider is what runs" in engine.fallback
+    assert f"provider '{provider}' was requested, but CPUExecutionProvider runs" in engine.fallback
     assert "install onnxruntime-gpu" in engine.fallback
     assert engine.fallback in caplog.text
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a GPU is here")
-def test_provider_that_fails_is_announced_with_its_reason(
+def test_failing_provider_is_reported_with_its_reason(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A build with CUDA on a machine where CUDA cannot start: offered, but it fails when a session is made."""
+    """A build with CUDA on a machine where CUDA cannot start: it is available but fails when a session is created."""
     real = onnxruntime.InferenceSession
 
     def session(*arguments: Any, providers: list[tuple[str, dict[str, Any]]], **options: Any) -> Any:
@@ -108,8 +108,8 @@ def test_provider_that_fails_is_announced_with_its_reason(
     assert capsys.readouterr().out == ""
 
 
-def test_random_damage_to_a_graph_never_raises_anything_else(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
-    """With hashes made to fit, so that ONNX Runtime itself meets the damage."""
+def test_damaged_graph_raises_only_bundle_errors(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    """The hashes fit the damaged graph, so that ONNX Runtime itself loads it."""
     rng = np.random.default_rng(1)
     refused = 0
     for _ in range(100):
@@ -128,7 +128,7 @@ def test_random_damage_to_a_graph_never_raises_anything_else(bundle: Bundle, cap
     assert capfd.readouterr().out == ""
 
 
-def test_cpu_and_auto_announce_nothing(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_cpu_and_auto_report_no_fall_back(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     assert Engine(bundle, provider="cpu").fallback is None
     assert Engine(bundle, provider="auto").fallback is None
     assert caplog.text == ""
@@ -146,19 +146,21 @@ def test_graph_of_another_contract(tmp_path: Path) -> None:
     sizes = write_toy(tmp_path / "size", graph_contract=other)
     with pytest.raises(
         BundleError,
-        match=r"step.onnx' has the input 'agentview_rgb' as tensor\(uint8\) \['batch', 48, 48, 3\]; "
-        r"the contract wants tensor\(uint8\) \['batch', 32, 32, 3\]; export the bundle anew",
+        match=r"input 'agentview_rgb' of .*step.onnx' is tensor\(uint8\) \['batch', 48, 48, 3\]; "
+        r"the contract needs tensor\(uint8\) \['batch', 32, 32, 3\]; export the bundle again",
     ):
         Engine(open_bundle(sizes))
     fewer = dataclasses.replace(CONTRACT, cameras=CONTRACT.cameras[:1])
     with pytest.raises(BundleError, match=r"missing \['eye_in_hand_rgb'\], not expected \[\]"):
         Engine(open_bundle(write_toy(tmp_path / "views", graph_contract=fewer)))
-    with pytest.raises(BundleError, match=r"'past_tokens' as tensor\(float\) \['batch', 4, 5, 8\]; .* 9, 5, 8\]"):
+    with pytest.raises(
+        BundleError, match=r"input 'past_tokens' of .* is tensor\(float\) \['batch', 4, 5, 8\]; .* 9, 5, 8\]"
+    ):
         Engine(open_bundle(write_toy(tmp_path / "past", graph_contract=toy_contract(history=5))))
 
 
-def test_graph_that_is_none(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match=r"step.onnx' cannot be loaded by ONNX Runtime .*; export the bundle anew"):
+def test_file_that_is_not_a_graph(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"step.onnx' cannot be loaded by ONNX Runtime .*; export the bundle again"):
         Engine(with_graph(bundle, step=b"not a graph"))
     with pytest.raises(BundleError, match=r"instruction.onnx' cannot be loaded"):
         Engine(with_graph(bundle, instruction=b""))
@@ -191,13 +193,13 @@ def test_wrong_names_and_types(bundle: Bundle) -> None:
         ],
     )
     model = helper.make_model(double, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    with pytest.raises(BundleError, match=r"'embedding' as tensor\(double\)"):
+    with pytest.raises(BundleError, match=r"input 'embedding' of .* is tensor\(double\)"):
         Engine(with_graph(bundle, instruction=model.SerializeToString()))
 
 
-def test_output_shape_left_open_is_settled_by_the_first_answer(bundle: Bundle) -> None:
+def test_open_output_shape_is_checked_by_the_first_answer(bundle: Bundle) -> None:
     def shorten(model: onnx.ModelProto) -> None:
-        """Drop one logit in a way that no shape inference can see."""
+        """Drop one logit in a way that shape inference cannot see."""
         for node in model.graph.node:
             node.output[:] = ["all_logits" if n == "logits" else n for n in node.output]
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([True, True, False]), "which"))
@@ -205,14 +207,14 @@ def test_output_shape_left_open_is_settled_by_the_first_answer(bundle: Bundle) -
         model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "any"
 
     with pytest.raises(
-        BundleError, match=r"answers 'logits' of shape \(2,\); the contract wants \(3,\)|has logits \(2,\)"
+        BundleError, match=r"output 'logits' .* has the shape \(2,\); the contract needs \(3,\)|has logits \(2,\)"
     ):
         Engine(with_graph(bundle, step=edited(bundle, "step", shorten)))
 
 
 def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     sick = open_bundle(write_toy(tmp_path / "sick", bias_nan=True))
-    with pytest.raises(BundleError, match=r"does not answer a blank observation: .* means that are not finite"):
+    with pytest.raises(BundleError, match=r"does not answer a blank observation: .* means are not finite"):
         Engine(sick)
 
 

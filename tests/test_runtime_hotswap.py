@@ -1,4 +1,4 @@
-"""Networks are changed between two cycles, none is lost, and what is refused leaves the old one driving."""
+"""Networks are switched between two cycles without losing any, and a refused bundle leaves the old one in use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def drive(server: PolicyServer, first: int, count: int) -> list[Decision]:
 
 
 @pytest.mark.parametrize("before", [0, 1, 5, 10, 23])
-def test_new_network_has_the_window_it_would_have_had(folder: Path, before: int) -> None:
+def test_new_network_gets_the_window_of_the_same_steps(folder: Path, before: int) -> None:
     """After a switch, tokens and answers equal those of the new network fed with the same steps from the start."""
     server = make(folder / "a")
     drive(server, 0, before)
@@ -56,7 +56,7 @@ def test_new_network_has_the_window_it_would_have_had(folder: Path, before: int)
     report = server.wait_for_swap(WAIT)
     b = open_bundle(folder / "b")
     assert (report.state, report.bundle) == (SwapState.SWITCHED, b.identifier)
-    assert report.message == f"Bundle {b.identifier} drives now."
+    assert report.message == f"Bundle {b.identifier} is in use now."
     fresh = make(folder / "b")
     drive(fresh, max(0, before - 10), min(before, 10))
     assert np.array_equal(server.window.past_tokens, fresh.window.past_tokens)
@@ -70,8 +70,8 @@ def test_new_network_has_the_window_it_would_have_had(folder: Path, before: int)
     server.close()
 
 
-def test_no_cycle_is_lost_while_the_new_one_is_prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server goes on answering while a (slow) bundle loads, then switches between two cycles, window kept."""
+def test_no_cycle_is_lost_while_a_bundle_is_prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server answers every cycle while a (slow) bundle loads, then switches and keeps the window."""
     release = threading.Event()
     real = hotswap.open_bundle
 
@@ -120,7 +120,7 @@ def test_many_swaps_in_real_time_answer_every_cycle(folder: Path) -> None:
 
 def test_rollback(folder: Path) -> None:
     server = make(folder / "a")
-    with pytest.raises(SwapError, match="there is no earlier bundle to go back to"):
+    with pytest.raises(SwapError, match="there is no previous bundle"):
         server.rollback()
     a, b = (open_bundle(folder / name).identifier for name in "ab")
     drive(server, 0, 5)
@@ -162,8 +162,8 @@ def test_instruction_changed_while_loading(folder: Path, monkeypatch: pytest.Mon
     server.close()
 
 
-def test_candidate_never_changes_a_window_that_drives(folder: Path) -> None:
-    """Once taken, the background thread keeps its hands off: answers equal those of a fresh server for long after."""
+def test_candidate_never_changes_the_window_in_use(folder: Path) -> None:
+    """After the switch, the background thread no longer changes it: answers equal those of a fresh server."""
     for _ in range(10):
         server, fresh = make(folder / "a"), make(folder / "b")
         drive(server, 0, 10)
@@ -175,7 +175,7 @@ def test_candidate_never_changes_a_window_that_drives(folder: Path) -> None:
         server.close()
 
 
-def test_idle_waits_for_an_arm_that_is_not_driven(folder: Path) -> None:
+def test_swap_when_idle_waits_for_a_halted_arm(folder: Path) -> None:
     server = make(folder / "a", swap_when="idle")
     a, b = (open_bundle(folder / name).identifier for name in "ab")
     drive(server, 0, 5)
@@ -228,15 +228,15 @@ REFUSALS = {
     ),
     "graph": (
         lambda f: write_toy(f / "b", 1, graph_contract=toy_contract(48), overwrite=True),
-        "has the input 'agentview_rgb' as",
+        "input 'agentview_rgb' of",
     ),
     "answers": (lambda f: write_toy(f / "b", 1, bias_nan=True, overwrite=True), "does not answer a blank observation"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refused_bundle_leaves_the_old_one_driving(folder: Path, name: str) -> None:
-    damage, sentence = REFUSALS[name]
+def test_refused_bundle_leaves_the_old_one_in_use(folder: Path, name: str) -> None:
+    damage, text = REFUSALS[name]
     server = make(folder / "a")
     a = server.bundle.identifier
     drive(server, 0, 5)
@@ -244,7 +244,7 @@ def test_refused_bundle_leaves_the_old_one_driving(folder: Path, name: str) -> N
     server.load(folder / "b")
     report = server.wait_for_swap(WAIT)
     assert report.state is SwapState.REFUSED
-    assert report.message.startswith("Bundle 'b' was refused: ") and sentence in report.message
+    assert report.message.startswith("Bundle 'b' was refused: ") and text in report.message
     decision = drive(server, 5, 1)[0]
     assert (decision.bundle, decision.status.window, decision.command) == (a, 6, True)
     assert decision.status.swap == report, "the status says so"
@@ -255,7 +255,7 @@ def test_refused_bundle_leaves_the_old_one_driving(folder: Path, name: str) -> N
     server.close()
 
 
-def test_instruction_that_only_the_old_one_knows_refuses_a_ready_candidate(folder: Path) -> None:
+def test_candidate_that_does_not_know_a_new_instruction_is_refused(folder: Path) -> None:
     write_toy(folder / "one", 3, instructions=(INSTRUCTIONS[0],))
     server = make(folder / "a", swap_when="idle")
     drive(server, 0, 3)
@@ -279,7 +279,7 @@ def test_another_velocity_response_is_allowed(folder: Path) -> None:
     server.close()
 
 
-def test_the_newest_wish_counts(folder: Path) -> None:
+def test_latest_request_wins(folder: Path) -> None:
     write_toy(folder / "c", 2)
     server = make(folder / "a")
     server.load(folder / "b")
@@ -305,11 +305,11 @@ def test_waiting_has_a_timeout(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert server.swap.state is SwapState.NONE
 
 
-def test_waiting_for_nothing_returns_at_once(folder: Path) -> None:
+def test_waiting_without_a_swap_returns_at_once(folder: Path) -> None:
     assert make(folder / "a").wait_for_swap(0.0).state is SwapState.NONE
 
 
-def test_unforeseen_error_is_a_refusal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_is_a_refusal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(*_: object, **__: object) -> Engine:
         raise ZeroDivisionError("out of luck")
 
@@ -324,7 +324,7 @@ def test_unforeseen_error_is_a_refusal(folder: Path, monkeypatch: pytest.MonkeyP
 # --- the watched folder ----------------------------------------------------------------------------------------------
 
 
-def test_watcher_takes_what_appears_by_rename_and_only_once(tmp_path: Path) -> None:
+def test_watcher_loads_each_renamed_bundle_once(tmp_path: Path) -> None:
     write_toy(tmp_path / "old", 0)
     found: list[Path] = []
     watcher = FolderWatcher(tmp_path, found.append)
@@ -373,7 +373,7 @@ def test_watcher_never_tries_a_refused_bundle_again(folder: Path, tmp_path: Path
 
 
 def test_watcher_tries_a_bundle_again_when_it_is_complete(tmp_path: Path) -> None:
-    """A copy that takes its time brings the manifest first, and is refused until all is there."""
+    """A slow copy that starts with the manifest is refused until all files are there."""
     (tmp_path / "watched").mkdir()
     watcher = FolderWatcher(tmp_path / "watched", lambda path: None)
     whole = write_toy(tmp_path / "whole", 1)
@@ -386,9 +386,9 @@ def test_watcher_tries_a_bundle_again_when_it_is_complete(tmp_path: Path) -> Non
     open_bundle(slow)
 
 
-def test_watcher_survives_and_names_a_folder_that_vanishes(tmp_path: Path) -> None:
+def test_watcher_reports_a_missing_folder_and_continues(tmp_path: Path) -> None:
     watched = tmp_path / "watched"
-    with pytest.raises(BundleError, match="is not a folder, so it cannot be watched for bundles; make it first"):
+    with pytest.raises(BundleError, match="is not a folder, so it cannot be watched for bundles; create it first"):
         FolderWatcher(watched, lambda path: None)
     watched.mkdir()
     found: list[Path] = []

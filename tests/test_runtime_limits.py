@@ -1,4 +1,4 @@
-"""No command leaves the node that is not finite and inside the limits: whatever the bundle, the swap, the state."""
+"""Every command is finite and within the limits, for any bundle, hot swap and state."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def with_response(response: VelocityResponse, contract: Contract = CONTRACT, **a
 
 
 def with_top(*tops: float) -> Contract:
-    """The toy contract with a response that reaches these speeds; one number stands for all six."""
+    """The toy contract with a response that reaches these speeds; one number is used for all six axes."""
     each = tops if len(tops) == 6 else tops * 6
     return with_response(VelocityResponse((0.0, 1.0), tuple((0.0, top) for top in each)))
 
 
 class Arm:
-    """A policy cycle whose clocks and messages are handed in, with an own copy of what may go out."""
+    """A policy loop with artificial clocks and messages, and its own check of what may be published."""
 
     def __init__(
         self, bundle: Bundle, *, limits: SafetyLimits | None = None, gripper: GripperProfile | None = None, **more: Any
@@ -71,7 +71,7 @@ class Arm:
                 self.cycle.add_image(name, round((self.now - before * PERIOD) * 1e9), frame)
 
     def send(self, observation: Observation, pose: NDArray[np.float64] | None = None) -> None:
-        """All parts of an observation, stamped now."""
+        """Add all parts of an observation, stamped now."""
         stamp = round(self.now * 1e9)
         names = [e for g in self.contract.proprioception for e in g.entries]
         values = np.concatenate([observation.proprioception[g.name] for g in self.contract.proprioception]).tolist()
@@ -82,7 +82,7 @@ class Arm:
             self.cycle.add_image(name, stamp, frame)
 
     def period(self, observation: Observation | None, pose: NDArray[np.float64] | None = None) -> Output | None:
-        """One period, with an observation or without; what is said in it, checked."""
+        """Run one period with or without an observation, and check the published commands."""
         self.now += PERIOD
         if observation is not None:
             self.send(observation, pose)
@@ -124,7 +124,7 @@ def swap(arm: Arm, path: Path) -> SwapState:
 # --- a bundle that is swapped in -------------------------------------------------------------------------------------
 
 
-def test_a_refit_of_a_few_per_cent_swaps_and_is_held_to_the_first_bundles_speed(tmp_path: Path) -> None:
+def test_slightly_faster_bundle_is_limited_to_the_first_bundles_speed(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     write_toy(tmp_path / "refit", 3, contract=with_top(0.21))
     arm = Arm(first, sampling="mode")
@@ -142,7 +142,7 @@ def test_a_refit_of_a_few_per_cent_swaps_and_is_held_to_the_first_bundles_speed(
 
 
 @pytest.mark.parametrize("axis", range(6))
-def test_more_than_a_quarter_faster_on_any_axis_is_refused(tmp_path: Path, axis: int) -> None:
+def test_bundle_over_25_percent_faster_on_any_axis_is_refused(tmp_path: Path, axis: int) -> None:
     tops = [0.2] * 6
     first = toy_bundle(tmp_path / "first", contract=with_top(*tops))
     tops[axis] = 0.251
@@ -174,7 +174,7 @@ def test_small_steps_do_not_add_up(tmp_path: Path) -> None:
     arm.server.close()
 
 
-def test_a_faster_bundle_that_was_asked_for_is_held_to_the_limit(tmp_path: Path) -> None:
+def test_allowed_faster_bundle_is_limited(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
     arm = Arm(first, limits=SafetyLimits(allow_faster_bundle=True), sampling="mode")
@@ -186,7 +186,7 @@ def test_a_faster_bundle_that_was_asked_for_is_held_to_the_limit(tmp_path: Path)
     arm.server.close()
 
 
-def test_a_stated_speed_is_the_limit_whatever_the_bundles_reach(tmp_path: Path) -> None:
+def test_configured_speed_is_the_limit_for_every_bundle(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
     arm = Arm(first, limits=SafetyLimits(speed=(0.5,) * 6), sampling="mode")
@@ -200,8 +200,8 @@ def test_a_stated_speed_is_the_limit_whatever_the_bundles_reach(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("axis", range(6))
-def test_with_a_stated_speed_a_response_that_claims_slower_motion_is_refused(tmp_path: Path, axis: int) -> None:
-    """The arm is the same: a set-point that the limit lets farther ahead of it would move it faster than the limit."""
+def test_with_configured_speed_a_slower_response_is_refused(tmp_path: Path, axis: int) -> None:
+    """On the same arm, a set-point that is farther ahead would move it faster than the limit."""
     tops = [0.2] * 6
     first = toy_bundle(tmp_path / "first", contract=with_top(*tops))
     tops[axis] = 0.04
@@ -220,7 +220,7 @@ def test_with_a_stated_speed_a_response_that_claims_slower_motion_is_refused(tmp
     free.server.close()
 
 
-def test_an_axis_that_hardly_moves_does_not_refuse_a_refit(tmp_path: Path) -> None:
+def test_small_differences_on_a_slow_axis_are_accepted(tmp_path: Path) -> None:
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2, 0.2, 0.2, 1e-5, 0.0, 1e-17))
     write_toy(tmp_path / "refit", 3, contract=with_top(0.2, 0.2, 0.2, 1e-3, 1e-17, 2e-3))
     arm = Arm(first)
@@ -235,7 +235,7 @@ def test_an_axis_that_hardly_moves_does_not_refuse_a_refit(tmp_path: Path) -> No
 def test_a_swap_keeps_the_limits_of_acceleration_and_jerk(
     tmp_path: Path, factors: tuple[float, ...], jerk: tuple[float, ...] | None
 ) -> None:
-    """The same action means another velocity under another response: the arm goes on with the velocity it has."""
+    """The same action means another velocity under another response; the arm keeps its velocity."""
     acceleration = (0.1,) * 3 + (0.5,) * 3
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     arm = Arm(first, limits=SafetyLimits(acceleration=acceleration, jerk=jerk), sampling="mode")
@@ -259,7 +259,7 @@ def test_a_swap_keeps_the_limits_of_acceleration_and_jerk(
 
 
 def test_the_ramp_to_a_halt_after_a_swap_stays_below_the_limit(tmp_path: Path) -> None:
-    """The swap comes while the arm halts: what was sent last means more under the new response."""
+    """The swap comes while the arm halts, so the last command means a higher velocity under the new response."""
     first = toy_bundle(tmp_path / "first", contract=with_top(0.2))
     write_toy(tmp_path / "faster", 3, contract=with_top(2.0))
     for pause in range(5):
@@ -283,7 +283,7 @@ def test_the_ramp_to_a_halt_after_a_swap_stays_below_the_limit(tmp_path: Path) -
 
 
 def spoil(contract: Contract, field: str, value: Any) -> None:
-    """Damage a contract behind its own checks, as a fault of the software might."""
+    """Damage a contract without its checks, as a software error might."""
     place: Any = contract.action if field in ("translation_scale", "rotation_scale") else contract.action.response
     object.__setattr__(place, field, value)
 
@@ -300,7 +300,7 @@ SPOILT: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_a_command_that_is_not_sound_is_not_sent(tmp_path: Path, name: str) -> None:
+def test_invalid_command_is_not_sent(tmp_path: Path, name: str) -> None:
     bundle = toy_bundle(tmp_path / "toy")
     arm = Arm(bundle, sampling="mode")
     arm.drive(observations(CONTRACT, 3), POSE)
@@ -341,7 +341,7 @@ def test_the_ramp_is_checked_too(tmp_path: Path, state: str) -> None:
     arm.server.close()
 
 
-def test_enabling_drives_again_once_the_command_is_sound(tmp_path: Path) -> None:
+def test_enable_drives_again_once_commands_are_valid(tmp_path: Path) -> None:
     bundle = toy_bundle(tmp_path / "toy")
     arm = Arm(bundle, sampling="mode")
     arm.drive(observations(CONTRACT, 3), POSE)
@@ -356,7 +356,7 @@ def test_enabling_drives_again_once_the_command_is_sound(tmp_path: Path) -> None
 
 
 def test_commands_are_made_in_one_place() -> None:
-    """Whatever a transport publishes to an arm is the command of an Output, and only the loop makes one."""
+    """Transports publish only commands of an Output, and only the loop makes one."""
     made: dict[str, set[str]] = {"Output": set(), "ArmCommand": set()}
     written: dict[str, list[str]] = {}
     sources: dict[str, str] = {}
@@ -425,7 +425,7 @@ def random_pose(rng: np.random.Generator, around: NDArray[np.float64]) -> NDArra
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_whatever_comes_what_goes_out_is_finite_and_inside(tmp_path: Path, seed: int) -> None:
+def test_commands_are_finite_and_within_limits_for_random_inputs(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     contract, limits = random_contract(rng), random_limits(rng)
     for i in range(3):

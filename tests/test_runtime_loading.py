@@ -1,4 +1,4 @@
-"""A candidate that never answers, takes all memory or dies is refused; what was ready before stays; nothing waits."""
+"""Bundles that never answer, use all memory or crash are refused; the bundle in use and a ready one stay."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def _constant(graph: onnx.GraphProto, name: str, value: object, kind: type[np.ge
 
 
 def _add_to(graph: onnx.GraphProto, output: str, nodes: list[onnx.NodeProto], extra: str) -> None:
-    """Add the value ``extra``, which ``nodes`` make, to an output of the graph."""
+    """Add the value ``extra``, computed by ``nodes``, to an output of the graph."""
     for node in graph.node:
         node.output[:] = [f"{output}_before" if one == output else one for one in node.output]
     graph.node.extend([*nodes, helper.make_node("Add", [f"{output}_before", extra], [output])])
 
 
 def _loop(trips: str, first: str) -> onnx.NodeProto:
-    """A loop of ``trips`` turns that ends with the value it began with, a number (1,)."""
+    """Return a loop of ``trips`` iterations that returns its first value, a number (1,)."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_on"]),
@@ -132,7 +132,7 @@ def hanging(path: Path, case: str = "step", seed: int = 9) -> Path:
 
 
 def endless_above(path: Path, seed: int = 8) -> Path:
-    """A bundle that answers until a reading is above :data:`ABOVE`, and then never again."""
+    """A bundle that answers until a joint position is above :data:`ABOVE`, and then never again."""
     return edit_graph(write_toy(path, seed), "step.onnx", _endless_above)
 
 
@@ -167,7 +167,7 @@ def refused(server: PolicyServer, within: float = WAIT) -> str:
 
 
 def children() -> set[int]:
-    """Processes of this process."""
+    """Return the child processes of this process."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         found |= {int(pid) for pid in (task / "children").read_text().split()}
@@ -178,7 +178,7 @@ def children() -> set[int]:
 
 
 @pytest.mark.parametrize("case", HANGING)
-def test_what_never_answers_is_refused_in_time(tmp_path: Path, case: str) -> None:
+def test_bundle_that_never_answers_is_refused_in_time(tmp_path: Path, case: str) -> None:
     bundle = open_bundle(hanging(tmp_path / "hanging", case))
     before = children()
     begin = time.monotonic()
@@ -189,17 +189,17 @@ def test_what_never_answers_is_refused_in_time(tmp_path: Path, case: str) -> Non
 
 
 @pytest.mark.parametrize("case", GREEDY)
-def test_what_takes_all_memory_is_refused(tmp_path: Path, case: str) -> None:
+def test_bundle_that_uses_all_memory_is_refused(tmp_path: Path, case: str) -> None:
     path = edit_graph(write_toy(tmp_path / "greedy"), *GREEDY[case])
     with pytest.raises(BundleError):
         prove(open_bundle(path), ProbeLimits(timeout=WAIT, memory=2 * 2**30))
 
 
 @pytest.mark.parametrize("kind", [signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT])
-def test_a_process_that_dies_is_a_refusal(
+def test_bundle_that_kills_the_probe_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
 ) -> None:
-    """As it does where ONNX Runtime crashes, or the kernel ends what takes too much memory."""
+    """As when ONNX Runtime crashes, or the kernel kills a process that uses too much memory."""
     bundle = open_bundle(write_toy(tmp_path / "good", seed=400 + kind))
 
     def end(process: subprocess.Popen[bytes], *_: object) -> None:
@@ -215,14 +215,14 @@ def test_a_process_that_dies_is_a_refusal(
         prove(open_bundle(write_toy(tmp_path / "other", seed=40)), ProbeLimits(timeout=WAIT, memory=20 * 2**20))
 
 
-def test_a_folder_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
+def test_bundle_that_changes_while_loading_is_refused(tmp_path: Path) -> None:
     bundle = open_bundle(write_toy(tmp_path / "good", seed=42))
     write_toy(tmp_path / "good", seed=43, overwrite=True)
     with pytest.raises(BundleError, match="changed while it was loaded"):
         prove(bundle, ProbeLimits(timeout=WAIT))
 
 
-def test_proved_once_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundle_is_probed_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_and_prove(write_toy(tmp_path / "good", seed=44))
 
     def fails(*_: object, **__: object) -> None:
@@ -232,7 +232,7 @@ def test_proved_once_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     prove(bundle, LIMITS)
 
 
-def test_a_probe_that_is_abandoned_ends_at_once(tmp_path: Path) -> None:
+def test_cancelled_probe_ends_at_once(tmp_path: Path) -> None:
     bundle = open_bundle(hanging(tmp_path / "hanging"))
     cancelled = threading.Event()
     threading.Timer(1.5, cancelled.set).start()
@@ -245,7 +245,7 @@ def test_a_probe_that_is_abandoned_ends_at_once(tmp_path: Path) -> None:
 def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = open_bundle(write_toy(tmp_path / "good", seed=45))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    with pytest.raises(BundleError, match="could not be tried"):
+    with pytest.raises(BundleError, match="no process could be started"):
         prove(bundle, LIMITS)
 
 
@@ -260,7 +260,7 @@ def test_the_probe_reads_nothing_from_the_working_directory(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("case", HANGING)
-def test_later_swaps_work_beside_a_candidate_that_never_answers(
+def test_later_swaps_work_while_a_candidate_never_answers(
     folder: Path, make: Callable[..., PolicyServer], case: str
 ) -> None:
     server = make(folder / "a", probe=ProbeLimits(timeout=WAIT))
@@ -318,7 +318,7 @@ def test_closing_does_not_wait_for_a_disk_that_hangs(
     assert server.bundle.digest == open_bundle(folder / "c").digest
 
 
-def test_a_disk_that_hangs_is_given_up(
+def test_loading_from_a_hanging_disk_is_refused(
     folder: Path, make: Callable[..., PolicyServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
@@ -363,7 +363,7 @@ def test_a_policy_that_stops_answering_while_it_drives(folder: Path, make: Calla
 
 
 def test_a_policy_that_answers_too_slowly_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its first answer ends, as later ones would, but each takes longer than a later one may."""
+    """Its answers are complete, but each takes longer than allowed."""
 
     def slow(graph: onnx.GraphProto) -> None:
         trips = _constant(graph, "trips", 400_000, np.int64)
@@ -381,10 +381,8 @@ def test_in_real_time_an_answer_may_take_ten_periods(rate: float, seconds: float
     assert WatchLimits.lockstep().longest_answer(1 / rate) == LONGEST_ANSWER
 
 
-def test_a_policy_that_stops_answering_in_real_time_is_given_up_sooner(
-    folder: Path, make: Callable[..., PolicyServer]
-) -> None:
-    """At the start, and after a swap."""
+def test_in_real_time_an_overdue_answer_is_aborted_sooner(folder: Path, make: Callable[..., PolicyServer]) -> None:
+    """For the bundle at the start, and after a swap."""
     group = CONTRACT.proprioception[0].name
     server = make(endless_above(folder / "sometimes"), watch=WatchLimits())
     for number in range(2):
@@ -402,7 +400,7 @@ def test_a_policy_that_stops_answering_in_real_time_is_given_up_sooner(
 
 
 def test_answers_of_another_shape_are_an_engine_error(folder: Path) -> None:
-    """The shape depends on what is asked: a blank observation is answered well."""
+    """The shape depends on the input, so the blank observation at loading is answered well."""
 
     def none_above(graph: onnx.GraphProto) -> None:
         for node in graph.node:
@@ -445,7 +443,7 @@ BAD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_refused_load_leaves_what_is_ready(folder: Path, make: Callable[..., PolicyServer], case: str) -> None:
+def test_refused_load_keeps_the_ready_candidate(folder: Path, make: Callable[..., PolicyServer], case: str) -> None:
     server = make(folder / "a", swap_when="idle", probe=ProbeLimits(timeout=4.0))
     a, b = (open_bundle(folder / name).identifier for name in "ab")
     server.step(STEPS[0], STEPS[0].stamp)
@@ -468,7 +466,7 @@ def test_a_refused_load_leaves_what_is_ready(folder: Path, make: Callable[..., P
     assert not server.swap_pending
 
 
-def test_a_refused_rollback_leaves_what_is_ready(
+def test_refused_rollback_keeps_the_ready_candidate(
     folder: Path, make: Callable[..., PolicyServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_toy(folder / "one", 3, instructions=INSTRUCTIONS[:1])
@@ -487,7 +485,7 @@ def test_a_refused_rollback_leaves_what_is_ready(
     assert server.bundle.digest == open_bundle(folder / "b").digest
 
 
-def test_a_refused_load_leaves_one_that_is_being_loaded(
+def test_refused_load_keeps_the_load_in_progress(
     folder: Path, make: Callable[..., PolicyServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
@@ -511,7 +509,7 @@ def test_a_refused_load_leaves_one_that_is_being_loaded(
     assert server.bundle.digest == open_bundle(folder / "b").digest
 
 
-def test_an_earlier_wish_never_takes_over_after_a_later_one(
+def test_earlier_request_never_replaces_a_later_one(
     folder: Path, make: Callable[..., PolicyServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
@@ -535,8 +533,8 @@ def test_an_earlier_wish_never_takes_over_after_a_later_one(
     assert server.swap == report
 
 
-def test_the_network_that_drives_survives_what_ends_an_attempt(folder: Path, make: Callable[..., PolicyServer]) -> None:
-    """The event that ends an attempt must not end the runs of a network that was taken over by it."""
+def test_network_in_use_survives_cancelled_requests(folder: Path, make: Callable[..., PolicyServer]) -> None:
+    """The event that cancels a request must not abort runs of a network that is in use."""
     server = make(folder / "a")
     for step, name in zip(STEPS, ("b", "c", "nowhere", "b"), strict=False):
         server.load(folder / name)
@@ -576,7 +574,7 @@ def test_too_many_loads_at_a_time_are_refused(
     assert server.bundle.digest == open_bundle(folder / "b").digest
 
 
-def test_reasons_are_short(folder: Path, make: Callable[..., PolicyServer]) -> None:
+def test_refusal_reasons_are_shortened(folder: Path, make: Callable[..., PolicyServer]) -> None:
     server = make(folder / "a")
     for place in ("x" * 10**6, str(folder / ("y" * 200_000)), "nul\0", "a/" * 50_000):
         server.load(place)
@@ -587,7 +585,7 @@ def test_reasons_are_short(folder: Path, make: Callable[..., PolicyServer]) -> N
 
 
 @pytest.mark.parametrize("case", ["step", "optimising"])
-def test_sigterm_ends_a_node_that_loads_what_never_answers(folder: Path, case: str) -> None:
+def test_sigterm_ends_a_node_that_loads_a_hanging_bundle(folder: Path, case: str) -> None:
     watched = folder / "watched"
     watched.mkdir()
     code = "import sys; from m2distill_policy.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -615,7 +613,7 @@ def test_sigterm_ends_a_node_that_loads_what_never_answers(folder: Path, case: s
         assert not (b"runtime.probe" in words and os.fsencode(watched) in words)
 
 
-def test_a_node_does_not_start_with_what_never_answers(folder: Path) -> None:
+def test_node_does_not_start_with_a_hanging_bundle(folder: Path) -> None:
     with pytest.raises(BundleError, match="gave no answer"):
         open_and_prove(hanging(folder / "hanging"), ProbeLimits(timeout=3.0))
     # As the node itself is loaded: its own network may not be cut off by the guard of another.

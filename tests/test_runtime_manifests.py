@@ -1,4 +1,4 @@
-"""2,000 changed manifests, each with a digest that fits: refused with our own error, or inside the limits."""
+"""2,000 changed manifests, each with a matching digest: refused with our own error, or commands within the limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RAW = ("9" * 400, "9" * 400 + ".0", "1e400", "-1e999", "0x10", "1_000", "01", '"
 
 
 def changed(rng: random.Random, text: str) -> bytes:
-    """The manifest with one to three changes of any kind."""
+    """Return the manifest with one to three random changes."""
     data = json.loads(text)
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         ways = [way for way in leaves(data) if way[0] != "files"]
@@ -67,7 +67,7 @@ def changed(rng: random.Random, text: str) -> bytes:
 
 
 def drive(bundle: Bundle) -> None:
-    """Some steps, two halts and the end; :class:`Arm` checks every command."""
+    """Run some steps, two halts and the end; :class:`Arm` checks every command."""
     arm = Arm(bundle, limits=SafetyLimits(workspace_low=(0.2, -0.2, 0.2), workspace_high=(0.6, 0.2, 0.6)))
     try:
         steps = observations(bundle.contract, 12)

@@ -1,4 +1,4 @@
-"""Sampling follows the mixture's closed form, and an answer that cannot be used is refused."""
+"""Sampling follows the mixture's closed form, and invalid mixtures are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIXTURE = Mixture((np.log(WEIGHTS) + 7.0).astype(np.float32), MEANS, SCALES)
 
 def draws(sampling: str, count: int = 20_000, temperature: float = 1.0, mixture: Mixture = MIXTURE) -> np.ndarray:
     rng = np.random.default_rng(1)
-    return np.array([mixture.draw(sampling, rng, temperature) for _ in range(count)])
+    return np.array([mixture.sample(sampling, rng, temperature) for _ in range(count)])
 
 
 def test_weights() -> None:
@@ -56,7 +56,7 @@ def test_temperature_sharpens() -> None:
     assert np.allclose(cold[nearest == 0].std(0), SCALES[0] * 0.1, rtol=0.1)
 
 
-def test_low_noise_draws_components_by_weight_and_hardly_any_noise() -> None:
+def test_low_noise_samples_components_by_weight_with_little_noise() -> None:
     samples = draws("low_noise")
     nearest = np.abs(samples[:, None] - MEANS[None]).sum(-1).argmin(1)
     shares = np.bincount(nearest, minlength=3) / len(samples)
@@ -66,10 +66,10 @@ def test_low_noise_draws_components_by_weight_and_hardly_any_noise() -> None:
     assert np.abs(noise.mean(0)).max() < 4 * LOW_NOISE_STD / math.sqrt(len(samples))
 
 
-def test_mode_is_the_heaviest_components_mean_and_draws_nothing() -> None:
+def test_mode_is_the_mean_of_the_largest_weight_and_uses_no_random_number() -> None:
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
-    assert np.array_equal(MIXTURE.draw("mode", rng), MEANS[0].astype(np.float64))
+    assert np.array_equal(MIXTURE.sample("mode", rng), MEANS[0].astype(np.float64))
     assert rng.bit_generator.state == before
     # A needle of next to no weight has the highest density, and is not what the policy means.
     needle = Mixture(np.log([0.999, 0.001]), np.array([[0.0], [1.0]]), np.array([[0.1], [1e-6]]))
@@ -95,17 +95,17 @@ def test_log_prob_integrates_to_one_and_agrees_with_the_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mixture", "sentence"),
+    ("mixture", "message"),
     [
-        (Mixture(np.array([0.0, np.nan, 0.0]), MEANS, SCALES), "answered with logits that are not finite"),
-        (Mixture(np.zeros(3), np.full((3, 2), np.inf), SCALES), "answered with means that are not finite"),
-        (Mixture(np.zeros(3), MEANS, SCALES - 0.05), "answered with a standard deviation of .*; it must be positive"),
-        (Mixture(np.zeros(3), MEANS, -SCALES), "answered with a standard deviation of -0.3"),
+        (Mixture(np.array([0.0, np.nan, 0.0]), MEANS, SCALES), "logits are not finite"),
+        (Mixture(np.zeros(3), np.full((3, 2), np.inf), SCALES), "means are not finite"),
+        (Mixture(np.zeros(3), MEANS, SCALES - 0.05), "smallest standard deviation is 0; it must be positive"),
+        (Mixture(np.zeros(3), MEANS, -SCALES), "smallest standard deviation is -0.3"),
         (Mixture(np.zeros(2), MEANS, SCALES), r"has logits \(2,\), means \(3, 2\)"),
     ],
 )
-def test_answers_that_cannot_be_used(mixture: Mixture, sentence: str) -> None:
-    with pytest.raises(PolicyOutputError, match=sentence):
+def test_invalid_mixtures_are_refused(mixture: Mixture, message: str) -> None:
+    with pytest.raises(PolicyOutputError, match=message):
         mixture.check()
 
 
@@ -115,6 +115,6 @@ def test_good_answer_passes() -> None:
 
 def test_unknown_sampling_and_temperature() -> None:
     with pytest.raises(ConfigError, match=r"sampling 'samples' is unknown; .*did you mean 'sample'"):
-        MIXTURE.draw("samples", np.random.default_rng(0))
+        MIXTURE.sample("samples", np.random.default_rng(0))
     with pytest.raises(ConfigError, match="temperature is 0; it must be positive"):
-        MIXTURE.draw("sample", np.random.default_rng(0), 0)
+        MIXTURE.sample("sample", np.random.default_rng(0), 0)

@@ -1,4 +1,4 @@
-"""Limits, the ramp to a halt, and what an action becomes for an arm."""
+"""Limits, the ramp to a halt, and the conversion of actions to commands."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CONTRACT = libero_contract(64)
 FULL: NDArray[np.float64] = np.array([1.0, -1.0, 0.5, 0.2, -0.2, 1.0, 1.0])
 
 
-def test_action_is_clipped_to_what_it_may_be() -> None:
+def test_action_is_clipped_to_its_range() -> None:
     governor = Governor(SafetyLimits(), CONTRACT)
     assert np.array_equal(governor.limit(FULL * 3), np.clip(FULL * 3.0, -1.0, 1.0))
     assert np.array_equal(governor.limit(FULL), FULL), "within limits nothing changes, not by a bit"
 
 
-def test_speed_is_limited_an_axis_and_what_is_slower_stays_as_it_was() -> None:
+def test_speed_is_limited_per_axis_and_slower_axes_are_unchanged() -> None:
     governor = Governor(SafetyLimits(speed=(0.1, 0.05, 0.2, 0.3, 1.2, 0.6)), CONTRACT)
     command = governor.limit(FULL)
     np.testing.assert_allclose(twist(command, CONTRACT), [0.1, -0.05, 0.12, 0.28, -0.28, 0.6], atol=1e-12)
@@ -60,7 +60,7 @@ def test_acceleration_and_jerk_are_limited(jerk: tuple[float, ...] | None) -> No
     np.testing.assert_allclose(arrived, wanted, atol=1e-9, err_msg="every wish is reached in time")
 
 
-def test_a_halt_ends_in_its_time_whatever_the_acceleration_limit() -> None:
+def test_halt_time_does_not_depend_on_the_acceleration_limit() -> None:
     governor = Governor(SafetyLimits(acceleration=(0.1,) * 6, halt_time=0.1), CONTRACT)
     for _ in range(60):
         governor.limit(FULL)
@@ -104,7 +104,7 @@ def test_action_that_is_not_finite_is_refused(bad: NDArray[np.float64]) -> None:
     assert np.array_equal(governor.last, FULL), "a refused action leaves no trace"
 
 
-def test_ramp_ends_within_the_stated_time_and_holds_the_gripper() -> None:
+def test_ramp_ends_within_halt_time_and_keeps_the_gripper() -> None:
     governor = Governor(SafetyLimits(halt_time=0.25), CONTRACT)
     states = [governor.motion]
     governor.limit(FULL)
@@ -121,7 +121,7 @@ def test_ramp_ends_within_the_stated_time_and_holds_the_gripper() -> None:
     assert governor.motion is Motion.HALTED and not governor.last.any()
 
 
-def test_a_ramp_does_not_speed_up_where_a_wall_gives_way() -> None:
+def test_ramp_does_not_speed_up_away_from_a_wall() -> None:
     limits = SafetyLimits(workspace_low=(0.0, -1.0, 0.0), workspace_high=(0.5, 1.0, 1.0), halt_time=0.5)
     governor = Governor(limits, CONTRACT)
     inside = np.array([0.3, 0.0, 0.3, np.pi, 0.0, 0.0])
@@ -142,7 +142,7 @@ def test_no_halt_time_stops_at_once() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_limits_at_the_ends_of_their_ranges_give_a_command_or_our_error(seed: int) -> None:
-    """Ruckig raises errors of its own, in the midst of a motion."""
+    """Ruckig raises its own errors during a motion."""
     rng = np.random.default_rng(seed)
 
     def limit(name: str) -> tuple[float, ...]:
@@ -204,7 +204,7 @@ def test_limits_of_an_axis_have_bounds(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "sentence"),
+    ("limits", "message"),
     [
         ({"speed": (1.0,) * 7}, "'speed' has 7 entries; one is needed for each of"),
         ({"speed": (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)}, "'speed' of 'z' is 0; 0.0001 to 100 m/s"),
@@ -217,8 +217,8 @@ def test_limits_of_an_axis_have_bounds(name: str, value: Any) -> None:
         ({"halt_time": -1.0}, "'halt_time' is -1; 0 to 5 s is allowed"),
     ],
 )
-def test_limits_that_make_no_sense(limits: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+def test_contradictory_limits_are_refused(limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         SafetyLimits(**limits)
 
 
@@ -247,7 +247,7 @@ def test_twist_follows_the_response() -> None:
 SQUARE = Camera("view", 32, 32, 45.0)
 
 
-def test_preprocess_passes_what_fits() -> None:
+def test_preprocess_keeps_an_image_of_the_right_size() -> None:
     frame = np.zeros((32, 32, 3), dtype=np.uint8)
     assert preprocess(frame, SQUARE) is frame
 
@@ -270,7 +270,7 @@ def test_field_of_view_after_the_crop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "sentence"),
+    ("frame", "message"),
     [
         (np.zeros((64, 64), np.uint8), r"view 'view' is uint8 \(64, 64\); uint8 \(height, width, 3\) in RGB is needed"),
         (np.zeros((64, 64, 4), np.uint8), r"uint8 \(64, 64, 4\)"),
@@ -278,6 +278,6 @@ def test_field_of_view_after_the_crop() -> None:
         (np.zeros((16, 200, 3), np.uint8), "at least 32 x 32; choose a larger camera mode"),
     ],
 )
-def test_frames_that_cannot_be_used(frame: Any, sentence: str) -> None:
-    with pytest.raises(ObservationError, match=sentence):
+def test_unusable_frames_are_refused(frame: Any, message: str) -> None:
+    with pytest.raises(ObservationError, match=message):
         preprocess(frame, SQUARE)

@@ -1,4 +1,4 @@
-"""The server answers every cycle: it drives, or it halts and says why."""
+"""The server answers every cycle: it drives, or it halts and reports why."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def drive(server: PolicyServer, steps: Sequence[Observation]) -> list[Decision]:
 
 
 def ramp(decisions: Sequence[Decision], before: Decision) -> None:
-    """The decisions that follow ``before`` fall evenly to zero motion in 5 cycles (0.25 s) and stay there."""
+    """Check that the decisions after ``before`` fall linearly to zero motion in 5 cycles (0.25 s) and stay there."""
     for i, decision in enumerate(decisions):
         share = max(0, 4 - i) / 5
         assert np.allclose(decision.action[:6], before.action[:6] * share)
@@ -53,7 +53,7 @@ def ramp(decisions: Sequence[Decision], before: Decision) -> None:
         assert decision.status.motion == ("halting" if share else "halted")
 
 
-def test_it_drives(bundle: Bundle) -> None:
+def test_policy_drives(bundle: Bundle) -> None:
     server = make(bundle)
     decision = drive(server, STEPS[:3])[-1]
     status = decision.status
@@ -72,11 +72,11 @@ def test_without_an_instruction_nothing_is_sent(bundle: Bundle) -> None:
     server = PolicyServer(bundle)
     for decision in (server.step(STEPS[0], STEPS[0].stamp), server.tick_without_observation(STEPS[0].stamp)):
         assert decision.status.code is StatusCode.NO_INSTRUCTION
-        assert decision.status.message == "No instruction has been given; send one."
+        assert decision.status.message == "There is no instruction; send one."
         assert not decision.command and not decision.action.any()
 
 
-def test_taking_the_instruction_back_halts(bundle: Bundle) -> None:
+def test_removing_the_instruction_halts(bundle: Bundle) -> None:
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
     server.set_instruction("")
@@ -85,7 +85,7 @@ def test_taking_the_instruction_back_halts(bundle: Bundle) -> None:
     assert not decisions[5].command, "the arm is left to others once the ramp is over"
 
 
-# --- faults: each has its code, its sentence, and ramps to a halt -----------------------------------------------------
+# --- faults: each has its code, its text, and ramps to a halt -----------------------------------------------------
 
 
 def with_reading(step: Observation, name: str, values: Any) -> Observation:
@@ -101,12 +101,12 @@ def of_wrong_size(step: Observation) -> Observation:
 
 
 FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
-    # name: change to the observation, added to now, code, sentence
+    # name: change to the observation, added to now, code, text
     "NaN joint": (
         lambda o: with_reading(o, "joint_states", [0, 0, np.nan, 0, 0, 0, 0]),
         0.0,
         StatusCode.BAD_OBSERVATION,
-        "The observation cannot be used: 'joint_states' holds a value that is not finite at 'panda_joint3'.",
+        "The observation cannot be used: 'joint_states' has a value that is not finite at 'panda_joint3'.",
     ),
     "joint out of range": (
         lambda o: with_reading(o, "gripper_states", [0.0, -3.0]),
@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
         lambda o: with_reading(o, "joint_states", [0.0] * 6),
         0.0,
         StatusCode.BAD_OBSERVATION,
-        "'joint_states' has shape (6,); the contract wants (7,).",
+        "'joint_states' has shape (6,); the contract needs (7,).",
     ),
     "missing view": (without_view, 0.0, StatusCode.BAD_OBSERVATION, "view 'eye_in_hand_rgb' is missing"),
     "NaN frame": (
@@ -146,32 +146,32 @@ FAULTS: dict[str, tuple[Any, float, StatusCode, str]] = {
         lambda o: o,
         -0.5,
         StatusCode.FUTURE_STAMP,
-        "The observation's stamp is 0.470 s in the future; at most 0.1 s is allowed: compare the clocks",
+        "The observation's stamp is 0.470 s in the future; at most 0.1 s is allowed: synchronise the clocks",
     ),
     "same stamp": (
         lambda o: dataclasses.replace(o, stamp=STEPS[2].stamp),
         0.0,
         StatusCode.REPEATED_STAMP,
-        "Two observations carry the stamp 100.100 s: a camera or driver repeats itself",
+        "Two observations have the stamp 100.100 s",
     ),
     "out of order": (
         lambda o: dataclasses.replace(o, stamp=o.stamp - 1.5 * PERIOD),
         0.0,
         StatusCode.OUT_OF_ORDER,
-        "The observation's stamp 100.075 s is 0.025 s before the one seen last",
+        "The observation's stamp 100.075 s is 0.025 s before that of the observation before",
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault_ramps_to_a_halt_and_says_so(bundle: Bundle, name: str) -> None:
-    change, shift, code, sentence = FAULTS[name]
+def test_fault_ramps_to_a_halt_and_is_reported(bundle: Bundle, name: str) -> None:
+    change, shift, code, text = FAULTS[name]
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
     sick = change(STEPS[3])
     decisions = [server.step(sick, STEPS[3].stamp + DELAY + shift)]
     assert decisions[0].status.code is code and code.is_fault
-    assert sentence in decisions[0].status.message
+    assert text in decisions[0].status.message
     now = STEPS[3].stamp + 1.0
     decisions += [server.tick_without_observation(now + i * PERIOD) for i in range(6)]
     ramp(decisions, before)
@@ -181,7 +181,7 @@ def test_fault_ramps_to_a_halt_and_says_so(bundle: Bundle, name: str) -> None:
     assert resumed.status.window_cleared == "resume after a halt"
 
 
-def test_silence_waits_then_halts(bundle: Bundle) -> None:
+def test_missing_observations_wait_then_halt(bundle: Bundle) -> None:
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
     monotonic = STEPS[2].stamp + DELAY
@@ -195,19 +195,19 @@ def test_silence_waits_then_halts(bundle: Bundle) -> None:
     assert decisions[0].status.code is StatusCode.MISSING_OBSERVATION
     assert decisions[0].status.message == (
         "No observation for 0.200 s; at most 0.15 s is allowed: "
-        "see whether all of agentview_rgb, eye_in_hand_rgb, joint_states, gripper_states are published."
+        "check that all of agentview_rgb, eye_in_hand_rgb, joint_states, gripper_states are published."
     )
 
 
-def test_one_late_observation_goes_on(bundle: Bundle) -> None:
+def test_one_late_observation_does_not_halt(bundle: Bundle) -> None:
     server = make(bundle)
     drive(server, STEPS[:3])
     assert not server.tick_without_observation(STEPS[2].stamp + DELAY + PERIOD).command
     assert drive(server, STEPS[3:4])[0].status.window == 4
 
 
-def test_silence_is_measured_by_the_steady_clock(bundle: Bundle) -> None:
-    """The clock of the stamps may stand still (a paused simulation): silence is noticed all the same."""
+def test_timeout_uses_the_monotonic_clock(bundle: Bundle) -> None:
+    """The clock of the stamps may stop (a paused simulation); the timeout still works."""
     server = make(bundle)
     server.step(STEPS[0], STEPS[0].stamp, monotonic=7.0)
     now = STEPS[0].stamp
@@ -215,14 +215,14 @@ def test_silence_is_measured_by_the_steady_clock(bundle: Bundle) -> None:
     assert server.tick_without_observation(now, monotonic=7.2).status.code is StatusCode.MISSING_OBSERVATION
 
 
-def test_nothing_ever_came(bundle: Bundle) -> None:
+def test_no_observation_at_all(bundle: Bundle) -> None:
     server = make(bundle)
     assert server.tick_without_observation(50.0).status.code is StatusCode.WAITING
     assert server.tick_without_observation(50.2).status.code is StatusCode.MISSING_OBSERVATION
 
 
 def test_frozen_view(bundle: Bundle) -> None:
-    """Fresh stamps, moving joints, the very same picture: after 10 steps it is a fault; with still joints it is not."""
+    """Fresh stamps, moving joints and the same image: after 10 steps a fault, but not if the joints do not move."""
     frozen = STEPS[0].images["agentview_rgb"]
 
     def steps(speed: float) -> list[Observation]:
@@ -244,8 +244,8 @@ def test_frozen_view(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("ring", [1, 2, 3, 4, 8])
-def test_a_ring_of_stale_pictures_is_frozen(bundle: Bundle, ring: int) -> None:
-    """A dead camera driver hands out its buffers in turn, under fresh stamps."""
+def test_repeated_ring_of_old_images_is_frozen(bundle: Bundle, ring: int) -> None:
+    """A dead camera driver repeats its buffers in turn, with fresh stamps."""
 
     def steps(speed: float, views: Sequence[str]) -> list[Observation]:
         return [
@@ -265,7 +265,7 @@ def test_a_ring_of_stale_pictures_is_frozen(bundle: Bundle, ring: int) -> None:
     assert {d.status.code for d in still} == {StatusCode.RUNNING}
 
 
-def test_a_camera_that_shows_new_pictures_again_goes_on(bundle: Bundle) -> None:
+def test_new_images_end_a_frozen_view(bundle: Bundle) -> None:
     server = make(bundle)
     frozen = [dataclasses.replace(o, images=STEPS[i % 2].images) for i, o in enumerate(STEPS[:15])]
     moving = [with_reading(o, "joint_states", np.full(7, 0.01 * i)) for i, o in enumerate(frozen + STEPS[15:])]
@@ -281,7 +281,7 @@ def test_clock_set_back_recovers(bundle: Bundle) -> None:
     assert codes == [StatusCode.OUT_OF_ORDER, StatusCode.RUNNING, StatusCode.RUNNING]
 
 
-def test_lockstep_knows_no_clock(bundle: Bundle) -> None:
+def test_lockstep_checks_no_clock(bundle: Bundle) -> None:
     server = make(bundle, watch=WatchLimits.lockstep())
     assert server.step(STEPS[0], 0.0).status.code is StatusCode.RUNNING
     assert server.step(STEPS[1], 1e9).status.code is StatusCode.RUNNING
@@ -309,7 +309,7 @@ def test_engine_failure_and_bad_answers_halt(bundle: Bundle, monkeypatch: pytest
     monkeypatch.setattr(server.engine, "step", answers_nan)
     second = drive(server, STEPS[3:4])[0]
     assert second.status.code is StatusCode.BAD_OUTPUT
-    assert "means that are not finite" in second.status.message
+    assert "means are not finite" in second.status.message
     ramp([first, second], before)
     monkeypatch.setattr(server.engine, "step", real)
     assert drive(server, STEPS[4:5])[0].status.window == 1
@@ -343,7 +343,7 @@ def test_shadow_mode_answers_without_commands(bundle: Bundle) -> None:
         assert shadow.sample is not None and drove.sample is not None and np.array_equal(shadow.sample, drove.sample)
 
 
-def test_disable_finishes_the_ramp_and_falls_silent(bundle: Bundle) -> None:
+def test_disable_finishes_the_ramp_and_stops_commands(bundle: Bundle) -> None:
     server = make(bundle)
     before = drive(server, STEPS[:3])[-1]
     server.disable()
@@ -387,7 +387,7 @@ def test_a_requested_halt_does_not_replace_one_that_only_enable_ends(bundle: Bun
 
 
 def test_an_answer_that_took_too_long_is_not_sent(bundle: Bundle) -> None:
-    """Neither is it what the ramp to a halt begins with."""
+    """The ramp to a halt does not start from it either."""
     took = at = 0.0
 
     def clock() -> float:  # stands still but for one look at it in each decision, the one after the network
@@ -419,7 +419,7 @@ def test_the_ramp_to_a_halt_ends_at_the_walls(bundle: Bundle) -> None:
         assert ramped[3:6].any(), "turning is not walled"
 
 
-def test_limits_bind_the_command_and_not_the_sample(bundle: Bundle) -> None:
+def test_limits_apply_to_the_command_and_not_the_sample(bundle: Bundle) -> None:
     speed, acceleration = 0.04, 0.2
     limits = SafetyLimits(speed=(speed,) * 6, acceleration=(acceleration,) * 6)
     decisions = drive(make(bundle, limits=limits), STEPS[:20])
@@ -429,7 +429,7 @@ def test_limits_bind_the_command_and_not_the_sample(bundle: Bundle) -> None:
     assert max(np.abs(d.sample).max() for d in decisions if d.sample is not None) > 0.5
 
 
-def test_a_workspace_wants_to_know_where_the_hand_is(bundle: Bundle) -> None:
+def test_workspace_needs_the_pose(bundle: Bundle) -> None:
     limits = SafetyLimits(workspace_low=(0.3, -0.2, 0.1), workspace_high=(0.7, 0.2, 0.5))
     server = make(bundle, limits=limits)
     decision = drive(server, STEPS[:1])[0]
@@ -444,7 +444,7 @@ def test_a_workspace_wants_to_know_where_the_hand_is(bundle: Bundle) -> None:
     assert drive(server, STEPS[15:16])[0].status.code is StatusCode.DISABLED, "in shadow mode it may look on"
 
 
-def test_emergency_stop_halts_and_letting_it_go_does_not_drive(bundle: Bundle) -> None:
+def test_emergency_stop_halts_and_releasing_it_does_not_drive(bundle: Bundle) -> None:
     server = make(bundle, resume="auto")
     last = drive(server, STEPS[:5])[-1]
     server.set_emergency_stop(True)
@@ -466,7 +466,7 @@ def test_emergency_stop_halts_and_letting_it_go_does_not_drive(bundle: Bundle) -
     assert drive(server, STEPS[13:14])[0].status.code is StatusCode.RUNNING
 
 
-def test_the_dead_man_switch_must_be_held_and_said_to_be(bundle: Bundle) -> None:
+def test_dead_man_switch_must_be_held_and_repeated(bundle: Bundle) -> None:
     server = make(bundle, watch=WatchLimits(dead_man=0.12))
 
     def step(i: int) -> Decision:
@@ -488,7 +488,7 @@ def test_the_dead_man_switch_must_be_held_and_said_to_be(bundle: Bundle) -> None
     assert decision.status.code is StatusCode.DISABLED and decision.sample is not None, "nothing moves in shadow mode"
 
 
-def test_overruns_are_counted_and_several_in_a_row_halt_for_good(bundle: Bundle) -> None:
+def test_overruns_are_counted_and_several_in_a_row_halt_until_enable(bundle: Bundle) -> None:
     slow = True
     at = 0.0
 
@@ -539,11 +539,11 @@ def test_episode_streams_are_reproducible(bundle: Bundle) -> None:
     server.reset(seed=5, episode=1)
     decision = drive(server, STEPS[:1])[0]
     assert decision.mixture is not None
-    expected = decision.mixture.draw("sample", np.random.default_rng([5, 1]))
+    expected = decision.mixture.sample("sample", np.random.default_rng([5, 1]))
     assert decision.sample is not None and np.array_equal(decision.sample, expected)
 
 
-def test_reset_of_a_still_arm_forgets_the_last_command(bundle: Bundle) -> None:
+def test_reset_of_a_stationary_arm_clears_the_last_command(bundle: Bundle) -> None:
     limits = SafetyLimits(acceleration=(0.2,) * 6, jerk=(2.0,) * 6)
     server = make(bundle, limits=limits, watch=WatchLimits.lockstep())
     first = [d.action for d in drive(server, STEPS[:5])]
@@ -552,14 +552,14 @@ def test_reset_of_a_still_arm_forgets_the_last_command(bundle: Bundle) -> None:
 
 
 def test_options_are_checked(bundle: Bundle) -> None:
-    for options, sentence in (
+    for options, text in (
         ({"sampling": "best"}, "sampling 'best' is unknown"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"resume": "later"}, "resume is 'later'; choose 'auto' or 'enable'"),
         ({"swap_when": "never"}, "swap_when is 'never'; choose 'idle' or 'now'"),
         ({"provider": "tpu"}, "provider 'tpu' is unknown"),
     ):
-        with pytest.raises(ConfigError, match=sentence):
+        with pytest.raises(ConfigError, match=text):
             make(bundle, **options)
     with pytest.raises(ConfigError, match="watchdog limit 'stale_after' is -1"):
         WatchLimits(stale_after=-1)

@@ -1,4 +1,4 @@
-"""The window: right-aligned, slides when full, and is cleared whenever design says so."""
+"""The window is right-aligned, slides when full, and is cleared when it must be."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_raw_history_keeps_copies_of_the_newest_steps() -> None:
     assert history.newest == 6, "numbers go on, so that a swap never mistakes one window for another"
 
 
-def test_a_window_that_slid_is_the_last_steps_alone(server: PolicyServer) -> None:
+def test_full_window_depends_only_on_the_last_steps(server: PolicyServer) -> None:
     last = drive(server, 0, 25)[-1]
     assert sizes([last]) == [10]
     server.reset("test")
@@ -92,7 +92,7 @@ def test_new_instruction_clears(server: PolicyServer) -> None:
     assert decision.status.instruction == INSTRUCTIONS[1]
 
 
-def test_the_same_instruction_again_does_not(server: PolicyServer) -> None:
+def test_same_instruction_again_does_not_clear(server: PolicyServer) -> None:
     drive(server, 0, 5)
     server.set_instruction(INSTRUCTIONS[0])
     assert sizes(drive(server, 5, 1)) == [6]
@@ -157,7 +157,7 @@ def test_gap_of_over_one_and_a_half_periods_clears(server: PolicyServer, periods
 
 
 def test_tokens_of_two_instructions_never_mix(server: PolicyServer) -> None:
-    """What is answered after a change of instruction equals what a fresh server answers."""
+    """Answers after a change of instruction equal those of a fresh server."""
     drive(server, 0, 7)
     server.set_instruction(INSTRUCTIONS[1])
     changed = drive(server, 7, 5)
@@ -168,7 +168,7 @@ def test_tokens_of_two_instructions_never_mix(server: PolicyServer) -> None:
 
 
 def test_caller_may_reuse_its_buffers(server: PolicyServer) -> None:
-    """The server answers the same when every observation comes in the same arrays."""
+    """The server answers the same if every observation comes in the same arrays."""
     apart = [d.action for d in drive(server, 0, 12)]
     server.reset("test")
     buffers = {name: frame.copy() for name, frame in STEPS[0].images.items()}

@@ -60,7 +60,7 @@ import sys, time
 from pathlib import Path
 from m2distill_policy.signals import stop_on_signals
 
-stop_on_signals(lambda why: None, patience=2.0)
+stop_on_signals(lambda why: None, grace=2.0)
 Path(sys.argv[1], "up").touch()
 time.sleep(30)
 """

@@ -113,7 +113,7 @@ def test_fewer_episodes_than_were_collected_before_a_gap(tmp_path: Path) -> None
     part = writer.parts / f"{demonstration_seed(0, task.index, 0)}.hdf5"
     content = part.read_bytes()
     part.write_bytes(b"")  # as a power cut may leave it
-    with pytest.raises(DemonstrationError, match=f"{part.name} is damaged .*remove it and go on with the same command"):
+    with pytest.raises(DemonstrationError, match=f"{part.name} is damaged .*remove it and run the same command"):
         collect(collection)
     part.write_bytes(content)
     assert collect(collection)[0].sha256() == whole.sha256()

@@ -1,4 +1,4 @@
-"""Every stream is judged by its own clock, when it arrives: ahead, stale, unsynchronised, missing, frozen."""
+"""Every stream is checked with its own clock, when it arrives: ahead, stale, unsynchronised, missing, frozen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def split(hz: float = 30.0, topic: str = "/gripper/joint_states") -> Streams:
-    """Arm and gripper in messages of their own, and a pose."""
+    """Arm and gripper in separate messages, and a pose."""
     arm = ("/joint_states", ARM, Clock(hz=125.0, delay=0.001))
     return Streams(CONTRACT, joints=[arm, (topic, GRIPPER, Clock(hz=hz, delay=0.002))], pose=Clock(hz=100.0))
 
@@ -57,7 +57,7 @@ def moving(outputs: list[Output]) -> bool:
     return any(o.command.is_sent and bool(o.decision.action[:6].any()) for o in outputs)
 
 
-def test_streams_that_are_right_are_driven(bundle: Bundle) -> None:
+def test_correct_streams_are_driven(bundle: Bundle) -> None:
     for streams in (Streams(CONTRACT), split(), split(topic="/joint_states")):
         outputs = play(bundle, streams)
         assert last(outputs, 30) == {StatusCode.RUNNING}
@@ -73,10 +73,10 @@ EVERY += [((A, B, "joints", "gripper", "pose"), offset) for offset in (0.3, -0.3
 
 
 @pytest.mark.parametrize(("names", "offset"), EVERY)
-def test_every_stream_at_every_offset_is_driven_in_tolerance_or_named(
+def test_each_stream_with_a_clock_offset_is_driven_or_reported(
     bundle: Bundle, names: tuple[str, ...], offset: float
 ) -> None:
-    """Delays are at most 5 ms here: within 0.1 s ahead and 0.2 s behind the clock is right."""
+    """Delays are at most 5 ms here, so the limits are 0.1 s ahead and 0.2 s behind the clock."""
     streams = split()
     for name in names:
         streams = streams.shifted(name, offset=offset)
@@ -106,16 +106,16 @@ def test_a_stamp_that_was_never_set(bundle: Bundle, name: str, stamp: int) -> No
 
 
 def test_the_message_names_the_difference_the_setting_and_a_stream_to_compare(bundle: Bundle) -> None:
-    sentence = play(bundle, split().shifted(A, offset=0.3))[-1].decision.status.message
+    text = play(bundle, split().shifted(A, offset=0.3))[-1].decision.status.message
     for part in (f"view '{A}' on {LABELS[A]}", "0.295 s", "0.1 s", "watch.future_tolerance", "/joint_states"):
-        assert part in sentence, sentence
-    sentence = play(bundle, split().shifted("gripper", offset=-37))[-1].decision.status.message
+        assert part in text, text
+    text = play(bundle, split().shifted("gripper", offset=-37))[-1].decision.status.message
     for part in (f"{', '.join(GRIPPER)} on {LABELS['gripper']}", "37.002 s", "0.2 s", "watch.stale_after"):
-        assert part in sentence, sentence
+        assert part in text, text
 
 
 class Changing(Clock):
-    """One publisher whose messages are those of several clocks, one after another."""
+    """One publisher whose messages have several clocks in turn."""
 
     def messages(self, seconds: float) -> Iterator[tuple[float, int, int]]:
         for clock in self.clocks:
@@ -131,7 +131,7 @@ def in_turn(*clocks: Clock) -> Clock:
 
 
 def changed(streams: Streams, name: str, *, offset: float, since: float, until: float) -> Streams:
-    """``streams`` in which the clock of one is off by ``offset`` from ``since`` to ``until``."""
+    """Return ``streams`` in which the clock of one is off by ``offset`` from ``since`` to ``until``."""
     views, joints, pose = dict(streams.views), list(streams.joints), streams.pose
     assert pose is not None
     index = {"joints": 0, "gripper": 1}.get(name)
@@ -165,14 +165,14 @@ def test_the_fault_lasts_as_long_as_the_clock_is_wrong(bundle: Bundle, name: str
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_a_message_that_was_ahead_once_does_not_stop_the_arm_for_good(bundle: Bundle, name: str) -> None:
+def test_one_message_ahead_halts_only_for_a_time(bundle: Bundle, name: str) -> None:
     outputs = play(bundle, changed(split(), name, offset=5.0, since=1.5, until=1.56), 3.0)
     codes = [o.decision.status.code for o in outputs]
     assert StatusCode.FUTURE_STAMP in codes and codes[-1] is StatusCode.RUNNING
 
 
 def test_transforms_that_are_ahead_are_named(bundle: Bundle) -> None:
-    """Poses that are asked for, as tf2's are."""
+    """Poses that are polled, as those of tf2 are."""
     for ahead, code in ((4.0, StatusCode.FUTURE_STAMP), (0.0, StatusCode.RUNNING)):
         poses = PoseBuffer(
             lambda: "/tf from 'base' to 'hand'", slop=0, longest_silence=None, monotonic=lambda: 0.0,
@@ -185,7 +185,7 @@ def test_transforms_that_are_ahead_are_named(bundle: Bundle) -> None:
 
 
 def test_two_publishers_of_which_one_is_ahead(bundle: Bundle) -> None:
-    """The same joints on one topic from two nodes: whichever spoke last, the arm is not driven."""
+    """Two nodes publish the same joints on one topic: the arm is not driven, whichever sent last."""
     streams = Streams(CONTRACT)
     streams.joints.append(("/joint_states", streams.names, Clock(hz=50.0, offset=1.0, delay=0.001)))
     outputs = play(bundle, streams)
@@ -206,8 +206,8 @@ def test_a_switched_off_check_is_off(bundle: Bundle) -> None:
 def test_two_cameras_that_never_fit_are_named_with_their_distance(bundle: Bundle) -> None:
     outputs = play(bundle, Streams(CONTRACT, {B: Clock(phase=0.024)}))
     assert last(outputs) == {StatusCode.UNSYNCHRONISED}
-    sentence = outputs[-1].decision.status.message
-    assert all(part in sentence for part in (LABELS[A], LABELS[B], "0.024 s apart", "0.02 s", "slop")), sentence
+    text = outputs[-1].decision.status.message
+    assert all(part in text for part in (LABELS[A], LABELS[B], "0.024 s apart", "0.02 s", "slop")), text
 
 
 @pytest.mark.parametrize("phase", [0.021, 0.025, 0.028])
@@ -230,12 +230,12 @@ def test_a_stream_that_stops_is_named_alone(bundle: Bundle, name: str) -> None:
     outputs = play(bundle, split().shifted(name, until=1.5))
     code = StatusCode.BAD_OBSERVATION if name in ("joints", "gripper") else StatusCode.MISSING_OBSERVATION
     assert last(outputs) == {code}
-    sentence = outputs[-1].decision.status.message
-    assert (LABELS[name] if name in (A, B) else (ARM if name == "joints" else GRIPPER)[0]) in sentence
-    assert not any(LABELS[other] in sentence for other in (A, B) if other != name), sentence
+    text = outputs[-1].decision.status.message
+    assert (LABELS[name] if name in (A, B) else (ARM if name == "joints" else GRIPPER)[0]) in text
+    assert not any(LABELS[other] in text for other in (A, B) if other != name), text
 
 
-def test_nothing_ever_came_from_a_stream(bundle: Bundle) -> None:
+def test_stream_without_any_message(bundle: Bundle) -> None:
     for name in (A, B, "joints", "gripper"):
         outputs = play(bundle, split().shifted(name, since=99.0))
         code = StatusCode.BAD_OBSERVATION if name in ("joints", "gripper") else StatusCode.MISSING_OBSERVATION
@@ -247,12 +247,12 @@ def test_nothing_ever_came_from_a_stream(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("missing", ARM + GRIPPER)
-def test_a_joint_that_is_never_named_is_named(bundle: Bundle, missing: str) -> None:
+def test_missing_joint_is_reported(bundle: Bundle, missing: str) -> None:
     names = [name for name in ARM + GRIPPER if name != missing]
     outputs = play(bundle, Streams(CONTRACT, joints=[("/joint_states", names, Clock(hz=100.0))]))
     assert last(outputs) == {StatusCode.BAD_OBSERVATION}
-    sentence = outputs[-1].decision.status.message
-    assert f"does not name {missing} on" in sentence and "finite" not in sentence
+    text = outputs[-1].decision.status.message
+    assert f"does not name {missing} on" in text and "finite" not in text
 
 
 # --- joints in pieces ------------------------------------------------------------------------------------------------

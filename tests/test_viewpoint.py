@@ -52,7 +52,7 @@ def test_the_motion_is_found(right: float, down: float, turned: float, larger: f
     assert found.correlation > 0.9
 
 
-def test_the_sentence_says_what_to_do() -> None:
+def test_description_says_what_to_do() -> None:
     picture = _picture()
     assert "fits the training image" in describe(CAMERA, misalignment(picture, picture))
     right = describe(CAMERA, misalignment(picture, _moved(picture, 10, 0, 0, 1)))
@@ -63,7 +63,7 @@ def test_the_sentence_says_what_to_do() -> None:
     assert "move it back: things are 1.10 times" in describe(
         CAMERA, misalignment(picture, _moved(picture, 0, 0, 0, 1.1))
     )
-    assert "too little in common" in describe(CAMERA, misalignment(picture, _picture(1)))
+    assert "too different from the training image" in describe(CAMERA, misalignment(picture, _picture(1)))
     blank = np.zeros_like(picture)
     assert misalignment(picture, blank) is None
 
@@ -92,9 +92,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "name a .png or .jpg file" in capsys.readouterr().err
 
 
-def test_a_bundle_without_pictures_says_so(tmp_path: Path) -> None:
+def test_bundle_without_images_is_reported(tmp_path: Path) -> None:
     bundle = open_bundle(write_toy(tmp_path / "toy"))
-    with pytest.raises(BundleError, match=r"holds no training \w+ of 'agentview_rgb'; export it anew"):
+    with pytest.raises(BundleError, match=r"has no training image of 'agentview_rgb'; export it again"):
         bundle.view("agentview_rgb")
     with pytest.raises(BundleError, match="holds views"):
         write_toy(tmp_path / "wrong", views={"agentview_rgb": _picture()})
@@ -108,10 +108,10 @@ def test_a_camera_of_the_simulator_that_was_turned() -> None:
     from m2distill_policy.sim.suites import suite_task
     from m2distill_policy.sim.tabletop.env import TabletopEnv
 
-    world = TabletopEnv(suite_task("tabletop", 0), size=64)
-    camera = world.contract.cameras[0]
-    reference = world.reset(0).images[camera.name]
-    model = world.render_model
+    env = TabletopEnv(suite_task("tabletop", 0), size=64)
+    camera = env.contract.cameras[0]
+    reference = env.reset(0).images[camera.name]
+    model = env.render_model
     index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "agentview")
     for degrees, way in ((-4.0, "left"), (4.0, "right")):
         before = model.cam_quat[index].copy()
@@ -119,8 +119,8 @@ def test_a_camera_of_the_simulator_that_was_turned() -> None:
         mujoco.mju_mat2Quat(turn, rotation_from_vector(np.radians(degrees) * np.array([0.0, 1.0, 0.0])).ravel())
         mujoco.mju_mulQuat(turned, before, turn)
         model.cam_quat[index] = turned
-        said = describe(camera, misalignment(reference, world.reset(5).images[camera.name]))
+        said = describe(camera, misalignment(reference, env.reset(5).images[camera.name]))
         model.cam_quat[index] = before
         found = re.search(rf"turn it {way} by ([0-9.]+) degrees", said)
         assert found is not None and float(found[1]) == pytest.approx(4.0, abs=0.7), said
-    world.close()
+    env.close()

@@ -151,7 +151,7 @@ class Demo:
             "success": result["success"],
             "bundles_that_answered": answered,
             "swapped_in_mid_rollout": any(len(row) > 1 for row in answered),
-            "cycles_without_a_command": sum(r["held_still"] for r in result["rollouts"]),
+            "cycles_without_a_command": sum(r["steps_without_command"] for r in result["rollouts"]),
         }
 
     def _latency(self, bundle: Path) -> dict[str, float]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2distill_policy.cluster import Here, Launcher, Process, why_lost
+from m2distill_policy.cluster import Launcher, LocalLauncher, Process, why_lost
 from m2distill_policy.config import to_dict
 from m2distill_policy.errors import DivergedError, TrainingError
 from m2distill_policy.progress import ProgressBar
@@ -129,7 +129,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
     for job in jobs:
         job.require_same()
     waiting = [job for job in jobs if not job.finished]
-    launcher = launcher or Here()
+    launcher = launcher or LocalLauncher()
     running: dict[Process, tuple[Job, ProgressBar]] = {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     before = signal.signal(signal.SIGTERM, _leave)

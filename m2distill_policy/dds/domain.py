@@ -1,8 +1,8 @@
-"""Which DDS domain, and how participants find one another.
+"""The DDS domain, and how participants discover one another.
 
-By default participants meet on this machine only: a ROS 2 that is confined to localhost discovers by unicast, so
-multicast is off, every process takes the next free participant index, and 127.0.0.1 is named as the peer. Where
-``CYCLONEDDS_URI`` is set, the user's own configuration is used as it is.
+By default participants discover one another only on this machine, without multicast: every process takes the next free
+participant index, and the peer is 127.0.0.1. A ROS 2 that is limited to localhost does the same. If ``CYCLONEDDS_URI``
+is set, that configuration is used unchanged.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from cyclonedds.domain import Domain
 
 from m2distill_policy.errors import ConfigError, TransportError
 
-#: The last domain whose ports lie below 65536.
+#: The last domain whose ports are below 65536.
 LAST_DOMAIN = 232
-#: ROS 2 processes that may run on one machine in one domain and still find each other.
+#: Number of processes that can discover one another on one machine in one domain.
 MAX_PARTICIPANTS = 32
 
-#: A frame of 640 x 480 pixels is 0.9 MB: large datagrams and a large receive buffer keep it from being split into
-#: hundreds of packets on loopback, and from overrunning the socket. A writer that is deleted does not linger for a
-#: reader that has died; :meth:`m2distill_policy.dds.participant.Participant.close` waits once for all of them.
+#: An image of 640 x 480 pixels has 0.9 MB. Large datagrams and a large receive buffer avoid hundreds of packets on
+#: loopback and an overflow of the socket. A deleted writer does not wait for a reader that has died;
+#: :meth:`m2distill_policy.dds.participant.Participant.close` waits once for all of them.
 LOCALHOST_CONFIGURATION = f"""<CycloneDDS><Domain id="any">
 <General>
   <Interfaces><NetworkInterface address="127.0.0.1" multicast="false"/></Interfaces>
@@ -47,25 +47,31 @@ LOCALHOST_CONFIGURATION = f"""<CycloneDDS><Domain id="any">
 </Internal>
 </Domain></CycloneDDS>"""
 
-#: One configuration a domain and process; kept as long as a participant uses it.
+#: One configuration for each domain and process, kept while a participant uses it.
 _domains: weakref.WeakValueDictionary[int, Domain] = weakref.WeakValueDictionary()
 
 
 def domain_id(option: int | None = None) -> int:
-    """The domain to use: the option, else ``ROS_DOMAIN_ID``, else 0; raises :class:`ConfigError` beyond 0..232."""
+    """Return the domain: the option, else ``ROS_DOMAIN_ID``, else 0.
+
+    Raises:
+        ConfigError: It is not 0 to 232.
+    """
     if option is not None:
         value, source = str(option), "domain id"
     else:
         value, source = os.environ.get("ROS_DOMAIN_ID") or "0", "ROS_DOMAIN_ID"
     if not value.isascii() or not value.isdigit() or int(value) > LAST_DOMAIN:
-        raise ConfigError(f"{source} is '{value}'; allowed are 0 to {LAST_DOMAIN}")
+        raise ConfigError(f"{source} is '{value}'; 0 to {LAST_DOMAIN} is allowed")
     return int(value)
 
 
 def configure(domain: int) -> Domain | None:
-    """Set up localhost-only discovery for ``domain`` in this process; keep what is returned while participants live.
+    """Set up localhost-only discovery for ``domain`` in this process.
 
-    Returns None where ``CYCLONEDDS_URI`` is set: then Cyclone DDS reads that by itself.
+    Returns:
+        The configuration, which must be kept while participants exist. None if ``CYCLONEDDS_URI`` is set, which Cyclone
+        DDS reads itself.
     """
     if os.environ.get("CYCLONEDDS_URI"):
         return None
@@ -78,11 +84,11 @@ def configure(domain: int) -> Domain | None:
 
 @contextlib.contextmanager
 def reserve_domain() -> Iterator[int]:
-    """A domain that no other caller of this function on this machine uses meanwhile, for tests and demonstrations.
+    """Reserve a domain that no other caller of this function on this machine uses, for tests and demonstrations.
 
-    A lock on a file in the temporary folder stands for the domain; it is released when the process ends, however.
+    The reservation is a lock on a file in the temporary folder. It ends when the process ends.
     """
-    # Domains above 101 have ports that Linux also hands out to clients.
+    # Above 101 the ports of a domain are in the range that Linux assigns to clients.
     candidates = list(range(1, 102))
     random.SystemRandom().shuffle(candidates)
     for candidate in candidates:
@@ -101,14 +107,14 @@ def reserve_domain() -> Iterator[int]:
         finally:
             os.close(handle)
         return
-    raise TransportError("no DDS domain between 1 and 101 is free; end other tests or demonstrations on this machine")
+    raise TransportError("no DDS domain from 1 to 101 is free; end other tests or demonstrations on this machine")
 
 
 def _open_lock(path: Path) -> int:
-    """A handle to lock, whichever user made the file: for that it need not be writable."""
+    """Return a file handle to lock. The file may belong to another user, because a lock needs no write access."""
     try:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         handle = os.open(path, os.O_CREAT | os.O_RDONLY, 0o644)
-        os.fchmod(handle, 0o644)  # whatever the umask
+        os.fchmod(handle, 0o644)  # independent of the umask
         return handle

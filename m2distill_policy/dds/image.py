@@ -1,12 +1,13 @@
-"""``sensor_msgs/msg/Image`` with a serialiser of its own.
+"""``sensor_msgs/msg/Image`` with its own serialiser.
 
-The generic Python serialiser packs an image number by number, tens of milliseconds for a VGA frame. Here the pixels
-go over as one block and come back as a view of what was received, without a copy. The bytes are the same.
+The generic Python serialiser packs an image number by number, which takes tens of milliseconds for a VGA image. Here
+the pixels are copied as one block, and a received image is a view of the buffer, without a copy. The bytes are the
+same.
 
-The encapsulation is CDR version 1, which ROS 2 writes. Version 2 of a type without 8-byte numbers differs in the first
-four bytes alone, so both are read.
+The encapsulation is CDR version 1, which ROS 2 writes. For a type without 8-byte numbers, version 2 differs only in the
+first four bytes, so both are read.
 """
-# No ``from __future__ import annotations`` here: the type description is built from the annotations themselves.
+# No ``from __future__ import annotations`` here: the type description is made from the annotations themselves.
 
 import struct
 import sys
@@ -30,16 +31,16 @@ else:
 
 #: Second byte of the encapsulation header -> byte order, for CDR versions 1 and 2 of a final type.
 _ORDER = {0x00: ">", 0x01: "<", 0x06: ">", 0x07: "<"}
-#: Bytes before the payload; alignment counts from here.
+#: Bytes before the payload, from which alignment counts.
 _ENCAPSULATION = 4
 
 
 @dataclass
 class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
-    """An image: ``data`` holds ``height`` rows of ``step`` bytes each, row 0 on top.
+    """An image: ``data`` has ``height`` rows of ``step`` bytes each, the top row first.
 
-    ``data`` may be bytes, a contiguous uint8 array of any shape, or a sequence of integers; after reading it is a
-    read-only uint8 array (n,).
+    ``data`` may be bytes, a contiguous uint8 array of any shape, or a sequence of integers. In a received message it is
+    a read-only uint8 array (n,).
     """
 
     header: Header = field(default_factory=Header)
@@ -52,24 +53,24 @@ class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
 
     @staticmethod
     def from_rgb(image: NDArray[np.uint8], stamp: Time, frame_id: str) -> "Image":
-        """An ``rgb8`` message of an upright image (H, W, 3); the pixels are not copied until they are sent."""
+        """Make an ``rgb8`` message of an upright image (H, W, 3). The pixels are copied only when it is sent."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise TransportError(f"an image to send is {image.dtype} {image.shape}; it must be uint8 (H, W, 3)")
         height, width, _ = image.shape
         return Image(Header(stamp, frame_id), height, width, "rgb8", 0, width * 3, np.ascontiguousarray(image))
 
     def to_rgb(self) -> NDArray[np.uint8]:
-        """The image as uint8 (H, W, 3), RGB, upright; a view of the message where the encoding allows it.
+        """Return the image as upright uint8 (H, W, 3) RGB; a view of the message if the encoding allows it.
 
         Raises:
-            ObservationError: see :func:`m2distill_policy.images.encodings.raw_to_rgb`.
+            ObservationError: See :func:`m2distill_policy.images.encodings.raw_to_rgb`.
         """
         return raw_to_rgb(self.encoding, self.height, self.width, self.step, _as_bytes(self.data))
 
     def serialize(self, buffer: Any = None, endianness: Any = None, use_version_2: bool | None = None) -> bytes:
-        """The message as CDR with its encapsulation header; the arguments are the generic serialiser's.
+        """Return the message as CDR with its encapsulation header. The arguments are those of the generic serialiser.
 
-        A caller that brings a buffer or asks for another byte order gets the generic serialiser.
+        With a buffer, or another byte order, the generic serialiser is used.
         """
         if buffer is not None or endianness is not None:
             return super().serialize(buffer=buffer, endianness=endianness, use_version_2=use_version_2)
@@ -88,13 +89,13 @@ class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
 
     @classmethod
     def deserialize(cls, data: Any, has_header: bool = True, use_version_2: bool | None = None) -> "Image":
-        """Read what a ROS 2 camera wrote, in either byte order; ``data`` of the result is a view of the buffer.
+        """Read an image in either byte order. ``data`` of the result is a view of the buffer.
 
         Raises:
-            TransportError: the buffer ends too early, or is not CDR.
+            TransportError: The buffer ends too early, or is not CDR.
         """
         if not has_header or not isinstance(data, bytes | bytearray | memoryview):
-            # Asked for by the generic machinery when an Image is part of another message.
+            # The generic code calls it without a header if an Image is part of another message.
             return super().deserialize(data, has_header=has_header, use_version_2=use_version_2)
         if len(data) < _ENCAPSULATION or data[0] != 0 or data[1] not in _ORDER:
             start = bytes(data[:_ENCAPSULATION]).hex() or "nothing"
@@ -111,19 +112,19 @@ class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
 
 
 def _as_bytes(data: Any) -> NDArray[np.uint8]:
-    """``data`` as a contiguous uint8 array (n,), without a copy where it is one already."""
+    """Return ``data`` as a contiguous uint8 array (n,), without a copy if possible."""
     if isinstance(data, bytes | bytearray | memoryview):
         return np.frombuffer(data, dtype=np.uint8)
     pixels = np.asarray(data) if len(data) else np.empty(0, dtype=np.uint8)
     if pixels.dtype != np.uint8:
         if np.any((pixels < 0) | (pixels > 255)) or pixels.dtype.kind not in "iu":
-            raise TransportError(f"image data of dtype {pixels.dtype} does not fit into bytes")
+            raise TransportError(f"image data of dtype {pixels.dtype} are not bytes; use uint8")
         pixels = pixels.astype(np.uint8)
     return np.ascontiguousarray(pixels).reshape(-1)
 
 
 def _align(head: bytearray) -> None:
-    """Pad to the next multiple of 4; the encapsulation header is 4 bytes, so counting from it changes nothing."""
+    """Pad to a multiple of 4. The encapsulation header has 4 bytes, so it does not change the alignment."""
     head += bytes(-len(head) % 4)
 
 
@@ -136,7 +137,7 @@ def _put_string(head: bytearray, order: str, text: str) -> None:
 
 
 class _Reader:
-    """Walks over a CDR buffer; what is missing is one :class:`TransportError` that says where."""
+    """Reads a CDR buffer from start to end. If it is too short, the :class:`TransportError` says where."""
 
     def __init__(self, data: bytes | bytearray | memoryview, order: str) -> None:
         self._data = memoryview(data)
@@ -144,26 +145,26 @@ class _Reader:
         self._at = _ENCAPSULATION
 
     def number(self, code: str) -> int:
-        """One integer of ``struct`` code ``code``, aligned to its size."""
+        """Read one integer of ``struct`` code ``code``, aligned to its size."""
         size = struct.calcsize(f"={code}")
         self._at += -self._at % size
         start = self._take(size, "a number")
         return int(struct.unpack_from(f"{self._order}{code}", self._data, start)[0])
 
     def string(self, what: str) -> str:
-        """One string; its length on the wire counts the closing zero."""
+        """Read one string; its length in the buffer includes the closing zero."""
         length = self.number("I")
         start = self._take(length, what)
         raw = bytes(self._data[start : start + length])
         if not raw.endswith(b"\0"):
-            raise TransportError(f"image message has a {what} without an end")
+            raise TransportError(f"image message has a {what} without its closing zero")
         try:
             return raw[:-1].decode("utf-8")
         except UnicodeDecodeError as error:
             raise TransportError(f"image message has a {what} that is not UTF-8") from error
 
     def block(self, what: str) -> NDArray[np.uint8]:
-        """A sequence of bytes as a view."""
+        """Read a sequence of bytes, as a view."""
         length = self.number("I")
         start = self._take(length, what)
         return np.frombuffer(self._data, dtype=np.uint8, count=length, offset=start)
@@ -172,6 +173,6 @@ class _Reader:
         start, self._at = self._at, self._at + size
         if self._at > len(self._data):
             raise TransportError(
-                f"image message is cut short: {what} should reach byte {self._at} and the message has {len(self._data)}"
+                f"image message is cut short: {what} should end at byte {self._at} of {len(self._data)}"
             )
         return start

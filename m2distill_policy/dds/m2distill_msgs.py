@@ -1,8 +1,8 @@
-"""The policy's own messages. Each docstring is the ``.msg`` text; its order of fields is the wire and must not change.
+"""The policy's own messages. Each docstring is the ``.msg`` text. The order of the fields must not change.
 
-``uint8`` of the ``.msg`` text is ``byte`` here, see :mod:`m2distill_policy.dds.types`.
+``uint8`` in the ``.msg`` text is ``byte`` here, see :mod:`m2distill_policy.dds.types`.
 """
-# No ``from __future__ import annotations`` here: the serialiser is built from the annotations themselves.
+# No ``from __future__ import annotations`` here: the serialiser is made from the annotations themselves.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,15 +25,15 @@ class PolicyAction(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyAction_"):
 
     ::
 
-        # What the policy answered to one observation. Published once for every observation, also in shadow mode and
-        # while halting; and without an observation (stamp zero) for the rest of a ramp to a halt.
-        std_msgs/Header header  # stamp: the observation's; frame_id: the frame of the action
+        # The policy's answer to one observation. Published for every observation, also in shadow mode and while
+        # halting; and without an observation (stamp zero) for the rest of a ramp to a halt.
+        std_msgs/Header header  # stamp: of the observation; frame_id: frame of the action
         string bundle           # identifier of the bundle that answered
-        string instruction      # the instruction that it follows
-        bool command            # whether an arm is to follow `action`; false in shadow mode
+        string instruction      # instruction that it follows
+        bool command            # whether an arm should execute `action`; false in shadow mode
         float64[] action        # x, y, z, rx, ry, rz, gripper in [-1, 1], within the safety limits
-        float64[] sample        # the same before any limit; empty when the policy gave no answer
-        uint32 modes            # components of the mixture; 0 when the policy gave no answer
+        float64[] sample        # the sampled action before any limit; empty without an answer
+        uint32 modes            # number of components of the mixture; 0 without an answer
         float32[] logits        # (modes) unnormalised log weights
         float32[] means         # (modes x 7), row by row
         float32[] scales        # (modes x 7) standard deviations, row by row
@@ -57,29 +57,29 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
 
     ::
 
-        # Why the policy does what it does. Published every cycle. In lockstep: once for every observation, after
-        # everything else that answers it, and once for every episode.
-        std_msgs/Header header     # stamp: of the observation answered, zero without one
-        uint64 cycle               # counts the cycles since the start
+        # State of the policy and the reason for it. Published every cycle. In lockstep: once for every observation,
+        # after all other answers to it, and once for every episode.
+        std_msgs/Header header     # stamp: of the observation that was answered, zero without one
+        uint64 cycle               # number of cycles since the start
         uint32 episode             # number of the lockstep episode, 0 before the first
         uint8 code                 # m2distill_policy.runtime.status.StatusCode
-        string name                # the code's name
+        string name                # name of the code
         string message            # what happened and what to do
         uint8 motion               # 0 running, 1 halting, 2 halted
         bool halted                # motion is 2
         bool command               # whether commands were sent in this cycle
-        uint32 gripper_commands    # gripper commands sent since the start or the episode's begin
+        uint32 gripper_commands    # gripper commands sent since the start, or since the episode began
         string bundle              # identifier of the bundle that answered
-        string[] tasks             # what it has learned, in order
+        string[] tasks             # names of the tasks that it has learned, in order
         string instruction
-        uint32 window              # steps that the answer was based on
+        uint32 window              # number of steps that the answer is based on
         float64 latency            # s, from a complete observation to its decision
-        uint32 overruns            # decisions so far that took longer than one period
+        uint32 overruns            # number of decisions that took longer than one period
         string window_cleared      # why the window was last cleared
         uint8 swap                 # m2distill_policy.runtime.status.SwapState
         string swap_message
         string swap_bundle         # identifier, empty while unknown
-        string warning             # what does not stop the policy and still needs a look
+        string warning             # problems that do not stop the policy
     """
 
     header: Header = field(default_factory=Header)
@@ -116,9 +116,9 @@ class Episode(IdlStruct, typename="m2distill_msgs.msg.dds_.Episode_"):
         # that answer. Stamps of observations never go back, also not from one episode to the next.
         std_msgs/Header header  # stamp: every observation of this episode is later
         uint32 number           # counts from 1
-        uint64 seed             # random numbers are drawn from stream `draw` of `seed`
+        uint64 seed             # random seed; stream `draw` of it is used
         uint64 draw
-        string instruction      # what to do
+        string instruction      # task instruction
     """
 
     header: Header = field(default_factory=Header)

@@ -1,4 +1,4 @@
-"""The wire types of this transport, by the names that :class:`~m2distill_policy.node.messages.Messages` looks for."""
+"""Message classes of plain DDS, under the names that :class:`~m2distill_policy.node.messages.Messages` uses."""
 
 from __future__ import annotations
 

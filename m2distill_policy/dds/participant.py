@@ -1,6 +1,6 @@
-"""A process on the bus: its writers, its readers, and how it waits. The only module that calls Cyclone DDS.
+"""A process in a DDS domain: its writers, its readers, and how it waits. The only module that calls Cyclone DDS.
 
-Nothing here polls: :meth:`Participant.wait` sleeps until a message or a match arrives, or the time is up.
+Nothing here polls: :meth:`Participant.wait` sleeps until there is a message or a new peer, or the timeout has passed.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from m2distill_policy.node.topics import resolve
 
 M = TypeVar("M", bound=IdlStruct)
 
-#: Longest sleep in one go. A signal is only looked at between two sleeps, so this bounds how late it is noticed.
+#: Longest single sleep. Signals are handled between two sleeps, so this limits how late they are noticed.
 _LONGEST_SLEEP = 0.25
 
-#: What the generic deserialiser raises on bytes that are not the message they claim to be.
+#: Errors of the generic deserialiser for bytes that are not the expected message.
 _BROKEN = (struct.error, UnicodeDecodeError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
 
 
 class Writer(Generic[M]):
-    """Publishes one topic."""
+    """Publishes on one topic."""
 
     def __init__(self, participant: Participant, topic: str, kind: type[M], profile: Profile, depth: int) -> None:
         self.topic = topic
@@ -55,7 +55,11 @@ class Writer(Generic[M]):
         self._writer.set_status_mask(DDSStatus.PublicationMatched)
 
     def write(self, message: M) -> None:
-        """Hand ``message`` over; raises :class:`TransportError` if a reliable reader did not keep up in time."""
+        """Publish ``message``.
+
+        Raises:
+            TransportError: A reliable reader did not keep up in time.
+        """
         try:
             self._writer.write(message)
         except DDSException as error:
@@ -63,7 +67,7 @@ class Writer(Generic[M]):
 
     @property
     def matched(self) -> bool:
-        """Whether anyone listens."""
+        """Whether there is a reader."""
         return bool(self._writer.get_matched_subscriptions())
 
     @property
@@ -73,10 +77,11 @@ class Writer(Generic[M]):
 
 
 class Reader(Generic[M]):
-    """Takes one topic's messages.
+    """Receives the messages of one topic.
 
-    broken: messages about messages that could not be read, oldest first; whoever reads them empties the list.
-    others_only: leave out what this participant itself publishes.
+    Attributes:
+        broken: An error for each unreadable message, the oldest first; the caller clears the list.
+        others_only: Whether to leave out what this participant publishes itself.
     """
 
     def __init__(
@@ -99,10 +104,11 @@ class Reader(Generic[M]):
         self._unread = ReadCondition(self._reader, SampleState.NotRead | ViewState.Any | InstanceState.Any)
 
     def take(self) -> list[M]:
-        """Every message that has arrived, oldest first. A message that cannot be read is named in :attr:`broken`."""
+        """Return every message that has arrived, the oldest first. Unreadable ones are reported in :attr:`broken`."""
         messages: list[M] = []
         while True:
-            # One at a time: the binding reads all of a batch at once, and one broken message would lose the others.
+            # One at a time, because the binding reads a batch as a whole, and an unreadable message would lose the
+            # others.
             try:
                 batch = self._reader.take(1)
             except TransportError as error:
@@ -113,7 +119,7 @@ class Reader(Generic[M]):
                 continue
             if not batch:
                 return messages
-            if not isinstance(batch[0], InvalidSample):  # a writer that left announces itself without a message
+            if not isinstance(batch[0], InvalidSample):  # a writer that has left sends a sample without a message
                 messages.append(batch[0])
 
     def _report(self, message: str) -> None:
@@ -121,18 +127,18 @@ class Reader(Generic[M]):
 
     @property
     def matched(self) -> bool:
-        """Whether anyone publishes."""
+        """Whether there is a writer."""
         return bool(self._reader.get_matched_publications())
 
     @property
     def publishing_programs(self) -> int:
-        """How many participants publish; each is a program, which may have several writers."""
+        """Number of participants that publish. Each is a program, which may have several writers."""
         found = map(self._reader.get_matched_publication_data, self._reader.get_matched_publications())
         return len({str(endpoint.participant_key) for endpoint in found if endpoint is not None})
 
     @property
     def publishers(self) -> list[str]:
-        """Who publishes: the names that they give themselves, or their DDS identity."""
+        """Names of the publishing participants, or their DDS identity."""
         found = (
             self._reader.get_matched_publication_data(handle) for handle in self._reader.get_matched_publications()
         )
@@ -151,21 +157,20 @@ class Reader(Generic[M]):
 
     @property
     def unread(self) -> ReadCondition:
-        """True while a message waits, for a wait set."""
+        """Condition for a wait set: there is an unread message."""
         return self._unread
 
 
 class Participant:
-    """One process in a DDS domain.
+    """One process in a DDS domain. Use it as a context manager.
+
+    Leaving the context tells the other processes at once. If a process just ends, they notice after its lease of 10 s.
 
     Args:
-        domain: the domain's id, see :func:`m2distill_policy.dds.domain.domain_id`.
-        remap: full topic name -> the one to use instead.
-        namespace: of all topics but /diagnostics, "" or of the form "/a".
-        name: what others call this process in their messages; the process id is added.
-
-    Use it as a context manager: leaving it says goodbye to the other processes at once, where a process that just
-    ends is missed only after its lease of 10 s.
+        domain: Number of the domain, see :func:`m2distill_policy.dds.domain.domain_id`.
+        remap: Full topic name -> the name to use instead.
+        namespace: Namespace of all topics but /diagnostics, "" or of the form "/a".
+        name: Name of this process in the messages of others; the process id is appended.
     """
 
     def __init__(
@@ -181,13 +186,13 @@ class Participant:
         except DDSException as error:
             raise TransportError(f"cannot join DDS domain {domain}: {error}") from error
         self._topics: dict[str, Topic[Any]] = {}
-        #: Full names, before remapping, of what was asked for.
+        #: Full names, before remapping, of the topics in use.
         self._asked: set[str] = set()
         self._writers: list[Writer[Any]] = []
         self._readers: list[Reader[Any]] = []
 
     def dds_topic(self, topic: str, kind: type[M]) -> Topic[M]:
-        """The DDS topic ``rt/x/y`` of ``/x/y``."""
+        """Return the DDS topic ``rt/x/y`` of ``/x/y``."""
         existing = self._topics.get(topic)
         if existing is None:
             existing = self._topics[topic] = Topic(self.entity, f"rt{topic}", kind)
@@ -196,20 +201,20 @@ class Participant:
         return existing
 
     def full_name(self, topic: str) -> str:
-        """The name of ``topic`` (``/x/y`` or ``~/y``) here, after remapping."""
+        """Return the full name of ``topic`` (``/x/y`` or ``~/y``) after remapping."""
         return resolve(topic, self._remap, self.namespace)
 
     def require_remapped(self) -> None:
-        """:class:`ConfigError` where a topic was to be renamed that nobody here reads or writes: a slip of the pen."""
+        """Raise :class:`ConfigError` if a remapped topic is not used in this process, because it may be misspelt."""
         for name in self._remap:
             if name not in self._asked:
                 raise ConfigError(
-                    f"--remap renames '{name}', which is none of {', '.join(sorted(self._asked))}"
+                    f"--remap renames '{name}', which is not used; the topics are {', '.join(sorted(self._asked))}"
                     + closest(name, self._asked)
                 )
 
     def writer(self, topic: str, kind: type[M], profile: Profile = Profile.RELIABLE, depth: int = 10) -> Writer[M]:
-        """A publisher of ``topic`` (``/x/y`` or ``~/y``)."""
+        """Make a publisher of ``topic`` (``/x/y`` or ``~/y``)."""
         self._asked.add(resolve(topic, namespace=self.namespace))
         writer = Writer(self, self.full_name(topic), kind, profile, depth)
         self._writers.append(writer)
@@ -224,14 +229,14 @@ class Participant:
         *,
         others_only: bool = False,
     ) -> Reader[M]:
-        """A subscription to ``topic`` (``/x/y`` or ``~/y``). others_only: not to what this participant publishes."""
+        """Make a subscription to ``topic`` (``/x/y`` or ``~/y``). others_only: leave out its own messages."""
         self._asked.add(resolve(topic, namespace=self.namespace))
         reader = Reader(self, self.full_name(topic), kind, profile, depth, others_only=others_only)
         self._readers.append(reader)
         return reader
 
     def waiter(self, readers: Iterable[Reader[Any]] = (), matches: Iterable[Reader[Any] | Writer[Any]] = ()) -> Waiter:
-        """Something to sleep on until one of ``readers`` has a message or one of ``matches`` meets or loses a peer."""
+        """Make a waiter that sleeps until one of ``readers`` has a message or the peers of ``matches`` change."""
         return Waiter(self, readers, matches)
 
     def wait_for_peers(
@@ -241,10 +246,10 @@ class Participant:
         hint: str,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Sleep until every endpoint has a peer, ``timeout`` seconds at most; ``stop`` ends the wait early.
+        """Wait until every endpoint has a peer. ``stop`` ends the wait early.
 
         Raises:
-            TransportError: nobody came; names the topics without a peer, and adds ``hint``.
+            TransportError: An endpoint has no peer after ``timeout`` s; names the topics, and adds ``hint``.
         """
         waiter = self.waiter(matches=endpoints)
         deadline = time.monotonic() + timeout
@@ -254,25 +259,25 @@ class Participant:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TransportError(
-                    f"nobody answered on {', '.join(missing)} within {timeout:g} s in DDS domain {self.domain}; {hint}"
+                    f"no peer on {', '.join(missing)} within {timeout:g} s in DDS domain {self.domain}; {hint}"
                 )
             waiter.wait(left)
 
     def close(self) -> None:
-        """Wait at most 1 s until reliable readers have what was written, then leave the domain."""
+        """Wait at most 1 s until reliable readers have received everything, then leave the domain."""
         deadline = time.monotonic() + 1.0
         for writer in self._writers:
             left = max(0.0, deadline - time.monotonic())
-            # A reader that has just died cannot acknowledge; leaving must not hang on it. The binding (11.0.1) means to
-            # return False when the time is up, and trips over a misspelt name instead.
+            # A reader that has just died cannot acknowledge, and leaving must not fail because of it. On a timeout the
+            # binding (11.0.1) should return False, but raises an error because of a misspelt name in its code.
             with contextlib.suppress(DDSException, AttributeError):
                 writer.entity.wait_for_acks(int(left * 1e9))
         self._writers.clear()
         self._readers.clear()
         self._topics.clear()
-        # Deletes every writer and reader with it, and the domain after the last participant. Not left to the garbage
-        # collector: the peers would be left guessing, and when the interpreter itself ends it is too late, because
-        # then the binding's background thread waits for the interpreter's lock for ever, and we for that thread.
+        # Deletes every writer and reader too, and the domain after the last participant. Not left to the garbage
+        # collector, because the peers would notice late. At the end of the interpreter it would block: the binding's
+        # background thread waits for the interpreter's lock, and the interpreter for that thread.
         self.entity.__del__()
         self._domain = None
 
@@ -286,7 +291,7 @@ class Participant:
 
 
 class Waiter:
-    """Sleeps until something happens. Made once and used often: making one is not free."""
+    """Sleeps until something happens. Keep and reuse it, because making one takes time."""
 
     def __init__(
         self,
@@ -302,11 +307,12 @@ class Waiter:
             self._set.attach(endpoint.entity)
 
     def wait(self, timeout: float) -> bool:
-        """Sleep ``timeout`` seconds at most, and never longer than a quarter of a second, so that signals are seen.
+        """Sleep for at most ``timeout`` s and at most 0.25 s, so that signals are handled.
 
-        Returns whether something happened.
+        Returns:
+            Whether something happened.
         """
         happened = self._set.wait(int(max(0.0, min(timeout, _LONGEST_SLEEP)) * 1e9)) > 0
         for endpoint in self._matches:
-            endpoint.entity.take_status()  # a match that is not taken note of would wake the next wait as well
+            endpoint.entity.take_status()  # otherwise this change of peers would end the next wait too
         return happened

@@ -1,7 +1,7 @@
 """The policy node on plain DDS: messages in, a policy loop of :mod:`m2distill_policy.node`, messages out.
 
-One thread does all of it. A lockstep answers ``~/episode`` with one ``~/status`` of its stamp, and every observation
-with one ``~/action`` and one ``~/status``, in that order.
+It uses one thread. In lockstep it answers ``~/episode`` with one ``~/status`` of its stamp, and every observation with
+one ``~/action`` and one ``~/status``, in that order.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class PolicyNode:
     """Connects a :class:`PolicyServer` to topics.
 
     Args:
-        participant: where to publish and subscribe; the node does not close it.
-        server: answers observations; the node does not close it.
-        lockstep: answer a simulated robot one by one, without a clock.
-        options, watcher: see :class:`PolicyLoop`.
-        reliable_input: ask cameras and joints for every message, where the default takes what comes.
-        frame: what the arm calls the frame of the actions, in twists and set-points; None takes the contract's name.
-            Poses in another frame are refused. Without it, and in lockstep, their frame must only stay the same.
+        participant: Where to publish and subscribe. The caller closes it.
+        server: Answers observations. The caller closes it.
+        lockstep: Whether to answer a simulated robot step by step, without a clock.
+        options, watcher: See :class:`PolicyLoop`.
+        reliable_input: Whether cameras and joint states should send lost messages again.
+        frame: The arm's name for the frame of the actions, in twists and set-points; poses in another frame are
+            refused. None, and in lockstep: the contract's name, and the frame of poses must only stay the same.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PolicyNode:
         )
         self._stop = False
         self._stop_reason = ""
-        #: Lost images are asked for again otherwise.
+        #: With reliable_input lost images are sent again, so the buffer is not checked.
         self._buffer = (
             None
             if reliable_input or lockstep
@@ -103,8 +103,8 @@ class PolicyNode:
         }
         self._pose = participant.reader(topics.END_EFFECTOR_POSE, PoseStamped, inputs, depth=JOINTS_KEPT)
         self._instructions = participant.reader(topics.INSTRUCTION, String, Profile.LATCHED)
-        # Twice: a button that was pressed before this node began has said so only where it is latched, and a reader
-        # that asks for what is latched does not hear the others.
+        # Two readers each: a state from before this node started is received only by a latched reader, which in turn
+        # does not receive publishers that are not latched.
         self._emergency = [
             participant.reader(topics.EMERGENCY_STOP, Bool, profile) for profile in (Profile.RELIABLE, Profile.LATCHED)
         ]
@@ -115,7 +115,7 @@ class PolicyNode:
         self._twist = participant.writer(topics.TWIST, TwistStamped, outputs)
         self._target = participant.writer(topics.TARGET_POSE, PoseStamped, outputs)
         self._gripper_topic = participant.writer(topics.GRIPPER_COMMAND, GripperCommand, outputs)
-        #: Who else commands the arm. In lockstep a robot waits for each answer, and there is no arm.
+        #: Other publishers of commands. Not in lockstep, where there is no arm.
         self._others: dict[str, Reader[Any]] = {}
         self._others_seen = -LOOK_EVERY
         if not lockstep and not self._loop.options.allow_other_publishers:
@@ -132,14 +132,14 @@ class PolicyNode:
         handshake = Profile.HANDSHAKE if lockstep else Profile.RELIABLE
         self._status = participant.writer(topics.STATUS, PolicyStatus, handshake)
 
-    def stop(self, reason: str = "the node was asked to stop") -> None:
-        """Ramp to a halt and return from spinning; safe to call from a signal handler."""
+    def stop(self, reason: str = "the node was stopped") -> None:
+        """Ramp to a halt and let :meth:`spin` return. May be called from a signal handler."""
         self._stop_reason = reason
         self._stop = True
 
     @property
     def cycle_count(self) -> int:
-        """Cycles so far, each with its ~/status."""
+        """Number of cycles so far; each has published a ~/status."""
         return self._loop.cycle_count
 
     # --- real time ---------------------------------------------------------------------------------------------------
@@ -147,11 +147,11 @@ class PolicyNode:
     def spin(self) -> None:
         """Run until :meth:`stop`, then until the ramp to a halt is over.
 
-        In real time, an unexpected error ramps to a halt too, before it is raised. In lockstep the loop also ends when
-        the robot has left and no other one came for ``timeout`` s.
+        In real time, an unexpected error first ramps to a halt and is then raised. In lockstep, the loop also ends when
+        the robot has left and no other has come for ``timeout`` s.
 
         Raises:
-            TransportError: in lockstep, no message came for ``timeout`` s, or a set stayed incomplete; names the
+            TransportError: In lockstep, no message arrived for ``timeout`` s, or a set stayed incomplete; names the
                 missing topics.
         """
         if isinstance(self._loop, LockstepLoop):
@@ -163,7 +163,7 @@ class PolicyNode:
             try:
                 self._ramp_out(f"the node failed ({type(error).__name__}: {error})")
             except Exception as second:
-                # What went wrong first is what is raised; that the arm may not have been halted must be said as well.
+                # The first error is raised; the second is logged, because the arm may not have been halted.
                 logger.exception("the ramp to a halt failed too (%s: %s)", type(second).__name__, second)
             raise
 
@@ -186,17 +186,17 @@ class PolicyNode:
                 (everything if loop.lacks_joints else views).wait(wait)
 
     def _ramp_out(self, reason: str) -> None:
-        """Halt without observations, at the contract's rate."""
+        """Ramp to a halt without observations, at the contract's rate."""
         self._loop.shut_down(reason)
         mute = False
         while not self._loop.may_exit:
             output = self._loop.ramp()
             self._command(output)
             try:
-                self._say(output)
-            except Exception:  # the arm must be halted whatever becomes of the status
+                self._report(output)
+            except Exception:  # the arm must be halted even if the status cannot be published
                 if not mute:
-                    logger.exception("the ramp to a halt goes on, but its status cannot be published")
+                    logger.exception("the ramp to a halt continues, but its status cannot be published")
                 mute = True
             time.sleep(self._contract.period)
 
@@ -229,11 +229,11 @@ class PolicyNode:
                 if left > 0:
                     waiter.wait(left)
                 elif self.cycle_count and not any(view.matched for view in self._views.values()):
-                    logger.info("the robot has left and no other one came within %g s", self._loop.options.timeout)
+                    logger.info("the robot has left, and no other came within %g s", self._loop.options.timeout)
                     return
                 else:
                     raise self._timeout_error(loop)
-        # There is no clock to ramp by, and the robot waits: what is left of the ramp goes out at once.
+        # There is no clock, and the robot waits, so the rest of the ramp is sent at once.
         loop.shut_down(self._stop_reason)
         while not loop.may_exit:
             self._publish(loop.ramp())
@@ -255,7 +255,7 @@ class PolicyNode:
     def _timeout_error(self, loop: LockstepLoop[Image]) -> TransportError:
         broken = f" ({' '.join(loop.problems.messages)})" if loop.problems.messages else ""
         return TransportError(
-            f"nothing came on {', '.join(loop.missing_topics)} for {self._loop.options.timeout:g} s in DDS domain "
+            f"no message on {', '.join(loop.missing_topics)} for {self._loop.options.timeout:g} s in DDS domain "
             f"{self._participant.domain}{broken}; is 'm2distill sim --lockstep' running there?"
         )
 
@@ -274,7 +274,7 @@ class PolicyNode:
             self._loop.operator.set_instruction(message.data)
 
     def _take_inputs(self) -> int:
-        """Hand over what has arrived; returns how many images and joint states that were."""
+        """Add what has arrived to the loop. Return the number of images and joint states."""
         arrived = 0
         for name, reader in self._views.items():
             images = self._take(reader, topics.camera_topic(name))
@@ -296,7 +296,7 @@ class PolicyNode:
         for name, info_reader in self._infos.items():
             for info in self._take(info_reader, topics.camera_info_topic(name)):
                 self._loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
-                # From here too: of images that are too large, none at all may arrive.
+                # Also from the camera info, because images that are too large may never arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
         return arrived
@@ -310,12 +310,12 @@ class PolicyNode:
     # --- out ---------------------------------------------------------------------------------------------------------
 
     def _publish(self, output: Output) -> None:
-        """Everything that a cycle says, ``~/status`` last."""
+        """Publish everything of a cycle, ``~/status`` last."""
         self._command(output)
-        self._say(output)
+        self._report(output)
 
     def _command(self, output: Output) -> None:
-        """What the arm does."""
+        """Publish the commands for the arm."""
         command, stamp, frame = output.command, output.command_stamp, self._frame
         if command.twist is not None:
             self._twist.write(MESSAGES.twist(command.twist, stamp, frame))
@@ -325,8 +325,8 @@ class PolicyNode:
             effort = self._loop.options.gripper.max_effort
             self._gripper_topic.write(MESSAGES.gripper(command.gripper, effort))
 
-    def _say(self, output: Output) -> None:
-        """What people and recorders want to know."""
+    def _report(self, output: Output) -> None:
+        """Publish what people and recorders need."""
         if output.publishes_action:
             self._action.write(MESSAGES.action(output, self._contract))
         self._status.write(MESSAGES.status(output, self._contract))
@@ -338,7 +338,7 @@ class PolicyNode:
         self._watch_others()
 
     def _watch_others(self) -> None:
-        """See who else sends commands; after ours are out, so that none of them waits for it."""
+        """Check who else sends commands. Called after our own are sent, so that it does not delay them."""
         now = time.monotonic()
         look, self._others_seen = (True, now) if now - self._others_seen >= LOOK_EVERY else (False, self._others_seen)
         for topic, reader in self._others.items():

@@ -1,6 +1,6 @@
-"""Quality of service, as ROS 2 names it.
+"""Quality of service, with the names of ROS 2.
 
-CDR version 1 is asked for by name: it is what ROS 2 speaks, and Cyclone DDS from 0.11 on could agree on version 2.
+CDR version 1 is requested explicitly, because ROS 2 uses it, and Cyclone DDS from 0.11 on might agree on version 2.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ def _reliable(milliseconds: int) -> Policy.Reliability.Reliable:
 
 
 class Profile(Enum):
-    """SENSOR: newest wins, losses are allowed. RELIABLE: every message arrives. LATCHED: late joiners get the last one.
+    """Profiles of topics.
 
-    LOCKSTEP: every message arrives, and a writer waits long for a slow reader rather than drop anything.
-    HANDSHAKE: the same for one message at a time, which also reaches a reader that is met only after it was written.
+    SENSOR: only the newest message matters; losses are allowed. RELIABLE: every message arrives. LATCHED: late readers
+    receive the last message. LOCKSTEP: every message arrives, and a writer waits long for a slow reader. HANDSHAKE: the
+    same for one message at a time, which late readers receive too.
     """
 
     SENSOR = "sensor"
@@ -31,7 +32,7 @@ class Profile(Enum):
     HANDSHAKE = "handshake"
 
     def qos(self, depth: int) -> Qos:
-        """The policies; ``depth`` messages are kept for a reader that has not looked yet."""
+        """Return the policies. depth: number of messages kept for a slow reader."""
         history = Policy.History.KeepLast(depth)
         volatile = Policy.Durability.Volatile
         if self is Profile.SENSOR:

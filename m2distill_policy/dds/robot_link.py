@@ -1,4 +1,4 @@
-"""The simulated robot's end of plain DDS."""
+"""The simulated robot's side of plain DDS."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _COMMANDS: dict[Follow, type[PolicyAction] | type[PoseStamped] | type[TwistStamp
 
 
 class DdsLink(Link):
-    """Writers and readers of a robot that follows ``follow``; the participant is closed by whoever made it."""
+    """Writers and readers of a robot that follows ``follow``. The caller closes the participant."""
 
     def __init__(self, participant: Participant, contract: Contract, *, follow: Follow, lockstep: bool) -> None:
         self.where = f"in DDS domain {participant.domain}"
@@ -48,9 +48,9 @@ class DdsLink(Link):
         self._joint_names = [entry for group in contract.proprioception for entry in group.entries]
         profile = Profile.LOCKSTEP if lockstep else Profile.RELIABLE
         self._pose: Writer[PoseStamped] | None = None
-        # Two processes do not learn of each other's writers and readers at one instant, but each learns of the other's
-        # writers in the order they were made, and of its readers likewise. So ~/episode is the last writer and ~/status
-        # the last reader: both keep their message for who is met late, and once they have met, all others have.
+        # Two processes do not discover each other's endpoints at the same time, but each discovers the other's writers
+        # in the order of their creation, and likewise the readers. So ~/episode is the last writer and ~/status the
+        # last reader. Both keep their message for late readers; once they are connected, all others are too.
         if follow == "target_pose":
             self._pose = participant.writer(topics.END_EFFECTOR_POSE, PoseStamped, profile)
         self._views: dict[str, Writer[Image]] = {
@@ -96,12 +96,12 @@ class DdsLink(Link):
             frame = optical_frame(camera.name)
             self._infos[camera.name].write(MESSAGES.camera_info(camera, image.shape[0], image.shape[1], stamp))
             self._views[camera.name].write(Image.from_rgb(image, at, frame))
-        readings = [
+        positions = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
         ]
-        self._joints.write(MESSAGES.joints(self._joint_names, readings, stamp, self._contract.action.frame))
+        self._joints.write(MESSAGES.joints(self._joint_names, positions, stamp, self._contract.action.frame))
 
-    def instruct(self, instruction: str) -> None:
+    def send_instruction(self, instruction: str) -> None:
         self._instructions.write(String(instruction))
 
     def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
@@ -115,7 +115,7 @@ class DdsLink(Link):
         now = time.monotonic()
         found = [(message.header.stamp.nanoseconds, self._value(message)) for message in self._command.take()]
         return [
-            # The rest of a ramp answers no observation and bears no stamp: it belongs to now.
+            # The rest of a ramp answers no observation and has stamp zero; it counts as arriving now.
             Command(value, stamp or (0 if self._lockstep else time.time_ns()), now)
             for stamp, value in found
             if value is not None
@@ -128,7 +128,7 @@ class DdsLink(Link):
             return twist_of(message)
         return action_of(message, self._contract.action.size)
 
-    def grips(self) -> list[float]:
+    def gripper_commands(self) -> list[float]:
         return [] if self._gripper is None else [grip.position for grip in self._gripper.take()]
 
     def wait(self, timeout: float) -> None:

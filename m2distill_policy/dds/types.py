@@ -1,17 +1,17 @@
-"""ROS 2's messages as Cyclone DDS types: the same names, fields and order, so a stock ROS 2 reads and writes them.
+"""ROS 2's messages as Cyclone DDS types: the same names, fields and order, so that ROS 2 can read and write them.
 
-``sensor_msgs/msg/Image`` is the DDS type ``sensor_msgs::msg::dds_::Image_``. The order of the fields is the wire
-(CDR has no names in it), so it must not change. A sequence of numbers is a list or a tuple, never an
-array; what is read is a list.
+``sensor_msgs/msg/Image`` is the DDS type ``sensor_msgs::msg::dds_::Image_``. CDR has no field names, so the order of
+the fields must not change. A sequence of numbers is written from a list or a tuple, never from an array, and is read as
+a list.
 
-No field may be ``uint8`` or ``int8``: Cyclone DDS 11 describes them to its peers in a way that a peer of version 0.10,
-which ROS 2 Jazzy brings, cannot read, and that ends the process of a 0.10 peer that looks at it. ``byte`` is the same
-octet on the wire and is described in the old way.
+No field may be ``uint8`` or ``int8``: Cyclone DDS 11 describes these types to its peers in a way that version 0.10,
+which is part of ROS 2 Jazzy, cannot read; a 0.10 process that inspects them crashes. ``byte`` has the same bytes and
+the old description.
 
-``Image`` is in :mod:`m2distill_policy.dds.image`, because it brings its own serialiser.
-The policy's own messages are in :mod:`m2distill_policy.dds.m2distill_msgs`.
+``Image`` is in :mod:`m2distill_policy.dds.image`, because it has its own serialiser. The policy's own messages are in
+:mod:`m2distill_policy.dds.m2distill_msgs`.
 """
-# No ``from __future__ import annotations`` here: the serialiser is built from the annotations themselves.
+# No ``from __future__ import annotations`` here: the serialiser is made from the annotations themselves.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from cyclonedds.idl import IdlStruct
 from cyclonedds.idl.types import array, byte, float64, int32, sequence, uint32
 
 if TYPE_CHECKING:
-    # What a type checker may assume; the serialiser needs the exact form below.
+    # For type checkers; the serialiser needs the exact form below.
     Strings = Sequence[str]
     Float64s = Sequence[float]
     Matrix3x3 = Float64s
@@ -40,19 +40,19 @@ NANOSECONDS = 1_000_000_000
 
 @dataclass
 class Time(IdlStruct, typename="builtin_interfaces.msg.dds_.Time_"):
-    """An instant: ``sec`` (int32) and ``nanosec`` (uint32, 0..999999999) since the clock's origin."""
+    """A time: ``sec`` (int32) and ``nanosec`` (uint32, 0 to 999999999) since the clock's origin."""
 
     sec: int32 = 0
     nanosec: uint32 = 0
 
     @staticmethod
     def from_nanoseconds(nanoseconds: int) -> "Time":
-        """The instant ``nanoseconds`` after the clock's origin."""
+        """Make the time that is ``nanoseconds`` after the clock's origin."""
         return Time(nanoseconds // NANOSECONDS, nanoseconds % NANOSECONDS)
 
     @property
     def nanoseconds(self) -> int:
-        """Nanoseconds since the clock's origin, exact."""
+        """Nanoseconds since the clock's origin."""
         return self.sec * NANOSECONDS + self.nanosec
 
     @property
@@ -66,7 +66,7 @@ class Time(IdlStruct, typename="builtin_interfaces.msg.dds_.Time_"):
 
 @dataclass
 class Header(IdlStruct, typename="std_msgs.msg.dds_.Header_"):
-    """When and in which frame."""
+    """Stamp and frame of a message."""
 
     stamp: Time = field(default_factory=Time)
     frame_id: str = ""
@@ -74,14 +74,14 @@ class Header(IdlStruct, typename="std_msgs.msg.dds_.Header_"):
 
 @dataclass
 class String(IdlStruct, typename="std_msgs.msg.dds_.String_"):
-    """One string; on ``~/instruction`` the words that tell the policy its task."""
+    """One string; on ``~/instruction`` the instruction of the task."""
 
     data: str = ""
 
 
 @dataclass
 class Bool(IdlStruct, typename="std_msgs.msg.dds_.Bool_"):
-    """Yes or no; on ``~/emergency_stop`` whether it is pressed, on ``~/dead_man`` whether it is held."""
+    """A bool; on ``~/emergency_stop`` whether it is pressed, on ``~/dead_man`` whether it is held."""
 
     data: bool = False
 
@@ -91,7 +91,7 @@ class Bool(IdlStruct, typename="std_msgs.msg.dds_.Bool_"):
 
 @dataclass
 class Vector3(IdlStruct, typename="geometry_msgs.msg.dds_.Vector3_"):
-    """Three numbers with a direction."""
+    """A vector of three numbers."""
 
     x: float64 = 0.0
     y: float64 = 0.0
@@ -100,7 +100,7 @@ class Vector3(IdlStruct, typename="geometry_msgs.msg.dds_.Vector3_"):
 
 @dataclass
 class Point(IdlStruct, typename="geometry_msgs.msg.dds_.Point_"):
-    """A place, in m."""
+    """A position, in m."""
 
     x: float64 = 0.0
     y: float64 = 0.0
@@ -109,7 +109,7 @@ class Point(IdlStruct, typename="geometry_msgs.msg.dds_.Point_"):
 
 @dataclass
 class Quaternion(IdlStruct, typename="geometry_msgs.msg.dds_.Quaternion_"):
-    """A rotation, w last."""
+    """A rotation as a unit quaternion (x, y, z, w)."""
 
     x: float64 = 0.0
     y: float64 = 0.0
@@ -119,7 +119,7 @@ class Quaternion(IdlStruct, typename="geometry_msgs.msg.dds_.Quaternion_"):
 
 @dataclass
 class Pose(IdlStruct, typename="geometry_msgs.msg.dds_.Pose_"):
-    """A place and a rotation."""
+    """A position and a rotation."""
 
     position: Point = field(default_factory=Point)
     orientation: Quaternion = field(default_factory=Quaternion)
@@ -196,7 +196,7 @@ class CameraInfo(IdlStruct, typename="sensor_msgs.msg.dds_.CameraInfo_"):
 
 @dataclass
 class GripperCommand(IdlStruct, typename="control_msgs.msg.dds_.GripperCommand_"):
-    """``position``: the gap between the fingers in m (0 is closed); ``max_effort`` in N, 0 means the gripper's own."""
+    """``position``: m or rad, in the unit of the gripper's driver; ``max_effort`` in N, 0 for the gripper's default."""
 
     position: float64 = 0.0
     max_effort: float64 = 0.0
@@ -238,7 +238,7 @@ else:
 
 @dataclass
 class DiagnosticArray(IdlStruct, typename="diagnostic_msgs.msg.dds_.DiagnosticArray_"):
-    """All that a node has to say of its health."""
+    """The diagnostics of a node."""
 
     header: Header = field(default_factory=Header)
     status: DiagnosticStatuses = field(default_factory=list)

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from m2distill_policy.bundle import Bundle, open_bundle
-from m2distill_policy.cluster import Here, Launcher, Piped, why_lost
+from m2distill_policy.cluster import Launcher, LocalLauncher, Piped, why_lost
 from m2distill_policy.errors import ConfigError, SimulationError
 from m2distill_policy.evaluation.results import Cell, RolloutLog, RolloutResult
 from m2distill_policy.runtime.mixture import check_sampling
@@ -75,7 +75,7 @@ class RolloutPool:
             raise ConfigError(f"workers is {workers}; at least 1 is needed")
         self.workers = workers
         self.suites = suites
-        self._launcher = launcher or Here()
+        self._launcher = launcher or LocalLauncher()
         self._answers: queue.Queue[tuple[_Worker, Message | None]] = queue.Queue()
         self._workers: list[_Worker] = []
 

@@ -1,12 +1,12 @@
 """Decode JPEG and PNG data with OpenCV, and refuse damaged data that OpenCV decodes without an error.
 
-OpenCV's JPEG decoder fills what is missing with grey and prints a line; it also decodes whatever size a header
-announces. Here the header is read first, and the data are refused unless they are those of one whole image.
+OpenCV's JPEG decoder fills missing parts with grey and prints a line. It also decodes any size that a header announces.
+Here the header is read first, and data are refused unless they are one complete image.
 
-Limits of JPEG, which has no checksum: a missing end, wrong or missing markers, long runs of zeros, and data that end
-before the last block are found. A lost packet causes the last one (found for 386 of 400 lost pieces of 188 to 8192
-bytes). Changed bytes that leave at least as many blocks are not found. Where missing blocks do not stay grey
-(progressive, several scans), the data are refused. PNG has a checksum for each chunk.
+JPEG has no checksum. These faults are found: a missing end, wrong or missing markers, long runs of zeros, and data that
+end before the last block. A lost packet causes the last one (found for 386 of 400 lost pieces of 188 to 8192 bytes).
+Changed bytes that leave at least as many blocks are not found. Images whose missing blocks would not be grey
+(progressive, several scans) are refused. PNG has a checksum for each chunk.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from numpy.typing import NDArray
 
 from m2distill_policy.errors import ObservationError
 
-#: Pixels of the largest image that is decoded: 8K video, 7680 x 4320, has 33.2 million.
+#: Largest number of pixels that is decoded; 8K video, 7680 x 4320, has 33.2 million.
 MAX_PIXELS = 2**25
-#: Pixels of an image's longer side.
+#: Largest number of pixels of the longer side.
 LONGEST_SIDE = 2**14
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-#: PNG colour type -> channels; a palette holds colours.
+#: PNG colour type -> channels. The image of a palette has colours.
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _EOI, _SOS, _DRI, _DHT = 0xD9, 0xDA, 0xDD, 0xC4
 _RESTARTS = range(0xD0, 0xD8)
-#: Baseline and extended, with Huffman codes: what cameras and image_transport send.
+#: Baseline and extended JPEG with Huffman codes, which cameras and image_transport send.
 _SEQUENTIAL = (0xC0, 0xC1)
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
-#: What a block becomes that the data do not reach: all coefficients are 0.
+#: Grey value of a block without data: all coefficients are 0.
 _GREY = 128
-#: How far a grey pixel may be off where colours of a neighbouring block reach it.
+#: Tolerance of a grey pixel, because colours of a neighbouring block may mix in.
 _NEARLY = 2
-#: Bytes of zeros that no coded data contain, unless the code for the end of a block is itself zeros.
+#: A run of zeros that coded data do not contain, unless the code for the end of a block is all zeros.
 _ZEROS = bytes(64)
-#: What is put where data should have ended: only a decoder that lacks data reads it. No 0xFF, no two bits alike.
+#: Bytes inserted where the data should end. Only a decoder that lacks data reads them. No 0xFF, no two equal bits in a
+#: row.
 _FILLER = bytes((37 * i + 90) % 251 for i in range(64))
 
 
@@ -58,11 +59,14 @@ class ImageHeader:
 
 @dataclass
 class _Jpeg:
-    """The structure of JPEG data; positions count bytes from the start.
+    """Structure of JPEG data. Positions are bytes from the start.
 
-    size_at: where the frame header has height and width. mcu: blocks (rows, columns) that are coded together.
-    interval: of these between restart markers, 0 for none. ends: where coded data end, at a marker.
-    zeros_end_blocks: whether a run of zeros may be blocks of one colour.
+    Attributes:
+        size_at: Position of height and width in the frame header.
+        mcu: Blocks (rows, columns) that are coded together.
+        interval: Number of these between restart markers; 0 without restart markers.
+        ends: Positions of the markers at which coded data end.
+        zeros_end_blocks: Whether a run of zeros may be blocks of one colour.
     """
 
     sof: int = 0
@@ -86,13 +90,13 @@ def check_size(height: int, width: int) -> None:
 
 
 def read_header(data: NDArray[np.uint8]) -> ImageHeader:
-    """Walk over ``data`` (n,), JPEG or PNG, to their end, without decoding them.
+    """Read the header of ``data`` (n,), JPEG or PNG, and check their structure to the end, without decoding.
 
     Returns:
-        What their header announces.
+        What the header announces.
 
     Raises:
-        ObservationError: for other data, data that are not whole, and images that are too large.
+        ObservationError: The data are neither, not complete, or the image is too large.
     """
     raw = data.tobytes()
     if raw.startswith(b"\xff\xd8"):
@@ -104,19 +108,19 @@ def read_header(data: NDArray[np.uint8]) -> ImageHeader:
 
 
 def decode(data: NDArray[np.uint8], header: ImageHeader, *, grey: bool) -> NDArray[np.uint8]:
-    """Decode what :func:`read_header` accepted.
+    """Decode data that :func:`read_header` accepted.
 
     Returns:
-        uint8 (H, W) where ``grey``, else (H, W, 3) in the order blue, green, red.
+        uint8 (H, W) if ``grey``, else (H, W, 3) in the order blue, green, red.
 
     Raises:
-        ObservationError: for data that turn out to be damaged.
+        ObservationError: The data are damaged.
     """
     name = header.codec.upper()
-    # As it lies in memory: cameras do not turn their images by EXIF.
+    # As stored: cameras do not rotate their images by EXIF.
     decoded = _decoded(data, (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION, name)
     if decoded.shape[:2] != (header.height, header.width):
-        raise _damaged(name, f"{header.width} x {header.height} pixels were announced, others came")
+        raise _damaged(name, f"its header has {header.width} x {header.height} pixels, but it decodes to another size")
     if header.jpeg is not None and _may_lack_data(decoded, header.jpeg) and _reads_filler(data, header.jpeg):
         raise _damaged(name, "the data end before the image does")
     return decoded
@@ -134,7 +138,7 @@ def _decoded(data: NDArray[np.uint8], flags: int, name: str) -> NDArray[np.uint8
 
 def _damaged(codec: str, what: str) -> ObservationError:
     return ObservationError(
-        f"compressed image is damaged {codec} data: {what}; see whether its packets arrive (network, USB)"
+        f"compressed image is damaged {codec} data: {what}; check whether packets are lost (network, USB)"
     )
 
 
@@ -170,9 +174,9 @@ def _read_png(raw: bytes) -> ImageHeader:
 
 
 def _structure(raw: bytes) -> _Jpeg:
-    """Walk over all segments and coded data up to the end of the image; raises for what is not in order."""
+    """Read all segments and coded data to the end of the image; raise if the structure is wrong."""
     jpeg, position = _Jpeg(), 2
-    # Every 0xFF in coded data that is no data: data have a 0 after it.
+    # Every 0xFF in coded data that is not data; after one that is data comes a 0.
     array = np.frombuffer(raw, dtype=np.uint8)
     marks = np.flatnonzero((array[:-1] == 0xFF) & (array[1:] != 0))
     while True:
@@ -200,11 +204,11 @@ def _structure(raw: bytes) -> _Jpeg:
             if not jpeg.sof or jpeg.ends:
                 raise _damaged("JPEG", "its header is missing" if not jpeg.sof else "it has two scans")
             if length != 6 + 2 * jpeg.channels or raw[position + 4] != jpeg.channels:
-                raise ObservationError("JPEG has its colours in separate scans; one scan with all of them is needed")
+                raise ObservationError("JPEG has a scan for each colour; one scan with all colours is needed")
             end = _skip_coded(raw, marks, end, jpeg)
         position = end
     if not jpeg.ends:
-        raise _damaged("JPEG", "it holds no data")
+        raise _damaged("JPEG", "it has no data")
     return jpeg
 
 
@@ -213,7 +217,7 @@ def _read_frame(raw: bytes, position: int, length: int, marker: int, jpeg: _Jpeg
         raise _damaged("JPEG", "it has two headers")
     if marker not in _SEQUENTIAL:
         kind = "progressive" if marker == 0xC2 else f"of kind SOF{marker - 0xC0}"
-        raise ObservationError(f"JPEG is {kind}, of which cannot be seen whether it is whole; send baseline JPEG")
+        raise ObservationError(f"JPEG is {kind}, which cannot be checked for missing data; send baseline JPEG")
     fields = raw[position + 4 : position + 2 + length]
     if len(fields) < 6 or len(fields) != 6 + 3 * fields[5]:
         raise _damaged("JPEG", "its header is of a wrong length")
@@ -226,24 +230,24 @@ def _read_frame(raw: bytes, position: int, length: int, marker: int, jpeg: _Jpeg
         raise _damaged("JPEG", f"its header has {jpeg.width} x {jpeg.height} pixels, sampled {sampling}")
     if jpeg.channels not in (1, 3):
         raise ObservationError(f"JPEG has {jpeg.channels} channels; 1 (grey) or 3 (colour) are needed")
-    if jpeg.channels > 1:  # one channel alone is coded block by block
+    if jpeg.channels > 1:  # with one channel, blocks are coded one by one
         jpeg.mcu = max(rows for rows, _ in sampling), max(columns for _, columns in sampling)
     check_size(jpeg.height, jpeg.width)
 
 
 def _read_codes(tables: bytes, jpeg: _Jpeg) -> None:
-    """Note whether some table's code of zeros alone, its first one, ends a block."""
+    """Record whether the first code of a table, which is all zeros, ends a block."""
     while tables:
         symbols = sum(tables[1:17])
         if len(tables) < 17 + symbols or not symbols:
             raise _damaged("JPEG", "a table of its codes is cut off")
-        if tables[0] == 0x10 and tables[17] == 0:  # of grey, or of the luminance of colour
+        if tables[0] == 0x10 and tables[17] == 0:  # table of grey, or of luminance
             jpeg.zeros_end_blocks = True
         tables = tables[17 + symbols :]
 
 
 def _skip_coded(raw: bytes, marks: NDArray[np.intp], start: int, jpeg: _Jpeg) -> int:
-    """Where the coded data from ``start`` end, at a marker that is no restart; restarts must count up from 0."""
+    """Return where the coded data from ``start`` end: at a marker that is not a restart. Restarts count up from 0."""
     ends = list[int]()
     rows, columns = _grid(jpeg)
     wanted = -(-rows * columns // jpeg.interval) - 1 if jpeg.interval else 0
@@ -257,7 +261,7 @@ def _skip_coded(raw: bytes, marks: NDArray[np.intp], start: int, jpeg: _Jpeg) ->
         if marker not in _RESTARTS:
             if len(ends) != wanted:
                 raise _damaged("JPEG", f"{len(ends)} of {wanted} restart markers are there")
-            # By 8 bytes at a time first: a search for 64 takes longer than decoding.
+            # First in steps of 8 bytes, because a search for 64 zeros takes longer than decoding.
             if (
                 not jpeg.zeros_end_blocks
                 and not np.frombuffer(raw, dtype="<u8", offset=start, count=(data_end - start) // 8).all()
@@ -273,17 +277,17 @@ def _skip_coded(raw: bytes, marks: NDArray[np.intp], start: int, jpeg: _Jpeg) ->
 
 
 def _grid(jpeg: _Jpeg) -> tuple[int, int]:
-    """Rows and columns of the blocks that are coded together."""
+    """Return the number of rows and columns of blocks that are coded together."""
     return -(-jpeg.height // (8 * jpeg.mcu[0])), -(-jpeg.width // (8 * jpeg.mcu[1]))
 
 
 def _may_lack_data(decoded: NDArray[np.uint8], jpeg: _Jpeg) -> bool:
-    """Whether a block is grey that would be if the data before a restart marker, or before the end, were too few."""
+    """Return whether a block is grey that comes last before a restart marker or the end, as if data were missing."""
     rows, columns = _grid(jpeg)
     last = np.arange(jpeg.interval or rows * columns, rows * columns + 1, jpeg.interval or 1) - 1
     last = np.append(last, rows * columns - 1)
     down, across = 8 * jpeg.mcu[0], 8 * jpeg.mcu[1]
-    # A pixel in the middle of each: at its edges colours of neighbours are mixed in.
+    # The middle pixel of each, because at the edges colours of neighbours mix in.
     row = np.minimum(last // columns * down + down // 2, jpeg.height - 1)
     column = np.minimum(last % columns * across + across // 2, jpeg.width - 1)
     off = np.abs(decoded[row, column].astype(np.int16) - _GREY).reshape(len(last), -1).max(axis=1)
@@ -291,7 +295,7 @@ def _may_lack_data(decoded: NDArray[np.uint8], jpeg: _Jpeg) -> bool:
 
 
 def _reads_filler(data: NDArray[np.uint8], jpeg: _Jpeg) -> bool:
-    """Whether bytes put before the markers that end the data change the image: only where data were missing."""
+    """Return whether bytes inserted before the final markers change the image, as they do only if data are missing."""
     raw, parts, start = data.tobytes(), list[bytes](), 0
     for end in jpeg.ends:
         parts += [raw[start:end], _FILLER]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.images.codecs import ImageHeader, check_size, decode, read_header
 
-#: Encoding -> bytes a pixel.
+#: Encoding -> bytes of a pixel.
 BYTES_PER_PIXEL = {
     "rgb8": 3,
     "bgr8": 3,
@@ -31,7 +31,7 @@ BYTES_PER_PIXEL = {
     "bayer_gbrg8": 1,
     "bayer_grbg8": 1,
 }
-#: OpenCV names a pattern by the second row's second and third pixel, ROS by the first row's first two.
+#: OpenCV names a pattern by the second and third pixel of the second row, ROS by the first two of the first row.
 _CONVERSIONS = {
     "yuv422": cv2.COLOR_YUV2RGB_UYVY,
     "uyvy": cv2.COLOR_YUV2RGB_UYVY,
@@ -44,13 +44,13 @@ _CONVERSIONS = {
 }
 
 
-#: Characters of a message's text that are repeated in an error.
+#: Characters of a message's text that an error repeats.
 _SHOWN = 80
-#: image_transport writes "<encoding of the original>; <codec> compressed <encoding that was given to the codec>".
+#: image_transport writes "<original encoding>; <codec> compressed <encoding given to the codec>".
 _COMPRESSED = re.compile(r"([^;]+); ?(?:jpeg|jpg|png) compressed ?(\S*) *", re.IGNORECASE)
 #: Formats of drivers that name only the codec.
 _BARE = ("jpeg", "jpg", "png")
-#: Encodings in which an original has colour. bgr8 and bgra8 are the order that codecs expect.
+#: Encodings with colour. bgr8 and bgra8 have the order that codecs expect.
 _COLOURED = frozenset(name for name, channels in BYTES_PER_PIXEL.items() if channels > 1)
 _ALLOWED = (
     "allowed are 'jpeg' and 'png', '<encoding>; jpeg compressed bgr8', '<encoding>; png compressed bgr8', "
@@ -62,13 +62,13 @@ def check_layout(encoding: str, height: int, width: int, step: int, size: int) -
     """Check that an image message is complete.
 
     Args:
-        encoding: a key of :data:`BYTES_PER_PIXEL`.
-        height, width: in pixels.
-        step: bytes of a row.
-        size: bytes of the whole image.
+        encoding: A key of :data:`BYTES_PER_PIXEL`.
+        height, width: Pixels.
+        step: Bytes of a row.
+        size: Bytes of the whole image.
 
     Raises:
-        ObservationError: the encoding is not known, or the numbers do not fit together.
+        ObservationError: The encoding is unknown, or the numbers do not fit together.
     """
     channels = BYTES_PER_PIXEL.get(encoding)
     if channels is None:
@@ -78,8 +78,8 @@ def check_layout(encoding: str, height: int, width: int, step: int, size: int) -
     check_size(height, width)
     if height == 0 or width == 0 or step < width * channels or size < step * height:
         raise ObservationError(
-            f"image is incomplete: {height} rows of {step} bytes ({width} pixels, {encoding}) were announced and "
-            f"{size} bytes came"
+            f"image is incomplete: it should have {height} rows of {step} bytes ({width} pixels, {encoding}), but has "
+            f"{size} bytes"
         )
     if encoding in _CONVERSIONS and (height % 2 or width % 2):
         raise ObservationError(f"image is {height} x {width} and {encoding} needs even numbers of rows and columns")
@@ -89,14 +89,14 @@ def raw_to_rgb(encoding: str, height: int, width: int, step: int, data: NDArray[
     """Convert a raw image to RGB.
 
     Args:
-        encoding, height, width, step: see :func:`check_layout`.
-        data: (n,) uint8, ``height`` rows of ``step`` bytes, row 0 on top.
+        encoding, height, width, step: See :func:`check_layout`.
+        data: (n,) uint8, ``height`` rows of ``step`` bytes, the top row first.
 
     Returns:
-        uint8 (H, W, 3), RGB, upright; a view of ``data`` where the encoding allows it.
+        uint8 (H, W, 3), RGB, upright; a view of ``data`` if the encoding allows it.
 
     Raises:
-        ObservationError: see :func:`check_layout`.
+        ObservationError: See :func:`check_layout`.
     """
     check_layout(encoding, height, width, step, data.size)
     channels = BYTES_PER_PIXEL[encoding]
@@ -117,16 +117,16 @@ def compressed_to_rgb(form: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Decode the image of a ``sensor_msgs/CompressedImage``.
 
     Args:
-        form: the message's ``format``, as image_transport writes it, or "jpeg" or "png" alone. A Bayer mosaic that was
-            compressed as it is becomes colour.
+        form: The message's ``format``, as image_transport writes it, or "jpeg" or "png" alone. A compressed Bayer
+            mosaic is converted to colour.
         data: JPEG or PNG bytes (n,).
 
     Returns:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        ObservationError: for depth, 16 bits, a format that does not say what the bytes hold, bytes that hold something
-            else, damaged data, and images that are too large (see :mod:`m2distill_policy.images.codecs`).
+        ObservationError: The image is a depth image, has 16 bits, has an unknown format or other content than its
+            format, is damaged, or is too large (see :mod:`m2distill_policy.images.codecs`).
     """
     original = _check_format(form)
     header = read_header(data)
@@ -141,7 +141,7 @@ def compressed_to_rgb(form: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _check_format(form: str) -> str:
-    """The original's encoding by a message's ``format``, empty where it is not said; raises for what is not allowed."""
+    """Return the original encoding named by a message's ``format``, or "". Raise if the format is not allowed."""
     if form.strip().lower() in _BARE:
         return ""
     shown = form[:_SHOWN]
@@ -159,7 +159,7 @@ def _check_format(form: str) -> str:
     if original.startswith("bayer") and given in ("", original):
         return original
     if original in _COLOURED and given in ("", "rgb8", "rgba8"):
-        why = "whether red and blue are exchanged in it is not certain"
+        why = "it is unclear whether red and blue are exchanged"
     else:
         why = (
             f"it holds no colour of '{original}' any more" if given in ("mono8", "8UC1") else "what it holds is unknown"
@@ -168,7 +168,7 @@ def _check_format(form: str) -> str:
 
 
 def _holds_mosaic(form: str, header: ImageHeader) -> bool:
-    """Whether the bytes are a Bayer mosaic; raises where they are not what ``form`` says."""
+    """Return whether the bytes are a Bayer mosaic. Raise if they are not what ``form`` names."""
     found = _COMPRESSED.fullmatch(form)
     if found is None:
         return False

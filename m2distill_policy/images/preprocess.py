@@ -1,4 +1,4 @@
-"""From a camera's image to the network's input: one crop and one resize, the same for live images and recordings."""
+"""Convert a camera's image to the network's input by one crop and one resize, for live images and recordings alike."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from m2distill_policy.errors import ObservationError
 
 
 def centre_crop(height: int, width: int, camera: Camera) -> tuple[int, int, int, int]:
-    """The largest centred part with the contract's aspect ratio: (top, left, height, width) in pixels of the source."""
-    # Compared as whole numbers, so that an exact aspect never loses a row to rounding.
+    """Return the largest centred part with the contract's aspect ratio: (top, left, height, width) in pixels."""
+    # Compared as integers, so that an exact aspect ratio never loses a row to rounding.
     if width * camera.height > height * camera.width:
         crop_height, crop_width = height, max(1, round(height * camera.width / camera.height))
     else:
@@ -27,14 +27,14 @@ def preprocess(frame: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
 
     Args:
         frame: (H, W, 3) uint8, RGB, upright, at least as large as the contract's.
-        camera: of the contract.
+        camera: Camera of the contract.
 
     Returns:
-        (camera.height, camera.width, 3) uint8, contiguous; the same array where nothing has to be done.
+        (camera.height, camera.width, 3) uint8, contiguous; the same array if nothing has to be done.
 
     Raises:
-        ObservationError: another dtype or shape, or an image that is too small. Images are not enlarged, because the
-            policy was trained without interpolated pixels.
+        ObservationError: The dtype or shape is wrong, or the image is too small. Images are not enlarged, because the
+            policy was not trained with interpolated pixels.
     """
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise ObservationError(
@@ -46,7 +46,7 @@ def preprocess(frame: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
     if height < camera.height or width < camera.width:
         raise ObservationError(
             f"view '{camera.name}' is {frame.shape[0]} x {frame.shape[1]} pixels, of which {height} x {width} have the "
-            f"right aspect; the contract wants at least {camera.height} x {camera.width}; choose a larger camera mode"
+            f"right aspect; the contract needs at least {camera.height} x {camera.width}; choose a larger camera mode"
         )
     part = frame[top : top + height, left : left + width]
     if part.shape == camera.shape:
@@ -56,7 +56,7 @@ def preprocess(frame: NDArray[np.uint8], camera: Camera) -> NDArray[np.uint8]:
 
 
 def fov_y_after_crop(fov_y: float, height: int, width: int, camera: Camera) -> float:
-    """Vertical field of view (degrees) of a (height, width) image of ``fov_y`` degrees after the crop."""
+    """Return the vertical field of view in degrees, after the crop, of a (height, width) image of ``fov_y`` degrees."""
     cropped = centre_crop(height, width, camera)[2]
     return math.degrees(2 * math.atan(math.tan(math.radians(fov_y) / 2) * cropped / height))
 
@@ -65,14 +65,14 @@ def check_field_of_view(camera: Camera, focal: float, height: int, width: int, t
     """Compare a camera's vertical field of view after the crop with the contract's.
 
     Args:
-        camera: of the contract.
-        focal: vertical focal length in pixels of a (height, width) image; 0 for a camera that is not calibrated, which
-            is not checked.
-        height, width: in pixels.
-        tolerance: as a fraction of the contract's field of view.
+        camera: Camera of the contract.
+        focal: Vertical focal length in pixels of a (height, width) image. 0 for an uncalibrated camera, which is not
+            checked.
+        height, width: Pixels.
+        tolerance: Fraction of the contract's field of view.
 
     Returns:
-        A message where it differs; None where it fits.
+        A message if it differs, else None.
     """
     if focal <= 0 or height < 1 or width < 1:
         return None
@@ -81,6 +81,6 @@ def check_field_of_view(camera: Camera, focal: float, height: int, width: int, t
     if abs(seen - camera.fov_y) <= tolerance * camera.fov_y:
         return None
     return (
-        f"View '{camera.name}' has a vertical field of view of {seen:.1f} degrees after the crop and the policy was "
+        f"View '{camera.name}' has a vertical field of view of {seen:.1f} degrees after the crop, but the policy was "
         f"trained with {camera.fov_y:.1f}; use another lens or camera mode."
     )

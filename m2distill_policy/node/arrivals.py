@@ -1,8 +1,8 @@
-"""Compare each stream's stamps with the clock at their arrival. Pure: stamps and both clocks are handed in.
+"""Compare each stream's stamps with the clock at arrival. Stamps and both clocks are arguments.
 
-Every stream (each view, each publisher of joint states, the pose) is checked alone and when it arrives. A set of
-messages that fit each other says nothing about their clocks: images from a camera whose clock is 0.3 s ahead are
-matched with joint states that come 0.3 s later.
+Every stream (each view, each publisher of joint states, the pose) is checked separately, when it arrives. That messages
+fit one another does not show that their clocks are right: images from a camera whose clock is 0.3 s ahead match joint
+states that come 0.3 s later.
 """
 
 from __future__ import annotations
@@ -13,27 +13,30 @@ from typing import NamedTuple
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
-#: s for which one message that was ahead counts. Transport delays vary, and two publishers may share a topic: a stream
-#: that is ahead by about the tolerance must not start and stop the arm with every message.
+#: s for which a message that was ahead of the clock counts. Transport delays vary, and two publishers may share a
+#: topic, so a stream that is ahead by about the tolerance must not start and stop the arm with every message.
 HOLD = 0.5
-#: s without a message after which the pose, which is optional, no longer counts.
+#: s without a message after which the pose, which is optional, is no longer checked.
 OPTIONAL_SILENCE = 1.0
-#: ns. A stamp within a day of the clock's origin was never set, or comes from a machine whose clock was never set.
+#: ns. A stamp within a day of the clock's origin comes from a clock that was never set.
 _UNSET = 86_400 * 1_000_000_000
 
 
 class Moment(NamedTuple):
-    """When a message arrived. wall: ns, in the clock of the stamps. monotonic: s."""
+    """When a message arrived: wall in ns, in the clock of the stamps; monotonic in s."""
 
     wall: int
     monotonic: float
 
 
 class Arrival:
-    """Keep how far the newest message of one stream was ahead of its arrival. Constant work for each message.
+    """Records how far the newest message of one stream was ahead of the clock. Constant work for each message.
 
-    stamp: ns. lead: ns, its stamp minus its arrival; negative for an old one. monotonic: s, when it arrived. repeated:
-    whether the message before it bore the same stamp.
+    Attributes:
+        stamp: Stamp of the newest message, ns.
+        lead: Its stamp minus its arrival, ns; negative for an old message.
+        monotonic: When it arrived, s.
+        repeated: Whether the message before it had the same stamp.
     """
 
     __slots__ = ("ahead", "ahead_at", "lead", "monotonic", "repeated", "stamp")
@@ -44,7 +47,7 @@ class Arrival:
         self.repeated = False
 
     def note(self, stamp: int, moment: Moment, tolerance: float | None) -> None:
-        """Take in a message stamped ``stamp`` (ns). tolerance: s by which it may be ahead, None for any."""
+        """Record a message stamped ``stamp`` (ns). tolerance: allowed lead in s; None allows any."""
         self.repeated = stamp == self.stamp and self.monotonic > float("-inf")
         self.stamp, self.lead, self.monotonic = stamp, stamp - moment.wall, moment.monotonic
         if tolerance is not None and self.lead > tolerance * 1e9:
@@ -54,8 +57,11 @@ class Arrival:
 class Stream(NamedTuple):
     """One stream to check.
 
-    label: for messages. current: whether its newest message is still in use; one that others have replaced counts for
-    :data:`HOLD` alone. optional: whether the policy drives without it.
+    Attributes:
+        label: Name for messages.
+        arrival: Record of its newest message.
+        current: Whether its newest message is still in use. Otherwise it counts only for :data:`HOLD`.
+        optional: Whether the policy can drive without this stream.
     """
 
     label: str
@@ -65,12 +71,12 @@ class Stream(NamedTuple):
 
 
 def check_arrivals(streams: Sequence[Stream], limits: WatchLimits, monotonic: float) -> Fault | None:
-    """Return the fault of the stream whose clock is furthest off, or None.
+    """Return the fault of the stream with the largest clock error, or None.
 
     Args:
-        streams: those that have sent something.
+        streams: Streams that have sent something.
         limits: ``future_tolerance`` and ``stale_after`` apply to each stream; None switches a check off.
-        monotonic: s, now.
+        monotonic: Current time, s.
     """
     known = [s for s in streams if not s.optional or monotonic - s.arrival.monotonic <= OPTIONAL_SILENCE]
     ahead = [s for s in known if _is_ahead(s, monotonic)] if limits.future_tolerance is not None else []
@@ -79,8 +85,8 @@ def check_arrivals(streams: Sequence[Stream], limits: WatchLimits, monotonic: fl
         return Fault(
             StatusCode.FUTURE_STAMP,
             f"The stamp of {worst.label} is {_seconds(worst.arrival.ahead)} in the future when it arrives; at most "
-            f"{limits.future_tolerance:g} s is allowed (watch.future_tolerance){_compared(worst, known)}: compare the "
-            "clocks of the machines.",
+            f"{limits.future_tolerance:g} s is allowed (watch.future_tolerance){_compared(worst, known)}: synchronise "
+            "the clocks of the machines.",
         )
     if limits.stale_after is None:
         return None
@@ -92,23 +98,23 @@ def check_arrivals(streams: Sequence[Stream], limits: WatchLimits, monotonic: fl
     if worst.arrival.repeated:
         return Fault(
             StatusCode.REPEATED_STAMP,
-            f"Messages of {worst.label} carry the same stamp again, {age} old by now (watch.stale_after is "
-            f"{limits.stale_after:g} s){_compared(worst, known)}: the driver repeats itself; restart it.",
+            f"Messages of {worst.label} repeat the same stamp, which is {age} old (watch.stale_after is "
+            f"{limits.stale_after:g} s){_compared(worst, known)}: the driver repeats old messages; restart it.",
         )
     what = (
-        f"The stamp of {worst.label} is {worst.arrival.stamp / 1e9:.3f} s, which is no time of day: it is {age} old"
+        f"The stamp of {worst.label} is {worst.arrival.stamp / 1e9:.3f} s (from a clock that was never set), {age} old"
         if 0 <= worst.arrival.stamp < _UNSET <= worst.arrival.stamp - worst.arrival.lead
         else f"The stamp of {worst.label} is {age} old"
     )
     return Fault(
         StatusCode.STALE_OBSERVATION,
         f"{what} when it arrives; at most {limits.stale_after:g} s is allowed (watch.stale_after)"
-        f"{_compared(worst, known)}: compare the clocks of the machines, and see whether the connection is slow.",
+        f"{_compared(worst, known)}: synchronise the clocks of the machines, and check whether the connection is slow.",
     )
 
 
 def stale_set(streams: Sequence[Stream], stamp: int, limits: WatchLimits, wall: int) -> Fault | None:
-    """Return the fault of a set stamped ``stamp`` (ns) that is too old at ``wall`` (ns), naming the oldest stream."""
+    """Return the fault of a set stamped ``stamp`` (ns) that is too old at ``wall`` (ns). It names the oldest stream."""
     if limits.stale_after is None or not streams or wall - stamp <= limits.stale_after * 1e9:
         return None
     oldest = min(streams, key=lambda s: s.arrival.lead)
@@ -126,7 +132,7 @@ def _is_ahead(stream: Stream, monotonic: float) -> bool:
 
 
 def _compared(worst: Stream, streams: Sequence[Stream]) -> str:
-    """The stream whose clock is nearest to this one's, for comparison."""
+    """Return the stream with the smallest clock error, for comparison, as part of a message."""
     others = [s for s in streams if s is not worst]
     if not others:
         return ""

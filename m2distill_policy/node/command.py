@@ -1,4 +1,4 @@
-"""From a decision to the commands for the arm. Every command of every transport is made and checked here."""
+"""Make the arm's commands from a decision. Every command of every transport is made and checked here."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class ArmCommand:
     """What one cycle sends to the arm.
 
     Attributes:
-        is_sent: whether this cycle sends commands. The fields below are None where nothing is sent.
+        is_sent: Whether this cycle sends commands. The fields below are None if it does not.
         twist: (6,) m/s and rad/s, in the contract's frame.
-        target_pose: (6,) m and rad, in the contract's frame: the set-point.
-        gripper: position in the gripper's own unit; None while it does not change.
-        gripper_count: gripper commands so far; in lockstep, of this episode.
+        target_pose: Set-point (6,): m and rad, in the contract's frame.
+        gripper: Position in m or rad; None while it does not change.
+        gripper_count: Number of gripper commands so far; in lockstep, of this episode.
     """
 
     is_sent: bool
@@ -44,13 +44,13 @@ class ArmCommand:
 
 
 class CommandMaker:
-    """Makes commands from the server's decisions. A command that is not finite or not within the limits is not sent.
+    """Makes commands from the server's decisions. Commands that are not finite or not within the limits are not sent.
 
     Args:
-        server: gives contract and limits, and replaces a decision whose command is refused.
-        gripper: positions and hysteresis.
-        poses: where the end effector is; a set-point is relative to it.
-        problems: where a missing set-point is reported.
+        server: Gives the contract and the limits, and replaces a decision whose command is refused.
+        gripper: Positions and threshold of the gripper.
+        poses: Poses of the end effector, to which a set-point is relative.
+        problems: Gets a message while set-points are missing.
     """
 
     def __init__(self, server: PolicyServer, gripper: GripperProfile, poses: PoseSource, problems: Problems) -> None:
@@ -61,9 +61,9 @@ class CommandMaker:
         self._gripper = GripperSwitch(gripper)
         self._gripper_count = 0
         self._check = self._new_check(server.contract)
-        #: Whether the pose has jumped since the policy drove last: the ramp must not follow it.
+        #: Whether the pose has jumped since the policy last drove; the ramp must not use it then.
         self._has_jumped = False
-        #: Whether the newest command still moved the arm, or ended its ramp.
+        #: Whether the newest command moved the arm, or ended a ramp.
         self._was_moving = False
 
     def _new_check(self, contract: Contract) -> CommandCheck:
@@ -71,16 +71,16 @@ class CommandMaker:
         return CommandCheck(self._server.limits, self._server.speeds, contract, positions)
 
     def reset_gripper(self) -> None:
-        """Send the next clear gripper command, whatever was sent before: the gripper's position is not known."""
+        """Send the next clear gripper command even if it is the same, because the gripper's position is not known."""
         self._gripper.reset()
 
     def begin_episode(self) -> None:
-        """Count gripper commands from 0, and send the next one in any case."""
+        """Count gripper commands from 0, and send the next one even if it is the same."""
         self._gripper.reset()
         self._gripper_count = 0
 
     def note_jump(self) -> None:
-        """Send no set-point until the policy drives again: the pose has jumped."""
+        """Send no set-point until the policy drives again, because the pose has jumped."""
         self._has_jumped = True
 
     def make(
@@ -95,27 +95,27 @@ class CommandMaker:
         """Make and check the command for ``decision``.
 
         Args:
-            decision: of the policy server.
-            is_sent: whether this cycle sends commands.
+            decision: Decision of the policy server.
+            is_sent: Whether this cycle sends commands.
             pose: (6,) of the end effector at ``pose_stamp``; None if unknown.
-            pose_stamp: ns, for which the set-point needs a pose; 0 for the newest one.
-            always_set_point: whether a set-point is also sent while the arm stays halted.
+            pose_stamp: Stamp in ns for which the set-point needs a pose; 0 for the newest pose.
+            always_set_point: Whether to send a set-point also while the arm stays halted.
 
         Returns:
-            The decision, or the halt that replaces it where the command is refused; and the command.
+            The decision, or the halt that replaces it if the command is refused; and the command.
         """
         self._has_jumped = self._has_jumped and decision.status.code is not StatusCode.RUNNING
         wants_set_point = False
         if is_sent:
-            # The controller holds the last set-point. If it were made anew while the arm is halted, from wherever the
-            # arm is, the arm would give way to a load a little in every cycle.
+            # The controller keeps the last set-point. If a halted arm got a new one from its current pose in every
+            # cycle, it would give way to a load little by little.
             moves = self._was_moving or decision.status.motion != Motion.HALTED.value
             wants_set_point = (always_set_point or moves) and not self._has_jumped
             is_lacking = pose is None and self._poses.expected
             self._problems.set(
                 "pose",
                 f"No pose on {self._poses.place} belongs to this cycle ({self._poses.absence(pose_stamp)}), so "
-                "~/target_pose is not published; send poses at the images' stamps or more often, see docs/ros2.md."
+                "~/target_pose is not published; publish poses at the images' stamps or more often, see docs/ros2.md."
                 if is_lacking
                 else None,
                 log_key="no pose",
@@ -133,7 +133,7 @@ class CommandMaker:
         *,
         is_sent: bool,
     ) -> tuple[Decision, ArmCommand]:
-        """The command for ``decision``, checked. start: (6,) that the set-point is relative to; None for no set-point.
+        """Return the checked command for ``decision``. start: (6,) to which the set-point is relative, None for none;
         pose: (6,) of the end effector, None if unknown."""
         # A hot swap may change the contract between two cycles.
         contract = self._server.contract
@@ -151,7 +151,7 @@ class CommandMaker:
                 command = dataclasses.replace(command, twist=twist, target_pose=target, gripper=gripper)
             why = self._check.problem(decision.action, command.twist, command.target_pose, command.gripper, pose)
         except (ArithmeticError, TypeError, ValueError, IndexError, cv2.error) as error:
-            why = f"it could not be made ({type(error).__name__}: {error})"
+            why = f"it could not be computed ({type(error).__name__}: {error})"
         if why is not None:
             logger.error("a command was not sent: %s", why)
             problem = None
@@ -166,7 +166,7 @@ class CommandMaker:
     def _set_point(
         self, decision: Decision, pose: NDArray[np.float64], contract: Contract
     ) -> tuple[NDArray[np.float64] | None, str | None]:
-        """The set-point (6,) within the workspace; or None, and why there is none."""
+        """Return the set-point (6,) within the workspace; or None, and why there is none."""
         limits = self._server.limits
         target = set_point_inside(drive.set_point(pose, decision.action, contract), pose, limits, contract)
         if target is not None:

@@ -1,4 +1,4 @@
-"""Figures for ``/diagnostics`` and the counters of each cycle: rates, latency, missed cycles, broken messages."""
+"""Counters of each cycle and figures for ``/diagnostics``: rates, latency, missed cycles, unreadable messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 #: s between two messages on /diagnostics.
 PERIOD = 1.0
-#: Newest cycles whose latencies are reported.
+#: Number of newest cycles whose latencies are reported.
 CYCLES = 400
 #: Levels of diagnostic_msgs/DiagnosticStatus.
 OK, WARN, ERROR = 0, 1, 2
@@ -39,11 +39,11 @@ class CycleReport:
     """Counters, warnings and figures of one cycle.
 
     Attributes:
-        cycle: number of the cycle, from 1 on.
-        episode: number of the episode; 0 in real time.
-        warnings: problems that do not stop the policy.
-        health: for /diagnostics; None in cycles that do not publish it.
-        start: s, when the work on this cycle began, by ``time.perf_counter``.
+        cycle: Number of the cycle, from 1.
+        episode: Number of the episode; 0 in real time.
+        warnings: Problems that do not stop the policy.
+        health: For /diagnostics; None in cycles that do not publish it.
+        start: When the work on this cycle began, s, by ``time.perf_counter``.
     """
 
     cycle: int
@@ -57,9 +57,9 @@ class Diagnostics:
     """Counts messages and cycles, and summarises them once a second.
 
     Args:
-        server: reports provider and random stream.
-        now: s, monotonic.
-        name: of the node, with its namespace and without the first slash.
+        server: Reports provider and random stream.
+        now: Monotonic time, s.
+        name: Name of the node with its namespace, without the first slash.
     """
 
     def __init__(self, server: PolicyServer, now: float, name: str = POLICY_NODE) -> None:
@@ -69,33 +69,33 @@ class Diagnostics:
         self._arrivals: dict[str, int] = {}
         self._steps: deque[float] = deque(maxlen=CYCLES)
         self._cycles: deque[float] = deque(maxlen=CYCLES)
-        #: The code that was logged last.
+        #: The last logged code.
         self._logged: StatusCode | None = None
         self._broken = 0
-        #: Cycles so far.
+        #: Number of cycles so far.
         self.cycle_count = 0
-        #: Cycles that ran without an observation although one was due.
+        #: Number of cycles without an observation although one was due.
         self.missed = 0
 
     def count_messages(self, topic: str, count: int, broken: int = 0) -> None:
-        """Count ``count`` messages that arrived on ``topic``, and ``broken`` ones that could not be read."""
+        """Count ``count`` readable messages on ``topic``, and ``broken`` unreadable ones."""
         self._arrivals[topic] = self._arrivals.get(topic, 0) + count
         self._broken += broken
 
     def add_latency(self, step: float, whole: float) -> None:
-        """Record the latency of an answer: ``step`` s in the policy server, ``whole`` s from set to last message."""
+        """Record the latency of an answer, s: ``step`` of the policy server, ``whole`` from set to last message."""
         self._steps.append(step)
         self._cycles.append(whole)
 
     def report(self, status: Status, now: float, *, warnings: Sequence[str], episode: int, start: float) -> CycleReport:
-        """Count one cycle and report it; log a new status code, and fill ``health``, once a second.
+        """Count one cycle and report it. Log a new status code. Once a second, fill ``health``.
 
         Args:
-            status: of this cycle.
-            now: s, monotonic.
-            warnings: problems that do not stop the policy.
-            episode: number of the episode.
-            start: see :class:`CycleReport`.
+            status: Status of this cycle.
+            now: Monotonic time, s.
+            warnings: Problems that do not stop the policy.
+            episode: Number of the episode.
+            start: See :class:`CycleReport`.
         """
         self.cycle_count += 1
         health = None
@@ -106,13 +106,13 @@ class Diagnostics:
 
     def _log(self, status: Status) -> None:
         code = status.code
-        if code in (self._logged, StatusCode.WAITING):  # between any two observations the policy waits for the next
+        if code in (self._logged, StatusCode.WAITING):  # waiting is normal between two observations
             return
         self._logged = code
         logger.log(logging.WARNING if code.is_fault else logging.INFO, "%s: %s", code.name, status.message)
 
     def _health(self, status: Status, now: float, warnings: Sequence[str]) -> Health:
-        """Summarise the time since the last summary, and begin to count the rates anew."""
+        """Summarise the time since the last summary, and restart the counts of the rates."""
         passed = max(now - self._since, 1e-9)
         seed, episode = self._server.episode
         values: dict[str, str] = {

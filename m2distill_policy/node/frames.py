@@ -1,20 +1,20 @@
-"""Is a stream in one frame, and in the right one? Names of frames are compared, and nothing is transformed."""
+"""Check that all messages of a stream are in one frame, and in the right one. Only names of frames are compared."""
 
 from __future__ import annotations
 
 from m2distill_policy.errors import shorten
 
-#: Characters of a frame's name that a message repeats.
+#: Characters of a frame's name that are shown in a message.
 _LONGEST_SHOWN = 64
 
 
 class FrameCheck:
-    """Judge the ``frame_id`` of each message of one stream.
+    """Checks the ``frame_id`` of each message of one stream.
 
-    An empty name says nothing and is always taken. A slash before a name, as tf wrote it once, makes no difference.
+    An empty name is always accepted. A leading slash, which old versions of tf wrote, is ignored.
 
     Args:
-        wanted: the frame that all messages must be in; empty where only a change is wrong.
+        wanted: The required frame; if empty, the frame must only stay the same.
     """
 
     def __init__(self, wanted: str = "") -> None:
@@ -22,23 +22,23 @@ class FrameCheck:
         self._first = ""
 
     def clear(self) -> None:
-        """Forget what has come: the next message is compared with ``wanted`` alone."""
+        """Forget the earlier messages."""
         self._first = ""
 
     @property
     def frame(self) -> str:
-        """The first frame that was named and taken; empty where none was."""
+        """The first frame that was named and accepted, or ""."""
         return self._first
 
     def problem(self, frame_id: str) -> str | None:
-        """Why a message in ``frame_id`` cannot be used: a part of a message; None where it can."""
+        """Return why a message in ``frame_id`` cannot be used, as part of a message, or None."""
         frame = _plain(frame_id)
         if not frame:
             return None
         if self._wanted and frame != self._wanted:
-            return f"its frame is {shown_frame(frame)}, and pose.base_frame is {shown_frame(self._wanted)}"
+            return f"its frame is {shown_frame(frame)}, but pose.base_frame is {shown_frame(self._wanted)}"
         if self._first and frame != self._first:
-            return f"its frame is {shown_frame(frame)}, and before it was {shown_frame(self._first)}"
+            return f"its frame is {shown_frame(frame)}, but was {shown_frame(self._first)} before"
         self._first = frame
         return None
 
@@ -48,5 +48,5 @@ def _plain(frame: str) -> str:
 
 
 def shown_frame(frame: str) -> str:
-    """The name of a frame for messages, in quotes and of bounded length."""
+    """Return the name of a frame for messages, in quotes and shortened."""
     return shorten(repr(frame), _LONGEST_SHOWN)

@@ -1,4 +1,4 @@
-"""Commands for the gripper, only when it should change: open or closed, with a dead band in between."""
+"""Commands for the gripper, sent only when they change: open or closed, with a dead band in between."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from m2distill_policy.errors import ConfigError, ObservationError
 
-#: How far beyond open or closed a command may be, as a share of the way between the two.
+#: How far beyond open or closed a recorded command may be, as a fraction of the distance between the two.
 BEYOND = 0.25
-#: The largest threshold: at 1 the gripper would never change.
+#: Largest threshold. At 1 the gripper would never move.
 LARGEST_THRESHOLD = 0.999
 
 
@@ -18,9 +18,9 @@ class GripperProfile:
     """How the gripper is commanded.
 
     Attributes:
-        open_position, closed_position: in the gripper's own unit, which is the gap between the fingers in m, the way of
-            one finger in m, or rad.
-        threshold: how far the action's entry (-1 open .. +1 closed) must be from 0 to move the gripper.
+        open_position, closed_position: In the unit of the gripper's driver: the gap between the fingers in m, the
+            travel of one finger in m, or rad.
+        threshold: Distance from 0 that the action's entry (-1 open, +1 closed) needs to move the gripper, 0 to 0.999.
         max_effort: N, at least 0; 0 leaves it to the gripper.
     """
 
@@ -32,43 +32,45 @@ class GripperProfile:
     def __post_init__(self) -> None:
         for name in ("open_position", "closed_position", "max_effort"):
             if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"gripper {name} is {getattr(self, name)}; a finite number is needed")
+                raise ConfigError(f"gripper {name} is {getattr(self, name)}; it must be finite")
         if self.max_effort < 0:
-            raise ConfigError(f"gripper max_effort is {self.max_effort} N; at least 0 is allowed")
+            raise ConfigError(f"gripper max_effort is {self.max_effort} N; it must be at least 0")
         if not 0 <= self.threshold <= LARGEST_THRESHOLD:
             raise ConfigError(f"gripper threshold is {self.threshold}; 0 to {LARGEST_THRESHOLD} is allowed")
         if self.open_position == self.closed_position:
-            raise ConfigError(f"gripper is open and closed at the same position, {self.open_position}")
+            raise ConfigError(
+                f"open and closed position of the gripper are both {self.open_position}; they must differ"
+            )
 
     def entry(self, position: float) -> float:
-        """The action's entry (-1 or +1) that a commanded ``position`` stands for: the nearer of the two.
+        """Return the action's entry, -1 or +1, that is nearer to a commanded ``position``.
 
         Raises:
-            ObservationError: it is beyond both by more than a quarter of their distance, so it is of another unit.
+            ObservationError: The position is beyond both by more than a quarter of their distance, so its unit differs.
         """
         opened = (position - self.closed_position) / (self.open_position - self.closed_position)
         if not -BEYOND <= opened <= 1 + BEYOND:
             raise ObservationError(
                 f"the gripper command is {position:g}, but the gripper is open at {self.open_position:g} "
                 f"(gripper.open_position) and closed at {self.closed_position:g} (gripper.closed_position): "
-                "set both as the gripper's driver counts"
+                "set both to the positions that the gripper's driver uses"
             )
         return -1.0 if abs(position - self.open_position) < abs(position - self.closed_position) else 1.0
 
 
 class GripperSwitch:
-    """Remembers the last command, and gives a new one only where it changes."""
+    """Remembers the last gripper command, and returns a new one only when it changes."""
 
     def __init__(self, profile: GripperProfile) -> None:
         self._profile = profile
         self._closed: bool | None = None
 
     def reset(self) -> None:
-        """Send the next clear command in any case: the gripper's position is not known."""
+        """Send the next clear command even if it is the same, because the gripper's position is not known."""
         self._closed = None
 
     def update(self, entry: float) -> float | None:
-        """The position to command for the action's entry (-1 open .. +1 closed); None while nothing changes."""
+        """Return the position for the action's entry (-1 open, +1 closed), or None if nothing changes."""
         profile = self._profile
         if abs(entry) <= profile.threshold or (entry > 0) == self._closed:
             return None

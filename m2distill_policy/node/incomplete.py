@@ -1,4 +1,4 @@
-"""Say why the messages that have come make no set: which stream is silent, or which two do not fit. Pure."""
+"""Explain why the messages so far make no set: which stream is missing, or which two do not fit."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from m2distill_policy.node.synchroniser import Synchroniser
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
-#: A camera, and the arm's joint states, may be this much slower than the contract's rate, as a factor on the period.
+#: Factor by which the period of a camera, and of the arm's joint states, may exceed the contract's.
 SLOWEST = 1.1
-#: Names that are listed before the rest is counted.
+#: Number of names that are listed; the rest is counted.
 _LISTED = 6
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Name streams for people. full_name: from a topic of :mod:`m2distill_policy.node.topics` to its name here."""
+    """Names of streams for messages. full_name: from a topic of :mod:`m2distill_policy.node.topics` to its name."""
 
     full_name: Callable[[str], str] = topics.resolve
-    #: What was named before: every stream is, in every cycle.
+    #: Names made so far, because every stream is named in every cycle.
     _known: dict[tuple[str, ...], str] = field(default_factory=dict, compare=False, repr=False)
 
     def view(self, name: str) -> str:
-        """A camera's stream."""
+        """Return the name of a camera's stream."""
         found = self._known.get((name,))
         if found is None:
             found = self._known[(name,)] = f"view '{name}' on {self.full_name(topics.camera_topic(name))}"
         return found
 
     def joints(self, topic: str, names: Sequence[str] = ()) -> str:
-        """A topic of joint states, or some joints on it."""
+        """Return the name of a topic of joint states, or of some joints on it."""
         found = self._known.get(key := (topic, "joints", *names))
         if found is None:
             full = self.full_name(topic)
@@ -45,18 +45,18 @@ class Labels:
 
     @property
     def pose(self) -> str:
-        """The end effector's pose."""
+        """Return the name of the end effector's pose."""
         return self.joints(topics.END_EFFECTOR_POSE)
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message, a few of them if they are many."""
+    """Join names for a message; long lists are shortened."""
     rest = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def streams_of(sets: Synchroniser[Any], labels: Labels) -> list[Stream]:
-    """Every view and every publisher of joint states that has sent something, for ``check_arrivals``."""
+    """Return every view and every publisher of joint states that has sent something, for ``check_arrivals``."""
     found = [Stream(labels.view(name), arrival) for name, arrival in sets.arrivals.items()]
     for publisher, names in sets.joints.current():
         whole = len(publisher.places) == len(sets.joints.wanted)
@@ -66,7 +66,7 @@ def streams_of(sets: Synchroniser[Any], labels: Labels) -> list[Stream]:
 
 
 def slow_joints(sets: Synchroniser[Any], contract: Contract, labels: Labels) -> Fault | None:
-    """The publisher of the arm's joints that is slower than the contract's rate, or None."""
+    """Return the fault if a publisher of the arm's joints is slower than the contract's rate, or None."""
     gripper = {name for name, slow in zip(sets.joints.wanted, sets.joints.is_gripper, strict=True) if slow}
     for publisher, names in sets.joints.current():
         interval = publisher.interval
@@ -75,8 +75,8 @@ def slow_joints(sets: Synchroniser[Any], contract: Contract, labels: Labels) -> 
         whole = len(publisher.places) == len(sets.joints.wanted)
         return Fault(
             StatusCode.UNSYNCHRONISED,
-            f"{labels.joints(publisher.topic, () if whole else names)} has {1 / interval:.1f} joint states a second "
-            f"and the policy needs {contract.rate_hz:g}; make the driver publish faster.",
+            f"{labels.joints(publisher.topic, () if whole else names)} has {1 / interval:.1f} joint states a second, "
+            f"but the policy needs {contract.rate_hz:g}; make the driver publish faster.",
         )
     return None
 
@@ -84,14 +84,14 @@ def slow_joints(sets: Synchroniser[Any], contract: Contract, labels: Labels) -> 
 def explain(
     sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, monotonic: float, views: Sequence[str]
 ) -> Fault | None:
-    """Return why there is no set, or None where nothing is wrong with the streams.
+    """Return why there is no set, or None if nothing is wrong with the streams.
 
     Args:
-        sets: what has come.
-        limits: ``silent_after`` is how long a stream may be silent.
-        labels: names of the streams.
-        monotonic: s, now.
-        views: names of the contract's views.
+        sets: Messages so far.
+        limits: ``silent_after`` is the longest time without a message of a stream.
+        labels: Names of the streams.
+        monotonic: Current time, s.
+        views: Names of the contract's views.
     """
     silent = [
         f"{labels.view(name)} ({_since(sets.arrivals[name].monotonic if name in sets.arrivals else None, monotonic)})"
@@ -102,7 +102,7 @@ def explain(
     if silent or (joints is not None and joints.code is StatusCode.MISSING_OBSERVATION):
         if joints is not None:
             silent.append(joints.message)
-        return Fault(StatusCode.MISSING_OBSERVATION, f"nothing comes from {', '.join(silent)}; see who publishes it.")
+        return Fault(StatusCode.MISSING_OBSERVATION, f"no messages from {', '.join(silent)}; check their publishers.")
     return joints or _apart(sets, limits, labels, views)
 
 
@@ -115,7 +115,7 @@ def _since(last: float | None, monotonic: float) -> str:
 
 
 def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, monotonic: float) -> Fault | None:
-    """MISSING_OBSERVATION where no joint state comes, BAD_OBSERVATION where those that come lack a joint."""
+    """Return MISSING_OBSERVATION if there are no joint states, or BAD_OBSERVATION if they lack a joint."""
     joints = sets.joints
     owners: dict[str, JointPublisher] = {name: found for found, names in joints.current() for name in names}
     topics_named = list(joints.named)
@@ -125,7 +125,7 @@ def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels,
         where = listed([labels.joints(topic) for topic in topics_named])
         return Fault(
             StatusCode.BAD_OBSERVATION,
-            f"the joint states on {where} hold no positions, only velocities or efforts; see the driver.",
+            f"the joint states on {where} have no positions, only velocities or efforts; check the driver.",
         )
     held = max(limits.stale_after or 0.0, limits.silent_after or 0.0)
     absent: list[str] = []
@@ -145,14 +145,14 @@ def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels,
     return Fault(
         StatusCode.BAD_OBSERVATION,
         f"the joint state does not name {', '.join(absent)} on {where}"
-        + (f"; silent are {', '.join(old)}" if old else "")
-        + f"; it names {listed(names) or 'nothing'}. See the driver, or name the joints as they are called there "
-        "(joints.names), or a further topic (joint_topics).",
+        + (f"; no longer published: {', '.join(old)}" if old else "")
+        + f"; it names {listed(names) or 'nothing'}. Check the driver, or set joints.names to the names that it uses, "
+        "or joint_topics to further topics.",
     )
 
 
 def _apart(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, views: Sequence[str]) -> Fault | None:
-    """The two streams that spoil the best of all sets, and how far apart their stamps are."""
+    """Return the fault of the two streams whose stamps are too far apart in the best possible set."""
     reference, *others = views
     best: tuple[float, str] | None = None
     for stamp in sets.stamps(reference):
@@ -183,5 +183,5 @@ def _apart(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, views: 
 def _describe(one: str, other: str, distance: int, allowed: int, setting: str) -> str:
     return (
         f"the stamps of {one} and {other} are {distance / 1e9:.3f} s apart; at most {allowed / 1e9:g} s is allowed "
-        f"({setting}): synchronise them, or raise {setting}."
+        f"({setting}): synchronise them, or increase {setting}."
     )

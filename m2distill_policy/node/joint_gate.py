@@ -1,6 +1,7 @@
-"""Can the joint be there? A position that contradicts those before it, or another publisher's, is not used. Pure.
+"""Refuse joint positions that are impossible: they contradict earlier ones, or those of another publisher.
 
-Two publishers of the same joints (a stray ``joint_state_publisher`` that says zeros) look like one whose joints jump.
+Two publishers of the same joints (such as a forgotten ``joint_state_publisher`` that publishes zeros) look like one
+publisher whose joints jump.
 """
 
 from __future__ import annotations
@@ -11,32 +12,37 @@ from dataclasses import dataclass, field
 
 from m2distill_policy.errors import ObservationError
 
-#: Most that a joint moves in a second, by its unit: far above what arms do, so that only what is impossible is refused.
+#: Largest distance that a joint moves in a second, by unit. Far above real arms, so that only the impossible is
+#: refused.
 FASTEST = {"rad": 30.0, "m": 5.0}
-#: The same for two publishers of one joint. They measure the same motion, so less is enough.
+#: The same between two publishers of one joint. They measure the same motion, so less is enough.
 FASTEST_APART = {"rad": 5.0, "m": 1.0}
-#: By which two positions may differ whatever the time between them.
+#: Difference of two positions that is always allowed.
 SLACK = {"rad": 0.1, "m": 0.01}
-#: s within which no joint moves by more than the slack and then back: two publishers in turn do.
+#: s within which no joint moves by more than the slack and back, but two alternating publishers do.
 THERE_AND_BACK = 0.12
-#: s, and messages, for which positions must agree with each other before they count in spite of a jump.
+#: Seconds, and number of messages, for which positions must agree with each other before they are accepted after a
+#: jump.
 SETTLED, SETTLED_MESSAGES = 0.5, 5
-#: s of silence after which a publisher's last message is compared with nothing.
+#: s without a message after which a publisher's last message is not compared any more.
 FORGOTTEN = 0.5
-#: s for which one refused message counts: a stray publisher may be much slower than the arm's.
+#: s for which a refused message is reported; a wrong publisher may be much slower than the arm's.
 REFUSED_FOR = 1.0
-#: s by which messages may arrive closer to each other than they were stamped.
+#: s by which messages may arrive closer to each other than their stamps are.
 _DELAY = 0.05
-#: Most turns by which a count may be off.
+#: Largest number of whole turns by which a driver's count may be off.
 _TURNS = 100
 
 
 @dataclass(frozen=True)
 class JointLimit:
-    """How far two positions of a joint may differ, in its own unit.
+    """How far two positions of a joint may differ, in the joint's own unit.
 
-    fastest, fastest_apart: a second, for one publisher and for two; slack: whatever the time. turn: one whole turn,
-    None where it does not turn.
+    Attributes:
+        fastest: Per second, for one publisher.
+        fastest_apart: Per second, between two publishers.
+        slack: Always allowed.
+        turn: One whole turn; None for a joint that does not turn.
     """
 
     fastest: float = FASTEST["rad"]
@@ -46,13 +52,13 @@ class JointLimit:
 
     @staticmethod
     def of(unit: str, scale: float) -> JointLimit:
-        """Of a joint whose position times ``scale`` is in ``unit`` ("rad" or "m")."""
+        """Return the limit of a joint whose position times ``scale`` is in ``unit`` ("rad" or "m")."""
         factor = 1 / abs(scale)
         turn = 2 * math.pi * factor if unit == "rad" else None
         return JointLimit(FASTEST[unit] * factor, FASTEST_APART[unit] * factor, SLACK[unit] * factor, turn)
 
     def turns(self, step: float) -> int:
-        """The whole turns that a step of ``step`` is; 0 for none."""
+        """Return the number of whole turns in a step of ``step``; 0 if it is not a whole number."""
         if self.turn is None or abs(step) > _TURNS * self.turn:
             return 0
         count = round(step / self.turn)
@@ -62,8 +68,13 @@ class JointLimit:
 class JointConflictError(ObservationError):
     """A joint's position contradicts another one.
 
-    joint: its name. value, topic: what was refused. other, other_topic: what it contradicts. apart: s between the two
-    stamps. most: what the two may differ by, 0 where the joint went there and back. turns: whole turns between the two.
+    Attributes:
+        joint: Name of the joint.
+        value, topic: The refused position.
+        other, other_topic: The position that it contradicts.
+        apart: Seconds between their stamps.
+        most: Largest allowed difference; 0 if the joint went there and back.
+        turns: Whole turns between the two.
     """
 
     def __init__(
@@ -85,7 +96,7 @@ class JointConflictError(ObservationError):
         super().__init__(self.describe(lambda name: f"'{name}'"))
 
     def describe(self, full_name: Callable[[str], str]) -> str:
-        """Say it, without a full stop. full_name: from a topic to its name for people."""
+        """Return the message, without a full stop. full_name: from a topic to its full name."""
         topic, other = full_name(self.topic), full_name(self.other_topic)
         what = f"{self.joint} goes from {self.other:.4g} to {self.value:.4g} in {self.apart:.3f} s on {topic}"
         if not self.one_source:
@@ -95,19 +106,19 @@ class JointConflictError(ObservationError):
             )
         elif self.turns:
             return (
-                f"{what}, which is {abs(self.turns)} x 2 pi: the driver counts turns anew. The position is not used "
-                "until it is back or the driver has been restarted"
+                f"{what}, which is {abs(self.turns)} x 2 pi: the driver restarted its count of turns. Positions are "
+                "not used until the count is right again or the driver is restarted"
             )
         elif self.most:
-            what += f"; at most {self.most:.3g} is possible, and not all at once"
+            what += f"; at most {self.most:.3g} is possible, and not in one step"
         else:
-            what += ", and had just gone the other way; no joint does that"
-        return f"{what}: see whether two nodes publish this joint, and stop one"
+            what += ", just after it went the other way, which is impossible"
+        return f"{what}: check whether two nodes publish this joint, and stop one"
 
 
 @dataclass
 class _Track:
-    """Positions that agree with each other and not with the last accepted ones. began, newest: s, monotonic."""
+    """Positions that agree with each other but not with the last accepted ones. began, newest: s, monotonic."""
 
     began: float
     newest: float
@@ -118,50 +129,50 @@ class _Track:
 
 @dataclass
 class JointGate:
-    """Judges the messages of one publisher (one topic, the same names).
+    """Checks the messages of one publisher (one topic and the same names).
 
-    A message that jumps is refused. Messages that jump, and then agree with each other for :data:`SETTLED` s without
-    one that agrees with what was before, count again: the arm moved while nothing came. A jump by whole turns does not.
+    A message that jumps is refused. If the following messages agree with it for :data:`SETTLED` s, and none agrees with
+    the old position, they are accepted again: the arm was moved while no message came. Jumps by whole turns are not.
 
     Args:
-        places: index of a wanted joint -> where it stands in a message.
-        limits: of the wanted joints, by index.
+        places: Index of a needed joint -> its position in a message.
+        limits: Limits of the needed joints, by index.
     """
 
     places: Mapping[int, int]
     limits: Sequence[JointLimit]
-    #: Joint -> stamp (ns) before its newest step beyond the slack, and the size of that.
+    #: Joint -> stamp (ns) before its newest step beyond the slack, and the size of that step.
     _steps: dict[int, tuple[int, float]] = field(default_factory=dict)
     _other: _Track | None = None
-    #: Whether the newest message that was judged settles a jump.
+    #: Whether the newest message was accepted after a jump.
     settles: bool = False
 
     def __post_init__(self) -> None:
-        #: Messages that differ by less, all positions together, need no closer look.
+        #: If the sum of all differences is smaller, a message needs no closer check.
         self.unnoticed = min((self.limits[i].slack for i in self.places), default=math.inf)
 
     def agreed(self) -> None:
-        """A message agreed with the one before it: whatever contradicted it did not settle."""
+        """Record that a message agreed with the one before it, so that refused messages do not add up."""
         self._other = None
 
     def reset(self) -> None:
-        """Compare the next message with nothing."""
+        """Forget the earlier messages."""
         self._other = None
         self._steps.clear()
 
     def check(
         self, last: tuple[int, Sequence[float]], now: tuple[int, Sequence[float]], waited: float, monotonic: float
     ) -> tuple[int, float, int] | None:
-        """Judge a message by one that was accepted.
+        """Check a message against the last accepted one.
 
         Args:
-            last, now: stamp (ns) and positions.
-            waited: s between their arrivals.
-            monotonic: s, when the message came.
+            last, now: Stamp (ns) and positions of each.
+            waited: Seconds between their arrivals.
+            monotonic: When the message arrived, s.
 
         Returns:
-            None where it is accepted; else the joint that is furthest off, what is possible (0 for there and back), and
-            the whole turns in the jump.
+            None if it is accepted. Otherwise the joint with the largest error, the allowed step (0 for there and back),
+            and the number of whole turns in the jump.
         """
         (last_stamp, before), (stamp, row) = last, now
         time = min(abs(stamp - last_stamp) / 1e9, waited + _DELAY)
@@ -170,7 +181,9 @@ class JointGate:
         worst: tuple[float, int, float] | None = None
         for i, place in self.places.items():
             limit, step = self.limits[i], row[place] - before[place]
-            if not limit.slack < abs(step) < math.inf:  # not finite: whoever checks the observation says it
+            if (
+                not limit.slack < abs(step) < math.inf
+            ):  # the check of the observation reports values that are not finite
                 continue
             steps[i] = last_stamp, step
             most = limit.slack + limit.fastest * time
@@ -187,7 +200,7 @@ class JointGate:
                 self._steps.update(steps)
                 self._other = None
                 return None
-            # With time any jump could have been made; not one that the messages in between say was made at once.
+            # After a long time any step is possible, unless the refused messages in between show that it was one jump.
             i = max(steps, key=lambda i: abs(steps[i][1]) / self.limits[i].slack)
             worst = 1.0, i, self.limits[i].slack + self.limits[i].fastest * time
         _, joint, most = worst
@@ -204,7 +217,7 @@ class JointGate:
         return joint, most, turns
 
     def _is_other(self, stamp: int, row: Sequence[float], monotonic: float) -> bool:
-        """Whether a message agrees with those that were refused before it."""
+        """Return whether a message agrees with those that were refused before it."""
         other = self._other
         if other is None or monotonic - other.newest > FORGOTTEN:
             return False

@@ -1,7 +1,7 @@
-"""The newest joint positions by name, from any number of JointState messages and topics. Pure.
+"""Keep the newest joint positions by name, from any number of JointState messages and topics.
 
 An arm's and a gripper's joints often come in separate messages, on one topic or on two, each at its own rate. For a set
-of images each joint's value is the one whose stamp is nearest to theirs, and it must be near enough:
+of images, each joint's value is the one with the nearest stamp, and it must be near enough:
 
 * joints of the arm: within ``slop``, as between two views;
 * joints of the gripper (the contract's ``gripper_states``): within ``held``, because gripper drivers are slower.
@@ -28,22 +28,22 @@ from m2distill_policy.node.joint_gate import (
     JointLimit,
 )
 
-#: Joint states kept of each publisher: a quarter of a second of a 1 kHz stream.
+#: Number of joint states kept of each publisher: a quarter of a second of a 1 kHz stream.
 JOINTS_KEPT = 256
-#: Most publishers kept apart, by topic and joint names.
+#: Largest number of publishers, by topic and joint names, that are tracked.
 _PUBLISHERS_KEPT = 16
-#: ns by which a stamp may be before the newest; beyond, a clock was set back and what came before says nothing.
+#: ns by which a stamp may be before the newest one. Beyond, a clock was set back, and earlier messages are dropped.
 _SET_BACK = 1_000_000_000
-#: ns, and intervals, by which messages may overtake each other on their way; see :meth:`JointPublisher._add_behind`.
+#: ns, and periods, by which messages may be delayed; see :meth:`JointPublisher._add_behind`.
 _OVERTAKEN, _OVERTAKEN_INTERVALS = 50_000_000, 2
-#: ns by which two readings of the clocks may disagree.
+#: ns by which the two clocks may differ because they are not read at once.
 _CLOCK_NOISE = 5_000_000
-#: Joint states over which a publisher's rate is measured.
+#: Number of joint states over which a publisher's rate is measured.
 JOINTS_RATE_OVER = 10
 
 
 class JointPublisher:
-    """Everything that came on one topic with the same names."""
+    """The messages of one topic with the same names."""
 
     def __init__(
         self, topic: str, names: Sequence[str], wanted: Sequence[str], limits: Sequence[JointLimit] | None = None
@@ -54,34 +54,34 @@ class JointPublisher:
         places: dict[str, list[int]] = {}
         for index, name in enumerate(names):
             places.setdefault(name, []).append(index)
-        #: Index of a wanted joint -> where it stands in a message.
+        #: Index of a needed joint -> its position in a message.
         self.places = {i: places[name][0] for i, name in enumerate(wanted) if name in places}
         self.wanted = tuple(wanted[i] for i in self.places)
         self.twice = [(name, found) for name, found in places.items() if len(found) > 1]
         self.stamps: list[int] = []
         self.rows: list[Sequence[float]] = []
-        #: Who else publishes some of the joints, and each such joint with its place here and there.
+        #: Other publishers of some of the joints; for each such joint its position here and there.
         self.rivals: list[tuple[JointPublisher, list[tuple[int, int, int]]]] = []
         self._gate = None if limits is None else JointGate(self.places, limits)
-        #: A message whose stamp is far back: the newest stamp when it came, its own, its positions.
+        #: A message whose stamp is far back: the newest stamp when it came, its own stamp, its positions.
         self._behind: tuple[int, int, Sequence[float]] | None = None
 
     def add(
         self, stamp: int, positions: Sequence[float], moment: Moment | None = None, tolerance: float | None = None
     ) -> bool:
-        """Keep a message in order of its stamp, and note its arrival.
+        """Keep a message in the order of stamps, and record its arrival.
 
         Args:
             stamp, positions: ns; rad or m.
-            moment: when it arrived. None where there is no clock: then nothing is compared, because a simulated arm
-                may be reset.
-            tolerance: see :meth:`Arrival.note`.
+            moment: When it arrived. None without a clock: then nothing is compared, because a simulated arm may be
+                reset.
+            tolerance: See :meth:`Arrival.note`.
 
         Returns:
-            Whether it settles a jump: positions that were refused count from now on.
+            Whether positions that were refused after a jump are accepted from now on.
 
         Raises:
-            JointConflictError: it contradicts what came before.
+            JointConflictError: It contradicts an earlier message.
         """
         stamps = self.stamps
         row = tuple(positions)
@@ -93,11 +93,11 @@ class JointPublisher:
             if stamps and self._gate is not None:
                 if stamp < stamps[-1]:
                     return self._add_behind(stamp, row, moment)
-                # Perhaps a thousand times a second, so in one call; NaN needs the closer look too.
+                # Called up to a thousand times a second, so one call for all joints; NaN needs the closer check too.
                 if math.dist(row, self.rows[-1]) <= self._gate.unnoticed:
                     self._gate.agreed()
                 else:
-                    settles = self._judge(-1, stamp, row, moment)
+                    settles = self._compare(-1, stamp, row, moment)
             self._keep(stamp, row)
         finally:
             self.arrival.note(stamp, moment, tolerance)
@@ -123,32 +123,32 @@ class JointPublisher:
     def _add_behind(self, stamp: int, row: Sequence[float], moment: Moment) -> bool:
         """Keep a message whose stamp is before the newest.
 
-        By some ms it was overtaken on its way, and goes where its stamp says. Otherwise a clock was set back, which
-        makes all rows so far worthless, or this one message was much delayed. Its arrival decides. Where the clock here
-        shows less than the monotonic time since the last message, it was set back, by however little, and the sender's
-        with it. Where only the sender's clock was set back, the message looks delayed, but then so does the next one.
+        If it is a few ms before, it was delayed on its way and is sorted in. Otherwise a clock was set back, and all
+        earlier messages are useless, or this one message was much delayed. Its arrival decides: if the wall clock here
+        advanced less than the monotonic clock since the last message, it was set back, and the sender's with it. If
+        only the sender's clock was set back, the message looks delayed, but so does the next one.
         """
         stamps = self.stamps
         back = stamps[-1] - stamp
         passed = round((moment.monotonic - self.arrival.monotonic) * 1e9)
         set_back = self.arrival.stamp - self.arrival.lead + passed - moment.wall
         if back > _SET_BACK or set_back > max(back / 2, _CLOCK_NOISE):
-            settles = self._judge(-1, stamp, row, moment)
+            settles = self._compare(-1, stamp, row, moment)
             self._begin_anew(stamp, row)
             return settles
         if back <= max(_OVERTAKEN, _OVERTAKEN_INTERVALS * round((self.interval or 0.0) * 1e9)):
-            settles = self._judge(self.nearest(stamp), stamp, row, moment)
+            settles = self._compare(self.nearest(stamp), stamp, row, moment)
             self._keep(stamp, row)
             return settles
-        settles = self._judge(-1, stamp, row, moment)
+        settles = self._compare(-1, stamp, row, moment)
         behind, self._behind = self._behind, (stamps[-1], stamp, row)
         if behind is not None and behind[0] == stamps[-1] and behind[1] <= stamp:
             self._begin_anew(*behind[1:])
             self._keep(stamp, row)
         return settles
 
-    def _judge(self, index: int, stamp: int, row: Sequence[float], moment: Moment) -> bool:
-        """Compare a message with the row at ``index``; see :meth:`add`."""
+    def _compare(self, index: int, stamp: int, row: Sequence[float], moment: Moment) -> bool:
+        """Check a message against the row at ``index``; see :meth:`add`."""
         waited = moment.monotonic - self.arrival.monotonic
         if self._gate is None:
             return False
@@ -169,13 +169,13 @@ class JointPublisher:
     def check_rivals(
         self, stamp: int, positions: Sequence[float], moment: Moment, limits: Sequence[JointLimit]
     ) -> None:
-        """Raise :class:`JointConflictError` where another publisher that still speaks says something else."""
+        """Raise :class:`JointConflictError` if another active publisher has contradicting positions."""
         for other, shared in self.rivals:
             if moment.monotonic - other.arrival.monotonic > FORGOTTEN:
                 continue
             index = other.nearest(stamp)
             time = abs(other.stamps[index] - stamp) / 1e9
-            if time > FORGOTTEN:  # their clocks differ: see the check of arrivals
+            if time > FORGOTTEN:  # their clocks differ, which the check of arrivals reports
                 continue
             row = other.rows[index]
             for i, here, there in shared:
@@ -186,7 +186,7 @@ class JointPublisher:
                     )
 
     def nearest(self, stamp: int) -> int:
-        """Index of the message whose stamp is nearest to ``stamp``, the newest of equals."""
+        """Return the index of the message with the stamp nearest to ``stamp``; the later one of two equally near."""
         stamps = self.stamps
         after = bisect.bisect_right(stamps, stamp)
         if after == 0:
@@ -197,22 +197,22 @@ class JointPublisher:
 
     @property
     def interval(self) -> float | None:
-        """Median s between two stamps; None until enough of them have come."""
+        """Return the median time between two stamps, s; None until there are enough."""
         recent = self.stamps[-JOINTS_RATE_OVER - 1 :]
         if len(recent) <= JOINTS_RATE_OVER:
             return None
-        # Asked once a cycle, and for so few values NumPy's median takes over ten times as long.
+        # Called once a cycle; for so few values NumPy's median takes over ten times as long.
         return statistics.median(after - before for before, after in itertools.pairwise(recent)) / 1e9
 
 
 class JointStates:
-    """Keep what joint states say, by name.
+    """Keeps joint positions by name.
 
     Args:
-        wanted: names of the joints that are needed, without repetition.
-        gripper: those of them that are held for ``held``.
-        slop, held: ns by which a value may differ from the stamp that it is asked for; None for any.
-        limits: of each wanted joint, how far two of its positions may differ; None compares nothing.
+        wanted: Names of the needed joints, each once.
+        gripper: Those of them to which ``held`` applies.
+        slop, held: Largest difference in ns between a value's stamp and the requested stamp; None for no limit.
+        limits: For each needed joint, how far two positions may differ; None compares nothing.
     """
 
     def __init__(
@@ -230,12 +230,12 @@ class JointStates:
         self._conflict: tuple[JointConflictError, float] | None = None
         found = frozenset(gripper)
         self.is_gripper = tuple(name in found for name in self.wanted)
-        #: ns by which each wanted joint's value may be off.
+        #: For each needed joint, the largest difference in ns of its stamp.
         self.allowed = tuple(held if slow else slop for slow in self.is_gripper)
         self._sources: dict[tuple[str, tuple[str, ...]], JointPublisher] = {}
-        #: Topic -> who sent its newest message.
+        #: Topic -> the publisher of its newest message.
         self._newest: dict[str, JointPublisher] = {}
-        #: Topic -> the names in its newest message, and whether that held positions.
+        #: Topic -> the names in its newest message, and whether it had positions.
         self.named: dict[str, tuple[tuple[str, ...], bool]] = {}
 
     def clear(self) -> None:
@@ -246,7 +246,7 @@ class JointStates:
         self._conflict = None
 
     def conflict(self, monotonic: float) -> JointConflictError | None:
-        """The contradiction for which a message was refused within the last second, at ``monotonic`` (s, monotonic)."""
+        """Return the contradiction for which a message was refused in the last second, or None. monotonic: s."""
         if self._conflict is None or monotonic - self._conflict[1] > REFUSED_FOR:
             return None
         return self._conflict[0]
@@ -255,23 +255,23 @@ class JointStates:
         self, topic: str, stamp: int, names: Sequence[str], positions: Sequence[float], moment: Moment | None,
         tolerance: float | None = None,
     ) -> None:  # fmt: skip
-        """Take in a message. One without positions (velocities or efforts alone) changes nothing.
+        """Add a message. One without positions (only velocities or efforts) changes nothing.
 
         Args:
-            topic: where it came from.
+            topic: Topic of the message.
             stamp: ns.
-            names, positions: of the joints; rad or m.
-            moment: when it arrived, None where there is no clock.
-            tolerance: see :meth:`Arrival.note`.
+            names, positions: Of the joints; rad or m.
+            moment: When it arrived; None without a clock.
+            tolerance: See :meth:`Arrival.note`.
 
         Raises:
-            ObservationError: names and positions are not of one length, or a name has two different positions.
-            JointConflictError: a position contradicts the ones before, or another publisher's.
+            ObservationError: There are not as many positions as names, or a name has two different positions.
+            JointConflictError: A position contradicts earlier ones, or another publisher's.
         """
         count = len(positions)
         newest = self._newest.get(topic)
         if newest is not None and newest.names == names and count == len(newest.names) and not newest.twice:
-            # The same publisher again, perhaps a thousand times a second.
+            # The same publisher again; up to a thousand times a second.
             self._take(newest, stamp, positions, moment, tolerance)
             return
         key = topic, tuple(names)
@@ -281,7 +281,7 @@ class JointStates:
             return
         if len(key[1]) != count:
             raise ObservationError(
-                f"a joint state names {len(key[1])} joints and holds {count} positions; one each is needed"
+                f"a joint state names {len(key[1])} joints but has {count} positions; one for each name is needed"
             )
         source = self._sources.get(key)
         if source is None:
@@ -298,7 +298,7 @@ class JointStates:
         if not source.places:
             return
         self._take(source, stamp, positions, moment, tolerance)
-        if key not in self._sources:  # only now: a publisher whose first message is refused has said nothing
+        if key not in self._sources:  # only now, because a publisher whose first message is refused does not count
             if len(self._sources) >= _PUBLISHERS_KEPT:
                 self._newest.clear()
                 oldest = self._sources.pop(min(self._sources, key=lambda k: self._sources[k].arrival.monotonic))
@@ -324,7 +324,7 @@ class JointStates:
             raise
 
     def at(self, stamp: int) -> list[float] | None:
-        """Positions of the wanted joints at ``stamp`` (ns), or None where one is missing or too far off."""
+        """Return the needed joints' positions at ``stamp`` (ns), or None if one is missing or too far off."""
         values: list[float] = []
         for found, allowed in zip(self._nearest(stamp), self.allowed, strict=True):
             if found is None or (allowed is not None and found[0] > allowed):
@@ -333,11 +333,11 @@ class JointStates:
         return values
 
     def distances(self, stamp: int) -> list[int | None]:
-        """For each wanted joint the ns between ``stamp`` and its nearest value; None where none has come."""
+        """Return for each needed joint the ns between ``stamp`` and its nearest value; None if there is none."""
         return [None if found is None else found[0] for found in self._nearest(stamp)]
 
     def current(self) -> list[tuple[JointPublisher, tuple[str, ...]]]:
-        """Each source with the wanted joints of which it sent the newest value, oldest source first."""
+        """Return each publisher with the needed joints whose newest value it sent, the oldest publisher first."""
         if len(self._sources) == 1:
             (source,) = self._sources.values()
             return [(source, source.wanted)]
@@ -348,7 +348,7 @@ class JointStates:
         return [(source, tuple(self.wanted[i] for i, owned in owner.items() if owned is source)) for source in sources]
 
     def _nearest(self, stamp: int) -> list[tuple[int, float] | None]:
-        """(distance in ns, position) of each wanted joint; of equal ones the later stamp, then the later arrival."""
+        """Return (distance in ns, position) of each needed joint; on a tie the later stamp, then the later arrival."""
         if len(self._sources) == 1:
             (only,) = self._sources.values()
             index = only.nearest(stamp)
@@ -368,5 +368,5 @@ class JointStates:
 
 
 def _shared(one: JointPublisher, other: JointPublisher) -> list[tuple[int, int, int]]:
-    """The wanted joints of two publishers, by index, with their places in the messages of each."""
+    """Return the needed joints that two publishers share, by index, with their positions in the messages of each."""
     return [(i, here, other.places[i]) for i, here in one.places.items() if i in other.places]

@@ -1,4 +1,4 @@
-"""Which joints of an arm are the contract's readings: another arm, or another driver, has other names and signs."""
+"""Map an arm's joints to the contract's proprioception: names and signs differ between arms and drivers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.node.joint_gate import JointLimit
 
-#: The contract's group of readings that a gripper's driver sends, which may be slower than the arm's.
+#: The contract's group that the gripper's driver sends, which may be slower than the arm's.
 GRIPPER = "gripper_states"
 
 
 @dataclass(frozen=True)
 class JointSource:
-    """The contract's ``entry`` is ``scale`` times the position of joint ``name`` (rad or m) plus ``offset``.
+    """A joint of the arm that gives one entry of the contract: entry = scale * position + offset.
 
-    robosuite's second finger is negative, for one: an arm whose driver counts both fingers up has scale -1 there, and
-    one whose driver tells a single finger names it for both entries.
+    For example, robosuite's second finger is negative. An arm whose driver counts both fingers as positive has scale -1
+    there. A driver with only one finger joint gives both entries.
+
+    Attributes:
+        entry: Name in the contract.
+        name: Name of the arm's joint.
+        scale: Factor, not 0.
+        offset: rad or m.
     """
 
     entry: str
@@ -33,25 +39,25 @@ class JointSource:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale != 0 and math.isfinite(self.offset)):
             raise ConfigError(
-                f"joint '{self.name}' has scale {self.scale} and offset {self.offset}; finite numbers are needed, and "
-                "no scale of 0"
+                f"joint '{self.name}' has scale {self.scale} and offset {self.offset}; both must be finite, and the "
+                "scale not 0"
             )
 
 
 def require_distinct(sources: Sequence[JointSource]) -> None:
-    """Raise :class:`ConfigError` where two of ``sources`` are for one entry of the contract."""
+    """Raise :class:`ConfigError` if two of ``sources`` are for the same entry."""
     found: dict[str, JointSource] = {}
     for source in sources:
         if source.entry in found:
             raise ConfigError(
-                f"two joints are given for '{source.entry}', '{found[source.entry].name}' and '{source.name}'; name "
-                "each entry once"
+                f"two joints are given for '{source.entry}': '{found[source.entry].name}' and '{source.name}'; give "
+                "one joint for each entry"
             )
         found[source.entry] = source
 
 
 class JointMap:
-    """Makes a joint state into the contract's readings. Entries without a source are joints of that very name."""
+    """Converts joint positions to the contract's proprioception. Entries without a source keep their name."""
 
     def __init__(self, contract: Contract, sources: Sequence[JointSource] = ()) -> None:
         self._contract = contract
@@ -61,26 +67,26 @@ class JointMap:
         for source in sources:
             if source.entry not in known:
                 raise ConfigError(
-                    f"a joint is given for '{source.entry}', which the contract does not have; it has "
+                    f"a joint is given for '{source.entry}', which is not in the contract; it has "
                     + ", ".join(e for group in contract.proprioception for e in group.entries)
                 )
             self._sources[source.entry] = source
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """Names of the arm's joints that are needed, each once."""
+        """Names of the needed joints of the arm, each once."""
         entries = (entry for group in self._contract.proprioception for entry in group.entries)
         return tuple(dict.fromkeys(self._sources[entry].name for entry in entries))
 
     @property
     def gripper(self) -> frozenset[str]:
-        """Those of them that only the contract's ``gripper_states`` are made of."""
+        """Those of them that are used only for the contract's ``gripper_states``."""
         arm = {self._sources[e].name for g in self._contract.proprioception if g.name != GRIPPER for e in g.entries}
         return frozenset(self.wanted) - arm
 
     @property
     def limits(self) -> tuple[JointLimit, ...]:
-        """How far two positions of each of ``wanted`` may differ; the widest, where it is of several entries."""
+        """For each of ``wanted``, how far two positions may differ; the widest limit if it has several entries."""
         found: dict[str, JointLimit] = {}
         for group in self._contract.proprioception:
             for entry in group.entries:
@@ -90,10 +96,10 @@ class JointMap:
                     found[source.name] = limit
         return tuple(found[name] for name in self.wanted)
 
-    def readings(
+    def proprioception(
         self, names: Sequence[str], positions: Sequence[float]
     ) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
-        """Group -> (n,) float32, NaN where the joint is not named; and the joints that are not, each once."""
+        """Return group -> (n,) float32, NaN for missing joints; and the names of the missing joints, each once."""
         values = dict(zip(names, positions, strict=True))
         groups: dict[str, NDArray[np.float32]] = {}
         absent: dict[str, None] = {}

@@ -1,9 +1,9 @@
-"""The policy loop in lockstep with a simulated robot: no clock.
+"""The policy loop in lockstep with a simulated robot, without a clock.
 
-Every set with equal stamps is answered with exactly one :class:`Output`; a set that is sent again gets the same one
-again. A new episode brings its instruction and the seed of its random numbers. It is answered with one :class:`Output`
-that bears its stamp, before any observation is sent: topics have no common order, so only an answer shows that the
-policy has received the episode.
+Each set with equal stamps is answered with exactly one :class:`Output`. A set that is sent again gets the same one. An
+episode brings its instruction and its random seed. It is answered with one :class:`Output` that has its stamp, before
+any observation is sent: messages on different topics have no common order, so only an answer shows that the policy has
+received the episode.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class LockstepLoop(PolicyLoop[T]):
     """Answers observations one by one.
 
     Args:
-        server, to_rgb, options, full_name, name, wall_clock, monotonic, poses, frame: see :class:`PolicyLoop`.
-        watcher: is polled between two observations, and the swap waited for, so that a run is reproducible; None for
-            none.
+        server, to_rgb, options, full_name, name, wall_clock, monotonic, poses, frame: See :class:`PolicyLoop`.
+        watcher: Watches a folder for new bundles, or None. It is polled between two observations, which then wait for
+            the hot swap, so that a run is reproducible.
     """
 
     _always_sends_set_points = True
@@ -63,7 +63,7 @@ class LockstepLoop(PolicyLoop[T]):
             options,
             slop=0,
             longest_silence=None,
-            checks_jumps=False,  # a simulated robot resets its arm
+            checks_jumps=False,  # a simulated robot moves its arm when it is reset
             watcher=watcher,
             full_name=full_name,
             name=name,
@@ -72,7 +72,7 @@ class LockstepLoop(PolicyLoop[T]):
             poses=poses,
             frame=frame,
         )
-        #: Whether the robot publishes its pose: then a set is answered only with the pose of its stamp.
+        #: Whether the robot publishes its pose. Then a set is answered only with the pose of its stamp.
         self.expects_pose = False
         self._episode_stamp = -1
         #: The set that waits for the pose of its stamp, and the newest answer.
@@ -83,11 +83,11 @@ class LockstepLoop(PolicyLoop[T]):
         """Begin an episode and return its answer.
 
         Args:
-            number: of the episode.
-            instruction: for the policy.
-            seed: of the random numbers.
-            draw: which random stream of ``seed``.
-            stamp: ns; every observation of the episode is later.
+            number: Number of the episode.
+            instruction: Instruction for the policy.
+            seed: Random seed.
+            draw: Number of the random stream of ``seed``.
+            stamp: ns; all observations of the episode have later stamps.
         """
         start = time.perf_counter()
         self._stream.clear()
@@ -101,25 +101,25 @@ class LockstepLoop(PolicyLoop[T]):
         self.operator.set_instruction(instruction)
         self._server.reset("a new episode", seed=seed, episode=draw, is_stationary=True)
         if self._server.swap_pending:
-            # A bundle that waited for an idle arm takes over here, and not at some later cycle of this episode.
+            # With swap_when "idle", a waiting bundle must be used from here on, not from some later cycle on.
             self._wait_for_swap()
         return self._output(self._server.tick_without_observation(stamp / 1e9), stamp, start, is_answer=False)
 
     def run(self, start: float) -> Output | None:
-        """Answer the next set; None while there is none. A set from before the episode is dropped.
+        """Answer the next set, or return None if there is none. Sets from before the episode are dropped.
 
-        A robot that has waited long sends its observation again, and gets the same answer again. A message can be lost
-        even on a reliable topic, where it is the first one between two processes.
+        A robot that has waited long sends its observation again and gets the same answer again. Even on a reliable
+        topic the first message between two processes can be lost.
 
         Args:
-            start: when the work on the newest message began, by ``time.perf_counter``.
+            start: When the work on the newest message began, by ``time.perf_counter``.
         """
         pending = self._pending or self._stream.take()
         self._pending = None
         if pending is None or pending.stamp <= self._episode_stamp:
             return None
         if self.expects_pose and self._poses.at(pending.stamp) is None:
-            # The robot publishes its pose, so it needs a set-point, which needs the pose of this very stamp.
+            # The robot publishes its pose and so uses set-points, for which the pose at exactly this stamp is needed.
             self._pending = pending
             return None
         if self._answered is not None and self._answered.stamp == pending.stamp:
@@ -130,7 +130,7 @@ class LockstepLoop(PolicyLoop[T]):
 
     @property
     def missing_topics(self) -> tuple[str, ...]:
-        """The topics that are missing for the next set."""
+        """Return the topics that are missing for the next set."""
         if self._pending is not None:
             return (self._full_name(topics.END_EFFECTOR_POSE),)
         wanted = self._stream.waiting_for
@@ -159,7 +159,7 @@ class LockstepLoop(PolicyLoop[T]):
         return stamp
 
     def _command_stamp(self, stamp: int) -> int:
-        return stamp  # there is no other clock
+        return stamp  # in lockstep there is no other clock
 
     def _moment(self) -> None:
         return None
@@ -172,7 +172,7 @@ class LockstepLoop(PolicyLoop[T]):
             return
         try:
             found = self._watcher.poll()
-        except (OSError, SwapError) as error:  # the policy that drives goes on
+        except (OSError, SwapError) as error:  # the bundle in use continues
             self.problems.set("hot swap", f"A new bundle could not be loaded: {error}.")
             return
         self.problems.set("hot swap", None)

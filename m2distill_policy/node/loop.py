@@ -1,8 +1,8 @@
 """The policy loop without its messages: inputs go in, an :class:`Output` to publish comes out.
 
-:class:`PolicyLoop` is what the two loops share; :mod:`m2distill_policy.node.real_time` and
-:mod:`m2distill_policy.node.lockstep` decide when a cycle runs. Use a loop from one thread. A hot swap is prepared in a
-thread of the server's, and a folder is watched in one of the watcher's.
+:class:`PolicyLoop` is what both loops share; :mod:`m2distill_policy.node.real_time` and
+:mod:`m2distill_policy.node.lockstep` decide when a cycle runs. Use a loop from one thread only. The server prepares hot
+swaps in its own thread, and the watcher may watch its folder in another.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ from m2distill_policy.runtime.watcher import FolderWatcher
 
 T = TypeVar("T")
 
-#: s that a ramp to a halt may take before the node exits anyway. The longest ``safety.halt_time`` is 5 s.
+#: s that the final ramp to a halt may take before the node exits anyway. The longest ``safety.halt_time`` is 5 s.
 LONGEST_RAMP = 6.0
-#: s after the first signal in which a second one does not cut the ramp short: the ramp, and the time to close.
+#: s after the first signal in which a second one does not end the ramp: time for the ramp, and to close.
 UNINTERRUPTED = LONGEST_RAMP + 2.0
 
 
 class PolicyLoop(ABC, Generic[T]):
-    """Connects a :class:`PolicyServer` to streams of messages that somebody else carries.
+    """Connects a :class:`PolicyServer` to streams of messages, for any transport.
 
     Args:
-        server: answers observations.
-        to_rgb: converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
-        options: see :class:`LoopOptions`.
-        slop: ns by which the stamps of one set, and of a pose and its set, may differ; 0 needs equal stamps.
-        longest_silence: s without a pose after which the newest one is no longer used; None for no limit.
-        checks_jumps: whether a pose that jumps is refused.
-        watcher: watches a folder for new bundles and calls ``server.load``; None for none.
-        full_name: from a topic of :mod:`m2distill_policy.node.topics` to its name here, after remapping, for messages.
+        server: Answers observations.
+        to_rgb: Converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
+        options: See :class:`LoopOptions`.
+        slop: Largest difference in ns between the stamps of one set, and of a pose and its set; 0 needs equal stamps.
+        longest_silence: Seconds without a pose after which the newest one is no longer used; None for no limit.
+        checks_jumps: Whether a pose that jumps is refused.
+        watcher: Watches a folder for new bundles and calls ``server.load``; None for no folder.
+        full_name: Converts a topic of :mod:`m2distill_policy.node.topics` to its name after remapping, for messages.
             All other arguments use the names of that module.
-        name: of this node with its namespace, in /diagnostics.
-        wall_clock: the clock of the observations' stamps, ns.
-        monotonic: a monotonic clock, s.
-        poses: another source of the end effector's poses; None uses those of :meth:`add_pose`.
-        frame: the frame that the poses of :meth:`add_pose` must have; empty where it must only stay the same.
+        name: Name of this node with its namespace, in /diagnostics.
+        wall_clock: Clock of the observations' stamps, ns.
+        monotonic: Monotonic clock, s.
+        poses: Another source of the end effector's poses; None uses those of :meth:`add_pose`.
+        frame: Required frame of the poses of :meth:`add_pose`; if empty, the frame must only stay the same.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class PolicyLoop(ABC, Generic[T]):
 
     @property
     def cycle_count(self) -> int:
-        """Cycles so far, each with its status."""
+        """Number of cycles so far; each has published a status."""
         return self._diagnostics.cycle_count
 
     # --- inputs ------------------------------------------------------------------------------------------------------
@@ -136,8 +136,8 @@ class PolicyLoop(ABC, Generic[T]):
     def add_joints(
         self, stamp: int, names: Sequence[str], positions: Sequence[float], topic: str = topics.JOINT_STATES
     ) -> None:
-        """Add a joint state from ``topic``. One that contradicts itself or others is left out, and the status names
-        it."""
+        """Add a joint state from ``topic``. One that contradicts itself or others is dropped and reported in the
+        status."""
         try:
             self._stream.add_joints(stamp, names, positions, self._moment(), topic)
         except JointConflictError:
@@ -146,25 +146,29 @@ class PolicyLoop(ABC, Generic[T]):
             self.problems.set(topic, str(error))
 
     def add_pose(self, stamp: int, pose: NDArray[np.float64], frame: str = "") -> None:
-        """Add the end effector's pose (6,) in the contract's frame; ``frame`` is the name of the frame in its
-        message."""
+        """Add the end effector's pose (6,) in the contract's frame. frame: the frame's name in its message."""
         moment = self._moment()
         if moment is not None:
             self._pose_arrival.note(stamp, moment, self._server.watch.future_tolerance)
         self._pose_buffer.add(stamp, pose, frame)
 
     def refuse_pose(self, why: str) -> None:
-        """Report a message on ``/end_effector_pose`` that holds no pose."""
+        """Report a message on ``/end_effector_pose`` that is not a pose."""
         self._pose_buffer.refuse(why)
 
     def add_camera_info(self, view: str, focal: float, height: int, width: int) -> None:
-        """Add the intrinsics of a camera: vertical focal length and size in pixels. A wrong lens is a warning."""
+        """Add the intrinsics of a camera: vertical focal length and size in pixels. A wrong lens gives a warning."""
         problem = check_field_of_view(self._contract.camera(view), focal, height, width)
         self.problems.set(topics.camera_info_topic(view), problem)
 
     def count_messages(self, topic: str, count: int, broken: Sequence[str] = ()) -> None:
-        """Count ``count`` readable messages on ``topic``, and ``broken`` ones, a message for each. Call it before
-        adding them."""
+        """Count messages on ``topic``, before they are added.
+
+        Args:
+            topic: Topic of the messages.
+            count: Number of readable messages.
+            broken: The error of each unreadable message.
+        """
         self._diagnostics.count_messages(self._full_name(topic), count, len(broken))
         if broken:
             self.problems.set(topic, broken[-1])
@@ -172,12 +176,12 @@ class PolicyLoop(ABC, Generic[T]):
             self.problems.set(topic, None)
 
     def reset_gripper(self) -> None:
-        """Send the next clear gripper command again: the gripper did not accept the last one."""
+        """Send the next clear gripper command again, because the gripper did not accept the last one."""
         self._commands.reset_gripper()
 
     @abstractmethod
     def _moment(self) -> Moment | None:
-        """When a message arrives; None where arrival times do not matter."""
+        """Return when a message arrives; None if arrival times do not matter."""
 
     @abstractmethod
     def _measure_cameras(self) -> None:
@@ -186,7 +190,7 @@ class PolicyLoop(ABC, Generic[T]):
     # --- shutting down -----------------------------------------------------------------------------------------------
 
     def shut_down(self, reason: str) -> None:
-        """Begin the final ramp to a halt; ``reason`` is in the status."""
+        """Begin the final ramp to a halt. ``reason`` is reported in the status."""
         if self._exit_at is None:
             self._server.halt(reason)
             self._exit_at = self._monotonic() + LONGEST_RAMP
@@ -194,7 +198,7 @@ class PolicyLoop(ABC, Generic[T]):
 
     @property
     def may_exit(self) -> bool:
-        """Whether the ramp that :meth:`shut_down` began is over."""
+        """Return whether the ramp that :meth:`shut_down` began is over."""
         if self._exit_at is None:
             return False
         return self._server.motion is Motion.HALTED or self._monotonic() >= self._exit_at
@@ -206,13 +210,13 @@ class PolicyLoop(ABC, Generic[T]):
     # --- one cycle ---------------------------------------------------------------------------------------------------
 
     def note_published(self, output: Output) -> None:
-        """Record that ``output`` is published, for the latencies in /diagnostics."""
+        """Record that ``output`` has been published, for the latencies in /diagnostics."""
         if output.stamp and output.publishes_action:
             whole = time.perf_counter() - output.report.start
             self._diagnostics.add_latency(output.decision.status.latency, whole)
 
     def _answer(self, found: SynchronisedSet[T], start: float) -> Output:
-        """Let the server answer a set. start: see :class:`CycleReport`."""
+        """Answer a set. start: see :class:`CycleReport`."""
         observation, problems = self._stream.observe(found)
         self.problems.set("observation", " ".join(problems) or None)
         self._report_jump()
@@ -224,17 +228,18 @@ class PolicyLoop(ABC, Generic[T]):
     def _step(
         self, observation: Observation, stamp: int, pose: NDArray[np.float64] | None, no_pose: Fault | None
     ) -> Decision:
-        """Let the server answer ``observation``, stamped ``stamp`` ns; pose, no_pose: see
-        :meth:`PolicyServer.step`."""
+        """Answer ``observation``, stamped ``stamp`` ns. pose, no_pose: see :meth:`PolicyServer.step`."""
 
     def _no_pose(self, stamp: int) -> Fault:
-        """Why there is no pose for ``stamp`` (ns), where the workspace needs one."""
+        """Return why there is no pose for ``stamp`` (ns), as the fault if a workspace needs one."""
         refused = self._poses.refused
         if refused is not None:
-            return Fault(StatusCode.BAD_POSE, f"{refused} The workspace is limited, so the arm is not driven without.")
+            return Fault(
+                StatusCode.BAD_POSE, f"{refused} The workspace is limited, so the arm needs the pose to drive."
+            )
         return Fault(
             StatusCode.NO_POSE,
-            f"The workspace is limited and no pose on {self._poses.place} belongs to this observation: "
+            f"The workspace is limited, but no pose on {self._poses.place} belongs to this observation: "
             f"{self._poses.absence(stamp)}.",
         )
 
@@ -243,23 +248,23 @@ class PolicyLoop(ABC, Generic[T]):
         if jump is not None:
             self._commands.note_jump()
             self._server.report_pose_jump(
-                f"The pose on {self._poses.place} jumped ({jump}), and has stayed there: the arm was moved, or the "
-                "measurement is wrong. See which, then enable the policy to go on from there."
+                f"The pose on {self._poses.place} jumped ({jump}) and stayed there: the arm was moved, or the "
+                "measurement is wrong. Check which, then enable the policy to go on from there."
             )
 
     @abstractmethod
     def _set_point_stamp(self, decision: Decision, stamp: int) -> int:
-        """Stamp (ns) of the pose that the set-point of an answer to ``stamp`` is relative to; 0 for the newest one."""
+        """Return the stamp (ns) of the pose to which the set-point for ``stamp`` is relative; 0 for the newest pose."""
 
     @abstractmethod
     def _command_stamp(self, stamp: int) -> int:
-        """Stamp (ns) of the commands of a cycle that answers ``stamp``."""
+        """Return the stamp (ns) of the commands of a cycle that answers ``stamp``."""
 
-    #: Whether every sent command has a set-point, also while the arm stays halted.
+    #: Whether a set-point is also sent while the arm stays halted.
     _always_sends_set_points: bool
 
     def _output(self, decision: Decision, stamp: int, start: float, *, is_answer: bool = True) -> Output:
-        """The output of a cycle. is_answer: False where an episode only begins."""
+        """Make the output of a cycle. is_answer: False for the answer to a new episode."""
         pose = self._poses.at(stamp) if is_answer else None
         is_sent = decision.command and is_answer
         publishes_action = is_answer and (decision.command or bool(stamp))

@@ -15,13 +15,13 @@ class LoopOptions:
     """Options of a policy loop.
 
     Attributes:
-        slop: largest difference in s between the stamps of the images and joint states of one set, in real time.
-        timeout: s without a message after which a lockstep loop gives up.
-        gripper: positions and hysteresis of the gripper.
-        joints: joints of the arm whose name, sign or zero differs from the contract's.
-        allow_other_publishers: drive although another node publishes commands on the same topics, for example in front
-            of a multiplexer.
-        joint_topics: topics of joint states in addition to ``/joint_states``.
+        slop: Largest difference in s between the stamps of the images and joint states of one set, in real time.
+        timeout: Seconds without a message after which a lockstep loop ends.
+        gripper: Positions and threshold of the gripper.
+        joints: Joints of the arm whose name, sign or zero differs from the contract's.
+        allow_other_publishers: Drive even if another node publishes commands on the same topics, for example before a
+            multiplexer.
+        joint_topics: Topics of joint states in addition to ``/joint_states``.
     """
 
     slop: float = 0.02

@@ -1,7 +1,7 @@
-"""Between messages and what the runtime speaks, whichever library carries them. Pure: no transport, no clock.
+"""Convert between messages and the runtime's types, for the message classes of any library.
 
-ROS 2's message classes and the plain DDS types have the same names and fields, so what goes into each field is written
-once, here, and each transport brings its classes.
+ROS 2's message classes and the plain DDS types have the same names and fields, so the content of each field is written
+only here, and each transport supplies its classes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ _MOTIONS = {Motion.RUNNING.value: 0, Motion.HALTING.value: 1, Motion.HALTED.valu
 
 
 class Messages:
-    """Writes messages of one library.
+    """Makes messages of one library.
 
-    types: anything whose attributes are the message classes by their names: Time, Header, PolicyAction, PolicyStatus,
-    Episode, Point, Pose, PoseStamped, Quaternion, Twist, TwistStamped, Vector3, JointState, CameraInfo, GripperCommand,
-    DiagnosticArray, DiagnosticStatus and KeyValue. byte: from a number to what that library holds in a field of type
-    ``byte``; ROS 2 in Python wants ``bytes`` there.
+    Args:
+        types: An object whose attributes are the message classes by name: Time, Header, PolicyAction, PolicyStatus,
+            Episode, Point, Pose, PoseStamped, Quaternion, Twist, TwistStamped, Vector3, JointState, CameraInfo,
+            GripperCommand, DiagnosticArray, DiagnosticStatus and KeyValue.
+        byte: Converts a number to what that library stores in a field of type ``byte``; ROS 2 in Python uses ``bytes``.
     """
 
     def __init__(self, types: Any, byte: Callable[[int], Any] = int) -> None:
@@ -39,12 +40,12 @@ class Messages:
         self._byte = byte
 
     def header(self, stamp: int, frame: str) -> Any:
-        """std_msgs/Header; stamp: ns."""
+        """Make a std_msgs/Header. stamp: ns."""
         at = self._types.Time(sec=stamp // NANOSECONDS, nanosec=stamp % NANOSECONDS)
         return self._types.Header(stamp=at, frame_id=frame)
 
     def action(self, output: Output, contract: Contract) -> Any:
-        """``~/action`` for a cycle."""
+        """Make ``~/action`` for a cycle."""
         decision = output.decision
         mixture = decision.mixture
         return self._types.PolicyAction(
@@ -61,7 +62,7 @@ class Messages:
         )
 
     def status(self, output: Output, contract: Contract) -> Any:
-        """``~/status`` for a cycle."""
+        """Make ``~/status`` for a cycle."""
         status = output.decision.status
         motion = _MOTIONS[status.motion]
         return self._types.PolicyStatus(
@@ -89,12 +90,12 @@ class Messages:
         )
 
     def episode(self, number: int, instruction: str, *, seed: int, draw: int, stamp: int, frame: str) -> Any:
-        """``~/episode``."""
+        """Make ``~/episode``. stamp: ns."""
         header = self.header(stamp, frame)
         return self._types.Episode(header=header, number=number, seed=seed, draw=draw, instruction=instruction)
 
     def diagnostics(self, health: Health, stamp: int) -> Any:
-        """``/diagnostics``."""
+        """Make ``/diagnostics``. stamp: ns."""
         entry = self._types.DiagnosticStatus(
             level=self._byte(health.level),
             name=health.name,
@@ -105,13 +106,13 @@ class Messages:
         return self._types.DiagnosticArray(header=self.header(stamp, ""), status=[entry])
 
     def twist(self, velocity: NDArray[np.float64], stamp: int, frame: str) -> Any:
-        """``~/twist`` for a velocity (6,) in m/s and rad/s."""
+        """Make ``~/twist`` for a velocity (6,) in m/s and rad/s."""
         linear, angular = self.vector(velocity[:3]), self.vector(velocity[3:6])
         twist = self._types.Twist(linear=linear, angular=angular)
         return self._types.TwistStamped(header=self.header(stamp, frame), twist=twist)
 
     def pose(self, pose: NDArray[np.floating[Any]], stamp: int, frame: str) -> Any:
-        """geometry_msgs/PoseStamped for a pose (6,): position in m and rotation vector in rad."""
+        """Make a geometry_msgs/PoseStamped for a pose (6,): position in m and rotation vector in rad."""
         x, y, z = (float(v) for v in pose[:3])
         qx, qy, qz, qw = quaternion_of(pose[3:6])
         position = self._types.Point(x=x, y=y, z=z)
@@ -121,15 +122,15 @@ class Messages:
         )
 
     def gripper(self, position: float, max_effort: float) -> Any:
-        """control_msgs/GripperCommand: m and N."""
+        """Make a control_msgs/GripperCommand: m or rad, and N."""
         return self._types.GripperCommand(position=position, max_effort=max_effort)
 
     def joints(self, names: list[str], positions: list[float], stamp: int, frame: str) -> Any:
-        """sensor_msgs/JointState: rad and m."""
+        """Make a sensor_msgs/JointState: rad and m."""
         return self._types.JointState(header=self.header(stamp, frame), name=names, position=positions)
 
     def camera_info(self, camera: Camera, height: int, width: int, stamp: int) -> Any:
-        """Intrinsics of a (height, width) image with the camera's field of view, square pixels, no distortion."""
+        """Make the intrinsics of a (height, width) image with the camera's field of view, without distortion."""
         focal = height / 2 / math.tan(math.radians(camera.fov_y) / 2)
         k = [focal, 0.0, width / 2, 0.0, focal, height / 2, 0.0, 0.0, 1.0]
         return self._types.CameraInfo(
@@ -144,39 +145,40 @@ class Messages:
         )
 
     def vector(self, values: Sequence[float] | NDArray[np.float64]) -> Any:
-        """geometry_msgs/Vector3 of three numbers."""
+        """Make a geometry_msgs/Vector3 of three numbers."""
         x, y, z = (float(v) for v in values)
         return self._types.Vector3(x=x, y=y, z=z)
 
 
 def nanoseconds_of(message: Any) -> int:
-    """The stamp in a message's header, in ns, exact."""
+    """Return the stamp in a message's header, in ns."""
     stamp = message.header.stamp
     return int(stamp.sec) * NANOSECONDS + int(stamp.nanosec)
 
 
 def twist_of(message: Any) -> NDArray[np.float64]:
-    """Velocity (6,) in m/s and rad/s of a geometry_msgs/TwistStamped."""
+    """Return the velocity (6,) in m/s and rad/s of a geometry_msgs/TwistStamped."""
     linear, angular = message.twist.linear, message.twist.angular
     return np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
 
 
 def pose_of(message: Any) -> NDArray[np.float64]:
-    """Pose (6,) of a geometry_msgs/PoseStamped: position in m and rotation vector in rad.
+    """Return the pose (6,) of a geometry_msgs/PoseStamped: position in m and rotation vector in rad.
 
-    Raises :class:`ObservationError` if it is not a pose.
+    Raises:
+        ObservationError: It is not a pose.
     """
     position, q = message.pose.position, message.pose.orientation
     return pose_from((position.x, position.y, position.z), (q.x, q.y, q.z, q.w))
 
 
 def action_of(message: Any, size: int) -> NDArray[np.float64] | None:
-    """The (size,) action of a PolicyAction that an arm is to follow; None where it is not to, or cannot."""
+    """Return the (size,) action of a PolicyAction for the arm; None if it is not for the arm, or cannot be used."""
     values = np.asarray(message.action, dtype=np.float64)
     fits = values.shape == (size,) and bool(np.isfinite(values).all())
     return values if message.command and fits else None
 
 
 def optical_frame(view: str) -> str:
-    """Name of the frame in which the view's camera looks along +z."""
+    """Return the name of the frame in which the view's camera looks along +z."""
     return f"{view.removesuffix('_rgb')}_optical_frame"

@@ -1,4 +1,4 @@
-"""What the operator sends: instruction, enable, emergency stop, dead-man switch; and other publishers of commands."""
+"""The operator's inputs: instruction, enable, emergency stop, dead-man switch; and other publishers of commands."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class OperatorInputs:
     """Passes the operator's inputs on to the policy server.
 
     Args:
-        server: receives them.
-        problems: where refusals and unsafe set-ups are reported.
-        allow_other_publishers: drive although another node publishes commands on the same topics.
-        full_name: from a topic to its name here, after remapping, for messages.
-        monotonic: a monotonic clock, s.
-        measure_cameras: called when the policy is enabled: measures the rate of each camera again that was too slow.
+        server: Receives the inputs.
+        problems: Gets a message for each refusal and unsafe set-up.
+        allow_other_publishers: Drive even if another node publishes commands on the same topics.
+        full_name: Converts a topic to its name after remapping, for messages.
+        monotonic: Monotonic clock, s.
+        measure_cameras: Called when the policy is enabled; measures the rates of cameras that were too slow again.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class OperatorInputs:
         self._measure_cameras = measure_cameras
         self._others = OtherPublishers()
         self._is_closed = False
-        #: The newest ~/enable that came as a message.
+        #: The newest value on the topic ~/enable.
         self._enable_message = False
         server.set_other_publisher(None)
 
     def close(self) -> None:
-        """Refuse instructions and enabling from now on: the node shuts down, and either would end its halt."""
+        """Refuse instructions and enabling from now on, because the node shuts down and either would end its halt."""
         self._is_closed = True
 
     def set_instruction(self, instruction: str) -> None:
-        """Set the instruction. A refusal is in the status of every cycle. Ignored once the node shuts down."""
+        """Set the instruction. A refusal is reported in every status. Ignored once the node shuts down."""
         if self._is_closed:
             return
         try:
@@ -64,19 +64,19 @@ class OperatorInputs:
             logger.warning("%s", error)
 
     def enable(self, wanted: bool) -> tuple[bool, str]:
-        """Enable commands, or ramp to a halt and go on in shadow mode.
+        """Enable commands, or ramp to a halt and continue in shadow mode.
 
-        The rate of a camera that was too slow is measured again. Nothing changes where enabling would have no effect:
-        the node shuts down, or a fault would require enabling again.
+        Enabling measures the rates of cameras that were too slow again. Nothing changes if enabling would have no
+        effect, because the node shuts down or a fault lasts.
 
         Returns:
-            Whether it was done; and a message: what still prevents commands, or why it was refused.
+            Whether it was done, and a message: what still prevents commands, or why it was refused.
         """
         if self._is_closed:
-            return False, "the node is shutting down, and halts"
+            return False, "the node is shutting down and halts the arm"
         if not wanted:
             self._server.disable()
-            return True, "ramping to a halt; the policy answers in shadow mode"
+            return True, "ramping to a halt; the policy continues in shadow mode"
         self._others.release_quiet(self._monotonic())
         self._check_other_publishers()
         refusal = self._server.refusal_to_enable(self._monotonic())
@@ -85,14 +85,13 @@ class OperatorInputs:
         self._measure_cameras()
         self._server.enable()
         obstacles = " ".join(dict.fromkeys(fault.message for fault in self._server.obstacles(self._monotonic())))
-        return True, f"enabled, but no command goes out yet: {obstacles}" if obstacles else "commands go out"
+        return True, f"enabled, but no commands are sent yet: {obstacles}" if obstacles else "commands are sent"
 
     def enable_by_message(self, wanted: bool) -> None:
-        """Enable or disable by a message on ``~/enable``. Nobody gets an answer: a refusal is logged, and the status
-        names the reason.
+        """Enable or disable because of a message on ``~/enable``. A refusal is logged, and the status gives the reason.
 
-        True counts once, until false is received. A publisher that repeats its message, however slowly, must not start
-        an arm again that was halted in between.
+        True counts once, until false is received, so that a publisher that repeats its message does not restart an arm
+        that was halted in between.
         """
         is_repeated, self._enable_message = wanted and self._enable_message, wanted
         if is_repeated:
@@ -110,43 +109,42 @@ class OperatorInputs:
             logger.warning("%s: %s", self._full_name(topics.ENABLE), message)
 
     def set_emergency_stop(self, pressed: bool, *, publishers: int = 1) -> None:
-        """The emergency stop is pressed or released. publishers: of its topic; with several it is never released."""
+        """Set the emergency stop. publishers: number of publishers of its topic; with several it is never released."""
         if not self._is_shared(topics.EMERGENCY_STOP, publishers) or pressed:
             self._server.set_emergency_stop(pressed)
 
     def set_dead_man(self, held: bool, *, publishers: int = 1) -> None:
-        """The dead-man switch is held or not. publishers: of its topic; with several it counts as released."""
+        """Set the dead-man switch. publishers: number of publishers of its topic; with several it is never held."""
         is_shared = self._is_shared(topics.DEAD_MAN, publishers)
         self._server.set_dead_man(held and not is_shared, monotonic=self._monotonic())
 
     def _is_shared(self, topic: str, publishers: int) -> bool:
-        """Whether a switch has several publishers. A message does not tell its sender, so one publisher could release
-        what another one has pressed."""
+        """Return whether a switch has several publishers, and report it. Messages do not show their sender, so one
+        publisher could release what another has pressed."""
         is_shared = publishers > 1
         self._problems.set(
             f"publishers of {topic}",
-            f"{publishers} programs publish {self._full_name(topic)}, and a message does not tell its sender. So an "
-            "emergency stop stays pressed, and a dead-man switch counts as released. Use one publisher."
+            f"{publishers} programs publish {self._full_name(topic)}, and messages do not show which one sent them. So "
+            "an emergency stop stays pressed, and a dead-man switch counts as released. Use one publisher."
             if is_shared
             else None,
         )
         return is_shared
 
     def set_other_publishers(self, topic: str, names: Sequence[str]) -> None:
-        """Set the ``names`` of other nodes that publish the commands ``topic``; call it once a second, also with
-        none."""
+        """Set the names of other nodes that publish the commands ``topic``. Call it once a second, even if empty."""
         self._others.set_publishers(self._full_name(topic), names)
         self._check_other_publishers()
 
     def other_command(self, topic: str) -> None:
-        """Another node has sent a command on ``topic``."""
+        """Record that another node has sent a command on ``topic``."""
         self._others.add_command(self._full_name(topic), self._monotonic())
         self._check_other_publishers()
 
     def _check_other_publishers(self) -> None:
         if self._allow_other_publishers:
             return
-        if not self._server.enabled:  # another node may drive in the meantime, if it has stopped before this one starts
+        if not self._server.enabled:  # another node may drive meanwhile, if it stops before this one starts
             self._others.release_quiet(self._monotonic())
         self._server.set_other_publisher(self._others.fault)
         self._problems.set("other publishers", self._others.warning if self._server.enabled else None)

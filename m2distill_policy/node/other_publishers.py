@@ -1,9 +1,9 @@
-"""Detects other nodes that command the same arm, from their messages on the topics of the commands.
+"""Detect other nodes that command the same arm, from their messages on the command topics.
 
-Another publisher that sends nothing is a warning: it may be a standby node or an unused joystick. Its first command
+Another publisher that sends nothing gives a warning: it may be a standby node or an unused joystick. Its first command
 halts the arm. The halt lasts until that publisher is gone, or until the policy is enabled while it sends nothing. A
-node that receives a command of another one before its own first command does not start, so the first one goes on
-undisturbed. A gripper that is driven by its action is not checked. Pure: time is an argument.
+node that receives another node's command before its own first command does not start, so the other node continues
+undisturbed. A gripper that is commanded by an action is not checked.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: s without a command after which another publisher counts as silent.
+#: s without a command after which another publisher counts as quiet.
 QUIET = 1.0
-#: s between two looks at who publishes.
+#: s between two checks of the publishers.
 LOOK_EVERY = 1.0
 
 
@@ -22,9 +22,9 @@ class _Topic:
     """The other publishers of one topic.
 
     Attributes:
-        names: of the publishers that exist.
-        last_command: when one of them last sent a command: s, monotonic; None for never.
-        is_blocking: whether the arm is halted because of them.
+        names: Names of the other publishers.
+        last_command: When one of them last sent a command: s, monotonic; None for never.
+        is_blocking: Whether the arm is halted because of them.
     """
 
     names: tuple[str, ...] = ()
@@ -42,14 +42,14 @@ class OtherPublishers:
         self._topics: dict[str, _Topic] = {}
 
     def set_publishers(self, topic: str, names: Sequence[str]) -> None:
-        """Set the publishers of ``topic`` other than this node; call it after each look at the graph."""
+        """Set the publishers of ``topic`` other than this node, as found by the newest check."""
         if not names:
             self._topics.pop(topic, None)
             return
         self._topics.setdefault(topic, _Topic()).names = tuple(names)
 
     def add_command(self, topic: str, now: float) -> None:
-        """Another publisher has sent a command on ``topic``."""
+        """Record that another publisher has sent a command on ``topic``."""
         found = self._topics.setdefault(topic, _Topic())
         found.last_command, found.is_blocking = now, True
 
@@ -60,7 +60,7 @@ class OtherPublishers:
 
     @property
     def fault(self) -> str | None:
-        """Why the arm must not be driven; None where it may."""
+        """The message of the fault that prevents driving, or None."""
         found = [self._described(name, topic) for name, topic in self._topics.items() if topic.is_blocking]
         if not found:
             return None
@@ -71,7 +71,7 @@ class OtherPublishers:
 
     @property
     def warning(self) -> str | None:
-        """A warning about publishers that send nothing; None for none."""
+        """The warning about publishers that send nothing, or None."""
         found = [
             self._described(name, topic)
             for name, topic in self._topics.items()

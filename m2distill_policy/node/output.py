@@ -17,13 +17,13 @@ class Output:
     """The result of one cycle. Every cycle publishes a status.
 
     Attributes:
-        decision: the policy server's decision.
-        stamp: ns, of the observation that was answered; 0 for a cycle without one; of the episode where one begins.
-        command_stamp: ns, of the commands.
-        publishes_action: whether ``~/action`` is published.
-        command: what is sent to the arm.
+        decision: Decision of the policy server.
+        stamp: Stamp in ns of the observation that was answered, or of the episode that begins; 0 without either.
+        command_stamp: Stamp of the commands, ns.
+        publishes_action: Whether ``~/action`` is published.
+        command: What is sent to the arm.
         pose: (6,) of the end effector at ``stamp``, in m and rad; None if unknown.
-        report: counters, warnings and diagnostics.
+        report: Counters, warnings and diagnostics.
     """
 
     decision: Decision

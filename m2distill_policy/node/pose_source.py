@@ -1,4 +1,4 @@
-"""Where the end effector's pose comes from: a topic of poses here; ROS 2 may ask its transforms instead."""
+"""Sources of the end effector's pose: a topic of poses; on ROS 2 also tf2."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from m2distill_policy.node.joint_states import JOINTS_KEPT
 from m2distill_policy.node.pose_gate import Measured, PoseGate, between
 
-#: A pose older than this many periods says nothing of where the arm is now.
+#: A pose that is older than this many periods does not show where the arm is now.
 POSE_PERIODS = 4
-#: s for which the status names a refused pose.
+#: s for which the status reports a refused pose.
 _SAID = 1.0
 
 
@@ -22,8 +22,8 @@ class PoseSource(ABC):
     """Poses (6,) of the end effector: position in m and rotation vector in rad, in the frame of the actions.
 
     Args:
-        gate: judges every pose before it is used.
-        monotonic: a monotonic clock, s.
+        gate: Checks every pose before it is used.
+        monotonic: Monotonic clock, s.
     """
 
     def __init__(self, gate: PoseGate, monotonic: Callable[[], float]) -> None:
@@ -31,13 +31,13 @@ class PoseSource(ABC):
         self._monotonic = monotonic
         self._refusal: str | None = None
         self._refused_at = 0.0
-        #: ns, of the newest pose that was seen where poses are asked for and do not arrive as messages; else 0.
+        #: Stamp (ns) of the newest pose, for sources that are polled and get no messages; else 0.
         self.newest_stamp = 0
 
     @property
     @abstractmethod
     def expected(self) -> bool:
-        """Whether poses are to be there: then a cycle without one is worth a message."""
+        """Whether poses are expected, so that a cycle without one is reported."""
 
     @property
     @abstractmethod
@@ -46,39 +46,39 @@ class PoseSource(ABC):
 
     @abstractmethod
     def at(self, stamp: int) -> NDArray[np.float64] | None:
-        """The pose that belongs to ``stamp`` (ns), or the newest one for 0.
+        """Return the pose for ``stamp`` (ns), or the newest one for 0.
 
-        None where no pose is near enough, or none has come lately: an arm that was moved by somebody else since must
-        not be sent back to where it was.
+        Returns:
+            None if no pose is near enough or recent enough. An arm that was moved since must not be sent back.
         """
 
     @abstractmethod
     def absence(self, stamp: int) -> str:
-        """Why there is no pose that belongs to ``stamp`` (ns), or to now for 0: a part of a message."""
+        """Return why there is no pose for ``stamp`` (ns), or for now if 0, as part of a message."""
 
     @abstractmethod
     def may_come(self, stamp: int) -> bool:
-        """Whether poses come, and only those up to some time before ``stamp`` (ns) are there."""
+        """Return whether poses are published, but the newest is still before ``stamp`` (ns)."""
 
     @abstractmethod
     def came_by(self, stamp: int, moment: float) -> bool:
-        """Whether the pose for ``stamp`` (ns) is there and, as far as known, had arrived by ``moment`` (s)."""
+        """Return whether the pose for ``stamp`` (ns) is there and, as far as known, had arrived by ``moment`` (s)."""
 
     def clear(self) -> None:
-        """Forget what has come, for a new episode."""
+        """Forget earlier poses, for a new episode."""
         self._gate.clear()
         self._refusal = None
 
     def refuse(self, why: str) -> None:
-        """A pose that came is not used; said for a second, so that a single one is said in some status too."""
+        """Report a pose that is not used. The report stays for a second, so that some status contains it."""
         self._refusal, self._refused_at = (
-            f"A pose on {self.place} was refused: {why}. See who publishes it.",
+            f"A pose on {self.place} was refused: {why}. Check who publishes it.",
             self._monotonic(),
         )
 
     @property
     def refused(self) -> str | None:
-        """What was wrong with the pose that was refused last, where that was within the last second."""
+        """The message about a pose that was refused within the last second, or None."""
         if self._refusal is not None and self._monotonic() - self._refused_at > _SAID:
             self._refusal = None
         return self._refusal
@@ -95,16 +95,16 @@ class PoseSource(ABC):
 
 
 class PoseBuffer(PoseSource):
-    """Poses that are handed in as they arrive.
+    """Poses that are added when they arrive.
 
-    Between two poses it is interpolated; where only one side has come, a pose within the slop is taken as it is.
+    Between two poses it interpolates. At the ends, a pose within the slop is used as it is.
 
     Args:
-        place: for messages, asked for when one is made.
-        slop: ns by which a pose may differ from the stamp it is asked for; 0 wants the very stamp, as in lockstep.
-        longest_silence: s since the newest one arrived after which none counts any more, and between two poses that
-            are interpolated; None for no limit, and no interpolation.
-        gate, monotonic: see :class:`PoseSource`.
+        place: Returns where poses come from, for messages.
+        slop: Largest difference in ns between a pose and the requested stamp; 0 needs equal stamps, as in lockstep.
+        longest_silence: Seconds after which the newest pose is no longer used, and largest distance of two poses
+            between which it interpolates; None for no limit and no interpolation.
+        gate, monotonic: See :class:`PoseSource`.
     """
 
     def __init__(
@@ -121,15 +121,15 @@ class PoseBuffer(PoseSource):
         self._slop = slop
         self._longest_silence = longest_silence
         self._poses: deque[Measured] = deque(maxlen=JOINTS_KEPT)
-        #: The newest answer between two poses: a cycle asks for it more than once.
+        #: The newest interpolated pose, because a cycle needs it more than once.
         self._between: tuple[int, Measured, NDArray[np.float64]] | None = None
 
     def add(self, stamp: int, pose: NDArray[np.float64], frame: str = "") -> None:
-        """A pose (6,) that has come, stamped ``stamp`` ns, in the frame of that name."""
+        """Add a pose (6,), stamped ``stamp`` ns, in the frame of that name."""
         measured = Measured(stamp, self._monotonic(), pose, frame)
         if not self._admitted(measured):
             return
-        # In the order of their stamps: a clock that was set back makes what came before worthless.
+        # In the order of stamps. After a clock was set back, earlier poses are useless.
         while self._poses and self._poses[-1].stamp >= stamp:
             self._poses.pop()
         self._poses.append(measured)
@@ -144,7 +144,7 @@ class PoseBuffer(PoseSource):
 
     @property
     def _silent(self) -> float | None:
-        """s since the newest pose arrived, where that is too long ago; None where it is not."""
+        """Return the seconds since the newest pose arrived if that is too long, else None."""
         since = self._monotonic() - self._poses[-1].arrived
         return since if self._longest_silence is not None and since > self._longest_silence else None
 
@@ -171,15 +171,15 @@ class PoseBuffer(PoseSource):
 
     def absence(self, stamp: int) -> str:
         if not self._poses:
-            return "none has come"
+            return "none has arrived"
         silent = self._silent
         if silent is not None:
-            return f"the last one came {silent:.2f} s ago"
+            return f"the last one arrived {silent:.2f} s ago"
         if not stamp:
-            return "none has come lately"
+            return "none has arrived lately"
         off = min((p.stamp - stamp for p in self._around(stamp) if p is not None), key=abs)
         return (
-            f"the nearest one is {abs(off) / 1e6:.1f} ms {'before' if off < 0 else 'after'} its images, and 'slop' "
+            f"the nearest one is {abs(off) / 1e6:.1f} ms {'before' if off < 0 else 'after'} its images, but 'slop' "
             f"allows {self._slop / 1e6:g} ms"
         )
 
@@ -197,7 +197,7 @@ class PoseBuffer(PoseSource):
         self._poses.clear()
 
     def _around(self, stamp: int) -> tuple[Measured | None, Measured | None]:
-        """The newest pose not after ``stamp``, and the one that follows it."""
+        """Return the newest pose not after ``stamp``, and the one that follows it."""
         after = None
         for pose in reversed(self._poses):
             if pose.stamp <= stamp:

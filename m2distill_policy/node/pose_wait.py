@@ -1,4 +1,4 @@
-"""A short wait for the pose that belongs to a set, where poses are known to come just after their images."""
+"""Wait a short time for the pose of a set, if poses are known to arrive just after their images."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from m2distill_policy.node.synchroniser import SynchronisedSet
 
 T = TypeVar("T")
 
-#: Longest wait, as a share of the contract's period.
+#: Longest wait, as a fraction of the contract's period.
 LONGEST = 0.3
-#: s between two looks while waiting.
+#: s between two checks while waiting.
 _POLL = 0.002
-#: Waits in vain, one after another, after which waiting no longer helps; and cycles without a wait after each more.
+#: Number of useless waits in a row after which waiting stops, and of cycles without a wait after each further one.
 _IN_VAIN, _PAUSE = 3, 5
 
 
 class PoseWait(Generic[T]):
-    """Holds back a set whose pose is about to come, for 0.3 periods at most.
+    """Delays a set whose pose is about to arrive, by at most 0.3 periods.
 
-    It waits only while that helps: a cycle was answered without its pose, and the pose came within the time of a wait.
-    A set whose pose is there is never held back.
+    It waits only after a cycle was answered without its pose and the pose arrived within the time of a wait. A set
+    whose pose is there is never delayed.
 
     Args:
-        poses: where poses come from.
-        period: s between two actions.
+        poses: Source of poses.
+        period: Seconds between two actions.
     """
 
     def __init__(self, poses: PoseSource, period: float) -> None:
@@ -33,7 +33,7 @@ class PoseWait(Generic[T]):
         self._longest = LONGEST * period
         self._waiting: tuple[SynchronisedSet[T], float] | None = None
         self._deadline = 0.0
-        #: Stamp of the newest set that was answered without a pose which might have come, and when.
+        #: Stamp of the newest set that was answered without a pose that might have arrived, and when.
         self._lacked: tuple[int, float] | None = None
         self._helps = False
         self._in_vain = 0
@@ -41,11 +41,11 @@ class PoseWait(Generic[T]):
 
     @property
     def waiting(self) -> bool:
-        """Whether a set is held back."""
+        """Whether a set is being delayed."""
         return self._waiting is not None
 
     def begin(self, found: SynchronisedSet[T], begin: float, now: float) -> bool:
-        """Whether ``found`` is held back from ``now`` (s) on; begin: see :meth:`RealTimeLoop.run`."""
+        """Return whether ``found`` is delayed from ``now`` (s) on. begin: see :meth:`RealTimeLoop.run`."""
         if self._lacked is not None:
             stamp, moment = self._lacked
             self._helps = self._helps or self._poses.came_by(stamp, moment + self._longest)
@@ -62,7 +62,7 @@ class PoseWait(Generic[T]):
         return True
 
     def take(self, now: float) -> tuple[SynchronisedSet[T], float] | None:
-        """The set that was held back and when its work began, once its pose is there or the wait is over."""
+        """Return the delayed set and when its work began, once its pose is there or the wait is over; else None."""
         if self._waiting is None:
             return None
         found, _ = self._waiting
@@ -78,9 +78,9 @@ class PoseWait(Generic[T]):
         return waited
 
     def wake(self, now: float) -> float:
-        """When to look again: s, monotonic."""
+        """Return when to check again: s, monotonic."""
         return min(self._deadline, now + _POLL)
 
     def clear(self) -> None:
-        """Forget a set that is held back."""
+        """Forget a delayed set."""
         self._waiting = self._lacked = None

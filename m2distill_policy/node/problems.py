@@ -1,4 +1,4 @@
-"""Problems that do not stop the policy: the status names each until it is solved, and the log names each once."""
+"""Problems that do not stop the policy. Each is reported in the status until it is solved, and logged once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 
 logger = logging.getLogger(__name__)
 
-#: Different problems that are logged; the status goes on naming all of them.
+#: Number of different problems that are logged. The status reports all of them.
 _MOST_LOGGED = 100
 
 
 class Problems:
-    """What is wrong now, one message for each source."""
+    """The current problems, one message for each source."""
 
     def __init__(self) -> None:
         self._current: dict[str, str] = {}
@@ -21,9 +21,9 @@ class Problems:
         """Set the problem of ``source``, or clear it.
 
         Args:
-            source: a topic, or another name of what has the problem.
-            message: the problem; None clears it.
-            log_key: for messages that differ only in a measured number: of those with one key, the first is logged.
+            source: A topic, or another name of what has the problem.
+            message: The problem; None clears it.
+            log_key: For messages with a measured number: only the first message with this key is logged.
         """
         if message is None:
             self._current.pop(source, None)

@@ -1,7 +1,7 @@
 """The policy loop in real time: cycles at the contract's rate, see :mod:`m2distill_policy.node.pacer`.
 
-Each cycle answers the newest set of images and joint states once. In a cycle without a set the policy server waits, and
-ramps to a halt when that lasts.
+Each cycle answers the newest set of images and joint states once. In a cycle without a set the policy server waits; if
+that lasts, it ramps to a halt.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ T = TypeVar("T")
 
 
 class RealTimeLoop(PolicyLoop[T]):
-    """Answers observations by the clock.
+    """Answers observations at the contract's rate.
 
     Args:
-        server, to_rgb, options, full_name, name, wall_clock, monotonic, poses, frame: see :class:`PolicyLoop`.
-        watcher: watches a folder for new bundles in its own thread; None for none.
+        server, to_rgb, options, full_name, name, wall_clock, monotonic, poses, frame: See :class:`PolicyLoop`.
+        watcher: Watches a folder for new bundles in its own thread, or None.
     """
 
     _always_sends_set_points = False
@@ -81,11 +81,10 @@ class RealTimeLoop(PolicyLoop[T]):
     # --- when a cycle runs -------------------------------------------------------------------------------------------
 
     def run(self, start: float) -> Output | None:
-        """Run the cycle that is due; None where none is due yet. Call it when a message has arrived, or at
-        :attr:`wake`.
+        """Run the cycle that is due, or return None. Call it when a message has arrived, or at :attr:`wake`.
 
         Args:
-            start: when the work on the newest message began, by ``time.perf_counter``.
+            start: When the work on the newest message began, by ``time.perf_counter``.
         """
         now = self._monotonic()
         if self._pose_wait.waiting:
@@ -103,8 +102,8 @@ class RealTimeLoop(PolicyLoop[T]):
 
     @property
     def lacks_joints(self) -> bool:
-        """Whether only a joint state is missing for the next set. Joint states may arrive a thousand times a second:
-        otherwise they are no reason to wake up."""
+        """Whether only a joint state is missing for the next set. Otherwise joint states, up to a thousand a second,
+        need not wake the loop."""
         return self._stream.waiting_for == ("joint_states",)
 
     def ramp(self) -> Output:
@@ -127,7 +126,7 @@ class RealTimeLoop(PolicyLoop[T]):
     def _step(
         self, observation: Observation, stamp: int, pose: NDArray[np.float64] | None, no_pose: Fault | None
     ) -> Decision:
-        # Checked again here, because enabling, which ends a halt, does not make a camera faster.
+        # Checked in every cycle, because enabling ends a halt but does not make a camera faster.
         self._halt_for_slow_cameras()
         self._server.set_not_ready(self._unmeasured())
         return self._server.step(
@@ -142,8 +141,8 @@ class RealTimeLoop(PolicyLoop[T]):
         )
 
     def _set_point_stamp(self, decision: Decision, stamp: int) -> int:
-        # A set-point that is not the policy's answer to an image is relative to where the arm is now: the stamp may be
-        # what is wrong with the image.
+        # A set-point that does not follow from an image is relative to where the arm is now, because the image's stamp
+        # may be what is wrong.
         return stamp if decision.sample is not None else 0
 
     def _command_stamp(self, stamp: int) -> int:
@@ -152,7 +151,7 @@ class RealTimeLoop(PolicyLoop[T]):
     # --- clocks and rates --------------------------------------------------------------------------------------------
 
     def _moment(self) -> Moment:
-        """Read both clocks. ROS is not asked for the time at each of a thousand joint states a second."""
+        """Read both clocks, but not for each of a thousand joint states a second: asking ROS for the time is slow."""
         monotonic = self._monotonic()
         passed = monotonic - self._read.monotonic
         if not 0 <= passed < 0.001:
@@ -161,14 +160,14 @@ class RealTimeLoop(PolicyLoop[T]):
         return Moment(self._read.wall + round(passed * 1e9), monotonic)
 
     def _stream_fault(self, stamp: int | None = None) -> Fault | None:
-        """The fault of a stream: its clock, its rate, or contradictory joint states, whatever sets they form; and the
-        age of the set stamped ``stamp`` (ns)."""
+        """Return the fault of a stream: its clock, its rate, contradictory joint states, or the age of the set stamped
+        ``stamp`` (ns)."""
         streams = self._stream.streams()
         moment = self._moment()
         if self._poses is self._pose_buffer:
             streams.append(Stream(self._labels.pose, self._pose_arrival, optional=True))
         elif self._poses.newest_stamp > moment.wall:
-            # When a transform arrived is not known; one that is in the future now was so when it arrived.
+            # The arrival time of a transform is unknown, but one that is in the future now was so when it arrived.
             self._pose_arrival.note(self._poses.newest_stamp, moment, self._server.watch.future_tolerance)
             streams.append(Stream(self._poses.place, self._pose_arrival, optional=True))
         found = check_arrivals(streams, self._server.watch, self._monotonic())
@@ -177,19 +176,19 @@ class RealTimeLoop(PolicyLoop[T]):
         return found or self._stream.joint_conflict(self._monotonic()) or self._stream.slow_joints()
 
     def add_image(self, view: str, stamp: int, frame: T) -> None:
-        """See :meth:`PolicyLoop.add_image`. Halts where a camera is too slow."""
+        """See :meth:`PolicyLoop.add_image`. Halts if a camera is too slow."""
         super().add_image(view, stamp, frame)
         self._halt_for_slow_cameras()
 
     def _slow_cameras(self) -> dict[str, float]:
-        """The views whose images come too slowly, with the seconds between two of them."""
+        """Return the views whose cameras are too slow, with the seconds between two images."""
         longest = SLOWEST_CAMERA * self._contract.period
         return {view: seconds for view, seconds in self._stream.intervals.items() if seconds > longest}
 
     def _halt_for_slow_cameras(self) -> None:
         for view, interval in self._slow_cameras().items():
             self._server.halt(
-                f"camera '{view}' sends {1 / interval:.1f} images a second and the policy needs "
+                f"camera '{view}' sends {1 / interval:.1f} images a second, but the policy needs "
                 f"{self._contract.rate_hz:g}; choose a faster camera mode, then enable the policy (~/enable)"
             )
 
@@ -199,8 +198,8 @@ class RealTimeLoop(PolicyLoop[T]):
             self._server.set_not_ready(self._unmeasured())
 
     def _unmeasured(self) -> str | None:
-        """A message that names the cameras whose rates are not known yet; None where all are."""
+        """Return the message that names the cameras whose rates are not known yet, or None."""
         unknown = [view for view in self._contract.camera_names if view not in self._stream.intervals]
         if not unknown:
             return None
-        return f"Waiting for {RATE_OVER + 1} images of {', '.join(unknown)}, to measure whether they come fast enough."
+        return f"Waiting for {RATE_OVER + 1} images of {', '.join(unknown)}, to measure their rate."

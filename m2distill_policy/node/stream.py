@@ -1,4 +1,4 @@
-"""Images and joints as they arrive become observations, at most one a period: live, and again from a recording."""
+"""Make observations from images and joint states as they arrive, at most one a period; live or from a recording."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
 T = TypeVar("T")
 
-#: A camera may be this much slower than the contract's rate, as a factor on its period.
+#: Factor by which a camera's period may exceed the contract's.
 SLOWEST_CAMERA = SLOWEST
 
 
 class ObservationStream(Generic[T]):
-    """Says which set of images and joints is to be acted on, and when; time is handed in (s, monotonic).
+    """Decides which set of images and joint states is answered, and when. Time is an argument (s, monotonic).
 
     Args:
-        contract: names views and joints; its rate is the stream's.
-        to_rgb: converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
-        slop: ns by which the views and the arm's joints of a set may differ; 0 wants equal stamps, as in lockstep.
-        joints: where the contract's readings are not joints of the same name.
-        now: when the stream begins.
-        limits: how far ahead, how old and how silent a stream may be; the gripper's joints may be ``stale_after`` older
-            or newer than the views.
-        full_name: from a topic to its name here, for messages.
+        contract: Gives views, joints and rate.
+        to_rgb: Converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
+        slop: Largest difference in ns between views and the arm's joints of a set; 0 needs equal stamps, as in
+            lockstep.
+        joints: Joints whose name, sign or zero differs from the contract's.
+        now: When the stream begins, s.
+        limits: Limits of lead, age and silence of a stream. The stamps of the gripper's joints may differ from the
+            views' by ``stale_after``.
+        full_name: Converts a topic to its name after remapping, for messages.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ObservationStream(Generic[T]):
         )
         self._sets: Synchroniser[T] = Synchroniser(contract.camera_names, states, slop, tolerance=self._tolerance)
         self._pacer = Pacer(contract.period, now)
-        #: Seconds between the frames of each view's camera, where that is known.
+        #: Seconds between two images of each view, once known.
         self.intervals: dict[str, float] = {}
         self._pending: SynchronisedSet[T] | None = None
         self._pending_since = 0.0
@@ -77,14 +78,14 @@ class ObservationStream(Generic[T]):
         self._pending = None
 
     def restart(self, now: float) -> None:
-        """Forget everything, the cameras' rates too, and begin again at ``now`` (s)."""
+        """Forget everything, including the cameras' rates, and begin again at ``now`` (s)."""
         self.clear()
         self.intervals.clear()
         self._pacer = Pacer(self._contract.period, now)
 
     def add_view(self, name: str, stamp: int, frame: T, moment: Moment | None = None) -> float | None:
-        """Take in a frame of the view ``name``, stamped ``stamp`` ns, that came at ``moment``; returns the seconds
-        between its camera's frames, None until that is known."""
+        """Add a frame of the view ``name``, stamped ``stamp`` ns, that arrived at ``moment``. Return the seconds
+        between two frames of its camera, or None until that is known."""
         self._sets.add_view(name, stamp, frame, moment)
         interval = self._sets.interval(name)
         if interval is not None:
@@ -94,7 +95,7 @@ class ObservationStream(Generic[T]):
         return interval
 
     def measure_anew(self, name: str) -> None:
-        """Forget how often the frames of the view ``name`` come: it is measured again."""
+        """Measure the rate of the view ``name`` again."""
         self._sets.forget_interval(name)
         self.intervals.pop(name, None)
 
@@ -106,22 +107,22 @@ class ObservationStream(Generic[T]):
         moment: Moment | None = None,
         topic: str = topics.JOINT_STATES,
     ) -> None:
-        """Take in a joint state that came on ``topic`` at ``moment``; raises as :meth:`JointStates.add` does."""
+        """Add a joint state that arrived on ``topic`` at ``moment``. Raises the errors of :meth:`JointStates.add`."""
         self._sets.joints.add(topic, stamp, names, positions, moment, self._tolerance)
 
     def describe_joints(self, topic: str, names: Sequence[str]) -> tuple[str, bool]:
-        """Name the publisher of a joint state for people ("" where it has none of the needed joints), and say whether
-        it has one of the arm's."""
+        """Return the name of a joint state's publisher for messages ("" if it has no needed joint), and whether it
+        has a joint of the arm."""
         wanted = [name for name in self._joints.wanted if name in names]
         where = self._labels.joints(topic, () if len(wanted) == len(self._joints.wanted) else wanted)
         return where if wanted else "", bool(set(wanted) - self._joints.gripper)
 
     def streams(self) -> list[Stream]:
-        """Every view and every publisher of joint states, with how its stamps compare with their arrival."""
+        """Return every view and every publisher of joint states, with how its stamps compare with their arrival."""
         return streams_of(self._sets, self._labels)
 
     def joint_conflict(self, monotonic: float) -> Fault | None:
-        """Joint positions that contradicted each other within the last second, at ``monotonic`` (s), or None."""
+        """Return the fault of joint positions that contradicted each other within the last second, or None."""
         found = self._sets.joints.conflict(monotonic)
         if found is None:
             return None
@@ -129,23 +130,23 @@ class ObservationStream(Generic[T]):
         return Fault(StatusCode.BAD_OBSERVATION, f"The joint states contradict each other: {message}.")
 
     def slow_joints(self) -> Fault | None:
-        """The publisher of the arm's joints that is slower than the contract's rate, or None; the cameras' rates come
-        first."""
+        """Return the fault of a publisher of the arm's joints that is slower than the contract's rate, or None. The
+        cameras' rates are measured first."""
         fast = [interval <= SLOWEST * self._contract.period for interval in self.intervals.values()]
         if len(fast) < len(self._contract.camera_names) or not all(fast):
             return None
         return slow_joints(self._sets, self._contract, self._labels)
 
     def why_no_set(self, monotonic: float) -> Fault | None:
-        """Why what has come makes no set at ``monotonic`` (s), or None where nothing is wrong with the streams."""
+        """Return why there is no set at ``monotonic`` (s), or None if nothing is wrong with the streams."""
         return explain(self._sets, self._limits, self._labels, monotonic, self._contract.camera_names)
 
     def take(self) -> SynchronisedSet[T] | None:
-        """The newest set whatever the time, as in lockstep; None while there is none."""
+        """Return the newest set at once, as in lockstep, or None."""
         return self._sets.take()
 
     def due(self, now: float) -> SynchronisedSet[T] | None:
-        """The set that it is time to act on at ``now``, or None."""
+        """Return the set that is due at ``now``, or None."""
         found = self._sets.take()
         if found is not None:
             self._pending, self._pending_since = found, now
@@ -156,7 +157,7 @@ class ObservationStream(Generic[T]):
         return found
 
     def missed(self, now: float) -> bool:
-        """Whether a set was due by ``now`` and did not come: then a cycle runs without one."""
+        """Return whether a set was due by ``now`` and did not arrive, so that a cycle runs without one."""
         if now < self._pacer.latest:
             return False
         self._pacer.missed(now)
@@ -169,13 +170,13 @@ class ObservationStream(Generic[T]):
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
-        """The views, and ``joint_states``, without which the newest of what has arrived makes no set."""
+        """The views, and ``joint_states``, that are missing for the next set."""
         return () if self._pending is not None else self._sets.waiting_for()
 
     def observe(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:
-        """The observation in a set, at the contract's resolution, and a message for each part that cannot be used.
+        """Return the observation of a set at the contract's resolution, and a message for each unusable part.
 
-        An image that cannot be used is left out, so that whoever checks the observation refuses it as a whole.
+        An unusable image is left out, so that the check of the observation refuses it.
         """
         images: dict[str, NDArray[np.uint8]] = {}
         problems = []
@@ -184,7 +185,7 @@ class ObservationStream(Generic[T]):
                 images[camera.name] = preprocess(self._to_rgb(found.views[camera.name]), camera)
             except ObservationError as error:
                 problems.append(f"view '{camera.name}': {error}")
-        readings, absent = self._joints.readings(*found.joints)
+        proprioception, absent = self._joints.proprioception(*found.joints)
         if absent:
             problems.append(f"the joint state does not name {', '.join(absent)}")
-        return Observation(images, readings, found.stamp / 1e9), problems
+        return Observation(images, proprioception, found.stamp / 1e9), problems

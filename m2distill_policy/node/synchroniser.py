@@ -1,8 +1,8 @@
-"""From separate streams of images and joint states to sets that belong together. Pure: stamps and data are handed in.
+"""Combine separate streams of images and joint states to sets that belong together.
 
 A set is one frame of every view, all within a slop of each other, and one position of every joint, see
-:mod:`m2distill_policy.node.joint_states`. Stamps are whole nanoseconds, so that an answer can bear exactly the stamp of
-what it answers.
+:mod:`m2distill_policy.node.joint_states`. Stamps are whole nanoseconds, so that an answer has exactly the stamp of what
+it answers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ T = TypeVar("T")
 #: Joint names and their positions.
 Joints = tuple[Sequence[str], Sequence[float]]
 
-#: Frames kept of each view: enough to find a match for the slowest of several cameras.
+#: Number of frames kept of each view: enough to match the slowest of several cameras.
 FRAMES_KEPT = 8
-#: Stamps over which a camera's rate is measured.
+#: Number of stamps over which a camera's rate is measured.
 RATE_OVER = 20
 
 
 @dataclass(frozen=True)
 class SynchronisedSet(Generic[T]):
-    """What was seen and felt at about one instant.
+    """Frames and joint positions of about the same time.
 
-    stamp: ns; the oldest view's. views: name -> frame, joints: names and positions, both as they were handed in.
+    Attributes:
+        stamp: ns, that of the oldest view.
+        views: Name -> frame, as it was added.
+        joints: Names and positions, as they were added.
     """
 
     stamp: int
@@ -38,22 +41,22 @@ class SynchronisedSet(Generic[T]):
 
 
 class Synchroniser(Generic[T]):
-    """Collects the streams and gives out the newest set, each frame at most once.
+    """Collects the streams and returns the newest set. Each frame is used at most once.
 
-    What counts as new is what has arrived since the last set, not what bears a later stamp: a camera that repeats
-    itself, or a clock that was set back, makes sets too, and the watchdog says what is wrong with them.
+    Frames are new if they arrived since the last set, whatever their stamp. So a camera that repeats itself, or a clock
+    that was set back, makes sets too, and the watchdog reports what is wrong with them.
 
     Args:
-        views: their names; the first one's frames are what the others are matched with.
-        joints: the joints' positions; it says how far off they may be.
-        slop: ns by which the views of a set may differ; 0 wants equal stamps, as in lockstep.
-        tolerance: s by which a view's stamp may be ahead of its arrival, see :class:`Arrival`; None for any.
+        views: Names of the views. The others are matched with the frames of the first one.
+        joints: Joint positions, and how far off their stamps may be.
+        slop: Largest difference in ns between the views of a set; 0 needs equal stamps, as in lockstep.
+        tolerance: Seconds by which a view's stamp may be ahead of the clock, see :class:`Arrival`; None allows any.
     """
 
     def __init__(self, views: Sequence[str], joints: JointStates, slop: int, *, tolerance: float | None = None) -> None:
         self.slop = slop
         self.joints = joints
-        #: When each view's newest frame came, and how its stamp compares.
+        #: For each view, when its newest frame arrived and how its stamp compares.
         self.arrivals: dict[str, Arrival] = {}
         self._tolerance = tolerance
         self._views: dict[str, deque[tuple[int, T]]] = {n: deque(maxlen=FRAMES_KEPT) for n in views}
@@ -71,7 +74,7 @@ class Synchroniser(Generic[T]):
         self.arrivals.clear()
 
     def add_view(self, name: str, stamp: int, frame: T, moment: Moment | None = None) -> None:
-        """Take in a frame of the view ``name``, stamped ``stamp`` ns. moment: when it came, where there is a clock."""
+        """Add a frame of the view ``name``, stamped ``stamp`` ns. moment: when it arrived; None without a clock."""
         if moment is not None:
             self.arrivals.setdefault(name, Arrival()).note(stamp, moment, self._tolerance)
         previous = self._newest.get(name)
@@ -81,7 +84,7 @@ class Synchroniser(Generic[T]):
         self._views[name].append((stamp, frame))
 
     def take(self) -> SynchronisedSet[T] | None:
-        """The newest set; what came before its members is forgotten. None while there is none."""
+        """Return the newest set, or None. Everything older than its members is dropped."""
         reference, *others = self._views
         for index in range(len(self._views[reference]) - 1, -1, -1):
             stamp = self._views[reference][index][0]
@@ -98,7 +101,7 @@ class Synchroniser(Generic[T]):
         return None
 
     def waiting_for(self) -> tuple[str, ...]:
-        """The views, and ``joint_states``, without which the newest of what has arrived makes no set."""
+        """Return the views, and ``joint_states``, that are missing for the next set."""
         arrived = [entries[-1][0] for entries in self._views.values() if entries]
         if not arrived:
             return (*self._views, "joint_states")
@@ -107,18 +110,18 @@ class Synchroniser(Generic[T]):
         return (*absent, *(() if self.joints.at(newest) is not None else ("joint_states",)))
 
     def stamps(self, name: str) -> list[int]:
-        """Stamps (ns) of the frames of the view ``name`` that are in no set yet; of its newest one where none is."""
+        """Return the stamps (ns) of the unused frames of the view ``name``, or of its newest one if all are used."""
         waiting = [stamp for stamp, _ in self._views[name]]
         return waiting or ([self._newest[name]] if name in self._newest else [])
 
     def interval(self, name: str) -> float | None:
-        """Median seconds between two frames of the view ``name``; None until enough of them have come."""
+        """Return the median seconds between two frames of the view ``name``; None until there are enough."""
         intervals = self._intervals[name]
-        # Asked with each frame, and for so few values NumPy's median takes over ten times as long.
+        # Called for each frame; for so few values NumPy's median takes over ten times as long.
         return _median(intervals) / 1e9 if len(intervals) == RATE_OVER else None
 
     def forget_interval(self, name: str) -> None:
-        """Measure the view ``name``'s interval anew."""
+        """Measure the interval of the view ``name`` again."""
         self._intervals[name].clear()
 
     def _use(self, found: Mapping[str, int], joints: Joints) -> SynchronisedSet[T]:
@@ -133,7 +136,7 @@ class Synchroniser(Generic[T]):
 
 
 def _nearest(entries: Sequence[tuple[int, object]], stamp: int, slop: int) -> int | None:
-    """Index of the entry whose stamp is nearest to ``stamp``, the newest of equals; None if it is beyond ``slop``."""
+    """Return the index of the entry with the stamp nearest to ``stamp``, the newest on a tie; None beyond ``slop``."""
     best = min(range(len(entries)), key=lambda i: (abs(entries[i][0] - stamp), -i), default=None)
     return best if best is not None and abs(entries[best][0] - stamp) <= slop else None
 

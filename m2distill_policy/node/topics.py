@@ -1,7 +1,7 @@
-"""The names of the topics, as ROS 2 shows them. ``~/x`` is private to the policy node: ``/m2distill_policy/x``.
+"""Names of the topics, as ROS 2 shows them. ``~/x`` is private to the policy node: ``/m2distill_policy/x``.
 
-They are those of a node without a namespace. In the namespace ``/left`` all of them begin with it, but for
-``/diagnostics``, which is one topic for all nodes.
+The names are those of a node without a namespace. In the namespace ``/left`` they begin with ``/left``, except
+``/diagnostics``, which is shared by all nodes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from m2distill_policy.errors import ConfigError
 POLICY_NODE = "m2distill_policy"
 
 JOINT_STATES = "/joint_states"
-#: Pose of the end effector in the contract's frame. Optional; without it there is no ~/target_pose.
+#: Pose of the end effector in the contract's frame. Optional, but ~/target_pose needs it.
 END_EFFECTOR_POSE = "/end_effector_pose"
 #: Commands to the gripper: control_msgs/GripperCommand.
 GRIPPER_COMMAND = "/gripper_command"
@@ -24,7 +24,7 @@ _OF_NO_NAMESPACE = frozenset({DIAGNOSTICS})
 
 INSTRUCTION = "~/instruction"
 EPISODE = "~/episode"
-#: Let commands out, or ramp to a halt. ROS 2 has a service of this name too, which answers.
+#: Enable commands, or ramp to a halt. On ROS 2 there is also a service of this name, which replies.
 ENABLE = "~/enable"
 EMERGENCY_STOP = "~/emergency_stop"
 DEAD_MAN = "~/dead_man"
@@ -32,30 +32,30 @@ ACTION = "~/action"
 STATUS = "~/status"
 TWIST = "~/twist"
 TARGET_POSE = "~/target_pose"
-#: The mixture for RViz; ROS 2 alone has it.
+#: The mixture for RViz, only on ROS 2.
 MARKERS = "~/markers"
 
 
 def camera_topic(view: str) -> str:
-    """Topic of the images of the contract's view ``view``: ``agentview_rgb`` -> ``/camera/agentview/image_raw``."""
+    """Return the image topic of the contract's view: ``agentview_rgb`` -> ``/camera/agentview/image_raw``."""
     return f"/camera/{view.removesuffix('_rgb')}/image_raw"
 
 
 def camera_info_topic(view: str) -> str:
-    """Topic of the intrinsics of the contract's view ``view``."""
+    """Return the topic of the intrinsics of the contract's view ``view``."""
     return f"/camera/{view.removesuffix('_rgb')}/camera_info"
 
 
 def joint_topics(further: Sequence[str]) -> tuple[str, ...]:
-    """Every topic of joint states: ``/joint_states`` and those of ``further``, each once."""
+    """Return every topic of joint states: ``/joint_states`` and those of ``further``, each once."""
     return tuple(dict.fromkeys((JOINT_STATES, *further)))
 
 
 def relative(topic: str, *, own: bool = False) -> str:
-    """``topic`` as ROS 2 places it in the namespace of a node; what is of no namespace stays.
+    """Return ``topic`` relative to a node's namespace. Topics without a namespace stay as they are.
 
-    ``/joint_states`` -> ``joint_states``; ``~/twist`` -> ``m2distill_policy/twist`` for other nodes of the namespace,
-    and as it is for the policy node itself (``own``).
+    ``/joint_states`` becomes ``joint_states``. ``~/twist`` becomes ``m2distill_policy/twist`` for other nodes, and
+    stays for the policy node itself (``own``).
     """
     if topic in _OF_NO_NAMESPACE or (own and topic.startswith("~/")):
         return topic
@@ -63,39 +63,44 @@ def relative(topic: str, *, own: bool = False) -> str:
 
 
 def resolve(topic: str, remap: Mapping[str, str] | None = None, namespace: str = "") -> str:
-    """The full name of ``topic`` in ``namespace`` ("" or of the form "/a"), after remapping.
+    """Return the full name of ``topic`` in ``namespace`` ("" or of the form "/a"), after remapping.
 
-    Raises :class:`ConfigError` for a name that is not of the form ``/a/b`` or ``~/b``.
+    Raises:
+        ConfigError: The name does not have the form ``/a/b`` or ``~/b``.
     """
     full = _expand(topic, namespace)
     return (remap or {}).get(full, full)
 
 
 def parse_remappings(rules: Sequence[str], namespace: str = "") -> dict[str, str]:
-    """``FROM:=TO`` rules, as ROS 2 writes them, as full names; raises :class:`ConfigError` for anything else.
+    """Read ``FROM:=TO`` rules, as ROS 2 writes them, into full names.
 
-    As in ROS 2, ``/a`` is a full name also in a namespace, and ``~/a`` and ``a`` are in it.
+    As in ROS 2, ``/a`` is a full name also in a namespace, and ``~/a`` and ``a`` are in the namespace.
+
+    Raises:
+        ConfigError: A rule has another form.
     """
     remap = {}
     for rule in rules:
         source, separator, target = rule.partition(":=")
         if not separator:
             raise ConfigError(
-                f"remapping '{rule}' is not of the form FROM:=TO, such as /joint_states:=/arm/joint_states"
+                f"remapping '{rule}' must have the form FROM:=TO, such as /joint_states:=/arm/joint_states"
             )
         remap[_placed(source, namespace)] = _placed(target, namespace)
     return remap
 
 
 def parse_namespace(text: str) -> str:
-    """A namespace as it is given, with or without its first slash, as :func:`resolve` takes it.
+    """Return a namespace, given with or without its first slash, in the form that :func:`resolve` needs.
 
-    Raises :class:`ConfigError` for one that ROS 2 would not take.
+    Raises:
+        ConfigError: ROS 2 does not allow it.
     """
     name = text.strip("/")
     if name and not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", name, re.ASCII):
         raise ConfigError(
-            f"namespace '{text}' is not one of ROS 2: letters, digits and '_', parts with '/' between, such as /left"
+            f"namespace '{text}' is not allowed: use letters, digits and '_', with '/' between parts, such as /left"
         )
     return f"/{name}" if name else ""
 

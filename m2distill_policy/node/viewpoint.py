@@ -1,4 +1,4 @@
-"""Does a camera stand where it stood in training? A training image over the live one, and how far they are apart."""
+"""Compare a camera's view with the view in training: how much they differ, and both images in one."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera
 
-#: The image that people look at has at least so many rows.
+#: Smallest number of rows of the image for people.
 _SHOWN = 480
-#: Correlation below which two images have too little in common to say how they differ.
+#: Correlation below which two images are too different to measure how.
 _COMMON = 0.5
-#: Factors by which the images are shrunk, coarse to fine, to no fewer than so many rows; and pixels of blur.
+#: Factors by which the images are reduced, coarse to fine; smallest number of rows; and pixels of blur.
 _LEVELS, _SMALLEST, _BLUR = (4, 2, 1), 24, 3
-#: What is close enough: share of the image's width or height, degrees, and share of the size.
+#: Allowed error: fraction of the image's width or height, degrees, and fraction of the size.
 _SHIFT, _TURN, _SCALE = 0.02, 2.0, 0.05
 
 
 @dataclass(frozen=True)
 class Misalignment:
-    """Where the live image has what the training image has.
+    """How the live image differs from the training image.
 
-    right, down: pixels of the contract's image. turned: degrees, clockwise. larger: factor. correlation: of the two
-    after that motion, -1 to 1.
+    Attributes:
+        right, down: Shift in pixels of the contract's image.
+        turned: Rotation in degrees, clockwise.
+        larger: Factor of the size.
+        correlation: Correlation of the two images after this motion, -1 to 1.
     """
 
     right: float
@@ -37,13 +40,19 @@ class Misalignment:
 
 
 def misalignment(reference: NDArray[np.uint8], live: NDArray[np.uint8]) -> Misalignment | None:
-    """How ``live`` differs from ``reference``, both uint8 (H, W, 3) RGB of one size; None where they are too unlike.
+    """Measure how ``live`` differs from ``reference`` by enhanced correlation (Evangelidis and Psarakis 2008).
 
-    By enhanced correlation (Evangelidis and Psarakis 2008), which looks at the whole image: what stands still in it,
-    table and walls, decides, and things that lie elsewhere do not.
+    The whole image is compared, so fixed things such as the table and the walls dominate, and objects that lie
+    elsewhere have little influence.
+
+    Args:
+        reference, live: uint8 (H, W, 3) RGB of one size.
+
+    Returns:
+        None if the images are too different.
     """
     template, moving = (_grey(image) for image in (reference, live))
-    # Position by the coarse image first: the fine one alone finds only what is a few pixels off.
+    # Coarse images first, because the fine ones alone find only shifts of a few pixels.
     warp = np.eye(2, 3, dtype=np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-6)
     correlation = -1.0
@@ -53,7 +62,7 @@ def misalignment(reference: NDArray[np.uint8], live: NDArray[np.uint8]) -> Misal
         everywhere = np.ones(coarse.shape, dtype=np.uint8)
         try:
             correlation, found = cv2.findTransformECC(coarse, over, warp, cv2.MOTION_AFFINE, stop, everywhere, _BLUR)
-        except cv2.error:  # it did not converge
+        except cv2.error:  # not converged
             return None
         warp = np.asarray(found, dtype=np.float32)
         warp[:, 2] *= level
@@ -77,11 +86,11 @@ def _grey(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def describe(camera: Camera, found: Misalignment | None) -> str:
-    """What ``found`` means for whoever holds the camera."""
+    """Describe ``found`` as instructions for the person who adjusts the camera."""
     if found is None:
         return (
-            f"View '{camera.name}' has too little in common with the training image to say more; look at the "
-            "overlay, and bring the arm to where a demonstration begins."
+            f"View '{camera.name}' is too different from the training image to be compared; look at the overlay, and "
+            "move the arm to where a demonstration begins."
         )
     focal = camera.height / 2 / math.tan(math.radians(camera.fov_y) / 2)
     wrong = []
@@ -106,7 +115,7 @@ def describe(camera: Camera, found: Misalignment | None) -> str:
 
 
 def overlay(reference: NDArray[np.uint8], live: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Both images at once, enlarged, uint8 (H, W, 3) RGB: the live one with the training one's edges in green."""
+    """Return both images in one, enlarged, uint8 (H, W, 3) RGB: the live one with the training one's edges in green."""
     factor = max(1, math.ceil(_SHOWN / reference.shape[0]))
     size = (reference.shape[1] * factor, reference.shape[0] * factor)
     large = [cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in (reference, live)]

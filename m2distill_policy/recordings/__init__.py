@@ -1,1 +1,1 @@
-"""From a robot's recordings back to demonstrations: rosbag2 files in, LIBERO's HDF5 layout out. Needs no ROS."""
+"""Convert recordings of a robot (rosbag2) to demonstrations (HDF5 in LIBERO's layout). Needs no ROS."""

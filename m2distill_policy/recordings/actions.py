@@ -1,4 +1,4 @@
-"""The actions of a demonstration: for each step, the command that the arm followed meanwhile."""
+"""The actions of a demonstration: for each step, the command that the arm followed during it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from m2distill_policy.recordings.import_settings import ImportSettings
 from m2distill_policy.recordings.playback import Playback, Step
 from m2distill_policy.runtime import drive
 
-#: s for which a velocity command holds: MoveIt Servo and most velocity controllers stop an arm after 0.1 to 0.2 s.
+#: s for which a velocity command is valid. MoveIt Servo and most velocity controllers stop an arm after 0.1 to 0.2 s.
 TWIST_HOLDS = 0.2
-#: m between the fingers below which a gripper without a command counts as closed: half of what the contract's gripper,
-#: robosuite's Panda hand, opens.
+#: m between the fingers below which a gripper without a command counts as closed: half of the opening of the contract's
+#: gripper, robosuite's Panda hand.
 HALF_OPEN = 0.04
-#: Share of a recording's steps that may be clipped to the largest action before a warning.
+#: Fraction of clipped steps above which there is a warning.
 MOST_CLIPPED = 0.05
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A demonstration, and facts about its import.
+    """An imported demonstration, and facts about the import.
 
     Attributes:
-        episode: the demonstration.
-        missed: periods without an observation.
-        clipped: share of steps whose motion was larger than the largest action.
-        unknown_frame: the frame of the velocities, where the recording does not say that it is the contract's.
+        episode: The demonstration.
+        missed: Number of periods without an observation.
+        clipped: Fraction of steps whose motion was larger than the largest action.
+        unknown_frame: Frame of the velocities, if the recording does not show that it is the contract's.
     """
 
     episode: Episode
@@ -49,19 +49,19 @@ class Imported:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings for the user."""
+        """Messages for the user."""
         found = []
         if self.missed:
-            found.append(f"{self.missed} periods had no observation; see whether the cameras keep their rate")
+            found.append(f"{self.missed} periods had no observation; check whether the cameras keep their rate")
         if self.clipped > MOST_CLIPPED:
             found.append(
                 f"{100 * self.clipped:.0f} % of the steps moved faster than the contract's largest action and were "
-                "clipped: move slower, or raise action.translation_scale in a contract of your own"
+                "clipped: move more slowly, or increase action.translation_scale in a contract of your own"
             )
         if self.unknown_frame:
             found.append(
-                f"the velocities are in {shown_frame(self.unknown_frame)} and are taken as in the contract's frame; "
-                "name the arm's base in pose.base_frame of --config, so that another frame is refused"
+                f"the velocities are in {shown_frame(self.unknown_frame)}, which is assumed to be the contract's "
+                "frame; set pose.base_frame in --config to the arm's base, so that other frames are refused"
             )
         return tuple(found)
 
@@ -70,19 +70,19 @@ class Imported:
 class Commands:
     """Commands to the arm and the gripper, by time of recording (ns).
 
-    A set-point holds until the next one, as with an impedance controller; a velocity for :data:`TWIST_HOLDS` s.
+    A set-point is valid until the next one, as with an impedance controller; a velocity for :data:`TWIST_HOLDS` s.
     """
 
     motions: list[tuple[int, NDArray[np.float64]]] = field(default_factory=list)
     grips: list[tuple[int, float]] = field(default_factory=list)
 
     def motion(self, until: int) -> tuple[int, NDArray[np.float64]] | None:
-        """The newest motion command before ``until``, with its time."""
+        """Return the newest motion command before ``until``, with its time; None without one."""
         index = bisect.bisect_left(self.motions, until, key=lambda entry: entry[0])
         return self.motions[index - 1] if index else None
 
     def grip(self, until: int) -> float | None:
-        """The newest gripper command before ``until``: a position in m."""
+        """Return the newest gripper command before ``until``, a position in m or rad; None without one."""
         index = bisect.bisect_left(self.grips, until, key=lambda entry: entry[0])
         return self.grips[index - 1][1] if index else None
 
@@ -95,17 +95,17 @@ def make_episode(
     commands: Commands,
     poses: Sequence[tuple[int, NDArray[np.float64]]],
 ) -> Imported:
-    """Make a demonstration from played steps.
+    """Make a demonstration from the steps of a recording.
 
     Args:
-        bag: for messages.
-        contract, settings: of the demonstration.
-        playback: has the steps.
-        commands: all that were recorded.
-        poses: (stamp in ns, (6,) pose of the end effector).
+        bag: The recording, for messages.
+        contract, settings: Contract and settings of the demonstration.
+        playback: Contains the steps.
+        commands: All recorded commands.
+        poses: (stamp in ns, (6,) pose of the end effector), in order.
 
     Raises:
-        RecordingError: commands or poses are missing, or frozen.
+        RecordingError: Commands or poses are missing, or something is frozen.
     """
     poses = sorted(poses, key=lambda entry: entry[0])
     steps = [s for s in playback.steps if commands.motion(_end(s, contract)) is not None]
@@ -115,8 +115,8 @@ def make_episode(
         )
     if settings.command == "target_pose" and not poses:
         raise RecordingError(
-            f"{bag.path}: '{settings.topic(topics.END_EFFECTOR_POSE)}' has no pose after the last long gap, and "
-            "set-points need it; record it together with the cameras, or give --commands twist"
+            f"{bag.path}: '{settings.topic(topics.END_EFFECTOR_POSE)}' has no pose after the last long gap, but "
+            "set-points need poses; record it together with the cameras, or use --commands twist"
         )
     ee = np.array([_pose_at(bag, poses, s, settings.slop) for s in steps]) if poses else None
     actions, way = np.zeros((len(steps), 7)), SetPointWay(contract)
@@ -161,7 +161,7 @@ def _end(step: Step, contract: Contract) -> int:
 def _pose_at(
     bag: Bag, poses: Sequence[tuple[int, NDArray[np.float64]]], step: Step, slop: float
 ) -> NDArray[np.float64]:
-    """The pose nearest to a step; ``poses`` are in order of their stamps."""
+    """Return the pose nearest to a step. ``poses`` are sorted by stamp."""
     wanted = round(step.observation.stamp * 1e9)
     after = bisect.bisect_left(poses, wanted, key=lambda entry: entry[0])
     stamp, value = min(poses[max(0, after - 1) : after + 1], key=lambda entry: abs(entry[0] - wanted))
@@ -173,7 +173,7 @@ def _pose_at(
 
 
 def _action_for(velocity: NDArray[np.float64], contract: Contract) -> NDArray[np.float64]:
-    """The motion entries (6,) whose response is ``velocity``; larger than 1 for one that the response never reaches."""
+    """Return the motion entries (6,) whose response is ``velocity``; larger than 1 if no action reaches it."""
     response = contract.action.response
     action = np.zeros(6)
     for axis, speed in enumerate(np.abs(velocity)):
@@ -184,9 +184,9 @@ def _action_for(velocity: NDArray[np.float64], contract: Contract) -> NDArray[np
 
 
 def _grip(position: float | None, observation: Observation, profile: GripperProfile) -> float:
-    """-1 or +1: from the gripper's command, or from its joint positions before the first command.
+    """Return the gripper's entry, -1 or +1: from its command, or before the first command from its joint positions.
 
-    A command is in the gripper's own unit; the joint positions are the contract's, in m, of each finger.
+    A command is in the unit of the gripper's driver. Joint positions are the contract's: m, for each finger.
     """
     if position is not None:
         return profile.entry(position)

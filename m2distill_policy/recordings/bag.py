@@ -1,7 +1,7 @@
-"""Reading a rosbag2 (mcap or sqlite3) with the rosbags library, which needs no ROS.
+"""Read a rosbag2 (mcap or sqlite3) with the rosbags library, without ROS.
 
-The library makes Python code from message definitions. A recording may carry definitions of its own, and no code is
-made from data here: messages are read as the types that the library itself brings, and as one more below.
+The library makes Python code from message definitions, and a recording may contain its own definitions. No code is made
+from a recording here: messages are read with the types of the library and one more type below.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from m2distill_policy.errors import RecordingError, closest
 from m2distill_policy.recordings.metadata import STORAGES, Metadata, read_metadata
 from m2distill_policy.recordings.storages import (
-    Patience,
+    QueryTimeout,
     Storage,
     decompress_zstd,
     expand_file,
@@ -29,15 +29,15 @@ from m2distill_policy.recordings.storages import (
     temporary_folder,
 )
 
-#: control_msgs is not among the types that the library brings.
+#: The library has no control_msgs.
 _GRIPPER_COMMAND = "float64 position\nfloat64 max_effort\n"
-#: Topics or types that a message lists, and characters of a name.
+#: Number of topics or types that a message lists, and characters of a name.
 _LISTED, _LONGEST_NAME = 30, 512
 
 
 @dataclass(frozen=True)
 class Message:
-    """topic and type as the bag names them; received: ns, when it was recorded; content: attributes as in ROS."""
+    """topic, type: names in the bag; received: ns, when it was recorded; content: fields as attributes, as in ROS."""
 
     topic: str
     kind: str
@@ -46,18 +46,19 @@ class Message:
 
     @property
     def stamp(self) -> int:
-        """ns, of its header."""
+        """Stamp of its header, ns."""
         stamp = self.content.header.stamp
         return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 class Bag:
-    """One recording, open for reading: the folder of a rosbag2, or its only file.
+    """A recording that is open for reading: the folder of a rosbag2, or its only file.
+
+    Reading a damaged file takes no more time and memory than reading a complete one of the same size (see
+    :mod:`m2distill_policy.recordings.storages`).
 
     Raises:
-        RecordingError: one message for what is no rosbag2, what is damaged, and what the recorder did not finish. That
-            holds for every method; a damaged file costs no more time and memory than a whole one of its size (see
-            :mod:`m2distill_policy.recordings.storages`).
+        RecordingError: It is not a rosbag2, is damaged, or was not closed by the recorder. All methods raise it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -79,22 +80,22 @@ class Bag:
     def _open(self, file: Path) -> None:
         read = file
         with reading(str(file)):
-            patience = Patience(file.stat().st_size)
+            timeout = QueryTimeout(file.stat().st_size)
             storage = self._metadata.storage if self._metadata else STORAGES[file.suffix]
             if self._metadata is not None and self._metadata.compression == "file":
                 folder = self._opened.enter_context(temporary_folder())
                 read = expand_file(file, Path(folder))
         with reading(str(file), read):
-            reader = open_storage(read, storage, patience, file)
+            reader = open_storage(read, storage, timeout, file)
             self._opened.callback(reader.close)
             for connection in reader.connections:
                 _check_connection(connection)
-            self._storages.append(_Opened(file, reader, patience))
-        # They follow one another in time, however the metadata list them.
+            self._storages.append(_Opened(file, reader, timeout))
+        # By time, because the metadata may list the files in another order.
         self._storages.sort(key=lambda opened: opened.reader.metadata.start_time)
 
     def _count(self) -> dict[tuple[str, str], int]:
-        """(topic, type) -> how many messages there should be."""
+        """Return (topic, type) -> announced number of messages."""
         found: Counter[tuple[str, str]] = Counter()
         for opened in self._storages:
             for connection in opened.reader.connections:
@@ -104,14 +105,16 @@ class Bag:
 
     @property
     def topics(self) -> dict[str, str]:
-        """Topic -> type, of topics with messages."""
+        """Topic -> type, for topics with messages."""
         return {topic: kind for (topic, kind), count in sorted(self._declared.items()) if count}
 
     @property
     def number(self) -> int:
-        """What tells this recording from another one, of the same name too: from a hash of its metadata, in which
-        stand its files, when it began to the nanosecond, how long it took and how many messages each topic has; of a
-        file alone from its size, beginning and end."""
+        """A number that identifies this recording, also among others of the same name.
+
+        It is made from a hash of the metadata (files, start in ns, duration, number of messages of each topic), or for
+        a single file from its size, beginning and end.
+        """
         with reading(str(self.path)):
             return int(hashlib.sha256(self._identity()).hexdigest()[:15], 16)
 
@@ -125,8 +128,11 @@ class Bag:
             return b"%d " % size + first + file.read(2**20)
 
     def require(self, topic: str, kinds: Collection[str]) -> str:
-        """The type of ``topic``; :class:`RecordingError` if it is not there, has no messages, is recorded with several
-        types, or is not of one of ``kinds``."""
+        """Return the type of ``topic``.
+
+        Raises:
+            RecordingError: It is missing, has no messages, was recorded with several types, or is not one of ``kinds``.
+        """
         found = sorted(kind for name, kind in self._declared if name == topic)
         if not found:
             there = ", ".join(sorted(self.topics)[:_LISTED]) or "no topic with messages"
@@ -134,20 +140,21 @@ class Bag:
         if len(found) > 1:
             raise RecordingError(
                 f"{self.path}: '{topic}' is recorded with two types, {' and '.join(found[:_LISTED])}; one publisher "
-                f"has another type, stop it and record again, or name the right topic with --remap"
+                f"has the wrong type: stop it and record again, or name the right topic with --remap"
             )
         if found[0] not in kinds:
             raise RecordingError(f"{self.path}: '{topic}' is {found[0]}; {' or '.join(kinds)} is needed")
         if not self._declared[topic, found[0]]:
             raise RecordingError(
-                f"{self.path}: '{topic}' has no messages; see whether its publisher runs, and record again"
+                f"{self.path}: '{topic}' has no messages; check whether its publisher runs, and record again"
             )
         return found[0]
 
     def messages(self, topics: Collection[str]) -> Iterator[Message]:
-        """The messages of ``topics`` in the order in which they were recorded.
+        """Yield the messages of ``topics`` in the order in which they were recorded.
 
-        Where there were fewer than the recording announces, it is refused in the end.
+        Raises:
+            RecordingError: At the end, if there were fewer messages than announced.
         """
         got: Counter[tuple[str, str]] = Counter()
         for opened in self._storages:
@@ -158,7 +165,7 @@ class Bag:
                 rows = opened.reader.messages(wanted)
             while True:
                 with reading(str(opened.path)):
-                    opened.patience.renew()
+                    opened.timeout.renew()
                     row = next(rows, None)
                     if row is None:
                         break
@@ -179,7 +186,7 @@ class Bag:
                 )
 
     def close(self) -> None:
-        """Close the files, and remove what was decompressed."""
+        """Close the files, and remove decompressed ones."""
         self._storages.clear()
         with reading(str(self.path)):
             self._opened.close()
@@ -195,15 +202,15 @@ class Bag:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A file of the recording, by the name that the user knows."""
+    """An open file of the recording, with the name that the user knows."""
 
     path: Path
     reader: Storage
-    patience: Patience
+    timeout: QueryTimeout
 
 
 def _find(path: Path) -> tuple[Metadata | None, tuple[Path, ...]]:
-    """The metadata of the recording at ``path``, None for a file without any, and its files."""
+    """Return the metadata of the recording at ``path`` (None for a single file without metadata), and its files."""
     if not path.exists():
         raise RecordingError(f"there is no recording at {path}; name the folder that 'ros2 bag record' wrote")
     if path.is_dir():

@@ -1,8 +1,8 @@
-"""Compare the clocks and the rates of a recording's streams with each other.
+"""Compare the clocks and the rates of a recording's streams.
 
-A message's stamp minus the time at which it was recorded is its lead. A recording may be on another clock as a whole
-(simulated time), so what counts is each stream's median lead against the others', over the whole recording and in every
-second of it.
+A message's lead is its stamp minus the time at which it was recorded. The whole recording may use another clock
+(simulated time), so each stream's median lead is compared with that of the others, over the whole recording and in
+every second of it.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ from m2distill_policy.errors import RecordingError
 from m2distill_policy.node.incomplete import SLOWEST
 from m2distill_policy.runtime.watchdog import WatchLimits
 
-#: ns of recording in which a stream's median lead is compared with the others'.
+#: ns of a part of the recording in which the median leads are compared.
 _WINDOW = 1_000_000_000
-#: Messages of a stream that a window needs.
+#: Number of messages of a stream that such a part needs.
 _FEWEST = 5
 
 
 class StreamClocks:
-    """Collect every stream's stamps and check them at the end.
+    """Collects every stream's stamps, and checks them at the end.
 
     Args:
-        contract: its rate is what the streams must reach.
-        limits: ``future_tolerance`` is how far a stream may be ahead of the others, ``stale_after`` how far behind;
-            None for any.
+        contract: Gives the rate that the streams must have.
+        limits: A stream may be ahead of the others by ``future_tolerance``, and behind by ``stale_after``; None allows
+            any difference.
     """
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
         self._contract = contract
         self._limits = limits
-        #: Label -> stamps, leads and times of recording, in ns; an hour at 1 kHz is 86 MB.
+        #: Label -> stamps, leads and times of recording, in ns. An hour at 1 kHz needs 86 MB.
         self._times: dict[str, tuple[array[float], array[float], array[float]]] = {}
         self._reference: dict[str, bool] = {}
         self._slow: dict[str, bool] = {}
 
     def clear(self) -> None:
-        """Forget everything: the recording begins here."""
+        """Forget everything, because the recording begins here."""
         self._times.clear()
 
     def note(
         self, label: str, stamp: int, received: int, *, reference: bool = False, may_be_slow: bool = False
     ) -> None:
-        """Take in a message of the stream ``label``.
+        """Add a message of the stream ``label``.
 
         Args:
-            label: of the stream, for messages.
+            label: Name of the stream, for messages.
             stamp, received: ns.
-            reference: whether its delay is small, so that on another clock the others are compared with it.
-            may_be_slow: whether it may be slower than the contract's rate.
+            reference: Whether its delay is small, so that the others can be compared with it.
+            may_be_slow: Whether it may be slower than the contract's rate.
         """
         found = self._times.get(label)
         if found is None:
@@ -64,7 +64,7 @@ class StreamClocks:
         self._reference[label], self._slow[label] = reference, may_be_slow
 
     def check(self, path: object) -> None:
-        """Raise :class:`RecordingError`, naming ``path``, for clocks that differ and for a stream that is too slow."""
+        """Raise :class:`RecordingError`, naming ``path``, if clocks differ or a stream is too slow."""
         self._check_leads(path, {label: float(np.median(leads)) for label, (_, leads, _) in self._times.items()})
         begin = min((received[0] for _, _, received in self._times.values()), default=0.0)
         windows: dict[int, dict[str, float]] = {}
@@ -76,12 +76,12 @@ class StreamClocks:
         for label, rate in self.rates().items():
             if not self._slow[label] and rate * SLOWEST < self._contract.rate_hz:
                 raise RecordingError(
-                    f"{path}: {label} has {rate:.1f} messages a second and the contract wants "
+                    f"{path}: {label} has {rate:.1f} messages a second, but the contract needs "
                     f"{self._contract.rate_hz:g}; make its driver publish faster and record again"
                 )
 
     def rates(self) -> dict[str, float]:
-        """Messages a second of each stream, by its stamps; without those that have too few."""
+        """Return the messages a second of each stream with enough messages, from its stamps."""
         found = {}
         for label, (stamps, _, _) in self._times.items():
             interval = float(np.median(np.diff(np.sort(stamps)))) if len(stamps) > _FEWEST else 0.0
@@ -92,7 +92,7 @@ class StreamClocks:
     def _check_leads(self, path: object, leads: dict[str, float], where: str = "") -> None:
         ahead, behind = self._limits.future_tolerance, self._limits.stale_after
         most, least = np.inf if ahead is None else ahead * 1e9, -np.inf if behind is None else -behind * 1e9
-        # Where one stream agrees with the recorder's clock, that is the true one.
+        # If a stream agrees with the recorder's clock, that clock is the reference.
         near = [lead for lead in leads.values() if least <= lead <= most]
         references = [lead for label, lead in leads.items() if self._reference[label]]
         clock = 0.0 if near else max(references or leads.values(), default=0.0)
@@ -115,7 +115,7 @@ class StreamClocks:
 
 
 def _medians(windows: NDArray[np.float64], leads: NDArray[np.float64]) -> Sequence[tuple[int, float]]:
-    """(window, median lead) of every window with enough messages; messages are in order of recording."""
+    """Return (part, median lead) of every part with enough messages. Messages are in order of recording."""
     found, starts = np.unique(windows, return_index=True)
     parts = np.split(leads, starts[1:])
     return [(int(w), float(np.median(p))) for w, p in zip(found, parts, strict=True) if len(p) >= _FEWEST]

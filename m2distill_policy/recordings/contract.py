@@ -1,4 +1,4 @@
-"""Whose form a recording is to take: that of a bundle, of demonstrations that are there, or one written down."""
+"""Read the contract that a recording is converted to: of a bundle, of demonstrations, or from a JSON file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from m2distill_policy.errors import ContractError
 
 
 def read_contract(path: Path) -> Contract:
-    """The contract of a bundle (a folder), a demonstration file (.hdf5) or a JSON file, without its text encoder:
-    demonstrations hold words, and a run decides how they are read."""
+    """Read the contract of a bundle (a folder), a demonstration file (.hdf5) or a JSON file.
+
+    The text encoder is left out, because demonstrations contain instructions as text, and a run chooses the encoder.
+    """
     if path.is_dir():
         contract = open_bundle(path).contract
     elif path.suffix in (".hdf5", ".h5"):

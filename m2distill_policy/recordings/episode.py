@@ -1,8 +1,8 @@
-"""One recording becomes one demonstration, by the same code that makes observations while the robot runs.
+"""Convert one recording to one demonstration, with the code that makes observations on the robot.
 
-The recording is played through :class:`~m2distill_policy.node.stream.ObservationStream` in the order and at the times
-at which its messages were recorded, so an observation holds what the policy would have received. The action of a step
-is the command that the arm followed during it, see :class:`~m2distill_policy.recordings.actions.Commands`.
+The recording is played through :class:`~m2distill_policy.node.stream.ObservationStream`, in the order and at the times
+at which its messages were recorded, so an observation is what the policy would have received. The action of a step is
+the command that the arm followed during it, see :class:`~m2distill_policy.recordings.actions.Commands`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ LONGEST_MEAN = 1.25
 
 
 def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> Imported:
-    """Import the demonstration in a recording.
+    """Convert a recording to a demonstration.
 
     Raises:
-        RecordingError: something in it could not be used by a policy; names the recording.
-        ConfigError: see :func:`require_topics`.
+        RecordingError: A part of it could not be used by a policy; names the recording.
+        ConfigError: See :func:`require_topics`.
     """
     require_topics(bag, contract, settings)
     views, command, joints = view_topics(contract, settings), command_topic(settings), joint_topics(settings)
@@ -55,7 +55,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
         message_to_rgb,
         slop=round(settings.slop * 1e9),
         joints=settings.joints,
-        # Clocks are compared at the end; a gap in the recording is not a timeout.
+        # Clocks are compared at the end, and a gap in the recording is not a timeout.
         limits=replace(settings.watch, silent_after=None, future_tolerance=None),
         full_name=settings.topic,
     )
@@ -80,7 +80,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
                 interval = stream.add_view(views[topic], stamp, message, moment)
                 if interval is not None and interval > SLOWEST_CAMERA * contract.period:
                     raise RecordingError(
-                        f"{bag.path}: {topic} has {1 / interval:.1f} images a second and the contract wants "
+                        f"{bag.path}: {topic} has {1 / interval:.1f} images a second, but the contract needs "
                         f"{contract.rate_hz:g}; choose a faster camera mode and record again"
                     )
             elif topic in joints:
@@ -126,7 +126,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
 
 @contextlib.contextmanager
 def _clocks_first(bag: Bag, clocks: StreamClocks) -> Iterator[None]:
-    """Where observations cannot be used, report different clocks first: they are the cause."""
+    """If observations cannot be used, report different clocks first, because they are the cause."""
     try:
         yield
     except RecordingError:
@@ -135,13 +135,13 @@ def _clocks_first(bag: Bag, clocks: StreamClocks) -> Iterator[None]:
 
 
 def _require_possible(why: str | None) -> None:
-    """Raise :class:`ObservationError` for ``why`` a message cannot be used; None for a message that can."""
+    """Raise :class:`ObservationError` if ``why`` says that a message cannot be used."""
     if why is not None:
-        raise ObservationError(f"the message cannot be used: {why}; see who publishes it, and record again")
+        raise ObservationError(f"the message cannot be used: {why}; check who publishes it, and record again")
 
 
 def _require_one_frame(bag: Bag, measured: tuple[str, str], command: tuple[str, str]) -> None:
-    """Refuse poses and commands of two frames; each is a topic and its frame, empty where that is not known."""
+    """Refuse poses and commands in different frames. Each is a topic and its frame, or "" if unknown."""
     (topic, frame), (other_topic, other) = measured, command
     if frame and other and frame != other:
         raise RecordingError(
@@ -151,14 +151,14 @@ def _require_one_frame(bag: Bag, measured: tuple[str, str], command: tuple[str, 
 
 
 def _require_rate(bag: Bag, contract: Contract, steps: Sequence[Step], clocks: StreamClocks) -> None:
-    """Refuse observations slower than the contract's rate: each action would last too long."""
+    """Refuse observations that are slower than the contract's rate, because each action would last too long."""
     if len(steps) < 2:
         return
     mean = (steps[-1].observation.stamp - steps[0].observation.stamp) / (len(steps) - 1)
     if mean > LONGEST_MEAN * contract.period:
         rates = ", ".join(f"{label} {rate:.1f}" for label, rate in clocks.rates().items())
         raise RecordingError(
-            f"{bag.path}: there are {1 / mean:.1f} observations a second and the contract wants {contract.rate_hz:g}; "
+            f"{bag.path}: there are {1 / mean:.1f} observations a second, but the contract needs {contract.rate_hz:g}; "
             f"messages a second are {rates}. Let the slow or irregular one publish faster and record again"
         )
 

@@ -1,4 +1,4 @@
-"""Find frozen views and joints in a recording, by the checks of the live node."""
+"""Find frozen views, joints and poses in a recording, with the checks of the live node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2distill_policy.runtime.watchdog import Fault, Watchdog, WatchLimits
 
 
 class FrozenCheck:
-    """Judge the steps of a recording one after another."""
+    """Checks the steps of a recording one after another."""
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
         self._views, self._motion = Watchdog(contract, limits), MotionCheck(contract, limits)
@@ -21,10 +21,12 @@ class FrozenCheck:
     def check(
         self, observation: Observation, pose: NDArray[np.float64] | None, commanded: NDArray[np.float64]
     ) -> Fault | None:
-        """The fault of the next step, or None.
+        """Return the fault of the next step, or None.
 
-        pose: (6,) of the end effector, None where it was not recorded.
-        commanded: (6,) m/s and rad/s, the twist that was commanded during the step.
+        Args:
+            observation: Observation of the step.
+            pose: (6,) of the end effector; None if it was not recorded.
+            commanded: (6,) m/s and rad/s, the twist that was commanded during the step.
         """
         fault = self._views.check_frozen(observation) or self._motion.check(observation, pose)
         self._motion.add_command(commanded)
@@ -34,8 +36,8 @@ class FrozenCheck:
 class SetPointWay:
     """Computes the speed that set-points command.
 
-    An arm that stands still is rarely just where its set-point is: it sags, or leans on something. So a set-point that
-    stays where it was counts only where it is farther away than the largest action.
+    The pose of a stationary arm mostly differs from its set-point, because the arm sags or touches something. So a
+    set-point that does not change counts only if it is farther away than the largest action.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -43,8 +45,12 @@ class SetPointWay:
         self._last: NDArray[np.float64] | None = None
 
     def to(self, target: NDArray[np.float64], action: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The twist (6,) in m/s and rad/s of a step with the set-point ``target`` (6,) and the ``action`` (7,) that it
-        makes, not cut to [-1, 1]; no faster than the contract's arm."""
+        """Return the twist (6,) in m/s and rad/s of a step, limited to the top speed of the contract.
+
+        Args:
+            target: Set-point (6,).
+            action: (7,) of the set-point, not clipped to [-1, 1].
+        """
         last, self._last = target if self._last is None else self._last, target
         if np.abs(action[:6]).max() > 1:
             return drive.twist(np.clip(action, -1.0, 1.0), self._contract)

@@ -1,4 +1,4 @@
-"""What to read from a recording: which topics, which commands, and how messages become an observation."""
+"""Settings of an import: topics, kind of commands, and how messages become an observation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2distill_policy.runtime.watchdog import WatchLimits
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 JOINTS, POSE, TWIST = "sensor_msgs/msg/JointState", "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/TwistStamped"
 GRIPPER = "control_msgs/msg/GripperCommand"
-#: s by which a topic's stamps may be shifted on request.
+#: s by which a topic's stamps may be shifted at most.
 LARGEST_SHIFT = 86_400.0
 
 CommandKind = Literal["target_pose", "twist"]
@@ -25,18 +25,18 @@ CommandKind = Literal["target_pose", "twist"]
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """What to read from a recording.
+    """Settings of an import.
 
     Attributes:
-        command: which commands moved the arm: set-points or velocities.
-        slop: s by which the members of a set may differ.
-        gripper: positions and hysteresis of the gripper.
-        joints: joints whose name, sign or zero differs from the contract's.
-        topic: from a topic of :mod:`m2distill_policy.node.topics` to its name in the recording.
-        joint_topics: topics of joint states in addition to ``/joint_states``.
-        watch: how far a stream may be in the future or late, and what is frozen.
-        shift: topic -> s that are added to its stamps, because its clock is known to be off.
-        frame: the frame that poses, set-points and velocities must have; empty where it must only be the same for all.
+        command: Commands that moved the arm: set-points or velocities.
+        slop: Seconds by which the stamps of one observation may differ.
+        gripper: Positions and threshold of the gripper.
+        joints: Joints whose name, sign or zero differs from the contract's.
+        topic: Converts a topic of :mod:`m2distill_policy.node.topics` to its name in the recording.
+        joint_topics: Topics of joint states in addition to ``/joint_states``.
+        watch: Limits of late, early and frozen observations.
+        shift: Topic -> seconds added to its stamps, because the error of its clock is known.
+        frame: Required frame of poses, set-points and velocities; if empty, all must have the same one.
     """
 
     command: CommandKind = "target_pose"
@@ -51,17 +51,17 @@ class ImportSettings:
 
 
 def view_topics(contract: Contract, settings: ImportSettings) -> dict[str, str]:
-    """Topic in the recording -> view of the contract."""
+    """Return topic in the recording -> view of the contract."""
     return {settings.topic(topics.camera_topic(name)): name for name in contract.camera_names}
 
 
 def joint_topics(settings: ImportSettings) -> tuple[str, ...]:
-    """Topics of joint states in the recording."""
+    """Return the topics of joint states in the recording."""
     return tuple(settings.topic(topic) for topic in topics.joint_topics(settings.joint_topics))
 
 
 def command_topic(settings: ImportSettings) -> str:
-    """Topic of the motion commands in the recording."""
+    """Return the topic of the motion commands in the recording."""
     return settings.topic(topics.TARGET_POSE if settings.command == "target_pose" else topics.TWIST)
 
 
@@ -69,8 +69,8 @@ def require_topics(bag: Bag, contract: Contract, settings: ImportSettings) -> No
     """Check that a recording has every topic that a demonstration needs.
 
     Raises:
-        RecordingError: a topic is missing, or has another type.
-        ConfigError: a joint is given that the contract does not have.
+        RecordingError: A topic is missing, or has another type.
+        ConfigError: A joint is given that is not in the contract.
     """
     JointMap(contract, settings.joints)
     for topic in view_topics(contract, settings):

@@ -1,4 +1,4 @@
-"""``metadata.yaml`` of a rosbag2: which files belong to a recording, and how many messages are in it."""
+"""Read ``metadata.yaml`` of a rosbag2: the files of a recording, and how many messages they have."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import yaml
 
 from m2distill_policy.errors import RecordingError
 
-#: Bytes; a recording of 500 topics in 2,000 files has 0.6 MiB.
+#: Largest size in bytes; a recording of 500 topics in 2,000 files has 0.6 MiB.
 LARGEST = 4 * 2**20
-#: Lists and tables inside one another; rosbag2 writes 7.
+#: Largest nesting of lists and tables; rosbag2 writes 7 levels.
 DEEPEST = 32
 #: File name ending -> name of the storage plugin.
 STORAGES = {".mcap": "mcap", ".db3": "sqlite3"}
@@ -22,7 +22,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Metadata:
-    """files: in the order listed. compression: '' none, 'file' or 'message'. counts: (topic, type) -> messages."""
+    """files: in the order listed. compression: '' for none, 'file' or 'message'. counts: (topic, type) -> messages."""
 
     storage: str
     files: tuple[Path, ...]
@@ -34,7 +34,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Read ``folder/metadata.yaml``.
 
     Raises:
-        RecordingError: one message on what is missing or wrong in it, and what to do.
+        RecordingError: It is missing or wrong; says what to do.
     """
     path = folder / "metadata.yaml"
     repair = f"repair it with 'ros2 bag reindex {folder}'"
@@ -80,7 +80,7 @@ def _parse(path: Path, repair: str) -> dict[str, Any]:
     try:
         text = content.decode("utf-8")
         for event in yaml.parse(text, Loader=_LOADER):
-            # An alias or a merged key makes much of little; rosbag2 writes none.
+            # Aliases and merged keys can expand to huge data; rosbag2 writes none.
             if isinstance(event, yaml.AliasEvent):
                 raise RecordingError(f"{path} has the alias *{str(event.anchor)[:40]}; {repair}")
             if isinstance(event, yaml.CollectionStartEvent):
@@ -104,7 +104,7 @@ def _files(path: Path, names: Any, repair: str) -> tuple[Path, ...]:
     files = []
     for name in names:
         place = PurePath(name)
-        # Old recordings name the folder too. A file elsewhere is not a part of this recording.
+        # Old recordings include the folder in the name. A file elsewhere does not belong to this recording.
         if place.is_absolute() or ".." in place.parts or not place.name:
             raise RecordingError(f"{path} names the file '{name[:200]}', which is outside its folder; {repair}")
         file = path.parent / place.name

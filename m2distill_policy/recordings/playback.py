@@ -1,4 +1,4 @@
-"""Plays a recording through the observation stream, in the order and at the times of its messages."""
+"""Play a recording through the observation stream, in the order and at the times of its messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag, Message
 from m2distill_policy.recordings.import_settings import COMPRESSED
 
-#: Periods without an observation after which a recording is refused: a policy would have begun a new window.
+#: Periods without an observation above which a recording is refused, because a policy would have cleared its window.
 LONGEST_GAP = 5.0
 
 
@@ -30,7 +30,7 @@ class Step:
 
 
 def message_to_rgb(message: Message) -> NDArray[np.uint8]:
-    """The image of an Image or CompressedImage message as uint8 (H, W, 3), RGB."""
+    """Return the image of an Image or CompressedImage message as uint8 (H, W, 3), RGB."""
     content = message.content
     if message.kind == COMPRESSED:
         return compressed_to_rgb(content.format, np.asarray(content.data, dtype=np.uint8))
@@ -52,8 +52,8 @@ class Playback:
         """Run the cycles that are due before ``until`` (ns) although no message arrives.
 
         Returns:
-            Whether the recording begins again here, because no message came for long before the first observation. So
-            it is where the computer's clock was set in between.
+            Whether the recording starts again here: there was a long gap before the first observation, in which the
+            computer's clock may have been set.
         """
         first, gap = self._began is None, (until - self._newest) / 1e9
         self._newest = until
@@ -65,7 +65,7 @@ class Playback:
         jump = end - self._longest if gap > 2 * self._longest else -math.inf
         while (at := self._stream.wake) < end:
             if at > end - gap + self._longest and at < jump:
-                # So long a gap gives no observation: skip it instead of walking through it period by period.
+                # No observation is possible in so long a gap, so it is skipped.
                 self.missed += round((jump - at) / self._contract.period) if self.steps else 0
                 at = jump
             if not self._take(at) and self._stream.missed(at) and self.steps:
@@ -73,7 +73,7 @@ class Playback:
         return False
 
     def moment(self, received: int) -> Moment:
-        """When a message arrived that was recorded at ``received`` (ns)."""
+        """Return the arrival of a message that was recorded at ``received`` (ns)."""
         return Moment(received, self._seconds(received))
 
     def run(self, now: int) -> None:

@@ -1,9 +1,9 @@
-"""The files of a rosbag2, read by the rosbags library: one error for all that it raises, bounded memory and time.
+"""Read the files of a rosbag2 with the rosbags library: one type of error, bounded memory and time.
 
-The library and what it is made of (apsw, lz4, zstd, ruamel.yaml) raise errors without a common base, believe the sizes
-that a file announces, and decompress whatever is there. All of it is called within :func:`reading`. Time grows with
-the size of a file alone: decompressed data are at most :data:`MOST_EXPANDED` times as large as the file, and a query of
-SQLite that gives nothing ends.
+The library and its dependencies (apsw, lz4, zstd, ruamel.yaml) raise errors without a common base class, trust the
+sizes that a file announces, and decompress without limits. All calls to it are made within :func:`reading`. Time grows
+only with the size of a file: decompressed data are at most :data:`MOST_EXPANDED` times as large as the file, and SQLite
+queries without results are aborted.
 """
 
 from __future__ import annotations
@@ -24,33 +24,36 @@ from rosbags.rosbag2.storage_mcap import McapReader
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 
 from m2distill_policy.errors import M2DistillError, RecordingError
-from m2distill_policy.storage import no_room
+from m2distill_policy.storage import disk_full_error
 
 Storage: TypeAlias = McapReader | Sqlite3Reader
 
-#: Bytes of one chunk or message, decompressed. rosbag2's chunks have 0.75 MiB.
+#: Largest number of bytes of one chunk or message, decompressed. rosbag2's chunks have 0.75 MiB.
 LARGEST_CHUNK = 512 * 2**20
-#: Bytes of chunks that overlap in time, which are in memory together.
+#: Largest number of bytes of chunks that overlap in time, which are in memory together.
 MOST_AT_ONCE = 2 * 2**30
-#: How often larger than compressed data what they hold may be, beyond 1 MiB.
+#: Largest ratio of decompressed to compressed size, beyond 1 MiB.
 MOST_EXPANDED = 1000
-#: s that a query of SQLite may take without giving a message, and bytes of the file for each further second.
+#: s that a query of SQLite may take without a result, and bytes of the file that add one second.
 _PATIENCE, _BYTES_A_SECOND = 60.0, 10 * 2**20
-#: SQLite asks after so many steps whether to go on.
+#: Number of steps after which SQLite asks whether to continue.
 _STEPS = 200_000
 _MAGIC = b"\x89MCAP0\r\n"
 #: Characters of another library's error that are repeated.
 _SHOWN = 200
-#: Characters of a path that are repeated whole.
+#: Characters up to which a path is repeated completely.
 _LONGEST_PATH = 600
 
 
 @contextlib.contextmanager
 def reading(where: str, read: Path | None = None) -> Iterator[None]:
-    """Every error of what is called within becomes a :class:`RecordingError` that begins with ``where``.
+    """Convert every error inside to a :class:`RecordingError` that begins with ``where``.
 
-    Errors of this project go through as they are; a full disk is said as such. read: the file that is really read,
-    whose name the user does not know.
+    Errors of this project are raised unchanged, and a full disk is reported as such.
+
+    Args:
+        where: Name of the file in messages.
+        read: The file that is really read, whose name the user does not know.
     """
     where = where if len(where) <= _LONGEST_PATH else f"{where[:_SHOWN]}..."
     try:
@@ -63,7 +66,7 @@ def reading(where: str, read: Path | None = None) -> Iterator[None]:
         raise RecordingError(f"{where} is damaged: its data are nested too deeply") from error
     # The libraries' errors have no common base: rosbags raises its own and any of Python's, apsw and zstd theirs.
     except Exception as error:
-        full = no_room(error)
+        full = disk_full_error(error)
         if full is not None:
             raise full from error
         text = " ".join((str(error) if read is None else str(error).replace(str(read), where)).split())
@@ -72,7 +75,7 @@ def reading(where: str, read: Path | None = None) -> Iterator[None]:
 
 
 def most_expanded(size: int) -> int:
-    """Bytes that ``size`` compressed bytes may hold."""
+    """Return the largest number of bytes that ``size`` compressed bytes may expand to."""
     return size * MOST_EXPANDED + 2**20
 
 
@@ -84,7 +87,7 @@ def decompress_zstd(data: bytes, largest: int = LARGEST_CHUNK) -> bytes:
 def _decompress(make: Any, data: bytes, largest: int) -> bytes:
     largest = min(largest, LARGEST_CHUNK, most_expanded(len(data)))
     parts, total, rest = [], 0, data
-    while rest:  # a frame each
+    while rest:  # one frame each
         decompressor = make()
         while not decompressor.eof:
             part = decompressor.decompress(rest, max_length=largest - total + 1)
@@ -100,7 +103,7 @@ def _decompress(make: Any, data: bytes, largest: int) -> bytes:
 
 
 def expand_file(path: Path, folder: Path) -> Path:
-    """Decompress a file of zstd to ``folder``, to at most :data:`MOST_EXPANDED` times its size.
+    """Decompress a zstd file into ``folder``, to at most :data:`MOST_EXPANDED` times its size.
 
     Returns:
         The new file.
@@ -116,33 +119,33 @@ def expand_file(path: Path, folder: Path) -> Path:
 
 
 def temporary_folder() -> contextlib.AbstractContextManager[str]:
-    """A folder for decompressed files that is gone afterwards."""
+    """Make a folder for decompressed files, which is removed at the end."""
     return tempfile.TemporaryDirectory(prefix="m2distill_bag_")
 
 
 # --- the library's readers --------------------------------------------------------------------------------------
 
 
-class Patience:
-    """Ends queries of SQLite that give nothing: a damaged file can keep it busy without end."""
+class QueryTimeout:
+    """Aborts queries of SQLite without results, because a damaged file can keep it busy for ever."""
 
     def __init__(self, size: int) -> None:
         self._seconds = _PATIENCE + size / _BYTES_A_SECOND
         self.renew()
 
     def renew(self) -> None:
-        """Something came: wait as long again."""
+        """Start the time again, because there was a result."""
         self._until = time.monotonic() + self._seconds
 
-    def over(self) -> bool:
-        """Whether to give up."""
+    def has_passed(self) -> bool:
+        """Return whether to abort."""
         return time.monotonic() > self._until
 
 
-def open_storage(path: Path, storage: str, patience: Patience, shown: Path) -> Storage:
-    """Open one file, which errors call ``shown``; whoever calls closes it. Call within :func:`reading`."""
+def open_storage(path: Path, storage: str, timeout: QueryTimeout, shown: Path) -> Storage:
+    """Open one file, which errors call ``shown``. The caller closes it. Call within :func:`reading`."""
     if storage == "sqlite3":
-        return _open_sqlite(path, patience)
+        return _open_sqlite(path, timeout)
     _check_end(path, shown)
     reader = McapReader(path)
     reader.open()
@@ -154,7 +157,7 @@ def open_storage(path: Path, storage: str, patience: Patience, shown: Path) -> S
     return reader
 
 
-def _open_sqlite(path: Path, patience: Patience) -> Sqlite3Reader:
+def _open_sqlite(path: Path, timeout: QueryTimeout) -> Sqlite3Reader:
     for ending in ("-wal", "-journal"):
         rest = path.with_name(path.name + ending)
         if rest.exists() and rest.stat().st_size:
@@ -167,7 +170,7 @@ def _open_sqlite(path: Path, patience: Patience) -> Sqlite3Reader:
     def bound(connection: apsw.Connection) -> None:
         connection.limit(apsw.SQLITE_LIMIT_LENGTH, LARGEST_CHUNK)
         connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-        connection.set_progress_handler(patience.over, _STEPS)
+        connection.set_progress_handler(timeout.has_passed, _STEPS)
 
     reader = Sqlite3Reader(path)
     apsw.connection_hooks.append(bound)
@@ -179,20 +182,20 @@ def _open_sqlite(path: Path, patience: Patience) -> Sqlite3Reader:
 
 
 def _check_end(path: Path, shown: Path) -> None:
-    """An MCAP file begins and ends with the same bytes, the last of which the recorder writes when it is ended."""
+    """Check that an MCAP file ends with the bytes that it begins with; the recorder writes them when it closes it."""
     with path.open("rb") as file:
         begins = file.read(len(_MAGIC)) == _MAGIC
         file.seek(max(0, path.stat().st_size - len(_MAGIC)))
         ends = file.read() == _MAGIC
     if begins and not ends:
         raise RecordingError(
-            f"{shown} has no end: its recorder was ended before it closed the file, or a copy is cut off; copy it "
-            f"again, or save what is there by 'mcap recover {shown} -o NEW.mcap' and then 'ros2 bag reindex' its folder"
+            f"{shown} has no end: the recorder was killed before it closed the file, or a copy is incomplete; copy it "
+            f"again, or recover it by 'mcap recover {shown} -o NEW.mcap' and then 'ros2 bag reindex' its folder"
         )
 
 
 def _check_chunks(reader: McapReader, size: int) -> None:
-    """Refuse an index of chunks that are larger than the file can hold, or that are to be read twice."""
+    """Refuse an index of chunks that are larger than the file can contain, or that are listed twice."""
     if len({chunk.chunk_start_offset for chunk in reader.chunks}) != len(reader.chunks):
         raise ValueError("its index names a chunk twice")
     held, at_once = list[tuple[int, int]](), 0
@@ -210,11 +213,11 @@ def _check_chunks(reader: McapReader, size: int) -> None:
 
 
 def _no_qos(_: object) -> list[Any]:
-    """Quality of service is not needed here; parsing it is YAML from a file once more."""
+    """Return no quality of service, because it is not needed and would be parsed as YAML from the file."""
     return []
 
 
-# The library has no switch for either: in its two modules the names are bound to bounded ones.
+# The library has no option for either, so the names in its two modules are replaced by bounded functions.
 storage_mcap.DECOMPRESSORS.update(
     zstd=decompress_zstd, lz4=lambda data, size: _decompress(LZ4FrameDecompressor, data, size)
 )

@@ -1,1 +1,1 @@
-"""ROS 2: the policy as a lifecycle node, the simulated robot as a node. Needs a sourced ROS 2."""
+"""ROS 2: the policy as a lifecycle node, and the simulated robot as a node. Needs a sourced ROS 2."""

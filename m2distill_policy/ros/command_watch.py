@@ -1,7 +1,7 @@
-"""Detects other publishers of the commands: looks at the graph once a second, and subscribes while there are some.
+"""Detect other publishers of the commands: check the graph once a second, and subscribe while there are any.
 
-rclpy does not give the sender of a message, and also delivers what the node itself sends. So a message counts as
-another node's when this node did not send the same one a moment ago.
+rclpy does not give the sender of a message, and also delivers the node's own messages. So a message counts as another
+node's if this node has not just sent the same one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from rclpy.subscription import Subscription
 from m2distill_policy.node import topics
 from m2distill_policy.ros import qos
 
-#: Messages of this node that may be under way to it.
+#: Number of this node's messages that may not have been delivered back yet.
 _UNDER_WAY = 64
 
 
 class CommandWatch:
-    """Watches the topics of commands.
+    """Watches the command topics.
 
     Args:
-        kinds: topic, as this node names it -> type of its messages; of each this node has one publisher.
-        publishers_changed: receives the other publishers of a topic, at every look.
-        command_received: called for another node's command on a topic.
+        kinds: Topic, as this node names it -> type of its messages. This node has one publisher of each.
+        publishers_changed: Called with the other publishers of a topic, at every check.
+        command_received: Called when another node has sent a command on a topic.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class CommandWatch:
             self._ignore(topic)
 
     def sent(self, topic: str, message: Any) -> None:
-        """``message`` is about to be published on ``topic``."""
+        """Record that ``message`` is about to be published on ``topic``."""
         if topic in self._sent:
             self._sent[topic].append(message)
 
-    def look(self) -> None:
-        """Ask the graph; call it once a second."""
+    def check(self) -> None:
+        """Check the graph. Call it once a second."""
         for topic, name in self._names.items():
             others: list[str] = []
             if self._node.count_publishers(name) > 1:
@@ -67,7 +67,7 @@ class CommandWatch:
             self._publishers_changed(topic, others)
 
     def _others(self, name: str) -> list[str]:
-        """Full names of the nodes that publish ``name`` beside this one; one of the same name may be among them."""
+        """Return full names of the other nodes that publish ``name``; one may have the same name as this node."""
         found = self._node.get_publishers_info_by_topic(name)
         names = sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found)
         ours = self._node.get_fully_qualified_name()

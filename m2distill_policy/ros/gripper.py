@@ -1,4 +1,4 @@
-"""Commands the gripper through the action of its driver."""
+"""Command the gripper through the action of its driver."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from m2distill_policy.settings.node import GripperInterface
 
 
 class GripperDriver:
-    """Sends goals to the action server of a gripper's driver; never waits for it.
+    """Sends goals to the action server of a gripper's driver, without waiting for it.
 
     Args:
-        max_effort: N, 0 for the gripper's own.
-        problem: receives a message when the gripper does not accept a command, None when it does again.
-        lost: called when a command was not accepted, so that it is sent again.
+        max_effort: N, 0 for the gripper's default.
+        problem: Called with a message when the gripper does not accept a command, and with None when it does again.
+        lost: Called when a command was not accepted, so that it is sent again.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class GripperDriver:
         self._client.destroy()
 
     def command(self, position: float) -> None:
-        """Ask for ``position`` (m or rad); a goal that still runs is replaced by the driver."""
+        """Send a goal for ``position`` (m or rad). The driver replaces a goal that is still active."""
         if not self._client.server_is_ready():
-            self._failed(f"No gripper driver offers the action '{self._interface.action}'; start it.")
+            self._failed(f"No gripper driver offers the action '{self._interface.action}'; start the driver.")
             return
         self._client.send_goal_async(self._goal(position)).add_done_callback(self._answered)
 
@@ -63,17 +63,17 @@ class GripperDriver:
     def _answered(self, future: Future) -> None:
         handle = future.result()
         if handle is None or not handle.accepted:
-            self._failed(f"The gripper driver at '{self._interface.action}' refused a command; see its log.")
+            self._failed(f"The gripper driver at '{self._interface.action}' refused a command; check its log.")
             return
         self._report(None)
-        # How it ends is not looked at: a grasp that holds something never reaches its goal, and drivers differ in
-        # whether that is a success.
+        # The result is ignored: a grasp of an object never reaches its goal, and drivers differ in whether that is a
+        # success.
         handle.get_result_async().add_done_callback(self._ended)
 
     def _ended(self, future: Future) -> None:
         result = future.result()
         if result is not None and result.status == GoalStatus.STATUS_ABORTED and not result.result.stalled:
-            self._report(f"The gripper driver at '{self._interface.action}' gave a command up; see its log.")
+            self._report(f"The gripper driver at '{self._interface.action}' aborted a command; check its log.")
 
     def _failed(self, message: str) -> None:
         self._report(message)

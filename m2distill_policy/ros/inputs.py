@@ -1,4 +1,4 @@
-"""What the policy node subscribes to: every message goes into the loop, which then runs a cycle if one is due."""
+"""Subscriptions of the policy node. Every message goes into the loop, which then runs a cycle if one is due."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from m2distill_policy.settings.node import NodeSettings
 
 
 class GatedCallbackGroup(CallbackGroup):
-    """Wakes the executor only while ``wanted()``. Joint states may come a thousand times a second; a cycle that does
-    not need them yet takes all of them when it runs."""
+    """Wakes the executor only while ``wanted()``. Joint states may arrive a thousand times a second. A cycle takes all
+    of them when it runs, so most need not wake it."""
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class GatedCallbackGroup(CallbackGroup):
 class Inputs:
     """Subscriptions of a configured node.
 
-    Subscriptions deliver bytes, which are deserialised here: a message that cannot be read is then a problem in the
-    status. Otherwise rmw_cyclonedds (2.2) delivers such a message half filled, and rclpy reads foreign memory.
+    Subscriptions deliver bytes, which are deserialised here, so that an unreadable message is reported in the status.
+    Otherwise rmw_cyclonedds (2.2) delivers such a message partly filled, and rclpy reads invalid memory.
 
     Args:
-        loop: what messages go into; asked for at every message, because each activation makes a new one.
-        active: whether images and joint states are used; the operator's inputs always are.
-        turn: called after each message with when its callback was entered (``time.perf_counter``).
-        begin_episode: a simulated robot in lockstep has reset its world.
+        loop: Returns the loop that gets the messages; each activation makes a new one.
+        active: Whether images and joint states are used. The operator's inputs always are.
+        turn: Called after each message with the time at which its callback began (``time.perf_counter``).
+        begin_episode: Called when a simulated robot in lockstep has reset its environment.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Inputs:
         self._loop = loop
         self._active = active
         self._turn = turn
-        #: When the present message's callback was entered.
+        #: When the callback of the current message began.
         self._entered = 0.0
         self._subscriptions: list[Subscription] = []
-        # Other middlewares bring images through shared memory, and reliable ones ask again for what was lost.
+        # Other middlewares send images through shared memory, and reliable ones send lost images again.
         watched = "cyclone" in get_rmw_implementation_identifier() and not settings.reliable_input
         self._buffer = (
             ReceiveBuffer(len(contract.cameras), lambda why: loop().problems.set("receive buffer", why))
@@ -106,8 +106,8 @@ class Inputs:
         self._poses = self._subscribe(PoseStamped, topics.END_EFFECTOR_POSE, self._pose, often)
         self._subscribe(String, topics.INSTRUCTION, self._instruction, qos.latched())
         self._subscribe(Bool, topics.EMERGENCY_STOP, self._emergency_stop, qos.reliable(10))
-        # A button that was pressed before this node began has said so only where it is latched. The others offer less
-        # than this one asks for, which is no reason for rclpy's warning.
+        # Latched, so that a button that was pressed before this node started is received. Publishers that are not
+        # latched are incompatible with this subscription; rclpy's warning about them is switched off.
         quiet = SubscriptionEventCallbacks(use_default_callbacks=False)
         self._subscribe(Bool, topics.EMERGENCY_STOP, self._emergency_stop, qos.latched(), events=quiet)
         self._subscribe(Bool, topics.DEAD_MAN, self._dead_man, qos.reliable(10))
@@ -124,23 +124,23 @@ class Inputs:
 
     @property
     def pose_is_published(self) -> bool:
-        """Whether somebody publishes the end effector's pose."""
+        """Whether another node publishes the end effector's pose."""
         here = self._node.resolve_topic_name(topics.relative(topics.END_EFFECTOR_POSE))
         return bool(self._node.count_publishers(here))
 
     def _publishers(self, topic: str) -> int:
-        """How many nodes publish ``topic``; one may have several publishers."""
+        """Return how many nodes publish ``topic``. One node may have several publishers."""
         full = self._node.resolve_topic_name(topics.relative(topic, own=True))
         found = self._node.get_publishers_info_by_topic(full)
         return len({(endpoint.node_namespace, endpoint.node_name) for endpoint in found})
 
     def forget_silent_cameras(self) -> None:
-        """Expect no more images of a camera that has fallen silent; call it once a second."""
+        """Expect no more images from cameras that have stopped. Call it once a second."""
         if self._buffer is not None:
             self._buffer.forget_silent()
 
     def drain_joints(self) -> None:
-        """Hand over all joint states that have come."""
+        """Add all joint states that have arrived to the loop."""
         for topic, subscription in self._joints.items():
             taken: list[bytes] = []
             with subscription.handle:
@@ -174,7 +174,7 @@ class Inputs:
             on_bytes,
             profile,
             callback_group=group,
-            # Two subscriptions of one topic cannot both declare the parameters of the override.
+            # Two subscriptions to one topic cannot both declare the parameters of a QoS override.
             qos_overriding_options=QoSOverridingOptions.with_default_policies() if events is None else None,
             event_callbacks=events,
             raw=True,
@@ -183,12 +183,12 @@ class Inputs:
         return subscription
 
     def _read(self, kind: Any, topic: str, data: bytes) -> Any:
-        """The message in ``data``; None, with a message in the status, where there is none."""
+        """Return the message in ``data``; None, and a message in the status, if it is unreadable."""
         try:
             return deserialize_message(data, kind)
         except RuntimeError as error:
             why = str(error).partition(", at ")[0]
-            broken = f"a message on '{topic}' cannot be read ({why}); see who publishes it"
+            broken = f"a message on '{topic}' cannot be read ({why}); check who publishes it"
             self._loop().count_messages(topic, 0, [broken])
             return None
 
@@ -212,7 +212,7 @@ class Inputs:
                 loop = self._loop()
                 loop.count_messages(topic, 1)
                 loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
-                # From here too: of images that are too large, none at all may arrive.
+                # Also from the camera info, because images that are too large may never arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
 

@@ -1,4 +1,4 @@
-"""``ros2 run m2distill_policy policy_node``."""
+"""The executable ``policy_node``: ``ros2 run m2distill_policy policy_node``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from m2distill_policy.node.loop import UNINTERRUPTED
 from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.settings.table import check
 from m2distill_policy.signals import stop_on_signals
-from m2distill_policy.streams import give_up_what_cannot_be_written
+from m2distill_policy.streams import flush_or_discard
 
 
 def main() -> None:
-    """Spin until SIGINT or SIGTERM, then ramp to a halt; exits 0 unless something failed."""
+    """Run until SIGINT or SIGTERM, then ramp to a halt. The exit status is 0 unless something failed."""
     reason = ""
 
     def ask_to_stop(why: str) -> None:
@@ -25,11 +25,11 @@ def main() -> None:
         reason = why
 
     try:
-        # rclpy's own handlers end the context at once, and a ramp to a halt could no longer be published.
+        # rclpy's own signal handlers end the context at once; then a ramp to a halt could not be published.
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
         stop_on_signals(ask_to_stop, UNINTERRUPTED)
         node = PolicyNode()
-    except RuntimeError as error:  # rclpy's, for arguments and parameter files that it cannot read
+    except RuntimeError as error:  # from rclpy, for arguments and parameter files that it cannot read
         print(f"policy_node: {printable(str(error).strip())}", file=sys.stderr)
         rclpy.try_shutdown()
         sys.exit(2)
@@ -38,7 +38,7 @@ def main() -> None:
     code = 0
     try:
         if check("autostart", node.get_parameter("autostart").value) and not node.bring_up():
-            reason, code = "the node could not be brought up", 1
+            reason, code = "the node could not be activated", 1
         while not reason:
             executor.spin_once(timeout_sec=0.2)
     except M2DistillError as error:
@@ -49,7 +49,7 @@ def main() -> None:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-        give_up_what_cannot_be_written()
+        flush_or_discard()
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""The mixture's modes as RViz shows them: an arrow a mode from the end effector to its set-point."""
+"""Show the mixture's modes in RViz: for each mode an arrow from the end effector to its set-point."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from m2distill_policy.contract import Contract
 from m2distill_policy.node.output import Output
 from m2distill_policy.ros.messages import MESSAGES
 
-#: Arrows of 5 cm would hide behind the hand.
+#: Arrows are enlarged, because arrows of 5 cm would be hidden behind the hand.
 _LONGER = 3.0
-#: m: of an arrow's shaft and head.
+#: m; sizes of an arrow's shaft and head.
 _SHAFT, _HEAD = 0.008, 0.016
 
 
 def markers(output: Output, contract: Contract, frame: str) -> MarkerArray | None:
-    """An arrow for each mode, as opaque as the mode is likely, green to open the gripper and red to close it.
+    """Make an arrow for each mode. Opacity is its weight; green opens the gripper, red closes it.
 
-    None where the cycle has no mixture, or where the end effector is is not known.
+    Returns:
+        None if the cycle has no mixture, or the pose of the end effector is unknown.
     """
     mixture = output.decision.mixture
     if mixture is None or output.pose is None:

@@ -1,4 +1,4 @@
-"""ROS 2's message classes, by the names that :class:`~m2distill_policy.node.messages.Messages` looks for."""
+"""ROS 2's message classes, under the names that :class:`~m2distill_policy.node.messages.Messages` uses."""
 
 from __future__ import annotations
 

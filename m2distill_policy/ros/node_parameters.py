@@ -1,4 +1,4 @@
-"""Declares the policy node's parameters, checks each change, and finds parameters that the node does not have."""
+"""Declare the policy node's parameters, check each change, and find parameters that the node does not have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2distill_policy.settings.parameter import KINDS
 from m2distill_policy.settings.parameter_files import given_by_name, likely_misspelt, unknown
 from m2distill_policy.settings.table import BY_NAME, PARAMETERS, check
 
-#: An empty list has no type in rclpy; these parameters have one.
+#: rclpy cannot know the type of an empty list, so it is set for these parameters.
 _LISTS = {"floats": RosParameter.Type.DOUBLE_ARRAY, "strings": RosParameter.Type.STRING_ARRAY}
 
 
@@ -25,10 +25,10 @@ class NodeParameters:
     """The parameters of a policy node.
 
     Args:
-        node: whose parameters they are.
-        state: of the policy; most parameters cannot change while it is configured.
-        overrides: values by name, in addition to those of the command line.
-        given: what rclpy was given for this node, declared or not.
+        node: The node that declares them.
+        state: State of the policy. Most parameters cannot change while it is configured.
+        overrides: Values by name, in addition to those of the command line.
+        given: All parameters that rclpy was given for this node, declared or not.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class NodeParameters:
                     description=f"{parameter.text}{f' ({parameter.unit})' if parameter.unit else ''}",
                     additional_constraints=f"{KINDS[parameter.kind]} {parameter.allowed}".strip(),
                     read_only=parameter.is_fixed,
-                    # The table checks types itself: it takes 1 for 1.0, and an empty list has no type in ROS 2.
+                    # The table checks types itself: it accepts 1 for 1.0, and an empty list has no type in ROS 2.
                     dynamic_typing=True,
                 ),
             )
-        #: Messages about parameters that this node was given and does not have, or that were given twice.
+        #: Messages about parameters that were given but that this node does not have, or that were given twice.
         self._invalid = self._check_given(set(overrides), given)
         self._type_empty_lists()
         node.add_pre_set_parameters_callback(lambda changes: [_with_type(change) for change in changes])
@@ -60,21 +60,21 @@ class NodeParameters:
         node.add_post_set_parameters_callback(self._apply_changes)
 
     def values(self) -> dict[str, object]:
-        """All values, by name.
+        """Return all values by name.
 
         Raises:
-            ConfigError: the node was given a parameter that it does not have, or one twice.
+            ConfigError: A parameter was given that this node does not have, or one was given twice.
         """
         if self._invalid:
             raise ConfigError(f"{'; '.join(self._invalid)}; correct it and start the node again")
         return {parameter.name: self._node.get_parameter(parameter.name).value for parameter in PARAMETERS}
 
     def _check_given(self, in_code: set[str], given: Mapping[str, RosParameter]) -> list[str]:
-        """Log every parameter that is not valid; return the messages about those that can never be.
+        """Log every invalid parameter. Return the messages about those that the node does not have.
 
         Args:
-            in_code: names of those that the constructor was given.
-            given: all that rclpy was given.
+            in_code: Names of the parameters that were given to the constructor.
+            given: All parameters that rclpy was given.
         """
         values = {name: _as_given(parameter).value for name, parameter in given.items()}
         by_name = given_by_name(sys.argv, self._node.get_fully_qualified_name())
@@ -93,7 +93,7 @@ class NodeParameters:
         return never_valid
 
     def _type_empty_lists(self) -> None:
-        """Set every empty list again, with its type: rclpy takes an empty list for bytes."""
+        """Set every empty list again with its type, because rclpy reads it as a list of bytes."""
         found = [_with_type(_as_given(self._node.get_parameter(parameter.name))) for parameter in PARAMETERS]
         self._node.set_parameters([parameter for parameter in found if parameter.value == []])
 
@@ -105,8 +105,8 @@ class NodeParameters:
                 check(name, value)
                 if server is not None and not BY_NAME[name].is_live:
                     raise ConfigError(
-                        f"parameter '{name}' is read when the node is configured; deactivate it, clean it up, set the "
-                        "parameter, then configure it again"
+                        f"parameter '{name}' is read when the node is configured; deactivate and clean up the node, "
+                        "set the parameter, then configure it again"
                     )
             if "instruction" in ours and server is not None:
                 server.require_known(str(ours["instruction"]))
@@ -115,23 +115,23 @@ class NodeParameters:
         return SetParametersResult(successful=True)
 
     def _apply_changes(self, changes: list[RosParameter]) -> None:
-        """Use ``changes``, which were all accepted."""
+        """Apply ``changes``, which have been accepted."""
         for change in changes:
             if change.name == "instruction" and self._state.server is not None:
                 try:
                     self._state.server.set_instruction(str(change.value), keep_on_refusal=True)
                 except (UnknownInstructionError, EngineError) as error:
-                    self._node.get_logger().error(f"the instruction could not be set after all: {error}")
+                    self._node.get_logger().error(f"the instruction could not be set: {error}")
 
 
 def _as_given(parameter: RosParameter) -> RosParameter:
-    """``parameter`` as it was given: an empty list in a file arrives as None. (rcl refuses a key without a value.)"""
+    """Return ``parameter`` with an empty list for None, which is how an empty list in a file arrives."""
     is_list = parameter.name in BY_NAME and BY_NAME[parameter.name].kind in _LISTS
     return RosParameter(parameter.name, value=[]) if is_list and parameter.value is None else parameter
 
 
 def _with_type(parameter: RosParameter) -> RosParameter:
-    """``parameter``, with the type from its row of the table where it is an empty list."""
+    """Return ``parameter``; an empty list gets the type from the table."""
     kind = _LISTS.get(BY_NAME[parameter.name].kind) if parameter.name in BY_NAME else None
     is_empty = isinstance(parameter.value, Sized) and not isinstance(parameter.value, str) and not len(parameter.value)
     return RosParameter(parameter.name, kind, []) if kind is not None and is_empty else parameter

@@ -1,4 +1,4 @@
-"""What the policy node publishes. Commands go out while the node is active; ``~/status`` and /diagnostics always."""
+"""What the policy node publishes: commands while the node is active; ``~/status`` and /diagnostics always."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from m2distill_policy.settings.node import NodeSettings
 
 
 class Outputs:
-    """Publishers of a configured node; the command publishers are managed by its lifecycle.
+    """Publishers of a configured node. The lifecycle manages the publishers of commands.
 
     Args:
-        report_gripper, gripper_lost: see :class:`GripperDriver`.
-        publishers_changed, command_received: see :class:`CommandWatch`.
+        report_gripper, gripper_lost: See :class:`GripperDriver`.
+        publishers_changed, command_received: See :class:`CommandWatch`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Outputs:
             )
         self._watch: CommandWatch | None = None
         self._watched = -LOOK_EVERY
-        # In lockstep a robot waits for each answer, and there is no arm.
+        # Not in lockstep, where the robot waits for each answer and there is no arm.
         if not settings.lockstep and not settings.loop.allow_other_publishers:
             kinds: dict[str, type] = {topics.TWIST: TwistStamped, topics.TARGET_POSE: PoseStamped}
             if self._gripper is not None:
@@ -100,7 +100,7 @@ class Outputs:
         self._node.destroy_publisher(self._health)
 
     def command(self, output: Output) -> None:
-        """What the arm does."""
+        """Publish the commands for the arm."""
         command, stamp, frame = output.command, output.command_stamp, self._frame
         if command.twist is not None:
             self._command(topics.TWIST, self._twist, MESSAGES.twist(command.twist, stamp, frame))
@@ -112,8 +112,8 @@ class Outputs:
         elif command.gripper is not None and self._gripper_driver is not None:
             self._gripper_driver.command(command.gripper)
 
-    def say(self, output: Output) -> None:
-        """What people and recorders want to know, ``~/status`` last."""
+    def report(self, output: Output) -> None:
+        """Publish what people and recorders need, ``~/status`` last."""
         if output.publishes_action:
             self._action.publish(MESSAGES.action(output, self._contract))
         self._status.publish(MESSAGES.status(output, self._contract))
@@ -124,24 +124,24 @@ class Outputs:
         publisher.publish(message)
 
     def watch_others(self) -> None:
-        """See who else publishes commands, where it is time; after what the arm waits for."""
+        """Check once a second who else publishes commands. Called after our own commands are published."""
         now = time.monotonic()
         if self._watch is not None and now - self._watched >= LOOK_EVERY:
             self._watched = now
-            self._watch.look()
+            self._watch.check()
 
     def publish_markers(self, output: Output) -> None:
-        """The mixture for RViz, where somebody looks; after what the arm waits for."""
+        """Publish the mixture for RViz if there is a subscriber. Called after the commands are published."""
         if self._markers.get_subscription_count():
             found = markers(output, self._contract, self._frame)
             if found is not None:
                 self._markers.publish(found)
 
     def publish_health(self, output: Output, stamp: int) -> None:
-        """/diagnostics, where it is time; stamp: ns."""
+        """Publish /diagnostics once a second. stamp: ns."""
         if output.report.health is not None:
             self._health.publish(MESSAGES.diagnostics(output.report.health, stamp))
 
     def publish_status_alone(self, output: Output) -> None:
-        """While the node is not active."""
+        """Publish ~/status while the node is not active."""
         self._status.publish(MESSAGES.status(output, self._contract))

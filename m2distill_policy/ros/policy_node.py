@@ -1,7 +1,7 @@
 """The policy as a lifecycle node: messages in, a policy loop of :mod:`m2distill_policy.node`, messages out.
 
-``configure`` loads and verifies the bundle, ``activate`` publishes, ``deactivate`` ramps to a halt and only then stops
-publishing, ``cleanup`` frees. One thread does all of it; a bundle is prepared for a swap in the runtime's own thread.
+``configure`` loads and verifies the bundle. ``activate`` starts to publish. ``deactivate`` ramps to a halt and then
+stops publishing. ``cleanup`` frees the bundle. All of it runs in one thread; the runtime prepares hot swaps in its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.runtime.watcher import FolderWatcher
 from m2distill_policy.settings.node import settings_from
 
-#: s between two ~/status of a node that is configured and not active.
+#: s between two ~/status of a node that is configured but not active.
 _IDLE_STATUS = 1.0
 
 
@@ -50,11 +50,11 @@ _Transition: TypeAlias = Callable[["PolicyNode", LifecycleState], TransitionCall
 
 
 def _log_errors(what: str) -> Callable[[_Transition], _Transition]:
-    """Log what a transition raises, and let the transition fail: rclpy would end it without a message.
+    """Log the error of a transition and let it fail, because rclpy would end it without a message.
 
     Args:
-        what: the transition, as in "cannot configure". If one that leads up fails, the node keeps its state. If one
-            that leads down fails, it is an error, which frees everything.
+        what: Name of the transition, as in "cannot configure". If configuring or activating fails, the node keeps its
+            state. If another transition fails, the node frees everything.
     """
 
     def decorate(transition: _Transition) -> _Transition:
@@ -78,7 +78,7 @@ class PolicyNode(LifecycleNode):
     """The policy node.
 
     Args:
-        overrides: parameters by name, in addition to those of the command line; for tests and compositions.
+        overrides: Parameters by name, in addition to those of the command line; for tests and compositions.
     """
 
     def __init__(self, overrides: dict[str, object] | None = None) -> None:
@@ -94,7 +94,7 @@ class PolicyNode(LifecycleNode):
         self._inputs: Inputs | None = None
         self._outputs: Outputs | None = None
         self._poses: TransformedPoses | None = None
-        # rclpy keeps what was given and not declared in _parameter_overrides, and nowhere else.
+        # rclpy keeps parameters that were given but not declared only in _parameter_overrides.
         self._settings = NodeParameters(self, self.policy, overrides or {}, self._parameter_overrides)
         self._policy_services = Services(self, self.policy)
         self._task_server = RunTaskServer(self, self.policy)
@@ -104,7 +104,7 @@ class PolicyNode(LifecycleNode):
 
     @_log_errors("configure")
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load and verify the bundle; a failure leaves the node unconfigured and says why in the log."""
+        """Load and verify the bundle. A failure leaves the node unconfigured and is logged."""
         try:
             self._configure()
         except BaseException:
@@ -114,7 +114,7 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         settings = settings_from(self._settings.values())
-        # Cameras and control need the cores; one thread is enough for an image.
+        # Other cores are left to cameras and control; one thread is enough for an image.
         cv2.setNumThreads(1)
         public_key = PublicKey.load(settings.public_key) if settings.public_key is not None else None
         server = PolicyServer(
@@ -162,12 +162,12 @@ class PolicyNode(LifecycleNode):
             settings,
             loop=state.require_loop,
             active=lambda: state.is_active,
-            turn=self._turn,
+            turn=self._run_if_due,
             begin_episode=self._begin_episode,
         )
         if self._watcher is not None and not settings.lockstep:
-            self._watcher.start()  # until cleanup: a watcher that was stopped does not start again
-        # These objects stay; the garbage collector need not walk over them between two cycles.
+            self._watcher.start()  # runs until cleanup, because a stopped watcher cannot start again
+        # These objects stay, so the garbage collector need not scan them between two cycles.
         gc.collect()
         gc.freeze()
         self.get_logger().info(
@@ -177,7 +177,7 @@ class PolicyNode(LifecycleNode):
 
     @_log_errors("activate")
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Answer observations; send commands where ``enable`` is true."""
+        """Answer observations, and send commands if ``enable`` is true."""
         state = self.policy
         assert state.server is not None and state.settings is not None
         result = super().on_activate(state)
@@ -185,7 +185,7 @@ class PolicyNode(LifecycleNode):
             return result
         try:
             state.server.reset("activated")
-            state.server.release_halt()  # the deactivation's
+            state.server.release_halt()  # requested by the last deactivation
             if state.settings.enable:
                 state.server.enable()
             state.loop = self._new_loop()
@@ -207,36 +207,36 @@ class PolicyNode(LifecycleNode):
 
     @_log_errors("clean up")
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the bundle and all that belongs to it."""
+        """Free the bundle and everything that belongs to it."""
         self._free()
         return super().on_cleanup(state)
 
     @_log_errors("shut down")
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Ramp to a halt where the node is active, then free everything."""
+        """Ramp to a halt if the node is active, then free everything."""
         self._ramp_out(self._shutdown_reason)
         self._free()
         return super().on_shutdown(state)
 
     @_log_errors("leave a failed transition")
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """An error that nothing expected: ramp to a halt, and back to unconfigured."""
+        """Handle an unexpected error: ramp to a halt, and return to unconfigured."""
         self._ramp_out("the node failed")
         self._free()
         return super().on_error(state)
 
     def bring_up(self) -> bool:
-        """Configure and activate; whether that went well."""
+        """Configure and activate. Return whether both succeeded."""
         done = TransitionCallbackReturn.SUCCESS
         return bool(self.trigger_configure() == done and self.trigger_activate() == done)
 
     def shut_down(self, reason: str) -> None:
-        """The lifecycle's last transition, from whatever state; ``reason`` is what ~/status says of the halt."""
+        """Run the final transition of the lifecycle, from any state. ``reason`` is reported in ~/status."""
         self._shutdown_reason = reason
         self.trigger_shutdown()
 
     def _ramp_out(self, reason: str) -> None:
-        """Halt without observations, at the contract's rate; commands still go out."""
+        """Ramp to a halt without observations, at the contract's rate; commands are still sent."""
         state = self.policy
         if not state.is_active or state.loop is None or state.server is None or self._outputs is None:
             return
@@ -247,10 +247,12 @@ class PolicyNode(LifecycleNode):
             output = state.loop.ramp()
             self._outputs.command(output)
             try:
-                self._say(output)
-            except Exception as error:  # the arm must be halted whatever becomes of the status
+                self._report(output)
+            except Exception as error:  # the arm must be halted even if the status cannot be published
                 if not is_logged:
-                    self.get_logger().error(f"the ramp to a halt goes on, but its status cannot be published: {error}")
+                    self.get_logger().error(
+                        f"the ramp to a halt continues, but its status cannot be published: {error}"
+                    )
                 is_logged = True
             time.sleep(state.server.contract.period)
         state.server.disable()
@@ -269,7 +271,7 @@ class PolicyNode(LifecycleNode):
             self.policy.server.close()
         self.policy.settings = self.policy.server = self.policy.loop = self.policy.last_output = None
         self._inputs = self._outputs = self._watcher = self._poses = None
-        gc.unfreeze()  # the frozen objects are freed now; some libraries print an error at exit where they are not
+        gc.unfreeze()  # free the frozen objects now; otherwise some libraries print an error at exit
 
     def _new_loop(self) -> Loop:
         state = self.policy
@@ -288,8 +290,8 @@ class PolicyNode(LifecycleNode):
 
     # --- cycles ------------------------------------------------------------------------------------------------------
 
-    def _turn(self, begin: float) -> None:
-        """Run the cycle if it is due: a message has arrived, or time has passed."""
+    def _run_if_due(self, begin: float) -> None:
+        """Run the cycle if it is due, because a message has arrived or time has passed."""
         loop = self.policy.loop
         if not self.policy.is_active or loop is None or self._inputs is None:
             return
@@ -305,11 +307,11 @@ class PolicyNode(LifecycleNode):
     def _publish(self, output: Output) -> None:
         assert self._outputs is not None
         self._outputs.command(output)
-        self._say(output)
+        self._report(output)
 
-    def _say(self, output: Output) -> None:
+    def _report(self, output: Output) -> None:
         assert self._outputs is not None
-        self._outputs.say(output)
+        self._outputs.report(output)
         self.policy.require_loop().note_published(output)
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, int(self.get_clock().now().nanoseconds))
@@ -319,7 +321,7 @@ class PolicyNode(LifecycleNode):
         self.policy.last_output = output
 
     def _schedule(self) -> None:
-        """Wake when the loop has something to do even if no message arrives."""
+        """Set the timer to when the loop has something to do even if no message arrives."""
         loop = self.policy.require_loop()
         wait = _IDLE_STATUS if isinstance(loop, LockstepLoop) else max(0.0005, loop.wake - time.monotonic())
         self._wake.timer_period_ns = round(wait * 1e9)
@@ -330,7 +332,7 @@ class PolicyNode(LifecycleNode):
         if is_active and isinstance(loop, LockstepLoop):
             self._check_timeout(loop)
         elif is_active:
-            self._turn(time.perf_counter())
+            self._run_if_due(time.perf_counter())
         elif loop is not None and self._outputs is not None:
             self._outputs.publish_status_alone(loop.ramp())
             self._wake.timer_period_ns = round(_IDLE_STATUS * 1e9)
@@ -356,5 +358,5 @@ class PolicyNode(LifecycleNode):
         timeout = loop.options.timeout
         if time.monotonic() - self._newest_message > timeout:
             raise TransportError(
-                f"nothing came on {', '.join(loop.missing_topics)} for {timeout:g} s; does the simulated robot run?"
+                f"no message on {', '.join(loop.missing_topics)} for {timeout:g} s; is the simulated robot running?"
             )

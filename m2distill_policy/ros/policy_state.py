@@ -1,4 +1,4 @@
-"""The policy on a node, as its services and its action see it."""
+"""The policy of a node, as its services and its action use it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from m2distill_policy.ros.images import Frame
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.settings.node import NodeSettings
 
-#: Either loop of a node on ROS 2.
+#: Loop of a node on ROS 2.
 Loop: TypeAlias = RealTimeLoop[Frame] | LockstepLoop[Frame]
 
 
 @dataclass
 class PolicyState:
-    """What belongs to the configured policy; None while the node is not configured.
+    """State of the configured policy; fields are None while the node is not configured.
 
     Attributes:
-        settings: the parameters, as they were when the node was configured.
-        server: answers observations.
-        loop: the present loop; each activation makes a new one.
-        is_active: whether observations are answered.
-        last_output: of the newest cycle; None before the first one.
+        settings: The parameters when the node was configured.
+        server: Answers observations.
+        loop: The current loop; each activation makes a new one.
+        is_active: Whether observations are answered.
+        last_output: Output of the newest cycle; None before the first one.
     """
 
     settings: NodeSettings | None = None
@@ -35,6 +35,6 @@ class PolicyState:
     last_output: Output | None = None
 
     def require_loop(self) -> Loop:
-        """The present loop; only for what runs while the node is configured."""
+        """Return the current loop; only for code that runs while the node is configured."""
         assert self.loop is not None
         return self.loop

@@ -1,4 +1,4 @@
-"""Quality of service of the node's topics. The user may override it: ``qos_overrides./topic.subscription.depth`` ..."""
+"""Quality of service of the node's topics. ``qos_overrides./topic.subscription.depth`` and so on override it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 
 
 def sensor(depth: int) -> QoSProfile:
-    """The newest wins, losses are allowed; met by every publisher."""
+    """Only the newest message matters, and losses are allowed. Compatible with every publisher."""
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 def reliable(depth: int) -> QoSProfile:
-    """Every message arrives while there is room for it."""
+    """Every message arrives, unless the queue is full."""
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def latched() -> QoSProfile:
-    """Late joiners get the last one."""
+    """Late subscribers receive the last message."""
     return QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def lockstep() -> QoSProfile:
-    """Every message arrives; a publisher waits for a slow subscriber rather than drop anything."""
+    """Every message arrives; a publisher waits for a slow subscriber."""
     return QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)

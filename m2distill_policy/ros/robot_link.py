@@ -1,4 +1,4 @@
-"""The simulated robot's end of ROS 2."""
+"""The simulated robot's side of ROS 2."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from m2distill_policy.ros import qos
 from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Link, StatusSnapshot
 
-#: Longest sleep in one go: a signal is only looked at between two sleeps.
+#: Longest single sleep, because signals are handled between two sleeps.
 _LONGEST_SLEEP = 0.25
-#: How the end effector is called in /tf.
+#: Name of the end effector's frame in /tf.
 END_EFFECTOR_FRAME = "end_effector"
 
 _COMMANDS: dict[Follow, type] = {"action": PolicyAction, "target_pose": PoseStamped, "twist": TwistStamped}
 
 
 class MessageQueue:
-    """What has come on a topic and was not handed over yet, with its arrival (s, monotonic)."""
+    """Messages of a topic that were not taken yet, with their arrival (s, monotonic)."""
 
     def __init__(self, node: Node, kind: Any, topic: str, profile: QoSProfile) -> None:
         self.topic = topic
@@ -50,7 +50,7 @@ class MessageQueue:
         self._come.append((message, time.monotonic()))
 
     def take(self) -> list[tuple[Any, float]]:
-        """Everything that has come, oldest first, also what the executor has not looked at."""
+        """Return everything that has arrived, the oldest first, including what the executor has not handled yet."""
         with self._subscription.handle:
             while (found := self._subscription.handle.take_message(self._kind, False)) is not None:
                 self._add(found[0])
@@ -59,9 +59,9 @@ class MessageQueue:
 
 
 class RosLink(Link):
-    """Publishers and subscriptions of a robot that follows ``follow``; node and executor are closed by who made them.
+    """Publishers and subscriptions of a robot that follows ``follow``. The caller closes node and executor.
 
-    In real time the end effector is in /tf too, as a real robot's is.
+    In real time the end effector is also in /tf, as that of a real robot is.
     """
 
     def __init__(self, node: Node, executor: Executor, contract: Contract, *, follow: Follow, lockstep: bool) -> None:
@@ -73,7 +73,7 @@ class RosLink(Link):
         self._joint_names = [entry for group in contract.proprioception for entry in group.entries]
         profile = qos.lockstep() if lockstep else qos.reliable(10)
         here = topics.relative
-        # ~/episode is the last publisher and ~/status the last subscription, as on plain DDS and for the same reason.
+        # ~/episode is the last publisher and ~/status the last subscription, for the same reason as on plain DDS.
         self._pose: Publisher | None = None
         if follow == "target_pose":
             self._pose = node.create_publisher(PoseStamped, here(topics.END_EFFECTOR_POSE), profile)
@@ -111,7 +111,7 @@ class RosLink(Link):
             if left <= 0:
                 lockstep = " with the parameter lockstep" if self._lockstep else ""
                 raise TransportError(
-                    f"nobody answered on {', '.join(missing)} within {timeout:g} s on ROS 2; start the policy node"
+                    f"no peer on {', '.join(missing)} within {timeout:g} s on ROS 2; start the policy node"
                     f"{lockstep}, and activate it"
                 )
             self.wait(min(left, 0.05))
@@ -137,12 +137,12 @@ class RosLink(Link):
             image.height, image.width, image.step = height, width, 3 * width
             image.data.frombytes(pixels.data.cast("B"))
             self._views[camera.name].publish(image)
-        readings = [
+        positions = [
             float(value) for group in self._contract.proprioception for value in observation.proprioception[group.name]
         ]
-        self._joints.publish(MESSAGES.joints(self._joint_names, readings, stamp, frame))
+        self._joints.publish(MESSAGES.joints(self._joint_names, positions, stamp, frame))
 
-    def instruct(self, instruction: str) -> None:
+    def send_instruction(self, instruction: str) -> None:
         self._instructions.publish(String(data=instruction))
 
     def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
@@ -156,7 +156,7 @@ class RosLink(Link):
         found = []
         for message, arrived in self._command.take():
             value = self._value(message)
-            # The rest of a ramp answers no observation and bears no stamp: it belongs to now.
+            # The rest of a ramp answers no observation and has stamp zero; it counts as arriving now.
             stamp = nanoseconds_of(message) or (0 if self._lockstep else time.time_ns())
             if value is not None:
                 found.append(Command(value, stamp, arrived))
@@ -169,7 +169,7 @@ class RosLink(Link):
             return action_of(message, self._contract.action.size)
         return pose_of(message)
 
-    def grips(self) -> list[float]:
+    def gripper_commands(self) -> list[float]:
         return [] if self._gripper is None else [grip.position for grip, _ in self._gripper.take()]
 
     def wait(self, timeout: float) -> None:

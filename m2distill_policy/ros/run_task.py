@@ -1,4 +1,4 @@
-"""``~/run_task``: do one task until its time is over or it is cancelled, then halt."""
+"""The action ``~/run_task``: do one task until the timeout or until it is cancelled, then halt."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from m2distill_policy.ros.waiting import NextTurn
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.status import StatusCode
 
-#: What a new task cannot end either, beside what only ``~/enable`` ends: it is refused.
+#: Faults that a new task cannot end, in addition to those that only ``~/enable`` ends: the goal is refused.
 _REFUSES = frozenset({StatusCode.DISABLED, StatusCode.OTHER_PUBLISHER})
 
 
 class RunTaskServer:
-    """The action server; a new goal replaces the one that runs."""
+    """The action server. A new goal replaces the current one."""
 
     def __init__(self, node: LifecycleNode, state: PolicyState) -> None:
         self._node = node
@@ -40,15 +40,15 @@ class RunTaskServer:
 
     def _goal(self, goal: RunTask.Goal) -> GoalResponse:
         if not (math.isfinite(goal.timeout) and goal.timeout >= 0):
-            self._node.get_logger().error(f"run_task: timeout is {goal.timeout} s; 0 (without end) or more is allowed")
+            self._node.get_logger().error(f"run_task: timeout is {goal.timeout} s; it must be at least 0 (no timeout)")
             return GoalResponse.REJECT
         if not goal.instruction:
-            self._node.get_logger().error("run_task: the instruction is empty; say what to do")
+            self._node.get_logger().error("run_task: the instruction is empty; give an instruction")
             return GoalResponse.REJECT
         return GoalResponse.ACCEPT
 
     def _refusal(self, goal: RunTask.Goal) -> str:
-        """Why ``goal`` cannot be done now, or ""; changes nothing, and a task that runs goes on."""
+        """Return why ``goal`` cannot be done now, or "". Changes nothing; a current task continues."""
         server = self._state.server
         if server is None or not self._state.is_active:
             return "the node is not active; configure and activate it first"
@@ -77,12 +77,12 @@ class RunTaskServer:
         self._newest += 1
         mine = self._newest
         server.reset("a new task")
-        server.release_halt()  # the one that ended the task before
+        server.release_halt()  # requested when the task before ended
         seen, commands = state.last_output, 0
         while True:
             result.elapsed = time.monotonic() - began
             if mine != self._newest or server.instruction != goal.instruction:
-                result.outcome, result.message = RunTask.Result.REPLACED, "Another task or instruction took its place."
+                result.outcome, result.message = RunTask.Result.REPLACED, "Another task or instruction replaced it."
                 handle.abort()
                 break
             if handle.is_cancel_requested:
@@ -92,23 +92,23 @@ class RunTaskServer:
                 break
             if not state.is_active:
                 if state.server is server:
-                    server.set_instruction("")  # or the arm would go on with it once the node is active again
-                result.outcome, result.message = RunTask.Result.FAULT, "The node is not active any more."
+                    server.set_instruction("")  # otherwise the arm would continue once the node is active again
+                result.outcome, result.message = RunTask.Result.FAULT, "The node is no longer active."
                 handle.abort()
                 break
             if goal.timeout and result.elapsed >= goal.timeout:
-                server.halt(f"the task's {goal.timeout:g} s are over")
-                result.outcome, result.message = RunTask.Result.OVER, f"{goal.timeout:g} s are over; the arm halts."
+                server.halt(f"the task's timeout of {goal.timeout:g} s has passed")
+                result.outcome, result.message = RunTask.Result.OVER, f"{goal.timeout:g} s have passed; the arm halts."
                 handle.succeed()
                 break
             if state.last_output is not None and state.last_output is not seen:
                 seen = state.last_output
                 commands += seen.command.is_sent
                 status = seen.decision.status
-                # A halt that somebody else asks for ends a task too.
+                # A halt that somebody else requests ends a task too.
                 held = server.blocking_fault
                 if held is not None or status.code is StatusCode.HALT_REQUESTED:
-                    # Whoever enables the policy after that must not set the arm going without a task and its timeout.
+                    # Enabling the policy later must not start the arm without a task and its timeout.
                     server.halt_after_enable(f"the task '{goal.instruction}' ended with a fault; send it again")
                     result.outcome = RunTask.Result.FAULT
                     result.message = held.message if held is not None else status.message

@@ -1,4 +1,4 @@
-"""``~/enable``, ``~/reset``, ``~/load_policy``, ``~/rollback``."""
+"""The services ``~/enable``, ``~/reset``, ``~/load_policy`` and ``~/rollback``."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import SwapReport, SwapState
 
-#: s that a bundle may take to be verified and made ready.
+#: s that a bundle may take until it is ready.
 _PATIENCE = 120.0
 
 
 class Services:
-    """The node's services; before it is configured each says so."""
+    """The node's services. While the node is not configured, they fail with a message."""
 
     def __init__(self, node: LifecycleNode, state: PolicyState) -> None:
         self._state = state
-        group = ReentrantCallbackGroup()  # a bundle that is being loaded must not hold up ~/enable
+        group = ReentrantCallbackGroup()  # loading a bundle must not block ~/enable
         node.create_service(SetBool, "~/enable", self._enable, callback_group=group)
         node.create_service(Trigger, "~/reset", self._reset, callback_group=group)
         node.create_service(Trigger, "~/rollback", self._rollback, callback_group=group)
         node.create_service(LoadPolicy, "~/load_policy", self._load, callback_group=group)
 
     def _server(self, response: Any, *, active: bool = False) -> PolicyServer | None:
-        """The policy server; None, with the answer filled in, where there is none yet."""
+        """Return the policy server; None, with ``response`` filled in, if there is none yet."""
         message = ""
         if self._state.server is None:
             message = "the node is not configured; configure it first"
@@ -56,7 +56,7 @@ class Services:
         if server is not None:
             server.reset("~/reset")
             response.success = True
-            response.message = "the window is empty"
+            response.message = "the window was cleared"
         return response
 
     async def _load(self, request: LoadPolicy.Request, response: LoadPolicy.Response) -> LoadPolicy.Response:
@@ -64,7 +64,7 @@ class Services:
         if server is None:
             return response
         server.load(request.path)
-        report = await self._fate(server)
+        report = await self._wait_for_swap(server)
         response.success = report.state in (SwapState.READY, SwapState.SWITCHED)
         response.message, response.bundle = report.message, report.bundle
         return response
@@ -79,13 +79,13 @@ class Services:
             response.success = False
             response.message = str(error)
             return response
-        report = await self._fate(server)
+        report = await self._wait_for_swap(server)
         response.success = report.state in (SwapState.READY, SwapState.SWITCHED)
         response.message = report.message
         return response
 
-    async def _fate(self, server: PolicyServer) -> SwapReport:
-        """What became of the bundle that is being loaded."""
+    async def _wait_for_swap(self, server: PolicyServer) -> SwapReport:
+        """Wait until the bundle that is being loaded is ready or refused."""
         until = time.monotonic() + _PATIENCE
         while server.swap.state is SwapState.LOADING and time.monotonic() < until:
             await NextTurn()

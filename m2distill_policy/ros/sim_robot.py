@@ -1,4 +1,4 @@
-"""``ros2 run m2distill_policy sim_robot``: the simulated robot as a ROS robot."""
+"""The executable ``sim_robot``: ``ros2 run m2distill_policy sim_robot`` runs a simulated robot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NODE = "sim_robot"
 
 @contextmanager
 def link_for(contract: Contract, follow: Follow, lockstep: bool) -> Iterator[RosLink]:
-    """A link on a node of its own, in the context that was initialised."""
+    """Make a link on its own node, in the current context."""
     node = Node(NODE)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
@@ -38,11 +38,11 @@ def link_for(contract: Contract, follow: Follow, lockstep: bool) -> Iterator[Ros
 
 
 def main() -> None:
-    """Run the rollouts; exits 0 when all of them were run, whether or not the task was done."""
+    """Run the rollouts. The exit status is 0 if all were run, whether or not they succeeded."""
     parser = argparse.ArgumentParser(
         prog="sim_robot",
-        description="Run a simulated robot on ROS 2: it publishes cameras and joint states and follows the policy's "
-        "commands, and says after each rollout whether the task was done. Topics are renamed by '--ros-args -r'.",
+        description="Run a simulated robot on ROS 2. It publishes cameras and joint states, follows the policy's "
+        "commands, and reports after each rollout whether the task was done. '--ros-args -r' renames topics.",
         epilog="example:\n"
         "  ros2 run m2distill_policy sim_robot --suite tabletop --task 0 --real-time --rollouts 3\n"
         "'ros2 launch m2distill_policy sim.launch.py bundle:=...' starts it together with the policy.",
@@ -51,10 +51,10 @@ def main() -> None:
     add_options(parser)
     try:
         args = parser.parse_args(remove_ros_args(sys.argv)[1:])
-    except M2DistillError as error:  # a number out of its range
+    except M2DistillError as error:  # an option is out of range
         parser.exit(2, f"sim_robot: {printable(str(error))}\n")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    # rclpy's own handlers end the context at once, in the middle of a period.
+    # rclpy's own signal handlers end the context at once, in the middle of a period.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
         code = roll_out(args, link_for)

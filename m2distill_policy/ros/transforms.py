@@ -1,4 +1,4 @@
-"""The end effector's pose by tf2, which interpolates it at the images' stamp."""
+"""The end effector's pose from tf2, which interpolates it at the images' stamp."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from m2distill_policy.node.pose import pose_from
 from m2distill_policy.node.pose_gate import Measured, PoseGate
 from m2distill_policy.node.pose_source import PoseSource
 
-#: s of transforms that are kept.
+#: s for which transforms are kept.
 _KEPT = 2.0
 
 
@@ -26,9 +26,9 @@ class TransformedPoses(PoseSource):
     """Poses of the frame ``end_effector`` in the frame ``base``.
 
     Args:
-        slop: ns by which the newest transform may be older than the stamp it is asked for; an image may come first.
-        longest_silence: s of the node's clock after which the newest transform counts no more.
-        gate: judges every pose before it is used.
+        slop: ns by which the newest transform may be older than the requested stamp, because an image may arrive first.
+        longest_silence: Seconds of the node's clock after which the newest transform is no longer used.
+        gate: Checks every pose before it is used.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TransformedPoses(PoseSource):
             translation, q = found.transform.translation, found.transform.rotation
             pose = pose_from((translation.x, translation.y, translation.z), (q.x, q.y, q.z, q.w))
         except TransformException:
-            # Whoever asked says that there is no pose; what is no pose must not end a cycle.
+            # The caller reports a missing pose; an invalid one must not end a cycle.
             return None
         except ObservationError as error:
             self.refuse(str(error))
@@ -80,7 +80,7 @@ class TransformedPoses(PoseSource):
             return f"the newest transform is {self._age(newest) / 1e9:.2f} s old"
         if stamp > newest:
             return (
-                f"the newest transform is {(stamp - newest) / 1e6:.1f} ms before its images, and 'slop' allows "
+                f"the newest transform is {(stamp - newest) / 1e6:.1f} ms before its images, but 'slop' allows "
                 f"{self._slop / 1e6:g} ms"
             )
         return "tf2 no longer has one for its images"
@@ -93,7 +93,7 @@ class TransformedPoses(PoseSource):
         return newest < stamp and self._age(newest) <= self._longest_silence
 
     def came_by(self, stamp: int, moment: float) -> bool:
-        return self.at(stamp) is not None  # tf2 does not tell when a transform arrived
+        return self.at(stamp) is not None  # tf2 does not record when a transform arrived
 
     def _newest(self) -> TransformStamped:
         return self._buffer.lookup_transform(self._base, self._end_effector, Time())

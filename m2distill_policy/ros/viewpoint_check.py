@@ -1,4 +1,4 @@
-"""``ros2 run m2distill_policy viewpoint_check``: the live images over the training ones, as topics and in the log."""
+"""The executable ``viewpoint_check``: compare live images with training images, as topics and in the log."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from m2distill_policy.node.viewpoint import describe, misalignment, overlay
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.images import Frame, message_to_rgb
 
-#: s between two looks at one view, and until a view of which nothing has come is named.
+#: s between two checks of a view, and until a view without images is reported.
 _EVERY, _PATIENCE = 0.5, 5.0
 
 
 class ViewpointCheck(Node):
-    """Publishes ``~/<view>/overlay`` and says in the log, whenever it changes, how each camera must be turned.
+    """Publishes ``~/<view>/overlay``, and logs how each camera must be turned whenever that changes.
 
-    Parameters: ``bundle``, and ``image_transport`` (raw or compressed), as the policy node has them.
+    Parameters: ``bundle`` and ``image_transport`` (raw or compressed), as for the policy node.
     """
 
     def __init__(self, overrides: dict[str, object] | None = None) -> None:
@@ -40,19 +40,19 @@ class ViewpointCheck(Node):
         path = str(self.declare_parameter("bundle", "").value)
         transport = str(self.declare_parameter("image_transport", "raw").value)
         if not path:
-            raise ConfigError("parameter 'bundle' is empty; name the folder that 'm2distill export' wrote")
+            raise ConfigError("parameter 'bundle' is empty; give the folder that 'm2distill export' wrote")
         if transport not in ("raw", "compressed"):
             raise ConfigError(f"parameter 'image_transport' is '{transport}'; choose one of raw, compressed")
         bundle = open_bundle(Path(path).expanduser())
-        #: View -> what was said of it last.
+        #: View -> its last message in the log.
         self.said: dict[str, str] = {}
         for camera in bundle.contract.cameras:
             topic = topics.camera_topic(camera.name) + ("/compressed" if transport == "compressed" else "")
             kind = CompressedImage if transport == "compressed" else Image
-            self.create_subscription(kind, topics.relative(topic), self._look(bundle, camera), qos.sensor(1))
-        self._silent = self.create_timer(_PATIENCE, lambda: self._name_the_silent(bundle, transport))
+            self.create_subscription(kind, topics.relative(topic), self._subscribe(bundle, camera), qos.sensor(1))
+        self._silent = self.create_timer(_PATIENCE, lambda: self._report_missing(bundle, transport))
 
-    def _name_the_silent(self, bundle: Bundle, transport: str) -> None:
+    def _report_missing(self, bundle: Bundle, transport: str) -> None:
         self._silent.cancel()
         for camera in bundle.contract.cameras:
             if camera.name not in self.said:
@@ -63,7 +63,7 @@ class ViewpointCheck(Node):
                     f"no image of view '{camera.name}' on {here} yet; rename it: --ros-args -r {topic}:=/your/topic"
                 )
 
-    def _look(self, bundle: Bundle, camera: Camera) -> Callable[[Frame], None]:
+    def _subscribe(self, bundle: Bundle, camera: Camera) -> Callable[[Frame], None]:
         reference = bundle.view(camera.name)
         short = camera.name.removesuffix("_rgb")
         out = self.create_publisher(Image, f"~/{short}/overlay", qos.reliable(1))
@@ -78,9 +78,9 @@ class ViewpointCheck(Node):
             try:
                 live = preprocess(message_to_rgb(frame), camera)
             except ObservationError as error:
-                self._say(camera, str(error))
+                self._log_change(camera, str(error))
                 return
-            self._say(camera, describe(camera, misalignment(reference, live)))
+            self._log_change(camera, describe(camera, misalignment(reference, live)))
             shown = np.ascontiguousarray(overlay(reference, live))
             image = Image(header=frame.header, encoding="rgb8")
             image.height, image.width, image.step = shown.shape[0], shown.shape[1], 3 * shown.shape[1]
@@ -89,14 +89,14 @@ class ViewpointCheck(Node):
 
         return callback
 
-    def _say(self, camera: Camera, text: str) -> None:
+    def _log_change(self, camera: Camera, text: str) -> None:
         if self.said.get(camera.name) != text:
             self.said[camera.name] = text
             self.get_logger().info(text)
 
 
 def main() -> None:
-    """Look until Ctrl-C."""
+    """Run until Ctrl-C."""
     rclpy.init()
     try:
         rclpy.spin(ViewpointCheck())

@@ -1,4 +1,4 @@
-"""Waiting inside a service or action without holding up the executor."""
+"""Wait inside a service or action without blocking the executor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 
 class NextTurn:
-    """``await NextTurn()``: let the executor do something else, and go on after it has."""
+    """``await NextTurn()`` lets the executor handle something else first."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield

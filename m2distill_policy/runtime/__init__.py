@@ -1,5 +1,5 @@
-"""Serving a bundle: preprocessing, window, engine, mixture, safety, server, hot swap.
+"""Serve a bundle: engine, window, mixture, safety limits, watchdog, policy server and hot swap.
 
-Pure: observations and time are handed in, decisions come out. Needs numpy, onnxruntime and cv2; never torch, ROS or a
-simulator. Import what you need from its own file; this package imports nothing by itself.
+It knows no transport, clock or robot: observations and time are arguments, decisions are results. It needs numpy,
+onnxruntime and cv2, and never torch, ROS or a simulator. Import from its modules; the package itself exports nothing.
 """

@@ -1,4 +1,4 @@
-"""The network that drives, its memory, and the hot swap to another one."""
+"""The bundle in use, its window and instruction, and the hot swap to another bundle."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SwapWhen = Literal["idle", "now"]
 
 
 class ActivePolicy:
-    """The engine in use with its window and instruction. A hot swap replaces them together.
+    """The engine in use, with its window and instruction. A hot swap replaces all three together.
 
     Args:
-        engine: the first one.
-        lock: the policy server's. Whoever calls a method holds it, unless its docstring says otherwise.
-        governor: limits the commands; takes over the contract of another bundle.
-        watch: limits the time of an answer.
-        provider, threads, public_key: for bundles that are loaded later, see :class:`PolicyServer`.
+        engine: Engine to start with.
+        lock: Lock of the policy server. The caller of a method must hold it, unless the docstring says otherwise.
+        governor: Limits the commands. A hot swap gives it the contract of the new bundle.
+        watch: Limits the time of an answer.
+        provider, threads, public_key: Used for bundles that are loaded later, see :class:`PolicyServer`.
         swap_when: "now" switches between any two cycles, "idle" only while the arm is halted.
-        probe: what such a bundle may use until its first answer.
+        probe: Time and memory that a new bundle may use until its first answer.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ActivePolicy:
         self.instruction: str | None = None
         self.history = RawHistory(engine.contract.history, engine.contract.period)
         self.swap = HotSwap(self.seen, timeout=longest_load(provider, probe))
-        #: Warning about the speed of the bundle that drives, or "".
+        #: Warning that the speed of the bundle in use is limited, or "".
         self.speed_warning = ""
         self._lock = lock
         self._governor = governor
@@ -70,33 +70,33 @@ class ActivePolicy:
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle that drives."""
+        """The bundle in use."""
         return self.engine.bundle
 
     @property
     def contract(self) -> Contract:
-        """Its contract; only the velocity response may change with a hot swap."""
+        """The contract of the bundle in use. A hot swap can change only its velocity response."""
         return self.engine.contract
 
     def _limit_answers(self, engine: Engine) -> None:
         engine.limit_answers(self._watch.longest_answer(engine.contract.period))
 
     def clear(self, reason: str) -> None:
-        """Clear the window; ``reason`` is in the status."""
+        """Clear the window. ``reason`` is reported in the status."""
         self.window.clear()
         self.history.clear(reason)
         self.swap.notice()
 
     def clear_instruction(self) -> None:
-        """Answer no observation until there is a new instruction."""
+        """Remove the instruction. No observation is answered until a new one is set."""
         self.instruction = self.conditioning = None
 
     def set_instruction(self, instruction: str) -> None:
-        """Set the instruction; without one where that fails.
+        """Set the instruction. If this fails, there is no instruction afterwards.
 
         Raises:
-            UnknownInstructionError: the bundle does not know it.
-            EngineError: the network fails on it.
+            UnknownInstructionError: The bundle does not know it.
+            EngineError: The network failed on it.
         """
         try:
             self.conditioning = self.engine.condition(instruction)
@@ -106,13 +106,13 @@ class ActivePolicy:
         self.instruction = instruction
 
     def seen(self) -> Seen:
-        """What has been answered in the present window. Takes the lock."""
+        """Return the instruction and the steps in the current window. Takes the lock."""
         with self._lock:
             generation, steps = self.history.snapshot()
             return Seen(self.instruction, generation, steps)
 
     def load(self, path: Path) -> None:
-        """Begin a hot swap to the bundle at ``path``. Takes the lock."""
+        """Start a hot swap to the bundle at ``path``. Takes the lock."""
         with self._lock:
             present = self.bundle
         self.swap.begin(
@@ -132,15 +132,15 @@ class ActivePolicy:
         )
 
     def rollback(self) -> None:
-        """Begin a swap back to the engine before the last switch. Takes the lock.
+        """Start a swap back to the previous bundle. Takes the lock.
 
         Raises:
-            SwapError: there is none.
+            SwapError: There is no previous bundle.
         """
         with self._lock:
             previous, present = self._previous, self.bundle
         if previous is None:
-            raise SwapError("there is no earlier bundle to go back to: none has been replaced since the start")
+            raise SwapError("there is no previous bundle: no bundle has been replaced since the start")
 
         def prepare(cancelled: threading.Event) -> Engine:
             require_compatible(present, previous.bundle, self.instruction, self._speed)
@@ -149,9 +149,10 @@ class ActivePolicy:
         self.swap.begin(f"Bundle {previous.bundle.identifier} (rollback)", prepare)
 
     def switch_if_ready(self, wait: bool = False) -> None:
-        """Switch to a bundle that is ready, where the arm's motion allows it. Call it between two cycles.
+        """Switch to a bundle that is ready, if the arm's motion allows it. Call it between two cycles.
 
-        wait: whether to wait for the lock of the thread that prepares it.
+        Args:
+            wait: Whether to wait for the lock of the thread that prepares the bundle.
         """
         may_switch = self.swap.ready and (self._swap_when == "now" or self._governor.motion is Motion.HALTED)
         contract = self.swap.next_contract if may_switch else None
@@ -165,6 +166,6 @@ class ActivePolicy:
         self.engine, self.window, self.conditioning = candidate.engine, candidate.window, candidate.conditioning
         self._governor.set_contract(self.contract)
         self.speed_warning = self._speed.warning(self.bundle)
-        logger.info("bundle %s took over from %s", self.bundle.identifier, self._previous.bundle.identifier)
+        logger.info("switched from bundle %s to %s", self._previous.bundle.identifier, self.bundle.identifier)
         if self.speed_warning:
             logger.warning("%s", self.speed_warning)

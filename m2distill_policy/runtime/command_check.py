@@ -1,4 +1,4 @@
-"""The last step before a publisher: is this command finite, and inside the limits? Whatever made it."""
+"""The last check before a command is published: it must be finite and within the limits."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import ACTION_AXES, Contract
 from m2distill_policy.runtime.safety import SafetyLimits
 
-#: What rounding may add, as a factor and in m, rad, m/s or rad/s.
+#: Tolerance for rounding: a factor, and an amount in m, rad, m/s or rad/s.
 _ROUNDING, _TINY = 1e-6, 1e-9
 _ONES = (1.0,) * len(ACTION_AXES)
 
 
 @dataclass(frozen=True)
 class CommandCheck:
-    """What a command must keep.
+    """The limits of a command that is about to be sent.
 
-    limits: the workspace among them. speeds: (6,) m/s and rad/s, see :class:`SpeedLimit`. contract: how far an action
-    may put the set-point ahead of the arm. gripper: the two positions that it is told, in its own unit.
+    Attributes:
+        limits: Safety limits; the workspace is checked.
+        speeds: (6,) m/s and rad/s, see :class:`SpeedLimit`.
+        contract: Gives the largest distance between the set-point and the arm.
+        gripper: Position of the open and of the closed gripper, m or rad.
     """
 
     limits: SafetyLimits
@@ -39,14 +42,14 @@ class CommandCheck:
         gripper: float | None,
         pose: NDArray[np.floating[Any]] | None,
     ) -> str | None:
-        """Why the command must not be sent, or None.
+        """Return why the command must not be sent, or None.
 
         Args:
-            action: (7,), [-1, 1].
-            twist: (6,) m/s and rad/s; None where none is sent, as for the others.
-            target: (6,) set-point: m and a rotation vector in rad.
-            gripper: position.
-            pose: (6,) of the end effector that ``target`` is made from.
+            action: (7,) in [-1, 1].
+            twist: (6,) m/s and rad/s, or None if no twist is sent.
+            target: Set-point (6,): position in m and rotation vector in rad; None if none is sent.
+            gripper: Position in m or rad; None if none is sent.
+            pose: (6,) pose of the end effector from which ``target`` was computed.
         """
         return (
             self._action(action)
@@ -66,13 +69,13 @@ class CommandCheck:
         if len(values) != 6 or not all(map(math.isfinite, values)):
             return f"the set-point is {values}; six finite numbers are needed"
         if math.hypot(*values[3:]) > math.pi * (1 + _ROUNDING):
-            return f"the set-point is turned by the vector {values[3:]}; at most pi rad are possible"
+            return f"the set-point's rotation vector is {values[3:]}; its length may be at most pi rad"
         if pose is None:
-            return "the set-point was made without the end effector's pose"
+            return "the set-point was computed without the end effector's pose"
         most = self.contract.action.translation_scale * (1 + _ROUNDING) + _TINY
         for axis, value, here in zip("xyz", values, np.asarray(pose).tolist(), strict=False):
-            if not abs(value - here) <= most:  # not so for NaN
-                return f"the set-point's {axis} is {value:.4g} m and the arm's {here:.4g} m; one action is {most:.4g} m"
+            if not abs(value - here) <= most:  # written so that NaN fails
+                return f"the set-point's {axis} is {value:.4g} m and the arm's {here:.4g} m; at most {most:.4g} m apart"
         low, high = self.limits.workspace_low, self.limits.workspace_high
         if low is not None and high is not None:
             for axis, value, least, greatest in zip("xyz", values, low, high, strict=False):
@@ -87,11 +90,11 @@ class CommandCheck:
 
 
 def _beyond(what: str, values: NDArray[np.floating[Any]], most: Sequence[float], unit: str) -> str | None:
-    """Why one of ``values`` is not finite, or larger than its entry of ``most``; None where all are inside."""
-    found = np.asarray(values).tolist()  # plain numbers: of so few, NumPy takes longer
+    """Return which of ``values`` is not finite or is larger than its entry of ``most``; None if all are within."""
+    found = np.asarray(values).tolist()  # for so few values, plain floats are faster than NumPy
     if not isinstance(found, list) or len(found) != len(most):
         return f"{what} has the shape {np.shape(values)}; ({len(most)},) is needed"
     for axis, value, limit in zip(ACTION_AXES, found, most, strict=False):
-        if not abs(value) <= limit * (1 + _ROUNDING) + _TINY:  # not so for NaN
+        if not abs(value) <= limit * (1 + _ROUNDING) + _TINY:  # written so that NaN fails
             return f"{what} is {value:.4g} in '{axis}'; at most {limit:.4g} {unit}".rstrip() + " is allowed"
     return None

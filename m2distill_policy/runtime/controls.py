@@ -1,4 +1,4 @@
-"""State and controls of a policy server: what others read and set between two cycles."""
+"""State and controls of a policy server: what other threads read and set between two cycles."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from m2distill_policy.runtime.window import TokenWindow
 
 
 class PolicyControls:
-    """Everything of a policy server but its cycle. Methods may be called from several threads; each call is atomic.
+    """Everything of a policy server except its cycle. Thread-safe: each call is atomic.
 
     Args:
-        bundle: an opened bundle; the caller checks its signature.
-        provider, threads: see :class:`Engine`.
-        sampling, temperature: see :meth:`Mixture.draw`.
-        seed: of the random numbers.
-        limits: safety limits.
-        watch: what is too late, too early or frozen.
-        enabled: whether commands are sent; False begins in shadow mode.
+        bundle: An opened bundle. The caller checks its signature.
+        provider, threads: See :class:`Engine`.
+        sampling, temperature: See :meth:`Mixture.sample`.
+        seed: Random seed, at least 0.
+        limits: Safety limits.
+        watch: Limits of late, early and frozen observations.
+        enabled: Whether commands are sent. False starts in shadow mode.
         resume: ``auto`` drives on when a fault has passed (with an empty window), ``enable`` waits for :meth:`enable`.
         swap_when: ``now`` switches to a new bundle between any two cycles, ``idle`` only while the arm is halted.
-        clock: s, measures latency.
-        probe: what a new bundle may use until its first answer.
-        public_key: the key that a new bundle must be signed with; None for any bundle.
+        clock: Returns seconds; used to measure latency.
+        probe: Time and memory that a new bundle may use until its first answer.
+        public_key: Key with which new bundles must be signed; None accepts any bundle.
 
     Raises:
-        ConfigError: an argument is not allowed.
+        ConfigError: An argument is not allowed.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PolicyControls:
     ) -> None:
         check_sampling(sampling, temperature)
         if seed < 0:
-            raise ConfigError(f"seed is {seed}; whole numbers from 0 on are allowed")
+            raise ConfigError(f"seed is {seed}; whole numbers of at least 0 are allowed")
         if resume not in ("auto", "enable"):
             raise ConfigError(f"resume is '{resume}'; choose 'auto' or 'enable'")
         if swap_when not in ("idle", "now"):
@@ -102,22 +102,22 @@ class PolicyControls:
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle that drives."""
+        """The bundle in use."""
         return self._policy.bundle
 
     @property
     def engine(self) -> Engine:
-        """The engine that drives."""
+        """The engine in use."""
         return self._policy.engine
 
     @property
     def contract(self) -> Contract:
-        """The contract; only its velocity response may change with a hot swap."""
+        """The contract of the bundle in use. A hot swap can change only its velocity response."""
         return self._policy.contract
 
     @property
     def instruction(self) -> str | None:
-        """The current instruction."""
+        """The current instruction, or None."""
         return self._policy.instruction
 
     @property
@@ -126,7 +126,7 @@ class PolicyControls:
 
     @property
     def enabled(self) -> bool:
-        """Whether commands are sent."""
+        """Whether commands are sent; False in shadow mode."""
         return self._interlock.enabled
 
     @property
@@ -141,12 +141,12 @@ class PolicyControls:
 
     @property
     def speeds(self) -> tuple[float, ...]:
-        """(6,) m/s and rad/s that no command exceeds, whichever bundle drives; see :class:`SpeedLimit`."""
+        """(6,) m/s and rad/s that no command exceeds, with any bundle; see :class:`SpeedLimit`."""
         return self._governor.speeds
 
     @property
     def window(self) -> TokenWindow:
-        """The tokens kept of earlier steps; to be read only."""
+        """The window of earlier steps' tokens. Do not change it."""
         return self._policy.window
 
     @property
@@ -156,7 +156,7 @@ class PolicyControls:
 
     @property
     def watch(self) -> WatchLimits:
-        """What counts as late, early, silent or frozen."""
+        """Limits of late, early, missing and frozen observations."""
         return self._watchdog.limits
 
     # --- hot swap ----------------------------------------------------------------------------------------------------
@@ -168,32 +168,31 @@ class PolicyControls:
 
     @property
     def swap_pending(self) -> bool:
-        """Whether a bundle is being loaded or waits to take over."""
+        """Whether a bundle is being loaded, or is ready and not in use yet."""
         return self._policy.swap.pending
 
     def load(self, path: str | Path) -> None:
-        """Begin a hot swap to the bundle at ``path``. Returns at once; :attr:`swap` and the status report the rest."""
+        """Start a hot swap to the bundle at ``path``. Returns at once; progress is in :attr:`swap` and the status."""
         self._policy.load(Path(path))
 
     def rollback(self) -> None:
-        """Begin a swap back to the bundle before the last switch.
+        """Start a swap back to the previous bundle.
 
         Raises:
-            SwapError: there is none.
+            SwapError: There is no previous bundle.
         """
         self._policy.rollback()
 
     def wait_for_swap(self, timeout: float) -> SwapReport:
-        """Block until the swap under way is refused or ready, and switch at once if ``swap_when`` allows it now.
+        """Wait until the current swap is refused or ready, and switch at once if ``swap_when`` allows it.
 
-        Call it between two cycles from the thread that steps: in lockstep this makes the moment of the switch
-        reproducible.
+        Call it between two cycles, from the thread that calls ``step``. In lockstep this makes the switch reproducible.
 
         Args:
-            timeout: s.
+            timeout: Seconds.
 
         Raises:
-            SwapError: the timeout has passed.
+            SwapError: The timeout has passed.
         """
         self._policy.swap.wait_ready(timeout)
         with self._lock:
@@ -201,17 +200,17 @@ class PolicyControls:
             return self._policy.swap.report
 
     def close(self) -> None:
-        """End the background thread; the server must not be used afterwards."""
+        """End the background threads. The server must not be used afterwards."""
         self._policy.swap.cancel()
 
     # --- instruction and episode -------------------------------------------------------------------------------------
 
     def require_known(self, instruction: str) -> None:
-        """Check that :meth:`set_instruction` would accept ``instruction``; changes nothing.
+        """Check that :meth:`set_instruction` would accept ``instruction``. Changes nothing.
 
         Raises:
-            UnknownInstructionError: the bundle does not know it; lists those that it knows.
-            EngineError: the network fails on it.
+            UnknownInstructionError: The bundle does not know it; the message lists the known ones.
+            EngineError: The network failed on it.
         """
         with self._lock:
             if instruction and not self._is_current(instruction):
@@ -221,17 +220,18 @@ class PolicyControls:
         return instruction == self._policy.instruction and self._interlock.refused_instruction is None
 
     def set_instruction(self, instruction: str, *, keep_on_refusal: bool = False) -> None:
-        """Set the instruction. A new one clears the window and ends a requested halt. The current one again changes
-        nothing: a publisher that repeats itself must not start a halted arm again.
+        """Set the instruction. A new one clears the window and ends a requested halt.
+
+        Setting the current one again changes nothing: a publisher that repeats it must not restart a halted arm.
 
         Args:
-            instruction: an empty one removes the instruction, and the arm halts.
-            keep_on_refusal: change nothing where the instruction is refused, for a caller who handles the error.
+            instruction: An empty string removes the instruction, and the arm halts.
+            keep_on_refusal: Keep the old instruction if the new one is refused; for callers that handle the error.
                 Otherwise the arm halts, because the old task is no longer wanted.
 
         Raises:
-            UnknownInstructionError: the bundle does not know it; lists those that it knows.
-            EngineError: the network fails on it.
+            UnknownInstructionError: The bundle does not know it; the message lists the known ones.
+            EngineError: The network failed on it.
         """
         with self._lock:
             policy, interlock = self._policy, self._interlock
@@ -259,17 +259,17 @@ class PolicyControls:
     def reset(
         self, reason: str = "reset", *, seed: int | None = None, episode: int | None = None, is_stationary: bool = False
     ) -> None:
-        """Begin an episode: an empty window, no earlier stamps and images to compare with, a new random stream.
+        """Begin an episode: clear the window and the earlier stamps and images, and start a new random stream.
 
         A requested halt and a latched fault stay.
 
         Args:
-            reason: why the window is cleared, for the status.
-            seed: begin again at episode 0 of this seed; None for the next episode of the current seed (the same one,
-                where it has no answer yet).
-            episode: number of the random stream; None as for ``seed``.
-            is_stationary: whether the arm is known to be stationary (a simulation was reset): then the last command is
-                forgotten too.
+            reason: Why the window is cleared, for the status.
+            seed: Restart at episode 0 of this seed. None continues with the next episode of the current seed, or
+                repeats the current episode if it has no answer yet.
+            episode: Number of the random stream; None as for ``seed``.
+            is_stationary: Whether the arm is known to be stationary, because a simulation was reset. The last command
+                is then cleared too.
         """
         with self._lock:
             self._policy.clear(reason)
@@ -289,22 +289,24 @@ class PolicyControls:
     # --- operator ----------------------------------------------------------------------------------------------------
 
     def enable(self) -> None:
-        """Send commands from the next observation on, with an empty window; also clears a latched fault."""
+        """Clear a latched fault and the window, and send commands from the next observation on."""
         with self._lock:
             self._interlock.enable()
             self._motion_check.reset()
             self._policy.clear("enable")
 
     def disable(self) -> None:
-        """Ramp to a halt, then go on answering without commands (shadow mode)."""
+        """Ramp to a halt, then continue in shadow mode: answers, but no commands."""
         with self._lock:
             self._interlock.enabled = False
 
     def refusal_to_enable(self, monotonic: float) -> str:
-        """Why :meth:`enable` would have no effect now, because it would have to be called again; "" where it would.
+        """Return why :meth:`enable` would have no effect now, or "" if it would.
 
-        That is so with the emergency stop pressed, and with ``resume`` "enable" while a fault lasts. monotonic: as in
-        :meth:`step`.
+        It has no effect while the emergency stop is pressed, nor, with ``resume`` "enable", while a fault lasts.
+
+        Args:
+            monotonic: As in :meth:`step`.
         """
         with self._lock:
             return self._interlock.refusal_to_enable(monotonic, has_instruction=self._has_instruction)
@@ -316,56 +318,67 @@ class PolicyControls:
             return self._interlock.blocking_fault
 
     def obstacles(self, monotonic: float) -> tuple[Fault, ...]:
-        """Everything that keeps the policy from driving now, the strictest first; empty where nothing is known to.
+        """Return every known reason why the policy does not drive now, the most severe first. Changes nothing.
 
-        monotonic: as in :meth:`step`. What depends on observations is from the newest cycle. Changes nothing.
+        Reasons that depend on observations are those of the newest cycle.
+
+        Args:
+            monotonic: As in :meth:`step`.
         """
         with self._lock:
             return tuple(self._interlock.obstacles(monotonic, has_instruction=self._has_instruction))
 
     def halt(self, reason: str) -> None:
-        """Ramp to a halt and stay there until :meth:`enable`, :meth:`release_halt` or a new instruction.
+        """Ramp to a halt and stay halted until :meth:`enable`, :meth:`release_halt` or a new instruction.
 
-        A latched fault, which only :meth:`enable` clears, is not replaced by this weaker halt.
+        It does not replace a latched fault, which only :meth:`enable` clears.
         """
         with self._lock:
             self._interlock.request_halt(reason)
 
     def release_halt(self) -> None:
-        """End what :meth:`halt` began; a latched fault stays."""
+        """End a halt requested by :meth:`halt`. A latched fault stays."""
         with self._lock:
             self._interlock.release_halt()
 
     def halt_after_enable(self, reason: str) -> None:
-        """Halt, as by :meth:`halt`, once the latched fault is cleared."""
+        """Halt as :meth:`halt` does, once the latched fault is cleared."""
         with self._lock:
             self._interlock.request_halt_after_enable(reason)
 
     def set_not_ready(self, message: str | None) -> None:
-        """Send no answers yet; None: send them. Something about the observations is not known yet. The arm is driven as
-        soon as the reason is gone, without :meth:`enable`."""
+        """Send no commands while something about the observations is not known yet; None ends this.
+
+        The arm is driven as soon as the reason is gone, without :meth:`enable`.
+        """
         with self._lock:
             self._interlock.not_ready = None if message is None else Fault(StatusCode.WAITING, message)
 
     def set_other_publisher(self, message: str | None) -> None:
-        """Halt while another node publishes commands to the same arm. None: there is none (any more)."""
+        """Halt while another node publishes commands to the same arm. None: there is no such node."""
         with self._lock:
             fault = None if message is None else Fault(StatusCode.OTHER_PUBLISHER, message)
             self._interlock.other_publisher = fault
 
     def report_pose_jump(self, message: str) -> None:
-        """Halt until :meth:`enable`, where the policy drives: the end effector's pose has jumped."""
+        """If the policy drives, halt until :meth:`enable`, because the end effector's pose has jumped."""
         with self._lock:
             self._interlock.latch_pose_jump(message, has_instruction=self._has_instruction)
 
     def set_emergency_stop(self, pressed: bool) -> None:
-        """Set the emergency stop. Pressed: ramp to a halt. Released: stay halted until :meth:`enable`, whatever
-        ``resume`` says."""
+        """Set the emergency stop. Pressed: ramp to a halt. Released: stay halted until :meth:`enable`, for any
+        ``resume``."""
         with self._lock:
             self._interlock.set_emergency_stop(pressed)
 
     def set_dead_man(self, held: bool, *, monotonic: float) -> None:
-        """Set the dead-man switch; ``monotonic`` as in :meth:`step`. It must be set again and again: a switch that
-        sends nothing counts as released. Without ``watch.dead_man`` it is not needed."""
+        """Set the dead-man switch. Without ``watch.dead_man`` no switch is needed.
+
+        It must be set repeatedly: a switch that sends nothing counts as released.
+
+        Args:
+            held: Whether the switch is held.
+            monotonic: As in :meth:`step`.
+        """
         with self._lock:
             self._watchdog.set_dead_man(held, monotonic)

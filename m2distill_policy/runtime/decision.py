@@ -16,13 +16,13 @@ class Decision:
     """What to do in this cycle, and why.
 
     Attributes:
-        action: (7,) float64, the command in the contract's units ([-1, 1]), within the limits; zero motion when halted.
-        command: whether ``action`` is to be sent to the arm; False in shadow mode, and while there is nothing new.
-        sample: (7,) the policy's own answer before any limit; None where it gave none in this cycle.
-        mixture: the mixture that ``sample`` was drawn from, or None.
-        status: code, message and the rest.
-        bundle: identifier of the network that answered.
-        stamp: of the observation that was answered (s); None for a cycle without one.
+        action: (7,) float64 command in the contract's units ([-1, 1]), within the limits; zero motion when halted.
+        command: Whether to send ``action`` to the arm. False in shadow mode, and while there is nothing new.
+        sample: (7,) action sampled from the mixture, before any limit; None if there was no answer in this cycle.
+        mixture: Mixture that ``sample`` was sampled from, or None.
+        status: Status of this cycle.
+        bundle: Identifier of the bundle that answered.
+        stamp: Stamp of the observation that was answered, s; None for a cycle without one.
     """
 
     action: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""From a normalised action to what an arm takes: a set-point pose, or a velocity."""
+"""Convert a normalised action to what an arm accepts: a set-point pose, or a velocity."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from m2distill_policy.contract import Contract
 
 
 def set_point_delta(action: NDArray[np.floating[Any]], contract: Contract) -> NDArray[np.float64]:
-    """Set-point relative to the present pose (6,): translation in m, rotation vector in rad, in the contract's frame.
+    """Return the set-point relative to the current pose (6,): translation in m, rotation vector in rad.
 
-    action: (7,) in [-1, 1]. Exact for a Cartesian impedance controller; it is not a distance that will be travelled.
+    It is in the contract's frame, and is what a Cartesian impedance controller needs. The arm does not necessarily
+    travel this distance in one step.
+
+    Args:
+        action: (7,) in [-1, 1].
     """
     values = np.asarray(action, dtype=np.float64)
     scale = contract.action
@@ -25,10 +29,16 @@ def set_point_delta(action: NDArray[np.floating[Any]], contract: Contract) -> ND
 def set_point(
     pose: NDArray[np.floating[Any]], action: NDArray[np.floating[Any]], contract: Contract
 ) -> NDArray[np.float64]:
-    """Set-point pose (6,) for an end effector at ``pose`` (6,): position in m and rotation vector in rad, same frame.
+    """Return the set-point pose (6,): position in m and rotation vector in rad, in the frame of ``pose``.
 
-    The rotation is applied in the frame's axes (from the left), as robosuite's OSC does. Raises :class:`ValueError`
-    for a pose or an action that is not finite, of which OpenCV would make some rotation.
+    The rotation is applied in the frame's axes (from the left), as robosuite's OSC does.
+
+    Args:
+        action: (7,) in [-1, 1].
+        pose: (6,) current pose of the end effector.
+
+    Raises:
+        ValueError: The pose or the action is not finite. OpenCV would compute some rotation from it.
     """
     delta = set_point_delta(action, contract)
     present = np.asarray(pose, dtype=np.float64)
@@ -41,22 +51,24 @@ def set_point(
 def motion_to(
     target: NDArray[np.floating[Any]], pose: NDArray[np.floating[Any]], contract: Contract
 ) -> NDArray[np.float64]:
-    """The motion entries (6,) of the action whose set-point from ``pose`` (6,) is ``target`` (6,); the inverse of
-    :func:`set_point`."""
+    """Return the motion entries (6,) of the action whose set-point from ``pose`` (6,) is ``target`` (6,).
+
+    This is the inverse of :func:`set_point`.
+    """
     rotation = cv2.Rodrigues(np.asarray(target[3:6], dtype=np.float64))[0]
     present = cv2.Rodrigues(np.asarray(pose[3:6], dtype=np.float64))[0]
     turn = cv2.Rodrigues(rotation @ present.T)[0].ravel()
-    # A controller keeps its orientation goal while no rotation is asked for: rounding must not ask for one.
+    # A controller keeps its orientation goal while the commanded rotation is exactly zero, so rounding is removed.
     turn[np.abs(turn) < 1e-9] = 0.0
     scale = contract.action
     return np.concatenate([(target[:3] - pose[:3]) / scale.translation_scale, turn / scale.rotation_scale])
 
 
 def twist(action: NDArray[np.floating[Any]], contract: Contract) -> NDArray[np.float64]:
-    """Velocity (6,) in m/s and rad/s, contract's frame, that the demonstrated arm reached for ``action`` (7,)."""
+    """Return the velocity (6,) in m/s and rad/s that the demonstrated arm reached for ``action`` (7,)."""
     return contract.action.response.twist(action)
 
 
 def gripper(action: NDArray[np.floating[Any]]) -> float:
-    """The gripper's entry of ``action`` (7,): -1 open .. +1 closed."""
+    """Return the gripper's entry of ``action`` (7,), from -1 (open) to +1 (closed)."""
     return float(action[6])

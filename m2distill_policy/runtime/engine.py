@@ -22,18 +22,19 @@ from m2distill_policy.runtime.window import TokenWindow
 logger = logging.getLogger(__name__)
 
 _CPU = ("CPUExecutionProvider",)
-#: What a user may ask for, and what each tries in order. TensorRT is never chosen by itself: it compiles for minutes.
+#: Execution providers for each value of ``provider``, in the order in which they are tried. ``auto`` leaves out
+#: TensorRT, because it compiles for minutes.
 PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "cpu": _CPU,
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
     "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
-#: Full float32 on GPUs too: TF32 alone moves a mixture's parameters by more than the export's tolerance.
+#: Full float32 on GPUs too: TF32 alone changes a mixture's parameters by more than the export's tolerance.
 _PROVIDER_OPTIONS: Mapping[str, dict[str, Any]] = {
     "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
 }
-#: s that the first answer may take, and where TensorRT compiles for it.
+#: s that the first answer may take; the second value is for TensorRT, which compiles during it.
 _LONGEST_FIRST_ANSWER = 30.0
 _LONGEST_COMPILATION = 1800.0
 _OUTPUTS = ("logits", "means", "scales", "tokens")
@@ -45,7 +46,7 @@ class EngineError(M2DistillError):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What an instruction means to one network: text_token (1, E), film (1, F). Computed once an instruction."""
+    """Outputs of the instruction graph, computed once for each instruction: text_token (1, E), film (1, F)."""
 
     instruction: str
     text_token: NDArray[np.float32]
@@ -53,17 +54,26 @@ class Conditioning:
 
 
 class Engine:
-    """A bundle's network, ready to run. Not thread-safe: one thread at a time.
+    """A bundle's network, ready to run. Not thread-safe: use it from one thread at a time.
 
-    provider: what was asked for (``cpu``, ``cuda``, ``tensorrt``, ``auto``). ``threads``: of one operator; 1 keeps
-    results the same on every machine of a kind and leaves the other cores to cameras and control.
-    ``active_provider``: what runs now. ``fallback``: a message when that is not what was asked for, else None; it is
-    logged as a warning as well. ``auto`` without a GPU is no fall-back. before_parse: called before each of the two
-    graphs is parsed, which ONNX Runtime does while it holds the interpreter's lock (some 10 ms for 16 MB). cancelled:
-    once set, no answer is waited for any more and every run raises :class:`EngineError`.
+    Args:
+        bundle: An opened bundle.
+        provider: Where to run: ``cpu``, ``cuda``, ``tensorrt`` or ``auto``.
+        threads: Threads of one operator. With 1, results are the same on all machines of a kind, and the other cores
+            stay free for cameras and control.
+        before_parse: Called before each of the two graphs is parsed. ONNX Runtime holds the interpreter's lock while it
+            parses (about 10 ms for 16 MB).
+        cancelled: Once set, running and later calls raise :class:`EngineError`.
 
-    Raises :class:`BundleError` when a graph cannot be loaded, does not have the contract's signature, or answers a
-    blank observation with something that is not a mixture.
+    Attributes:
+        active_provider: Name of the execution provider that runs.
+        fallback: Message if this is not the requested one, else None; also logged as a warning. ``auto`` on a machine
+            without a GPU is not a fall-back.
+
+    Raises:
+        BundleError: A graph cannot be loaded, does not have the contract's inputs and outputs, or does not answer a
+            blank observation with a mixture.
+        ConfigError: ``provider`` or ``threads`` is not allowed.
     """
 
     def __init__(
@@ -81,7 +91,7 @@ class Engine:
             )
         if threads < 1:
             raise ConfigError(f"the engine was given {threads} threads; at least 1 is needed")
-        assert bundle.contract.text is not None  # open_bundle refuses a contract without
+        assert bundle.contract.text is not None  # open_bundle refuses contracts without text
         self.bundle = bundle
         self.contract = bundle.contract
         self.requested = provider
@@ -104,46 +114,59 @@ class Engine:
         self.active_provider = str(self._step.get_providers()[0])
         if self.active_provider != best:
             self.fallback = (
-                f"provider '{provider}' was asked for, but {self.active_provider} is what runs: "
+                f"provider '{provider}' was requested, but {self.active_provider} runs: "
                 + (self._report or f"ONNX Runtime {onnxruntime.__version__} here offers {', '.join(available)}")
-                + "; install onnxruntime-gpu with its CUDA libraries, or ask for 'cpu'"
+                + "; install onnxruntime-gpu with its CUDA libraries, or use 'cpu'"
             )
             logger.warning("%s", self.fallback)
         try:
             self.film = self._check_signature()
-        except UnicodeDecodeError as error:  # a damaged graph's port names
+        except UnicodeDecodeError as error:  # names of inputs and outputs in a damaged graph
             raise BundleError(
-                f"the graphs of '{bundle.path}' have names that cannot be read ({error}); export the bundle anew"
+                f"the graphs of '{bundle.path}' have names that cannot be read ({error}); export the bundle again"
             ) from error
         self._check_answer()
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     def window(self) -> TokenWindow:
-        """An empty window of this network's sizes."""
+        """Return an empty window of this network's sizes."""
         return TokenWindow(self.contract.history, self.tokens, self.embed)
 
     def condition(self, instruction: str) -> Conditioning:
-        """What ``instruction`` means to this network; raises :class:`UnknownInstructionError` if not known."""
+        """Compute the network's conditioning on ``instruction``.
+
+        Raises:
+            UnknownInstructionError: The bundle does not know it.
+            EngineError: ONNX Runtime failed.
+        """
         return self._condition(instruction, self.bundle.embedding(instruction))
 
     def _condition(self, instruction: str, embedding: NDArray[np.float32]) -> Conditioning:
         text_token, film = self._run(self._instruction, ("text_token", "film"), {"embedding": embedding[None]})
-        width = self.film or film.shape[-1]  # where neither graph says, the step graph's input does, when it is run
+        width = self.film or film.shape[-1]  # if the graphs do not state it, the step graph checks it when it runs
         self._check_shapes(INSTRUCTION_GRAPH, ("text_token", text_token, (self.embed,)), ("film", film, (width,)))
         return Conditioning(instruction, text_token, film)
 
     def limit_answers(self, longest: float) -> None:
-        """Give up an answer after ``longest`` s from now on; :data:`LONGEST_ANSWER` until then."""
+        """Abort answers that take longer than ``longest`` s; the default is :data:`LONGEST_ANSWER`."""
         self._guard.longest = longest
 
     def step(
         self, conditioning: Conditioning, observation: Observation, window: TokenWindow
     ) -> tuple[Mixture, NDArray[np.float32]]:
-        """One control step: the mixture over the next action, and this step's tokens (1, T, E) for ``window.push``.
+        """Run one control step. The window is not changed.
 
-        The window is only read. The observation must have passed :meth:`Observation.check`. Raises
-        :class:`EngineError` when ONNX Runtime fails.
+        Args:
+            conditioning: From :meth:`condition`.
+            observation: Must have passed :meth:`Observation.check`.
+            window: Tokens of the earlier steps.
+
+        Returns:
+            The mixture over the next action, and this step's tokens (1, T, E) for ``window.push``.
+
+        Raises:
+            EngineError: ONNX Runtime failed.
         """
         feed: dict[str, NDArray[Any]] = {
             "text_token": conditioning.text_token,
@@ -172,21 +195,21 @@ class Engine:
         try:
             return self._guard.run(session, outputs, feed)
         except OverdueError as error:
-            raise EngineError(f"bundle {self.bundle.identifier} was given up: {error.reason}") from error
-        # ONNX Runtime's own exceptions derive from Exception and RuntimeError alone; all of them end one step.
+            raise EngineError(f"bundle {self.bundle.identifier} was aborted: {error.reason}") from error
+        # The exceptions of ONNX Runtime have no common base class below Exception. Each of them ends only one step.
         except Exception as error:
             raise EngineError(
                 f"ONNX Runtime ({session.get_providers()[0]}) failed on bundle {self.bundle.identifier}: {error}"
             ) from error
 
     def _check_shapes(self, graph: str, *outputs: tuple[str, NDArray[Any], tuple[int, ...]]) -> None:
-        """The shapes of an answer may depend on what was asked, so every answer is looked at."""
+        # Checked for every answer, because an output's shape may depend on the input.
         for name, got, wanted in outputs:
             if got.shape != (1, *wanted):
-                one = got.shape[:1] == (1,)  # the batch axis is not worth mentioning then
+                one = got.shape[:1] == (1,)  # then the message leaves the batch axis out
                 raise EngineError(
-                    f"'{graph}' of bundle {self.bundle.identifier} answers '{name}' of shape "
-                    f"{got.shape[1:] if one else got.shape}; the contract wants {wanted if one else (1, *wanted)}; "
+                    f"output '{name}' of '{graph}' in bundle {self.bundle.identifier} has the shape "
+                    f"{got.shape[1:] if one else got.shape}; the contract needs {wanted if one else (1, *wanted)}; "
                     "export the bundle again"
                 )
 
@@ -198,7 +221,7 @@ class Engine:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.use_deterministic_compute = True
-        # Spinning workers would take the very cores that cameras and control need between two steps.
+        # Spinning worker threads would use the cores that cameras and control need between two steps.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         graph = self.bundle.graph(name)
@@ -209,7 +232,7 @@ class Engine:
                     graph,
                     options,
                     providers=[(p, _PROVIDER_OPTIONS.get(p, {})) for p in self._try],
-                    # ONNX Runtime's own fall-back prints to stdout and cannot be told apart afterwards.
+                    # ONNX Runtime's own fall-back prints to stdout and does not report which provider runs.
                     enable_fallback=False,
                 )
             except Exception as error:  # see _run
@@ -219,7 +242,7 @@ class Engine:
                     continue
                 raise BundleError(
                     f"'{self.bundle.path / name}' cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}; "
-                    "export the bundle anew with this version"
+                    "export the bundle again with this version"
                 ) from error
 
     def _check_signature(self) -> int:
@@ -254,8 +277,8 @@ class Engine:
         return film or 0
 
     def _check_answer(self) -> None:
-        """Run both graphs twice: the first time warms up the session, and an exporter may leave output shapes unsaid;
-        the second time must not take longer than any later answer may."""
+        """Run both graphs twice. The first run warms up and shows output shapes that an exporter may leave open; the
+        second must not take longer than any later answer may."""
         try:
             for _ in range(2):
                 conditioning = self._condition(self.bundle.instructions[0], self.bundle.embeddings[0])
@@ -266,12 +289,12 @@ class Engine:
             raise BundleError(f"bundle '{self.bundle.path}' does not answer a blank observation: {error}") from error
         if not np.isfinite(tokens).all():
             raise BundleError(
-                f"'{self.bundle.path / STEP_GRAPH}' answers tokens that are not finite; export the bundle anew"
+                f"the tokens of '{self.bundle.path / STEP_GRAPH}' are not finite; export the bundle again"
             )
 
 
 def blank_observation(bundle: Bundle, stamp: float = 0.0) -> Observation:
-    """Grey images and readings of zero (or the nearest allowed value), of the contract's shapes."""
+    """Make an observation with grey images and proprioception of zero, or of the nearest allowed value."""
     contract = bundle.contract
     return Observation(
         images={c.name: np.full(c.shape, 128, dtype=np.uint8) for c in contract.cameras},
@@ -292,23 +315,23 @@ def _dimension(ports: list[Any], name: str, axis: int) -> int | None:
 def _check_ports(
     graph: str, kind: str, ports: list[Any], wanted: Mapping[str, tuple[str, tuple[int | None, ...]]]
 ) -> None:
-    """Compare a graph's inputs or outputs with name -> (element type, shape without the batch axis)."""
+    """Compare a graph's inputs or outputs with ``wanted``: name -> (element type, shape without the batch axis)."""
     found = {port.name: port for port in ports}
     only_here, only_there = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
     if only_here or only_there:
         raise BundleError(
             f"{graph} does not have the contract's {kind}s: missing {only_there}, not expected {only_here}; "
-            "export the bundle anew"
+            "export the bundle again"
         )
     for name, (element, shape) in wanted.items():
         port = found[name]
         dims = list(port.shape)
         fits = len(dims) == len(shape) + 1 and (not isinstance(dims[0], int) or dims[0] == 1)
         for got, want in zip(dims[1:], shape, strict=False):
-            # An axis that the exporter left open is settled by the first answer, see _check_answer.
+            # An axis that the exporter left open is checked on the first answer, see _check_answer.
             fits = fits and (not isinstance(got, int) or want is None or got == want)
         if port.type != f"tensor({element})" or not fits:
             raise BundleError(
-                f"{graph} has the {kind} '{name}' as {port.type} {dims}; "
-                f"the contract wants tensor({element}) {['batch', *shape]}; export the bundle anew"
+                f"{kind} '{name}' of {graph} is {port.type} {dims}; the contract needs tensor({element}) "
+                f"{['batch', *shape]}; export the bundle again"
             )

@@ -1,4 +1,4 @@
-"""Ends a run of ONNX Runtime that takes too long, or whose answer is no longer needed."""
+"""Abort a run of ONNX Runtime that takes too long, or whose answer is no longer needed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-#: s that one answer may take before it is given up. The first one may take longer; the second one shows whether a
-#: bundle can be driven with.
+#: s after which a run is aborted. The first run of a bundle may take longer; the second shows whether the bundle is
+#: fast enough to drive.
 LONGEST_ANSWER = 2.0
-#: s between two looks of the thread that ends runs.
+#: s between two checks of the thread that aborts runs.
 _POLL = 0.1
 
 _guards: weakref.WeakSet[RunGuard] = weakref.WeakSet()
@@ -22,7 +22,7 @@ _thread: threading.Thread | None = None
 
 
 class OverdueError(Exception):
-    """A run was ended before it answered; ``reason`` says why."""
+    """A run was aborted before it answered; ``reason`` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -30,14 +30,14 @@ class OverdueError(Exception):
 
 
 class RunGuard:
-    """Runs sessions of one engine, one at a time, and ends a run that is overdue.
+    """Runs the sessions of one engine, one at a time, and aborts a run that is overdue.
 
-    ONNX Runtime looks at its terminate flag between two operators, also inside a loop of the graph. One thread of the
-    process looks after all guards, so a run costs two time stamps more.
+    ONNX Runtime checks its terminate flag between two operators, also inside a loop of the graph. One thread of the
+    process checks all guards, so a run costs only two more time stamps.
 
     Args:
-        longest: s that a run may take; may be changed at any time.
-        cancelled: set once nobody waits for an answer any more; ends the present run and every later one.
+        longest: Seconds that a run may take; may be changed at any time.
+        cancelled: Once set, the current run is aborted and later ones are refused.
     """
 
     def __init__(self, longest: float, cancelled: threading.Event | None = None) -> None:
@@ -52,9 +52,14 @@ class RunGuard:
     def run(
         self, session: onnxruntime.InferenceSession, outputs: tuple[str, ...], feed: dict[str, NDArray[Any]]
     ) -> list[NDArray[Any]]:
-        """Run ``session``. Raises :class:`OverdueError`, and whatever ONNX Runtime raises."""
+        """Run ``session`` and return its outputs.
+
+        Raises:
+            OverdueError: The run was aborted.
+            Exception: Whatever ONNX Runtime raises.
+        """
         if self._cancelled is not None and self._cancelled.is_set():
-            raise OverdueError("nobody waits for its answer any more")
+            raise OverdueError("its answer is no longer needed")
         self._begun = time.monotonic()
         try:
             found: list[NDArray[Any]] = session.run(outputs, feed, self._options)
@@ -66,16 +71,16 @@ class RunGuard:
         finally:
             with self._lock:
                 self._begun = None
-                if self._reason:  # the flag belongs to the run that is over
+                if self._reason:  # the terminate flag belongs to the run that has ended
                     self._reason, self._options = "", onnxruntime.RunOptions()
 
     def look(self) -> None:
-        """End the present run if it is overdue; called by the thread that looks after all guards."""
+        """Abort the current run if it is overdue. Called by the thread that checks all guards."""
         with self._lock:
             if self._begun is None or self._reason:
                 return
             if self._cancelled is not None and self._cancelled.is_set():
-                self._reason = "nobody waits for its answer any more"
+                self._reason = "its answer is no longer needed"
             elif time.monotonic() - self._begun > self.longest:
                 self._reason = f"it gave no answer within {self.longest:g} s"
             else:
@@ -87,7 +92,7 @@ def _look_after(guard: RunGuard) -> None:
     global _thread
     with _lock:
         _guards.add(guard)
-        if _thread is None or not _thread.is_alive():  # a process that was forked has the guards and not the thread
+        if _thread is None or not _thread.is_alive():  # a forked process has the guards but not the thread
             _thread = threading.Thread(target=_watch, name="engine-guard", daemon=True)
             _thread.start()
 

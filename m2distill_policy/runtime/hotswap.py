@@ -1,4 +1,4 @@
-"""Changing the network while the robot moves: a background thread prepares, the server switches between two cycles."""
+"""Change the network while the robot moves: a background thread prepares it, the server switches between two cycles."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from m2distill_policy.runtime.window import RawStep, TokenWindow
 
 logger = logging.getLogger(__name__)
 
-#: s after which a bundle that is not loaded is given up, whatever holds it up, beside what its probe may take; with
-#: TensorRT, which compiles while it loads, and without.
+#: s after which the loading of a bundle is aborted, in addition to the time of its probe; the first value is for
+#: TensorRT, which compiles while it loads.
 _LONGEST_COMPILATION = 3600.0
 _LONGEST_LOAD = 60.0
-#: Bundles that may be loaded at a time.
+#: Largest number of bundles that are loaded at the same time.
 MOST_LOADS = 3
-#: Characters of a refusal's reason; it goes out with every status.
+#: Characters of a refusal's reason, because it is sent with every status.
 LONGEST_REASON = 1000
-#: s between two looks of a waiting thread, in case a notice was missed.
+#: s between two checks of a waiting thread, in case it missed a notification.
 _POLL = 0.05
-#: s to wait for the end of a control cycle before a graph is parsed; a server that is not driven has none.
+#: s to wait for the end of a control cycle before a graph is parsed; a server that is not called has no cycles.
 _CYCLE = 0.1
-#: s after a decision that are left to whoever publishes it.
+#: s after a cycle that are left for publishing its decision.
 _PUBLISHING = 0.002
-#: How much the feeding of a candidate gives way to the control loop (Unix niceness).
+#: Niceness (Unix) of the thread that fills a candidate's window, so that the control loop comes first.
 _NICENESS = 10
 
 
 class SwapError(M2DistillError):
-    """A hot swap cannot be asked for now, or took too long."""
+    """A hot swap cannot be started now, or took too long."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the server has answered in the present window: a candidate must have seen exactly this before the switch."""
+    """What the server has answered in the current window. A candidate must have seen the same before the switch."""
 
     instruction: str | None
     generation: int
@@ -60,7 +60,7 @@ class Seen:
 
 
 class Candidate:
-    """A loaded network that is being fed what the present one has seen."""
+    """A loaded network whose window is being filled with the steps that the current network has answered."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -69,18 +69,23 @@ class Candidate:
         self.key: tuple[str | None, int, int] | None = None
 
     def catch_up(self, seen: Seen) -> None:
-        """Bring the window up to ``seen``; raises what the engine raises, and :class:`UnknownInstructionError`."""
+        """Bring the window up to ``seen``.
+
+        Raises:
+            UnknownInstructionError: The bundle does not know the instruction.
+            EngineError: The network failed.
+        """
         instruction = self.conditioning.instruction if self.conditioning else None
         if seen.instruction != instruction:
             self.conditioning = None if seen.instruction is None else self.engine.condition(seen.instruction)
         same_window = self.key is not None and self.key[:2] == (seen.instruction, seen.generation)
         fed = self.key[2] if same_window and self.key is not None else 0
-        # After a pause longer than the history there is a hole; the kept steps alone make the window then.
+        # If the newest step in the window is older than the history, the steps of the history alone are the window.
         if not same_window or (seen.steps and seen.steps[0].number > fed + 1):
             self.window.clear()
             fed = 0
         if self.conditioning is not None:
-            # One step less than is kept: the window holds what came before the step that is answered.
+            # One step fewer than the history: the window holds what came before the step that is answered.
             for step in seen.steps[-max(1, self.window.past_tokens.shape[1]) :]:
                 if step.number > fed:
                     _, tokens = self.engine.step(self.conditioning, step.observation, self.window)
@@ -89,10 +94,15 @@ class Candidate:
 
 
 class _Attempt:
-    """One wish for another bundle: what it is called in messages, and how far it is.
+    """A request for another bundle, and its progress.
 
-    number: a later wish has a larger one. cancelled: set once it is not wanted any more. candidate: None while it is
-    loaded. ready: whether the candidate has seen what the server had seen, at least once.
+    Attributes:
+        number: Larger for later requests.
+        what: Name of the bundle in messages.
+        cancelled: Set once the bundle is no longer wanted.
+        candidate: None until the bundle is loaded.
+        ready: Whether the candidate's window has been up to date at least once.
+        identifier: Of the bundle; empty until it is loaded.
     """
 
     def __init__(self, number: int, what: str) -> None:
@@ -105,16 +115,17 @@ class _Attempt:
 
 
 class HotSwap:
-    """Prepares bundles in threads of their own: ``begin`` starts one, ``take`` hands over a candidate that is ready.
+    """Prepares bundles in background threads. :meth:`begin` starts one, :meth:`take` hands over one that is ready.
 
-    A later wish replaces an earlier one once its bundle is loaded, and not before: a bundle that is refused, or never
-    answers, changes nothing, and the report says so. Of several that are loaded the latest wish counts.
+    A later request replaces an earlier one only once its bundle is loaded: a refused bundle changes only the report. If
+    several are loaded, the latest request wins.
 
-    look: returns what the server has seen; called from the thread, must be quick and thread-safe. timeout: s after
-    which a bundle that is not loaded is refused, whatever holds it up.
+    A key (instruction, generation, newest step) never repeats, so a candidate with the server's key is up to date. The
+    thread changes only candidates that are not.
 
-    Keys (instruction, generation, number of the newest step) never come back once the server has moved on, which is
-    why a candidate whose key equals the server's is at rest: the thread feeds only candidates that lag behind.
+    Args:
+        look: Returns what the server has seen. Called from the thread; must be quick and thread-safe.
+        timeout: Seconds after which a bundle that is not loaded is refused.
     """
 
     def __init__(self, look: Callable[[], Seen], *, timeout: float) -> None:
@@ -123,9 +134,8 @@ class HotSwap:
         self._changed = threading.Condition()
         self._report = SwapReport()
         self._count = 0
-        #: The latest wish, whose fate the report tells.
+        #: The latest request; the loaded one that may be taken; and the largest number of a loaded one so far.
         self._latest: _Attempt | None = None
-        #: The one that is loaded and may take over, and the number of the latest that ever was.
         self._valid: _Attempt | None = None
         self._latest_valid = 0
         self._threads: dict[_Attempt, threading.Thread] = {}
@@ -133,31 +143,33 @@ class HotSwap:
 
     @property
     def report(self) -> SwapReport:
-        """Where the latest swap stands."""
+        """State of the latest swap."""
         return self._report
 
     @property
     def ready(self) -> bool:
-        """Whether a candidate waits to take over; it may be that of an earlier wish than the report's."""
+        """Whether a candidate is ready to be taken. It may belong to an earlier request than the report."""
         valid = self._valid
         return valid is not None and valid.ready
 
     @property
     def next_contract(self) -> Contract | None:
-        """The contract of the candidate that waits to take over, or None."""
+        """The contract of the candidate that is ready, or None."""
         valid = self._valid
         return valid.candidate.engine.contract if valid is not None and valid.candidate is not None else None
 
     @property
     def pending(self) -> bool:
-        """Whether a bundle is being loaded or waits to take over."""
+        """Whether a bundle is being loaded, or is ready and not in use yet."""
         return self._valid is not None or self._report.state in (SwapState.LOADING, SwapState.READY)
 
     def begin(self, what: str, prepare: Callable[[threading.Event], Engine]) -> None:
-        """Start preparing ``what`` (for messages). Returns at once; the report tells its fate.
+        """Start to prepare a bundle. Returns at once; the report describes the progress.
 
-        prepare: opens, verifies and loads, in the thread; every error it raises becomes a refusal. It is given an
-        event that is set once the bundle is not wanted any more, and then should end soon.
+        Args:
+            what: Name of the bundle in messages.
+            prepare: Opens, verifies and loads it, in the thread; any error becomes a refusal. It should end soon once
+                the event that it is given is set.
         """
         with self._changed:
             self._count += 1
@@ -165,7 +177,7 @@ class HotSwap:
             self._threads = {one: thread for one, thread in self._threads.items() if thread.is_alive()}
             loading = sum(one.candidate is None for one in self._threads)
             if loading >= MOST_LOADS:
-                self._refuse(attempt, f"{loading} bundles are being loaded already; wait until they are")
+                self._refuse(attempt, f"{loading} bundles are being loaded already; wait until they are loaded")
                 return
             self._report = SwapReport(SwapState.LOADING, f"{what} is being verified and loaded.")
             self._changed.notify_all()
@@ -177,25 +189,27 @@ class HotSwap:
             thread.start()
 
     def notice(self) -> None:
-        """Tell the thread that a cycle has ended and there may be something new to feed."""
+        """Notify the thread that a cycle has ended, so that there may be a new step."""
         self._cycle_ended.set()
         if self.ready:
             with self._changed:
                 self._changed.notify_all()
 
     def wait_for_cycle(self) -> None:
-        """Called from the thread: return when a control cycle has just ended, or after 0.1 s.
+        """Wait in the background thread until a control cycle has just ended, at most 0.1 s.
 
-        What must hold the interpreter's lock for long is begun then, so that it falls into the free part of the period.
+        Work that holds the interpreter's lock for long starts then, in the free part of the period.
         """
         self._cycle_ended.clear()
         if self._cycle_ended.wait(_CYCLE):
             time.sleep(_PUBLISHING)
 
     def take(self, key: tuple[str | None, int, int], *, wait: bool = False) -> Candidate | None:
-        """The candidate, if it has seen exactly what ``key`` names; it is then no longer here.
+        """Remove and return the candidate if its key is ``key``, else None.
 
-        wait: whether to wait for the thread's lock; a control cycle does not, the next one will do as well.
+        Args:
+            key: Of what the server has seen.
+            wait: Whether to wait for the thread's lock. A control cycle does not wait; it tries again in the next one.
         """
         if not self._changed.acquire(blocking=wait):
             return None
@@ -206,7 +220,7 @@ class HotSwap:
             self._valid = None
             if attempt is self._latest or self._report.state is not SwapState.LOADING:
                 self._report = SwapReport(
-                    SwapState.SWITCHED, f"Bundle {attempt.identifier} drives now.", attempt.identifier
+                    SwapState.SWITCHED, f"Bundle {attempt.identifier} is in use now.", attempt.identifier
                 )
             self._changed.notify_all()
             return attempt.candidate
@@ -214,13 +228,14 @@ class HotSwap:
             self._changed.release()
 
     def wait_ready(self, timeout: float) -> SwapReport:
-        """Block until the latest wish is refused or loaded, and what is loaded has seen what the server has.
+        """Wait until the latest request is refused, or its bundle is loaded and up to date with the server.
 
-        Raises :class:`SwapError` after ``timeout`` s.
+        Raises:
+            SwapError: It was not within ``timeout`` s.
         """
         deadline = time.monotonic() + timeout
         while True:
-            key = self._look().key  # takes the server's lock, so never inside our own
+            key = self._look().key  # takes the server's lock, so it must not be called while ours is held
             with self._changed:
                 valid = self._valid
                 settled = self._report.state is not SwapState.LOADING
@@ -230,31 +245,31 @@ class HotSwap:
                 if left <= 0:
                     raise SwapError(
                         f"the hot swap was not ready within {timeout:g} s ({self._report.message}); "
-                        "wait longer or ask for it again"
+                        "wait longer or request it again"
                     )
                 self._changed.wait(min(left, _POLL))
 
     def cancel(self, timeout: float = 2.0) -> None:
-        """Drop whatever is under way, and wait at most ``timeout`` s for the threads to end.
+        """Cancel everything in progress, and wait at most ``timeout`` s for the threads to end.
 
-        A thread that does not end (a disk that hangs) is left behind, with a warning: nobody waits for it to stop the
-        arm or the process.
+        A thread that does not end, for example because a disk hangs, is left running, with a warning. Stopping the
+        arm or the process never waits for it.
         """
         with self._changed:
             for attempt in self._threads:
-                # One that was taken drives: its engine must go on answering.
+                # The engine of one that was taken is in use and must continue to answer.
                 if attempt.candidate is None or attempt is self._valid:
                     attempt.cancelled.set()
             self._valid = None
             if self._report.state in (SwapState.LOADING, SwapState.READY):
-                self._report = SwapReport(SwapState.NONE, "The hot swap was dropped.")
+                self._report = SwapReport(SwapState.NONE, "The hot swap was cancelled.")
             self._changed.notify_all()
             threads, self._threads = list(self._threads.values()), {}
         deadline = time.monotonic() + timeout
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                logger.warning("a bundle that was being loaded is left behind: it did not end within %g s", timeout)
+                logger.warning("a thread that loads a bundle did not end within %g s; it is left running", timeout)
 
     def _run(self, attempt: _Attempt, prepare: Callable[[threading.Event], Engine], late: threading.Timer) -> None:
         try:
@@ -264,13 +279,13 @@ class HotSwap:
                 late.cancel()
             if not self._admit(attempt, candidate):
                 return
-            # Feeding gives way to the control loop. Loading does not: a slow parser would keep the interpreter's lock.
-            with contextlib.suppress(AttributeError, OSError):  # not on every system
+            # Lower priority than the control loop. Not earlier: slow parsing would hold the interpreter's lock longer.
+            with contextlib.suppress(AttributeError, OSError):  # not possible on every system
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             while True:
                 seen = self._look()
                 with self._changed:
-                    if self._valid is not attempt:  # taken, replaced or dropped
+                    if self._valid is not attempt:  # taken, replaced or cancelled
                         return
                     if seen.key == candidate.key:
                         if not attempt.ready:
@@ -278,15 +293,15 @@ class HotSwap:
                             if attempt is self._latest:
                                 self._report = SwapReport(
                                     SwapState.READY,
-                                    f"Bundle {attempt.identifier} is ready to take over.",
+                                    f"Bundle {attempt.identifier} is ready.",
                                     attempt.identifier,
                                 )
                         self._changed.notify_all()
                         self._changed.wait(_POLL)
                         continue
-                # The server is ahead of the candidate, so it cannot be taken before this is done.
+                # The keys differ, so nobody can take the candidate while it changes.
                 candidate.catch_up(seen)
-        except Exception as error:  # whatever goes wrong here must become a refusal, or the swap would hang for ever
+        except Exception as error:  # without a refusal, the swap would never end
             ours = isinstance(error, M2DistillError)
             if not attempt.cancelled.is_set():
                 logger.warning("%s was refused: %s", attempt.what, error, exc_info=not ours)
@@ -295,7 +310,7 @@ class HotSwap:
                     self._refuse(attempt, str(error) if ours else f"{type(error).__name__}: {error}")
 
     def _admit(self, attempt: _Attempt, candidate: Candidate) -> bool:
-        """Replace every earlier wish by a bundle that is loaded; False where a later wish was quicker."""
+        """Replace every earlier request by this loaded bundle. Return False if a later request was loaded first."""
         with self._changed:
             if attempt.cancelled.is_set() or attempt.number < self._latest_valid:
                 return False
@@ -306,47 +321,49 @@ class HotSwap:
             attempt.identifier = candidate.engine.bundle.identifier
             self._valid, self._latest_valid = attempt, attempt.number
             if attempt is self._latest:
-                # It stays so while the machine is too busy to feed it faster than steps come: worth saying.
+                # On a busy machine this state may last, so it has its own message.
                 self._report = SwapReport(
                     SwapState.LOADING,
-                    f"Bundle {attempt.identifier} is loaded and catches up with the window.",
+                    f"Bundle {attempt.identifier} is loaded; its window is being filled.",
                     attempt.identifier,
                 )
             self._changed.notify_all()
             return True
 
     def _refuse(self, attempt: _Attempt, reason: str) -> None:
-        """Say why a bundle does not take over; what an earlier wish has made ready stays. The lock is held."""
+        """Report why a bundle was refused; a candidate of an earlier request stays ready. The lock is held."""
         if self._valid is attempt:
             self._valid = None
-        # While a later wish is looked at, the report is that one's.
+        # A later request that is in progress owns the report.
         if attempt is self._latest or self._report.state is SwapState.REFUSED:
             message = f"{attempt.what} was refused: {shorten(reason, LONGEST_REASON)}"
             if self._valid is not None:
-                message = f"{message.removesuffix('.')}. Bundle {self._valid.identifier} still waits to take over."
+                message = f"{message.removesuffix('.')}. Bundle {self._valid.identifier} is still ready."
             self._report = SwapReport(SwapState.REFUSED, message, attempt.identifier)
         self._changed.notify_all()
 
     def _give_up(self, attempt: _Attempt) -> None:
-        """Refuse a bundle whose loading has not ended: its disk or its graph hangs."""
+        """Refuse a bundle that takes too long to load, because its disk or its graph hangs."""
         with self._changed:
             if attempt.candidate is None and not attempt.cancelled.is_set():
                 attempt.cancelled.set()
-                reason = f"it was not loaded within {self._timeout:g} s; see whether its disk answers"
+                reason = f"it was not loaded within {self._timeout:g} s; check whether its disk answers"
                 logger.warning("%s was refused: %s", attempt.what, reason)
                 self._refuse(attempt, reason)
 
 
 def longest_load(provider: str, limits: ProbeLimits) -> float:
-    """Seconds after which a bundle that is not loaded with ``provider`` is given up."""
+    """Return the seconds after which the loading of a bundle with ``provider`` is aborted."""
     return limits.timeout + (_LONGEST_COMPILATION if provider == "tensorrt" else _LONGEST_LOAD)
 
 
 def require_compatible(present: Bundle, new: Bundle, instruction: str | None, speed: SpeedLimit) -> None:
-    """Raise unless ``new`` may take over from ``present`` under ``instruction``.
+    """Check that ``new`` may replace ``present`` under ``instruction``.
 
-    The contracts must agree (the velocity response may differ): :class:`ContractError`. It may not be much faster than
-    ``speed``: :class:`SpeedError`. The present instruction must be known: :class:`UnknownInstructionError`.
+    Raises:
+        ContractError: The contracts differ in more than the velocity response.
+        SpeedError: The bundle is much faster than ``speed``.
+        UnknownInstructionError: It does not know the instruction.
     """
     present.contract.require_same(
         new.contract, f"bundle {present.identifier}", f"bundle {new.identifier}", ignore=("action.response",)
@@ -369,14 +386,15 @@ def load_for_swap(
     public_key: PublicKey | None,
     cancelled: threading.Event,
 ) -> Engine:
-    """Open, verify, compare, prove and warm up the bundle at ``path``.
+    """Open, verify, compare, probe and load the bundle at ``path``. Other arguments are those of :class:`Engine`.
 
-    limits: what it may take until its first answer, in a process of its own. public_key: what it must be signed with.
-    The other options are those of
-    :class:`Engine`.
+    Args:
+        present: The bundle in use, with which it must be compatible.
+        limits: Time and memory that it may use until its first answer, in a separate process.
+        public_key: Key with which it must be signed; None accepts any bundle.
     """
     bundle = open_bundle(path) if public_key is None else open_bundle(path, public_key=public_key)
     require_compatible(present, bundle, instruction(), speed)
-    before_parse()  # starting a process holds the interpreter's lock for a moment
+    before_parse()  # starting a process also holds the interpreter's lock for a moment
     prove(bundle, limits, threads=threads, cancelled=cancelled)
     return Engine(bundle, provider=provider, threads=threads, before_parse=before_parse, cancelled=cancelled)

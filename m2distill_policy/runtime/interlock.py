@@ -1,6 +1,6 @@
-"""The interlock: what prevents the arm from being driven, apart from the observation itself.
+"""The interlock: everything except the observation itself that prevents the arm from being driven.
 
-It holds the operator's switches, and latched faults: those that last until the policy is enabled again.
+It keeps the operator's switches and latched faults, which last until the policy is enabled again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 Resume = Literal["auto", "enable"]
 
-NO_INSTRUCTION = Fault(StatusCode.NO_INSTRUCTION, "No instruction has been given; send one.")
+NO_INSTRUCTION = Fault(StatusCode.NO_INSTRUCTION, "There is no instruction; send one.")
 EMERGENCY_STOP = Fault(StatusCode.EMERGENCY_STOP, "The emergency stop is pressed; release it, then enable the policy.")
 NO_POSE = Fault(
     StatusCode.NO_POSE,
-    "The workspace is limited and no pose of the end effector belongs to this observation; check that it is published.",
+    "The workspace is limited, but this observation has no pose of the end effector; check that the pose is published.",
 )
-SHADOW = Fault(StatusCode.DISABLED, "The policy is not enabled: it answers, but sends no command.")
-#: Faults of the observation and its answer: each cycle finds them anew.
+SHADOW = Fault(StatusCode.DISABLED, "The policy is not enabled: it computes actions but sends no commands.")
+#: Faults of an observation or of its answer, which are checked in each cycle.
 _OF_OBSERVATIONS = frozenset(StatusCode) - {
     StatusCode.RUNNING,
     StatusCode.DISABLED,
@@ -46,10 +46,10 @@ class Interlock:
     """Decides whether the arm may be driven. Not thread-safe: the policy server holds its lock.
 
     Args:
-        watchdog: knows the dead-man switch.
-        enabled: whether commands are sent; False is shadow mode.
+        watchdog: Checks the dead-man switch.
+        enabled: Whether commands are sent; False is shadow mode.
         resume: ``auto`` drives on when a fault has passed; ``enable`` latches every fault.
-        needs_pose: whether the limits need the end effector's pose.
+        needs_pose: Whether the limits need the end effector's pose.
     """
 
     def __init__(self, watchdog: Watchdog, *, enabled: bool, resume: Resume, needs_pose: bool) -> None:
@@ -57,18 +57,18 @@ class Interlock:
         self._resume = resume
         self._needs_pose = needs_pose
         self.enabled = enabled
-        #: A fault that only :meth:`enable` clears, or a requested halt; the arm stays halted meanwhile.
+        #: A fault that only :meth:`enable` clears, or a requested halt. The arm stays halted meanwhile.
         self.latched: Fault | None = None
-        #: What replaces it when it is cleared.
+        #: The halt that replaces it when it is cleared.
         self._next_latched: Fault | None = None
         #: Why the newest instruction was refused.
         self.refused_instruction: Fault | None = None
-        #: Why the answers are not sent yet, see :meth:`PolicyServer.set_not_ready`.
+        #: Why commands are not sent yet, see :meth:`PolicyServer.set_not_ready`.
         self.not_ready: Fault | None = None
-        #: Why another publisher of commands keeps this policy from driving.
+        #: Set while another node publishes commands.
         self.other_publisher: Fault | None = None
         self._is_stopped = False
-        #: What the newest cycle reported, what was missing in it, and whether its observation had a pose.
+        #: Of the newest cycle: its fault, what was missing in it, and whether its observation had a pose.
         self.newest_fault: Fault | None = None
         self.missing: Fault | None = None
         self.has_pose: bool | None = None
@@ -77,13 +77,15 @@ class Interlock:
 
     @property
     def _may_latch(self) -> bool:
-        """Whether nothing is latched but a requested halt, which every fault outranks."""
+        """Whether a fault may be latched: none is latched yet, or only a requested halt, which is less severe."""
         return self.latched is None or self.latched.code is StatusCode.HALT_REQUESTED
 
     @property
     def blocking_fault(self) -> Fault | None:
-        """The fault that keeps the arm halted until :meth:`enable`, the pressed emergency stop included, or None. A
-        requested halt does not count: a new instruction ends it too."""
+        """The fault that keeps the arm halted until :meth:`enable`, or the pressed emergency stop, or None.
+
+        A requested halt does not count, because a new instruction ends it too.
+        """
         if self._is_stopped:
             return EMERGENCY_STOP
         return None if self._may_latch else self.latched
@@ -94,37 +96,37 @@ class Interlock:
         self.latched, self._next_latched = self._next_latched, None
 
     def request_halt(self, reason: str) -> None:
-        """Halt until :meth:`enable`, :meth:`release_halt` or a new instruction. A stricter latched fault stays."""
+        """Halt until :meth:`enable`, :meth:`release_halt` or a new instruction. A latched fault stays."""
         if self._may_latch:
             self.latched = _halt(reason)
 
     def release_halt(self) -> None:
-        """End a requested halt; a latched fault stays."""
+        """End a requested halt. A latched fault stays."""
         self._next_latched = None
         if self.latched is not None and self.latched.code is StatusCode.HALT_REQUESTED:
             self.latched = None
 
     def request_halt_after_enable(self, reason: str) -> None:
-        """Request a halt that begins once the latched fault is cleared; now, where there is none."""
+        """Request a halt that begins once the latched fault is cleared, or now if there is none."""
         if self.latched is None and not self._is_stopped:
             self.latched = _halt(reason)
         else:
             self._next_latched = _halt(reason)
 
     def latch_pose_jump(self, message: str, *, has_instruction: bool) -> None:
-        """Latch a jump of the pose, where the policy drives."""
+        """Latch a jump of the pose, if the policy drives."""
         if self.enabled and has_instruction and self._may_latch:
             self.latched = Fault(StatusCode.BAD_POSE, message)
 
     def latch_for_resume(self, fault: Fault, *, has_instruction: bool) -> None:
-        """Latch ``fault`` where ``resume`` is "enable" and the policy drives."""
+        """Latch ``fault`` if ``resume`` is "enable" and the policy drives."""
         is_driving = self.enabled and has_instruction and self.latched is None
         if self._resume == "enable" and is_driving and fault.code.is_fault:
             self.latched = Fault(StatusCode.HELD, f"{fault.message} Enable the policy to go on.")
 
     def set_emergency_stop(self, is_pressed: bool) -> None:
-        """Set the emergency stop. Released, it leaves a latched fault, whatever ``resume`` says: nobody must be
-        surprised by an arm that moves again."""
+        """Set the emergency stop. Releasing it leaves a latched fault, for any ``resume``: the arm must not move again
+        without :meth:`enable`."""
         if is_pressed and not self._is_stopped:
             logger.warning("emergency stop")
         if self._is_stopped and not is_pressed:
@@ -134,9 +136,9 @@ class Interlock:
     # --- what prevents driving ---------------------------------------------------------------------------------------
 
     def check_switches(self, monotonic: float, *, is_halted: bool) -> Fault | None:
-        """What the operator's switches, and another publisher, say against moving; None for nothing.
+        """Return the fault of the operator's switches or of another publisher, or None.
 
-        In shadow mode with a halted arm nobody has to hold a switch, and another node may drive.
+        In shadow mode with a halted arm no switch is needed, and another node may drive.
         """
         if self._is_stopped:
             return EMERGENCY_STOP
@@ -145,7 +147,7 @@ class Interlock:
         return self._watchdog.check_deadman(monotonic) or self.other_publisher
 
     def check_task(self, *, has_instruction: bool) -> Fault | None:
-        """Why there is nothing to drive for: no instruction, or shadow mode; None where there is."""
+        """Return the fault if there is no instruction, or in shadow mode, else None."""
         if self.refused_instruction is not None:
             return self.refused_instruction
         if not has_instruction:
@@ -153,7 +155,7 @@ class Interlock:
         return None if self.enabled else SHADOW
 
     def obstacles(self, monotonic: float, *, has_instruction: bool) -> list[Fault]:
-        """Everything that keeps the policy from driving now, the strictest first."""
+        """Return every reason why the policy does not drive now, the most severe first."""
         found = self._lasting(monotonic, has_instruction=has_instruction)
         if self.latched is not None:
             found.insert(0, self.latched)
@@ -162,7 +164,7 @@ class Interlock:
         return found
 
     def refusal_to_enable(self, monotonic: float, *, has_instruction: bool) -> str:
-        """Why :meth:`enable` would have no effect now; "" where it would have one."""
+        """Return why :meth:`enable` would have no effect now, or "" if it would."""
         if self._is_stopped:
             return EMERGENCY_STOP.message
         lasting = self._lasting(monotonic, has_instruction=has_instruction)
@@ -172,7 +174,7 @@ class Interlock:
         return ""
 
     def _lasting(self, monotonic: float, *, has_instruction: bool) -> list[Fault]:
-        """:meth:`obstacles` without those that :meth:`enable` ends."""
+        """Return those of :meth:`obstacles` that remain after :meth:`enable`."""
         found = [EMERGENCY_STOP] if self._is_stopped else []
         deadman = self._watchdog.check_deadman(monotonic)
         found += [fault for fault in (deadman, self.other_publisher) if fault is not None]

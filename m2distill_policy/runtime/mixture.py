@@ -1,4 +1,4 @@
-"""The policy's answer, a Gaussian mixture over actions, and the three ways of drawing one action from it."""
+"""The policy's answer, a Gaussian mixture over actions, and three ways of sampling an action from it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from m2distill_policy.errors import ConfigError, M2DistillError, closest
 
 Sampling = Literal["sample", "low_noise", "mode"]
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
-#: Standard deviation left by ``low_noise``: LIBERO's ``low_eval_noise``.
+#: Standard deviation with ``low_noise``, as LIBERO's ``low_eval_noise``.
 LOW_NOISE_STD = 1e-4
 
 
 class PolicyOutputError(M2DistillError):
-    """The network's answer cannot be used: not finite, or a standard deviation that is not positive."""
+    """The network's answer cannot be used: it is not finite, or a standard deviation is not positive."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of M Gaussians with diagonal covariance over an action of A entries, in the action's units ([-1, 1]).
+    """A mixture of M Gaussians with diagonal covariance over an action of A entries in [-1, 1].
 
-    logits: (M,) unnormalised log weights; means: (M, A); scales: (M, A) standard deviations, positive.
+    Attributes:
+        logits: (M,) unnormalised log weights.
+        means: (M, A) means, in the action's units.
+        scales: (M, A) standard deviations, positive.
     """
 
     logits: NDArray[np.floating[Any]]
@@ -33,31 +36,35 @@ class Mixture:
     scales: NDArray[np.floating[Any]]
 
     def check(self) -> None:
-        """Raise :class:`PolicyOutputError` unless shapes fit, all is finite and every scale is positive."""
+        """Check shapes and values.
+
+        Raises:
+            PolicyOutputError: Shapes do not fit, a value is not finite, or a scale is not positive.
+        """
         if self.logits.ndim != 1 or self.means.shape != self.scales.shape or self.means.shape[:1] != self.logits.shape:
             raise PolicyOutputError(
                 f"the mixture has logits {self.logits.shape}, means {self.means.shape} and scales {self.scales.shape}; "
                 "(M,), (M, A) and (M, A) are needed"
             )
-        # The sum of what is finite is mostly finite too, and takes half the time.
+        # A sum is almost always finite if its terms are, and takes half the time of checking each term.
         total = self.logits.sum(dtype=np.float64) + self.means.sum(dtype=np.float64) + self.scales.sum(dtype=np.float64)
         if math.isfinite(total) and self.scales.min() > 0:
             return
         for name, values in (("logits", self.logits), ("means", self.means), ("scales", self.scales)):
             if not np.isfinite(values).all():
-                raise PolicyOutputError(f"the network answered with {name} that are not finite; load another bundle")
+                raise PolicyOutputError(f"the network's {name} are not finite; load another bundle")
         if not (self.scales > 0).all():
             raise PolicyOutputError(
-                f"the network answered with a standard deviation of {float(self.scales.min()):.3g}; "
+                f"the network's smallest standard deviation is {float(self.scales.min()):.3g}; "
                 "it must be positive; load another bundle"
             )
 
     def weights(self) -> NDArray[np.float64]:
-        """Weights (M,) of the components, adding up to 1."""
+        """Return the weights (M,) of the components, whose sum is 1."""
         return _softmax(np.asarray(self.logits, dtype=np.float64))
 
     def log_prob(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Log density (...,) of actions (..., A)."""
+        """Return the log density (...,) of actions (..., A)."""
         point = np.asarray(action, dtype=np.float64)[..., None, :]
         scales = np.asarray(self.scales, dtype=np.float64)
         z = (point - self.means) / scales
@@ -67,26 +74,33 @@ class Mixture:
         return _log_sum_exp(component)
 
     def mode(self) -> NDArray[np.float64]:
-        """Mean (A,) of the component with the largest weight.
+        """Return the mean (A,) of the component with the largest weight.
 
-        Not the component with the highest density: where the standard deviation may fall to 1e-4, a component of
-        next to no weight can have the highest peak.
+        It is not the component with the highest density: with a standard deviation of 1e-4, a component of very small
+        weight can have the highest peak.
         """
         return np.asarray(self.means[int(np.argmax(self.logits))], dtype=np.float64)
 
-    def draw(self, sampling: str, rng: np.random.Generator, temperature: float = 1.0) -> NDArray[np.float64]:
-        """One action (A,), not yet clipped.
+    def sample(self, sampling: str, rng: np.random.Generator, temperature: float = 1.0) -> NDArray[np.float64]:
+        """Sample one action (A,). It is not clipped.
 
-        ``sample``: from the mixture; ``temperature`` multiplies the standard deviations and divides the logits, so 1
-        is the mixture itself and towards 0 it becomes the mode. ``low_noise``: a component by its weight, then its mean
-        with a standard deviation of 1e-4, as LIBERO evaluates. ``mode``: :meth:`mode`, which uses no random number.
+        Args:
+            sampling: ``sample`` samples from the mixture. ``low_noise`` samples a component by its weight and returns
+                its mean with a standard deviation of 1e-4, as LIBERO evaluates. ``mode`` returns :meth:`mode` and uses
+                no random number.
+            rng: Source of random numbers.
+            temperature: For ``sample``: multiplies the standard deviations and divides the logits. 1 is the mixture
+                itself; towards 0 it becomes the mode.
+
+        Raises:
+            ConfigError: ``sampling`` or ``temperature`` is not allowed.
         """
         if sampling == "mode":
             return self.mode()
         check_sampling(sampling, temperature)
         logits = np.asarray(self.logits, dtype=np.float64)
         weights = _softmax(logits / temperature if sampling == "sample" else logits)
-        # The same order of random numbers for every mixture: one uniform for the component, then A normals.
+        # The same random numbers for every mixture: one uniform for the component, then A normals.
         component = min(int(np.searchsorted(np.cumsum(weights), rng.random(), side="right")), weights.size - 1)
         noise = rng.standard_normal(self.means.shape[1])
         scale = self.scales[component].astype(np.float64) * temperature if sampling == "sample" else LOW_NOISE_STD
@@ -94,7 +108,11 @@ class Mixture:
 
 
 def check_sampling(sampling: str, temperature: float = 1.0) -> None:
-    """Raise :class:`ConfigError` for an unknown way of sampling or a temperature that is not positive."""
+    """Check a way of sampling and its temperature.
+
+    Raises:
+        ConfigError: ``sampling`` is unknown, or ``temperature`` is not positive.
+    """
     if sampling not in SAMPLINGS:
         raise ConfigError(
             f"sampling '{sampling}' is unknown; choose one of {list(SAMPLINGS)}{closest(sampling, SAMPLINGS)}"

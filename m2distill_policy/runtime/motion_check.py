@@ -1,8 +1,8 @@
-"""Compare commanded with measured motion: joint positions, or a pose, that do not change while motion is commanded.
+"""Compare commanded with measured motion: joints or a pose that do not change while motion is commanded are frozen.
 
-A dead driver that keeps republishing its last state gives fresh stamps and frozen values. A real arm's readings change
-in their last digits even where it is blocked or presses on a table, so only values that do not change count. The
-gripper's readings are left out: a gripper that holds still is no fault.
+A dead driver that republishes its last state gives fresh stamps and frozen values. The joint positions of a real arm
+change in their last digits even while it is blocked or presses on a table, so only values that do not change at all
+count. The gripper is left out, because a stationary gripper is normal.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
-#: s of commanded motion that is added up.
+#: s of commanded motion that is summed.
 WINDOW = 2.0
-#: rad or m by which every value may differ from the first and still count as the same: rounding, on the way through
-#: interpolation or float32.
+#: rad or m by which a value may differ from the first one and count as unchanged: interpolation and float32 round.
 SAME = 1e-6
-#: The contract's group of readings that does not count.
+#: The contract's proprioception group that is left out.
 _GRIPPER = "gripper_states"
 
 
 class _Frozen:
-    """Values that have not changed, and the commands meanwhile."""
+    """Values that have not changed, and the commands sent meanwhile."""
 
     def __init__(self, commands_kept: int) -> None:
         self.ways: deque[tuple[float, float]] = deque(maxlen=commands_kept)
@@ -40,7 +39,7 @@ class _Frozen:
         self._first: list[float] | None = None
 
     def take(self, values: NDArray[np.floating[Any]]) -> bool:
-        """Whether ``values`` are those that came before; if not, they begin anew."""
+        """Return whether ``values`` are unchanged; otherwise compare with these from now on."""
         data = values.tobytes()
         if data == self._bytes and self._first is not None:
             return True
@@ -53,24 +52,24 @@ class _Frozen:
         return False
 
     def begin(self) -> None:
-        """Compare the next values with nothing."""
+        """Forget the values, so that the next ones are compared with nothing."""
         self._first = None
         self.ways.clear()
         self.commands = 0
         self.fault = None
 
     def moved(self) -> tuple[float, float]:
-        """m and rad that the newest commands would have moved the arm."""
+        """Return the m and rad by which the newest commands would have moved the arm."""
         return sum(way[0] for way in self.ways), sum(way[1] for way in self.ways)
 
 
 class MotionCheck:
-    """Judge each observation by the commands before it.
+    """Checks each observation against the commands before it.
 
-    A fault begins when none of the arm's readings, or the end effector's pose, has changed (by :data:`SAME` or more)
-    although at least ``frozen_after`` commands to move were sent, and those of the last :data:`WINDOW` s would have
-    moved the arm by more than ``frozen_motion`` (m of translation, or rad of rotation, along its way), or, for the
-    pose, a reading has moved by more than that meanwhile. The fault lasts until a value changes.
+    The joints, or the end effector's pose, are frozen if no value has changed by :data:`SAME` or more during at least
+    ``frozen_after`` commands to move, and the commands of the last :data:`WINDOW` s would have moved the arm by more
+    than ``frozen_motion`` (m of translation, or rad of rotation, along its path). For the pose it is also enough that
+    a joint has moved by more than that. The fault lasts until a value changes.
     """
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
@@ -79,18 +78,18 @@ class MotionCheck:
         self._period = contract.period
         kept = max(1, math.ceil(WINDOW / contract.period))
         self._joints, self._pose = _Frozen(kept), _Frozen(kept)
-        #: Observations with the same pose, and the readings at the first of them.
+        #: Number of observations with the same pose, and the joint positions at the first of them.
         self._same_pose = 0
-        self._readings: list[float] = []
+        self._positions: list[float] = []
 
     def reset(self) -> None:
-        """The next reading and pose are compared with nothing."""
+        """Forget the joints and the pose, so that the next ones are compared with nothing."""
         self._joints.begin()
         self._pose.begin()
         self._same_pose = 0
 
     def add_command(self, twist: NDArray[np.float64]) -> None:
-        """A twist (6,) in m/s and rad/s was sent for one period."""
+        """Count a twist (6,) in m/s and rad/s that was sent for one period."""
         if self._limits.frozen_after is None or not twist.any():
             return
         x, y, z, rx, ry, rz = twist.tolist()
@@ -107,40 +106,40 @@ class MotionCheck:
         driven: bool = True,
         place: Callable[[], str] | None = None,
     ) -> Fault | None:
-        """Return the fault that lasts, or None. Call once for each observation, before the command that answers it.
+        """Return the current fault, or None. Call once for each observation, before the command that answers it.
 
         Args:
-            observation: its readings are compared.
-            pose: (6,) of the end effector, None where it is not known: then what was known before stays.
-            driven: whether the policy drives the arm, or would: in shadow mode a pose is not judged.
-            place: where poses come from, for messages.
+            observation: Its proprioception is compared.
+            pose: (6,) of the end effector. None if unknown; the result for the pose then stays.
+            driven: Whether the policy drives the arm, or would. In shadow mode the pose is not checked.
+            place: Returns where poses come from, for messages.
         """
         after = self._limits.frozen_after
         if after is None:
             return None
         found = [observation.proprioception[name] for name in self._names if name in observation.proprioception]
-        readings = found[0] if len(found) == 1 else np.concatenate(found) if found else np.zeros(0)
-        self._check_joints(readings, after)
+        positions = found[0] if len(found) == 1 else np.concatenate(found) if found else np.zeros(0)
+        self._check_joints(positions, after)
         if pose is not None:
-            self._check_pose(pose, readings, after, driven, place)
+            self._check_pose(pose, positions, after, driven, place)
         return self._joints.fault or self._pose.fault
 
-    def _check_joints(self, readings: NDArray[np.floating[Any]], after: int) -> None:
+    def _check_joints(self, positions: NDArray[np.floating[Any]], after: int) -> None:
         joints = self._joints
-        if not joints.take(readings) or not readings.size or joints.fault is not None or joints.commands < after:
+        if not joints.take(positions) or not positions.size or joints.fault is not None or joints.commands < after:
             return
         translation, rotation = joints.moved()
         if max(translation, rotation) > self._limits.frozen_motion:
             joints.fault = Fault(
                 StatusCode.FROZEN_JOINTS,
-                f"The readings of {', '.join(self._names)} stayed the same during {joints.commands} commands to move "
-                f"({self._told(joints)}): see whether the arm's driver is alive and the arm follows.",
+                f"The values of {', '.join(self._names)} did not change during {joints.commands} commands to move "
+                f"({self._describe(joints)}): check that the arm's driver runs and the arm follows.",
             )
 
     def _check_pose(
         self,
         pose: NDArray[np.floating[Any]],
-        readings: NDArray[np.floating[Any]],
+        positions: NDArray[np.floating[Any]],
         after: int,
         driven: bool,
         place: Callable[[], str] | None,
@@ -148,29 +147,29 @@ class MotionCheck:
         frozen = self._pose
         if not frozen.take(pose) or not driven:
             frozen.fault = None
-            self._same_pose, self._readings = 0, readings.tolist()
+            self._same_pose, self._positions = 0, positions.tolist()
             return
         self._same_pose += 1
         if frozen.fault is not None or min(self._same_pose, frozen.commands) < after:
             return
         what = ""
         if max(frozen.moved()) > self._limits.frozen_motion:
-            what = f"{frozen.commands} commands to move ({self._told(frozen)})"
-        elif len(self._readings) == readings.size:
-            motion = max((abs(a - b) for a, b in zip(readings.tolist(), self._readings, strict=True)), default=0.0)
+            what = f"{frozen.commands} commands to move ({self._describe(frozen)})"
+        elif len(self._positions) == positions.size:
+            motion = max((abs(a - b) for a, b in zip(positions.tolist(), self._positions, strict=True)), default=0.0)
             if motion > self._limits.frozen_motion:
                 what = (
-                    f"{frozen.commands} commands in which a joint moved by {motion:.3f} (watch.frozen_after is {after}"
+                    f"{frozen.commands} commands while a joint moved by {motion:.3f} (watch.frozen_after is {after}"
                     f", watch.frozen_motion {self._limits.frozen_motion:g})"
                 )
         if what:
             frozen.fault = Fault(
                 StatusCode.BAD_POSE,
-                f"The pose on {place() if place is not None else 'its topic'} stayed the same during {what}: see "
-                "whether its publisher is alive.",
+                f"The pose on {place() if place is not None else 'its topic'} did not change during {what}: check that "
+                "its publisher runs.",
             )
 
-    def _told(self, frozen: _Frozen) -> str:
+    def _describe(self, frozen: _Frozen) -> str:
         translation, rotation = frozen.moved()
         return (
             f"{translation:.3f} m and {rotation:.3f} rad in the last {len(frozen.ways) * self._period:.1f} s; "

@@ -1,8 +1,8 @@
-"""Load a bundle in a process of its own first: what never answers, takes all memory or crashes does so there.
+"""Load a bundle in a separate process first, so that a bundle that hangs, uses all memory or crashes does it there.
 
-ONNX Runtime optimises a graph while it loads it, which cannot be interrupted, and a graph may ask for any amount of
-memory. So a bundle is opened, loaded and asked for one answer in a process with limits, before the process that drives
-the arm loads it too. The same bytes do the same there: the manifest's sha256 is compared.
+ONNX Runtime optimises a graph while it loads it. This cannot be interrupted, and a graph may request any amount of
+memory. So a bundle is opened, loaded and run once in a process with limits, before the process that drives the arm
+loads it. The manifest's sha256 is compared, so both processes load the same bytes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.errors import BundleError, M2DistillError, shorten
 
-#: s between two looks at the process.
+#: s between two checks of the process.
 _POLL = 0.02
-#: How much the process gives way to the control loop (Unix niceness).
+#: Niceness (Unix) of the process, so that the control loop comes first.
 _NICENESS = 10
-#: Digests of bundles that this process has loaded, or that a process of their own has.
+#: Digests of bundles that were loaded successfully, by this process or a probe.
 _proved: set[str] = set()
 _MOST_PROVED = 256
 
 
 class AbandonedError(M2DistillError):
-    """A bundle that was being loaded is not wanted any more."""
+    """The loading of a bundle was cancelled."""
 
 
 @dataclass(frozen=True)
 class ProbeLimits:
-    """What a bundle may take until its first answer.
+    """What a bundle may use until its first answer.
 
-    timeout: s, the start of the process included. memory: bytes of address space, ONNX Runtime's own half a gigabyte
-    included.
+    Attributes:
+        timeout: Seconds, including the start of the process.
+        memory: Bytes of address space, of which ONNX Runtime itself needs about half a gigabyte.
     """
 
     timeout: float = 30.0
@@ -49,23 +50,23 @@ class ProbeLimits:
 
 
 def mark_proved(bundle: Bundle) -> None:
-    """Remember that ``bundle`` loads and answers, so that it is not tried in a process of its own again."""
+    """Record that ``bundle`` loads and answers, so that it is not probed again."""
     if len(_proved) >= _MOST_PROVED:
         _proved.clear()
     _proved.add(bundle.digest)
 
 
 def prove(bundle: Bundle, limits: ProbeLimits, *, threads: int = 1, cancelled: threading.Event | None = None) -> None:
-    """Load ``bundle`` in a process of its own and have it answer once, on the CPU. Nothing for one that was proved.
+    """Load ``bundle`` in a separate process on the CPU and compute one answer. Does nothing if that is already known.
 
     Args:
-        bundle: as opened; the process reads it from the same folder again and compares the digest.
-        limits: of time and memory.
-        threads: of one operator.
-        cancelled: ends the process as soon as it is set.
+        bundle: An opened bundle. The process reads it from the same folder again and compares the digest.
+        limits: Of time and memory.
+        threads: Threads of one operator.
+        cancelled: Ends the process as soon as it is set.
 
     Raises:
-        BundleError: it does not load, does not answer, or takes more than ``limits``.
+        BundleError: It does not load, does not answer, or uses more than ``limits``.
         AbandonedError: ``cancelled`` was set.
     """
     if bundle.digest in _proved:
@@ -80,7 +81,7 @@ def prove(bundle: Bundle, limits: ProbeLimits, *, threads: int = 1, cancelled: t
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise BundleError(
-            f"bundle '{bundle.path}' could not be tried in a process of its own: {error}; free memory or processes, "
+            f"no process could be started to test bundle '{bundle.path}': {error}; free memory or processes, "
             "then load it again"
         ) from error
     try:
@@ -98,8 +99,8 @@ def prove(bundle: Bundle, limits: ProbeLimits, *, threads: int = 1, cancelled: t
         refusal = str(json.loads(answer)["refusal"])
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"bundle '{bundle.path}' ended the process that tried it ({_how(process.returncode)}) before its first "
-            f"answer; it may take at most {limits.memory / 2**30:g} GiB of memory; export the bundle again"
+            f"the test process of bundle '{bundle.path}' ended before the first answer ({_how(process.returncode)}); "
+            f"a bundle may use at most {limits.memory / 2**30:g} GiB of memory; export the bundle again"
         ) from error
     if refusal:
         raise BundleError(refusal)
@@ -113,7 +114,7 @@ def open_and_prove(
     threads: int = 1,
     public_key: PublicKey | None = None,
 ) -> Bundle:
-    """Open the bundle that a node starts with, as :func:`open_bundle`, and prove it, as :func:`prove`."""
+    """Open a bundle as :func:`open_bundle` does, and test it as :func:`prove` does; for the start of a node."""
     bundle = open_bundle(path, public_key=public_key)
     prove(bundle, limits or ProbeLimits(), threads=threads)
     return bundle
@@ -125,13 +126,13 @@ def _wait(
     deadline = time.monotonic() + limits.timeout
     while process.poll() is None:
         if cancelled is not None and cancelled.wait(_POLL):
-            raise AbandonedError(f"bundle '{bundle.path}' is not wanted any more")
+            raise AbandonedError(f"the loading of bundle '{bundle.path}' was cancelled")
         if cancelled is None:
             time.sleep(_POLL)
         if time.monotonic() > deadline:
             raise BundleError(
-                f"bundle '{bundle.path}' gave no answer within {limits.timeout:g} s; see whether its graphs end, or "
-                "whether this machine is too busy, then load it again"
+                f"bundle '{bundle.path}' gave no answer within {limits.timeout:g} s; check whether this machine is too "
+                "busy, then load it again, or export the bundle again"
             )
 
 
@@ -141,32 +142,32 @@ def _how(code: int | None) -> str:
     return f"exit status {code}"
 
 
-# --- in the process of its own ---------------------------------------------------------------------------------------
+# --- in the separate process -----------------------------------------------------------------------------------------
 
 
 def _limit(kind: int, value: int) -> None:
     _, hard = resource.getrlimit(kind)
-    with contextlib.suppress(ValueError, OSError):  # a limit that is lower already stays
+    with contextlib.suppress(ValueError, OSError):  # a limit that is already lower stays
         resource.setrlimit(kind, (value, value if hard == resource.RLIM_INFINITY else min(value, hard)))
 
 
 def main(arguments: list[str]) -> int:
-    """Open, load and ask the bundle of the arguments; print what speaks against it, or nothing, as JSON."""
+    """Open, load and run the bundle named in the arguments; print why it is refused, or "", as JSON."""
     path, digest, timeout, memory, threads = arguments
-    # Whoever started this may have been killed: nothing goes on for ever.
+    # The parent may have been killed, so this process ends by itself.
     signal.alarm(int(float(timeout)) + 5)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, int(memory))
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
-    # Libraries may print; what is printed must be the answer alone.
+    # Libraries may print; only the answer must be on stdout.
     out = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     try:
         refusal = _try(path, digest, int(threads))
     except M2DistillError as error:
         refusal = str(error)
-    except Exception as error:  # whatever it is, the bundle is what it comes from, and is refused with it
+    except Exception as error:  # any error here is caused by the bundle, so the bundle is refused
         refusal = f"bundle '{path}' cannot be loaded: {type(error).__name__}: {error}"
     os.write(out, json.dumps({"refusal": shorten(refusal, 8000)}).encode())
     return 0
@@ -185,4 +186,4 @@ def _try(path: str, digest: str, threads: int) -> str:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code)  # what a damaged graph left behind must not end what has been answered
+    os._exit(code)  # without clean-up, which may crash after a damaged graph

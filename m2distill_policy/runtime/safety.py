@@ -1,7 +1,7 @@
-"""Limits for the commands while the policy drives, and a ramp to a halt.
+"""Limits of the commands while the policy drives, and a ramp to a halt.
 
-Limits are in physical units, because those are what an arm's data sheet has. The velocity that an action stands for is
-the contract's response, so the set-point and the twist made from one action obey the same limits.
+Limits are in physical units, as in an arm's data sheet. The velocity of an action is given by the contract's response,
+so the set-point and the twist of one action obey the same limits.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from m2distill_policy.runtime.mixture import PolicyOutputError
 
 _MOTION = slice(0, 6)
 _AXES = ACTION_AXES[_MOTION]
-#: What each limit of an axis may be, and its unit. Beyond, Ruckig's steps cannot be computed; for no limit, set none.
+#: Smallest and largest value of each limit, and its unit. Beyond them Ruckig's steps cannot be computed.
 LIMIT_RANGES: Mapping[str, tuple[float, float, str]] = {
     "speed": (1e-4, 100.0, "m/s or rad/s"),
     "acceleration": (0.01, 1000.0, "m/s2 or rad/s2"),
     "jerk": (0.1, 1e5, "m/s3 or rad/s3"),
 }
-#: m; how far a corner of the workspace may be from the origin, on each axis.
+#: m; largest distance of a corner of the workspace from the origin, on each axis.
 LARGEST_WORKSPACE = 100.0
 
 
 @dataclass(frozen=True)
 class SafetyLimits:
-    """speed, acceleration, jerk: largest size an axis (x, y, z in m/s, rx, ry, rz in rad/s, and so on), None for none.
-    They bind while the policy drives; a ramp to a halt takes ``halt_time`` whatever they say. Without ``speed`` the
-    top speed of the bundle that the policy was started with is the limit.
+    """Limits of an arm. Those of an axis are (6,): x, y, z in m/s (m/s2, m/s3) and rx, ry, rz in rad/s and so on.
 
-    allow_faster_bundle: whether a bundle whose top speed is more than 25 % above that one's may take over; its
-    commands stay within the limit.
-
-    workspace_low, workspace_high: corners (x, y, z in m, contract's frame) of the box that a set-point may not leave,
-    None for none. Beyond a wall only motion back is let through. Needs the end effector's pose.
-    halt_time: s from the decision to halt until the command is zero.
+    Attributes:
+        speed: Largest speed of each axis. None takes the top speed of the bundle with which the policy was started.
+        acceleration, jerk: Largest value of each axis, or None for no limit. They apply while the policy drives; a ramp
+            to a halt takes ``halt_time``.
+        workspace_low, workspace_high: Corners (x, y, z in m, contract's frame) of the box that a set-point may not
+            leave, or None. Outside the box only motion back is allowed. Needs the end effector's pose.
+        halt_time: Seconds from the decision to halt until the command is zero, 0 to 5.
+        allow_faster_bundle: Whether a bundle may replace the first one if its top speed is more than 25 % higher. Its
+            commands are limited to the same speed.
     """
 
     speed: tuple[float, ...] | None = None
@@ -82,20 +83,23 @@ class SafetyLimits:
 
     @property
     def needs_pose(self) -> bool:
-        """Whether the limits cannot be kept without the end effector's pose."""
+        """Whether the limits need the end effector's pose."""
         return self.workspace_low is not None
 
     @property
     def smooth(self) -> bool:
-        """Whether the change of the command is limited."""
+        """Whether acceleration or jerk is limited."""
         return self.acceleration is not None or self.jerk is not None
 
 
 def set_point_inside(
     target: NDArray[np.float64], pose: NDArray[np.floating[Any]], limits: SafetyLimits, contract: Contract
 ) -> NDArray[np.float64] | None:
-    """The set-point (6,) nearest to ``target`` (6,) in the workspace; None where ``pose`` (6,) is so far outside that
-    no action reaches it: sent there at once, the arm would jump."""
+    """Return the set-point (6,) nearest to ``target`` (6,) inside the workspace.
+
+    Returns:
+        None if ``pose`` (6,) is so far outside that no action reaches the workspace. The arm would jump there.
+    """
     if limits.workspace_low is None or limits.workspace_high is None:
         return target
     inside = target.copy()
@@ -108,7 +112,7 @@ def set_point_inside(
 
 
 class Motion(enum.Enum):
-    """What the governor lets the arm do."""
+    """What the arm does under the governor."""
 
     RUNNING = "running"
     HALTING = "halting"
@@ -118,21 +122,25 @@ class Motion(enum.Enum):
 class Governor:
     """Limits every command, and ramps to a halt.
 
-    ``running`` --halt--> ``halting`` --after halt_time--> ``halted`` --resume--> ``running``. Begins halted. While
-    halting, the six motion entries fall in equal parts to zero; the gripper keeps its last command, so that an object
+    States: ``running`` --halt--> ``halting`` --after halt_time--> ``halted`` --resume--> ``running``. It starts halted.
+    While halting, the six motion entries fall linearly to zero. The gripper keeps its last command, so that an object
     in the hand is not dropped.
 
     Acceleration and jerk are limited by Ruckig's velocity interface (Berscheid and Kroeger 2021, "Jerk-limited
     Real-time Trajectory Generation with Arbitrary Target States", https://arxiv.org/abs/2105.04830).
+
+    Args:
+        limits: Safety limits.
+        contract: Contract of the bundle that drives.
     """
 
     def __init__(self, limits: SafetyLimits, contract: Contract) -> None:
         self.limits = limits
         self.motion = Motion.HALTED
         self._contract = contract
-        #: (6,) m/s and rad/s that no command exceeds, whichever bundle drives.
+        #: (6,) m/s and rad/s that no command exceeds, with any bundle.
         self.speeds = tuple(float(v) for v in limits.speed or contract.action.response.top_speeds)
-        #: (6,) that commands are brought below for now, see :meth:`prepare_contract`.
+        #: (6,) current limit of the commands, which :meth:`prepare_contract` may lower.
         self._ceiling = self.speeds
         self._cycles = max(1, math.ceil(limits.halt_time / contract.period - 1e-9))
         self._smoother = _Smoother(limits, contract.period) if limits.smooth else None
@@ -141,10 +149,10 @@ class Governor:
         self._ramp_left = 0
 
     def set_contract(self, contract: Contract) -> None:
-        """Take over the velocity response of a contract that is otherwise the same: another bundle's.
+        """Use the velocity response of another bundle's contract, which is otherwise the same.
 
-        The arm goes on with the velocity that was sent: the newest command, from which a ramp and the next command
-        begin, is the one that means the same velocity from now on.
+        The arm keeps its velocity: the newest command, from which a ramp and the next command start, is replaced by the
+        one that has the same velocity under the new response.
         """
         self._ceiling = self.speeds
         before, self._contract = self._contract.action.response, contract
@@ -152,9 +160,15 @@ class Governor:
             self._last, self._ramp_from = self._meaning(self._last, before), self._meaning(self._ramp_from, before)
 
     def prepare_contract(self, contract: Contract | None) -> bool:
-        """Whether :meth:`set_contract` would keep the limits of acceleration and jerk now: the velocity that was sent
-        last can be sent under the other response too. Where it cannot, the next commands slow down to what can. None:
-        no other response is to be followed (any more)."""
+        """Prepare :meth:`set_contract` so that acceleration and jerk stay within their limits.
+
+        Args:
+            contract: The next contract, or None if there is none.
+
+        Returns:
+            Whether the current velocity is possible under the next response too. If not, the next commands slow down
+            until it is.
+        """
         self._ceiling = self.speeds
         if contract is None or not self.limits.smooth or self.motion is Motion.HALTED:
             return True
@@ -166,7 +180,7 @@ class Governor:
         return False
 
     def _meaning(self, action: NDArray[np.float64], before: VelocityResponse) -> NDArray[np.float64]:
-        """The action (7,) that means now what ``action`` (7,) meant under the response ``before``."""
+        """Return the action (7,) with the velocity that ``action`` (7,) had under the response ``before``."""
         response = self._contract.action.response
         sent = np.clip(before.twist(action), -np.asarray(self.speeds), self.speeds)
         found = action.copy()
@@ -183,10 +197,14 @@ class Governor:
     def limit(
         self, action: NDArray[np.floating[Any]], pose: NDArray[np.floating[Any]] | None = None
     ) -> NDArray[np.float64]:
-        """The command (7,) for a policy's action (7,): the nearest to it within limits.
+        """Return the command (7,) within the limits that is nearest to ``action``. Also resumes from a halt.
 
-        pose: (6,) of the end effector, m and rad, contract's frame; only the workspace needs it. Also resumes from a
-        halt. Raises :class:`PolicyOutputError` for an action that is not finite.
+        Args:
+            action: The policy's action (7,).
+            pose: (6,) of the end effector, m and rad, contract's frame; needed only for a workspace.
+
+        Raises:
+            PolicyOutputError: The action is not finite or has another shape.
         """
         values = np.asarray(action, dtype=np.float64)
         if values.shape != self._last.shape or not all(map(math.isfinite, values.tolist())):
@@ -197,7 +215,7 @@ class Governor:
         command = self._within_walls(np.clip(values, -1.0, 1.0), pose)
         if self._faster() or self._smoother is not None:
             slowed = self._slowed(command)
-            # The walls have the last word: what slows down smoothly may still be on its way out.
+            # The workspace is applied last, because a smoothed command may still lead outwards.
             command = self._within_walls(slowed, pose)
             if self._smoother is not None and not np.array_equal(command, slowed):
                 self._smoother.rest()
@@ -227,25 +245,26 @@ class Governor:
         return self._for_velocity(action, wanted, allowed)
 
     def _faster(self) -> bool:
-        """Whether an action within [-1, 1] can mean more than the speed limit."""
+        """Return whether an action within [-1, 1] can exceed the speed limit."""
         tops = self._contract.action.response.top_speeds
         return any(top > limit for top, limit in zip(tops, self._ceiling, strict=True))
 
     def _for_velocity(
         self, action: NDArray[np.float64], wanted: NDArray[np.float64], allowed: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """``action`` (7,), which means the velocity ``wanted`` (6,), changed to mean ``allowed`` (6,)."""
+        """Change ``action`` (7,) so that its velocity is ``allowed`` (6,) and not ``wanted`` (6,)."""
         response = self._contract.action.response
         slowed = action.copy()
-        # What is not limited stays the very same, bit for bit: a response and back would round.
+        # Entries that are not limited stay bit-identical; converting to velocity and back would round them.
         for axis in np.flatnonzero(np.abs(allowed - wanted) > 1e-12):
             slowed[axis] = math.copysign(response.size_for(int(axis), abs(allowed[axis])), allowed[axis])
         return slowed
 
     def halt(self, pose: NDArray[np.floating[Any]] | None = None) -> NDArray[np.float64]:
-        """The next command (7,) of the ramp to a halt; call once a cycle, also when halted.
+        """Return the next command (7,) of the ramp to a halt. Call it once a cycle, also when halted.
 
-        pose: (6,) of the end effector now, where it is known: then the ramp ends at the workspace's walls too.
+        Args:
+            pose: (6,) of the end effector now, if known. The ramp then respects the workspace too.
         """
         if self.motion is Motion.RUNNING:
             self.motion = Motion.HALTING
@@ -256,7 +275,7 @@ class Governor:
             command = self._ramp_from.copy()
             command[_MOTION] *= self._ramp_left / self._cycles
             command = self._within_walls(command, pose)
-            # Where a wall held the command back, and now holds it less, a ramp must not speed up.
+            # A wall may have limited the command, and does so less as the arm moves. A ramp must not speed up then.
             most = np.abs(self._last[_MOTION])
             command[_MOTION] = np.clip(command[_MOTION], -most, most)
             self._last = command
@@ -267,23 +286,22 @@ class Governor:
         return self._last.copy()
 
     def stop(self) -> NDArray[np.float64]:
-        """Zero motion (7,) from now on, without a ramp: what would have been sent is not to be trusted.
+        """Stop at once, without a ramp, because the last command cannot be trusted. Return the zero command (7,).
 
-        Zeros are sent for as long as a ramp takes, because one message may be lost. The gripper keeps its last
-        command.
+        Zeros are sent for the length of a ramp, because a message may be lost. The gripper keeps its last command.
         """
         gripper, stopped = self._last[6], self.motion is not Motion.RUNNING and not self._ramp_from[_MOTION].any()
         self._last = np.zeros(len(ACTION_AXES))
         self._last[6] = gripper if abs(gripper) <= 1 else 0.0
         self._ramp_from = self._last
-        if not stopped:  # asked again and again, it still ends
+        if not stopped:  # repeated calls must not prolong it
             self._ramp_left, self.motion = self._cycles, Motion.HALTING
         if self._smoother is not None:
             self._smoother.rest()
         return self._last.copy()
 
     def reset(self) -> None:
-        """Halted at once and without memory: for a new episode in a world that was reset, never for a moving arm."""
+        """Forget the last command and be halted at once; only for a simulation that was reset, never a moving arm."""
         self.motion = Motion.HALTED
         self._last = np.zeros(len(ACTION_AXES))
         if self._smoother is not None:
@@ -291,10 +309,10 @@ class Governor:
 
 
 class _Smoother:
-    """Velocities (6,) that change no faster than the limits let them."""
+    """Computes velocities (6,) whose changes stay within the limits."""
 
     def __init__(self, limits: SafetyLimits, period: float) -> None:
-        # Only an arm with such limits needs the library.
+        # Imported here, because only arms with such limits need the library.
         import ruckig
 
         self._generator = ruckig.Ruckig(len(_AXES), period)
@@ -307,18 +325,18 @@ class _Smoother:
         self._input.max_jerk = list(limits.jerk or unlimited)
         self._input.current_position = self._input.target_acceleration = [0.0] * len(_AXES)
         self._acceptable = (ruckig.Result.Working, ruckig.Result.Finished)
-        # The second is what its binding raises for a result that it does not know.
+        # ValueError is raised by Ruckig's Python binding for a result that it does not know.
         self._errors = (ruckig.RuckigError, ValueError)
         self._acceleration = [0.0] * len(_AXES)
 
     def rest(self) -> None:
-        """Forget the present acceleration: the next command does not go on from the last one."""
+        """Set the acceleration to zero, so that the next command does not continue the last one."""
         self._acceleration = [0.0] * len(_AXES)
 
     def towards(self, wanted: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The velocity one period from now, on the fastest way from ``present`` to ``wanted``."""
-        if not (np.isfinite(present).all() and np.isfinite(wanted).all()):  # the library raises an error of its own
-            raise PolicyOutputError(f"no smooth way from {present.tolist()} to {wanted.tolist()} is possible")
+        """Return the velocity one period from now, on the fastest way from ``present`` to ``wanted``."""
+        if not (np.isfinite(present).all() and np.isfinite(wanted).all()):  # Ruckig would raise its own error
+            raise PolicyOutputError(f"no smooth change of velocity from {present.tolist()} to {wanted.tolist()} exists")
         self._input.current_velocity = present.tolist()
         self._input.current_acceleration = self._acceleration
         self._input.target_velocity = wanted.tolist()
@@ -330,6 +348,8 @@ class _Smoother:
             result, found = f"{type(error).__name__}: {error}", False
         if not found:
             self.rest()
-            raise PolicyOutputError(f"no smooth way from {present.tolist()} to {wanted.tolist()} was found ({result})")
+            raise PolicyOutputError(
+                f"no smooth change of velocity from {present.tolist()} to {wanted.tolist()} was found ({result})"
+            )
         self._acceleration = list(self._next.new_acceleration)
         return velocity

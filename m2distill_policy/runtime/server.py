@@ -1,4 +1,4 @@
-"""The policy server: observations and time in, decisions out. Knows no transport, no clock and no robot."""
+"""The policy server: turns observations and time into decisions. It knows no transport, clock or robot."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from m2distill_policy.runtime.watchdog import Fault
 
 
 class PolicyServer(PolicyControls):
-    """Serves one bundle at a time. Methods may be called from several threads; each call is atomic.
+    """Serves one bundle at a time. Thread-safe: each call is atomic.
 
-    Call :meth:`step` for each observation, and :meth:`tick_without_observation` where none has arrived in time. The
-    arguments, and all that can be set between two cycles, are those of :class:`PolicyControls`.
+    Call :meth:`step` for each observation, and :meth:`tick_without_observation` if none has arrived in time. For the
+    arguments and all other controls see :class:`PolicyControls`.
 
-    Random numbers: episode ``e`` of seed ``s`` draws from ``numpy.random.default_rng([s, e])``. The first episode is 0;
-    every :meth:`reset` after at least one answer begins the next.
+    Episode ``e`` of seed ``s`` uses the random stream ``numpy.random.default_rng([s, e])``. The first episode is 0.
+    Each :meth:`reset` after at least one answer begins the next.
     """
 
     def step(
@@ -45,18 +45,21 @@ class PolicyServer(PolicyControls):
     ) -> Decision:
         """Answer one observation.
 
-        Never raises for what an observation or the network may do: the arm halts, and the status says why.
+        Errors of the observation or the network are not raised: the arm halts, and the status says why.
 
         Args:
-            observation: images, readings and stamp.
-            now: s, in the clock of the observation's stamp.
-            monotonic: s, a monotonic clock for the age of arrivals; None takes ``now``.
-            pose: (6,) of the end effector at the observation's stamp, in m and rad; None if unknown. A workspace needs
-                it.
-            newest: (6,) where the end effector is now, for a ramp to a halt within the workspace; None if unknown.
-            fault: of the streams that the observation was made from; None for none.
-            no_pose: why there is no ``pose``; None if unknown.
-            pose_place: where poses come from, for messages.
+            observation: Images, proprioception and stamp.
+            now: Seconds, in the clock of the observation's stamp.
+            monotonic: Seconds of a monotonic clock, for the age of arrivals; None uses ``now``.
+            pose: (6,) of the end effector at the observation's stamp, in m and rad; None if unknown. Needed for a
+                workspace.
+            newest: (6,) of the end effector now, so that a ramp to a halt stays in the workspace; None if unknown.
+            fault: Fault of the streams from which the observation was made, or None.
+            no_pose: Why there is no ``pose``; None if unknown.
+            pose_place: Returns where poses come from, for messages.
+
+        Returns:
+            The action, whether to send it, and the status.
         """
         with self._lock:
             begin, policy, interlock = self._clock(), self._policy, self._interlock
@@ -87,12 +90,12 @@ class PolicyServer(PolicyControls):
             try:
                 mixture, tokens = policy.engine.step(conditioning, observation, policy.window)
                 mixture.check()
-                sample = mixture.draw(self._sampling, self._rng, self._temperature)
-                # Checked here too, because in shadow mode it is published and no command is made of it.
+                sample = mixture.sample(self._sampling, self._rng, self._temperature)
+                # Checked also in shadow mode, where the sample is published but not limited.
                 if not all(map(math.isfinite, sample.tolist())):
-                    raise PolicyOutputError(f"the action drawn is {np.array2string(sample, precision=3)}")
+                    raise PolicyOutputError(f"the sampled action is {np.array2string(sample, precision=3)}")
                 self._answers += 1
-                # Lateness is checked first: a ramp must not begin with a command that was not sent.
+                # Checked before the limits, because a ramp must not start from a command that was not sent.
                 late = self._late(begin) or self._watchdog.check_age(stamp, now + self._clock() - begin)
                 if late is not None and driving:
                     return self._halted(late, stamp, begin, newest)
@@ -106,7 +109,7 @@ class PolicyServer(PolicyControls):
             policy.history.push(observation)
             policy.swap.notice()
             if driving:
-                fault = Fault(StatusCode.RUNNING, f"Driving by the instruction '{conditioning.instruction}'.")
+                fault = Fault(StatusCode.RUNNING, f"Driving with the instruction '{conditioning.instruction}'.")
                 command = True
             else:
                 fault = interlock.latched or (interlock.not_ready if interlock.enabled else None) or SHADOW
@@ -115,17 +118,17 @@ class PolicyServer(PolicyControls):
             return self._decision(action, command, sample, mixture, fault, stamp, used, begin)
 
     def refuse_command(self, decision: Decision, why: str) -> Decision:
-        """Replace ``decision``, whose command failed the last check before sending: zero motion until :meth:`enable`.
+        """Replace ``decision`` because its command failed the check before sending: zero motion until :meth:`enable`.
 
         Args:
-            decision: the newest one.
-            why: what is wrong with the command.
+            decision: The newest decision.
+            why: What is wrong with its command.
         """
         with self._lock:
             fault = self._interlock.latched = Fault(
                 StatusCode.BAD_COMMAND,
-                f"A command was not sent: {why}. This is a fault of the bundle or the software; report it, then enable "
-                "the policy to go on.",
+                f"A command was not sent: {why}. This is an error of the bundle or the software: report it, then enable"
+                " the policy to go on.",
             )
             action = self._governor.stop()
             status = dataclasses.replace(
@@ -145,11 +148,11 @@ class PolicyServer(PolicyControls):
         fault: Fault | None = None,
         why: Callable[[], Fault | None] | None = None,
     ) -> Decision:
-        """Run a cycle in which no new observation has arrived: send nothing at first, then ramp to a halt.
+        """Run a cycle without a new observation: send nothing at first, then ramp to a halt.
 
         Args:
-            now, monotonic, newest, fault: as in :meth:`step`.
-            why: see :meth:`Watchdog.check_timeout`.
+            now, monotonic, newest, fault: As in :meth:`step`.
+            why: See :meth:`Watchdog.check_timeout`.
         """
         with self._lock:
             begin, interlock = self._clock(), self._interlock
@@ -158,7 +161,7 @@ class PolicyServer(PolicyControls):
             newest = _finite(newest)
             silence = self._watchdog.check_timeout(monotonic, why)
             interlock.missing = fault or (silence if silence.code is not StatusCode.WAITING else None)
-            # A latched fault comes before a missing observation: it is why the arm halts.
+            # A latched fault is reported before a missing observation, because it is why the arm halts.
             found = (
                 self._check_switches(monotonic)
                 or interlock.latched
@@ -175,7 +178,7 @@ class PolicyServer(PolicyControls):
         return self._interlock.check_switches(monotonic, is_halted=self._governor.motion is Motion.HALTED)
 
     def _late(self, begin: float) -> Fault | None:
-        """Count a decision that took longer than a period. The latched fault, where it is one of several in a row."""
+        """Count a decision that took longer than a period. Return the fault if there were too many in a row."""
         most = self._watchdog.limits.overruns_in_a_row
         if self._clock() - begin <= self.contract.period:
             self._overruns_in_a_row = 0
@@ -197,8 +200,8 @@ class PolicyServer(PolicyControls):
     ) -> Decision:
         interlock, has_instruction = self._interlock, self._has_instruction
         interlock.latch_for_resume(fault, has_instruction=has_instruction)
-        # The ramp is always sent to its end. Zeros follow it only while this policy commands the arm: it is enabled,
-        # has an instruction, and no other node sends commands, whatever fault comes first.
+        # The ramp is always sent completely. Zeros follow it only while this policy commands the arm: it is enabled,
+        # has an instruction, and no other node sends commands, whichever fault is reported.
         is_in_command = interlock.enabled and has_instruction and interlock.other_publisher is None
         is_in_command = is_in_command and fault.code is not StatusCode.WAITING
         command = is_in_command or self._governor.motion is not Motion.HALTED
@@ -239,5 +242,5 @@ class PolicyServer(PolicyControls):
 
 
 def _finite(pose: NDArray[np.floating[Any]] | None) -> NDArray[np.floating[Any]] | None:
-    """``pose``, or None where it holds a value that is not finite."""
+    """Return ``pose``, or None if a value is not finite."""
     return pose if pose is not None and all(map(math.isfinite, pose.tolist())) else None

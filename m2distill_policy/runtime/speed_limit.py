@@ -1,4 +1,4 @@
-"""How fast a bundle may move the arm: as configured, or as fast as the bundle that the operator configured."""
+"""The largest speed of commands: as configured, or the top speed of the bundle that the policy was started with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from m2distill_policy.contract import ACTION_AXES
 from m2distill_policy.errors import M2DistillError
 from m2distill_policy.runtime.safety import SafetyLimits
 
-#: A bundle whose top speed is above the limit by more than this factor is refused.
+#: A bundle is refused if its top speed exceeds the limit by more than this factor.
 MOST_FASTER = 1.25
-#: m/s and rad/s of difference that are never a reason to refuse: fits of an axis that hardly moves differ by more.
+#: Differences up to this, in m/s and rad/s, never refuse a bundle: for an axis that hardly moves, fits differ more.
 SLACK = 0.005
-#: The same for the size of an action, of 1.
+#: The same for the size of an action, which is at most 1.
 SIZE_SLACK = 0.02
 
 _AXES = ACTION_AXES[:6]
@@ -25,11 +25,13 @@ class SpeedError(M2DistillError):
 
 @dataclass(frozen=True)
 class SpeedLimit:
-    """speeds: (6,) m/s for x, y, z and rad/s for rx, ry, rz that no command exceeds.
+    """The speed limit of the commands of all bundles.
 
-    stated: whether ``safety.speed`` states them; otherwise they are the top speeds of ``first``. first: the bundle that
-    the policy was started with. allow_faster: whether a much faster bundle may take over; its commands stay within
-    ``speeds`` all the same.
+    Attributes:
+        speeds: (6,) m/s for x, y, z and rad/s for rx, ry, rz that no command exceeds.
+        first: The bundle that the policy was started with.
+        stated: Whether ``speeds`` come from ``safety.speed``; otherwise they are the top speeds of ``first``.
+        allow_faster: Whether a much faster bundle may be loaded; its commands are limited to ``speeds`` too.
     """
 
     speeds: tuple[float, ...]
@@ -39,19 +41,18 @@ class SpeedLimit:
 
     @staticmethod
     def of(limits: SafetyLimits, bundle: Bundle) -> SpeedLimit:
-        """The limit for a server that is configured with ``limits`` and ``bundle``."""
+        """Make the limit of a server with these limits that starts with ``bundle``."""
         if limits.speed is not None:
             return SpeedLimit(tuple(float(v) for v in limits.speed), bundle, True, limits.allow_faster_bundle)
         return SpeedLimit(bundle.contract.action.response.top_speeds, bundle, False, limits.allow_faster_bundle)
 
     def require(self, new: Bundle) -> None:
-        """Check that ``new`` may take over.
+        """Check that ``new`` is not much faster than the limit. With ``allow_faster``, every bundle passes.
 
         Raises:
-            SpeedError: without ``safety.speed``, its top speed is more than 25 % above the first bundle's on an axis;
-                with it, its response says that the arm follows so much more slowly that a set-point within the limit
-                would be more than 25 % farther ahead of the arm. Nothing is raised with
-                ``safety.allow_faster_bundle``.
+            SpeedError: Without ``safety.speed``: its top speed on an axis is more than 25 % above that of the first
+                bundle. With it: for the same speed, its response needs a set-point more than 25 % farther ahead of the
+                arm than that of the first bundle.
         """
         if self.allow_faster:
             return
@@ -66,13 +67,13 @@ class SpeedLimit:
         if faster:
             raise SpeedError(
                 f"bundle {new.identifier} reaches {', '.join(faster)}, the top speed of bundle "
-                f"{self.first.identifier} with which the policy was started; at most 25 % more is taken. Start "
-                "the policy with the new bundle, state 'safety.speed', or set "
-                "'safety.allow_faster_bundle' to take it at the present limit"
+                f"{self.first.identifier} with which the policy was started; at most 25 % more is allowed. Start "
+                "the policy with the new bundle, set 'safety.speed', or set 'safety.allow_faster_bundle' to load it "
+                "with the current limit"
             )
 
     def _require_lead(self, new: Bundle) -> None:
-        """The arm and its controller are the same as before: what one bundle calls slower is the same motion."""
+        """Compare the size of actions: arm and controller are the same, so the same action is the same motion."""
         before, after = self.first.contract.action, new.contract.action
         farther = []
         for i, (axis, speed) in enumerate(zip(_AXES, self.speeds, strict=True)):
@@ -81,14 +82,14 @@ class SpeedLimit:
                 farther.append(f"{would:.0%} instead of {was:.0%} of an action in '{axis}'")
         if farther:
             raise SpeedError(
-                f"bundle {new.identifier} takes {', '.join(farther)} for the speed of 'safety.speed', compared with "
+                f"for the speed of 'safety.speed', bundle {new.identifier} needs {', '.join(farther)}, compared with "
                 f"bundle {self.first.identifier} with which the policy was started: on the same arm it would move "
-                "faster than the limit; at most 25 % more is taken. Start the policy with the new bundle, or set "
+                "faster than the limit; at most 25 % more is allowed. Start the policy with the new bundle, or set "
                 "'safety.allow_faster_bundle'"
             )
 
     def warning(self, bundle: Bundle) -> str:
-        """What to say while ``bundle`` drives and is slowed down; empty where it is not."""
+        """Return the warning that ``bundle`` is slowed down, or "" if it is not."""
         if self.stated:
             return ""
         slowed = [text for top, limit, text in self._compared(bundle) if top > limit * (1 + 1e-9)]

@@ -7,62 +7,62 @@ from dataclasses import dataclass
 
 
 class StatusCode(enum.IntEnum):
-    """The state of the policy, or its fault. The numbers go over the wire: never reuse one."""
+    """The state of the policy, or its fault. The numbers are part of the messages: never reuse one."""
 
     #: The policy drives.
     RUNNING = 0
-    #: The policy answers but sends no command: it is not enabled.
+    #: Shadow mode: the policy answers but sends no commands, because it is not enabled.
     DISABLED = 1
-    #: No instruction has been given.
+    #: There is no instruction.
     NO_INSTRUCTION = 2
-    #: The instruction is not one that the bundle knows.
+    #: The bundle does not know the instruction.
     UNKNOWN_INSTRUCTION = 3
-    #: The next observation has not come yet; it is not late enough to halt.
+    #: The next observation has not arrived yet; it is not late enough to halt.
     WAITING = 4
-    #: No observation comes.
+    #: No observation arrives.
     MISSING_OBSERVATION = 5
     #: The observation is too old.
     STALE_OBSERVATION = 6
-    #: An observation carries the same stamp as the one before it.
+    #: An observation has the same stamp as the one before it.
     REPEATED_STAMP = 7
     #: An observation is older than the one before it.
     OUT_OF_ORDER = 8
-    #: The observation's stamp lies in the future.
+    #: The observation's stamp is in the future.
     FUTURE_STAMP = 9
-    #: A view shows no new image although the arm moved.
+    #: A view has no new image although the arm moved.
     FROZEN_VIEW = 10
-    #: A view or reading is missing, of a wrong form, not finite, out of range or contradicted.
+    #: An image or joint position is missing, has a wrong shape, is not finite, out of range or contradicted.
     BAD_OBSERVATION = 11
     #: The network's answer cannot be used.
     BAD_OUTPUT = 12
-    #: The network could not be run.
+    #: The network failed to run.
     ENGINE_FAILED = 13
-    #: A halt was asked for.
+    #: A halt was requested.
     HALT_REQUESTED = 14
     #: A fault has passed, but the policy resumes only when it is enabled again.
     HELD = 15
     #: The emergency stop is pressed.
     EMERGENCY_STOP = 16
-    #: The dead-man switch is not held, or sends nothing any more.
+    #: The dead-man switch is not held, or sends nothing.
     DEAD_MAN = 17
     #: Decisions took longer than a period several times in a row.
     DEADLINE_MISSED = 18
-    #: The workspace is limited and where the end effector is is not known.
+    #: The workspace is limited, but the end effector's pose is not known.
     NO_POSE = 19
-    #: Every stream comes, but their stamps are too far apart to belong together, or one comes too slowly.
+    #: All streams arrive, but their stamps are too far apart for one observation, or one stream is too slow.
     UNSYNCHRONISED = 20
-    #: The joint readings do not change although motion is commanded.
+    #: The joint positions do not change although motion is commanded.
     FROZEN_JOINTS = 21
-    #: A command was not finite or outside the limits just before it would have been sent; it was not.
+    #: A command was not finite or outside the limits in the check before sending; it was not sent.
     BAD_COMMAND = 22
-    #: The end effector's pose is one that it cannot have reached, or does not change although motion is commanded.
+    #: The end effector's pose is impossible, or does not change although motion is commanded.
     BAD_POSE = 23
     #: Another publisher sends commands to the same arm.
     OTHER_PUBLISHER = 24
 
     @property
     def is_fault(self) -> bool:
-        """Whether something is wrong, as opposed to a policy that is not enabled or has no instruction."""
+        """Whether this is a fault; waiting, shadow mode and a missing instruction are not."""
         return self not in _NO_FAULTS
 
 
@@ -70,7 +70,7 @@ _NO_FAULTS = frozenset({StatusCode.RUNNING, StatusCode.DISABLED, StatusCode.NO_I
 
 
 class SwapState(enum.IntEnum):
-    """Where the latest hot swap stands. The numbers go over the wire: never reuse one."""
+    """State of the latest hot swap. The numbers are part of the messages: never reuse one."""
 
     NONE = 0
     LOADING = 1
@@ -81,7 +81,7 @@ class SwapState(enum.IntEnum):
 
 @dataclass(frozen=True)
 class SwapReport:
-    """The latest hot swap: its state, one message, and the bundle (identifier, or empty while unknown)."""
+    """The latest hot swap: its state, one message, and the bundle's identifier (empty while unknown)."""
 
     state: SwapState = SwapState.NONE
     message: str = ""
@@ -90,15 +90,22 @@ class SwapReport:
 
 @dataclass(frozen=True)
 class Status:
-    """One cycle's status.
+    """The status of one cycle.
 
-    code, message: the state or fault, and what to do; stamp: of the observation answered (s), None without one.
-    motion: ``running``, ``halting`` or ``halted``. bundle: identifier of the network that answered.
-    tasks: names of the tasks it has learned, in order. instruction: the present one, or "".
-    window: how many steps the answer was based on, this one included (0 when there was no answer).
-    latency: s from being handed the observation to the decision. overruns: decisions so far that took over one period.
-    window_cleared: why the window was last cleared. swap: the latest hot swap. warning: a message that stays until
-    its cause is gone (a provider's fall-back), or "".
+    Attributes:
+        code: State or fault.
+        message: What it means and what to do.
+        stamp: Stamp of the observation that was answered, s; None without one.
+        motion: ``running``, ``halting`` or ``halted``.
+        bundle: Identifier of the bundle that answered.
+        tasks: Names of the tasks that it has learned, in order.
+        instruction: Current instruction, or "".
+        window: Number of steps that the answer is based on, including this one; 0 without an answer.
+        latency: Seconds from the observation to the decision.
+        overruns: Decisions so far that took longer than a period.
+        window_cleared: Why the window was last cleared.
+        swap: The latest hot swap.
+        warning: A message that stays until its cause is gone, such as a provider's fall-back, or "".
     """
 
     code: StatusCode

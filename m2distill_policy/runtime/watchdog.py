@@ -1,4 +1,4 @@
-"""Checks whether an observation may be used: stamps, timeouts and frozen images."""
+"""Check whether an observation may be used: stamps, timeouts and frozen images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2distill_policy.ranges import require_within
 from m2distill_policy.runtime.guard import LONGEST_ANSWER
 from m2distill_policy.runtime.status import StatusCode
 
-#: What each limit may be, and its unit.
+#: Smallest and largest value of each limit, and its unit.
 WATCH_RANGES: Mapping[str, tuple[float, float, str]] = {
     "stale_after": (1e-3, 3600.0, "s"),
     "silent_after": (1e-3, 3600.0, "s"),
@@ -27,22 +27,24 @@ WATCH_RANGES: Mapping[str, tuple[float, float, str]] = {
     "dead_man": (1e-3, 3600.0, "s"),
     "overruns_in_a_row": (1, 10**6, "decisions"),
 }
-#: Images of a view with which the next one is compared: a dead driver may hand out a ring of stale buffers in turn.
-#: Of large images fewer are kept.
+#: Number of different images of a view with which the next one is compared, because a dead driver may repeat a ring of
+#: old buffers. Fewer are kept of large images.
 IMAGES_KEPT, _BYTES_KEPT = 8, 1 << 26
 
 
 @dataclass(frozen=True)
 class WatchLimits:
-    """What counts as late, early or frozen; None switches a check off.
+    """Limits of late, early, missing and frozen observations; None switches a check off.
 
-    stale_after: s between an observation's stamp and now. silent_after: s without an observation before the arm is
-    halted. future_tolerance: s by which a stamp may be ahead of now. frozen_after: steps in a row without a new
-    image while a reading moved by more than ``frozen_motion`` (rad or m) in all; and commands to move by more than
-    ``frozen_motion`` in all without any change of the arm's readings, or of the end effector's pose.
-
-    dead_man: s without word that the dead-man switch is held; None where there is none. overruns_in_a_row: so many
-    decisions, one after another, that take longer than a period halt the arm until the policy is enabled again.
+    Attributes:
+        stale_after: Largest age of an observation's stamp, s.
+        silent_after: Longest time without an observation, s; then the arm halts.
+        future_tolerance: Largest lead of a stamp over the current time, s.
+        frozen_after: Number of steps without a new image while a joint moved by more than ``frozen_motion``, or of
+            commands to move by more than ``frozen_motion`` in total without any change of the joints or of the pose.
+        frozen_motion: rad or m, see ``frozen_after``.
+        dead_man: Longest time without a message that the dead-man switch is held, s; None needs no switch.
+        overruns_in_a_row: So many decisions in a row that take longer than a period halt the arm until :meth:`enable`.
     """
 
     stale_after: float | None = 0.2
@@ -60,10 +62,10 @@ class WatchLimits:
                 require_within(f"watchdog limit '{name}'", value, low, high, unit)
 
     def longest_answer(self, period: float) -> float:
-        """Seconds that the network may take for one answer before it is given up.
+        """Return the seconds after which an answer of the network is aborted.
 
-        While it computes, nothing can stop the arm but its driver: in real time ten periods must do. A simulation that
-        waits may wait longer.
+        While the network computes, only the arm's own driver can stop the arm. So in real time the limit is ten
+        periods, at least 0.5 s. In lockstep it is longer.
         """
         if self.silent_after is None:
             return LONGEST_ANSWER
@@ -71,7 +73,7 @@ class WatchLimits:
 
     @staticmethod
     def lockstep() -> WatchLimits:
-        """For simulation that waits for every answer: no clock to compare with, and a still scene may look still."""
+        """Make limits for lockstep: there is no clock to compare with, and an unchanged image is not a fault."""
         return WatchLimits(
             stale_after=None, silent_after=None, future_tolerance=None, frozen_after=None, overruns_in_a_row=None
         )
@@ -79,16 +81,16 @@ class WatchLimits:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an observation, or the lack of one, is refused."""
+    """Why an observation cannot be used, or why none is there."""
 
     code: StatusCode
     message: str
 
 
 class Watchdog:
-    """Judges each observation as it comes. Time is handed in.
+    """Checks each observation when it arrives. Time is an argument.
 
-    ``now`` is in the clock of the stamps (ROS time, simulated time); ``monotonic`` is monotonic and measures silence.
+    ``now`` is in the clock of the stamps (ROS time or simulated time). ``monotonic`` is monotonic time.
     """
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
@@ -99,12 +101,12 @@ class Watchdog:
         self.reset()
 
     def reset(self) -> None:
-        """A new episode: the next stamp and images are compared with nothing."""
+        """Begin an episode: forget earlier stamps and images."""
         self._last_stamp: float | None = None
         self._last_arrival: float | None = None
         self._first_tick: float | None = None
         self._same_image: dict[str, int] = {}
-        #: The newest images of each view that differ from each other, as bytes.
+        #: The newest images of each view that differ from one another, as bytes.
         self._shown: dict[str, deque[bytes]] = {
             camera.name: deque(maxlen=max(1, min(IMAGES_KEPT, _BYTES_KEPT // math.prod(camera.shape))))
             for camera in self._contract.cameras
@@ -117,7 +119,7 @@ class Watchdog:
         self._let_go = not held
 
     def check_deadman(self, monotonic: float) -> Fault | None:
-        """Check the dead-man switch; None where it is held, or where no switch is required."""
+        """Return the fault of the dead-man switch; None if it is held, or if no switch is needed."""
         longest = self.limits.dead_man
         if longest is None:
             return None
@@ -130,11 +132,11 @@ class Watchdog:
         return Fault(StatusCode.DEAD_MAN, f"The dead-man switch {why}; hold it to go on.")
 
     def check_observation(self, observation: Observation, now: float, monotonic: float) -> Fault | None:
-        """The first fault found, or None. Remembers stamp and images for the next call."""
+        """Return the first fault found, or None. Its stamp and images are compared with those of the next call."""
         limits, stamp = self.limits, observation.stamp
         self._last_arrival = monotonic
         if not math.isfinite(stamp):
-            return Fault(StatusCode.BAD_OBSERVATION, f"The observation's stamp is {stamp}; seconds are needed.")
+            return Fault(StatusCode.BAD_OBSERVATION, f"The observation's stamp is {stamp}; it must be finite (s).")
         last, self._last_stamp = self._last_stamp, stamp
         try:
             observation.check(self._contract)
@@ -142,29 +144,29 @@ class Watchdog:
             self._clear_images()
             return Fault(StatusCode.BAD_OBSERVATION, f"The observation cannot be used: {error}.")
         frozen = self._frozen(observation)
-        # The last stamp seen is what counts, not the last one accepted: after a clock was set back once, later
-        # stamps are in order again.
+        # Compared with the last stamp, whether it was accepted or not: after a clock was set back once, later stamps
+        # are in order again.
         if last is not None and stamp == last:
             return Fault(
                 StatusCode.REPEATED_STAMP,
-                f"Two observations carry the stamp {stamp:.3f} s: a camera or driver repeats itself; restart it.",
+                f"Two observations have the stamp {stamp:.3f} s: a camera or driver repeats messages; restart it.",
             )
         if last is not None and stamp < last:
             return Fault(
                 StatusCode.OUT_OF_ORDER,
-                f"The observation's stamp {stamp:.3f} s is {last - stamp:.3f} s before the one seen last; "
-                "clocks were changed or messages overtook each other.",
+                f"The observation's stamp {stamp:.3f} s is {last - stamp:.3f} s before that of the observation before; "
+                "a clock was set back, or messages arrived in the wrong order.",
             )
         if limits.future_tolerance is not None and stamp - now > limits.future_tolerance:
             return Fault(
                 StatusCode.FUTURE_STAMP,
                 f"The observation's stamp is {stamp - now:.3f} s in the future; at most {limits.future_tolerance:g} s "
-                "is allowed: compare the clocks of the machines.",
+                "is allowed: synchronise the clocks of the machines.",
             )
         return self.check_age(stamp, now) or frozen
 
     def check_age(self, stamp: float, now: float) -> Fault | None:
-        """Whether what bears ``stamp`` is too old to act on at ``now``; asked again once it is answered."""
+        """Return the fault if ``stamp`` is too old at ``now``. Checked on arrival, and again once it is answered."""
         longest = self.limits.stale_after
         if longest is None or now - stamp <= longest:
             return None
@@ -174,9 +176,15 @@ class Watchdog:
         )
 
     def check_timeout(self, monotonic: float, why: Callable[[], Fault | None] | None = None) -> Fault:
-        """What a cycle without an observation means: ``WAITING``, or a fault when it lasts too long.
+        """Check a cycle without an observation.
 
-        why: asked then for what the streams lack; None, or an answer of None, gives ``MISSING_OBSERVATION``.
+        Args:
+            monotonic: Seconds.
+            why: Called on a timeout; returns what the streams lack. None, or a result of None, gives
+                ``MISSING_OBSERVATION``.
+
+        Returns:
+            ``WAITING``, or a fault after a timeout.
         """
         if self._first_tick is None:
             self._first_tick = monotonic
@@ -194,12 +202,14 @@ class Watchdog:
         return Fault(
             StatusCode.MISSING_OBSERVATION,
             f"No observation for {since:.3f} s; at most {self.limits.silent_after:g} s is allowed: "
-            f"see whether all of {wanted} are published.",
+            f"check that all of {wanted} are published.",
         )
 
     def check_frozen(self, observation: Observation) -> Fault | None:
-        """Whether a view is frozen, for observations whose clocks are checked elsewhere, as of a recording. Call it or
-        :meth:`check_observation` once for each."""
+        """Return the fault if a view is frozen. For recordings, whose clocks are checked elsewhere.
+
+        Call this or :meth:`check_observation` once for each observation.
+        """
         return self._frozen(observation)
 
     def _clear_images(self) -> None:
@@ -209,8 +219,8 @@ class Watchdog:
     def _frozen(self, observation: Observation) -> Fault | None:
         if self.limits.frozen_after is None:
             return None
-        # Of the bytes: a driver may fill the same buffer again, which would look frozen. Two images that differ do so
-        # in their first bytes, so this compares little.
+        # Copies of the bytes are compared, because a driver may fill the same buffer again. Different images mostly
+        # differ in their first bytes, so a comparison is quick.
         for name in self._contract.camera_names:
             image = observation.images[name].tobytes()
             shown = self._shown[name]
@@ -227,7 +237,7 @@ class Watchdog:
             if motion > self.limits.frozen_motion:
                 return Fault(
                     StatusCode.FROZEN_VIEW,
-                    f"View '{name}' has shown no new image for {self._same_image[name]} steps while the arm moved "
+                    f"View '{name}' had no new image for {self._same_image[name]} steps while the arm moved "
                     f"by {motion:.3f}; restart the camera.",
                 )
         return None

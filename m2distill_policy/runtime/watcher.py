@@ -1,4 +1,4 @@
-"""Noticing new bundles in a folder."""
+"""Watch a folder for new bundles."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ from m2distill_policy.runtime.hotswap import SwapError
 
 logger = logging.getLogger(__name__)
 
-#: Name, size and time of change (ns) of every file of a bundle.
+#: Name, size and modification time (ns) of every file of a bundle.
 _Files = tuple[tuple[str, int, int], ...]
 
 
 class FolderWatcher:
-    """Notices bundles that appear in a folder by rename, the way :func:`write_bundle` puts them there.
+    """Finds bundles that appear in a folder by rename, as :func:`write_bundle` creates them.
 
-    What lay there at the start is left alone. Names that begin with a dot or end in ``.tmp`` or ``.old`` are
-    unfinished. Each is tried once: a bundle that was refused is not tried again until its files change, as those of
-    one that is copied slowly do.
+    Bundles that are there at the start are ignored. Names that begin with a dot or end in ``.tmp`` or ``.old`` are
+    unfinished. Each bundle is loaded once. A bundle that was refused is tried again only when its files change, as they
+    do while it is being copied.
 
-    on_bundle: called with the path of the newest new bundle, from the watcher's thread (or from :meth:`poll`).
+    Args:
+        folder: Folder to watch.
+        on_bundle: Called with the path of the newest new bundle, in the watcher's thread (or by :meth:`poll`).
+        interval: Seconds between two checks.
+
+    Raises:
+        BundleError: ``folder`` is not a folder.
     """
 
     def __init__(self, folder: str | Path, on_bundle: Callable[[Path], object], *, interval: float = 0.5) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise BundleError(f"'{self.folder}' is not a folder, so it cannot be watched for bundles; make it first")
+            raise BundleError(f"'{self.folder}' is not a folder, so it cannot be watched for bundles; create it first")
         self.interval = interval
-        #: A message when the folder could not be looked at last time, else "".
+        #: Message if the last check of the folder failed, else "".
         self.problem = ""
         self._on_bundle = on_bundle
         self._stop = threading.Event()
@@ -40,7 +46,7 @@ class FolderWatcher:
         self._tried = {files for _, files, _ in self._bundles()}
 
     def poll(self) -> Path | None:
-        """Look once; hands over and returns the newest bundle that was not there before, or None."""
+        """Check once. Pass the newest new bundle to ``on_bundle`` and return it, or None."""
         fresh = [entry for entry in self._bundles() if entry[1] not in self._tried]
         if not fresh:
             return None
@@ -50,12 +56,16 @@ class FolderWatcher:
         return path
 
     def start(self) -> None:
-        """Look every ``interval`` s in a thread of its own: a slow disk must not hold up the control loop."""
+        """Check every ``interval`` s in a separate thread, so that a slow disk does not delay the control loop."""
         self._thread = threading.Thread(target=self._run, name="bundle-watcher", daemon=True)
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End the thread; raises :class:`SwapError` if it does not end within ``timeout`` s."""
+        """End the thread.
+
+        Raises:
+            SwapError: It does not end within ``timeout`` s.
+        """
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout)
@@ -73,7 +83,7 @@ class FolderWatcher:
                 self.problem = f"The folder '{self.folder}' cannot be watched: {error}"
 
     def _bundles(self) -> list[tuple[int, _Files, Path]]:
-        """(when its manifest changed, what is there, folder) of each bundle."""
+        """Return (modification time of the manifest, files, folder) of each bundle."""
         found = []
         for entry in self.folder.iterdir():
             if entry.name.startswith(".") or entry.name.endswith((".tmp", ".old")) or not entry.is_dir():
@@ -83,7 +93,7 @@ class FolderWatcher:
                 stats = [(file.name, file.stat()) for file in entry.iterdir()]
                 files = tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
                 found.append((changed, files, entry))
-            # Not a bundle, or removed while we looked: neither is news.
+            # Not a bundle, or removed meanwhile.
             except (OSError, BundleError):
                 continue
         return found

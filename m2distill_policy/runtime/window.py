@@ -1,4 +1,4 @@
-"""What the policy remembers within an episode: the tokens of earlier steps, and the raw steps they came from."""
+"""What the policy remembers within an episode: tokens of earlier steps, and the observations they came from."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 
 from m2distill_policy.observation import Observation
 
-#: Two stamps further apart than this many periods do not belong to one window.
+#: Two stamps that are farther apart than this many periods do not belong to one window.
 LARGEST_GAP = 1.5
 
 
 class TokenWindow:
-    """Tokens of up to ``history - 1`` earlier steps, right-aligned, in the one buffer that the network reads.
+    """Tokens of up to ``history - 1`` earlier steps, right-aligned, in the buffer that the network reads.
 
-    ``past_tokens``: (1, history - 1, tokens, embed) float32; the newest earlier step is last. ``past_count``: (1,)
-    int64. Both are updated in place and never replaced, so that they can be handed to the engine without a copy.
+    Attributes:
+        past_tokens: (1, history - 1, tokens, embed) float32; the newest earlier step is last.
+        past_count: (1,) int64, number of earlier steps.
+
+    Both arrays are updated in place and never replaced, so the engine needs no copy.
     """
 
     def __init__(self, history: int, tokens: int, embed: int) -> None:
@@ -28,11 +31,11 @@ class TokenWindow:
 
     @property
     def count(self) -> int:
-        """How many earlier steps are kept: 0..history - 1."""
+        """Number of earlier steps in the window, 0 to history - 1."""
         return int(self.past_count[0])
 
     def push(self, tokens: NDArray[np.float32]) -> None:
-        """Append one step's tokens (1, tokens, embed); the oldest one falls out when the window is full."""
+        """Append one step's tokens (1, tokens, embed). A full window drops the oldest step."""
         past = self.past_tokens[0]
         if not len(past):
             return
@@ -41,24 +44,23 @@ class TokenWindow:
         self.past_count[0] = min(self.count + 1, len(past))
 
     def clear(self) -> None:
-        """Forget every step."""
+        """Remove every step."""
         self.past_tokens.fill(0.0)
         self.past_count[0] = 0
 
 
 @dataclass(frozen=True)
 class RawStep:
-    """One step as it was seen, at the network's resolution. ``number`` counts all steps ever answered, from 1."""
+    """One answered observation at the network's resolution. ``number`` counts all answered steps, from 1."""
 
     number: int
     observation: Observation
 
 
 class RawHistory:
-    """The last ``history`` observations (copies), so that a new network can be fed what the present one has seen.
+    """Copies of the last ``history`` observations, with which the window of a new network is filled.
 
-    ``generation`` grows whenever the window is cleared: steps of different generations never meet in one window.
-    ``last_stamp`` is the stamp (s) of the newest step of this generation, or None.
+    ``generation`` is increased whenever the window is cleared. Steps of different generations are never in one window.
     """
 
     def __init__(self, history: int, period: float) -> None:
@@ -81,17 +83,17 @@ class RawHistory:
 
     @property
     def last_stamp(self) -> float | None:
-        """Stamp (s) of the newest step of this generation."""
+        """Stamp (s) of the newest step of this generation, or None."""
         return self._steps[-1].observation.stamp if self._steps else None
 
     def gap(self, stamp: float) -> bool:
-        """Whether ``stamp`` (s) is too far from the newest step to continue its window: over 1.5 periods."""
+        """Return whether ``stamp`` (s) is more than 1.5 periods after the newest step, so that its window ends."""
         last = self.last_stamp
-        # A hair of tolerance: stamps are sums of 0.05, and 1.5 periods exactly is still allowed.
+        # The tolerance allows exactly 1.5 periods: stamps are sums of 0.05, which round.
         return last is not None and stamp - last > LARGEST_GAP * self._period + 1e-9
 
     def push(self, observation: Observation) -> None:
-        """Keep a copy of ``observation``: whoever handed it in may reuse its arrays."""
+        """Append a copy of ``observation``; the caller may reuse its arrays."""
         self._answered += 1
         copy = Observation(
             images={name: frame.copy() for name, frame in observation.images.items()},
@@ -101,11 +103,11 @@ class RawHistory:
         self._steps.append(RawStep(self._answered, copy))
 
     def clear(self, reason: str) -> None:
-        """Forget every step and begin a new generation; ``reason`` is kept for the status."""
+        """Remove every step and begin a new generation. ``reason`` is reported in the status."""
         self._steps.clear()
         self.generation += 1
         self.cleared_because = reason
 
     def snapshot(self) -> tuple[int, tuple[RawStep, ...]]:
-        """(generation, the kept steps from the oldest to the newest)."""
+        """Return the generation and its steps, the oldest first."""
         return self.generation, tuple(self._steps)

@@ -1,4 +1,4 @@
-"""Settings that belong to an arm and not to a bundle: limits, watchdog, gripper, joints; from files and ``--set``."""
+"""Settings of an arm, which no bundle has: limits, watchdog, gripper and joints; read from files and ``--set``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.settings.parameter_files import flatten, is_for_all, is_parameter_file, sections_of, unknown
 from m2distill_policy.settings.table import BY_NAME, PARAMETERS, find, with_defaults
 
-#: Groups of parameters that belong to an arm, without those that only a node on ROS 2 uses.
+#: Groups of parameters that are an arm's settings, except those that only a node on ROS 2 uses.
 _OF_THE_ARM = ("safety", "watch", "gripper", "joints", "joint_topics")
 _OF_THE_NODE = ("gripper.interface", "gripper.action", "gripper.joint")
 
@@ -27,11 +27,11 @@ class ArmSettings:
     """Settings of an arm.
 
     Attributes:
-        safety: limits of each axis, and the ramp to a halt.
-        watch: what is late, early or frozen. A lockstep has no clock and does not use it.
-        gripper: positions and hysteresis.
-        joints: joints whose name, sign or zero differs from the contract's.
-        joint_topics: topics of joint states in addition to ``/joint_states``, such as a gripper's.
+        safety: Limits of each axis, and the ramp to a halt.
+        watch: Limits of late, early and frozen observations. Not used in lockstep, which has no clock.
+        gripper: Positions and threshold.
+        joints: Joints whose name, sign or zero differs from the contract's.
+        joint_topics: Topics of joint states in addition to ``/joint_states``, such as a gripper's.
     """
 
     safety: SafetyLimits = field(default_factory=SafetyLimits)
@@ -45,13 +45,13 @@ class ArmSettings:
 
 
 def arm_from(values: Mapping[str, Any]) -> ArmSettings:
-    """Make an arm's settings.
+    """Make an arm's settings from parameter values.
 
     Args:
-        values: of all parameters by name, each checked; others than the arm's are ignored.
+        values: Value of every parameter by name, already checked. Parameters of other groups are ignored.
 
     Raises:
-        ConfigError: values do not fit together.
+        ConfigError: Values do not fit together.
     """
     data: dict[str, Any] = {"joints": _joints(values), "joint_topics": values["joint_topics"]}
     for parameter in PARAMETERS:
@@ -67,21 +67,20 @@ def load_arm(
 ) -> tuple[ArmSettings, dict[str, Any]]:
     """Read an arm's settings from a file.
 
-    The file is TOML, YAML or JSON with the parameters' names as keys, or a ROS 2 parameter file as those in
+    The file is TOML, YAML or JSON with the parameters' names as keys, or a ROS 2 parameter file such as those in
     ``config/arms``.
 
     Args:
-        path: of the file; None for the defaults.
-        overrides: ``name=value``, which replace what the file says.
-        namespace: of the node that the settings are for, "" or of the form "/a"; None where it was not given. It says
-            which sections of a parameter file count, see
-            :func:`m2distill_policy.settings.parameter_files.sections_of`.
+        path: The file; None for the defaults.
+        overrides: ``name=value`` pairs, which override the file.
+        namespace: Namespace of the node, "" or of the form "/a"; None if it is not known. It selects the sections of a
+            parameter file, see :func:`m2distill_policy.settings.parameter_files.sections_of`.
 
     Returns:
-        The settings; and, in order of name, those parameters of the file that are not an arm's settings.
+        The settings, and those parameters of the file that are not an arm's settings, sorted by name.
 
     Raises:
-        ConfigError: the file cannot be read, has no fitting section, or a value does not fit.
+        ConfigError: The file cannot be read, has no section for the node, or a value is not allowed.
     """
     content = {} if path is None else read_file(path)
     try:
@@ -96,18 +95,18 @@ def load_arm(
 
 
 def _read(overrides: Sequence[str]) -> dict[str, Any]:
-    """The values in ``name=value`` words of a command line, later ones over earlier ones."""
+    """Read ``name=value`` words of a command line. The last value of a name is used."""
     values: dict[str, Any] = {}
     for word in overrides:
         name, sign, text = word.partition("=")
         if not sign or not name.strip():
-            raise ConfigError(f"override '{word}' is not of the form name=value, such as safety.halt_time=0.5")
+            raise ConfigError(f"override '{word}' must have the form name=value, such as safety.halt_time=0.5")
         values[name.strip()] = find(name.strip()).read(text.strip())
     return values
 
 
 def _of_this_node(content: Mapping[str, Any], namespace: str | None) -> dict[str, Any]:
-    """The parameters of a ROS 2 parameter file that are the policy node's, later sections over earlier ones."""
+    """Return the policy node's parameters in a ROS 2 parameter file. Later sections override earlier ones."""
     values: dict[str, Any] = {}
     for section, parameters in sections_of(content, POLICY_NODE, namespace):
         if is_for_all(section):
@@ -125,7 +124,7 @@ def _joints(p: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not len(entries) == len(names) == len(scales) == len(offsets):
         raise ConfigError(
             f"joints.entries has {len(entries)} entries, joints.names {len(names)}, joints.scales {len(scales)} and "
-            f"joints.offsets {len(offsets)}; one of each is needed for every joint"
+            f"joints.offsets {len(offsets)}; they need the same number of entries"
         )
     return [
         {"entry": entry, "name": name, "scale": scale, "offset": offset}

@@ -19,8 +19,8 @@ class GripperInterface:
 
     Attributes:
         kind: topic, gripper_command or parallel_gripper_command.
-        action: name of the action.
-        joint: name of the gripper's joint in a goal.
+        action: Name of the driver's action.
+        joint: Name of the gripper's joint in a goal.
     """
 
     kind: str
@@ -30,7 +30,7 @@ class GripperInterface:
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames in tf2: of the actions, and of the end effector."""
+    """Frame names in tf2: the frame of the actions, and that of the end effector."""
 
     base: str
     end_effector: str
@@ -38,7 +38,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """The parameters, checked together; see :data:`m2distill_policy.settings.table.PARAMETERS` for each."""
+    """All parameters, checked together; :data:`m2distill_policy.settings.table.PARAMETERS` describes each."""
 
     autostart: bool
     bundle: Path
@@ -66,14 +66,14 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
     """Make the settings from the parameters' values.
 
     Args:
-        values: by name; a parameter that is not given has its default.
+        values: Value by name. Missing parameters have their defaults.
 
     Raises:
-        ConfigError: a value does not fit, alone or together with the others.
+        ConfigError: A value is not allowed, or values do not fit together.
     """
     p: dict[str, Any] = with_defaults(values)
     if not p["bundle"]:
-        raise ConfigError("parameter 'bundle' is empty; name the folder that 'm2distill export' wrote")
+        raise ConfigError("parameter 'bundle' is empty; give the folder that 'm2distill export' wrote")
     arm = arm_from(p)
     return NodeSettings(
         bundle=Path(p["bundle"]).expanduser(),

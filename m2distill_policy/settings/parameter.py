@@ -1,4 +1,4 @@
-"""One setting: its type, its range, and what switches it off."""
+"""One setting: its type, its range, and the value that switches it off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = bool | int | float | str | list[float] | list[str]
 
 _LARGEST_INTEGER = 2**63 - 1
 
-#: Type of a parameter -> how ROS 2 names it.
+#: Kind of a parameter -> name of its type in ROS 2.
 KINDS = {
     "bool": "bool",
     "int": "integer",
@@ -22,7 +22,7 @@ KINDS = {
     "floats": "double[]",
     "strings": "string[]",
 }
-#: Type of a parameter -> the Python type as which the text of a command line is read.
+#: Kind of a parameter -> Python type with which the text of a command line is read.
 _READ_AS = {
     "bool": bool,
     "int": int,
@@ -38,18 +38,18 @@ class Parameter:
     """One setting of the policy node.
 
     Attributes:
-        name: with its group, such as ``safety.speed``.
-        kind: a key of :data:`KINDS`.
-        default: its value where none is given.
-        unit: of the value; empty for none.
-        text: what it is, for the documentation.
-        choices: allowed strings; empty for any.
-        low, high: smallest and largest allowed number.
-        is_positive: whether only numbers above 0 are allowed.
-        has_off: whether 0, or an empty list, switches it off. ROS 2 has no null, so no other spelling is allowed
-            anywhere.
-        is_live: whether it may change while the node is configured. All others are read when the node is configured.
-        is_fixed: whether it is read when the process starts, and never changes.
+        name: Name with its group, such as ``safety.speed``.
+        kind: A key of :data:`KINDS`.
+        default: Default value.
+        unit: Unit of the value, or "".
+        text: Description for the documentation.
+        choices: Allowed strings; empty allows any.
+        low, high: Smallest and largest allowed number.
+        is_positive: Whether only numbers above 0 are allowed.
+        has_off: Whether 0, or an empty list, switches the setting off. It is the only way to write "off", because ROS 2
+            has no null.
+        is_live: Whether it may change while the node is configured. Others are read when the node is configured.
+        is_fixed: Whether it is read when the process starts and never changes.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Parameter:
 
     @property
     def allowed(self) -> str:
-        """The allowed values, for messages and the documentation."""
+        """The allowed values as text, for messages and the documentation."""
         if self.choices:
             return ", ".join(self.choices)
         if self.is_positive:
@@ -82,14 +82,14 @@ class Parameter:
         return f"{found}; {off} is off"
 
     def is_off(self, value: Value) -> bool:
-        """Whether ``value``, which :meth:`check` has accepted, switches this setting off."""
+        """Return whether ``value``, which :meth:`check` has accepted, switches this setting off."""
         return self.has_off and (value == [] if isinstance(value, list) else value == 0)
 
     def check(self, value: object) -> Value:
         """Check ``value`` and return it with this parameter's type.
 
         Raises:
-            ConfigError: its type or range does not fit.
+            ConfigError: Its type is wrong, or it is not allowed.
         """
         found = self._typed(value)
         if self.choices and found not in self.choices:
@@ -111,14 +111,14 @@ class Parameter:
         """Read the value from the text of a command line.
 
         Raises:
-            ConfigError: it cannot be read, or is not allowed.
+            ConfigError: The text is not of this parameter's type, or the value is not allowed.
         """
         return self.check(parse_text(_READ_AS[self.kind], text))
 
     def _typed(self, value: object) -> Value:
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(number, int) and abs(number) > _LARGEST_INTEGER for number in numbers):
-            raise ConfigError(f"parameter '{self.name}' has more digits than a number of ROS 2 can have (64 bits)")
+            raise ConfigError(f"parameter '{self.name}' does not fit in 64 bits, the size of an integer in ROS 2")
         if self.kind == "bool" and isinstance(value, bool):
             return value
         if self.kind == "string" and isinstance(value, str):

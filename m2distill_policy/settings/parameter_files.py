@@ -1,10 +1,11 @@
-"""Which parameters a node was given, in files and on the command line, and which of them it does not know.
+"""Which parameters a node is given by files and by the command line, and which of them are unknown.
 
-A section of a parameter file is for the nodes whose full name it matches, as in ROS 2: ``/left/m2distill_policy`` for
-one, ``*`` in place of one part of a name, ``**`` in place of any number of parts. A later section of the file is over
-an earlier one. In a section for nodes of any name (``/**``, ``/left/*``) keys of others are left alone. A key is ours,
-and refused where it is not known, if its group is one of ours (``safety.sped``), or if it was given to this node by
-name: in a section of its name, or by ``-p``. Imports no ROS.
+As in ROS 2, a section of a parameter file applies to the nodes whose full name it matches: ``/left/m2distill_policy``
+is one node, ``*`` stands for one part of a name, ``**`` for any number of parts. Later sections override earlier ones.
+
+Sections for nodes of any name (``/**``, ``/left/*``) may hold parameters of other nodes. There, an unknown parameter is
+an error only if its group is one of ours (``safety.sped``). In sections that name this node, and with ``-p``, every
+unknown parameter is an error. Does not import ROS.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from m2distill_policy.config import read_file
 from m2distill_policy.errors import ConfigError, closest
 
-#: Parameters that rclpy itself declares for every node, and groups of them.
+#: Parameters, and groups of parameters, that rclpy itself declares for every node.
 _OF_RCLPY = ("use_sim_time", "start_type_description_service")
 _GROUPS_OF_RCLPY = ("qos_overrides",)
 _WILD = ("*", "**")
@@ -27,7 +28,7 @@ _SECTION = re.compile(r"(/(\w+|\*\*?))+", re.ASCII)
 
 
 def is_parameter_file(content: Mapping[str, Any]) -> bool:
-    """Whether a file is meant as a ROS 2 parameter file, well formed or not."""
+    """Return whether a file is meant as a ROS 2 parameter file, even if it is not well formed."""
     return any(
         str(key).startswith("/")
         or key == _KEY
@@ -37,22 +38,25 @@ def is_parameter_file(content: Mapping[str, Any]) -> bool:
 
 
 def sections(content: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The sections of a ROS 2 parameter file: full name of a node, or a pattern such as ``/**``, and what is in it.
+    """Yield the sections of a ROS 2 parameter file: a node's full name or a pattern such as ``/**``, and its content.
 
-    Nested names are joined. Raises :class:`ConfigError` for what is no section.
+    Nested names are joined.
+
+    Raises:
+        ConfigError: A part of the file is not a section.
     """
     for key, value in content.items():
         name = f"{within}/{str(key).removeprefix('/').removesuffix('/')}"
         if not isinstance(value, Mapping):
-            raise ConfigError(f"'{name[1:]}' is {value!r}; a parameter file has '{_KEY}' below the name of a node")
+            raise ConfigError(f"'{name[1:]}' is {value!r}; below the name of a node, '{_KEY}' is needed")
         if _KEY in value:
             found = value[_KEY]
             if not isinstance(found, Mapping):
-                raise ConfigError(f"'{_KEY}' of '{name[1:]}' is {found!r}; a table of parameters is needed")
+                raise ConfigError(f"'{_KEY}' of '{name[1:]}' is {found!r}; it must be a table of parameters")
             if not _SECTION.fullmatch(name):
                 raise ConfigError(
-                    f"the section '{name}' is no name of a node: letters, digits and '_', parts with '/' between, '*' "
-                    "or '**' in place of a part"
+                    f"the section '{name}' is not a node's name: use letters, digits and '_', with '/' between parts, "
+                    "or '*' or '**' for a part"
                 )
             yield name, found
         else:
@@ -60,10 +64,11 @@ def sections(content: Mapping[str, Any], within: str = "") -> Iterator[tuple[str
 
 
 def matches(section: str, node: str) -> bool:
-    """Whether a section is for a node.
+    """Return whether a section applies to a node.
 
-    section: of a parameter file, or what comes before the colon of ``-p``; a name without its first slash has it.
-    node: full name, such as ``/left/m2distill_policy``.
+    Args:
+        section: Of a parameter file, or the part of ``-p`` before the colon. The first slash may be left out.
+        node: Full name, such as ``/left/m2distill_policy``.
     """
     parts = {"*": r"/\w+", "**": r"(/\w+)*"}
     pattern = "".join(parts.get(part, f"/{re.escape(part)}") for part in section.strip("/").split("/"))
@@ -71,30 +76,30 @@ def matches(section: str, node: str) -> bool:
 
 
 def is_for_all(section: str) -> bool:
-    """Whether a section is for nodes of any name, in whatever namespace."""
+    """Return whether a section applies to nodes of any name, in some namespace or in all."""
     return section.rpartition("/")[2] in _WILD
 
 
 def is_named(section: str, name: str) -> bool:
-    """Whether a section names the node ``name`` (its own name, without a namespace), in whatever namespace."""
+    """Return whether a section names the node ``name`` (its name without a namespace), in some namespace or in all."""
     return section.rpartition("/")[2] == name
 
 
 def sections_of(content: Mapping[str, Any], name: str, namespace: str | None) -> list[tuple[str, dict[str, Any]]]:
-    """The sections of a ROS 2 parameter file that are one node's, in the order of the file.
+    """Return the sections of a ROS 2 parameter file that apply to one node, in the order of the file.
 
     Args:
-        content: of the file.
-        name: the node's own name, without a namespace.
-        namespace: "" or of the form "/a"; None where it was not given. Then it is the one that the file has sections
-            for. A file with the section of one node alone, of whatever name, is taken for this node's.
+        content: Content of the file.
+        name: The node's name without a namespace.
+        namespace: "" or of the form "/a". None if it is not known: then it is taken from the file. If the file has a
+            section of only one node, that section is used, whatever its name.
 
     Returns:
-        For each its name and its parameters by their full names (``safety.speed``).
+        For each section its name, and its parameters by their full names (``safety.speed``).
 
     Raises:
-        ConfigError: what is no section, no section for this node, sections for it that depend on the namespace where
-            none was given, or a section or a parameter in it that is given twice.
+        ConfigError: A part of the file is not a section; no section applies to the node; the namespace is not known
+            and decides which sections apply; or a section or a parameter in it is given twice.
     """
     found = list(sections(content))
     names = [section for section, _ in found]
@@ -104,25 +109,27 @@ def sections_of(content: Mapping[str, Any], name: str, namespace: str | None) ->
     elif namespace is None:
         if len(found) != 1:
             there = ", ".join(section.strip("/") for section in names)
-            raise ConfigError(f"the file has parameters of {len(found)} nodes ({there}); one is wanted")
+            raise ConfigError(
+                f"the file has parameters of {len(found)} nodes ({there}), but only one node may be given"
+            )
         return [(section, flatten(parameters, section)) for section, parameters in found]
     return _matching(found, f"{namespace}/{name}")
 
 
 def _only_namespace(could_be: Sequence[str], name: str) -> str:
-    """The one namespace that sections are for; '/**' and '/**/name' are for every one and so say nothing of it."""
+    """Return the only namespace that sections name. '/**' and '/**/name' apply to all namespaces, so they name none."""
     telling = [section for section in could_be if not matches(section, f"/{name}") or section == f"/{name}"]
     places = {section.rpartition("/")[0] for section in telling}
     if len(places) > 1 or any("*" in place for place in places):
         raise ConfigError(
-            f"whose parameters these are depends on the namespace of {name}, and none was given: the file has "
-            f"{', '.join(telling)}; add --namespace, '/' for none"
+            f"the file has sections for {name} in several namespaces ({', '.join(telling)}), but none was given; "
+            "add --namespace, '/' for none"
         )
     return places.pop() if places else ""
 
 
 def _matching(found: Sequence[tuple[str, Mapping[str, Any]]], node: str) -> list[tuple[str, dict[str, Any]]]:
-    """Those of ``found`` that are for ``node``; raises :class:`ConfigError` where there is none, or one twice."""
+    """Return the sections for ``node``; raise :class:`ConfigError` if there is none, or one is given twice."""
     ours: dict[str, dict[str, Any]] = {}
     for section, parameters in found:
         if matches(section, node):
@@ -132,18 +139,20 @@ def _matching(found: Sequence[tuple[str, Mapping[str, Any]]], node: str) -> list
     if not ours:
         there = ", ".join(section for section, _ in found)
         raise ConfigError(
-            f"no section is for the node {node}; there are {there}: give the namespace of one of them, or write "
-            f"'/**/{node.rpartition('/')[2]}' for any"
+            f"no section applies to the node {node}; the file has {there}: use the namespace of one of them, or write"
+            f" '/**/{node.rpartition('/')[2]}', which applies in every namespace"
         )
     return list(ours.items())
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line gives to a node. names: of parameters that it gives to this node by its name.
+    """What a command line gives to a node.
 
-    refused: a message for each thing that ROS 2 takes without a word and that is a mistake: a parameter given twice in
-    one section, a file with sections of this node's name in other namespaces alone.
+    Attributes:
+        names: Parameters that are given to this node by its name.
+        refused: A message for each mistake that ROS 2 accepts silently: a parameter given twice in one section, or a
+            file that names this node only in other namespaces.
     """
 
     names: frozenset[str]
@@ -151,12 +160,11 @@ class Given:
 
 
 def given_by_name(arguments: Sequence[str], node: str) -> Given:
-    """What the command line gives to a node, in files' sections and by ``-p``.
+    """Return the parameters that a command line gives to a node by its name, in files and by ``-p``.
 
     Args:
-        arguments: of the process, as ROS 2 understands them. A file that ROS 2 cannot read gives nothing: it says so
-            itself.
-        node: its full name, such as ``/left/m2distill_policy``.
+        arguments: Arguments of the process. A file that ROS 2 cannot read is ignored, because ROS 2 reports it.
+        node: Full name, such as ``/left/m2distill_policy``.
     """
     names: set[str] = set()
     refused: list[str] = []
@@ -172,7 +180,7 @@ def given_by_name(arguments: Sequence[str], node: str) -> Given:
             if not separator or matches(of, node):
                 names.add(name)
             elif is_named(f"/{of}", node.rpartition("/")[2]):
-                refused.append(f"'-p {target}' is for /{of}, and this node is {node}; leave '{of}:' out")
+                refused.append(f"'-p {target}' is for /{of}, but this node is {node}; leave '{of}:' out")
         elif in_ros and word == "--params-file":
             found = _named_in(Path(following), node)
             names |= found.names
@@ -183,7 +191,7 @@ def given_by_name(arguments: Sequence[str], node: str) -> Given:
 def _named_in(path: Path, node: str) -> Given:
     own = node.rpartition("/")[2]
     try:
-        content = read_file(path, ".yaml")  # launch's own files have no suffix
+        content = read_file(path, ".yaml")  # temporary files of ROS launch have no suffix
         found = list(sections(content))
     except ConfigError:
         return Given(frozenset(), ())
@@ -197,9 +205,12 @@ def _named_in(path: Path, node: str) -> Given:
 
 
 def unknown(names: Iterable[str], known: Collection[str], by_name: Collection[str]) -> dict[str, str]:
-    """Those of ``names`` that were meant for us and are not ``known``, each with a message.
+    """Return those of ``names`` that are meant for this node and not ``known``, each with a message.
 
-    by_name: those given to this node by its name.
+    Args:
+        names: Parameters that are given.
+        known: Parameters that the node has.
+        by_name: Parameters that are given to this node by its name.
     """
     groups = {name.partition(".")[0] for name in known if "." in name}
     refused = {}
@@ -213,19 +224,19 @@ def unknown(names: Iterable[str], known: Collection[str], by_name: Collection[st
 
 
 def likely_misspelt(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
-    """Those of ``names`` that others may have been meant with, and that look much like one of ours, with a message."""
+    """Return those of ``names`` that may be meant for other nodes but resemble one of ``known``, with a message."""
     found = {}
     for name in sorted(names):
         if name not in known and name not in _OF_RCLPY and (hint := closest(name, known, cutoff=0.8)):
-            found[name] = f"parameter '{name}' is left to other nodes{hint}"
+            found[name] = f"parameter '{name}' is ignored, because it may be for another node{hint}"
     return found
 
 
 def flatten(parameters: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """The parameters of a section by their full names (``safety.speed``).
+    """Return the parameters of a section by their full names (``safety.speed``).
 
     Raises:
-        ConfigError: one is given twice, nested and with a dot.
+        ConfigError: A parameter is given twice, nested and with a dot.
     """
     found: dict[str, Any] = {}
     for name, value in _leaves(parameters):

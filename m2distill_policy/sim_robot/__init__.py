@@ -1,1 +1,1 @@
-"""The simulated robot without its messages: what it follows, in lockstep and in real time, and how a rollout went."""
+"""The simulated robot without its transport: the commands it follows, lockstep and real time, and rollout reports."""

@@ -1,4 +1,4 @@
-"""The robot's end of a transport: plain DDS and ROS 2 each bring one."""
+"""The robot's side of a transport. Plain DDS and ROS 2 each implement it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from m2distill_policy.observation import Observation
 
 Follow = Literal["action", "target_pose", "twist"]
 
-#: The topic of the commands that a robot follows.
+#: Kind of command -> topic of the commands that a robot follows.
 FOLLOWED: dict[Follow, str] = {
     "action": topics.ACTION,
     "target_pose": topics.TARGET_POSE,
@@ -26,7 +26,7 @@ FOLLOWED: dict[Follow, str] = {
 
 @dataclass(frozen=True)
 class StatusSnapshot:
-    """What of a ~/status the robot needs; stamp: ns, of the observation or episode that it answers."""
+    """The parts of a ~/status that the robot needs. stamp: ns, of the observation or episode that it answers."""
 
     stamp: int
     episode: int
@@ -39,7 +39,7 @@ class StatusSnapshot:
 
     @staticmethod
     def of(status: Any) -> StatusSnapshot:
-        """Of a PolicyStatus, whichever library's."""
+        """Make it from a PolicyStatus of any library."""
         return StatusSnapshot(
             stamp=nanoseconds_of(status),
             episode=status.episode,
@@ -54,7 +54,7 @@ class StatusSnapshot:
 
 @dataclass(frozen=True)
 class Command:
-    """A command to follow. value: (7,) action, (6,) target pose or (6,) twist; stamp: ns; arrived: monotonic s."""
+    """A command to execute. value: (7,) action, (6,) target pose or (6,) twist; stamp: ns; arrived: monotonic s."""
 
     value: NDArray[np.float64]
     stamp: int
@@ -62,29 +62,32 @@ class Command:
 
 
 class Link(ABC):
-    """The robot's end of a transport: what it publishes, and what it hears, each message handed over once."""
+    """The robot's side of a transport: what it publishes, and what it receives, each message returned once."""
 
-    #: For messages: what stands behind a topic's name, such as "in DDS domain 3".
+    #: Where topics are, for messages, such as "in DDS domain 3".
     where: str = ""
-    #: Whether it publishes the end effector's pose.
+    #: Whether the robot publishes the end effector's pose.
     wants_pose: bool = False
 
     @abstractmethod
     def wait_for_policy(self, timeout: float, stop: Callable[[], bool]) -> None:
-        """Sleep until every topic has a peer; :class:`TransportError`, which says how to start a policy, when that
-        takes too long."""
+        """Wait until every topic has a peer.
+
+        Raises:
+            TransportError: There is none after ``timeout`` s; says how to start a policy.
+        """
 
     @property
     @abstractmethod
     def policy_is_there(self) -> bool:
-        """Whether somebody publishes ~/status."""
+        """Whether there is a publisher of ~/status."""
 
     @abstractmethod
     def observe(self, observation: Observation, pose: NDArray[np.float64] | None, stamp: int) -> None:
-        """Publish everything the robot sees and feels under one stamp (ns), the joints last."""
+        """Publish images, joint states and, if given, the pose, all with one stamp (ns); the joint states last."""
 
     @abstractmethod
-    def instruct(self, instruction: str) -> None:
+    def send_instruction(self, instruction: str) -> None:
         """Publish ~/instruction."""
 
     @abstractmethod
@@ -93,28 +96,28 @@ class Link(ABC):
 
     @abstractmethod
     def statuses(self) -> list[StatusSnapshot]:
-        """Every ~/status that has come."""
+        """Return every ~/status that has arrived."""
 
     @abstractmethod
     def commands(self) -> list[Command]:
-        """Every command that has come and can be followed."""
+        """Return every usable command that has arrived."""
 
     @abstractmethod
-    def grips(self) -> list[float]:
-        """Every gripper command that has come: positions in m; none where the action holds the gripper's entry."""
+    def gripper_commands(self) -> list[float]:
+        """Return every gripper position that has arrived, m; none if the robot follows ~/action, which has its own."""
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
-        """Sleep until something comes or a peer comes or leaves, ``timeout`` s at most, and never for long."""
+        """Sleep until a message arrives or peers change, for at most ``timeout`` s and never for long."""
 
     @abstractmethod
     def sleep(self, timeout: float) -> None:
-        """Sleep ``timeout`` s, or less, whatever comes."""
+        """Sleep for ``timeout`` s or less, also if messages arrive."""
 
     @abstractmethod
     def full_name(self, topic: str) -> str:
-        """The name of a topic of :mod:`m2distill_policy.node.topics` here, after remapping."""
+        """Return the full name of a topic of :mod:`m2distill_policy.node.topics`, after remapping."""
 
     @abstractmethod
     def problem(self, topic: str) -> str:
-        """What was wrong with the newest message on ``topic`` that could not be read, or nothing."""
+        """Return what was wrong with the newest unreadable message on ``topic``, or ""."""

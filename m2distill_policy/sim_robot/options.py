@@ -1,4 +1,4 @@
-"""The options that the simulated robot's two commands share: on plain DDS and on ROS 2."""
+"""Options that the simulated robot's commands on plain DDS and on ROS 2 share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from m2distill_policy.options import LARGEST_SEED, LONGEST_WAIT, MANY, real, who
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that do not depend on what carries the messages."""
-    parser.add_argument("--suite", default="tabletop", help="(default: %(default)s)")
+    """Add the options that do not depend on the transport."""
+    parser.add_argument("--suite", default="tabletop", help="suite of the task (default: %(default)s)")
     parser.add_argument(
         "--task",
         type=whole("--task", 0, MANY),
         default=0,
         help="number of the task in its suite (default: %(default)s)",
     )
-    parser.add_argument("--instruction", help="what the policy is told (default: the task's own instruction)")
+    parser.add_argument("--instruction", help="instruction for the policy (default: the task's own)")
     parser.add_argument(
         "--drive",
         choices=("osc", "velocity"),
@@ -28,12 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--set-point",
         choices=("action", "target_pose"),
         default="action",
-        help="where the drive osc takes its set-points from: ~/action or ~/target_pose (default: %(default)s)",
+        help="set-points of the drive osc: ~/action or ~/target_pose (default: %(default)s)",
     )
     pace = parser.add_mutually_exclusive_group()
-    pace.add_argument("--lockstep", action="store_true", help="wait for every answer: reproducible (default)")
-    pace.add_argument("--real-time", action="store_true", help="physics goes on at its own pace, whatever happens")
-    parser.add_argument("--rollouts", type=whole("--rollouts", 1, MANY), default=1, help="(default: %(default)s)")
+    pace.add_argument("--lockstep", action="store_true", help="wait for every answer; reproducible (default)")
+    pace.add_argument("--real-time", action="store_true", help="simulate in real time, whether answers come or not")
+    parser.add_argument(
+        "--rollouts", type=whole("--rollouts", 1, MANY), default=1, help="number of rollouts (default: %(default)s)"
+    )
     parser.add_argument(
         "--first", type=whole("--first", 0, MANY), default=0, help="number of the first rollout (default: %(default)s)"
     )
@@ -41,29 +43,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=whole("--seed", 0, LARGEST_SEED),
         default=0,
-        help="initial states are those of 'm2distill evaluate --seed'",
+        help="seed of the initial states, as in 'm2distill evaluate --seed' (default: %(default)s)",
     )
     parser.add_argument(
-        "--purpose", choices=("reported", "selection"), default="reported", help="which initial states (see evaluate)"
+        "--purpose",
+        choices=("reported", "selection"),
+        default="reported",
+        help="set of initial states, see 'm2distill evaluate' (default: %(default)s)",
     )
     parser.add_argument(
-        "--size", type=whole("--size", 1, 4096), help="pixels of a view's side (default: the bundle's, or 128)"
+        "--size", type=whole("--size", 1, 4096), help="height and width of a view (default: the bundle's, or 128)"
     )
-    parser.add_argument("--bundle", type=Path, help="see what this bundle was trained on: size, and whether it fits")
-    parser.add_argument("--visuals", default="fast", help="profile of the images (default: %(default)s)")
+    parser.add_argument(
+        "--bundle", type=Path, help="bundle whose image size is used; refused if it does not fit the suite"
+    )
+    parser.add_argument("--visuals", default="fast", help="visual profile of the images (default: %(default)s)")
     parser.add_argument(
         "--timeout",
         type=real("--timeout", 0, LONGEST_WAIT),
         default=60.0,
         metavar="S",
-        help="wait so long for the policy (default: %(default)s)",
+        help="longest wait for the policy (default: %(default)s)",
     )
     parser.add_argument(
         "--command-timeout",
         type=real("--command-timeout", 0, LONGEST_WAIT),
         default=0.2,
         metavar="S",
-        help="in real time, hold still after so long without a command (default: %(default)s)",
+        help="in real time, stop the arm after so long without a command (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, help="write the results as JSON")
-    parser.add_argument("--record-actions", action="store_true", help="put every action into --out")
+    parser.add_argument("--record-actions", action="store_true", help="include every action in --out")

@@ -1,4 +1,4 @@
-"""A simulated robot without its messages. It takes what a real robot takes, and publishes what one publishes.
+"""A simulated robot without its transport. It has the same interface as a real robot.
 
 It follows one of three streams of commands:
 
@@ -6,11 +6,11 @@ It follows one of three streams of commands:
 * ``target_pose`` (drive ``osc``): ``~/target_pose`` and the gripper topic, as a Cartesian impedance controller does;
 * ``twist`` (drive ``velocity``): ``~/twist`` and the gripper topic, as a velocity-driven arm does.
 
-Real time: physics advances by one period every period, whatever happens, under the newest command; after
-``command_timeout`` without one the arm holds still. Lockstep: the next observation is sent only after the ``~/status``
-that answers the last one, and an episode begins only after the ``~/status`` that answers its ``~/episode``.
+Real time: physics advances by one period every period, with the newest command; after ``command_timeout`` without a
+command the arm stops. Lockstep: the next observation is sent only after the ``~/status`` that answers the last one, and
+an episode begins only after the ``~/status`` that answers its ``~/episode``.
 
-Plain DDS and ROS 2 each bring a :class:`Link`.
+Plain DDS and ROS 2 each implement a :class:`Link`.
 """
 
 from __future__ import annotations
@@ -35,29 +35,33 @@ from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Link, Sta
 
 logger = logging.getLogger(__name__)
 
-#: ns between the last stamp of an episode and the first of the next: more than any gap within one.
+#: ns between the last stamp of an episode and the first of the next: longer than any gap within an episode.
 _BETWEEN_EPISODES = 1_000_000_000
-#: s without an answer after which a lockstep sends its observation again. Writers and readers learn of each other one
-#: side at a time, so the first message on a topic may find nobody, even where every message is asked for.
-_AGAIN_AFTER = 2.0
-#: Periods of silence before a rollout in real time: more than the 1.5 after which a policy begins a new window.
+#: s without an answer after which a lockstep robot sends its observation again. Writers and readers discover each other
+#: one side at a time, so the first message on a topic can be lost, even on a reliable topic.
+_REPEAT_AFTER = 2.0
+#: Periods without observations before a rollout in real time: more than the 1.5 after which a policy clears its window.
 _PAUSE = 2.5
 
 
 @dataclass(frozen=True)
 class RobotOptions:
-    """What the robot follows and how long it waits.
+    """What the robot follows, and how long it waits.
 
-    follow: see the module's text. instruction: told to the policy; None tells it the task's own. told_task: name of the
-    suite's task that the instruction belongs to, where it is another one: a rollout ends when that is done, as an
-    evaluation's does. timeout: s for an
-    answer in lockstep, and for a policy to appear. command_timeout: s without a command after which a robot in real
-    time holds still. gripper: which positions mean open and closed. record_actions: keep what was done in the results.
+    Attributes:
+        follow: Stream of commands, see the module's text.
+        instruction: Instruction for the policy; None for the task's own.
+        instruction_task: Name of the suite's task that the instruction belongs to, if it is another one. A rollout also
+            ends when that task is done, as in an evaluation.
+        timeout: Seconds to wait for a policy, and in lockstep for an answer.
+        command_timeout: Seconds without a command after which the arm stops in real time.
+        gripper: Positions of the open and the closed gripper.
+        record_actions: Whether the reports contain the executed actions.
     """
 
     follow: Follow = "action"
     instruction: str | None = None
-    told_task: str | None = None
+    instruction_task: str | None = None
     timeout: float = 60.0
     command_timeout: float = 0.2
     gripper: GripperProfile = field(default_factory=GripperProfile)
@@ -68,12 +72,12 @@ class RobotOptions:
             raise ConfigError(f"a robot follows one of {', '.join(get_args(Follow))}; got '{self.follow}'")
         for name in ("timeout", "command_timeout"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)} s; a positive number of seconds is needed")
+                raise ConfigError(f"{name} is {getattr(self, name)} s; it must be positive and finite")
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Which rollout: ``state_seed`` makes the initial state; ``seed`` and ``draw`` the policy's random numbers."""
+    """A rollout: ``state_seed`` sets the initial state; ``seed`` and ``draw`` the policy's random stream."""
 
     state_seed: int
     seed: int
@@ -82,12 +86,18 @@ class Rollout:
 
 @dataclass
 class RolloutReport:
-    """How one rollout went.
+    """Result of one rollout.
 
-    steps: control periods. achieved: the suite's tasks that were done, whichever was told. lifted: objects raised.
-    bundles: identifiers of the policies that answered, in order of appearance. held_still: periods without a command
-    to follow. late: periods that began over half a period late (real time). actions: (steps, 7) as followed, when they
-    are recorded.
+    Attributes:
+        rollout: Which rollout it was.
+        success: Whether the task was done.
+        steps: Number of control periods.
+        achieved: Tasks of the suite that were done, whatever the instruction.
+        lifted: Objects that were lifted.
+        bundles: Identifiers of the bundles that answered, in order of appearance.
+        steps_without_command: Periods without a command to follow.
+        late: Periods that began over half a period late (real time).
+        actions: (steps, 7) as executed, if they are recorded.
     """
 
     rollout: Rollout
@@ -96,12 +106,12 @@ class RolloutReport:
     achieved: tuple[str, ...] = ()
     lifted: tuple[str, ...] = ()
     bundles: list[str] = field(default_factory=list)
-    held_still: int = 0
+    steps_without_command: int = 0
     late: int = 0
     actions: list[list[float]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         plain = {
             "state_seed": self.rollout.state_seed,
             "seed": self.rollout.seed,
@@ -111,41 +121,42 @@ class RolloutReport:
             "achieved": list(self.achieved),
             "lifted": list(self.lifted),
             "bundles": self.bundles,
-            "held_still": self.held_still,
+            "steps_without_command": self.steps_without_command,
             "late": self.late,
         }
         return {**plain, "actions": self.actions} if self.actions else plain
 
 
 class SimRobot:
-    """A world on a link.
+    """Runs an environment on a link.
 
     Args:
-        link: publishes and listens; the robot does not close it.
-        world: stepped and observed; the robot does not close it.
-        lockstep: which of the two ways of running will be used.
+        link: Publishes and receives. The caller closes it.
+        env: The environment. The caller closes it.
+        lockstep: Whether to run in lockstep, otherwise in real time.
+        options: What the robot follows, and how long it waits.
     """
 
-    def __init__(self, link: Link, world: SimEnv, *, lockstep: bool, options: RobotOptions | None = None) -> None:
+    def __init__(self, link: Link, env: SimEnv, *, lockstep: bool, options: RobotOptions | None = None) -> None:
         self.options = options or RobotOptions()
         self._link = link
-        self._world = world
-        self._contract = world.contract
+        self._env = env
+        self._contract = env.contract
         self._lockstep = lockstep
         self._stop = False
-        # Stamps of this run are later than those of any run before, which a policy that goes on has still in mind.
+        # Stamps must be later than those of an earlier run, because the policy may have been running since then.
         self._clock = time.time_ns()
         self._published = 0.0
-        self._asked: tuple[Observation, int] | None = None
+        self._last_observation: tuple[Observation, int] | None = None
         self._number = 0
         self._gripper_entry = -1.0
-        self._grips = 0
-        self._gripped: float | None = None
+        self._gripper_count = 0
+        self._gripper_position: float | None = None
         self._command: Command | None = None
-        self._instruction = world.task.instruction if self.options.instruction is None else self.options.instruction
+        self._instruction = env.task.instruction if self.options.instruction is None else self.options.instruction
 
     def stop(self, reason: str = "") -> None:
-        """End after the present period; safe to call from a signal handler."""
+        """End after the current period. May be called from a signal handler."""
         logger.info("the simulated robot stops%s", f": {reason}" if reason else "")
         self._stop = True
 
@@ -157,14 +168,15 @@ class SimRobot:
     def run(
         self, rollouts: Sequence[Rollout], progress: Callable[[RolloutReport], None] = lambda report: None
     ) -> list[RolloutReport]:
-        """Run the rollouts and return their reports; one that :meth:`stop` cut short is left out.
+        """Run the rollouts and return their reports. A rollout that :meth:`stop` interrupted is left out.
 
         Raises:
-            TransportError: no policy appeared, or it went silent in lockstep; names the silent topic.
+            TransportError: There is no policy, it refuses the instruction, or in lockstep it stopped answering; names
+                the topic.
         """
         self._link.wait_for_policy(self.options.timeout, lambda: self._stop)
         if not self._lockstep:
-            self._tell_instruction(rollouts[0].state_seed)
+            self._send_instruction(rollouts[0].state_seed)
         reports = []
         for rollout in rollouts:
             report = RolloutReport(rollout)
@@ -174,26 +186,26 @@ class SimRobot:
                 self._roll_in_real_time(report)
             if self._stop:
                 break
-            report.achieved, report.lifted = self._world.achieved(), self._world.lifted()
+            report.achieved, report.lifted = self._env.achieved(), self._env.lifted()
             reports.append(report)
             progress(report)
         return reports
 
-    def _tell_instruction(self, state_seed: int) -> None:
-        """Publish ~/instruction and wait until a ~/status bears it: images may overtake it otherwise.
+    def _send_instruction(self, state_seed: int) -> None:
+        """Publish ~/instruction and wait until a ~/status has it, because images could arrive earlier otherwise.
 
-        Cameras and joints are on meanwhile, as a real robot's are.
+        Cameras and joint states are published meanwhile, as those of a real robot are.
         """
         deadline = time.monotonic() + self.options.timeout
-        observation = self._world.reset(state_seed)
-        self._link.instruct(self._instruction)
+        observation = self._env.reset(state_seed)
+        self._link.send_instruction(self._instruction)
         due = time.monotonic()
         while not self._stop:
             self._publish(observation, time.time_ns())
             due += self._contract.period
             while (left := due - time.monotonic()) > 0:
                 self._link.sleep(left)
-            self._check_patience(deadline, topics.STATUS, f"the instruction '{self._instruction}'")
+            self._check_timeout(deadline, topics.STATUS, f"the instruction '{self._instruction}'")
             for status in self._link.statuses():
                 if status.code == StatusCode.UNKNOWN_INSTRUCTION and self._instruction in status.message:
                     raise self._refusal(status)
@@ -206,11 +218,11 @@ class SimRobot:
     # --- lockstep ----------------------------------------------------------------------------------------------------
 
     def _roll_in_lockstep(self, report: RolloutReport) -> None:
-        observation = self._world.reset(report.rollout.state_seed)
+        observation = self._env.reset(report.rollout.state_seed)
         self._number += 1
         self._take_commands()
-        self._grips, self._gripped = 0, None
-        self._command = self._asked = None
+        self._gripper_count, self._gripper_position = 0, None
+        self._command = self._last_observation = None
         self._clock += _BETWEEN_EPISODES
         rollout = report.rollout
         self._link.begin_episode(self._number, self._instruction, rollout.seed, rollout.draw, self._clock)
@@ -219,19 +231,19 @@ class SimRobot:
             raise self._refusal(status)
         self._clock += _BETWEEN_EPISODES
         start = self._clock
-        for step in range(self._world.task.horizon):
+        for step in range(self._env.task.horizon):
             self._clock = start + round(step * self._contract.period * 1e9)
             self._publish(observation, self._clock)
             status = self._answer(self._clock, f"the observation stamped {self._clock / 1e9:.3f} s")
             if status is None:
                 return
             self._note(report, status)
-            observation = self._step(self._followed(status), report)
+            observation = self._step(self._receive_command(status), report)
             if self._over(report):
                 return
 
     def _answer(self, stamp: int, what: str) -> StatusSnapshot | None:
-        """The ~/status that answers ``stamp`` (ns); None when the robot is told to stop."""
+        """Wait for the ~/status that answers ``stamp`` (ns); None if the robot is stopped."""
         deadline = time.monotonic() + self.options.timeout
         while not self._stop:
             for status in self._link.statuses():
@@ -240,8 +252,8 @@ class SimRobot:
             self._wait(deadline, topics.STATUS, what)
         return None
 
-    def _followed(self, status: StatusSnapshot) -> NDArray[np.float64] | None:
-        """The command that goes with ``status``, and every gripper command up to it; None if it sent no command."""
+    def _receive_command(self, status: StatusSnapshot) -> NDArray[np.float64] | None:
+        """Wait for the command of ``status`` and every gripper command up to it; None if it sent no command."""
         deadline = time.monotonic() + self.options.timeout
         what = f"the observation stamped {status.stamp / 1e9:.3f} s"
         while status.command and not self._stop:
@@ -249,19 +261,19 @@ class SimRobot:
             command = self._command
             if command is None or command.stamp != status.stamp:
                 self._wait(deadline, FOLLOWED[self.options.follow], what)
-            elif self.options.follow != "action" and self._grips < status.gripper_commands:
+            elif self.options.follow != "action" and self._gripper_count < status.gripper_commands:
                 self._wait(deadline, topics.GRIPPER_COMMAND, what)
             else:
                 return command.value
         return None
 
     def _wait(self, deadline: float, silent: str, what: str) -> None:
-        self._check_patience(deadline, silent, what)
-        if self._asked is not None and time.monotonic() - self._published > _AGAIN_AFTER:
-            self._publish(*self._asked)
+        self._check_timeout(deadline, silent, what)
+        if self._last_observation is not None and time.monotonic() - self._published > _REPEAT_AFTER:
+            self._publish(*self._last_observation)
         self._link.wait(deadline - time.monotonic())
 
-    def _check_patience(self, deadline: float, silent: str, what: str) -> None:
+    def _check_timeout(self, deadline: float, silent: str, what: str) -> None:
         left = deadline - time.monotonic()
         if left <= 0 or not self._link.policy_is_there:
             why = f"within {self.options.timeout:g} s" if left <= 0 else "and the policy has left"
@@ -275,18 +287,18 @@ class SimRobot:
 
     def _roll_in_real_time(self, report: RolloutReport) -> None:
         period = self._contract.period
-        observation = self._world.reset(report.rollout.state_seed)
-        # A gap in the stamps ends the policy's episode: what it saw before the reset is not for this world.
+        observation = self._env.reset(report.rollout.state_seed)
+        # A gap in the stamps makes the policy clear its window, which still has the steps from before the reset.
         while (left := self._published + _PAUSE * period - time.monotonic()) > 0 and not self._stop:
             self._link.sleep(left)
-        # Nor is what it said about the world before.
+        # Commands and statuses from before the reset are dropped.
         self._take_commands()
         self._link.statuses()
         self._command = None
         begin = time.time_ns()
         due = time.monotonic() + period
         self._publish(observation, begin)
-        while report.steps < self._world.task.horizon:
+        while report.steps < self._env.task.horizon:
             while (left := due - time.monotonic()) > 0 and not self._stop:
                 self._link.sleep(left)
             if self._stop:
@@ -302,7 +314,7 @@ class SimRobot:
             self._publish(observation, time.time_ns())
             if self._over(report):
                 return
-            # Kept to the clock; after a hiccup of the machine the lost periods are not made up for in a burst.
+            # After a delay of the machine, lost periods are not repeated in a burst.
             report.late += now - due > period / 2
             due = max(due + period, now)
 
@@ -311,46 +323,46 @@ class SimRobot:
     def _take_commands(self) -> None:
         for command in self._link.commands():
             self._command = command
-        for position in self._link.grips():
+        for position in self._link.gripper_commands():
             self._gripper_entry = self.options.gripper.entry(position)
-            # Sent on change alone: the same once more is an answer that was given again.
-            self._grips += position != self._gripped
-            self._gripped = position
+            # Gripper commands are sent on change. The same one again is a repeated answer.
+            self._gripper_count += position != self._gripper_position
+            self._gripper_position = position
 
     def _step(self, command: NDArray[np.float64] | None, report: RolloutReport) -> Observation:
-        """One period under ``command``; without one the arm holds still and the gripper keeps what it was told."""
+        """Run one period with ``command``; without one the arm stops and the gripper keeps its last command."""
         report.steps += 1
         follow = self.options.follow
         if command is None:
-            report.held_still += 1
+            report.steps_without_command += 1
         if follow == "twist":
             twist = np.zeros(6) if command is None else command
             if self.options.record_actions:
                 report.actions.append([*twist.tolist(), self._gripper_entry])
-            return self._world.step_twist(twist, self._gripper_entry)
+            return self._env.step_twist(twist, self._gripper_entry)
         if command is None:
             action = np.array([0.0] * 6 + [self._gripper_entry])
         elif follow == "action":
             action = command
             self._gripper_entry = float(command[6])
         else:
-            motion = drive.motion_to(command, self._world.end_effector(), self._contract)
+            motion = drive.motion_to(command, self._env.end_effector(), self._contract)
             action = np.array([*np.clip(motion, -1, 1), self._gripper_entry])
         if self.options.record_actions:
             report.actions.append(action.tolist())
-        return self._world.step(action)
+        return self._env.step(action)
 
     def _over(self, report: RolloutReport) -> bool:
-        """Note whether the task is done, and return whether the rollout ends."""
-        report.success = self._world.success()
+        """Record whether the task is done, and return whether the rollout ends."""
+        report.success = self._env.success()
         return report.success or (
-            self.options.told_task is not None and self.options.told_task in self._world.achieved()
+            self.options.instruction_task is not None and self.options.instruction_task in self._env.achieved()
         )
 
     def _publish(self, observation: Observation, stamp: int) -> None:
-        pose = self._world.end_effector() if self._link.wants_pose else None
+        pose = self._env.end_effector() if self._link.wants_pose else None
         self._link.observe(observation, pose, stamp)
-        self._asked = observation, stamp
+        self._last_observation = observation, stamp
         self._published = time.monotonic()
 
     def _note(self, report: RolloutReport, status: StatusSnapshot) -> None:

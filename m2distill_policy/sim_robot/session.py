@@ -1,4 +1,4 @@
-"""From the options of the simulated robot's commands to rollouts and their result."""
+"""Run the rollouts that the simulated robot's commands request, and write their results."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from m2distill_policy.sim_robot.link import Follow, Link
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
 from m2distill_policy.storage import write_atomic
 
-#: Makes a link for a contract: what the robot follows, and whether it runs in lockstep.
+#: Makes a link for a contract, the kind of command to follow, and whether it runs in lockstep.
 LinkMaker: TypeAlias = Callable[[Contract, Follow, bool], AbstractContextManager[Link]]
 
 
 def roll_out(args: argparse.Namespace, link_for: LinkMaker) -> int:
-    """Run the rollouts that ``args`` ask for on a link, print how they went, and write --out.
+    """Run the rollouts requested by ``args``, print how they went, and write --out.
 
-    args: as :mod:`m2distill_policy.sim_robot.options` has them.
+    Args:
+        args: Options of :mod:`m2distill_policy.sim_robot.options`.
+        link_for: Makes the link.
 
-    Returns 0 when all of them were run, whether or not the task was done.
+    Returns:
+        0 if all rollouts were run, whether or not they succeeded; else 1.
     """
     if args.rollouts < 1:
-        raise ConfigError(f"{args.rollouts} rollouts were asked for; at least 1 is needed")
+        raise ConfigError(f"rollouts is {args.rollouts}; it must be at least 1")
     lockstep = not args.real_time
     task = suite_task(args.suite, args.task)
-    told = next((t.name for t in suite_tasks(args.suite) if t.instruction == args.instruction), None)
+    instructed = next((t.name for t in suite_tasks(args.suite) if t.instruction == args.instruction), None)
     options = RobotOptions(
         follow="twist" if args.drive == "velocity" else args.set_point,
         instruction=args.instruction,
-        told_task=told if told != task.name else None,
+        instruction_task=instructed if instructed != task.name else None,
         timeout=args.timeout,
         command_timeout=args.command_timeout,
         record_actions=args.record_actions,
@@ -49,23 +52,23 @@ def roll_out(args: argparse.Namespace, link_for: LinkMaker) -> int:
     ]
     bundle = open_bundle(args.bundle) if args.bundle is not None else None
     size = args.size or (bundle.contract.cameras[0].height if bundle is not None else 128)
-    world = make_sim_env(task, size=size, visuals=args.visuals)
+    env = make_sim_env(task, size=size, visuals=args.visuals)
     try:
         if bundle is not None:
             bundle.contract.require_same(
-                world.contract,
+                env.contract,
                 f"bundle {bundle.identifier}",
-                f"the world of '{task.name}'",
-                # A world has no text encoder, and the velocity response is fitted from demonstrations.
+                f"the environment of '{task.name}'",
+                # An environment has no text encoder, and the velocity response is fitted to demonstrations.
                 ignore=("text", "action.response"),
             )
-        with link_for(world.contract, options.follow, lockstep) as link:
-            robot = SimRobot(link, world, lockstep=lockstep, options=options)
+        with link_for(env.contract, options.follow, lockstep) as link:
+            robot = SimRobot(link, env, lockstep=lockstep, options=options)
             stop_on_signals(robot.stop)
-            reports = robot.run(rollouts, lambda report: _tell(report, task))
+            reports = robot.run(rollouts, lambda report: _print_report(report, task))
             stopped = robot.stopped
     finally:
-        world.close()
+        env.close()
     successes = sum(report.success for report in reports)
     print(f"{successes} of {len(reports)} rollouts done: {task.instruction}")
     if args.out is not None:
@@ -73,7 +76,7 @@ def roll_out(args: argparse.Namespace, link_for: LinkMaker) -> int:
             "suite": args.suite,
             "task": task.index,
             "name": task.name,
-            "told": args.instruction or task.instruction,
+            "instruction": args.instruction or task.instruction,
             "drive": args.drive,
             "lockstep": lockstep,
             "size": size,
@@ -85,7 +88,7 @@ def roll_out(args: argparse.Namespace, link_for: LinkMaker) -> int:
     return 1 if stopped else 0
 
 
-def _tell(report: RolloutReport, task: Task) -> None:
+def _print_report(report: RolloutReport, task: Task) -> None:
     outcome = "done" if report.success else "not done"
     others = [name for name in report.achieved if name != task.name]
     wrong = f"; did instead: {', '.join(others)}" if others else ""

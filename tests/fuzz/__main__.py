@@ -251,7 +251,7 @@ def main() -> int:
     parser.add_argument("--door", choices=tuple(DOORS), action="append", help="try this one alone (default: all)")
     parser.add_argument("--seconds", type=float, default=900.0, help="a door (default: %(default)g)")
     parser.add_argument("--jobs", type=int, default=1, help="doors at a time (default: %(default)d)")
-    parser.add_argument("--seed", type=int, default=None, help="of the random numbers (default: the time)")
+    parser.add_argument("--seed", type=int, default=None, help="random seed (default: the time)")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "fuzz", help="where inputs and findings are kept")
     parser.add_argument("--findings", type=Path, help="default: findings in --work")
     parser.add_argument("--count", type=int, help="every seed and so many inputs, always the same ones")

@@ -235,13 +235,13 @@ def _imported_gripper_is_inverted() -> Any:
 def _imported_joints_are_mixed_up() -> Any:
     from m2distill_policy.node.joints import JointMap
 
-    real = JointMap.readings
+    real = JointMap.proprioception
 
-    def readings(self: Any, *given: Any, **named: Any) -> Any:
+    def proprioception(self: Any, *given: Any, **named: Any) -> Any:
         groups, absent = real(self, *given, **named)
         return {name: np.ascontiguousarray(v[::-1]) for name, v in groups.items()}, absent
 
-    return mock.patch.object(JointMap, "readings", readings)
+    return mock.patch.object(JointMap, "proprioception", proprioception)
 
 
 def _settings_are_not_checked() -> Any:

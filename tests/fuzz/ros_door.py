@@ -186,7 +186,7 @@ class _Session(Session):
     def publish(self, output: Output) -> None:
         """See :class:`Session`."""
         self._outputs.command(output)
-        self._outputs.say(output)
+        self._outputs.report(output)
         self.cycle.note_published(output)
         self._outputs.publish_markers(output)
         self._outputs.publish_health(output, self.clock.wall())

@@ -52,8 +52,9 @@ class Slide:
 class LiberoEnv(ArmEnv):
     """An environment of a LIBERO suite, see :class:`m2distill_policy.sim.env.SimEnv`.
 
-    ``reset(seed)`` uses LIBERO's initial state number ``seed`` modulo 50 and lets the scene settle, as LIBERO does. A
-    demonstration seed samples a new state instead, so that no demonstration begins in a state of the evaluation.
+    ``reset(seed)`` uses LIBERO's initial state number ``seed`` modulo 50 and lets the scene sync_and_rename, as LIBERO
+    does. A demonstration seed samples a new state instead, so that no demonstration begins in a state of the
+    evaluation.
 
     Args:
         task: The task.

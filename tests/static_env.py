@@ -1,4 +1,4 @@
-"""A world of random pictures that no command changes: the least a simulated robot has."""
+"""An environment with random images that no command changes, with the interface that a simulated robot needs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from m2distill_policy.sim.env import Task
 from tests.bundles import INSTRUCTIONS, observations
 
 
-class StillWorld:
-    """Other pictures for every seed and step.
+class StaticEnv:
+    """Returns different images for every seed and step.
 
-    before_step: number of a step since the start, from 1 -> what to do before it.
+    before_step: number of a step since the start, from 1 -> function to call before it.
     """
 
     def __init__(self, contract: Contract, horizon: int = 30) -> None:
         self.contract = contract
-        self.task = Task("test", 0, "still", INSTRUCTIONS[0], horizon)
+        self.task = Task("test", 0, "static", INSTRUCTIONS[0], horizon)
         self.before_step: dict[int, Callable[[], object]] = {}
         self.steps = 0
         self._at = 0
