@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 from m2distill_policy.errors import BundleError, closest, printable
 from m2distill_policy.installation import find_file
 
+#: ``memory.episodes`` of the profiles that :func:`train_command` names.
+MEMORY_EPISODES = 5
+
 
 class HelpFormatter(argparse.HelpFormatter):
     """Wraps a description of one paragraph, and keeps the lines of a text that has several, such as examples."""
@@ -121,3 +124,23 @@ def find_bundle(path: Path) -> Path:
 def say_next(*words: object) -> None:
     """Print the command that a user would type next, to standard error."""
     print(f"next: {printable(shlex.join(str(word) for word in words))}", file=sys.stderr)
+
+
+def train_command(folder: Path, suite: str, tasks: Sequence[int], episodes: int, size: int) -> list[str]:
+    """Return the command that trains on demonstrations.
+
+    Args:
+        folder: Of the demonstration files.
+        suite: Their suite, or ``files`` for recordings of your own.
+        tasks: Numbers of the tasks in their suite; of ``files``, in order of name.
+        episodes: Demonstrations of each task.
+        size: Height and width of the images in pixels.
+    """
+    profile = "libero_small" if suite.startswith("libero") else "tiny"
+    words = ["m2distill", "train", "--config", profile, "--data", str(folder), "--out", "runs/first", f"suite={suite}"]
+    words += [f"tasks=[{','.join(map(str, tasks))}]", f"episodes={episodes}", f"image_size={size}"]
+    if episodes < MEMORY_EPISODES:
+        words.append(f"memory.episodes={episodes}")
+    if suite == "files":
+        words.append("evaluation.rollouts=0")
+    return words

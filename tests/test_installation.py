@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from email.parser import Parser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -251,12 +252,16 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(
     from m2distill_policy.errors import M2DistillError
     from m2distill_policy.sim.libero import files
 
-    calls = {"ray": cluster.Ray, "cryptography": bundle_signature._cryptography, "libero": files.package_folder}
-    roles = {"ray": "ray", "cryptography": "robot", "libero": "sim"}
+    calls: dict[str, Callable[[], object]] = {
+        "ray": cluster.Ray,
+        "cryptography": bundle_signature._cryptography,
+        "libero": files.package_folder,
+    }
+    role = {"ray": "ray", "cryptography": "robot", "libero": "sim"}[module]
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     with pytest.raises(M2DistillError) as caught:
         calls[module]()
-    assert str(caught.value).endswith(installation.install_command(roles[module]))
+    assert str(caught.value).endswith(installation.install_command(role))

@@ -54,8 +54,8 @@ def test_a_long_label_keeps_the_columns_of_studies() -> None:
 
     numbers = dict.fromkeys(METRICS, (0.5, 0.4, 0.6))
     arm = {"mean_and_interval": numbers, "beside_whole": numbers}
-    lines = table({"seeds": [0, 1], "arms": {"whole": {**arm, "label": "all"}, "x": {**arm, "label": LONG}}})
-    head, first, second, _ = lines.splitlines()
+    text = table({"seeds": [0, 1], "arms": {"whole": {**arm, "label": "all"}, "x": {**arm, "label": LONG}}})
+    head, first, second, _ = text.splitlines()
     assert second.startswith(f"{LONG}  ") and first.startswith("all  ")
     assert ends(head)[:-1] == ends(second)[:-1], "right aligned"
     assert head.index("AUC minus") == second.index("+0.50 (+0.40 to +0.60)")

@@ -257,6 +257,37 @@ class CellSummary:
     disturbance: str = ""
 
 
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """``summary.json`` of ``m2distill evaluate``: the results and where they come from.
+
+    Attributes:
+        bundle: Identifier of the bundle.
+        bundle_path: Its folder, absolute.
+        tasks_learned: Names of the tasks that the bundle was trained on.
+        provenance: What the bundle's manifest says of its training.
+        sampling, temperature, seed, visuals: See :class:`RolloutResult`.
+        cells: One summary for each task, instruction and disturbance.
+        curves: See :func:`curves`.
+        commit, versions, machine, time: See :mod:`m2distill_policy.provenance`.
+    """
+
+    bundle: str
+    bundle_path: str
+    tasks_learned: tuple[str, ...]
+    provenance: dict[str, Any]
+    sampling: str
+    temperature: float
+    seed: int
+    visuals: str
+    cells: tuple[CellSummary, ...]
+    curves: dict[str, dict[str, float]]
+    commit: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    time: str
+
+
 def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
     """Return one summary for each (suite, task, instruction, disturbance), in the order of first appearance."""
     groups: dict[tuple[str, int, str, str], list[RolloutResult]] = {}

@@ -108,6 +108,11 @@ class Bag:
         return {topic: kind for (topic, kind), count in sorted(self._declared.items()) if count}
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Topic -> number of messages, of topics with messages."""
+        return {topic: count for (topic, _), count in sorted(self._declared.items()) if count}
+
+    @property
     def number(self) -> int:
         """What tells this recording from another one, of the same name too: from a hash of its metadata, in which
         stand its files, when it began to the nanosecond, how long it took and how many messages each topic has; of a

@@ -146,7 +146,7 @@ def distinct_labels(results: Sequence[RunResults]) -> list[RunResults]:
 
 def text_table(results: Sequence[RunResults]) -> str:
     """The same table for a terminal."""
-    rows = [("run", "mean", "FWT", "NBT", "AUC", "wrong object", "memory MiB")]
+    rows: list[tuple[str, ...]] = [("run", "mean", "FWT", "NBT", "AUC", "wrong object", "memory MiB")]
     for r in results:
         wrong = [v for v in r.wrong_object[-1] if v is not None]
         rates = [_share(r.metrics[name]) for name, _ in METRICS]
