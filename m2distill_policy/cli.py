@@ -13,11 +13,10 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 from m2distill_policy import __version__
-from m2distill_policy.arguments import Parser
+from m2distill_policy.arguments import Parser, program
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest, printable, shorten
 from m2distill_policy.installation import install_command
@@ -132,14 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say_how_to_continue(name: str, words: Sequence[str]) -> None:
     """Print the command that continues a subcommand that was stopped: the same command."""
-    program = ["m2distill"]
-    if Path(sys.argv[0]).resolve() == Path(__file__).resolve().parent / "__main__.py":
-        program = [Path(sys.executable).name, "-m", "m2distill_policy"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         print("finished work is kept; to continue, give the same torchrun command again", file=sys.stderr)
         return
     what = "finished work is kept; to continue" if name in RESUMABLE else "to start again"
-    print(f"{what}: {printable(shlex.join([*program, *words]))}", file=sys.stderr)
+    print(f"{what}: {printable(shlex.join([*program(), *words]))}", file=sys.stderr)
 
 
 def no_memory(error: BaseException) -> str | None:

@@ -1,7 +1,7 @@
 """The errors a user can meet.
 
-Every message is one clear sentence: what is wrong, what was got, what is allowed, what to do.
-The command line prints the sentence alone, without a traceback.
+A message says what is wrong, with the value, what is allowed, and what to do. The command line prints the message
+alone, without a traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from collections.abc import Iterable
 
 
 class M2DistillError(Exception):
-    """Base of every error that this project raises on purpose. exit_code: what a command that it ends returns."""
+    """Base of every error that this project raises on purpose.
+
+    Attributes:
+        exit_code: Exit code of a command that the error ends.
+    """
 
     exit_code = 2
 
@@ -21,23 +25,23 @@ class ConfigError(M2DistillError):
 
 
 class ContractError(M2DistillError):
-    """Two ends of the road disagree on what is observed, acted or said."""
+    """Two contracts differ in observations, actions or text."""
 
 
 class DemonstrationError(M2DistillError):
-    """A demonstration file is missing, damaged or not of the contract's form."""
+    """A demonstration file is missing, damaged, or does not fit its contract."""
 
 
 class BundleError(M2DistillError):
-    """A bundle is missing a file, was tampered with, or is of a format that is not known."""
+    """A bundle lacks a file, was changed after it was written, or has an unknown format."""
 
 
 class StorageError(M2DistillError):
-    """A disk has no room for what is to be written, or another process is writing there."""
+    """A disk is full, or another process is writing to the same folder."""
 
 
 class UnknownInstructionError(M2DistillError):
-    """An instruction was asked for that the bundle was not made for."""
+    """The bundle was not trained on this instruction."""
 
 
 class ObservationError(M2DistillError):
@@ -45,45 +49,44 @@ class ObservationError(M2DistillError):
 
 
 class SimulationError(M2DistillError):
-    """A world, task or scene cannot be made, or a worker died."""
+    """An environment, task or scene cannot be made, or a worker process died."""
 
 
 class TrainingError(M2DistillError):
-    """A run cannot start, go on or be resumed."""
+    """A run cannot start, continue or be resumed."""
 
 
 class DivergedError(TrainingError):
-    """A loss is not finite; with these settings it would be again, wherever the run is begun anew."""
+    """A loss is not finite. With the same settings it would happen again."""
 
     exit_code = 3
 
 
 class ExportError(M2DistillError):
-    """The exported graphs do not agree with the network they came from."""
+    """The exported graphs give other outputs than the network."""
 
 
 class RecordingError(M2DistillError):
-    """A robot's recording cannot be read, or does not hold what a demonstration needs."""
+    """A robot's recording cannot be read, or lacks what a demonstration needs."""
 
 
 class TransportError(M2DistillError):
-    """A peer was silent, or a message could not be read."""
+    """No message arrived in time, or a message could not be read."""
 
 
-#: Characters of a text from outside that a message repeats.
+#: Longest text from outside that a message repeats, in characters.
 LONGEST_SHOWN = 200
 
 
 def shorten(text: str, most: int = LONGEST_SHOWN) -> str:
-    """Return ``text``, or its first ``most`` characters and how long it is: messages go out with every status."""
+    """Return ``text``, or its first ``most`` characters and its length if it is longer."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with whatever is not printable escaped, as ``\\n`` or ``\\udce9``.
+    """Return ``text`` with characters that are not printable escaped, as ``\\n`` or ``\\udce9``.
 
-    Names of files and texts from other processes may hold half of a UTF-8 sequence, which no message can carry, or
-    what moves a terminal's cursor.
+    File names and texts from other processes may contain invalid UTF-8, or characters that move a terminal's cursor.
     """
     if text.isprintable():
         return text
@@ -91,11 +94,14 @@ def printable(text: str) -> str:
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string.
+    """Return ``"; did you mean 'x'?"`` for the known name that is closest to ``name``, or an empty string.
 
-    cutoff: from 0 to 1, how similar the two must be.
+    Args:
+        name: The unknown name.
+        known: The allowed names.
+        cutoff: Smallest similarity of the two, from 0 to 1.
     """
-    if len(name) > LONGEST_SHOWN:  # no slip of the pen, and comparing it would take minutes
+    if len(name) > LONGEST_SHOWN:  # comparing it would take minutes
         return ""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{matches[0]}'?" if matches else ""

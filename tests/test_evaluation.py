@@ -287,7 +287,7 @@ def test_command(
     summary = json.loads((out / "summary.json").read_text())
     assert [cell["rollouts"] for cell in summary["cells"]] == [2, 2]
     assert len((out / "rollouts.jsonl").read_text().splitlines()) == 4
-    assert info.describe(out)[1] == ("m2distill", "serve", str(bundle)), "it can be read back"
+    assert info.describe(out)[1] == ("serve", str(bundle)), "it can be read back"
     args = parser.parse_args([*words, "--tasks", "0,x"])
     with pytest.raises(ConfigError, match="--tasks is '0,x'"):
         args.run(args)

@@ -32,13 +32,15 @@ EVALUATION = EvaluationSummary(
 )  # fmt: skip
 
 
-def write_demonstrations(folder: Path, instruction: str, *, suite: str = "files", episodes: int = 2) -> Path:
-    """Write a demonstration file of a few steps."""
+def write_demonstrations(
+    folder: Path, instruction: str, *, suite: str = "files", episodes: int = 2, steps: int = 3
+) -> Path:
+    """Write a demonstration file; each episode is one step longer than the one before."""
     contract = dataclasses.replace(libero_contract(32), text=None)
     path = demonstration_path(folder, instruction.replace(" ", "_"))
     writer = DemonstrationWriter(path, instruction=instruction, contract=contract, suite=suite, env_args={"told": "x"})
     for number in range(episodes):
-        seen = observations(contract, 3 + number, seed=number)
+        seen = observations(contract, steps + number, seed=number)
         episode = Episode(
             images={name: np.stack([each.images[name] for each in seen]) for name in contract.camera_names},
             proprioception={
@@ -125,9 +127,10 @@ def facts_of(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tup
 
 
 def parses(words: Sequence[str]) -> Any:
-    """Parse a command line with its own parser."""
+    """Parse a command line with the parser of its command."""
+    assert words[0] == "m2distill"
     parser = cli._parser(words[1])[1]
-    assert words[0] == "m2distill" and parser is not None
+    assert parser is not None
     return parser.parse_in_any_order(list(words[2:]))
 
 

@@ -74,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--perturb",
         metavar="KINDS",
         help="evaluate also in disturbed environments: camera, light, texture, delay, gain, noise, with commas "
-        "between them, or all; docs/architecture.md says what level 1 is",
+        "between them, or all; docs/explanation/simulation.md says what level 1 is",
     )
     parser.add_argument(
         "--levels", default="0.5,1", help="levels of --perturb, above 0 and up to 1 (default: %(default)s)"
@@ -199,5 +199,5 @@ def run(args: argparse.Namespace) -> int:
     if args.videos:
         print(f"videos: {args.out / 'videos'}")
     if not errors:
-        say_next("m2distill", "serve", bundle.path, "--instruction", bundle.instructions[0])
+        say_next("serve", bundle.path, "--instruction", bundle.instructions[0])
     return 1 if errors else 0

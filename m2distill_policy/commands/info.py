@@ -65,7 +65,7 @@ def describe(path: Path) -> tuple[Facts, Sequence[object]]:
         path: See the subcommand's help.
 
     Returns:
-        The facts, and the words of the command that a user would give next.
+        The facts, and the words that follow ``m2distill`` in the command that a user would give next.
 
     Raises:
         ConfigError: ``path`` does not exist or is nothing known.
@@ -164,7 +164,7 @@ def _bundle(path: Path) -> tuple[Facts, Sequence[object]]:
         "signed": f"yes; verify it: m2distill sign {path} --verify PUBLIC_KEY" if signed else "no",
         **_origin(made),
     }
-    return facts, ("m2distill", "serve", path, "--instruction", bundle.instructions[0])
+    return facts, ("serve", path, "--instruction", bundle.instructions[0])
 
 
 def _run(path: Path) -> tuple[Facts, Sequence[object]]:
@@ -199,8 +199,8 @@ def _run(path: Path) -> tuple[Facts, Sequence[object]]:
     facts["logs"] = [f"tensorboard --logdir {path / 'tensorboard'}", str(path / "metrics.jsonl")]
     facts |= _origin(vars(record))
     if results is None:
-        return facts, ("m2distill", "train", "--resume", "--out", path)
-    return facts, ("m2distill", "report", path)
+        return facts, ("train", "--resume", "--out", path)
+    return facts, ("report", path)
 
 
 def _evaluation(path: Path) -> tuple[Facts, Sequence[object]]:
@@ -222,7 +222,7 @@ def _evaluation(path: Path) -> tuple[Facts, Sequence[object]]:
         "logs": str(path / "rollouts.jsonl"),
         **_origin(vars(summary)),
     }
-    return facts, ("m2distill", "serve", summary.bundle_path)
+    return facts, ("serve", summary.bundle_path)
 
 
 def _ablation(path: Path) -> tuple[Facts, Sequence[object]]:
@@ -249,7 +249,7 @@ def _study(path: Path, what: str, file: Path, table: Callable[[dict[str, Any]], 
             "wrote it"
         ) from error
     runs = sorted(str(run.parent) for run in path.rglob("run.json"))
-    return {"what": what, "result": result, "runs": runs, **_origin(found)}, ("m2distill", "report", *(runs or ["RUN"]))
+    return {"what": what, "result": result, "runs": runs, **_origin(found)}, ("report", *(runs or ["RUN"]))
 
 
 def _demonstrations(path: Path) -> tuple[Facts, Sequence[object]]:
@@ -306,5 +306,5 @@ def _recording(path: Path) -> tuple[Facts, Sequence[object]]:
         rows = [("topic", "type", "messages")]
         rows += [(topic, kind, str(bag.counts[topic])) for topic, kind in bag.topics.items()]
     facts: Facts = {"what": "rosbag2 recording", "topics": format_table(rows, "<<>").splitlines()}
-    words = ["m2distill", "import-bag", path, "--instruction", "INSTRUCTION", "--contract", "BUNDLE"]
+    words = ["import-bag", path, "--instruction", "INSTRUCTION", "--contract", "BUNDLE"]
     return facts, (*words, "--out", "data/mine")

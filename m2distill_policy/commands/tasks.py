@@ -55,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
         for task in tasks:
             print(f"  {task.index:>2}  {task.instruction}")
     suite = next((suite for suite in found if suite in SUITES_WITH_EXPERTS), "tabletop")
-    say_next("m2distill", "demos", "--suite", suite, "--tasks", "0,1,2", "--size", 64, "--out", f"data/{suite}64")
+    say_next("demos", "--suite", suite, "--tasks", "0,1,2", "--size", 64, "--out", f"data/{suite}64")
     return 0
