@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import M2DistillError
-from m2distill_policy.streams import give_up_what_cannot_be_written
+from m2distill_policy.streams import flush_or_discard
 
 
 def command(main: Callable[[], object]) -> None:
@@ -25,7 +25,7 @@ def command(main: Callable[[], object]) -> None:
     except M2DistillError as error:
         sys.exit(f"benchmarks.{Path(sys.argv[0]).stem}: {error}")
     except BrokenPipeError:  # head, less
-        give_up_what_cannot_be_written()
+        flush_or_discard()
         sys.exit(141)
 
 

@@ -21,7 +21,7 @@ from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest, printable, shorten
 from m2distill_policy.installation import install_command
 from m2distill_policy.storage import no_room
-from m2distill_policy.streams import give_up_what_cannot_be_written
+from m2distill_policy.streams import flush_or_discard
 
 #: The roles whose packages a subcommand needs, as ``requirements/`` names them.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         # The reader (head, less) has gone.
-        give_up_what_cannot_be_written()
+        flush_or_discard()
         return 141
     except OSError as error:
         full = no_room(error)

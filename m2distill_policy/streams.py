@@ -1,4 +1,4 @@
-"""Standard output and error of a process that must not fail for them."""
+"""Standard output and error of a process that must not fail because of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import sys
 
 
-def give_up_what_cannot_be_written() -> None:
-    """Flush both streams; one that takes nothing any more, on a full disk or into a pipe that nobody reads, goes to the
-    null device: what is still in its buffer would raise again when the interpreter ends, and change the exit code."""
+def flush_or_discard() -> None:
+    """Flush standard output and error, and discard what a full disk or a closed pipe does not take.
+
+    What stayed in a buffer would raise again when the interpreter exits, and change the exit code.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.runtime.watcher import FolderWatcher
     from m2distill_policy.settings.arm import load_arm
     from m2distill_policy.signals import stop_on_signals
-    from m2distill_policy.streams import give_up_what_cannot_be_written
+    from m2distill_policy.streams import flush_or_discard
 
     namespace = None if args.namespace is None else parse_namespace(args.namespace)
     config, beside = load_arm(args.config, args.overrides, namespace)
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
             watcher.stop()
         server.close()
         gc.unfreeze()  # else some libraries warn at exit about objects that were never collected
-        give_up_what_cannot_be_written()
+        flush_or_discard()
     return 0
 
 

@@ -13,7 +13,7 @@ from m2distill_policy.node.loop import UNINTERRUPTED
 from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.settings.table import check
 from m2distill_policy.signals import stop_on_signals
-from m2distill_policy.streams import give_up_what_cannot_be_written
+from m2distill_policy.streams import flush_or_discard
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-        give_up_what_cannot_be_written()
+        flush_or_discard()
     sys.exit(code)
 
 
