@@ -19,7 +19,7 @@ from m2distill_policy import __version__
 from m2distill_policy.arguments import Parser, program
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest, printable, shorten
-from m2distill_policy.installation import install_command
+from m2distill_policy.installation import missing_package
 from m2distill_policy.storage import no_room
 from m2distill_policy.streams import flush_or_discard
 
@@ -47,17 +47,10 @@ ROLES: dict[str, tuple[str, ...]] = {
 #: Subcommands that continue where they were stopped if the same command is given again.
 RESUMABLE = frozenset({"demos", "import-bag", "train", "ablate", "sweep", "evaluate", "demo"})
 
-#: Top-level modules of the packages in ``requirements/``. If one is missing, a role is not installed; it is no bug.
-_ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig", "cryptography")
-_TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
-_TRAIN_MORE = ("rosbags", "optuna", "sklearn")
-_SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
-_SIM_MORE = ("fast_simplification", "threadpoolctl", "easydict", "cloudpickle", "gymnasium", "future")
 #: Errors that come from a path the user gave, wherever it is used first.
 _WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 #: What libraries print if there is not enough memory.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
-INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_TRAIN_MORE, *_SIM, *_SIM_MORE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,15 +151,10 @@ def missing_dependency(error: ImportError, command: str) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package == "rclpy":
         return f"'m2distill {command}' needs ROS 2; source it first: source /opt/ros/<distribution>/setup.bash"
-    if package not in INSTALLABLE or command not in ROLES:
+    if command not in ROLES:
         return None
-    from m2distill_policy.doctor import missing_modules
-
-    roles = [role for role in ROLES[command] if missing_modules(role)] or ROLES[command]
-    return (
-        f"'m2distill {command}' needs the package '{package}', which is not installed; install it: "
-        f"{install_command(*roles)}"
-    )
+    advice = missing_package(package, ROLES[command])
+    return None if advice is None else f"'m2distill {command}' {advice}"
 
 
 def load_command(name: str) -> ModuleType:

@@ -25,25 +25,6 @@ from m2distill_policy.errors import M2DistillError
 #: ``ok``: works. ``missing``: 'm2distill demo' needs it. ``optional``: absent, and 'm2distill demo' does not need it.
 State = Literal["ok", "missing", "optional"]
 
-#: Modules that each role needs. A role whose modules can all be found is installed.
-ROLE_MODULES: dict[str, tuple[str, ...]] = {
-    "robot": ("numpy", "yaml", "cv2", "cyclonedds", "onnxruntime", "ruckig"),
-    "train": (
-        "torch",
-        "onnx",
-        "safetensors",
-        "h5py",
-        "transformers",
-        "tqdm",
-        "tensorboard",
-        "matplotlib",
-        "rosbags",
-        "optuna",
-        "sklearn",
-    ),
-    "sim": ("mujoco", "robosuite", "libero", "bddl", "numba", "scipy", "fast_simplification", "gymnasium"),
-}
-
 #: Command -> the findings it needs; an empty tuple means all of them.
 NEEDED_BY: dict[str, tuple[str, ...]] = {"demo": (), "serve": ("Python", "packages: robot", "DDS")}
 
@@ -181,15 +162,10 @@ def check_disk(folder: Path | None = None) -> Finding:
     return Finding("disk", "missing", f"{free:.1f} GiB free here", f"free at least {DISK_NEEDED:.0f} GiB")
 
 
-def missing_modules(role: str) -> list[str]:
-    """Return the modules of a role that are not installed. They are not imported, because torch takes seconds."""
-    return [module for module in ROLE_MODULES[role] if importlib.util.find_spec(module) is None]
-
-
 def check_role(role: str) -> Finding:
     """Check that the packages of a role are installed, in the versions of ``requirements/``."""
     name = f"packages: {role}"
-    absent = missing_modules(role)
+    absent = installation.missing_modules(role)
     if absent:
         return Finding(name, "missing", f"not installed: {', '.join(absent)}", installation.install_command(role))
     folder = installation.find_file("requirements")
@@ -304,7 +280,10 @@ def check_dds() -> Finding:
     """Check that Cyclone DDS loads, which ``serve`` and ``sim`` use to communicate without ROS 2."""
     name = "DDS"
     if importlib.util.find_spec("cyclonedds") is None:
-        return Finding(name, "missing", "cyclonedds is not installed", installation.install_command("robot"))
+        # The list of packages for a robot with ROS 2 does not contain it.
+        is_listed = installation.requirement_files("robot") != ("robot-ros.txt",)
+        cure = installation.install_command("robot") if is_listed else installation.reinstall_command("cyclonedds")
+        return Finding(name, "missing", "cyclonedds is not installed", cure)
     _, error = _trial("import cyclonedds.core, cyclonedds.domain", dict(os.environ))
     if error:
         cure = installation.reinstall_command("cyclonedds")

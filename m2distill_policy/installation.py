@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +15,22 @@ from m2distill_policy import pins
 #: ``clone``: the source tree, also when pip installed it with ``--editable``. ``colcon``: a built ROS 2 workspace that
 #: is sourced. ``pip``: everything else.
 Kind = Literal["clone", "pip", "colcon"]
+
+#: Role -> the top-level modules that it needs. A role whose modules can all be found is installed.
+ROLE_MODULES: dict[str, tuple[str, ...]] = {
+    "robot": ("numpy", "yaml", "cv2", "cyclonedds", "onnxruntime", "ruckig", "cryptography"),
+    "train": (
+        *("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib"),
+        *("rosbags", "optuna", "sklearn"),
+    ),
+    "sim": (
+        *("mujoco", "robosuite", "libero", "bddl", "h5py", "tqdm", "imageio", "imageio_ffmpeg", "fast_simplification"),
+        *("threadpoolctl", "gymnasium", "numba", "scipy", "PIL", "termcolor", "matplotlib", "cloudpickle", "easydict"),
+        "future",
+    ),
+}
+if sys.version_info < (3, 11):
+    ROLE_MODULES["robot"] += ("tomli",)
 
 _PACKAGE = Path(__file__).resolve().parent
 _RESOURCE = "share/ament_index/resource_index/packages/m2distill_policy"
@@ -58,6 +76,32 @@ def requirement_files(role: str) -> tuple[str, ...]:
     if os.environ.get("ROS_DISTRO") and os.environ.get("AMENT_PREFIX_PATH"):
         return ("robot-ros.txt",)  # NumPy and cv2 come from ROS 2
     return ("robot.txt",)
+
+
+def missing_modules(role: str) -> list[str]:
+    """Return the modules of a role that are not installed. They are not imported, because torch takes seconds."""
+    # Only 'm2distill serve' and 'sim' need it, which a robot with ROS 2 does not use.
+    unneeded = ("cyclonedds",) if requirement_files(role) == ("robot-ros.txt",) else ()
+    return [m for m in ROLE_MODULES[role] if m not in unneeded and importlib.util.find_spec(m) is None]
+
+
+def missing_package(module: str, roles: Sequence[str]) -> str | None:
+    """Return what to say if a module cannot be imported: what is missing, and the command that installs it.
+
+    Args:
+        module: Top-level module.
+        roles: The roles that are needed. Those that are installed already are left out of the command.
+
+    Returns:
+        A phrase that begins with "needs"; None if the module is of no role, so that its absence is a bug.
+    """
+    owners = [role for role, modules in ROLE_MODULES.items() if module in modules]
+    if not owners:
+        return None
+    wanted = [role for role in roles if missing_modules(role)] or [role for role in roles if role in owners]
+    if not set(wanted) & set(owners):
+        wanted.append(owners[0])
+    return f"needs the package '{module}', which is not installed; install it: {install_command(*wanted)}"
 
 
 def install_command(*roles: str) -> str:

@@ -265,3 +265,41 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(
     with pytest.raises(M2DistillError) as caught:
         calls[module]()
     assert str(caught.value).endswith(installation.install_command(role))
+
+
+@pytest.mark.parametrize(
+    ("module", "needed", "installed_roles", "wanted"),
+    [
+        ("torch", ("robot", "train", "sim"), ("robot",), ("train", "sim")),
+        ("h5py", ("robot", "train"), ("robot",), ("train",)),
+        ("numba", ("robot", "train"), ("robot",), ("train", "sim")),  # also the role that the module belongs to
+        ("numba", ("robot", "sim"), ("robot", "train", "sim"), ("sim",)),  # it is there, and its own import failed
+    ],
+)
+def test_only_the_roles_that_are_missing_are_installed(
+    module: str, needed: tuple[str, ...], installed_roles: tuple[str, ...], wanted: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(installation, "missing_modules", lambda role: [] if role in installed_roles else ["x"])
+    advice = installation.missing_package(module, needed)
+    assert advice is not None and f"'{module}'" in advice
+    assert advice.endswith(installation.install_command(*wanted))
+
+
+def test_a_module_of_no_role_is_a_bug() -> None:
+    assert installation.missing_package("m2distill_policy", ["robot"]) is None
+
+
+@pytest.mark.parametrize(("name", "module", "role"), [("make_env", "gymnasium", "sim"), ("load", "numpy", "robot")])
+def test_the_python_api_says_what_to_install(name: str, module: str, role: str) -> None:
+    code = (
+        f"import importlib.util, sys; sys.modules[{module!r}] = None\n"
+        "real = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, package=None: None if name == {module!r} else real(name, package)\n"
+        "import m2distill_policy as m2\n"
+        f"m2.{name}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: m2distill_policy.{name} needs the package '{module}'")
+    assert last.endswith(installation.install_command(role))
