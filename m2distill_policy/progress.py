@@ -1,4 +1,4 @@
-"""Progress bars: live in a terminal, now and then in a log."""
+"""Progress bars: live in a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-#: Least seconds between two states of a bar where nobody watches it live.
+#: s; time between two lines of a bar that is written to a log.
 LOG_SECONDS = 15.0
 
 
 class ProgressBar(tqdm):
-    """tqdm's bar on stderr; where that is no terminal, a state every :data:`LOG_SECONDS` instead of ten a second."""
+    """A bar of tqdm on standard error. If that is not a terminal, it writes a line every :data:`LOG_SECONDS`."""
 
     def __init__(self, **settings: Any) -> None:
         self._live, self._shown = sys.stderr.isatty(), -LOG_SECONDS
