@@ -47,7 +47,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        from m2distill_policy.installation import missing_package
+
+        advice = missing_package((error.name or "").partition(".")[0], ["sim"] if name == "make_env" else ["robot"])
+        if advice is None:
+            raise
+        raise ModuleNotFoundError(f"{__name__}.{name} {advice}", name=error.name) from error
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, NoReturn
 
 from m2distill_policy.errors import BundleError, closest, printable
 from m2distill_policy.installation import find_file
+
+#: ``memory.episodes`` of the profiles that :func:`train_command` names.
+MEMORY_EPISODES = 5
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -118,6 +122,41 @@ def find_bundle(path: Path) -> Path:
     return bundle
 
 
+def program() -> list[str]:
+    """Return the words that start this program again from the same folder: ``m2distill``, if the shell finds it."""
+    started = Path(sys.argv[0])
+    if started.resolve() == Path(__file__).resolve().parent / "__main__.py":
+        return [sys.executable, "-m", "m2distill_policy"]
+    found = shutil.which("m2distill")
+    if started.name != "m2distill" or (found is not None and Path(found).resolve() == started.resolve()):
+        return ["m2distill"]
+    return [str(started)]
+
+
 def say_next(*words: object) -> None:
-    """Print the command that a user would type next, to standard error."""
-    print(f"next: {printable(shlex.join(str(word) for word in words))}", file=sys.stderr)
+    """Print the command that a user would type next, to standard error.
+
+    Args:
+        words: What follows ``m2distill``: a subcommand and its arguments.
+    """
+    print(f"next: {printable(shlex.join([*program(), *map(str, words)]))}", file=sys.stderr)
+
+
+def train_command(folder: Path, suite: str, tasks: Sequence[int], episodes: int, size: int) -> list[str]:
+    """Return the words that follow ``m2distill`` in the command that trains on demonstrations.
+
+    Args:
+        folder: Of the demonstration files.
+        suite: Their suite, or ``files`` for recordings of your own.
+        tasks: Numbers of the tasks in their suite; of ``files``, in order of name.
+        episodes: Demonstrations of each task.
+        size: Height and width of the images in pixels.
+    """
+    profile = "libero_small" if suite.startswith("libero") else "tiny"
+    words = ["train", "--config", profile, "--data", str(folder), "--out", "runs/first", f"suite={suite}"]
+    words += [f"tasks=[{','.join(map(str, tasks))}]", f"episodes={episodes}", f"image_size={size}"]
+    if episodes < MEMORY_EPISODES:
+        words.append(f"memory.episodes={episodes}")
+    if suite == "files":
+        words.append("evaluation.rollouts=0")
+    return words

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2distill_policy.bundle_files import MANIFEST, SIGNATURE
 from m2distill_policy.errors import BundleError, ConfigError
+from m2distill_policy.installation import install_command
 from m2distill_policy.storage import write_new
 
 if TYPE_CHECKING:
@@ -148,8 +149,8 @@ def _cryptography() -> tuple[Any, Any]:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise ConfigError(
-            "signatures need the package 'cryptography', which is not installed; it comes with the role robot: "
-            "pip install -r requirements/robot.txt"
+            "signatures need the package 'cryptography', which is not installed; install it: "
+            f"{install_command('robot')}"
         ) from error
     return serialization, ed25519
 

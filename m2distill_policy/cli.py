@@ -13,18 +13,17 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 from m2distill_policy import __version__
-from m2distill_policy.arguments import Parser
+from m2distill_policy.arguments import Parser, program
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import M2DistillError, closest, printable, shorten
-from m2distill_policy.installation import install_command
+from m2distill_policy.installation import missing_package
 from m2distill_policy.storage import disk_full_error
 from m2distill_policy.streams import flush_or_discard
 
-#: The roles whose packages a subcommand needs, as ``requirements/`` and ``make venv ROLES=...`` name them.
+#: The roles whose packages a subcommand needs, as ``requirements/`` names them.
 ROLES: dict[str, tuple[str, ...]] = {
     "demos": ("robot", "sim"),
     "import-bag": ("robot", "train"),
@@ -41,24 +40,17 @@ ROLES: dict[str, tuple[str, ...]] = {
     "viewpoint": ("robot",),
     "demo": ("robot", "train", "sim"),
     "report": ("robot", "train", "sim"),
-    "tasks": ("robot", "sim"),
+    "tasks": ("robot",),
     "info": ("robot", "train"),
     "doctor": ("robot",),
 }
 #: Subcommands that continue where they were stopped if the same command is given again.
 RESUMABLE = frozenset({"demos", "import-bag", "train", "ablate", "sweep", "evaluate", "demo"})
 
-#: Top-level modules of the packages in ``requirements/``. If one is missing, a role is not installed; it is no bug.
-_ROBOT = ("numpy", "yaml", "tomli", "cv2", "cyclonedds", "onnxruntime", "ruckig", "cryptography")
-_TRAIN = ("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib")
-_TRAIN_MORE = ("rosbags", "optuna", "sklearn")
-_SIM = ("robosuite", "mujoco", "libero", "bddl", "numba", "scipy", "PIL", "imageio", "imageio_ffmpeg", "termcolor")
-_SIM_MORE = ("fast_simplification", "threadpoolctl", "easydict", "cloudpickle", "gymnasium", "future")
 #: Errors that come from a path the user gave, wherever it is used first.
 _WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 #: What libraries print if there is not enough memory.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
-INSTALLABLE = frozenset((*_ROBOT, *_TRAIN, *_TRAIN_MORE, *_SIM, *_SIM_MORE))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,14 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say_how_to_continue(name: str, words: Sequence[str]) -> None:
     """Print the command that continues a subcommand that was stopped: the same command."""
-    program = ["m2distill"]
-    if Path(sys.argv[0]).resolve() == Path(__file__).resolve().parent / "__main__.py":
-        program = [Path(sys.executable).name, "-m", "m2distill_policy"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         print("finished work is kept; to continue, give the same torchrun command again", file=sys.stderr)
         return
     what = "finished work is kept; to continue" if name in RESUMABLE else "to start again"
-    print(f"{what}: {printable(shlex.join([*program, *words]))}", file=sys.stderr)
+    print(f"{what}: {printable(shlex.join([*program(), *words]))}", file=sys.stderr)
 
 
 def no_memory(error: BaseException) -> str | None:
@@ -162,13 +151,10 @@ def missing_dependency(error: ImportError, command: str) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package == "rclpy":
         return f"'m2distill {command}' needs ROS 2; source it first: source /opt/ros/<distribution>/setup.bash"
-    if package not in INSTALLABLE or command not in ROLES:
+    if command not in ROLES:
         return None
-    roles = ROLES[command]
-    return (
-        f"'m2distill {command}' needs the package '{package}', which is not installed; install the packages of the "
-        f"role{'s' if len(roles) > 1 else ''} {', '.join(roles)}: {install_command(*roles)}"
-    )
+    advice = missing_package(package, ROLES[command])
+    return None if advice is None else f"'m2distill {command}' {advice}"
 
 
 def load_command(name: str) -> ModuleType:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.installation import install_command
 
 #: Address of a cluster on this machine for this call only.
 LOCAL = "local"
@@ -109,8 +110,8 @@ class RayLauncher:
             import ray
         except ImportError:
             raise ConfigError(
-                "--ray needs Ray, which is not installed: 'pip install -r requirements/ray.txt' on every machine of "
-                "the cluster, or leave --ray out to use only this machine"
+                "--ray needs the package 'ray', which is not installed; leave --ray out to use this machine alone, or "
+                f"install it on every machine of the cluster: {install_command('ray')}"
             ) from None
         self._ray: Any = ray
         if not ray.is_initialized():

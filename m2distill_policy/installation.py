@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +15,22 @@ from m2distill_policy import pins
 #: ``clone``: the source tree, also when pip installed it with ``--editable``. ``colcon``: a built ROS 2 workspace that
 #: is sourced. ``pip``: everything else.
 Kind = Literal["clone", "pip", "colcon"]
+
+#: Role -> the top-level modules that it needs. A role whose modules can all be found is installed.
+ROLE_MODULES: dict[str, tuple[str, ...]] = {
+    "robot": ("numpy", "yaml", "cv2", "cyclonedds", "onnxruntime", "ruckig", "cryptography"),
+    "train": (
+        *("torch", "onnx", "safetensors", "h5py", "transformers", "tokenizers", "tqdm", "tensorboard", "matplotlib"),
+        *("rosbags", "optuna", "sklearn"),
+    ),
+    "sim": (
+        *("mujoco", "robosuite", "libero", "bddl", "h5py", "tqdm", "imageio", "imageio_ffmpeg", "fast_simplification"),
+        *("threadpoolctl", "gymnasium", "numba", "scipy", "PIL", "termcolor", "matplotlib", "cloudpickle", "easydict"),
+        "future",
+    ),
+}
+if sys.version_info < (3, 11):
+    ROLE_MODULES["robot"] += ("tomli",)
 
 _PACKAGE = Path(__file__).resolve().parent
 _RESOURCE = "share/ament_index/resource_index/packages/m2distill_policy"
@@ -44,7 +62,7 @@ def requirement_files(role: str) -> tuple[str, ...]:
     """Return the names of the files in ``requirements/`` that a role needs on this machine.
 
     Args:
-        role: ``robot``, ``train``, ``sim``, ``ray`` or ``dev``.
+        role: ``robot``, ``robot-gpu``, ``train``, ``sim``, ``ray`` or ``dev``.
 
     Returns:
         One name, or two if the second has to be installed with ``pip install --no-deps``.
@@ -60,15 +78,45 @@ def requirement_files(role: str) -> tuple[str, ...]:
     return ("robot.txt",)
 
 
+def missing_modules(role: str) -> list[str]:
+    """Return the modules of a role that are not installed. They are not imported, because torch takes seconds."""
+    # Only 'm2distill serve' and 'sim' need it, which a robot with ROS 2 does not use.
+    unneeded = ("cyclonedds",) if requirement_files(role) == ("robot-ros.txt",) else ()
+    return [m for m in ROLE_MODULES[role] if m not in unneeded and importlib.util.find_spec(m) is None]
+
+
+def missing_package(module: str, roles: Sequence[str]) -> str | None:
+    """Return what to say if a module cannot be imported: what is missing, and the command that installs it.
+
+    Args:
+        module: Top-level module.
+        roles: The roles that are needed. Those that are installed already are left out of the command.
+
+    Returns:
+        A phrase that begins with "needs"; None if the module is of no role, so that its absence is a bug.
+    """
+    owners = [role for role, modules in ROLE_MODULES.items() if module in modules]
+    if not owners:
+        return None
+    wanted = [role for role in roles if missing_modules(role)] or [role for role in roles if role in owners]
+    if not set(wanted) & set(owners):
+        wanted.append(owners[0])
+    return f"needs the package '{module}', which is not installed; install it: {install_command(*wanted)}"
+
+
 def install_command(*roles: str) -> str:
     """Return the shell command that installs the packages of ``roles``, for this kind of installation.
 
     A virtual environment that ``make venv`` made is updated by ``make venv``; every other Python by pip.
+
+    Args:
+        roles: See :func:`requirement_files`. ``robot-gpu`` replaces ``robot``.
     """
     made_for = Path(sys.prefix) / ".roles"
     if kind() == "clone" and made_for.is_file():
-        wanted = made_for.read_text(encoding="utf-8").split()
-        wanted += [role for role in roles if role not in wanted and not (role == "robot" and "robot-gpu" in wanted)]
+        wanted = list(dict.fromkeys((*made_for.read_text(encoding="utf-8").split(), *roles)))
+        if "robot-gpu" in wanted:
+            wanted = [role for role in wanted if role != "robot"]
         folder = Path(sys.prefix)
         where = "" if folder == _PACKAGE.parent / ".venv" else f" VENV={shlex.quote(str(folder))}"
         return f"make -C {shlex.quote(str(_PACKAGE.parent))} venv{where} ROLES='{' '.join(wanted)}'"
@@ -76,11 +124,26 @@ def install_command(*roles: str) -> str:
     if folder_of_lists is None:
         return "reinstall m2distill_policy: this installation has no requirements/ folder"
     files = [requirement_files(role) for role in roles]
-    command = _pip(folder_of_lists, [names[0] for names in files])
+    command = f"{shlex.quote(sys.executable)} -m pip uninstall --yes onnxruntime && " if "robot-gpu" in roles else ""
+    command += _pip(folder_of_lists, [names[0] for names in files])
     without_dependencies = [names[1] for names in files if len(names) > 1]
     if without_dependencies:
         command += " && " + _pip(folder_of_lists, without_dependencies, "--no-deps")
     return command
+
+
+def reinstall_command(name: str) -> str:
+    """Return the shell command that installs one package again, without its dependencies.
+
+    Args:
+        name: Distribution, such as ``cyclonedds``. The version is the one in ``requirements/``, else the installed one.
+    """
+    folder = find_file("requirements")
+    files = sorted(folder.glob("*.txt")) if folder is not None else []
+    versions = {pin: version for file in files for pin, relation, version in pins.read_pins(file) if relation == "=="}
+    version = versions.get(name) or pins.installed_version(name)
+    wanted = name if version is None else f"{name}=={version}"
+    return shlex.join([sys.executable, "-m", "pip", "install", "--force-reinstall", "--no-deps", wanted])
 
 
 def _pip(folder: Path, files: list[str], *options: str) -> str:

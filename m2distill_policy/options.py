@@ -1,4 +1,4 @@
-"""Numbers of the command line: finite, in a stated range, or one sentence that names the option."""
+"""Numbers on the command line: types for argparse that check the range and name the option in errors."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ from collections.abc import Callable
 
 from m2distill_policy.errors import ConfigError
 
-#: Whole numbers that every generator of random numbers takes as a seed.
+#: Largest seed that every random number generator accepts.
 LARGEST_SEED = 2**32 - 1
-#: Most of whatever is counted: rollouts, steps, episodes.
+#: Upper limit of counts: rollouts, steps, episodes.
 MANY = 10**6
-#: Most processes or threads.
+#: Upper limit of processes or threads.
 MOST_PROCESSES = 1024
-#: s; the shortest and the longest wait, a week.
+#: s; limits of a wait. The upper one is a week.
 SHORTEST_WAIT, LONGEST_WAIT = 1e-3, 604_800.0
-#: s; the smallest and the largest difference between stamps of one observation that can be asked for.
+#: s; limits of the setting for the time difference between the messages of one observation.
 SHORTEST_SLOP, LARGEST_SLOP = 1e-6, 10.0
 
 _SHOWN = 40
 
 
 def whole(option: str, low: int, high: int) -> Callable[[str], int]:
-    """A ``type`` for argparse: a whole number from ``low`` to ``high``.
+    """Return a ``type`` for argparse: a whole number from ``low`` to ``high``.
 
-    It raises :class:`ConfigError`, so that the command ends with one sentence instead of its usage.
+    Args:
+        option: Name of the option, for the error message.
+        low: Smallest allowed value.
+        high: Largest allowed value.
+
+    Returns:
+        A function that parses a text. It raises :class:`ConfigError`, which the command line shows as one line.
     """
 
     def parse(text: str) -> int:
@@ -39,7 +45,7 @@ def whole(option: str, low: int, high: int) -> Callable[[str], int]:
 
 
 def real(option: str, low: float, high: float) -> Callable[[str], float]:
-    """A ``type`` for argparse: a finite number from ``low`` to ``high``; raises as :func:`whole` does."""
+    """Return a ``type`` for argparse: a finite number from ``low`` to ``high``. See :func:`whole`."""
 
     def parse(text: str) -> float:
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from m2distill_policy.doctor import missing_modules
+from m2distill_policy.installation import missing_modules
 
 # CUDA builds of torch bring triton, and both triton and Mesa's software renderer carry an LLVM of their own. Loaded
 # after Mesa, triton takes some of Mesa's symbols and the process dies; loaded before it, both work.

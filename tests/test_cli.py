@@ -1,10 +1,11 @@
-"""The ``m2distill`` command: lazy, and every mistake is one sentence."""
+"""The ``m2distill`` command: it imports only what is needed, and a mistake of the user is one line."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import logging
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from m2distill_policy import __version__, cli, installation
-from m2distill_policy.arguments import arm_config, find_bundle, training_config
+from m2distill_policy.arguments import arm_config, find_bundle, program, training_config
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.errors import BundleError
 
@@ -56,7 +57,7 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_help_names_every_command_and_imports_no_room() -> None:
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     done = fresh(
         "import sys; from m2distill_policy.cli import main\n"
         "try: main(['--help'])\n"
@@ -86,6 +87,72 @@ def test_each_command_explains_itself_without_heavy_imports(name: str) -> None:
     assert f"usage: m2distill {name}" in done.stdout
     assert "example" in done.stdout, "the help ends with an example"
     assert "loaded: []" in done.stdout
+
+
+def examples(name: str | None) -> list[list[str]]:
+    """The command lines at the end of a help text, as a shell would split them."""
+    top, command = cli._parser(name)
+    text = ((command or top).epilog or "").replace("\\\n", "")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("  ")]
+    return [[word for word in shlex.split(line, comments=True) if word != "&"] for line in lines]
+
+
+@pytest.mark.parametrize("name", [None, *SUMMARIES])
+def test_the_examples_in_the_help_parse(name: str | None) -> None:
+    found = examples(name)
+    assert found
+    assert name is None or any(words[1] == name for words in found)
+    for words in found:
+        assert words[0] == "m2distill"
+        parser = cli._parser(words[1])[1]
+        assert parser is not None
+        args = parser.parse_in_any_order(words[2:])
+        for given in (getattr(args, "config", None), getattr(args, "search", None)):
+            assert given is None or given.is_file(), f"{given}: an example names a file that is not installed"
+        assert all("=" in setting for setting in getattr(args, "overrides", []))
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (["serve", "RUN"], "serve"),
+        (["sim", "--bundle", "RUN"], "sim"),
+        (["evaluate", "RUN", "--out", "x"], "evaluate"),
+        (["viewpoint", "RUN", "image.png", "--out", "x.png"], "viewpoint"),
+        (["import-bag", "bag", "--instruction", "lift", "--contract", "RUN", "--out", "x"], "import_bag"),
+        (["sign", "RUN", "--key", "key.pem"], "sign"),
+        (["sign", "RUN", "--verify", "key.pub.pem"], "sign"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_command_that_takes_a_bundle_takes_a_run(
+    words: list[str], module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("RUN").mkdir()
+    Path("RUN/run.json").touch()
+    assert cli.main(words) == 2, module
+    error = capsys.readouterr().err
+    assert "the run RUN has no bundle yet" in error and "m2distill train --resume --out RUN" in error
+
+
+MODULE = str(Path(cli.__file__).parent / "__main__.py")
+
+
+@pytest.mark.parametrize("started", ["m2distill", "./venv/bin/m2distill", MODULE, "pytest"])
+def test_a_printed_command_starts_the_same_program(
+    started: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = Path("venv/bin/m2distill")
+    script.parent.mkdir(parents=True)
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [started])
+    words = {"./venv/bin/m2distill": ["venv/bin/m2distill"], MODULE: [sys.executable, "-m", "m2distill_policy"]}
+    assert program() == words.get(started, ["m2distill"])
+    monkeypatch.setenv("PATH", str(script.parent.absolute()))
+    if started == "./venv/bin/m2distill":
+        assert program() == ["m2distill"], "the environment is activated"
 
 
 def test_nothing_is_the_help_and_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,11 +239,11 @@ SETTINGS = ["optim.steps=3", "seed=1", "tasks=[0,1]"]
 
 
 @pytest.mark.parametrize("order", ["before", "after", "between"])
-@pytest.mark.parametrize("name", ["train", "ablate", "plan", "demo", "sweep"])
+@pytest.mark.parametrize("name", ["train", "ablate", "plan", "demo", "sweep", "config"])
 def test_settings_are_accepted_anywhere_on_the_line(name: str, order: str) -> None:
     options = [["--config", "tiny"]]
-    options += [] if name == "plan" else [["--out", "x"]]
-    options += [] if name == "demo" else [["--data", "y"]]
+    options += [] if name in ("plan", "config") else [["--out", "x"]]
+    options += [] if name in ("demo", "config") else [["--data", "y"]]
     words = ["search.toml"] if name == "sweep" else []
     words += SETTINGS if order == "before" else []
     for number, option in enumerate(options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -77,7 +78,7 @@ def test_a_renderer_that_hangs_or_dies_is_given_up(monkeypatch: pytest.MonkeyPat
 
 
 def test_packages_of_a_role_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.ROLE_MODULES, "sim", ("json", "surely_not_installed"))
+    monkeypatch.setitem(installation.ROLE_MODULES, "sim", ("json", "surely_not_installed"))
     finding = doctor.check_role("sim")
     assert (finding.name, finding.state) == ("packages: sim", "missing")
     assert "surely_not_installed" in finding.detail and "json" not in finding.detail
@@ -103,6 +104,20 @@ def test_ros_sourced_installed_or_absent(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "rclpy.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert doctor.check_ros(tmp_path).state == "ok"
+
+
+def test_a_robot_with_ros_needs_no_cyclonedds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cure of each finding must cure it: the list for ROS 2 does not contain cyclonedds."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, package=None: None if name == "cyclonedds" else real(name)
+    )
+    assert "cyclonedds" in doctor.check_role("robot").detail
+    assert doctor.check_dds().cure == installation.install_command("robot")
+    monkeypatch.setenv("ROS_DISTRO", "jazzy")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", "/opt/ros/jazzy")
+    assert "cyclonedds" not in doctor.check_role("robot").detail
+    assert doctor.check_dds().cure == installation.reinstall_command("cyclonedds")
 
 
 def test_libero_scenes_found_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

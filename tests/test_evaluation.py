@@ -267,7 +267,7 @@ def test_command(
     import argparse
 
     import m2distill_policy.sim.suites as suites
-    from m2distill_policy.commands import evaluate
+    from m2distill_policy.commands import evaluate, info
     from m2distill_policy.evaluation import rollouts
     from tests import toy_suite
 
@@ -287,8 +287,9 @@ def test_command(
     summary = json.loads((out / "summary.json").read_text())
     assert [cell["rollouts"] for cell in summary["cells"]] == [2, 2]
     assert len((out / "rollouts.jsonl").read_text().splitlines()) == 4
+    assert info.describe(out)[1] == ("serve", str(bundle)), "it can be read back"
     args = parser.parse_args([*words, "--tasks", "0,x"])
-    with pytest.raises(ConfigError, match="--tasks is '0,x'; give whole numbers"):
+    with pytest.raises(ConfigError, match="--tasks is '0,x'"):
         args.run(args)
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from email.parser import Parser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -195,6 +196,26 @@ def test_the_advice_in_an_environment_of_make_is_make(
     assert installation.install_command("sim") == f"make -C {ROOT} venv ROLES='robot sim'"
 
 
+def test_a_gpu_replaces_the_packages_of_a_robot(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = installation.install_command("robot-gpu")
+    assert command.startswith(f"{sys.executable} -m pip uninstall --yes onnxruntime && {sys.executable} -m pip install")
+    assert command.endswith("/requirements/robot-gpu.txt")
+    monkeypatch.setattr(installation, "_PACKAGE", ROOT / "m2distill_policy")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    (tmp_path / ".roles").write_text("robot train\n")
+    assert installation.install_command("robot-gpu").endswith("ROLES='train robot-gpu'")
+
+
+def test_a_package_is_installed_again_in_its_pinned_version(unsourced: None) -> None:
+    pip = f"{sys.executable} -m pip install --force-reinstall --no-deps"
+    pinned = dict(line.split("==") for line in lines("sim-nodeps"))
+    for name, version in pinned.items():
+        assert installation.reinstall_command(name) == f"{pip} {name}=={version}"
+    assert installation.reinstall_command("no-such-package") == f"{pip} no-such-package"
+
+
 def test_a_gpu_build_of_onnxruntime_is_kept(unsourced: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "installed_version", lambda name: "1.0" if name == "onnxruntime-gpu" else None)
     assert installation.requirement_files("robot") == ("robot-gpu.txt",)
@@ -221,3 +242,64 @@ def test_the_standard_library_is_enough(words: list[str], tmp_path: Path) -> Non
     if report:
         for role in ("robot", "train", "sim"):
             assert f"requirements/{role}.txt" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["ray", "cryptography", "libero"])
+def test_a_missing_package_comes_with_the_command_that_installs_it(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from m2distill_policy import bundle_signature, cluster
+    from m2distill_policy.errors import M2DistillError
+    from m2distill_policy.sim.libero import files
+
+    calls: dict[str, Callable[[], object]] = {
+        "ray": cluster.Ray,
+        "cryptography": bundle_signature._cryptography,
+        "libero": files.package_folder,
+    }
+    role = {"ray": "ray", "cryptography": "robot", "libero": "sim"}[module]
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(M2DistillError) as caught:
+        calls[module]()
+    assert str(caught.value).endswith(installation.install_command(role))
+
+
+@pytest.mark.parametrize(
+    ("module", "needed", "installed_roles", "wanted"),
+    [
+        ("torch", ("robot", "train", "sim"), ("robot",), ("train", "sim")),
+        ("h5py", ("robot", "train"), ("robot",), ("train",)),
+        ("numba", ("robot", "train"), ("robot",), ("train", "sim")),  # also the role that the module belongs to
+        ("numba", ("robot", "sim"), ("robot", "train", "sim"), ("sim",)),  # it is there, and its own import failed
+    ],
+)
+def test_only_the_roles_that_are_missing_are_installed(
+    module: str, needed: tuple[str, ...], installed_roles: tuple[str, ...], wanted: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(installation, "missing_modules", lambda role: [] if role in installed_roles else ["x"])
+    advice = installation.missing_package(module, needed)
+    assert advice is not None and f"'{module}'" in advice
+    assert advice.endswith(installation.install_command(*wanted))
+
+
+def test_a_module_of_no_role_is_a_bug() -> None:
+    assert installation.missing_package("m2distill_policy", ["robot"]) is None
+
+
+@pytest.mark.parametrize(("name", "module", "role"), [("make_env", "gymnasium", "sim"), ("load", "numpy", "robot")])
+def test_the_python_api_says_what_to_install(name: str, module: str, role: str) -> None:
+    code = (
+        f"import importlib.util, sys; sys.modules[{module!r}] = None\n"
+        "real = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, package=None: None if name == {module!r} else real(name, package)\n"
+        "import m2distill_policy as m2\n"
+        f"m2.{name}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: m2distill_policy.{name} needs the package '{module}'")
+    assert last.endswith(installation.install_command(role))

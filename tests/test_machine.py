@@ -143,7 +143,7 @@ def test_doctor_names_versions_that_are_not_those_pinned(tmp_path: Path, monkeyp
     real = metadata.version
     others = {"robosuite": "1.5.0", "numpy": "2.2.6"}
     monkeypatch.setattr(metadata, "version", lambda name: others.get(name) or real(name))
-    monkeypatch.setitem(doctor.ROLE_MODULES, "sim", ("json",))
+    monkeypatch.setitem(installation.ROLE_MODULES, "sim", ("json",))
     finding = doctor.check_role("sim")
     assert finding.state == "missing" and "robosuite is 1.5.0, needs 1.4.0" in finding.detail
     assert "numpy is 2.2.6, needs 1.26.4" in finding.detail

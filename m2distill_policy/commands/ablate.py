@@ -74,5 +74,5 @@ def run(args: argparse.Namespace) -> int:
     study = Study(args.config, args.data, args.out, tuple(args.overrides))
     print(table(ablate(study, seeds_of(args.seeds), args.at_once, cluster.launcher(args.ray))))
     print(f"written: {args.out / 'ablation.json'}")
-    say_next("m2distill", "info", args.out)
+    say_next("info", args.out)
     return 0

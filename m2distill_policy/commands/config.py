@@ -1,10 +1,10 @@
-"""``m2distill config``: what a configuration can say, and what it says."""
+"""``m2distill config``: explain the settings of training, or print a configuration."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from m2distill_policy.arguments import add_overrides, say_next, training_config
 from m2distill_policy.commands import SUMMARIES, _own_strategies
 
 
@@ -21,15 +21,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "examples:\n"
             "  m2distill config --explain optim.lr\n"
             "  m2distill config --explain memory\n"
-            "  m2distill config --config config/libero_small.toml optim.batch=8"
+            "  m2distill config --config libero_small optim.batch=8"
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--explain", metavar="KEY", help="explain a key, or every key of a section")
     what.add_argument("--markdown", action="store_true", help="print the reference of all keys as Markdown")
-    what.add_argument("--config", type=Path, help="print this TOML or YAML file as one whole configuration (JSON)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to --config, or to the defaults")
+    what.add_argument(
+        "--config",
+        type=training_config,
+        help="print this TOML or YAML file, or the profile of this name, as one whole configuration (JSON)",
+    )
+    add_overrides(parser)
     _own_strategies.add_option(parser)
     parser.set_defaults(run=run)
 
@@ -46,13 +49,16 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("key=value goes with --config or alone; leave it out with --explain and --markdown")
     if args.explain:
         print(explain(RunConfig, args.explain))
+        say_next("train", "--config", "tiny", "--data", "DATA", "--out", "runs/first", "KEY=VALUE")
     elif args.markdown:
         print(reference(), end="")
     elif args.config or args.overrides:
         print(to_json(load_config(RunConfig, args.config, args.overrides)))
+        profile = () if args.config is None else ("--config", args.config)
+        say_next("train", *profile, "--data", "DATA", "--out", "runs/first", *args.overrides)
     else:
         for key in describe_keys(RunConfig):
             if not key.is_section:
                 print(f"{key.name} = {key.default}")
-        print("\nexplain one: m2distill config --explain KEY")
+        say_next("config", "--explain", "KEY")
     return 0

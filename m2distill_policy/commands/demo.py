@@ -35,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
 
     code = Demo(args.out, args.config, tuple(args.overrides)).run()
     if code == 0:
-        say_next("m2distill", "info", args.out / "m2distill")
+        say_next("info", args.out / "m2distill")
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from m2distill_policy.arguments import say_next
+from m2distill_policy.arguments import say_next, train_command
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, real, whole
 
@@ -123,8 +123,5 @@ def run(args: argparse.Namespace) -> int:
             f"{file.path}: {len(file)} successful of {file.tried} attempts, {min(lengths)} to {max(lengths)} steps "
             f"(mean {sum(lengths) / len(lengths):.0f})"
         )
-    settings = [f"suite={args.suite}", f"tasks=[{','.join(map(str, collection.tasks))}]"]
-    settings += [f"episodes={args.episodes}", f"image_size={args.size}"]
-    profile = "tiny" if args.suite == "tabletop" else "libero_small"
-    say_next("m2distill", "train", "--config", profile, "--data", args.out, "--out", "runs/first", *settings)
+    say_next(*train_command(args.out, args.suite, collection.tasks, args.episodes, args.size))
     return 0

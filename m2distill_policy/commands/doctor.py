@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     findings = examine()
     print(as_json(findings) if args.json else as_text(findings))
     if not missing_for("demo", findings):
-        say_next("m2distill", "demo")
+        say_next("demo")
     elif not missing_for("serve", findings):
-        say_next("m2distill", "serve", "BUNDLE", "--shadow")
+        say_next("serve", "BUNDLE", "--shadow")
     return 1 if any(finding.state == "missing" for finding in findings) else 0

@@ -115,15 +115,22 @@ def _disturbances(kinds: str | None, levels: str) -> list[tuple[Disturbance, ...
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table; return 1 if a rollout ended with an error."""
-    import dataclasses
     import json
 
     from m2distill_policy.bundle import open_bundle
+    from m2distill_policy.config import to_dict
     from m2distill_policy.errors import ConfigError
-    from m2distill_policy.evaluation.results import curves, curves_table, make_cells, summarise, table
+    from m2distill_policy.evaluation.results import (
+        EvaluationSummary,
+        curves,
+        curves_table,
+        make_cells,
+        summarise,
+        table,
+    )
     from m2distill_policy.evaluation.rollouts import RolloutPool
     from m2distill_policy.lock import only_writer
-    from m2distill_policy.provenance import commit, machine, versions
+    from m2distill_policy.provenance import describe
     from m2distill_policy.sim.suites import suite_tasks
     from m2distill_policy.storage import write_atomic
 
@@ -168,21 +175,20 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
     summaries = summarise(results)
-    summary = {
-        "bundle": bundle.identifier,
-        "tasks_learned": list(bundle.task_names),
-        "provenance": dict(bundle.provenance),
-        "sampling": args.sampling,
-        "temperature": args.temperature,
-        "seed": args.seed,
-        "visuals": args.visuals,
-        "cells": [dataclasses.asdict(s) for s in summaries],
-        "curves": curves(summaries),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine(),
-    }
-    write_atomic(args.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    summary = EvaluationSummary(
+        bundle=bundle.identifier,
+        bundle_path=str(bundle.path.resolve()),
+        tasks_learned=tuple(bundle.task_names),
+        provenance=dict(bundle.provenance),
+        sampling=args.sampling,
+        temperature=args.temperature,
+        seed=args.seed,
+        visuals=args.visuals,
+        cells=tuple(summaries),
+        curves=curves(summaries),
+        **describe(),
+    )
+    write_atomic(args.out / "summary.json", (json.dumps(to_dict(summary), indent=2) + "\n").encode())
     print(table(summaries))
     if args.perturb:
         print("\n" + curves_table(curves(summaries)))
@@ -193,5 +199,5 @@ def run(args: argparse.Namespace) -> int:
     if args.videos:
         print(f"videos: {args.out / 'videos'}")
     if not errors:
-        say_next("m2distill", "serve", bundle.path, "--instruction", bundle.instructions[0])
+        say_next("serve", bundle.path, "--instruction", bundle.instructions[0])
     return 1 if errors else 0

@@ -64,5 +64,5 @@ def run(args: argparse.Namespace) -> int:
             f"int8 and fp32 over {parity.int8.steps} steps: actions, of [-1, 1], differ by {parity.int8.mean:.3f} on "
             f"average and {parity.int8.largest:.3f} at most"
         )
-    say_next("m2distill", "evaluate", args.out, "--out", f"results/{args.out.name}")
+    say_next("evaluate", args.out, "--out", f"results/{args.out.name}")
     return 0

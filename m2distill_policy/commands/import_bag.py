@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from m2distill_policy.arguments import arm_config, find_bundle, say_next
+from m2distill_policy.arguments import arm_config, find_bundle, say_next, train_command
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SLOP, real
 
@@ -169,9 +169,7 @@ def run(args: argparse.Namespace) -> int:
     steps = sum(len(episode) for episode in file)
     print(f"{path}: {len(file)} demonstrations of '{instruction}', {steps} steps at {contract.rate_hz:g} Hz")
     number = sorted(args.out.glob("*_demo.hdf5")).index(path)
-    changes = ["suite=files", f"tasks=[{number}]", f"episodes={len(file)}", "evaluation.rollouts=0"]
-    changes.append(f"image_size={contract.cameras[0].height}")
-    say_next("m2distill", "train", "--config", "tiny", "--data", args.out, "--out", "runs/mine", *changes)
+    say_next(*train_command(args.out, "files", [number], len(file), contract.cameras[0].height))
     return 0
 
 

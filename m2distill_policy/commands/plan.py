@@ -63,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
     speed = measure(config, tasks[0], lambda text: print(text, file=sys.stderr, flush=True))
     print(table(config, work, speed, args.seeds))
     size = config.image_size
-    say_next("m2distill", "demos", "--suite", config.suite, "--size", size, "--out", f"data/{config.suite}{size}")
+    say_next("demos", "--suite", config.suite, "--size", size, "--out", f"data/{config.suite}{size}")
     return 0

@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
     write_atomic(args.out, page.encode())
     print(text_table(results))
     print(f"page, for a web browser: {args.out}")
-    say_next("m2distill", "serve", args.runs[-1])
+    say_next("serve", args.runs[-1])
     return 0

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from m2distill_policy.arguments import arm_config, find_bundle
+from m2distill_policy.arguments import arm_config, find_bundle, say_next
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SEED, LARGEST_SLOP, LONGEST_WAIT, MOST_PROCESSES, real, whole
 
@@ -225,6 +225,8 @@ def run(args: argparse.Namespace) -> int:
                 watcher.start()
             node.spin()
             _say(f"halted after {node.cycle_count} cycles")
+            with contextlib.suppress(OSError):
+                say_next("info", server.bundle.path)
     finally:
         if watcher is not None:
             watcher.stop()

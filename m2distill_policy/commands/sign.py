@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
     if args.new_key is not None:
         public = write_new_key(args.new_key)
         print(f"private key, which signs: {args.new_key}\npublic key, which verifies: {public}")
-        say_next("m2distill", "sign", "BUNDLE", "--key", args.new_key)
+        say_next("sign", "BUNDLE", "--key", args.new_key)
         return 0
     if args.key is not None:
         bundle = sign_bundle(find_bundle(args.bundle), args.key)
         print(f"signed bundle {bundle.identifier}")
-        say_next("m2distill", "serve", bundle.path, "--public-key", "PUBLIC_KEY")
+        say_next("serve", bundle.path, "--public-key", "PUBLIC_KEY")
         return 0
     bundle = open_bundle(find_bundle(args.bundle), public_key=PublicKey.load(args.verify))
     print(f"bundle {bundle.identifier} is signed with the key '{args.verify}'")
-    say_next("m2distill", "serve", bundle.path, "--public-key", args.verify)
+    say_next("serve", bundle.path, "--public-key", args.verify)
     return 0

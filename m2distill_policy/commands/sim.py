@@ -63,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
     if code == 0:
         if args.out is not None:
             print(f"written: {args.out}")
-        say_next("m2distill", "evaluate", args.bundle or "BUNDLE", "--suite", args.suite, "--out", "results/first")
+        say_next("evaluate", args.bundle or "BUNDLE", "--suite", args.suite, "--out", "results/first")
     return code

@@ -84,5 +84,5 @@ def run(args: argparse.Namespace) -> int:
     )
     print(table(found))
     print(f"written: {args.out / 'sweep.json'}")
-    say_next("m2distill", "info", args.out)
+    say_next("info", args.out)
     return 0

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from m2distill_policy.arguments import say_next
 from m2distill_policy.commands import SUMMARIES
+
+if TYPE_CHECKING:
+    from m2distill_policy.sim.env import Task
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,14 +33,17 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.errors import SimulationError
     from m2distill_policy.sim.suites import SUITES, SUITES_WITH_EXPERTS, suite_tasks
 
-    found = {}
+    found: dict[str, tuple[Task, ...]] = {}
+    absent: dict[str, list[str]] = {}  # message -> suites
     for suite in SUITES if args.suite is None else (args.suite,):
         try:
             found[suite] = suite_tasks(suite)
         except SimulationError as error:
             if args.suite is not None:
                 raise
-            print(f"{suite}: not available: {error}", file=sys.stderr)
+            absent.setdefault(str(error), []).append(suite)
+    for message, suites in absent.items():
+        print(f"{', '.join(suites)}: {message}", file=sys.stderr)
     if args.json:
         rows = [
             {
@@ -55,5 +62,5 @@ def run(args: argparse.Namespace) -> int:
         for task in tasks:
             print(f"  {task.index:>2}  {task.instruction}")
     suite = next((suite for suite in found if suite in SUITES_WITH_EXPERTS), "tabletop")
-    say_next("m2distill", "demos", "--suite", suite, "--tasks", "0,1,2", "--size", 64, "--out", f"data/{suite}64")
+    say_next("demos", "--suite", suite, "--tasks", "0,1,2", "--size", 64, "--out", f"data/{suite}64")
     return 0

@@ -113,11 +113,11 @@ def run(args: argparse.Namespace) -> int:
     if lifelong.extends and finished:
         code = _check_release(lifelong, args)
     if not finished:
-        say_next("m2distill", "train", "--resume", "--out", folder)
+        say_next("train", "--resume", "--out", folder)
     elif code == 0 and results is not None:
-        say_next("m2distill", "report", folder)
+        say_next("report", folder)
     elif code == 0:
-        say_next("m2distill", "info", folder)
+        say_next("info", folder)
     return code
 
 

@@ -57,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
         raise ObservationError(f"'{args.out}' cannot be written as an image; name a .png or .jpg file")
     write_atomic(args.out, data.tobytes())
     print(f"overlay: {args.out}")
-    say_next("m2distill", "serve", bundle.path, "--shadow")
+    say_next("serve", bundle.path, "--shadow")
     return 0

@@ -16,6 +16,7 @@ from m2distill_policy.sim.disturbances import Disturbance
 from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.seeds import Purpose, count_initial_states, state_seed
 from m2distill_policy.storage import writing
+from m2distill_policy.tables import format_table
 
 #: Version of the lines of ``rollouts.jsonl``. Version 1 had other names for two fields.
 ROLLOUT_FORMAT = 2
@@ -256,6 +257,37 @@ class CellSummary:
     disturbance: str = ""
 
 
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """``summary.json`` of ``m2distill evaluate``: the results and where they come from.
+
+    Attributes:
+        bundle: Identifier of the bundle.
+        bundle_path: Its folder, absolute.
+        tasks_learned: Names of the tasks that the bundle was trained on.
+        provenance: What the bundle's manifest says of its training.
+        sampling, temperature, seed, visuals: See :class:`RolloutResult`.
+        cells: One summary for each task, instruction and disturbance.
+        curves: See :func:`curves`.
+        commit, versions, machine, time: See :mod:`m2distill_policy.provenance`.
+    """
+
+    bundle: str
+    bundle_path: str
+    tasks_learned: tuple[str, ...]
+    provenance: dict[str, Any]
+    sampling: str
+    temperature: float
+    seed: int
+    visuals: str
+    cells: tuple[CellSummary, ...]
+    curves: dict[str, dict[str, float]]
+    commit: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    time: str
+
+
 def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
     """Return one summary for each (suite, task, instruction, disturbance), in the order of first appearance."""
     groups: dict[tuple[str, int, str, str], list[RolloutResult]] = {}
@@ -330,27 +362,18 @@ def curves(summaries: Sequence[CellSummary]) -> dict[str, dict[str, float]]:
 def curves_table(found: dict[str, dict[str, float]]) -> str:
     """Format the result of :func:`curves` as a plain-text table."""
     levels = sorted({level for curve in found.values() for level in curve}, key=float)
-    rows = [("success at level", *(f"{level}" for level in levels))]
+    rows = [("success at level", *levels)]
     rows += [(kind, *(f"{curve[v]:.2f}" if v in curve else "-" for v in levels)) for kind, curve in found.items()]
-    return _columns(rows)
+    return format_table(rows, "<" + ">" * len(levels))
 
 
 def table(summaries: Sequence[CellSummary]) -> str:
     """Format the summaries as a plain-text table."""
-    rows: list[tuple[str, ...]] = [
-        ("task", "instruction", "disturbed by", "success", "95 %", "wrong object", "steps", "errors")
-    ]
+    rows = [("task", "instruction", "disturbed by", "success", "95 %", "wrong object", "steps", "errors")]
     for s in summaries:
         rate = "-" if s.rate is None else f"{s.rate:.2f} ({s.successes}/{s.rollouts - s.errors})"
         wrong = "-" if s.wrong_rate is None else f"{s.wrong_rate:.2f}"
         steps = "-" if s.mean_steps is None else f"{s.mean_steps:.0f}"
         interval = f"{s.low:.2f}..{s.high:.2f}"
         rows.append((s.task, s.instruction, s.disturbance or "-", rate, interval, wrong, steps, str(s.errors)))
-    return _columns(rows)
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return format_table(rows, "<<<>>>>>")

@@ -109,6 +109,11 @@ class Bag:
         return {topic: kind for (topic, kind), count in sorted(self._declared.items()) if count}
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Topic -> number of messages, of topics with messages."""
+        return {topic: count for (topic, _), count in sorted(self._declared.items()) if count}
+
+    @property
     def number(self) -> int:
         """A number that identifies this recording, also among others of the same name.
 

@@ -16,6 +16,7 @@ from rclpy.utilities import remove_ros_args
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import M2DistillError, printable
+from m2distill_policy.installation import install_command
 from m2distill_policy.ros.robot_link import RosLink
 from m2distill_policy.sim_robot.link import Follow
 from m2distill_policy.sim_robot.options import add_options
@@ -65,8 +66,8 @@ def main() -> None:
         if (error.name or "m2distill_policy").startswith("m2distill_policy"):
             raise
         print(
-            f"sim_robot: the package '{error.name}' is not installed; pip install -r requirements/sim.txt && pip "
-            "install --no-deps -r requirements/sim-nodeps.txt, in the environment that ros2_ws was built in",
+            f"sim_robot: the package '{error.name}' is not installed; install the simulator's packages: "
+            f"{install_command('sim')}",
             file=sys.stderr,
         )
         code = 2

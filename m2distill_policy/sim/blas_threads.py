@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threadpoolctl
-
 
 def use_one_thread() -> None:
     """Limit BLAS to one thread in this process.
@@ -12,4 +10,6 @@ def use_one_thread() -> None:
     differ, and after some thirty steps the actions differ by more than 1e-6. The matrices here are small, so one thread
     is as fast.
     """
+    import threadpoolctl  # not needed to list the tasks
+
     threadpoolctl.threadpool_limits(limits=1, user_api="blas")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim.env import SimEnv
-from m2distill_policy.sim.osc import rotation_from_vector
 
 #: Every kind of disturbance, and what it does at level 1.
 KINDS: dict[str, str] = {
@@ -114,6 +113,8 @@ class DisturbedEnv:
 
     def _start_camera(self, level: float, rng: np.random.Generator) -> None:
         import mujoco
+
+        from m2distill_policy.sim.osc import rotation_from_vector
 
         for name, (distance, angle) in _CAMERA_MOVE.items():
             index = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA, name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from m2distill_policy.tables import format_table
 from training.lifelong.records import RunResults
 from training.report.charts import drift_chart, heatmap, loss_chart
 
@@ -155,16 +156,12 @@ def distinct_labels(results: Sequence[RunResults]) -> list[RunResults]:
 
 def text_table(results: Sequence[RunResults]) -> str:
     """Return the table for a terminal, with the success matrix of each run."""
-    width = 2 + max(26, *(len(r.label) for r in results))
-    lines = [f"{'run':<{width}}{'mean':>7}{'FWT':>7}{'NBT':>7}{'AUC':>7}{'wrong':>7}{'mem. MiB':>10}"]
+    rows: list[tuple[str, ...]] = [("run", "mean", "FWT", "NBT", "AUC", "wrong object", "memory MiB")]
     for r in results:
-        m = r.metrics
         wrong = [v for v in r.wrong_object[-1] if v is not None]
-        lines.append(
-            f"{r.label:<{width}}"
-            + "".join(f"{_share(m[name]):>7}" for name in ("mean_final", "fwt", "nbt", "auc"))
-            + f"{sum(wrong) / max(1, len(wrong)):>7.2f}{r.bytes_kept / 2**20:>10.2f}"
-        )
+        rates = [_share(r.metrics[name]) for name, _ in METRICS]
+        rows.append((r.label, *rates, f"{sum(wrong) / max(1, len(wrong)):.2f}", f"{r.bytes_kept / 2**20:.2f}"))
+    lines = [format_table(rows, "<>>>>>>")]
     for r in results:
         lines.append(f"\nsuccess of {r.label} (rows: after task, columns: task)")
         lines += ["  " + " ".join("  -- " if v is None else f"{v:5.2f}" for v in row) for row in r.success]

@@ -14,6 +14,7 @@ from m2distill_policy import provenance
 from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import to_dict
 from m2distill_policy.errors import ConfigError
+from m2distill_policy.tables import format_table
 from training.lifelong.checkpoint import write_json
 from training.lifelong.strategies.m2distill import TERMS, DistillConfig
 from training.studies.arms import TERMS_OFF, Arm, Study, results_of, run_seed, without_each_term
@@ -100,18 +101,13 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
 def table(found: dict[str, Any]) -> str:
     """Make a table for a terminal: means, and the AUC of each arm minus that of the whole, paired by seed."""
-    lines = [
-        f"{'':<18}"
-        + "".join(f"{heading:>9}" for heading in METRICS.values())
-        + "   AUC minus that of all four (95 % interval)"
-    ]
+    rows = [("variant", *METRICS.values(), "AUC minus that of all four (95 % interval)")]
     for name, arm in found["arms"].items():
-        line = f"{arm['label']:<18}" + "".join(f"{arm['mean_and_interval'][m][0]:>9.2f}" for m in METRICS)
+        difference = ""
         if name != "whole":
             mean, low, high = arm["difference_to_whole"]["auc"]
-            line += f"   {mean:+.2f}" + ("" if low is None else f" ({low:+.2f} to {high:+.2f})")
-        lines.append(line)
+            difference = f"{mean:+.2f}" + ("" if low is None else f" ({low:+.2f} to {high:+.2f})")
+        rows.append((arm["label"], *(f"{arm['mean_and_interval'][m][0]:.2f}" for m in METRICS), difference))
     seeds = ", ".join(map(str, found["seeds"]))
-    return "\n".join(
-        [*lines, f"seeds {seeds}" + ("" if len(found["seeds"]) > 1 else "; there is no interval from one seed")]
-    )
+    note = "" if len(found["seeds"]) > 1 else "; there is no interval from one seed"
+    return f"{format_table(rows, '<' + '>' * len(METRICS) + '<')}\nseeds {seeds}{note}"

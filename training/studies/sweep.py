@@ -20,6 +20,7 @@ from m2distill_policy import provenance
 from m2distill_policy.cluster import Launcher
 from m2distill_policy.config import load_config, to_dict
 from m2distill_policy.errors import ConfigError, DivergedError, TrainingError
+from m2distill_policy.tables import format_table
 from training.lifelong.checkpoint import read_json, write_json
 from training.parallel_runs import Job, run_jobs
 from training.run_config import RunConfig, first_difference
@@ -245,10 +246,11 @@ def _importance(study: optuna.Study, done: int) -> dict[str, float] | None:
 
 def table(found: dict[str, Any]) -> str:
     """Make a table for a terminal: the trials, best first, and the importance of each setting."""
-    lines = [f"{'trial':>6}{found['metric']:>8}  settings"]
+    rows = [("trial", found["metric"], "settings")]
     for trial in found["trials"]:
         settings = ", ".join(f"{name}={_text(value)}" for name, value in trial["settings"].items())
-        lines.append(f"{trial['number']:>6}{trial['value']:>8.3f}  {settings}")
+        rows.append((str(trial["number"]), f"{trial['value']:.3f}", settings))
+    lines = [format_table(rows, ">><")]
     if found["importance"]:
         lines.append("importance: " + ", ".join(f"{n} {v:.2f}" for n, v in found["importance"].items()))
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from m2distill_policy.errors import SimulationError
+from m2distill_policy.installation import install_command
 from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.libero import files as libero_files
@@ -94,8 +95,7 @@ def _import_libero() -> Any:
             importlib.import_module("libero.libero.envs.problems")
         except ImportError as error:
             raise SimulationError(
-                f"LIBERO cannot be imported ({error}); install the requirements of the simulation: "
-                "pip install -r requirements/sim.txt && pip install --no-deps -r requirements/sim-nodeps.txt"
+                f"LIBERO cannot be imported ({error}); install the simulator's packages: {install_command('sim')}"
             ) from error
         finally:
             if before is None:

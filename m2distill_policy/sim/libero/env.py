@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import libero_contract
 from m2distill_policy.errors import SimulationError
+from m2distill_policy.installation import install_command
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim.arm_env import CAMERAS, ArmEnv
 from m2distill_policy.sim.env import Task
@@ -72,7 +73,7 @@ class LiberoEnv(ArmEnv):
         if self._initial_states.shape[1] != 1 + model.nq + model.nv:
             raise SimulationError(
                 f"the initial states of '{task.name}' have {self._initial_states.shape[1]} numbers, but its scene has "
-                f"{1 + model.nq + model.nv}; install hf-libero 0.1.4 and robosuite 1.4.0"
+                f"{1 + model.nq + model.nv}; install the pinned versions: {install_command('sim')}"
             )
         xml = env.m2distill_xml
         visual = visual_model(xml, profile)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import SimulationError
+from m2distill_policy.installation import install_command, reinstall_command
 from m2distill_policy.sim.env import Task
 
 #: LIBERO's limit of control steps for a rollout.
@@ -49,9 +50,7 @@ def package_folder() -> Path:
         folder = Path(location) / "libero"
         if (folder / "bddl_files").is_dir():
             return folder
-    raise SimulationError(
-        "LIBERO is not installed; install it without its own requirements: pip install --no-deps hf-libero==0.1.4"
-    )
+    raise SimulationError(f"LIBERO is not installed; install it: {install_command('sim')}")
 
 
 def assets_folder() -> Path:
@@ -120,7 +119,9 @@ def bddl_file(suite: str, name: str) -> Path:
     """
     file = package_folder() / "bddl_files" / suite / f"{name}.bddl"
     if not file.is_file():
-        raise SimulationError(f"LIBERO's task file {file} is missing; reinstall hf-libero 0.1.4")
+        raise SimulationError(
+            f"LIBERO's task file {file} is missing; install it again: {reinstall_command('hf-libero')}"
+        )
     return file
 
 
