@@ -138,12 +138,14 @@ def _bundle(path: Path) -> tuple[Facts, Sequence[object]]:
 
     bundle = open_bundle(path)
     made = bundle.provenance
-    metrics = made.get("metrics")
+    metrics, data = made.get("metrics"), made.get("data")
+    hashes = data if isinstance(data, Mapping) else {}
     success = metrics.get("success") if isinstance(metrics, Mapping) else None
     facts: Facts = {
         "what": f"bundle {bundle.identifier}, hashes verified",
         "made from": f"stage {made.get('stage', '?')} of run {made.get('run', 'unknown')}, "
         f"strategy {made.get('strategy', 'unknown')}, seed {made.get('seed', 'unknown')}",
+        "trained on": [f"{task}  sha256 {digest}" for task, digest in hashes.items()],
         "tasks": _tasks(bundle.tasks, success if isinstance(success, list) else None),
         "sees": _views(bundle.contract),
         "precision": str(made.get("precision", "unknown")),
