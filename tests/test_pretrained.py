@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from pathlib import Path
@@ -11,11 +10,9 @@ import pytest
 
 from m2distill_policy import cli
 from m2distill_policy.arguments import find_bundle
-from m2distill_policy.bundle import open_bundle
+from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.installation import PRETRAINED
-from m2distill_policy.runtime.status import StatusCode
 from tests.dds_side import DdsSide, command
-from tests.test_behaviour_real_time import drive_until
 
 INSTRUCTIONS = ("lift the red box", "lift the green box", "lift the blue box")
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,15 +67,25 @@ def test_sim_does_not_need_it_for_another_policy(tmp_path: Path, own_domain: int
     assert "pretrained" not in robot.output
 
 
-def test_serve_does_not_drive_an_arm_with_it(tmp_path: Path, own_domain: int) -> None:
-    contract = open_bundle(PRETRAINED).contract
-    with (
-        command(tmp_path, "serve", "--domain", own_domain, "--instruction", INSTRUCTIONS[0]) as policy,
-        contextlib.closing(DdsSide(tmp_path, own_domain).robot(contract)) as robot,
-    ):
-        assert "simulated tabletop only" in policy.output and "starting in shadow mode" in policy.output
-        robot.meet()
-        drive_until(robot, StatusCode.DISABLED, "answer in shadow")
+@pytest.mark.parametrize(
+    ("words", "enabled"),
+    [([], False), (["--lockstep"], True), ([str(PRETRAINED)], True), ([str(PRETRAINED), "--shadow"], False)],
+    ids=["no bundle", "no bundle, lockstep", "bundle", "bundle, shadow"],
+)
+def test_without_a_bundle_serve_drives_no_arm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], enabled: bool
+) -> None:
+    class Made(Exception):
+        pass
+
+    def server(bundle: Bundle, **options: object) -> None:
+        assert bundle.path == PRETRAINED and options["enabled"] == enabled
+        raise Made
+
+    monkeypatch.setattr("m2distill_policy.runtime.server.PolicyServer", server)
+    with pytest.raises(Made):
+        cli.main(["serve", *words])
+    assert ("starting in shadow mode" in capsys.readouterr().err) == (not words)
 
 
 def test_evaluate_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
