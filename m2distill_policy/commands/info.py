@@ -145,7 +145,7 @@ def _bundle(path: Path) -> tuple[Facts, Sequence[object]]:
         "what": f"bundle {bundle.identifier}, hashes verified",
         "made from": f"stage {made.get('stage', '?')} of run {made.get('run', 'unknown')}, "
         f"strategy {made.get('strategy', 'unknown')}, seed {made.get('seed', 'unknown')}",
-        "trained on": [f"{task}  sha256 {digest}" for task, digest in hashes.items()],
+        "data": [f"{task}  content hash {digest}" for task, digest in hashes.items()],
         "tasks": _tasks(bundle.tasks, success if isinstance(success, list) else None),
         "sees": _views(bundle.contract),
         "precision": str(made.get("precision", "unknown")),
