@@ -38,11 +38,18 @@ help: ## Explain the targets (this text)
 	printf '\nEach makes its own virtual environment in $(VENV) first, when it is missing or requirements/ changed.\n'
 
 # What these targets need; an environment made for a GPU keeps its robot-gpu.
-demo test test-ros lint check format fuzz benchmark-tabletop: export ALSO := robot train sim dev
+demo pretrained test test-ros lint check format fuzz benchmark-tabletop: export ALSO := robot train sim dev
 
 .PHONY: demo
 demo: venv rendering ## Everything once: collect, train, export, evaluate, serve, report.html
 	@$(VENV)/bin/m2distill demo $(ARGS)
+
+.PHONY: pretrained
+pretrained: venv rendering ## Train the pretrained policy again and replace it (runs/pretrained; ten minutes)
+	@$(VENV)/bin/m2distill demo --out runs/pretrained $(ARGS)
+	rm -rf m2distill_policy/pretrained/tabletop
+	cp -r runs/pretrained/m2distill/bundles/stage_2 m2distill_policy/pretrained/tabletop
+	$(VENV)/bin/m2distill info m2distill_policy/pretrained/tabletop
 
 .PHONY: test
 test: venv rendering ## Run the tests, those that need ROS 2 too where it is or its wheels are (make test-ros)

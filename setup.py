@@ -47,7 +47,8 @@ setup(
     name=NAME,
     version=VERSION.group(1),
     packages=find_packages(include=[NAME, f"{NAME}.*", "training", "training.*"]),
-    package_data={NAME: ["py.typed"], "training": ["py.typed"]},
+    # Not "**": setuptools of Ubuntu 22.04 does not know it.
+    package_data={NAME: ["py.typed", "pretrained/*/*"], "training": ["py.typed"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from m2distill_policy.bundle import Bundle, open_bundle
     from m2distill_policy.contract import Contract
     from m2distill_policy.errors import M2DistillError
-    from m2distill_policy.policy import PRETRAINED, Action, Policy, load
+    from m2distill_policy.installation import PRETRAINED
+    from m2distill_policy.policy import Action, Policy, load
     from m2distill_policy.runtime.mixture import Mixture
     from m2distill_policy.sim.gym_env import make_env
 
@@ -31,7 +32,7 @@ _MODULES = {
     "Contract": "contract",
     "M2DistillError": "errors",
     "Mixture": "runtime.mixture",
-    "PRETRAINED": "policy",
+    "PRETRAINED": "installation",
     "Policy": "policy",
     "load": "policy",
     "make_env": "sim.gym_env",

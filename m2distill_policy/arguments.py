@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from m2distill_policy.errors import BundleError, closest, printable
-from m2distill_policy.installation import find_file
+from m2distill_policy.installation import PRETRAINED, find_file
 
 #: ``memory.episodes`` of the profiles that :func:`train_command` names.
 MEMORY_EPISODES = 5
@@ -97,15 +97,32 @@ training_config = installed_file("config", ".toml")
 arm_config = installed_file("config/arms", ".yaml")
 
 
-def find_bundle(path: Path) -> Path:
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add ``BUNDLE``, which may be left out: see :func:`find_bundle`."""
+    parser.add_argument(
+        "bundle",
+        metavar="BUNDLE",
+        type=Path,
+        nargs="?",
+        help="folder of a bundle, or of a run (its last bundle); default: the pretrained policy for the tabletop suite",
+    )
+
+
+def find_bundle(path: Path | None) -> Path:
     """Return the bundle's folder for a bundle, or for a run: the bundle of its last stage.
 
     Args:
-        path: Folder of a bundle or of a run.
+        path: Folder of a bundle or of a run. None: the pretrained bundle that ships with the package.
 
     Raises:
         BundleError: ``path`` is a run that has no bundle yet.
     """
+    if path is None:
+        print(
+            "no bundle given: using the pretrained policy, which was trained on the simulated tabletop only",
+            file=sys.stderr,
+        )
+        return PRETRAINED
     if (path / "bundle.json").exists() or not (path / "run.json").is_file():
         return path
     found = {

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,10 @@ from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError
 from m2distill_policy.images.preprocess import preprocess
+from m2distill_policy.installation import PRETRAINED
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.engine import Conditioning, Engine
 from m2distill_policy.runtime.mixture import Mixture, Sampling, check_sampling
-
-#: The bundle that ships with the package: a small policy for three tasks of the tabletop suite.
-PRETRAINED = Path(__file__).resolve().parent / "pretrained" / "tabletop"
 
 
 class PolicyError(M2DistillError):

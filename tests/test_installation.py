@@ -91,6 +91,8 @@ def test_a_wheel_holds_every_file_that_is_read_at_run_time(wheel: zipfile.ZipFil
         modules = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         assert modules <= set(names)
         assert f"{package}/py.typed" in names
+    pretrained = [str(path.relative_to(ROOT)) for path in (ROOT / "m2distill_policy/pretrained").rglob("*.*")]
+    assert len(pretrained) == 6 and set(pretrained) <= set(names)
     scripts = wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     assert "m2distill = m2distill_policy.cli:main" in scripts
 
@@ -117,6 +119,7 @@ def test_colcon_gets_the_node_without_a_list_for_pip(source: Path, tmp_path: Pat
         assert (tmp_path / "prefix/lib/m2distill_policy" / script).is_file()
     for file in ("launch/policy.launch.py", "config/arms/fr3_moveit_servo.yaml", "requirements/robot-ros.txt"):
         assert next((tmp_path / "prefix").glob(f"**/share/m2distill_policy/{file}"), None)
+    assert next((tmp_path / "prefix").glob("**/m2distill_policy/pretrained/tabletop/step.onnx"), None)
 
 
 def test_no_project_table_overrides_setup_py() -> None:
@@ -253,7 +256,7 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(
     from m2distill_policy.sim.libero import files
 
     calls: dict[str, Callable[[], object]] = {
-        "ray": cluster.Ray,
+        "ray": cluster.RayLauncher,
         "cryptography": bundle_signature._cryptography,
         "libero": files.package_folder,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m2distill_policy import cluster
-from m2distill_policy.arguments import find_bundle, say_next
+from m2distill_policy.arguments import add_bundle, find_bundle, say_next
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SEED, MANY, MOST_PROCESSES, real, whole
 
@@ -26,10 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "stopped, the same command continues."
         ),
         epilog="examples:\n"
+        "  m2distill evaluate --rollouts 5 --out results/pretrained   # the pretrained policy\n"
         "  m2distill evaluate runs/first --suite tabletop --tasks 0,1 --out results/first --videos 1\n"
         "  m2distill evaluate bundles/first --perturb camera,light,delay --levels 0.5,1 --out results/disturbed",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle, or of a run (its last bundle)")
+    add_bundle(parser)
     parser.add_argument(
         "--suite", default="tabletop", help="suite of the tasks (default: tabletop); see 'm2distill tasks'"
     )

@@ -151,13 +151,15 @@ def _bundle(path: Path) -> tuple[Facts, Sequence[object]]:
 
     bundle = open_bundle(path)
     made = bundle.provenance
-    metrics = made.get("metrics")
+    metrics, data = made.get("metrics"), made.get("data")
+    hashes = data if isinstance(data, Mapping) else {}
     success = metrics.get("success") if isinstance(metrics, Mapping) else None
     signed = (path / SIGNATURE).exists()
     facts: Facts = {
         "what": f"bundle {bundle.identifier}, hashes verified",
         "made from": f"stage {made.get('stage', 'unknown')} of run {made.get('run', 'unknown')}, "
         f"strategy {made.get('strategy', 'unknown')}, seed {made.get('seed', 'unknown')}",
+        "data": [f"{task}  content hash {digest}" for task, digest in hashes.items()],
         "tasks": _tasks(bundle.instructions, success if isinstance(success, list) else None),
         "cameras": _views(bundle.contract),
         "precision": str(made.get("precision", "unknown")),

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from m2distill_policy.arguments import arm_config, find_bundle, say_next
+from m2distill_policy.arguments import add_bundle, arm_config, find_bundle, say_next
 from m2distill_policy.commands import SUMMARIES
 from m2distill_policy.options import LARGEST_SEED, LARGEST_SLOP, LONGEST_WAIT, MOST_PROCESSES, real, whole
 
@@ -25,11 +25,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "  m2distill serve runs/first --instruction 'lift the red box'\n"
         "  m2distill serve bundles/first --watch bundles --swap-when now\n"
         "  m2distill serve bundles/first --set safety.speed=[0.1,0.1,0.1,0.5,0.5,0.5] --set safety.halt_time=0.2\n"
-        "  m2distill serve bundles/first --lockstep   # for 'm2distill sim --lockstep'\n\n"
+        "  m2distill serve --lockstep   # the pretrained policy, for 'm2distill sim --lockstep'\n\n"
         "It finds programs on this machine only. For other machines, set CYCLONEDDS_URI to a "
         "configuration of Cyclone DDS.",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle, or of a run (its last bundle)")
+    add_bundle(parser)
     parser.add_argument("--instruction", help="the task; the topic ~/instruction changes it at any time")
     parser.add_argument(
         "--watch", metavar="DIR", type=Path, help="load bundles that are renamed into DIR while the policy runs"
@@ -82,7 +82,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="CPU threads of the network (default: %(default)s)",
     )
     parser.add_argument(
-        "--shadow", action="store_true", help="compute actions, but send no commands to the arm until ~/enable"
+        "--shadow",
+        action="store_true",
+        help="compute actions, but send no commands to the arm until ~/enable; always so without BUNDLE, except in "
+        "lockstep",
     )
     parser.add_argument(
         "--resume",
@@ -165,6 +168,11 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.signals import stop_on_signals
     from m2distill_policy.streams import flush_or_discard
 
+    bundle = find_bundle(args.bundle)
+    # A forgotten argument must not make a policy that knows no real arm drive one.
+    shadow = args.shadow or (args.bundle is None and not args.lockstep)
+    if shadow and not args.shadow:
+        print("starting in shadow mode: no commands are sent to the arm until ~/enable", file=sys.stderr)
     namespace = None if args.namespace is None else parse_namespace(args.namespace)
     config, beside = load_arm(args.config, args.overrides, namespace)
     resume, frame = beside.pop("resume", "auto"), beside.pop("pose.base_frame", None)
@@ -184,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     cv2.setNumThreads(1)
     public_key = PublicKey.load(args.public_key) if args.public_key is not None else None
     server = PolicyServer(
-        open_and_prove(find_bundle(args.bundle), threads=args.threads, public_key=public_key),
+        open_and_prove(bundle, threads=args.threads, public_key=public_key),
         provider=args.provider,
         threads=args.threads,
         sampling=args.sampling,
@@ -192,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         limits=config.safety,
         watch=WatchLimits.lockstep() if args.lockstep else config.watch,
-        enabled=not args.shadow,
+        enabled=not shadow,
         resume=args.resume or resume,
         swap_when=args.swap_when,
         public_key=public_key,

@@ -18,8 +18,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Run a simulated robot with the interface of a real one: it publishes camera images and joint "
         "states, "
         "follows the policy's commands, and reports after each rollout whether it succeeded. Start 'm2distill serve' "
-        "first.",
+        "first. Without --bundle and --size, it fits the pretrained policy that ships with the package.",
         epilog="examples:\n"
+        "  m2distill sim --task 0 --lockstep   # with 'm2distill serve --lockstep': the pretrained policy\n"
         "  m2distill sim --bundle runs/first --task 0 --lockstep --rollouts 10 --out result.json\n"
         "  m2distill sim --suite tabletop --task 1 --drive velocity --real-time --rollouts 3",
     )
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         with Participant(domain, remap, namespace=namespace, name="m2distill sim") as participant:
             yield DdsLink(participant, contract, follow=follow, lockstep=lockstep)
 
-    if args.bundle is not None:
+    # Given a size, or another suite, the policy that is served is not the pretrained one.
+    if args.bundle is not None or (args.size is None and args.suite == "tabletop"):
         args.bundle = find_bundle(args.bundle)
     code = roll_out(args, link_for)
     if code == 0:
