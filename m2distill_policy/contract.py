@@ -376,7 +376,8 @@ class Contract:
 
         Args:
             other: The contract to compare with.
-            here, there: Names of the two in the message.
+            here: Name of this contract in the message.
+            there: Name of ``other`` in the message.
             ignore: Prefixes of fields that may differ, such as ``"action.response"``.
 
         Raises:

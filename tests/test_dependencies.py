@@ -101,7 +101,18 @@ def _names(*own: str, outside: str = "") -> frozenset[str]:
     return frozenset({*(f"m2distill_policy.{name}" for name in own), *outside.split()})
 
 
-_CORE = ("images", "errors", "ranges", "options", "storage", "strict_json", "contract", "observation", "provenance")
+_CORE = (
+    "images",
+    "errors",
+    "installation",
+    "ranges",
+    "options",
+    "storage",
+    "strict_json",
+    "contract",
+    "observation",
+    "provenance",
+)
 ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.errors": _names(),
     "m2distill_policy.ranges": _names("errors"),
@@ -112,7 +123,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.provenance": _names("errors"),
     "m2distill_policy.images": _names("errors", "contract", "images", outside="cv2"),
     "m2distill_policy.progress": _names(),
-    "m2distill_policy.cluster": _names("errors", outside="ray"),
+    "m2distill_policy.tables": _names(),
+    "m2distill_policy.pins": _names("pins"),
+    "m2distill_policy.installation": _names("pins"),
+    "m2distill_policy.cluster": _names("errors", "installation", outside="ray"),
     "m2distill_policy.lock": _names("errors"),
     "m2distill_policy.storage": _names("errors"),
     "m2distill_policy.config": _names("errors", "config_text", "strict_json"),
@@ -133,7 +147,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "m2distill_policy.bundle_files": _names("errors"),
     "m2distill_policy.bundle_arrays": _names(),
     "m2distill_policy.bundle_graphs": _names(),
-    "m2distill_policy.bundle_signature": _names("errors", "storage", "bundle_files", outside="cryptography"),
+    "m2distill_policy.bundle_signature": _names(
+        "errors", "installation", "storage", "bundle_files", outside="cryptography"
+    ),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "bundle_signature", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
     "m2distill_policy.settings": _names(*_CORE, "config", "bundle", "runtime", "node", "settings"),
@@ -170,7 +186,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         outside="robosuite mujoco libero bddl h5py cv2 yaml",
     ),
     "m2distill_policy.evaluation": _names(
-        *_CORE, "cluster", "progress", "bundle", "runtime", "sim", "evaluation", outside="cv2"
+        *_CORE, "cluster", "progress", "tables", "bundle", "runtime", "sim", "evaluation", outside="cv2"
     ),
     "training": _names(
         *_CORE,
@@ -182,6 +198,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             "config_keys",
             "demonstrations",
             "bundle_writer",
+            "tables",
             "bundle",
             "runtime",
             "sim",
