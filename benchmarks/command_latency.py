@@ -31,7 +31,7 @@ from benchmarks.result_files import write_measurement
 from m2distill_policy.bundle import open_bundle
 from m2distill_policy.contract import Contract
 from m2distill_policy.dds.domain import reserve_domain
-from m2distill_policy.dds.image import Image
+from m2distill_policy.dds.images import Image
 from m2distill_policy.dds.m2distill_msgs import PolicyAction, PolicyStatus
 from m2distill_policy.dds.participant import Participant, Reader, Waiter, Writer
 from m2distill_policy.dds.types import Header, JointState, Time

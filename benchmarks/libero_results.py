@@ -21,7 +21,7 @@ from benchmarks.output import command
 from benchmarks.result_files import RunResult, read_runs
 from benchmarks.svg import svg_settings, write_svg
 from benchmarks.tables import METRICS, metric
-from training.studies.arms import Arm
+from training.studies.study import Arm
 
 _Published: TypeAlias = Mapping[str, Mapping[str, tuple[float | None, ...]]]
 

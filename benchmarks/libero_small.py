@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import lifelong
 from benchmarks.lifelong import Benchmark
 from benchmarks.output import command, make_parser
-from training.studies.arms import Arm, Study, strategy_arm, without_each_term
+from training.studies.study import Arm, Study, strategy_arm, without_each_term
 
 SUITES = ("libero_object", "libero_goal", "libero_spatial")
 

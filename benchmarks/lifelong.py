@@ -27,8 +27,7 @@ from m2distill_policy.config import from_dict, to_dict
 from m2distill_policy.errors import TrainingError
 from training.parallel_runs import Job, progress, run_alone
 from training.run_config import RunConfig, first_difference
-from training.studies import arms
-from training.studies.arms import Arm, Study
+from training.studies.study import Arm, Study, results_of, run_seed
 
 #: Columns of the table of a finished study.
 COLUMNS: tuple[Column, ...] = (
@@ -64,7 +63,7 @@ class Benchmark:
         job.require_same()
         arm = job.folder.name
         if job.finished:
-            return RunResult.of(arm, arms.results_of(job))
+            return RunResult.of(arm, results_of(job))
         kept = [run for run in read_runs(self.results) if (run.arm, run.seed) == (arm, job.config.seed)]
         if not (self.reuse and kept):
             return None
@@ -162,5 +161,5 @@ def _run(benchmark: Benchmark, args: argparse.Namespace) -> None:
     )  # fmt: skip
     for seed, jobs in left.items():
         if jobs:
-            arms.run_seed(study.jobs(seed)[0], jobs, args.at_once, cluster.launcher(args.ray))
+            run_seed(study.jobs(seed)[0], jobs, args.at_once, cluster.launcher(args.ray))
             benchmark.write(args.seeds)

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.output import make_parser
 from benchmarks.result_files import RunResult, read_runs
-from training.studies.arms import Arm
+from training.studies.study import Arm
 
 #: Heading of a column, and a run's value in it (None: it has none).
 Column: TypeAlias = tuple[str, Callable[[RunResult], float | None]]

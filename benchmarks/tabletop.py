@@ -12,7 +12,7 @@ from __future__ import annotations
 from benchmarks import lifelong
 from benchmarks.output import command
 from training.lifelong.strategies.m2distill import TERMS
-from training.studies.arms import TERMS_OFF, Arm, strategy_arm, without_each_term
+from training.studies.study import TERMS_OFF, Arm, strategy_arm, without_each_term
 
 _DEMONSTRATIONS = ("memory.episodes=5",)
 _NO_DEMONSTRATIONS = ("memory.episodes=0",)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from benchmarks import lifelong, tabletop
 from benchmarks.output import command
-from training.studies.arms import Arm
+from training.studies.study import Arm
 
 #: No cross-instruction evaluation: settings are chosen by success alone.
 SETTINGS = (*tabletop.SETTINGS, "evaluation.cross_instruction=0")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m2distill_policy.contract import Contract
-from m2distill_policy.dds.image import Image
+from m2distill_policy.dds.images import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
 from m2distill_policy.dds.messages import MESSAGES
 from m2distill_policy.dds.participant import Participant, Reader, Writer

@@ -21,11 +21,11 @@ from m2distill_policy.bundle_signature import PublicKey, write_new_key
 from m2distill_policy.bundle_writer import sign_bundle
 from m2distill_policy.cli import main
 from m2distill_policy.errors import BundleError, ConfigError, M2DistillError
+from m2distill_policy.runtime.folder_watcher import FolderWatcher
 from m2distill_policy.runtime.probe import open_and_prove
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.runtime.watcher import FolderWatcher
 from tests.bundles import INSTRUCTIONS, edit_manifest, observations, replace_file, toy_contract, toy_graphs, write_toy
 
 WAIT = 60.0

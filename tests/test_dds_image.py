@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cyclonedds.idl._support import Endianness  # the generic serialiser's own word for a byte order
 
-from m2distill_policy.dds.image import Image
+from m2distill_policy.dds.images import Image
 from m2distill_policy.dds.types import Header, Time
 from m2distill_policy.errors import ObservationError, TransportError
 from m2distill_policy.images.encodings import BYTES_PER_PIXEL

@@ -14,7 +14,7 @@ from cyclonedds.idl import IdlStruct
 from cyclonedds.idl._type_normalize import get_extended_type_hints
 
 from m2distill_policy.dds import m2distill_msgs, types
-from m2distill_policy.dds.image import Image
+from m2distill_policy.dds.images import Image
 from m2distill_policy.dds.types import (
     CameraInfo,
     DiagnosticArray,

@@ -16,17 +16,17 @@ from m2distill_policy.cli import main
 from m2distill_policy.config import load_config, override
 from m2distill_policy.demonstrations import demonstration_path
 from m2distill_policy.errors import DemonstrationError, TrainingError
-from m2distill_policy.runtime.watcher import FolderWatcher
+from m2distill_policy.runtime.folder_watcher import FolderWatcher
 from tests.test_run import SMALL, m2distill
 from training.drift import run_drift
 from training.extension import extend_run
-from training.gate import Gate, gate, publish, verdict
 from training.lifelong.checkpoint import read_json
 from training.lifelong.records import EvaluationRecord, ExtensionRecord, RunResults, read_record, write_record
 from training.lifelong.run import LifelongRun
 from training.lifelong.stage_bundle import export_stage
 from training.new_run import create_run
 from training.pipeline import finish_run
+from training.regression_gate import Gate, gate, publish, verdict
 from training.release import ReleaseCriteria
 from training.report.latents import flatten, latents
 from training.results import sum_up

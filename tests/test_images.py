@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import ObservationError
-from m2distill_policy.images.codecs import MAX_PIXELS
 from m2distill_policy.images.encodings import BYTES_PER_PIXEL, check_layout, compressed_to_rgb, raw_to_rgb
+from m2distill_policy.images.jpeg_png import MAX_PIXELS
 
 HEIGHT, WIDTH = 16, 24
 #: Smooth, so that colour sampled at half the resolution comes back nearly as it was.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.training_fixtures import CONTRACT, NETWORK
-from training.losses.terms import (
+from training.losses import (
     behaviour_cloning,
     latent_distance,
     masked_mean,

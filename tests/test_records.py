@@ -13,7 +13,6 @@ from m2distill_policy.errors import TrainingError
 from m2distill_policy.evaluation.results import CellSummary
 from m2distill_policy.sim.env import Task
 from tests.training_fixtures import CONTRACT, config
-from training.gate import Gate
 from training.lifelong.records import (
     FORMAT,
     CandidatesRecord,
@@ -33,6 +32,7 @@ from training.lifelong.records import (
     write_record,
 )
 from training.lifelong.run import LifelongRun
+from training.regression_gate import Gate
 from training.release import ReleaseCriteria
 
 TASK = Task("tabletop", 0, "lift_it", "lift it", 200, "lift", ("it",))

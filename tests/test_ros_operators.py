@@ -32,7 +32,7 @@ from m2distill_policy.ros.policy_node import PolicyNode
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault
-from m2distill_policy.settings.table import PARAMETERS
+from m2distill_policy.settings.definitions import PARAMETERS
 from tests.bundles import INSTRUCTIONS, observations, server_state, toy_contract, write_toy
 from tests.ros_side import RosRobot
 from tests.ros_support import policy_node

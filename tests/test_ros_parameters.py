@@ -17,10 +17,10 @@ import pytest
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.settings.arm import load_arm
+from m2distill_policy.settings.definitions import BY_NAME, PARAMETERS, check, markdown
 from m2distill_policy.settings.node import settings_from
 from m2distill_policy.settings.parameter import Parameter
 from m2distill_policy.settings.parameter_files import given_by_name, likely_misspelt, unknown
-from m2distill_policy.settings.table import BY_NAME, PARAMETERS, check, markdown
 
 BUNDLE = {"bundle": "/bundles/three-tasks"}
 
@@ -193,7 +193,7 @@ def test_the_guide_has_this_markdown() -> None:
 
 
 def test_the_table_needs_no_ros_2() -> None:
-    code = "import sys, m2distill_policy.settings.table; print('rclpy' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, m2distill_policy.settings.definitions; print('rclpy' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False"]
 

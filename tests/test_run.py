@@ -25,7 +25,6 @@ from m2distill_policy.errors import ConfigError, DemonstrationError, DivergedErr
 from m2distill_policy.lock import only_writer
 from m2distill_policy.storage import disk_full_error
 from training.extension import extend_run
-from training.gate import gate
 from training.lifelong.checkpoint import read_json
 from training.lifelong.first_stage import share_first_stage
 from training.lifelong.records import RunResults, SelectionRecord, read_record
@@ -36,6 +35,7 @@ from training.lifelong.strategies import make_strategy
 from training.new_run import create_run
 from training.parallel_runs import Job, progress, run_jobs
 from training.pipeline import finish_run
+from training.regression_gate import gate
 from training.report.page import distinct_labels, text_table
 from training.run_config import RunConfig, first_difference
 

@@ -17,12 +17,12 @@ from m2distill_policy.errors import BundleError
 from m2distill_policy.runtime import hotswap
 from m2distill_policy.runtime.decision import Decision
 from m2distill_policy.runtime.engine import Engine
+from m2distill_policy.runtime.folder_watcher import FolderWatcher
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.runtime.watcher import FolderWatcher
 from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
 
 CONTRACT = toy_contract()

@@ -22,9 +22,9 @@ from m2distill_policy.errors import BundleError
 from m2distill_policy.runtime import engine as engines
 from m2distill_policy.runtime import hotswap, probe
 from m2distill_policy.runtime.engine import Engine
-from m2distill_policy.runtime.guard import LONGEST_ANSWER
 from m2distill_policy.runtime.hotswap import MOST_LOADS
 from m2distill_policy.runtime.probe import AbandonedError, ProbeLimits, open_and_prove, prove
+from m2distill_policy.runtime.run_timeout import LONGEST_ANSWER
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode, SwapState

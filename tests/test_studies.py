@@ -20,7 +20,7 @@ from tests.test_run import SMALL, m2distill
 from training.lifelong.records import RunRecord, write_record
 from training.parallel_runs import run_alone
 from training.studies.ablation import ARMS, ablate, interval, table
-from training.studies.arms import Study
+from training.studies.study import Study
 from training.studies.sweep import Axis, SweepConfig, sweep
 from training.studies.sweep import table as sweep_table
 

@@ -9,7 +9,7 @@ from training.data.task_data import WindowBatch
 from training.lifelong.records import Drift
 from training.lifelong.run import LifelongRun
 from training.lifelong.stage import to_inputs
-from training.losses.terms import masked_mean
+from training.losses import masked_mean
 from training.models.resnet_t import ResNetT
 
 

@@ -25,10 +25,10 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.sim.suites import suite_task
 from m2distill_policy.storage import write_atomic
-from training.gate import publish
 from training.lifelong.checkpoint import read_json, write_json
 from training.lifelong.records import RunResults, read_record
 from training.parallel_runs import Job, run_alone, run_jobs
+from training.regression_gate import publish
 from training.report.page import build_page, text_table
 from training.report.rows import loss_rows
 from training.run_config import RunConfig

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the missing runs and print the table."""
     _own_strategies.load(args)
     from training.studies.ablation import ablate, table
-    from training.studies.arms import Study
+    from training.studies.study import Study
 
     study = Study(args.config, args.data, args.out, tuple(args.overrides))
     print(table(ablate(study, seeds_of(args.seeds), args.at_once, cluster.launcher(args.ray))))

@@ -160,10 +160,10 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.node.loop import UNINTERRUPTED
     from m2distill_policy.node.loop_options import LoopOptions
     from m2distill_policy.node.topics import parse_namespace, parse_remappings
+    from m2distill_policy.runtime.folder_watcher import FolderWatcher
     from m2distill_policy.runtime.probe import open_and_prove
     from m2distill_policy.runtime.server import PolicyServer
     from m2distill_policy.runtime.watchdog import WatchLimits
-    from m2distill_policy.runtime.watcher import FolderWatcher
     from m2distill_policy.settings.arm import load_arm
     from m2distill_policy.signals import stop_on_signals
     from m2distill_policy.streams import flush_or_discard

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     _own_strategies.load(args)
     from m2distill_policy.commands.ablate import seeds_of
     from m2distill_policy.config import load_config
-    from training.studies.arms import Study
+    from training.studies.study import Study
     from training.studies.sweep import SweepConfig, sweep, table
 
     study = Study(args.config, args.data, args.out, tuple(args.overrides))

@@ -207,7 +207,7 @@ def _criteria(before: ReleaseCriteria, args: argparse.Namespace) -> ReleaseCrite
 
 def _check_release(run: LifelongRun, args: argparse.Namespace) -> int:
     """Compare the old tasks before and after, and publish; return 1 if they got worse or were not evaluated."""
-    from training.gate import gate, publish, verdict
+    from training.regression_gate import gate, publish, verdict
 
     criteria = _criteria(run.extends[-1].release, args)
     stage = run.stages - 1

@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Any
 
-from m2distill_policy.dds.image import Image
+from m2distill_policy.dds.images import Image
 from m2distill_policy.dds.m2distill_msgs import Episode, PolicyAction, PolicyStatus
 from m2distill_policy.dds.messages import MESSAGES
 from m2distill_policy.dds.participant import Participant, Reader
@@ -35,8 +35,8 @@ from m2distill_policy.node.other_publishers import LOOK_EVERY
 from m2distill_policy.node.output import Output
 from m2distill_policy.node.real_time import RealTimeLoop
 from m2distill_policy.node.receive_buffer import ReceiveBuffer
+from m2distill_policy.runtime.folder_watcher import FolderWatcher
 from m2distill_policy.runtime.server import PolicyServer
-from m2distill_policy.runtime.watcher import FolderWatcher
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ No field may be ``uint8`` or ``int8``: Cyclone DDS 11 describes these types to i
 which is part of ROS 2 Jazzy, cannot read; a 0.10 process that inspects them crashes. ``byte`` has the same bytes and
 the old description.
 
-``Image`` is in :mod:`m2distill_policy.dds.image`, because it has its own serialiser. The policy's own messages are in
+``Image`` is in :mod:`m2distill_policy.dds.images`, because it has its own serialiser. The policy's own messages are in
 :mod:`m2distill_policy.dds.m2distill_msgs`.
 """
 # No ``from __future__ import annotations`` here: the serialiser is made from the annotations themselves.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import ObservationError
-from m2distill_policy.images.codecs import ImageHeader, check_size, decode, read_header
+from m2distill_policy.images.jpeg_png import ImageHeader, check_size, decode, read_header
 
 #: Encoding -> bytes of a pixel.
 BYTES_PER_PIXEL = {
@@ -126,7 +126,7 @@ def compressed_to_rgb(form: str, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Raises:
         ObservationError: The image is a depth image, has 16 bits, has an unknown format or other content than its
-            format, is damaged, or is too large (see :mod:`m2distill_policy.images.codecs`).
+            format, is damaged, or is too large (see :mod:`m2distill_policy.images.jpeg_png`).
     """
     original = _check_format(form)
     header = read_header(data)

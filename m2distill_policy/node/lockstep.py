@@ -23,11 +23,11 @@ from m2distill_policy.node.pose_source import PoseSource
 from m2distill_policy.node.synchroniser import SynchronisedSet
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.folder_watcher import FolderWatcher
 from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import Fault
-from m2distill_policy.runtime.watcher import FolderWatcher
 
 T = TypeVar("T")
 

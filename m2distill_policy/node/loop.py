@@ -32,11 +32,11 @@ from m2distill_policy.node.stream import ObservationStream
 from m2distill_policy.node.synchroniser import SynchronisedSet
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.folder_watcher import FolderWatcher
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault
-from m2distill_policy.runtime.watcher import FolderWatcher
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from m2distill_policy.node.frames import FrameCheck
+from m2distill_policy.node.frame_names import FrameCheck
 
 #: Largest distance of an end effector from its frame's origin, m.
 FARTHEST = 5.0

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from m2distill_policy.node import topics
 from m2distill_policy.node.arrivals import Moment, Stream, check_arrivals, stale_set
-from m2distill_policy.node.incomplete import Labels
 from m2distill_policy.node.loop import PolicyLoop
 from m2distill_policy.node.loop_options import LoopOptions
+from m2distill_policy.node.missing_streams import Labels
 from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose_source import POSE_PERIODS, PoseSource
 from m2distill_policy.node.pose_wait import PoseWait
@@ -25,10 +25,10 @@ from m2distill_policy.node.stream import SLOWEST_CAMERA
 from m2distill_policy.node.synchroniser import RATE_OVER
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.decision import Decision
+from m2distill_policy.runtime.folder_watcher import FolderWatcher
 from m2distill_policy.runtime.safety import Motion
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import Fault
-from m2distill_policy.runtime.watcher import FolderWatcher
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from m2distill_policy.errors import ObservationError
 from m2distill_policy.images.preprocess import preprocess
 from m2distill_policy.node import topics
 from m2distill_policy.node.arrivals import Moment, Stream
-from m2distill_policy.node.incomplete import SLOWEST, Labels, explain, slow_joints, streams_of
 from m2distill_policy.node.joint_states import JointStates
 from m2distill_policy.node.joints import JointMap, JointSource
+from m2distill_policy.node.missing_streams import SLOWEST, Labels, explain, slow_joints, streams_of
 from m2distill_policy.node.pacer import Pacer
 from m2distill_policy.node.synchroniser import SynchronisedSet, Synchroniser
 from m2distill_policy.observation import Observation

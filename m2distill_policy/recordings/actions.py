@@ -13,7 +13,7 @@ from m2distill_policy.contract import Contract
 from m2distill_policy.demonstrations import Episode
 from m2distill_policy.errors import ObservationError, RecordingError
 from m2distill_policy.node import topics
-from m2distill_policy.node.frames import shown_frame
+from m2distill_policy.node.frame_names import shown_frame
 from m2distill_policy.node.gripper import GripperProfile
 from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag

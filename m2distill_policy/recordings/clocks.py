@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import RecordingError
-from m2distill_policy.node.incomplete import SLOWEST
+from m2distill_policy.node.missing_streams import SLOWEST
 from m2distill_policy.runtime.watchdog import WatchLimits
 
 #: ns of a part of the recording in which the median leads are compared.

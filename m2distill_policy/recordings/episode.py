@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import FASTEST, Contract
 from m2distill_policy.errors import ObservationError, RecordingError
 from m2distill_policy.node import topics
-from m2distill_policy.node.frames import FrameCheck, shown_frame
+from m2distill_policy.node.frame_names import FrameCheck, shown_frame
 from m2distill_policy.node.pose import pose_from
 from m2distill_policy.node.pose_gate import Measured, PoseGate, impossible
 from m2distill_policy.node.stream import SLOWEST_CAMERA, ObservationStream

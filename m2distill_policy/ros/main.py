@@ -11,7 +11,7 @@ from rclpy.signals import SignalHandlerOptions
 from m2distill_policy.errors import M2DistillError, printable
 from m2distill_policy.node.loop import UNINTERRUPTED
 from m2distill_policy.ros.policy_node import PolicyNode
-from m2distill_policy.settings.table import check
+from m2distill_policy.settings.definitions import check
 from m2distill_policy.signals import stop_on_signals
 from m2distill_policy.streams import flush_or_discard
 

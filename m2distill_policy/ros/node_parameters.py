@@ -13,9 +13,9 @@ from rclpy.parameter import Parameter as RosParameter
 from m2distill_policy.errors import ConfigError, UnknownInstructionError
 from m2distill_policy.ros.policy_state import PolicyState
 from m2distill_policy.runtime.engine import EngineError
+from m2distill_policy.settings.definitions import BY_NAME, PARAMETERS, check
 from m2distill_policy.settings.parameter import KINDS
 from m2distill_policy.settings.parameter_files import given_by_name, likely_misspelt, unknown
-from m2distill_policy.settings.table import BY_NAME, PARAMETERS, check
 
 #: rclpy cannot know the type of an empty list, so it is set for these parameters.
 _LISTS = {"floats": RosParameter.Type.DOUBLE_ARRAY, "strings": RosParameter.Type.STRING_ARRAY}

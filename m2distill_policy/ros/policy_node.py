@@ -36,10 +36,10 @@ from m2distill_policy.ros.policy_state import Loop, PolicyState
 from m2distill_policy.ros.run_task import RunTaskServer
 from m2distill_policy.ros.services import Services
 from m2distill_policy.ros.transforms import TransformedPoses
+from m2distill_policy.runtime.folder_watcher import FolderWatcher
 from m2distill_policy.runtime.probe import open_and_prove
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
-from m2distill_policy.runtime.watcher import FolderWatcher
 from m2distill_policy.settings.node import settings_from
 
 #: s between two ~/status of a node that is configured but not active.

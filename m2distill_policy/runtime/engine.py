@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from m2distill_policy.bundle import INSTRUCTION_GRAPH, STEP_GRAPH, Bundle
 from m2distill_policy.errors import BundleError, ConfigError, M2DistillError, closest
 from m2distill_policy.observation import Observation
-from m2distill_policy.runtime.guard import LONGEST_ANSWER, OverdueError, RunGuard
 from m2distill_policy.runtime.mixture import Mixture, PolicyOutputError
+from m2distill_policy.runtime.run_timeout import LONGEST_ANSWER, OverdueError, RunGuard
 from m2distill_policy.runtime.window import TokenWindow
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ObservationError
 from m2distill_policy.observation import Observation
 from m2distill_policy.ranges import require_within
-from m2distill_policy.runtime.guard import LONGEST_ANSWER
+from m2distill_policy.runtime.run_timeout import LONGEST_ANSWER
 from m2distill_policy.runtime.status import StatusCode
 
 #: Smallest and largest value of each limit, and its unit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m2distill_policy.settings.table import markdown
+from m2distill_policy.settings.definitions import markdown
 
 if __name__ == "__main__":
     print(markdown())

@@ -14,8 +14,8 @@ from m2distill_policy.node.joints import JointSource, require_distinct
 from m2distill_policy.node.topics import POLICY_NODE
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.settings.definitions import BY_NAME, PARAMETERS, find, with_defaults
 from m2distill_policy.settings.parameter_files import flatten, is_for_all, is_parameter_file, sections_of, unknown
-from m2distill_policy.settings.table import BY_NAME, PARAMETERS, find, with_defaults
 
 #: Groups of parameters that are an arm's settings, except those that only a node on ROS 2 uses.
 _OF_THE_ARM = ("safety", "watch", "gripper", "joints", "joint_topics")

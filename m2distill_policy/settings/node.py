@@ -10,7 +10,7 @@ from typing import Any
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.node.loop_options import LoopOptions
 from m2distill_policy.settings.arm import ArmSettings, arm_from
-from m2distill_policy.settings.table import with_defaults
+from m2distill_policy.settings.definitions import with_defaults
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """All parameters, checked together; :data:`m2distill_policy.settings.table.PARAMETERS` describes each."""
+    """All parameters, checked together; :data:`m2distill_policy.settings.definitions.PARAMETERS` describes each."""
 
     autostart: bool
     bundle: Path

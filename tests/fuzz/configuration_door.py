@@ -30,8 +30,8 @@ from m2distill_policy.recordings.contract import read_contract
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.settings.arm import load_arm
+from m2distill_policy.settings.definitions import PARAMETERS
 from m2distill_policy.settings.node import settings_from
-from m2distill_policy.settings.table import PARAMETERS
 from tests.fuzz.choice import TOKENS, Choice
 from tests.fuzz.door import Door, Folder
 from tests.fuzz.invariant import ROOT, require

@@ -14,7 +14,7 @@ from typing import Any
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.dds import m2distill_msgs, types
-from m2distill_policy.dds.image import Image
+from m2distill_policy.dds.images import Image
 from m2distill_policy.dds.messages import MESSAGES
 from m2distill_policy.dds.participant import Participant, Reader
 from m2distill_policy.dds.policy_node import PolicyNode

@@ -12,7 +12,7 @@ file                                         record
 ``evaluation/stage_<k>.json``                :class:`EvaluationRecord`
 ``evaluation/stage_<k>_curve.json``          :class:`CurveRecord`
 ``results.json``                             :class:`RunResults`
-``gate.json``                                :class:`training.gate.Gate`
+``gate.json``                                :class:`training.regression_gate.Gate`
 ============================================ =============================================================
 
 A record names files with their sha256 and is renamed into place last, so it always names whole files.

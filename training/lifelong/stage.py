@@ -23,7 +23,7 @@ from training import distributed
 from training.allocator import free_bytes, keep_freed_memory
 from training.data.augment import augment
 from training.data.task_data import Demonstrated, WindowBatch
-from training.lifelong.partial import resume_partial, save_partial
+from training.lifelong.partial_checkpoint import resume_partial, save_partial
 from training.lifelong.stop import StoppedError, stop_requests
 from training.lifelong.strategy import Composed, Strategy, Targets, imitation
 from training.models.resnet_t import Inputs, ResNetT

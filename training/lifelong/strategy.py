@@ -23,7 +23,7 @@ from torch import Tensor
 
 from training.data.task_data import WindowBatch, concatenate
 from training.lifelong.memory import Memory
-from training.losses.terms import behaviour_cloning
+from training.losses import behaviour_cloning
 from training.models.resnet_t import Inputs, Output, ResNetT
 
 if TYPE_CHECKING:

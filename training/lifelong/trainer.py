@@ -17,7 +17,7 @@ from training import distributed
 from training.data.joint_data import JointData
 from training.data.task_data import Demonstrated, TaskData
 from training.lifelong.checkpoint import digest_of, save_tensors
-from training.lifelong.partial import drop_partial, partial_step
+from training.lifelong.partial_checkpoint import drop_partial, partial_step
 from training.lifelong.records import CandidatesRecord, FileRecord, StageRecord, StateRecord, write_record
 from training.lifelong.run import LifelongRun
 from training.lifelong.stage import append_json_line, end_stage, pick_device, pick_precision, train_stage

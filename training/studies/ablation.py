@@ -17,7 +17,7 @@ from m2distill_policy.errors import ConfigError
 from m2distill_policy.tables import format_table
 from training.lifelong.checkpoint import write_json
 from training.lifelong.strategies.m2distill import TERMS, DistillConfig
-from training.studies.arms import TERMS_OFF, Arm, Study, results_of, run_seed, without_each_term
+from training.studies.study import TERMS_OFF, Arm, Study, results_of, run_seed, without_each_term
 
 #: Metrics of every arm: name in results.json -> heading.
 METRICS = {"mean_final": "success", "nbt": "NBT", "auc": "AUC", "fwt": "FWT"}

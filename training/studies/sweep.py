@@ -24,7 +24,7 @@ from m2distill_policy.tables import format_table
 from training.lifelong.checkpoint import read_json, write_json
 from training.parallel_runs import Job, run_jobs
 from training.run_config import RunConfig, first_difference
-from training.studies.arms import Arm, Study, results_of
+from training.studies.study import Arm, Study, results_of
 
 #: Types of a setting's value.
 Value: TypeAlias = bool | int | float | str

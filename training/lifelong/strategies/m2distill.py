@@ -19,7 +19,7 @@ from m2distill_policy.errors import ConfigError
 from m2distill_policy.options import MANY
 from training.lifelong.memory import Memory
 from training.lifelong.strategy import Composed, Imitate, Strategy, Targets, imitation
-from training.losses.terms import latent_distance, policy_divergence, reverse_divergence, subspace_distance
+from training.losses import latent_distance, policy_divergence, reverse_divergence, subspace_distance
 from training.models.resnet_t import Inputs, Output, ResNetT
 
 if TYPE_CHECKING:
