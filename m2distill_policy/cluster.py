@@ -147,8 +147,8 @@ def add_option(parser: argparse.ArgumentParser, what: str) -> None:
         const="auto",
         metavar="ADDRESS",
         help=f"distribute the {what} over the machines of a Ray cluster, which must see the same folders under the "
-        f"same paths: the address of its head; without an address the cluster of this machine; '{LOCAL}' for one on "
-        "this machine only",
+        f"same paths. ADDRESS is that of its head node. Without it, the running cluster that this machine is part of "
+        f"is used; '{LOCAL}' starts one on this machine alone",
     )
 
 

@@ -21,9 +21,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "evaluate",
         help=SUMMARIES["evaluate"],
         description=(
-            "Run a bundle on tasks of a suite and print the success rates. The initial states were used neither for "
-            "demonstrations nor to choose a checkpoint (for LIBERO's tasks: the first 25 of its 50 states). If it is "
-            "stopped, the same command continues."
+            "Run a bundle on tasks of a suite and print the success rates. It starts from initial states that "
+            "neither demonstrations nor the choice of checkpoints use. For LIBERO's tasks these are the first 25 of "
+            "its 50 benchmark states. If it is stopped, the same command continues."
         ),
         epilog="examples:\n"
         "  m2distill evaluate --rollouts 5 --out results/pretrained   # the pretrained policy\n"
@@ -47,7 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--sampling",
         default="low_noise",
         choices=("sample", "low_noise", "mode"),
-        help="how actions are sampled from the mixture (default: low_noise)",
+        help="action from the mixture: sample draws one, low_noise draws with a small standard deviation, "
+        "mode takes the mean of the most likely component (default: low_noise)",
     )
     parser.add_argument(
         "--temperature",

@@ -50,12 +50,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the arm's gripper and joints: a file as for 'm2distill serve', or a profile of config/arms by name",
     )
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="one of these settings"
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="change one setting of --config",
     )
     parser.add_argument(
         "--namespace",
-        help="prefix of the recorded topics, such as /left for one of two arms; it also selects the sections of a "
-        "parameter file given with --config",
+        help="prefix of the recorded topics, such as /left for one of two arms; a ROS parameter file given with "
+        "--config is then read for the node of this namespace",
     )
     parser.add_argument(
         "--slop",

@@ -25,7 +25,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--config", type=training_config, help="TOML or YAML file, or a profile: tiny, paper, libero_small"
     )
-    parser.add_argument("--data", type=Path, help="folder of <task>_demo.hdf5 files (default: assume --length)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder of <task>_demo.hdf5 files; without it, every demonstration counts as --length steps",
+    )
     parser.add_argument(
         "--length",
         type=whole("--length", 1, MANY),

@@ -26,13 +26,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "  m2distill serve bundles/first --watch bundles --swap-when now\n"
         "  m2distill serve bundles/first --set safety.speed=[0.1,0.1,0.1,0.5,0.5,0.5] --set safety.halt_time=0.2\n"
         "  m2distill serve --lockstep   # the pretrained policy, for 'm2distill sim --lockstep'\n\n"
-        "It finds programs on this machine only. For other machines, set CYCLONEDDS_URI to a "
-        "configuration of Cyclone DDS.",
+        "Messages reach programs on this machine only. For cameras or an arm on another machine, set "
+        "CYCLONEDDS_URI to a configuration of Cyclone DDS.",
     )
     add_bundle(parser)
     parser.add_argument("--instruction", help="the task; the topic ~/instruction changes it at any time")
     parser.add_argument(
-        "--watch", metavar="DIR", type=Path, help="load bundles that are renamed into DIR while the policy runs"
+        "--watch",
+        metavar="DIR",
+        type=Path,
+        help="load each new bundle in DIR while the policy runs; write it elsewhere and move it in with one rename",
     )
     parser.add_argument(
         "--public-key",
@@ -44,7 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--swap-when",
         choices=("idle", "now"),
         default="idle",
-        help="switch to a new bundle when no commands go to the arm, or between any two cycles (default: %(default)s)",
+        help="when a new bundle replaces the current one: idle waits until the arm is halted, now does it "
+        "between two steps (default: %(default)s)",
     )
     parser.add_argument(
         "--lockstep",
@@ -55,7 +59,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--sampling",
         choices=("sample", "low_noise", "mode"),
         default="low_noise",
-        help="how actions are sampled from the mixture (default: %(default)s)",
+        help="action from the mixture: sample draws one, low_noise draws with a small standard deviation, "
+        "mode takes the mean of the most likely component (default: %(default)s)",
     )
     parser.add_argument(
         "--temperature",
@@ -128,7 +133,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--allow-other-publishers",
         action="store_true",
-        help="send commands although another node publishes on the same topics, for example before a multiplexer",
+        help="send commands although another node publishes on the same topics; for setups with a twist_mux "
+        "behind them",
     )
     parser.add_argument("--domain", type=whole("--domain", 0, 232), help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
     parser.add_argument(

@@ -22,13 +22,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--drive",
         choices=("osc", "velocity"),
         default="osc",
-        help="follow set-points as in training, or ~/twist as a velocity-driven arm does (default: %(default)s)",
+        help="how the arm is driven: osc follows set-points (operational space control, as in training), "
+        "velocity follows ~/twist (default: %(default)s)",
     )
     parser.add_argument(
         "--set-point",
         choices=("action", "target_pose"),
         default="action",
-        help="set-points of the drive osc: ~/action or ~/target_pose (default: %(default)s)",
+        help="topic of the set-points for --drive osc: ~/action, relative, or ~/target_pose, absolute "
+        "(default: %(default)s)",
     )
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--lockstep", action="store_true", help="wait for every answer; reproducible (default)")
@@ -49,10 +51,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--purpose",
         choices=("reported", "selection"),
         default="reported",
-        help="set of initial states, see 'm2distill evaluate' (default: %(default)s)",
+        help="set of initial states: reported, as in 'm2distill evaluate', or selection, on which training "
+        "chooses checkpoints (default: %(default)s)",
     )
     parser.add_argument(
-        "--size", type=whole("--size", 1, 4096), help="height and width of a view (default: the bundle's, or 128)"
+        "--size",
+        type=whole("--size", 1, 4096),
+        help="height and width of a view in pixels (default: the bundle's; without a bundle 128)",
     )
     parser.add_argument(
         "--bundle", type=Path, help="bundle whose image size is used; refused if it does not fit the suite"
