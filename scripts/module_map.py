@@ -6,6 +6,7 @@ Each module's line is the first sentence of its docstring, so the list cannot di
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def summary(path: Path) -> str:
     if not text:
         raise SystemExit(f"{path.relative_to(ROOT)} has no docstring; say in one line what it is for")
     paragraph = " ".join(text.split("\n\n")[0].split())
-    return paragraph.partition(". ")[0].rstrip(".:")
+    return re.split(r"(?<!et al)\. ", paragraph)[0].rstrip(".:")
 
 
 def module_map() -> str:
