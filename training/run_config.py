@@ -34,8 +34,8 @@ class OptimConfig:
     epochs: float = setting(
         0.0,
         "If above 0, replaces optim.steps: passes of a stage over all demonstrated steps, so that a task with longer "
-        "demonstrations is trained longer. LIBERO starts a window at every step, so with a history of 10 one of its "
-        "epochs is ten of these.",
+        "demonstrations is trained longer. One epoch samples as many time steps as were demonstrated. LIBERO's "
+        "windows overlap: with a history of 10, one of its epochs equals ten of these.",
         unit="epochs",
         low=0,
         high=MANY,

@@ -35,15 +35,16 @@ class MemoryConfig:
         16, "Windows of kept demonstrations in every batch.", unit="windows", low=0, high=LARGEST_BATCH
     )
     instructions: bool = setting(
-        False, "Keep the instructions of old tasks, and distil on new observations under them in every batch."
+        False,
+        "Keep the instructions of old tasks. Every batch then has a part with new observations and old instructions.",
     )
     instruction_batch: int = setting(
-        16, "Windows under old instructions in every batch.", unit="windows", low=0, high=LARGEST_BATCH
+        16, "Windows with old instructions in every batch.", unit="windows", low=0, high=LARGEST_BATCH
     )
     out_of_distribution: float = setting(
         0.0,
-        "Share of the single steps under old instructions that get an out-of-distribution augmentation: colour "
-        "channels are exchanged, and noise is added to the proprioception. Needs optim.single_steps above 0.",
+        "In the part of a batch with new observations and old instructions: share of the single steps whose colour "
+        "channels are exchanged and whose proprioception gets noise. Needs optim.single_steps above 0.",
     )
     out_of_distribution_noise: float = setting(
         0.3,

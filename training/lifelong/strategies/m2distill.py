@@ -70,21 +70,23 @@ class DistillConfig:
     )
     new_latents: float = setting(
         1.0,
-        "Factor on the latent terms for windows of the new task; 0 distils latents only on kept demonstrations and "
-        "under old instructions.",
+        "Factor on the latent terms for windows of the new task. With 0, latents are distilled only on demonstrations "
+        "in memory and on new observations with old instructions.",
         low=0,
         high=1e9,
     )
     rank: int = setting(
         0,
-        "Compare latents only in so many directions, those that the previous policy uses most; 0: in all.",
+        "Number of directions in which latents are compared: the first principal components of the previous "
+        "policy's latents; 0: all.",
         unit="directions",
         low=0,
         high=MANY,
     )
     confident: int = setting(
         0,
-        "Compare only so many of distill.samples, those that the previous policy finds most likely; 0: all.",
+        "Number of the samples of distill.samples that enter the KL: those with the highest probability "
+        "under the previous policy; 0: all.",
         unit="samples",
     )
     direction: Literal["forward", "reverse"] = setting(
