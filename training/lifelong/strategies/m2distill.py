@@ -77,7 +77,7 @@ class DistillConfig:
     )
     rank: int = setting(
         0,
-        "Number of directions in which latents are compared: the first principal components of the previous "
+        "Number of directions in which latents are compared: the dominant singular vectors of the previous "
         "policy's latents; 0: all.",
         unit="directions",
         low=0,
