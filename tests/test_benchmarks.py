@@ -209,3 +209,25 @@ def test_a_roofline_counts_operations_and_shares_out_the_time(tmp_path: Path) ->
     assert abs(sum(figures["share_of_time"].values()) - 1) < 0.01
     # Which takes longer is a matter of the machine and of what else it does.
     assert all(figures["share_of_time"][kind] > 0 for kind in ("convolution, backward", "batch norm"))
+
+
+def test_a_measurement_resumes_with_the_figures_so_far(tmp_path: Path) -> None:
+    out = tmp_path / "faults.json"
+    PartialFigures(out, {"size": (2, 3)}).add("first", 1.5)
+    again = PartialFigures(out, {"size": (2, 3)})
+    assert again.figures == {"first": 1.5}
+    with pytest.raises(TrainingError, match="figures of other options"):
+        PartialFigures(out, {"size": (2, 4)})
+    again.remove()
+    assert not list(tmp_path.iterdir())
+    PartialFigures(None, {}).add("first", 1.5)
+
+
+def test_every_command_has_an_example_and_says_whether_it_resumes() -> None:
+    for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
+        text = path.read_text(encoding="utf-8")
+        if '__name__ == "__main__"' in text:
+            description = ast.get_docstring(ast.parse(text)) or ""
+            assert f"benchmarks.{path.stem}" in description.partition("Example:\n")[2], path.name
+            assert "resum" in description or path.stem.endswith("_results"), path.name
+            assert "make_parser(__doc__)" in text or "main(" in text, path.name
