@@ -105,7 +105,7 @@ def test_a_pose_that_comes_after_the_joints_gives_a_set_point(side: Side, tmp_pa
 
         send(5)
         # A busy machine may deliver a pose later than the node waits for it, 15 ms: then it is tried again. A node that
-        # does not wait has no set-point in any round.
+        # does not wait has 1 set-point in 20. tests/test_node_poses.py asks for 97 in 100, without a clock.
         rounds: list[float] = []
         while not rounds or (rounds[-1] < 0.8 and len(rounds) < 5):
             robot.forget()

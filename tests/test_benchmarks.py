@@ -197,18 +197,22 @@ def test_every_benchmark_is_described() -> None:
 def test_a_roofline_counts_operations_and_shares_out_the_time(tmp_path: Path) -> None:
     out = tmp_path / "roofline.json"
     words = ["--config", "config/tiny.toml", "--text-size", "384", "--steps", "1", "--out", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.roofline", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(out.read_text())["figures"]
+    # One profiled step that a busy machine interrupts has other shares, so it is measured up to three times.
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.roofline", *words],
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(out.read_text())["figures"]
+        share = figures["share_of_time"]
+        if share["convolution, backward"] > share["batch norm"]:
+            break
     # 4 windows of 10 steps and 2 views: the stem alone is 2 x 3 x 25 x 24 x 16 x 16 operations a picture.
     assert figures["gflop_a_step"] > 80 * 2 * 3 * 25 * 24 * 16 * 16 / 1e9
     assert figures["gflop_s"] > 0 and figures["matrix_product_gflop_s"] > 0 and figures["copy_gb_s"] > 0
     assert abs(sum(figures["share_of_time"].values()) - 1) < 0.01
-    # Which takes longer is a matter of the machine and of what else it does.
-    assert all(figures["share_of_time"][kind] > 0 for kind in ("convolution, backward", "batch norm"))
+    assert share["convolution, backward"] > share["batch norm"]
 
 
 def test_a_measurement_resumes_with_the_figures_so_far(tmp_path: Path) -> None:
