@@ -33,9 +33,9 @@ class OptimConfig:
     steps: int = setting(2500, "Optimiser steps of a stage.", unit="steps", low=1, high=100 * MANY)
     epochs: float = setting(
         0.0,
-        "If above 0, replaces optim.steps: passes of a stage over all demonstrated steps, so that a task with longer "
-        "demonstrations is trained longer. One epoch samples as many time steps as were demonstrated. LIBERO's "
-        "windows overlap: with a history of 10, one of its epochs equals ten of these.",
+        "Length of a stage in epochs; 0: use optim.steps instead. In one epoch, as many time steps are sampled as "
+        "the stage's demonstrations have, so longer demonstrations are trained on for longer. An epoch of LIBERO "
+        "samples every step once for each window that contains it: with a history of 10, ten times as many.",
         unit="epochs",
         low=0,
         high=MANY,

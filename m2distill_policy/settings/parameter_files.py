@@ -147,10 +147,10 @@ def _matching(found: Sequence[tuple[str, Mapping[str, Any]]], node: str) -> list
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line gives to a node.
+    """The parameters that a command line sets for a node.
 
     Attributes:
-        names: Parameters that are given to this node by its name.
+        names: Parameters that are set for this node by its name.
         refused: A message for each mistake that ROS 2 accepts silently: a parameter given twice in one section, or a
             file that names this node only in other namespaces.
     """

@@ -26,7 +26,8 @@ class MemoryConfig:
     )
     windows: int = setting(
         0,
-        "Instead of memory.episodes, LIBERO's rule: keep the first so many windows of a task's file (LIBERO: 1000).",
+        "LIBERO's rule, instead of memory.episodes: keep this many windows from the start of a task's file (LIBERO: "
+        "1000).",
         unit="windows",
         low=0,
         high=100 * MANY,
@@ -36,19 +37,25 @@ class MemoryConfig:
     )
     instructions: bool = setting(
         False,
-        "Keep the instructions of old tasks. Every batch then has a part with new observations and old instructions.",
+        "Keep the instructions of old tasks. Every batch then also has windows of the new task that are paired with "
+        "the instruction of an old task.",
     )
     instruction_batch: int = setting(
-        16, "Windows with old instructions in every batch.", unit="windows", low=0, high=LARGEST_BATCH
+        16,
+        "Windows of the new task with the instruction of an old task in every batch.",
+        unit="windows",
+        low=0,
+        high=LARGEST_BATCH,
     )
     out_of_distribution: float = setting(
         0.0,
-        "In the part of a batch with new observations and old instructions: share of the single steps whose colour "
-        "channels are exchanged and whose proprioception gets noise. Needs optim.single_steps above 0.",
+        "Share of the single steps with an old instruction that are augmented: their colour channels are exchanged, "
+        "and noise is added to their proprioception. Needs optim.single_steps above 0.",
     )
     out_of_distribution_noise: float = setting(
         0.3,
-        "Standard deviation of that noise, in standard deviations of each number of the proprioception.",
+        "Standard deviation of the noise of memory.out_of_distribution; 1 is the standard deviation of the "
+        "proprioception in the demonstrations.",
         low=0,
         high=100.0,
     )

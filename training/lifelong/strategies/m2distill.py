@@ -77,16 +77,16 @@ class DistillConfig:
     )
     rank: int = setting(
         0,
-        "Number of directions in which latents are compared: the dominant singular vectors of the previous "
-        "policy's latents; 0: all.",
+        "Compare latents only along this many directions: the singular vectors of the previous policy's latents "
+        "with the largest singular values. 0: all directions.",
         unit="directions",
         low=0,
         high=MANY,
     )
     confident: int = setting(
         0,
-        "Number of the samples of distill.samples that enter the KL: those with the highest probability "
-        "under the previous policy; 0: all.",
+        "Use only this many of the distill.samples samples: those that are most probable under the previous "
+        "policy. 0: all samples.",
         unit="samples",
     )
     direction: Literal["forward", "reverse"] = setting(

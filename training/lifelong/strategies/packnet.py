@@ -31,13 +31,13 @@ class PackNetConfig:
 
     prune: float = setting(
         0.75,
-        "Share of a layer's free weights that a stage prunes and leaves to later tasks, between 0 and 1; LIBERO's "
-        "prune_perc.",
+        "Share of a layer's free weights, between 0 and 1, that a stage sets to zero and leaves free for later "
+        "tasks; LIBERO's prune_perc.",
     )
     retrain: float = setting(
         0.5,
-        "Share of a stage's steps after the pruning, between 0 and 1. LIBERO adds as many epochs again, which is "
-        "half of all steps.",
+        "Share of a stage's steps, between 0 and 1, that come after the pruning. 0.5 is LIBERO's rule: as many "
+        "epochs after the pruning as before it.",
     )
 
     def __post_init__(self) -> None:
