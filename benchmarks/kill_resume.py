@@ -93,8 +93,7 @@ def train_until(
     """Start or resume the run, and kill it at a moment sampled from ``rng``.
 
     Returns:
-        Whether it was killed. Otherwise it has finished, before that moment or because it had been killed ``kills``
-        times.
+        Whether it was killed. Otherwise it has finished: before that moment, or after the last of ``kills`` kills.
 
     Raises:
         TrainingError: the run failed.

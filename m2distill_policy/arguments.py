@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from m2distill_policy.errors import BundleError, closest, printable
+from m2distill_policy.bundle_files import bundle_folder
+from m2distill_policy.errors import closest, printable
 from m2distill_policy.installation import PRETRAINED, find_file
 
 #: ``memory.episodes`` of the profiles that :func:`train_command` names.
@@ -109,7 +110,7 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def find_bundle(path: Path | None) -> Path:
-    """Return the bundle's folder for a bundle, or for a run: the bundle of its last stage.
+    """Return the bundle's folder for a bundle, or for a run, and say on standard error which one was chosen.
 
     Args:
         path: Folder of a bundle or of a run. None: the pretrained bundle that ships with the package.
@@ -123,19 +124,9 @@ def find_bundle(path: Path | None) -> Path:
             file=sys.stderr,
         )
         return PRETRAINED
-    if (path / "bundle.json").exists() or not (path / "run.json").is_file():
-        return path
-    found = {
-        int(folder.name.removeprefix("stage_")): folder
-        for folder in path.glob("bundles/stage_*")
-        if (folder / "bundle.json").is_file() and folder.name.removeprefix("stage_").isdecimal()
-    }
-    if not found:
-        raise BundleError(
-            f"the run {path} has no bundle yet; finish its first stage: m2distill train --resume --out {path}"
-        )
-    bundle = found[max(found)]
-    print(f"using the run's last bundle: {printable(str(bundle))}", file=sys.stderr)
+    bundle = bundle_folder(path)
+    if bundle != path:
+        print(f"using the run's last bundle: {printable(str(bundle))}", file=sys.stderr)
     return bundle
 
 

@@ -1,4 +1,4 @@
-"""Read the files of a bundle within limits: number, size, only plain files; and check the manifest's digest."""
+"""Find the folder of a bundle and read its files within limits: number, size, only plain files; check the digest."""
 
 from __future__ import annotations
 
@@ -38,6 +38,32 @@ _CHUNK = 2**20
 def is_plain_name(name: str) -> bool:
     """Return whether ``name`` may be a file of a bundle: no folder, no leading dot, at most 128 characters."""
     return _PLAIN_NAME.match(name) is not None
+
+
+def bundle_folder(path: Path) -> Path:
+    """Return the bundle's folder for a bundle, or for a run: the bundle of its last stage.
+
+    Args:
+        path: Folder of a bundle or of a run.
+
+    Returns:
+        The bundle of the run's last stage that has one; ``path`` itself if it is not a run.
+
+    Raises:
+        BundleError: ``path`` is a run that has no bundle yet.
+    """
+    if (path / MANIFEST).exists() or not (path / "run.json").is_file():
+        return path
+    found = {
+        int(folder.name.removeprefix("stage_")): folder
+        for folder in path.glob("bundles/stage_*")
+        if (folder / MANIFEST).is_file() and folder.name.removeprefix("stage_").isdecimal()
+    }
+    if not found:
+        raise BundleError(
+            f"the run {path} has no bundle yet; finish its first stage: m2distill train --resume --out {path}"
+        )
+    return found[max(found)]
 
 
 def digest_line(manifest: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Start processes on other machines, as :class:`subprocess.Popen` does here, with a Ray cluster (https://docs.ray.io).
+"""Start processes on the machines of a Ray cluster (https://docs.ray.io), with the interface of subprocess.Popen.
 
 Ray is optional and only used with ``--ray``. Every machine of the cluster must have this package installed, and see the
 work's folders under the same paths (NFS or similar).
@@ -147,8 +147,8 @@ def add_option(parser: argparse.ArgumentParser, what: str) -> None:
         const="auto",
         metavar="ADDRESS",
         help=f"distribute the {what} over the machines of a Ray cluster, which must see the same folders under the "
-        f"same paths. ADDRESS is that of its head node. Without it, the running cluster that this machine is part of "
-        f"is used; '{LOCAL}' starts one on this machine alone",
+        f"same paths. ADDRESS is the address of the head node. Without ADDRESS, the running cluster of this machine "
+        f"is used. '{LOCAL}' starts a cluster on this machine alone",
     )
 
 

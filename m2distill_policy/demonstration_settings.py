@@ -1,4 +1,4 @@
-"""Compare a demonstration file's record of how it was made with the contract; read instructions from LIBERO's names."""
+"""Compare the settings that a demonstration file records with its contract; read instructions from LIBERO's names."""
 
 from __future__ import annotations
 

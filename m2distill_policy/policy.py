@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from m2distill_policy.bundle import open_bundle
+from m2distill_policy.bundle_files import bundle_folder
 from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError
@@ -46,7 +48,7 @@ class Policy:
     """A trained policy, loaded from a bundle. Not thread-safe.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: folder of a bundle, or of a run (the bundle of its last stage).
         provider: ``cpu``, ``cuda``, ``tensorrt`` or ``auto``.
         threads: threads of one operator on the CPU.
         sampling: how an action is sampled from the mixture. ``low_noise`` samples a component and returns nearly its
@@ -75,7 +77,8 @@ class Policy:
         check_sampling(sampling, temperature)
         if seed < 0:
             raise ConfigError(f"seed is {seed}; use a whole number from 0 on")
-        self._engine = Engine(open_bundle(bundle, public_key=public_key), provider=provider, threads=threads)
+        opened = open_bundle(bundle_folder(Path(bundle)), public_key=public_key)
+        self._engine = Engine(opened, provider=provider, threads=threads)
         self._window = self._engine.window()
         self._sampling, self._temperature, self._seed = sampling, temperature, seed
         self._conditioning: Conditioning | None = None
@@ -173,7 +176,8 @@ def load(path: str | os.PathLike[str] | None = None, **options: Any) -> Policy:
     """Load a policy.
 
     Args:
-        path: folder of a bundle; by default the pretrained bundle that ships with the package.
+        path: folder of a bundle, or of a run (the bundle of its last stage); by default the pretrained bundle that
+            ships with the package.
         options: keyword arguments of ``Policy``, such as ``provider`` and ``sampling``.
 
     Returns:

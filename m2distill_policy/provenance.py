@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from m2distill_policy import __version__
+
 #: Packages whose version can change a result.
 PACKAGES = (
     "numpy",
@@ -28,8 +30,8 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages among :data:`PACKAGES`."""
-    found = {"python": platform.python_version()}
+    """Return the versions of this package, of Python, and of the installed packages among :data:`PACKAGES`."""
+    found = {"m2distill_policy": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

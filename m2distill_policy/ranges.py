@@ -1,4 +1,4 @@
-"""Numbers of a configuration: in a stated range, or one sentence that names the setting."""
+"""Check that a number of a configuration is in its range; if not, the error names the setting."""
 
 from __future__ import annotations
 

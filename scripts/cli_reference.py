@@ -72,7 +72,7 @@ def _usage(name: str, parser: argparse.ArgumentParser) -> str:
 def _names(action: argparse.Action) -> str:
     metavar = action.metavar
     if metavar is None and action.nargs != 0:
-        metavar = ",".join(map(str, action.choices)) if action.choices else action.dest.upper()
+        metavar = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
     value = " ".join(metavar) if isinstance(metavar, tuple) else metavar or ""
     return f"{', '.join(action.option_strings)} {value}".strip().replace("|", "\\|")
 

@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 import m2distill_policy as m2
-from m2distill_policy.errors import ConfigError, ObservationError, UnknownInstructionError
+from m2distill_policy.errors import BundleError, ConfigError, ObservationError, UnknownInstructionError
 from m2distill_policy.observation import Observation
 from m2distill_policy.policy import PolicyError
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
+from m2distill_policy.settings.node import settings_from
 from tests.bundles import INSTRUCTIONS, observations, toy_bundle, toy_contract
 from tests.test_dependencies import loaded_by
 
@@ -50,6 +51,20 @@ def test_every_public_name_is_there_and_documented() -> None:
             assert getattr(m2, name).__doc__
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = m2.no_such_name
+
+
+def test_a_run_is_accepted_for_a_bundle(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "bundles").mkdir(parents=True)
+    (run / "run.json").touch()
+    with pytest.raises(BundleError, match="no bundle yet"):
+        m2.load(run)
+    with pytest.raises(BundleError, match="no bundle yet"):
+        settings_from({"bundle": str(run)})
+    last = toy_bundle(run / "bundles" / "stage_10").path
+    toy_bundle(run / "bundles" / "stage_2", seed=1)
+    assert m2.load(run).identifier == m2.open_bundle(last).identifier
+    assert settings_from({"bundle": str(run)}).bundle == last
 
 
 @pytest.mark.parametrize("sampling", ["low_noise", "sample", "mode"])

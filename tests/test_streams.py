@@ -17,7 +17,7 @@ from m2distill_policy.node.joint_states import JOINTS_KEPT, JointStates
 from m2distill_policy.node.output import Output
 from m2distill_policy.node.pose_gate import PoseGate
 from m2distill_policy.node.pose_source import PoseBuffer
-from m2distill_policy.runtime.motion_check import MotionCheck
+from m2distill_policy.runtime.frozen_motion import FrozenMotionCheck
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import WatchLimits
@@ -347,7 +347,7 @@ def test_joints_that_freeze_while_motion_is_commanded(bundle: Bundle) -> None:
     assert last(off) == {StatusCode.RUNNING}
 
 
-def test_the_motion_check() -> None:
+def test_the_frozen_check() -> None:
     step = observations(CONTRACT, 1)[0]
     twist = np.array([0.1, 0, 0, 0, 0, 0])
 
@@ -356,7 +356,7 @@ def test_the_motion_check() -> None:
             step, proprioception={**step.proprioception, group: step.proprioception[group] + np.float32(by)}
         )
 
-    check = MotionCheck(CONTRACT, WatchLimits())
+    check = FrozenMotionCheck(CONTRACT, WatchLimits())
     for _ in range(200):  # commanded to stand still
         assert check.check(step) is None
         check.add_command(np.zeros(6))
@@ -376,7 +376,7 @@ def test_the_motion_check() -> None:
         check.add_command(twist)
         found = check.check(moved(3e-7 * i))  # type: ignore[arg-type]
     assert found is None
-    slow = MotionCheck(CONTRACT, WatchLimits())
+    slow = FrozenMotionCheck(CONTRACT, WatchLimits())
     for _ in range(2000):  # 1 mm/s: not 2 cm in 2 s
         assert slow.check(step) is None
         slow.add_command(twist / 100)
@@ -413,11 +413,13 @@ def test_a_frozen_pose_in_a_workspace_does_not_leave_it(bundle: Bundle) -> None:
     assert last(outputs) == {StatusCode.BAD_POSE} and way < 1.0
 
 
-def test_the_motion_check_of_poses() -> None:
+def test_the_frozen_check_of_poses() -> None:
     steps = observations(CONTRACT, 40)
     pose, twist = np.array([0.4, 0.0, 0.3, 3.0, 0.0, 0.0]), 0.1 * np.eye(6)[0]
 
-    def codes(check: MotionCheck, step: NDArray[np.float64], *, by: float = 0.0, driven: bool = True) -> list[object]:
+    def codes(
+        check: FrozenMotionCheck, step: NDArray[np.float64], *, by: float = 0.0, driven: bool = True
+    ) -> list[object]:
         found: list[object] = []
         for i in range(30):
             fault = check.check(steps[i], pose + by * i * np.eye(6)[i % 6], driven=driven)
@@ -426,14 +428,14 @@ def test_the_motion_check_of_poses() -> None:
         return found
 
     still = [None] * 10 + [StatusCode.BAD_POSE] * 20
-    assert codes(MotionCheck(CONTRACT, WatchLimits()), twist) == still
-    assert codes(MotionCheck(CONTRACT, WatchLimits()), twist, by=1e-15) == still, "rounding is no motion"
-    assert codes(MotionCheck(CONTRACT, WatchLimits()), twist / 1e6) == still, "the joints move"
-    assert not any(codes(MotionCheck(CONTRACT, WatchLimits()), twist * 0.0)), "nothing is commanded"
-    assert not any(codes(MotionCheck(CONTRACT, WatchLimits()), twist, by=1e-5))
-    assert not any(codes(MotionCheck(CONTRACT, WatchLimits()), twist, driven=False))
-    assert not any(codes(MotionCheck(CONTRACT, WatchLimits(frozen_after=None)), twist))
-    check = MotionCheck(CONTRACT, WatchLimits())
+    assert codes(FrozenMotionCheck(CONTRACT, WatchLimits()), twist) == still
+    assert codes(FrozenMotionCheck(CONTRACT, WatchLimits()), twist, by=1e-15) == still, "rounding is no motion"
+    assert codes(FrozenMotionCheck(CONTRACT, WatchLimits()), twist / 1e6) == still, "the joints move"
+    assert not any(codes(FrozenMotionCheck(CONTRACT, WatchLimits()), twist * 0.0)), "nothing is commanded"
+    assert not any(codes(FrozenMotionCheck(CONTRACT, WatchLimits()), twist, by=1e-5))
+    assert not any(codes(FrozenMotionCheck(CONTRACT, WatchLimits()), twist, driven=False))
+    assert not any(codes(FrozenMotionCheck(CONTRACT, WatchLimits(frozen_after=None)), twist))
+    check = FrozenMotionCheck(CONTRACT, WatchLimits())
     assert codes(check, twist)[-1] is StatusCode.BAD_POSE
     assert check.check(steps[30]) is not None, "no pose is no news"
     assert check.check(steps[31], pose + 1e-5) is None

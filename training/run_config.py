@@ -33,9 +33,10 @@ class OptimConfig:
     steps: int = setting(2500, "Optimiser steps of a stage.", unit="steps", low=1, high=100 * MANY)
     epochs: float = setting(
         0.0,
-        "Length of a stage in epochs; 0: use optim.steps instead. In one epoch, as many time steps are sampled as "
-        "the stage's demonstrations have, so longer demonstrations are trained on for longer. An epoch of LIBERO "
-        "samples every step once for each window that contains it: with a history of 10, ten times as many.",
+        "Length of a stage in epochs; 0: use optim.steps instead. One epoch samples as many time steps as "
+        "the demonstrations of the stage have, so a task with longer demonstrations takes more optimiser "
+        "steps. An epoch of LIBERO samples every step once for each window that contains it: with a history of 10, "
+        "ten times as many.",
         unit="epochs",
         low=0,
         high=MANY,
@@ -142,7 +143,8 @@ class EvaluationConfig:
     )  # fmt: skip
     candidates: int = setting(
         1,
-        "Checkpoint candidates of a stage, evenly spaced; the best ends the stage. 1: there is only the last one.",
+        "Evenly spaced checkpoints of a stage that are evaluated; the best one is the result of the stage. 1: only "
+        "the last checkpoint.",
         unit="checkpoints",
         low=1,
         high=10_000,
@@ -154,8 +156,8 @@ class EvaluationConfig:
     )
     ties: Literal["earliest", "latest"] = setting(
         "earliest",
-        "Which of several equally good candidates ends the stage. earliest: LIBERO's rule. latest: better with few "
-        "rollouts, because ties are frequent then, and the earliest candidate has had little training.",
+        "Which of several equally good candidates is the result of the stage. earliest: LIBERO's rule. latest: "
+        "better with few rollouts, because ties are frequent then, and the earliest candidate has had little training.",
     )
     sampling: Literal["sample", "low_noise", "mode"] = setting(
         "low_noise",
@@ -168,8 +170,8 @@ class EvaluationConfig:
     )
     cross_instruction: int = setting(
         0,
-        "Cross-instruction evaluation at the end of the run: rollouts of each environment under each other task's "
-        "instruction; 0: none.",
+        "Cross-instruction evaluation at the end of the run: rollouts of each environment with the instruction of "
+        "every other task; 0: none.",
         unit="rollouts",
         low=0,
         high=MANY,
@@ -187,10 +189,13 @@ class EvaluationConfig:
 class RunConfig:
     """One lifelong run: data, network, optimisation, strategy, memory and evaluation."""
 
-    suite: str = setting("tabletop", "Suite of simulated tasks; or files: your own demonstrations, without rollouts.")
+    suite: str = setting(
+        "tabletop", "Suite of the simulated tasks. With 'files', the tasks are your own files; there are no rollouts."
+    )
     tasks: tuple[int, ...] = setting(
         (0, 1, 2),
-        "Tasks of the suite, in the order in which they are learned; of files, their positions when sorted by name.",
+        "Task numbers of the suite, in the order in which they are learned. With suite = files: numbers of the files, "
+        "sorted by name, from 0 on.",
     )
     jointly: int = setting(
         1,
@@ -199,7 +204,7 @@ class RunConfig:
         unit="tasks",
     )
     episodes: int = setting(
-        40, "Demonstrations of each task: the first so many of its file.", unit="demonstrations", low=1,
+        40, "Demonstrations of each task, from the start of its file.", unit="demonstrations", low=1,
         high=MANY,
     )  # fmt: skip
     later_episodes: int = setting(

@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--suite", default="tabletop", help="suite of the tasks (default: tabletop); see 'm2distill tasks'"
     )
     parser.add_argument(
-        "--tasks", help="task numbers, such as 0,1 (default: all tasks of the suite that the bundle was trained on)"
+        "--tasks", help="task numbers, such as 0,1 (default: the tasks of the suite that the bundle was trained on)"
     )
     parser.add_argument(
         "--rollouts", type=whole("--rollouts", 1, MANY), default=20, help="rollouts of each task (default: 20)"

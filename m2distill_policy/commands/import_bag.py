@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--contract",
         type=Path,
         required=True,
-        help="format of the demonstrations: that of a bundle, a run, a demonstration file, or a contract as JSON",
+        help="path of the contract of the demonstrations: a bundle, a run, a demonstration file, or a JSON file",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the demonstration file")
     parser.add_argument("--task", help="name of the file (default: the instruction with underscores)")
@@ -42,7 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--commands",
         choices=("target_pose", "twist"),
         default="target_pose",
-        help="commands to the arm: set-points, which need /end_effector_pose, or velocities (default: %(default)s)",
+        help="recorded commands to the arm. target_pose: set-points, which need /end_effector_pose. twist: velocities "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--config",

@@ -107,7 +107,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         dest="overrides",
         action="append",
         default=[],
-        help="one of the arm's settings: safety.speed, safety.acceleration, safety.jerk (six entries, m and rad), "
+        help="one of the arm's settings: safety.speed, safety.acceleration, safety.jerk (six entries each), "
         "safety.workspace_low, safety.workspace_high (m), safety.halt_time (s), watch.stale_after (s), "
         "watch.dead_man (s), gripper.open_position, gripper.closed_position (m), gripper.max_effort (N), ...",
     )
@@ -133,15 +133,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--allow-other-publishers",
         action="store_true",
-        help="send commands although another node publishes on the same topics; for setups with a twist_mux "
-        "behind them",
+        help="send commands although another node publishes on the same topics, for example because a twist_mux "
+        "chooses among them",
     )
     parser.add_argument("--domain", type=whole("--domain", 0, 232), help="DDS domain (default: ROS_DOMAIN_ID, else 0)")
     parser.add_argument(
         "--namespace",
-        help="prefix of all topics but /diagnostics, such as /left for one of two arms; it also selects the "
-        "sections of a "
-        "parameter file given with --config",
+        help="prefix of all topics except /diagnostics. Example: /left for one of two arms. It also selects the "
+        "sections of the parameter file given with --config",
     )
     parser.add_argument(
         "--remap",

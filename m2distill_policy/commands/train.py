@@ -61,7 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     extend.add_argument(
         "--tasks",
         metavar="LIST",
-        help="tasks to add, such as 3,4: numbers in the suite, or of your own files in --data in order of name",
+        help="task numbers to add, such as 3,4. With --files: numbers of the files in --data, sorted by name, from 0 "
+        "on",
     )
     extend.add_argument(
         "--files",
@@ -77,12 +78,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--publish",
         type=Path,
         metavar="DIR",
-        help="copy a bundle that is not rejected to a folder for 'm2distill serve --watch'",
+        help="if the bundle is not rejected, copy it to this folder, for 'm2distill serve --watch'",
     )
     extend.add_argument(
         "--untested",
         action="store_true",
-        help="publish without an evaluation of the old tasks, as for recordings alone (suite=files)",
+        help="publish without an evaluation of the old tasks; needed if RUN was trained on your own files "
+        "(suite=files)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_overrides(parser)

@@ -48,5 +48,5 @@ def _plain(frame: str) -> str:
 
 
 def shown_frame(frame: str) -> str:
-    """Return the name of a frame for messages, in quotes and shortened."""
+    """Return the name of a frame for the text of an error, in quotes and shortened."""
     return shorten(repr(frame), _LONGEST_SHOWN)

@@ -1,4 +1,4 @@
-"""Explain why the messages so far make no set: which stream is missing, or which two do not fit."""
+"""Explain why there is no observation yet: which stream is missing, or which two streams have stamps too far apart."""
 
 from __future__ import annotations
 

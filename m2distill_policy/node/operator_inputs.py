@@ -55,7 +55,7 @@ class OperatorInputs:
         self._is_closed = True
 
     def set_instruction(self, instruction: str) -> None:
-        """Set the instruction. A refusal is reported in every status. Ignored once the node shuts down."""
+        """Set the instruction. A refusal is reported in every status. Does nothing once the node shuts down."""
         if self._is_closed:
             return
         try:

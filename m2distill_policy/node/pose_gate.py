@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.node.frame_names import FrameCheck
+from m2distill_policy.node.pose import pose_from, quaternion_of
 
 #: Largest distance of an end effector from its frame's origin, m.
 FARTHEST = 5.0
@@ -130,18 +131,10 @@ def impossible(pose: NDArray[np.floating[Any]]) -> str | None:
     return None
 
 
-def quaternion(rotation: NDArray[np.floating[Any]]) -> tuple[float, float, float, float]:
-    """Return the unit quaternion (w, x, y, z) of a rotation vector (3,) in rad."""
-    x, y, z = (float(v) for v in rotation)
-    angle = math.sqrt(x * x + y * y + z * z)
-    share = math.sin(angle / 2) / angle if angle > 1e-12 else 0.5
-    return math.cos(angle / 2), x * share, y * share, z * share
-
-
 def angle_between(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
     """Return the angle between two rotation vectors (3,), 0 to pi rad."""
-    aw, ax, ay, az = quaternion(a)
-    bw, bx, by, bz = quaternion(b)
+    ax, ay, az, aw = quaternion_of(a)
+    bx, by, bz, bw = quaternion_of(b)
     # From the vector part of conj(a) b, because near 0 the sine is accurate and the inverse cosine is not.
     x = aw * bx - ax * bw - ay * bz + az * by
     y = aw * by + ax * bz - ay * bw - az * bx
@@ -153,17 +146,13 @@ def between(before: Measured, after: Measured, stamp: int) -> NDArray[np.float64
     """Return the pose (6,) at ``stamp`` (ns) between two others: linear in position, slerp in rotation."""
     share = (stamp - before.stamp) / (after.stamp - before.stamp)
     position = before.value[:3] + share * (after.value[:3] - before.value[:3])
-    a, b = np.array(quaternion(before.value[3:])), np.array(quaternion(after.value[3:]))
+    a, b = np.array(quaternion_of(before.value[3:])), np.array(quaternion_of(after.value[3:]))
     cosine = float(a @ b)
     if cosine < 0:
         b, cosine = -b, -cosine
     angle = math.atan2(float(np.linalg.norm(b - cosine * a)), cosine)
     if angle < 1e-9:
-        w, *vector = (1 - share) * a + share * b
+        mixed = (1 - share) * a + share * b
     else:
-        w, *vector = (math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(angle)
-    if w < 0:
-        w, vector = -w, [-v for v in vector]
-    sine = math.hypot(*vector)
-    factor = 2 * math.atan2(sine, w) / sine if sine > 1e-12 else 2.0
-    return np.concatenate([position, np.array(vector) * factor])
+        mixed = (math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(angle)
+    return pose_from(position.tolist(), mixed.tolist())

@@ -1,4 +1,4 @@
-"""Wait a short time for the pose of a set, if poses are known to arrive just after their images."""
+"""Wait a short time for the pose at the time of the images, if poses usually arrive just after them."""
 
 from __future__ import annotations
 

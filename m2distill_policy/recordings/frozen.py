@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.observation import Observation
 from m2distill_policy.runtime import drive
-from m2distill_policy.runtime.motion_check import MotionCheck
+from m2distill_policy.runtime.frozen_motion import FrozenMotionCheck
 from m2distill_policy.runtime.watchdog import Fault, Watchdog, WatchLimits
 
 
@@ -16,7 +16,7 @@ class FrozenCheck:
     """Checks the steps of a recording one after another."""
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
-        self._views, self._motion = Watchdog(contract, limits), MotionCheck(contract, limits)
+        self._views, self._motion = Watchdog(contract, limits), FrozenMotionCheck(contract, limits)
 
     def check(
         self, observation: Observation, pose: NDArray[np.float64] | None, commanded: NDArray[np.float64]

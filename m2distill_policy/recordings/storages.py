@@ -143,7 +143,7 @@ class QueryTimeout:
 
 
 def open_storage(path: Path, storage: str, timeout: QueryTimeout, shown: Path) -> Storage:
-    """Open one file, which errors call ``shown``. The caller closes it. Call within :func:`reading`."""
+    """Open one file; errors name it ``shown``. The caller closes it. Call within :func:`reading`."""
     if storage == "sqlite3":
         return _open_sqlite(path, timeout)
     _check_end(path, shown)

@@ -1,4 +1,4 @@
-"""The policy of a node, as its services and its action use it."""
+"""The state of a node that its ROS services and its ROS action share: settings, policy server and control loop."""
 
 from __future__ import annotations
 

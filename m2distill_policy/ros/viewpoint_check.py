@@ -14,6 +14,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
 from m2distill_policy.bundle import Bundle, open_bundle
+from m2distill_policy.bundle_files import bundle_folder
 from m2distill_policy.contract import Camera
 from m2distill_policy.errors import ConfigError, M2DistillError, ObservationError, printable
 from m2distill_policy.images.preprocess import preprocess
@@ -43,7 +44,7 @@ class ViewpointCheck(Node):
             raise ConfigError("parameter 'bundle' is empty; give the folder that 'm2distill export' wrote")
         if transport not in ("raw", "compressed"):
             raise ConfigError(f"parameter 'image_transport' is '{transport}'; choose one of raw, compressed")
-        bundle = open_bundle(Path(path).expanduser())
+        bundle = open_bundle(bundle_folder(Path(path).expanduser()))
         #: View -> its last message in the log.
         self.said: dict[str, str] = {}
         for camera in bundle.contract.cameras:

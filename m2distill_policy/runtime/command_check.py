@@ -23,7 +23,7 @@ class CommandCheck:
     """The limits of a command that is about to be sent.
 
     Attributes:
-        limits: Safety limits; the workspace is checked.
+        limits: Safety limits, of which the workspace is checked.
         speeds: (6,) m/s and rad/s, see :class:`SpeedLimit`.
         contract: Gives the largest distance between the set-point and the arm.
         gripper: Position of the open and of the closed gripper, m or rad.

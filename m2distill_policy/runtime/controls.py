@@ -15,9 +15,9 @@ from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError, UnknownInstructionError
 from m2distill_policy.runtime.active_policy import ActivePolicy, SwapWhen
 from m2distill_policy.runtime.engine import Engine, EngineError
+from m2distill_policy.runtime.frozen_motion import FrozenMotionCheck
 from m2distill_policy.runtime.interlock import Interlock, Resume
 from m2distill_policy.runtime.mixture import Sampling, check_sampling
-from m2distill_policy.runtime.motion_check import MotionCheck
 from m2distill_policy.runtime.probe import ProbeLimits, mark_proved
 from m2distill_policy.runtime.safety import Governor, Motion, SafetyLimits
 from m2distill_policy.runtime.status import StatusCode, SwapReport
@@ -79,7 +79,7 @@ class PolicyControls:
         contract = engine.contract
         self._governor = Governor(limits or SafetyLimits(), contract)
         self._watchdog = Watchdog(contract, watch or WatchLimits())
-        self._motion_check = MotionCheck(contract, self._watchdog.limits)
+        self._frozen_check = FrozenMotionCheck(contract, self._watchdog.limits)
         self._policy = ActivePolicy(
             engine,
             self._lock,
@@ -274,7 +274,7 @@ class PolicyControls:
         with self._lock:
             self._policy.clear(reason)
             self._watchdog.reset()
-            self._motion_check.reset()
+            self._frozen_check.reset()
             if is_stationary:
                 self._governor.reset()
             if seed is not None:
@@ -292,7 +292,7 @@ class PolicyControls:
         """Clear a latched fault and the window, and send commands from the next observation on."""
         with self._lock:
             self._interlock.enable()
-            self._motion_check.reset()
+            self._frozen_check.reset()
             self._policy.clear("enable")
 
     def disable(self) -> None:

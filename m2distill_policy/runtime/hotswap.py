@@ -47,7 +47,10 @@ class SwapError(M2DistillError):
 
 @dataclass(frozen=True)
 class Seen:
-    """What the server has answered in the current window. A candidate must have seen the same before the switch."""
+    """The observations that the server has answered in the current window.
+
+    Before the switch, a candidate must have processed the same observations.
+    """
 
     instruction: str | None
     generation: int

@@ -1,4 +1,4 @@
-"""The interlock: everything except the observation itself that prevents the arm from being driven.
+"""The interlock: every reason not to drive the arm, apart from a bad observation.
 
 It keeps the operator's switches and latched faults, which last until the policy is enabled again.
 """

@@ -71,7 +71,7 @@ class PolicyServer(PolicyControls):
             unfit = self._watchdog.check_observation(observation, now, monotonic)
             frozen = None
             if unfit is None:
-                frozen = self._motion_check.check(observation, pose, driven=interlock.enabled, place=pose_place)
+                frozen = self._frozen_check.check(observation, pose, driven=interlock.enabled, place=pose_place)
             fault = fault or unfit or frozen or self._check_switches(monotonic)
             if fault is None and pose is None and self._governor.limits.needs_pose and interlock.enabled:
                 fault = no_pose or NO_POSE
@@ -221,7 +221,7 @@ class PolicyServer(PolicyControls):
         bundle = self.bundle
         self._interlock.newest_fault = fault
         if command:
-            self._motion_check.add_command(self.contract.action.response.twist(action))
+            self._frozen_check.add_command(self.contract.action.response.twist(action))
         latency = self._clock() - begin
         status = Status(
             code=fault.code,

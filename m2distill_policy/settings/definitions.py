@@ -37,7 +37,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "configure and activate when the process starts, and exit if that fails; the launch files set it",
         is_fixed=True,
     ),
-    Parameter("bundle", "string", "", "", "folder that 'm2distill export' wrote; required to configure"),
+    Parameter("bundle", "string", "", "", "folder of a bundle, or of a run (its last bundle); required to configure"),
     Parameter("instruction", "string", "", "", "task instruction; applied on activation and when set", is_live=True),
     Parameter("enable", "bool", False, "", "send commands on activation; otherwise wait for ~/enable"),
     Parameter(
@@ -109,7 +109,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "frozen_after", "steps",
         "steps without a new image while the arm moves, or with unchanged joints or pose while motion is commanded",
     ),
-    _watch("frozen_motion", "rad or m", "smallest motion, of a joint or commanded, for frozen_after to apply"),
+    _watch("frozen_motion", "rad or m", "motion above which frozen_after counts: of a joint, or commanded in total"),
     _watch("dead_man", "s", "longest time without a message on ~/dead_man; off needs no dead-man switch"),
     _watch("overruns_in_a_row", "", "late decisions in a row after which the arm halts until ~/enable"),
     Parameter(
@@ -127,7 +127,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter(
         "gripper.threshold", "float", _GRIPPER.threshold, "",
-        "distance from 0 that the action's gripper entry (-1 open, 1 closed) needs to move the gripper",
+        "the gripper moves only if the size of the action's gripper entry (-1 open, 1 closed) is above this",
         low=0.0, high=LARGEST_THRESHOLD,
     ),
     Parameter(

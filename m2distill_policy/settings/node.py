@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2distill_policy.bundle_files import bundle_folder
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.node.loop_options import LoopOptions
 from m2distill_policy.settings.arm import ArmSettings, arm_from
@@ -70,13 +71,14 @@ def settings_from(values: Mapping[str, object]) -> NodeSettings:
 
     Raises:
         ConfigError: A value is not allowed, or values do not fit together.
+        BundleError: ``bundle`` is a run that has no bundle yet.
     """
     p: dict[str, Any] = with_defaults(values)
     if not p["bundle"]:
         raise ConfigError("parameter 'bundle' is empty; give the folder that 'm2distill export' wrote")
     arm = arm_from(p)
     return NodeSettings(
-        bundle=Path(p["bundle"]).expanduser(),
+        bundle=bundle_folder(Path(p["bundle"]).expanduser()),
         public_key=Path(p["public_key"]).expanduser() if p["public_key"] else None,
         watch_folder=Path(p["watch_folder"]).expanduser() if p["watch_folder"] else None,
         arm=arm,

@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         type=whole("--size", 1, 4096),
-        help="height and width of a view in pixels (default: the bundle's; without a bundle 128)",
+        help="height and width of a view in pixels (default: those of the bundle; if there is none, 128)",
     )
     parser.add_argument(
         "--bundle", type=Path, help="bundle whose image size is used; refused if it does not fit the suite"

@@ -105,15 +105,15 @@ def _refused_instruction_goes_on() -> Any:
 
 
 def _frozen_joints_pass() -> Any:
-    from m2distill_policy.runtime.motion_check import MotionCheck
+    from m2distill_policy.runtime.frozen_motion import FrozenMotionCheck
 
-    return mock.patch.object(MotionCheck, "check", lambda *given, **named: None)
+    return mock.patch.object(FrozenMotionCheck, "check", lambda *given, **named: None)
 
 
 def _frozen_poses_pass() -> Any:
-    from m2distill_policy.runtime.motion_check import MotionCheck
+    from m2distill_policy.runtime.frozen_motion import FrozenMotionCheck
 
-    return mock.patch.object(MotionCheck, "_check_pose", lambda *given, **named: None)
+    return mock.patch.object(FrozenMotionCheck, "_check_pose", lambda *given, **named: None)
 
 
 def _repeated_enable_counts() -> Any:

@@ -338,7 +338,7 @@ def load_task(
         instruction: of the task.
         embedding: of the instruction (text size,).
         contract: of the run.
-        limit: read only the first so many episodes; None: all.
+        limit: read only this many episodes, from the first on; None: all.
 
     Raises:
         DemonstrationError: see :func:`check_file`.

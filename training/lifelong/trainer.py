@@ -127,7 +127,7 @@ def keep(
         stage: its number.
         parts: the demonstrations of each of its tasks.
         strategy: at the end of the stage.
-        candidate: number of the checkpoint candidate that ends the stage.
+        candidate: number of the checkpoint candidate that is the result of the stage.
 
     Returns:
         Position of a task -> sha256 of its kept demonstrations (None: none are kept), and the record of the strategy's

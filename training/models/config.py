@@ -46,7 +46,8 @@ class NetworkConfig:
     batch_norm: Literal["train", "frozen_after_first"] = setting(
         "train",
         "train: the statistics of batch norms are updated in every stage, as in LIBERO. frozen_after_first: they are "
-        "fixed after the first stage, because updates cause forgetting that no loss on tokens measures.",
+        "fixed after the first stage, because an update changes the outputs for old tasks, and no term "
+        "of the loss limits this change.",
     )
     normalise: bool = setting(
         False,

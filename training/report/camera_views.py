@@ -1,4 +1,7 @@
-"""Save the views of a suite's first task in both profiles: ``python -m training.report.camera_views SUITE FOLDER``."""
+"""Save the views of a suite's first task in both visual profiles.
+
+``python -m training.report.camera_views SUITE FOLDER``
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class _Frozen:
         return sum(way[0] for way in self.ways), sum(way[1] for way in self.ways)
 
 
-class MotionCheck:
+class FrozenMotionCheck:
     """Checks each observation against the commands before it.
 
     The joints, or the end effector's pose, are frozen if no value has changed by :data:`SAME` or more during at least
