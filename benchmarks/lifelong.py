@@ -46,7 +46,7 @@ class Benchmark:
         name: of the study.
         study: its runs.
         results: the file of its results.
-        reuse: whether a result in that file stands for a run that this machine does not have.
+        reuse: whether to take the result of a run from that file if this machine does not have the run.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Read a configuration file from any source as plain data: one type of error, bounded size, depth and time.
+"""Read a configuration file from any source as plain data, with limits on size, depth and time.
 
 Features of the three formats that a configuration does not need are refused: YAML's aliases, tags and merged keys,
 repeated keys, text that is not Unicode, numbers beyond float64 or 64-bit integers.

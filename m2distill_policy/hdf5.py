@@ -1,4 +1,4 @@
-"""Read HDF5 files from unknown sources: one type of error, bounded time and memory, in a separate process.
+"""Read HDF5 files from unknown sources in a separate process, with limits on time and memory.
 
 Everything is read through :func:`_ask`, which sends a request to another process (:mod:`m2distill_policy.hdf5_reader`).
 If a file makes the library hang, crash or use all memory, only that process ends, and a :class:`DemonstrationError` is

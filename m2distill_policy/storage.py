@@ -1,4 +1,4 @@
-"""Write files completely or not at all, and report a full disk as one type of error, for any library."""
+"""Write files completely or not at all; a full disk is a StorageError, whichever library writes."""
 
 from __future__ import annotations
 

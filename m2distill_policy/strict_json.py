@@ -1,4 +1,4 @@
-"""Read JSON that somebody else wrote: one value for each key, finite numbers, bounded size and depth, one error."""
+"""Read JSON that somebody else wrote: only unique keys and finite numbers, with limits on size and depth."""
 
 from __future__ import annotations
 

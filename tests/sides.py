@@ -271,11 +271,13 @@ class Robot(ABC):
         """Return the received messages ``name`` by the stamp that they answer (ns)."""
         return {nanoseconds_of(message): message for message in self.heard[name]}
 
-    def begin(self, number: int, seed: int, draw: int, instruction: str, stamp: int) -> Any:
+    def begin(self, number: int, seed: int, random_stream: int, instruction: str, stamp: int) -> Any:
         """In lockstep: begin an episode and return the status that answers it."""
         self.publish(
             topics.EPISODE,
-            self.messages.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame="base"),
+            self.messages.episode(
+                number, instruction, seed=seed, random_stream=random_stream, stamp=stamp, frame="base"
+            ),
         )
         return self.status(lambda s: nanoseconds_of(s) == stamp and s.episode == number, f"an answer to {number}")
 

@@ -52,11 +52,11 @@ def test_each_observation_is_answered_once_and_as_in_process(side: Side, tmp_pat
     with side.met(CONTRACT, bundle, lockstep=True) as (policy, robot):
         stamp = SECOND
         windows = []
-        for number, (seed, draw, index) in enumerate([(3, 0, 0), (3, 1, 1), (3, 0, 0)], start=1):
-            acknowledged = robot.begin(number, seed, draw, INSTRUCTIONS[index], stamp)
+        for number, (seed, random_stream, index) in enumerate([(3, 0, 0), (3, 1, 1), (3, 0, 0)], start=1):
+            acknowledged = robot.begin(number, seed, random_stream, INSTRUCTIONS[index], stamp)
             assert acknowledged.instruction == INSTRUCTIONS[index] and not acknowledged.command
             server.set_instruction(INSTRUCTIONS[index])
-            server.reset("test", seed=seed, episode=draw, is_stationary=True)
+            server.reset("test", seed=seed, episode=random_stream, is_stationary=True)
             stamp += SECOND
             for observation in observations(CONTRACT, 12, seed=number % 2):
                 action, status = robot.ask(observation, stamp)
@@ -166,7 +166,7 @@ def test_every_drive_follows_every_answer(side: Side, tmp_path: Path, follow: Fo
     for report in reports:
         assert report.steps == 15 and report.steps_without_command == 0 and len(report.bundles) == 1
         server.set_instruction(INSTRUCTIONS[0])
-        server.reset("test", seed=2, episode=report.rollout.draw, is_stationary=True)
+        server.reset("test", seed=2, episode=report.rollout.random_stream, is_stationary=True)
         observation = env.reset(report.rollout.state_seed)
         for followed in report.actions:
             decision = server.step(observation, observation.stamp)

@@ -335,7 +335,7 @@ def test_the_arm_is_not_driven_before_the_cameras_are_known_to_be_fast_enough(bu
 
 def test_lockstep_begins_an_episode_and_waits_for_its_pose(bundle: Bundle) -> None:
     hand = Hand(bundle, watch=WatchLimits.lockstep(), lockstep=True)
-    begun = hand.cycle.begin_episode(3, INSTRUCTIONS[1], seed=7, draw=2, stamp=round(STEPS[1].stamp * 1e9))
+    begun = hand.cycle.begin_episode(3, INSTRUCTIONS[1], seed=7, random_stream=2, stamp=round(STEPS[1].stamp * 1e9))
     assert (begun.stamp, begun.report.episode, begun.publishes_action, begun.command.is_sent) == (
         round(STEPS[1].stamp * 1e9),
         3,

@@ -112,6 +112,6 @@ def lifelong_metrics(
 
 
 def joint_metrics(final: Sequence[float]) -> dict[str, float | None]:
-    """Return the metrics of jointly learned tasks by name: their mean success; None for all others."""
+    """Return the metrics of jointly learned tasks: ``mean_final`` is their mean success, the others are None."""
     names = [field.name for field in fields(LifelongMetrics)]
     return {**dict.fromkeys(names, None), "mean_final": sum(final) / len(final)}

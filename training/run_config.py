@@ -63,8 +63,9 @@ class OptimConfig:
     text_lr_factor: float = setting(
         1.0,
         "Factor on the learning rate of the layers that read the text embedding. A step of Adam changes every weight "
-        "by about the learning rate, and an embedding has hundreds of entries of order 1. At a learning rate of 1e-3 "
-        "FiLM's scales grow to 16, the spatial softmax saturates, and a second task is not learned.",
+        "by about the learning rate. FiLM's scales are weighted sums over hundreds of entries of the embedding, so a "
+        "step changes them by hundreds of times the learning rate. At a learning rate of 1e-3 they grow to 16, the "
+        "spatial softmax saturates, and a second task is not learned.",
         low=1e-9,
         high=1e9,
     )

@@ -24,9 +24,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "  m2distill import-bag bags/lift_* --instruction 'lift the red box' --contract contract.json --out data \\\n"
         "    --commands twist --remap '~/twist:=/servo_node/delta_twist_cmds' \\\n"
         "    --config fr3_moveit_servo\n\n"
-        "Record with 'ros2 bag record --all', or record the cameras, /joint_states, the commands to the arm,\n"
-        "/gripper_command (control_msgs/GripperCommand; publish it also if you use the gripper's action) and, for\n"
-        "set-points, /end_effector_pose (geometry_msgs/PoseStamped), all in the frame of the arm's base.",
+        "Record with 'ros2 bag record --all', or record these topics: the cameras, /joint_states, the commands to\n"
+        "the arm and /gripper_command (control_msgs/GripperCommand). If you use the gripper's action, publish\n"
+        "/gripper_command too. For set-points, also record /end_effector_pose (geometry_msgs/PoseStamped). Commands\n"
+        "and poses must be in the frame of the arm's base.",
     )
     parser.add_argument("bags", metavar="BAG", type=Path, nargs="+", help="folder written by 'ros2 bag record'")
     parser.add_argument("--instruction", required=True, help="the task in all recordings: one line, without quotes")

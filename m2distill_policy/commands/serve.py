@@ -47,8 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--swap-when",
         choices=("idle", "now"),
         default="idle",
-        help="when a new bundle replaces the current one: idle waits until the arm is halted, now does it "
-        "between two steps (default: %(default)s)",
+        help="when a new bundle replaces the current one. 'idle': when the arm is halted. 'now': between two "
+        "control steps, also while the arm moves (default: %(default)s)",
     )
     parser.add_argument(
         "--lockstep",

@@ -116,13 +116,13 @@ class Episode(IdlStruct, typename="m2distill_msgs.msg.dds_.Episode_"):
         # that answer. Stamps of observations never go back, also not from one episode to the next.
         std_msgs/Header header  # stamp: every observation of this episode is later
         uint32 number           # counts from 1
-        uint64 seed             # random seed; stream `draw` of it is used
-        uint64 draw
+        uint64 seed             # random seed of the policy
+        uint64 random_stream    # number of the random stream of this seed
         string instruction      # task instruction
     """
 
     header: Header = field(default_factory=Header)
     number: uint32 = 0
     seed: uint64 = 0
-    draw: uint64 = 0
+    random_stream: uint64 = 0
     instruction: str = ""

@@ -246,7 +246,7 @@ class PolicyNode:
                     episode.number,
                     episode.instruction,
                     seed=episode.seed,
-                    draw=episode.draw,
+                    random_stream=episode.random_stream,
                     stamp=episode.header.stamp.nanoseconds,
                 )
             )

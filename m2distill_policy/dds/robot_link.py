@@ -1,4 +1,4 @@
-"""The simulated robot's side of plain DDS."""
+"""Connect the simulated robot to the policy by plain DDS."""
 
 from __future__ import annotations
 
@@ -104,9 +104,11 @@ class DdsLink(Link):
     def send_instruction(self, instruction: str) -> None:
         self._instructions.write(String(instruction))
 
-    def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
+    def begin_episode(self, number: int, instruction: str, seed: int, random_stream: int, stamp: int) -> None:
         frame = self._contract.action.frame
-        self._episodes.write(MESSAGES.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame=frame))
+        self._episodes.write(
+            MESSAGES.episode(number, instruction, seed=seed, random_stream=random_stream, stamp=stamp, frame=frame)
+        )
 
     def statuses(self) -> list[StatusSnapshot]:
         return [StatusSnapshot.of(status) for status in self._status.take()]

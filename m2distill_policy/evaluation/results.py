@@ -1,4 +1,4 @@
-"""Cells (what to evaluate), rollout results, their log file and their summaries."""
+"""Results of rollouts: their log file and their summaries. A cell is a task and its instruction, to be evaluated."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
 
 
 def summary_without_rollouts(task: Task) -> CellSummary:
-    """Return the summary of a task without rollouts, because it has no simulated environment."""
+    """Return the summary of a task that cannot be rolled out, because it has no simulated environment."""
     return CellSummary(task.suite, task.index, task.name, task.instruction, 0, 0, 0, None, 0.0, 1.0, None, None)
 
 

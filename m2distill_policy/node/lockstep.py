@@ -79,14 +79,14 @@ class LockstepLoop(PolicyLoop[T]):
         self._pending: SynchronisedSet[T] | None = None
         self._answered: Output | None = None
 
-    def begin_episode(self, number: int, instruction: str, *, seed: int, draw: int, stamp: int) -> Output:
+    def begin_episode(self, number: int, instruction: str, *, seed: int, random_stream: int, stamp: int) -> Output:
         """Begin an episode and return its answer.
 
         Args:
             number: Number of the episode.
             instruction: Instruction for the policy.
             seed: Random seed.
-            draw: Number of the random stream of ``seed``.
+            random_stream: Number of the random stream of ``seed``.
             stamp: ns; all observations of the episode have later stamps.
         """
         start = time.perf_counter()
@@ -99,7 +99,7 @@ class LockstepLoop(PolicyLoop[T]):
         if self._exit_at is None:
             self._server.release_halt()
         self.operator.set_instruction(instruction)
-        self._server.reset("a new episode", seed=seed, episode=draw, is_stationary=True)
+        self._server.reset("a new episode", seed=seed, episode=random_stream, is_stationary=True)
         if self._server.swap_pending:
             # With swap_when "idle", a waiting bundle must be used from here on, not from some later cycle on.
             self._wait_for_swap()

@@ -146,7 +146,7 @@ class PolicyLoop(ABC, Generic[T]):
             self.problems.set(topic, str(error))
 
     def add_pose(self, stamp: int, pose: NDArray[np.float64], frame: str = "") -> None:
-        """Add the end effector's pose (6,) in the contract's frame. frame: the frame's name in its message."""
+        """Add the end effector's pose (6,) in the contract's frame; ``frame`` is the ``frame_id`` of its message."""
         moment = self._moment()
         if moment is not None:
             self._pose_arrival.note(stamp, moment, self._server.watch.future_tolerance)

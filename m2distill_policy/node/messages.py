@@ -89,10 +89,12 @@ class Messages:
             warning=printable(" ".join([*([status.warning] if status.warning else []), *output.report.warnings])),
         )
 
-    def episode(self, number: int, instruction: str, *, seed: int, draw: int, stamp: int, frame: str) -> Any:
+    def episode(self, number: int, instruction: str, *, seed: int, random_stream: int, stamp: int, frame: str) -> Any:
         """Make ``~/episode``. stamp: ns."""
         header = self.header(stamp, frame)
-        return self._types.Episode(header=header, number=number, seed=seed, draw=draw, instruction=instruction)
+        return self._types.Episode(
+            header=header, number=number, seed=seed, random_stream=random_stream, instruction=instruction
+        )
 
     def diagnostics(self, health: Health, stamp: int) -> Any:
         """Make ``/diagnostics``. stamp: ns."""

@@ -66,8 +66,8 @@ class OperatorInputs:
     def enable(self, wanted: bool) -> tuple[bool, str]:
         """Enable commands, or ramp to a halt and continue in shadow mode.
 
-        Enabling measures the rates of cameras that were too slow again. Nothing changes if enabling would have no
-        effect, because the node shuts down or a fault lasts.
+        If a camera was too slow, enabling measures its rate again. While the node shuts down, or while a fault lasts,
+        enabling is refused and nothing changes.
 
         Returns:
             Whether it was done, and a message: what still prevents commands, or why it was refused.

@@ -146,7 +146,7 @@ class ObservationStream(Generic[T]):
         return self._sets.take()
 
     def due(self, now: float) -> SynchronisedSet[T] | None:
-        """Return the set that is due at ``now``, or None."""
+        """Return the images and joint states that must be answered at time ``now``; None if there are none."""
         found = self._sets.take()
         if found is not None:
             self._pending, self._pending_since = found, now

@@ -1,4 +1,4 @@
-"""Compare a camera's view with the view in training: how much they differ, and both images in one."""
+"""Compare a camera's view with the view in training: compute how much they differ, and blend both into one image."""
 
 from __future__ import annotations
 

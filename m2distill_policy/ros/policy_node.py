@@ -349,7 +349,7 @@ class PolicyNode(LifecycleNode):
                 episode.number,
                 episode.instruction,
                 seed=episode.seed,
-                draw=episode.draw,
+                random_stream=episode.random_stream,
                 stamp=nanoseconds_of(episode),
             )
         )

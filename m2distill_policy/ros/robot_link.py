@@ -1,4 +1,4 @@
-"""The simulated robot's side of ROS 2."""
+"""Connect the simulated robot to the policy by ROS 2."""
 
 from __future__ import annotations
 
@@ -145,9 +145,11 @@ class RosLink(Link):
     def send_instruction(self, instruction: str) -> None:
         self._instructions.publish(String(data=instruction))
 
-    def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
+    def begin_episode(self, number: int, instruction: str, seed: int, random_stream: int, stamp: int) -> None:
         frame = self._contract.action.frame
-        self._episodes.publish(MESSAGES.episode(number, instruction, seed=seed, draw=draw, stamp=stamp, frame=frame))
+        self._episodes.publish(
+            MESSAGES.episode(number, instruction, seed=seed, random_stream=random_stream, stamp=stamp, frame=frame)
+        )
 
     def statuses(self) -> list[StatusSnapshot]:
         return [StatusSnapshot.of(status) for status, _ in self._status.take()]

@@ -27,7 +27,7 @@ NODE = "sim_robot"
 
 @contextmanager
 def link_for(contract: Contract, follow: Follow, lockstep: bool) -> Iterator[RosLink]:
-    """Make a link on its own node, in the current context."""
+    """Connect the simulated robot to ROS 2, with a node of its own in the current rclpy context."""
     node = Node(NODE)
     executor = SingleThreadedExecutor()
     executor.add_node(node)

@@ -75,7 +75,7 @@ class RunGuard:
                     self._reason, self._options = "", onnxruntime.RunOptions()
 
     def look(self) -> None:
-        """Abort the current run if it is overdue. Called by the thread that checks all guards."""
+        """Abort the current run if it is overdue. Called by the thread that checks all run timeouts."""
         with self._lock:
             if self._begun is None or self._reason:
                 return

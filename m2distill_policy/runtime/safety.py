@@ -330,7 +330,7 @@ class _Smoother:
         self._acceleration = [0.0] * len(_AXES)
 
     def rest(self) -> None:
-        """Set the acceleration to zero, so that the next command does not continue the last one."""
+        """Set the acceleration to zero, so that the next command starts without the acceleration of the last one."""
         self._acceleration = [0.0] * len(_AXES)
 
     def towards(self, wanted: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The robot's side of a transport. Plain DDS and ROS 2 each implement it."""
+"""The connection of the simulated robot to the policy. Plain DDS and ROS 2 each implement it."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Link(ABC):
         """Publish ~/instruction."""
 
     @abstractmethod
-    def begin_episode(self, number: int, instruction: str, seed: int, draw: int, stamp: int) -> None:
+    def begin_episode(self, number: int, instruction: str, seed: int, random_stream: int, stamp: int) -> None:
         """Publish ~/episode."""
 
     @abstractmethod

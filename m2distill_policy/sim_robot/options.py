@@ -1,4 +1,4 @@
-"""Options that the simulated robot's commands on plain DDS and on ROS 2 share."""
+"""Command line options of the simulated robot, the same on plain DDS and on ROS 2."""
 
 from __future__ import annotations
 

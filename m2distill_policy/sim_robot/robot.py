@@ -77,11 +77,11 @@ class RobotOptions:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A rollout: ``state_seed`` sets the initial state; ``seed`` and ``draw`` the policy's random stream."""
+    """A rollout. ``state_seed`` sets the initial state, ``seed`` and ``random_stream`` the policy's random numbers."""
 
     state_seed: int
     seed: int
-    draw: int
+    random_stream: int
 
 
 @dataclass
@@ -115,7 +115,7 @@ class RolloutReport:
         plain = {
             "state_seed": self.rollout.state_seed,
             "seed": self.rollout.seed,
-            "episode": self.rollout.draw,
+            "episode": self.rollout.random_stream,
             "success": self.success,
             "steps": self.steps,
             "achieved": list(self.achieved),
@@ -225,7 +225,7 @@ class SimRobot:
         self._command = self._last_observation = None
         self._clock += _BETWEEN_EPISODES
         rollout = report.rollout
-        self._link.begin_episode(self._number, self._instruction, rollout.seed, rollout.draw, self._clock)
+        self._link.begin_episode(self._number, self._instruction, rollout.seed, rollout.random_stream, self._clock)
         status = self._answer(self._clock, self._link.full_name(topics.EPISODE))
         if status is not None and status.code == StatusCode.UNKNOWN_INSTRUCTION:
             raise self._refusal(status)

@@ -1,4 +1,4 @@
-"""Run the rollouts that the simulated robot's commands request, and write their results."""
+"""Run the rollouts that the command line of the simulated robot asks for, and write their results."""
 
 from __future__ import annotations
 
@@ -92,4 +92,4 @@ def _print_report(report: RolloutReport, task: Task) -> None:
     outcome = "done" if report.success else "not done"
     others = [name for name in report.achieved if name != task.name]
     wrong = f"; did instead: {', '.join(others)}" if others else ""
-    print(f"{task.name} #{report.rollout.draw}: {outcome} after {report.steps} steps{wrong}", flush=True)
+    print(f"{task.name} #{report.rollout.random_stream}: {outcome} after {report.steps} steps{wrong}", flush=True)

@@ -334,7 +334,10 @@ class Script:
         ]  # fmt: skip
         if "Episode" in dir(self._types):
             episode = self.message(
-                9, lambda: self._build.episode(1, INSTRUCTIONS[0], seed=1, draw=0, stamp=BEGIN - 10**9, frame="base")
+                9,
+                lambda: self._build.episode(
+                    1, INSTRUCTIONS[0], seed=1, random_stream=0, stamp=BEGIN - 10**9, frame="base"
+                ),
             )
             made.append(packed(b"\x1f\0\0", [episode, more, Event(GOOD, 0, Good(4, shifts=(5, 0, 0, 0)).packed())]))
         return made
@@ -408,7 +411,7 @@ class Script:
         elif name == topics.EPISODE:
             make = lambda: build.episode(  # noqa: E731
                 choice.pick((0, 1, 2, 2**31 - 1)), choice.pick((*INSTRUCTIONS, "", "x")),
-                seed=choice.pick((0, 1, 2**31 - 1, -1)), draw=choice.pick((0, 1, -1, 10**6)),
+                seed=choice.pick((0, 1, 2**31 - 1, -1)), random_stream=choice.pick((0, 1, -1, 10**6)),
                 stamp=choice.pick((stamp, BEGIN - 10**9)), frame="base",
             )  # fmt: skip
         elif name in (topics.EMERGENCY_STOP, topics.DEAD_MAN, topics.ENABLE):

@@ -159,7 +159,11 @@ class _Session(Session):
     def _begin_episode(self, episode: Any) -> None:
         self.publish(
             self.cycle.begin_episode(
-                episode.number, episode.instruction, seed=episode.seed, draw=episode.draw, stamp=nanoseconds_of(episode)
+                episode.number,
+                episode.instruction,
+                seed=episode.seed,
+                random_stream=episode.random_stream,
+                stamp=nanoseconds_of(episode),
             )
         )
 

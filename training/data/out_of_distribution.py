@@ -21,15 +21,16 @@ _ORDERS = np.array(list(permutations(range(3))))
 def perturb_single_steps(batch: WindowBatch, rng: np.random.Generator, share: float, noise: float) -> WindowBatch:
     """Augment the single steps of a batch; windows are not changed.
 
-    A changed step has its colour channels in a random order, one for each view, and normal noise on every number of the
-    proprioception. The actions are those of the original observation: a changed step is used for distillation, not for
-    imitation.
+    In a changed step, the colour channels of each view are put in a random order of its own, and normal noise is added
+    to every number of the proprioception. The actions are those of the original observation: a changed step is used for
+    distillation, not for imitation.
 
     Args:
         batch: its rows of single steps are augmented.
         rng: source of every random choice.
         share: probability that a step is changed, 0 to 1.
-        noise: standard deviation of the noise, in standard deviations of each number over the batch's single steps.
+        noise: strength of the noise. It is multiplied by each number's standard deviation over the batch's single
+            steps.
     """
     rows = np.flatnonzero(batch.single_steps)
     if len(rows) == 0:

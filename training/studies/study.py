@@ -1,4 +1,4 @@
-"""A study: runs that differ in a few settings (arms), each over several seeds.
+"""A study: variants (called arms) that differ in a few settings, each trained with several seeds.
 
 Every run has its own folder. The runs of one seed share their first stage where they can: no strategy regularises
 anything in the first stage, so its result is the same for every arm.

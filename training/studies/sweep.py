@@ -84,7 +84,7 @@ class SweepConfig:
     """What a search looks for, and where.
 
     Attributes:
-        metric: of ``results.json``. The mean over seeds is maximised, or minimised for NBT.
+        metric: Name of a metric in ``results.json``. Its mean over seeds is maximised, or minimised for NBT.
         space: setting -> its range.
     """
 
