@@ -16,7 +16,7 @@ def test_domain_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROS_DOMAIN_ID", "many")
     with pytest.raises(ConfigError, match="ROS_DOMAIN_ID is 'many'"):
         domain_id()
-    with pytest.raises(ConfigError, match="domain id is '233'; allowed are 0 to 232"):
+    with pytest.raises(ConfigError, match="domain id is '233'; 0 to 232 is allowed"):
         domain_id(233)
 
 

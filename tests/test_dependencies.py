@@ -152,7 +152,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     ),
     "m2distill_policy.runtime": _names(*_CORE, "bundle", "bundle_signature", "runtime", outside="onnxruntime cv2"),
     "m2distill_policy.node": _names(*_CORE, "bundle", "runtime", "node", outside="cv2"),
-    "m2distill_policy.settings": _names(*_CORE, "config", "bundle", "runtime", "node", "settings"),
+    "m2distill_policy.settings": _names(*_CORE, "config", "bundle", "bundle_files", "runtime", "node", "settings"),
     "m2distill_policy.recordings": _names(
         *_CORE, "bundle", "demonstrations", "runtime", "node", "recordings", outside="rosbags yaml"
     ),
@@ -167,6 +167,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             "signals",
             "streams",
             "bundle",
+            "bundle_files",
             "bundle_signature",
             "runtime",
             "node",

@@ -93,7 +93,7 @@ def test_a_gain_moves_further_or_less_far(env: TabletopEnv) -> None:
 def test_what_is_no_disturbance_is_refused() -> None:
     with pytest.raises(SimulationError, match=r"'lights'; .* camera, .*; did you mean 'light'\?"):
         Disturbance("lights", 0.5)
-    with pytest.raises(SimulationError, match=r"is 1.5; 0 to 1"):
+    with pytest.raises(SimulationError, match=r"is 1.5; allowed are 0 to 1"):
         Disturbance("light", 1.5)
 
 

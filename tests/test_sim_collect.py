@@ -78,7 +78,7 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
     assert not list(killed.glob("*_demo.hdf5")) or len(list(killed.glob("*_demo.hdf5"))) < 2
     done = subprocess.run(_command(killed), cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
-    assert "6 episodes kept of 6 tried" in done.stdout
+    assert "6 successful of 6 attempts" in done.stdout
     assert _hashes(killed) == [file.sha256() for file in whole]
     assert not list(killed.glob("*.parts"))
     # Run again: nothing to do, nothing changed. With other settings: refused.

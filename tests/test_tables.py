@@ -53,7 +53,7 @@ def test_a_long_label_keeps_the_columns_of_studies() -> None:
     from training.studies.sweep import table as sweep_table
 
     numbers = dict.fromkeys(METRICS, (0.5, 0.4, 0.6))
-    arm = {"mean_and_interval": numbers, "beside_whole": numbers}
+    arm = {"mean_and_interval": numbers, "difference_to_whole": numbers}
     text = table({"seeds": [0, 1], "arms": {"whole": {**arm, "label": "all"}, "x": {**arm, "label": LONG}}})
     head, first, second, _ = text.splitlines()
     assert second.startswith(f"{LONG}  ") and first.startswith("all  ")

@@ -47,10 +47,7 @@ class SwapError(M2DistillError):
 
 @dataclass(frozen=True)
 class Seen:
-    """The observations that the server has answered in the current window.
-
-    Before the switch, a candidate must have processed the same observations.
-    """
+    """The observations of the current window that the server has answered. A candidate must process them too."""
 
     instruction: str | None
     generation: int

@@ -22,7 +22,7 @@ from m2distill_policy.sim.env import SimEnv
 KINDS: dict[str, str] = {
     "camera": "the fixed camera moves by 3 cm and 4 degrees, the hand camera by 1 cm and 2 degrees; "
     "fields of view change by 5 %",
-    "light": "half or one and a half times the light, from another direction",
+    "light": "the light is 0.5 or 1.5 times as bright and comes from another direction",
     "texture": "table, floor and walls change colour: each channel is multiplied by 0.4 to 1",
     "delay": "actions arrive 3 control periods late",
     "gain": "the arm moves 0.6 or 1.4 times as far as commanded",
