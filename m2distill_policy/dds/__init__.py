@@ -28,7 +28,7 @@ Lockstep is an exchange of reliable messages that does not depend on the wall cl
 
 1. The robot waits until every topic has a peer.
 2. The robot resets its environment and publishes ``~/episode``: number, instruction and random stream. The policy
-   clears its window, begins that stream, and answers with one ``~/status`` of the same stamp and episode.
+   clears its window, begins that random stream, and answers with one ``~/status`` of the same stamp and episode.
 3. The robot publishes one observation, all messages with one stamp. The policy answers with commands, one ``~/action``
    and, last, one ``~/status``, all with that stamp. DDS does not keep the order of different topics, so the status says
    whether commands were sent, and how many gripper commands there have been.
@@ -38,7 +38,7 @@ Two processes do not discover each other's endpoints at the same time. So ``~/ep
 message for late readers, and are the last writer and reader that the robot creates: once both have been received, all
 endpoints are connected.
 
-A side that receives nothing for ``--timeout`` seconds stops and names the missing topic.
+A process that receives nothing for ``--timeout`` seconds stops and names the missing topic.
 
 Cyclone DDS 11.0.1 is the only release on PyPI with wheels for Python 3.10 to 3.12. It is compatible with Cyclone DDS
 0.10, which is part of ROS 2 Jazzy, if types are written as :mod:`m2distill_policy.dds.types` describes. Fast DDS is

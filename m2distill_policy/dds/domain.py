@@ -27,7 +27,7 @@ MAX_PARTICIPANTS = 32
 
 #: An image of 640 x 480 pixels has 0.9 MB. Large datagrams and a large receive buffer avoid hundreds of packets on
 #: loopback and an overflow of the socket. A deleted writer does not wait for a reader that has died;
-#: :meth:`m2distill_policy.dds.participant.Participant.close` waits once for all of them.
+#: :meth:`m2distill_policy.dds.participant.Participant.close` waits once for all readers.
 LOCALHOST_CONFIGURATION = f"""<CycloneDDS><Domain id="any">
 <General>
   <Interfaces><NetworkInterface address="127.0.0.1" multicast="false"/></Interfaces>
@@ -52,10 +52,10 @@ _domains: weakref.WeakValueDictionary[int, Domain] = weakref.WeakValueDictionary
 
 
 def domain_id(option: int | None = None) -> int:
-    """Return the domain: the option, else ``ROS_DOMAIN_ID``, else 0.
+    """Return the number of the domain: the option, else ``ROS_DOMAIN_ID``, else 0.
 
     Raises:
-        ConfigError: It is not 0 to 232.
+        ConfigError: The number is not 0 to 232.
     """
     if option is not None:
         value, source = str(option), "domain id"

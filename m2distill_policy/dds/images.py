@@ -5,7 +5,7 @@ the pixels are copied as one block, and a received image is a view of the buffer
 same.
 
 The encapsulation is CDR version 1, which ROS 2 writes. For a type without 8-byte numbers, version 2 differs only in the
-first four bytes, so both are read.
+first four bytes, so both versions are read.
 """
 # No ``from __future__ import annotations`` here: the type description is made from the annotations themselves.
 
@@ -95,7 +95,7 @@ class Image(IdlStruct, typename="sensor_msgs.msg.dds_.Image_"):
             TransportError: The buffer ends too early, or is not CDR.
         """
         if not has_header or not isinstance(data, bytes | bytearray | memoryview):
-            # The generic code calls it without a header if an Image is part of another message.
+            # The generic code calls this method without a header if an Image is part of another message.
             return super().deserialize(data, has_header=has_header, use_version_2=use_version_2)
         if len(data) < _ENCAPSULATION or data[0] != 0 or data[1] not in _ORDER:
             start = bytes(data[:_ENCAPSULATION]).hex() or "nothing"
@@ -164,7 +164,7 @@ class _Reader:
             raise TransportError(f"image message has a {what} that is not UTF-8") from error
 
     def block(self, what: str) -> NDArray[np.uint8]:
-        """Read a sequence of bytes, as a view."""
+        """Read a sequence of bytes as a view of the buffer."""
         length = self.number("I")
         start = self._take(length, what)
         return np.frombuffer(self._data, dtype=np.uint8, count=length, offset=start)

@@ -1,6 +1,6 @@
 """A process in a DDS domain: its writers, its readers, and how it waits. The only module that calls Cyclone DDS.
 
-Nothing here polls: :meth:`Participant.wait` sleeps until there is a message or a new peer, or the timeout has passed.
+Nothing here polls: :meth:`Waiter.wait` sleeps until there is a message, a peer has come or left, or time has passed.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Reader(Generic[M]):
 
     @property
     def publishers(self) -> list[str]:
-        """Names of the publishing participants, or their DDS identity."""
+        """Names of the publishing participants; the DDS identity of a participant without a name."""
         found = (
             self._reader.get_matched_publication_data(handle) for handle in self._reader.get_matched_publications()
         )
@@ -229,7 +229,7 @@ class Participant:
         *,
         others_only: bool = False,
     ) -> Reader[M]:
-        """Make a subscription to ``topic`` (``/x/y`` or ``~/y``). others_only: leave out its own messages."""
+        """Make a subscription to ``topic`` (``/x/y`` or ``~/y``). others_only: without messages of this participant."""
         self._asked.add(resolve(topic, namespace=self.namespace))
         reader = Reader(self, self.full_name(topic), kind, profile, depth, others_only=others_only)
         self._readers.append(reader)
@@ -249,7 +249,8 @@ class Participant:
         """Wait until every endpoint has a peer. ``stop`` ends the wait early.
 
         Raises:
-            TransportError: An endpoint has no peer after ``timeout`` s; names the topics, and adds ``hint``.
+            TransportError: An endpoint has no peer after ``timeout`` s. The message names the topics and ends with
+                ``hint``.
         """
         waiter = self.waiter(matches=endpoints)
         deadline = time.monotonic() + timeout
@@ -275,9 +276,9 @@ class Participant:
         self._writers.clear()
         self._readers.clear()
         self._topics.clear()
-        # Deletes every writer and reader too, and the domain after the last participant. Not left to the garbage
-        # collector, because the peers would notice late. At the end of the interpreter it would block: the binding's
-        # background thread waits for the interpreter's lock, and the interpreter for that thread.
+        # This also deletes every writer and reader, and the domain after the last participant. It is not left to the
+        # garbage collector, because the peers would notice late. At the end of the interpreter it would block, because
+        # the binding's background thread waits for the interpreter's lock, and the interpreter for that thread.
         self.entity.__del__()
         self._domain = None
 

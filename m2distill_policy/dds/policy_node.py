@@ -50,8 +50,9 @@ class PolicyNode:
         lockstep: Whether to answer a simulated robot step by step, without a clock.
         options, watcher: See :class:`PolicyLoop`.
         reliable_input: Whether cameras and joint states should send lost messages again.
-        frame: The arm's name for the frame of the actions, in twists and set-points; poses in another frame are
-            refused. None, and in lockstep: the contract's name, and the frame of poses must only stay the same.
+        frame: Name of the actions' frame on this arm, used in twists and set-points; None uses the contract's name. In
+            real time, poses in another frame are refused. With None, and in lockstep, the frame of poses must only stay
+            the same.
     """
 
     def __init__(
@@ -103,8 +104,8 @@ class PolicyNode:
         }
         self._pose = participant.reader(topics.END_EFFECTOR_POSE, PoseStamped, inputs, depth=JOINTS_KEPT)
         self._instructions = participant.reader(topics.INSTRUCTION, String, Profile.LATCHED)
-        # Two readers each: a state from before this node started is received only by a latched reader, which in turn
-        # does not receive publishers that are not latched.
+        # There are two readers, because a state from before this node started is received only by a latched reader,
+        # which in turn receives nothing from publishers that are not latched.
         self._emergency = [
             participant.reader(topics.EMERGENCY_STOP, Bool, profile) for profile in (Profile.RELIABLE, Profile.LATCHED)
         ]
@@ -115,7 +116,7 @@ class PolicyNode:
         self._twist = participant.writer(topics.TWIST, TwistStamped, outputs)
         self._target = participant.writer(topics.TARGET_POSE, PoseStamped, outputs)
         self._gripper_topic = participant.writer(topics.GRIPPER_COMMAND, GripperCommand, outputs)
-        #: Other publishers of commands. Not in lockstep, where there is no arm.
+        #: Readers of the commands of other publishers; none in lockstep, where there is no arm.
         self._others: dict[str, Reader[Any]] = {}
         self._others_seen = -LOOK_EVERY
         if not lockstep and not self._loop.options.allow_other_publishers:
@@ -151,8 +152,8 @@ class PolicyNode:
         the robot has left and no other has come for ``timeout`` s.
 
         Raises:
-            TransportError: In lockstep, no message arrived for ``timeout`` s, or a set stayed incomplete; names the
-                missing topics.
+            TransportError: In lockstep, no message arrived for ``timeout`` s, or an observation stayed incomplete. The
+                message names the missing topics.
         """
         if isinstance(self._loop, LockstepLoop):
             self._spin_lockstep(self._loop)
@@ -296,7 +297,7 @@ class PolicyNode:
         for name, info_reader in self._infos.items():
             for info in self._take(info_reader, topics.camera_info_topic(name)):
                 self._loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
-                # Also from the camera info, because images that are too large may never arrive.
+                # The size is also taken from the camera info, because images that are too large may never arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
         return arrived
@@ -338,7 +339,7 @@ class PolicyNode:
         self._watch_others()
 
     def _watch_others(self) -> None:
-        """Check who else sends commands. Called after our own are sent, so that it does not delay them."""
+        """Check who else sends commands. Call it after our own commands are sent, so that it does not delay them."""
         now = time.monotonic()
         look, self._others_seen = (True, now) if now - self._others_seen >= LOOK_EVERY else (False, self._others_seen)
         for topic, reader in self._others.items():

@@ -1,6 +1,6 @@
 """Quality of service, with the names of ROS 2.
 
-CDR version 1 is requested explicitly, because ROS 2 uses it, and Cyclone DDS from 0.11 on might agree on version 2.
+CDR version 1 is requested explicitly, because ROS 2 uses it. Otherwise Cyclone DDS from 0.11 on might use version 2.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Profile(Enum):
     """Profiles of topics.
 
     SENSOR: only the newest message matters; losses are allowed. RELIABLE: every message arrives. LATCHED: late readers
-    receive the last message. LOCKSTEP: every message arrives, and a writer waits long for a slow reader. HANDSHAKE: the
-    same for one message at a time, which late readers receive too.
+    receive the last message. LOCKSTEP: every message arrives, and a writer waits long for a slow reader. HANDSHAKE: as
+    LOCKSTEP, but only the last message is kept, and late readers receive it too.
     """
 
     SENSOR = "sensor"
@@ -32,7 +32,7 @@ class Profile(Enum):
     HANDSHAKE = "handshake"
 
     def qos(self, depth: int) -> Qos:
-        """Return the policies. depth: number of messages kept for a slow reader."""
+        """Return the DDS policies of the profile. depth: number of messages kept for a slow reader."""
         history = Policy.History.KeepLast(depth)
         volatile = Policy.Durability.Volatile
         if self is Profile.SENSOR:

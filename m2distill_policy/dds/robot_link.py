@@ -37,7 +37,7 @@ _COMMANDS: dict[Follow, type[PolicyAction] | type[PoseStamped] | type[TwistStamp
 
 
 class DdsLink(Link):
-    """Writers and readers of a robot that follows ``follow``. The caller closes the participant."""
+    """Writers and readers of a robot that follows the commands ``follow``. The caller closes the participant."""
 
     def __init__(self, participant: Participant, contract: Contract, *, follow: Follow, lockstep: bool) -> None:
         self.where = f"in DDS domain {participant.domain}"
@@ -50,7 +50,7 @@ class DdsLink(Link):
         self._pose: Writer[PoseStamped] | None = None
         # Two processes do not discover each other's endpoints at the same time, but each discovers the other's writers
         # in the order of their creation, and likewise the readers. So ~/episode is the last writer and ~/status the
-        # last reader. Both keep their message for late readers; once they are connected, all others are too.
+        # last reader. Both keep their message for late readers; once these two are connected, all others are too.
         if follow == "target_pose":
             self._pose = participant.writer(topics.END_EFFECTOR_POSE, PoseStamped, profile)
         self._views: dict[str, Writer[Image]] = {
@@ -117,7 +117,7 @@ class DdsLink(Link):
         now = time.monotonic()
         found = [(message.header.stamp.nanoseconds, self._value(message)) for message in self._command.take()]
         return [
-            # The rest of a ramp answers no observation and has stamp zero; it counts as arriving now.
+            # Commands of a ramp to a halt that answer no observation have the stamp zero; they count as stamped now.
             Command(value, stamp or (0 if self._lockstep else time.time_ns()), now)
             for stamp, value in found
             if value is not None

@@ -5,8 +5,8 @@ the fields must not change. A sequence of numbers is written from a list or a tu
 a list.
 
 No field may be ``uint8`` or ``int8``: Cyclone DDS 11 describes these types to its peers in a way that version 0.10,
-which is part of ROS 2 Jazzy, cannot read; a 0.10 process that inspects them crashes. ``byte`` has the same bytes and
-the old description.
+which is part of ROS 2 Jazzy, cannot read; a 0.10 process that inspects them crashes. ``byte`` is sent as the same byte,
+with a description that 0.10 can read.
 
 ``Image`` is in :mod:`m2distill_policy.dds.images`, because it has its own serialiser. The policy's own messages are in
 :mod:`m2distill_policy.dds.m2distill_msgs`.
@@ -196,7 +196,10 @@ class CameraInfo(IdlStruct, typename="sensor_msgs.msg.dds_.CameraInfo_"):
 
 @dataclass
 class GripperCommand(IdlStruct, typename="control_msgs.msg.dds_.GripperCommand_"):
-    """``position``: m or rad, in the unit of the gripper's driver; ``max_effort`` in N, 0 for the gripper's default."""
+    """A command to a gripper.
+
+    ``position`` is in the unit of the gripper's driver, m or rad; ``max_effort`` is in N, 0 for the gripper's default.
+    """
 
     position: float64 = 0.0
     max_effort: float64 = 0.0
@@ -221,7 +224,7 @@ else:
 
 @dataclass
 class DiagnosticStatus(IdlStruct, typename="diagnostic_msgs.msg.dds_.DiagnosticStatus_"):
-    """``level``: 0 ok, 1 warn, 2 error, 3 stale."""
+    """The diagnostics of one component. ``level``: 0 ok, 1 warn, 2 error, 3 stale."""
 
     level: byte = 0
     name: str = ""

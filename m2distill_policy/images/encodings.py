@@ -31,7 +31,7 @@ BYTES_PER_PIXEL = {
     "bayer_gbrg8": 1,
     "bayer_grbg8": 1,
 }
-#: OpenCV names a pattern by the second and third pixel of the second row, ROS by the first two of the first row.
+#: OpenCV names a Bayer pattern by the second and third pixel of the second row, ROS by the first two of the first row.
 _CONVERSIONS = {
     "yuv422": cv2.COLOR_YUV2RGB_UYVY,
     "uyvy": cv2.COLOR_YUV2RGB_UYVY,
@@ -63,7 +63,7 @@ def check_layout(encoding: str, height: int, width: int, step: int, size: int) -
 
     Args:
         encoding: A key of :data:`BYTES_PER_PIXEL`.
-        height, width: Pixels.
+        height, width: Size of the image in pixels.
         step: Bytes of a row.
         size: Bytes of the whole image.
 

@@ -4,9 +4,9 @@ OpenCV's JPEG decoder fills missing parts with grey and prints a line. It also d
 Here the header is read first, and data are refused unless they are one complete image.
 
 JPEG has no checksum. These faults are found: a missing end, wrong or missing markers, long runs of zeros, and data that
-end before the last block. A lost packet causes the last one (found for 386 of 400 lost pieces of 188 to 8192 bytes).
-Changed bytes that leave at least as many blocks are not found. Images whose missing blocks would not be grey
-(progressive, several scans) are refused. PNG has a checksum for each chunk.
+end before the last block. A lost packet causes the last of these faults. In a test, it was found for 386 of 400 lost
+pieces of 188 to 8192 bytes. Changed bytes after which there are at least as many blocks as before are not found. Images
+whose missing blocks would not be grey (progressive, several scans) are refused. PNG has a checksum for each chunk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_PIXELS = 2**25
 LONGEST_SIDE = 2**14
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-#: PNG colour type -> channels. The image of a palette has colours.
+#: PNG colour type -> channels. An image with a palette counts as colour.
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _EOI, _SOS, _DRI, _DHT = 0xD9, 0xDA, 0xDD, 0xC4
 _RESTARTS = range(0xD0, 0xD8)
@@ -40,14 +40,14 @@ _GREY = 128
 _NEARLY = 2
 #: A run of zeros that coded data do not contain, unless the code for the end of a block is all zeros.
 _ZEROS = bytes(64)
-#: Bytes inserted where the data should end. Only a decoder that lacks data reads them. No 0xFF, no two equal bits in a
-#: row.
+#: Bytes inserted where the data should end. Only a decoder that lacks data reads them. None of them is 0xFF, and no
+#: byte comes twice in a row.
 _FILLER = bytes((37 * i + 90) % 251 for i in range(64))
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What JPEG or PNG data announce. channels: 1 grey, 2 grey with alpha, 3 colour, 4 colour with alpha."""
+    """What the header of JPEG or PNG data says. channels: 1 grey, 2 grey with alpha, 3 colour, 4 colour with alpha."""
 
     codec: Literal["jpeg", "png"]
     height: int
@@ -64,7 +64,7 @@ class _Jpeg:
     Attributes:
         size_at: Position of height and width in the frame header.
         mcu: Blocks (rows, columns) that are coded together.
-        interval: Number of these between restart markers; 0 without restart markers.
+        interval: Number of such groups of blocks between two restart markers; 0 without restart markers.
         ends: Positions of the markers at which coded data end.
         zeros_end_blocks: Whether a run of zeros may be blocks of one colour.
     """
@@ -96,7 +96,7 @@ def read_header(data: NDArray[np.uint8]) -> ImageHeader:
         What the header announces.
 
     Raises:
-        ObservationError: The data are neither, not complete, or the image is too large.
+        ObservationError: The data are neither JPEG nor PNG, the data are not complete, or the image is too large.
     """
     raw = data.tobytes()
     if raw.startswith(b"\xff\xd8"):
@@ -117,7 +117,7 @@ def decode(data: NDArray[np.uint8], header: ImageHeader, *, grey: bool) -> NDArr
         ObservationError: The data are damaged.
     """
     name = header.codec.upper()
-    # As stored: cameras do not rotate their images by EXIF.
+    # The image is decoded as it is stored, because cameras do not rotate their images by EXIF.
     decoded = _decoded(data, (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION, name)
     if decoded.shape[:2] != (header.height, header.width):
         raise _damaged(name, f"its header has {header.width} x {header.height} pixels, but it decodes to another size")
@@ -176,7 +176,7 @@ def _read_png(raw: bytes) -> ImageHeader:
 def _structure(raw: bytes) -> _Jpeg:
     """Read all segments and coded data to the end of the image; raise if the structure is wrong."""
     jpeg, position = _Jpeg(), 2
-    # Every 0xFF in coded data that is not data; after one that is data comes a 0.
+    # Positions of each 0xFF that is not coded data. A 0xFF that is coded data is followed by a 0.
     array = np.frombuffer(raw, dtype=np.uint8)
     marks = np.flatnonzero((array[:-1] == 0xFF) & (array[1:] != 0))
     while True:
@@ -247,7 +247,10 @@ def _read_codes(tables: bytes, jpeg: _Jpeg) -> None:
 
 
 def _skip_coded(raw: bytes, marks: NDArray[np.intp], start: int, jpeg: _Jpeg) -> int:
-    """Return where the coded data from ``start`` end: at a marker that is not a restart. Restarts count up from 0."""
+    """Return the position of the marker that ends the coded data from ``start``.
+
+    That is the first marker that is not a restart marker. Restart markers are numbered 0 to 7, over and over.
+    """
     ends = list[int]()
     rows, columns = _grid(jpeg)
     wanted = -(-rows * columns // jpeg.interval) - 1 if jpeg.interval else 0
@@ -261,7 +264,7 @@ def _skip_coded(raw: bytes, marks: NDArray[np.intp], start: int, jpeg: _Jpeg) ->
         if marker not in _RESTARTS:
             if len(ends) != wanted:
                 raise _damaged("JPEG", f"{len(ends)} of {wanted} restart markers are there")
-            # First in steps of 8 bytes, because a search for 64 zeros takes longer than decoding.
+            # First search in steps of 8 bytes, because a search for 64 zeros takes longer than decoding.
             if (
                 not jpeg.zeros_end_blocks
                 and not np.frombuffer(raw, dtype="<u8", offset=start, count=(data_end - start) // 8).all()
@@ -277,17 +280,17 @@ def _skip_coded(raw: bytes, marks: NDArray[np.intp], start: int, jpeg: _Jpeg) ->
 
 
 def _grid(jpeg: _Jpeg) -> tuple[int, int]:
-    """Return the number of rows and columns of blocks that are coded together."""
+    """Return the numbers of rows and columns of MCUs (groups of blocks that are coded together) in the image."""
     return -(-jpeg.height // (8 * jpeg.mcu[0])), -(-jpeg.width // (8 * jpeg.mcu[1]))
 
 
 def _may_lack_data(decoded: NDArray[np.uint8], jpeg: _Jpeg) -> bool:
-    """Return whether a block is grey that comes last before a restart marker or the end, as if data were missing."""
+    """Return whether the last block before a restart marker or before the end is grey, as it is if data are missing."""
     rows, columns = _grid(jpeg)
     last = np.arange(jpeg.interval or rows * columns, rows * columns + 1, jpeg.interval or 1) - 1
     last = np.append(last, rows * columns - 1)
     down, across = 8 * jpeg.mcu[0], 8 * jpeg.mcu[1]
-    # The middle pixel of each, because at the edges colours of neighbours mix in.
+    # The middle pixel of each block is compared, because at the edges colours of neighbours mix in.
     row = np.minimum(last // columns * down + down // 2, jpeg.height - 1)
     column = np.minimum(last % columns * across + across // 2, jpeg.width - 1)
     off = np.abs(decoded[row, column].astype(np.int16) - _GREY).reshape(len(last), -1).max(axis=1)

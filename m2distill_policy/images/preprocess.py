@@ -13,7 +13,7 @@ from m2distill_policy.errors import ObservationError
 
 
 def centre_crop(height: int, width: int, camera: Camera) -> tuple[int, int, int, int]:
-    """Return the largest centred part with the contract's aspect ratio: (top, left, height, width) in pixels."""
+    """Return (top, left, height, width) in pixels of the largest centred part with the contract's aspect ratio."""
     # Compared as integers, so that an exact aspect ratio never loses a row to rounding.
     if width * camera.height > height * camera.width:
         crop_height, crop_width = height, max(1, round(height * camera.width / camera.height))
@@ -68,11 +68,11 @@ def check_field_of_view(camera: Camera, focal: float, height: int, width: int, t
         camera: Camera of the contract.
         focal: Vertical focal length in pixels of a (height, width) image. 0 for an uncalibrated camera, which is not
             checked.
-        height, width: Pixels.
+        height, width: Size of the image in pixels.
         tolerance: Fraction of the contract's field of view.
 
     Returns:
-        A message if it differs, else None.
+        A message if the fields of view differ, else None.
     """
     if focal <= 0 or height < 1 or width < 1:
         return None

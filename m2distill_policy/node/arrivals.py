@@ -1,8 +1,8 @@
-"""Compare each stream's stamps with the clock at arrival. Stamps and both clocks are arguments.
+"""Compare the stamp of each message with the clock at its arrival. Stamps and times are arguments.
 
-Every stream (each view, each publisher of joint states, the pose) is checked separately, when it arrives. That messages
-fit one another does not show that their clocks are right: images from a camera whose clock is 0.3 s ahead match joint
-states that come 0.3 s later.
+Every stream (each view, each publisher of joint states, the pose) is checked separately. Stamps that fit one another do
+not prove that the clocks are right: images from a camera whose clock is 0.3 s ahead match joint states that arrive
+0.3 s later.
 """
 
 from __future__ import annotations
@@ -13,29 +13,30 @@ from typing import NamedTuple
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
-#: s for which a message that was ahead of the clock counts. Transport delays vary, and two publishers may share a
-#: topic, so a stream that is ahead by about the tolerance must not start and stop the arm with every message.
+#: Seconds for which a message that was ahead of the clock counts. Transport delays vary, and two publishers may share a
+#: topic. Without this time, a stream that is ahead by about the tolerance would start and stop the arm with every
+#: message.
 HOLD = 0.5
-#: s without a message after which the pose, which is optional, is no longer checked.
+#: Seconds without a message after which the pose, which is optional, is no longer checked.
 OPTIONAL_SILENCE = 1.0
-#: ns. A stamp within a day of the clock's origin comes from a clock that was never set.
+#: One day in nanoseconds. A stamp less than a day after the clock's origin comes from a clock that was never set.
 _UNSET = 86_400 * 1_000_000_000
 
 
 class Moment(NamedTuple):
-    """When a message arrived: wall in ns, in the clock of the stamps; monotonic in s."""
+    """When a message arrived. wall: ns, in the clock of the stamps. monotonic: s."""
 
     wall: int
     monotonic: float
 
 
 class Arrival:
-    """Records how far the newest message of one stream was ahead of the clock. Constant work for each message.
+    """The newest message of one stream, and how far its stamp was ahead of the clock when it arrived.
 
     Attributes:
         stamp: Stamp of the newest message, ns.
-        lead: Its stamp minus its arrival, ns; negative for an old message.
-        monotonic: When it arrived, s.
+        lead: Stamp of the newest message minus its arrival time, ns; negative for an old message.
+        monotonic: When the newest message arrived, s.
         repeated: Whether the message before it had the same stamp.
     """
 
@@ -47,7 +48,13 @@ class Arrival:
         self.repeated = False
 
     def note(self, stamp: int, moment: Moment, tolerance: float | None) -> None:
-        """Record a message stamped ``stamp`` (ns). tolerance: allowed lead in s; None allows any."""
+        """Record a message in constant time.
+
+        Args:
+            stamp: Stamp of the message, ns.
+            moment: When it arrived.
+            tolerance: Largest allowed lead of the stamp over the clock, s; None allows any lead.
+        """
         self.repeated = stamp == self.stamp and self.monotonic > float("-inf")
         self.stamp, self.lead, self.monotonic = stamp, stamp - moment.wall, moment.monotonic
         if tolerance is not None and self.lead > tolerance * 1e9:
@@ -60,7 +67,8 @@ class Stream(NamedTuple):
     Attributes:
         label: Name for messages.
         arrival: Record of its newest message.
-        current: Whether its newest message is still in use. Otherwise it counts only for :data:`HOLD`.
+        current: Whether its newest message is still in use. Otherwise, only a message that was ahead of the clock
+            counts, for :data:`HOLD` seconds.
         optional: Whether the policy can drive without this stream.
     """
 
@@ -74,7 +82,7 @@ def check_arrivals(streams: Sequence[Stream], limits: WatchLimits, monotonic: fl
     """Return the fault of the stream with the largest clock error, or None.
 
     Args:
-        streams: Streams that have sent something.
+        streams: Streams that have sent at least one message.
         limits: ``future_tolerance`` and ``stale_after`` apply to each stream; None switches a check off.
         monotonic: Current time, s.
     """
@@ -114,7 +122,10 @@ def check_arrivals(streams: Sequence[Stream], limits: WatchLimits, monotonic: fl
 
 
 def stale_set(streams: Sequence[Stream], stamp: int, limits: WatchLimits, wall: int) -> Fault | None:
-    """Return the fault of a set stamped ``stamp`` (ns) that is too old at ``wall`` (ns). It names the oldest stream."""
+    """Return the fault if an observation stamped ``stamp`` (ns) is too old at ``wall`` (ns), else None.
+
+    The message of the fault names the oldest of ``streams``.
+    """
     if limits.stale_after is None or not streams or wall - stamp <= limits.stale_after * 1e9:
         return None
     oldest = min(streams, key=lambda s: s.arrival.lead)
@@ -132,7 +143,7 @@ def _is_ahead(stream: Stream, monotonic: float) -> bool:
 
 
 def _compared(worst: Stream, streams: Sequence[Stream]) -> str:
-    """Return the stream with the smallest clock error, for comparison, as part of a message."""
+    """Describe the stream with the smallest clock error, as the part of a message that compares it with ``worst``."""
     others = [s for s in streams if s is not worst]
     if not others:
         return ""

@@ -29,11 +29,11 @@ class ArmCommand:
     """What one cycle sends to the arm.
 
     Attributes:
-        is_sent: Whether this cycle sends commands. The fields below are None if it does not.
-        twist: (6,) m/s and rad/s, in the contract's frame.
+        is_sent: Whether this cycle sends commands. If not, ``twist``, ``target_pose`` and ``gripper`` are None.
+        twist: Twist (6,) in m/s and rad/s, in the contract's frame.
         target_pose: Set-point (6,): m and rad, in the contract's frame.
         gripper: Position in m or rad; None while it does not change.
-        gripper_count: Number of gripper commands so far; in lockstep, of this episode.
+        gripper_count: Number of gripper commands so far; in lockstep, since the episode began.
     """
 
     is_sent: bool
@@ -61,7 +61,7 @@ class CommandMaker:
         self._gripper = GripperSwitch(gripper)
         self._gripper_count = 0
         self._check = self._new_check(server.contract)
-        #: Whether the pose has jumped since the policy last drove; the ramp must not use it then.
+        #: Whether the pose has jumped since the policy last drove. If so, the ramp to a halt must not use the pose.
         self._has_jumped = False
         #: Whether the newest command moved the arm, or ended a ramp.
         self._was_moving = False
@@ -71,11 +71,14 @@ class CommandMaker:
         return CommandCheck(self._server.limits, self._server.speeds, contract, positions)
 
     def reset_gripper(self) -> None:
-        """Send the next clear gripper command even if it is the same, because the gripper's position is not known."""
+        """Send the next gripper command even if it equals the last one, because the gripper's position is not known.
+
+        An action within the dead band still gives no command.
+        """
         self._gripper.reset()
 
     def begin_episode(self) -> None:
-        """Count gripper commands from 0, and send the next one even if it is the same."""
+        """Count gripper commands from 0, and send the next one even if it equals the last one."""
         self._gripper.reset()
         self._gripper_count = 0
 
@@ -97,7 +100,7 @@ class CommandMaker:
         Args:
             decision: Decision of the policy server.
             is_sent: Whether this cycle sends commands.
-            pose: (6,) of the end effector at ``pose_stamp``; None if unknown.
+            pose: Pose (6,) of the end effector at ``pose_stamp``; None if unknown.
             pose_stamp: Stamp in ns for which the set-point needs a pose; 0 for the newest pose.
             always_set_point: Whether to send a set-point also while the arm stays halted.
 
@@ -107,8 +110,8 @@ class CommandMaker:
         self._has_jumped = self._has_jumped and decision.status.code is not StatusCode.RUNNING
         wants_set_point = False
         if is_sent:
-            # The controller keeps the last set-point. If a halted arm got a new one from its current pose in every
-            # cycle, it would give way to a load little by little.
+            # The controller keeps the last set-point. If a halted arm got a new set-point from its current pose in
+            # every cycle, a load would push it away little by little.
             moves = self._was_moving or decision.status.motion != Motion.HALTED.value
             wants_set_point = (always_set_point or moves) and not self._has_jumped
             is_lacking = pose is None and self._poses.expected
@@ -133,8 +136,17 @@ class CommandMaker:
         *,
         is_sent: bool,
     ) -> tuple[Decision, ArmCommand]:
-        """Return the checked command for ``decision``. start: (6,) to which the set-point is relative, None for none;
-        pose: (6,) of the end effector, None if unknown."""
+        """Make the command for ``decision`` and check it.
+
+        Args:
+            decision: Decision of the policy server.
+            start: Pose (6,) to which the set-point is relative; None sends no set-point.
+            pose: Pose (6,) of the end effector; None if unknown.
+            is_sent: Whether this cycle sends commands.
+
+        Returns:
+            As :meth:`make`.
+        """
         # A hot swap may change the contract between two cycles.
         contract = self._server.contract
         if self._check.contract is not contract:
@@ -166,7 +178,7 @@ class CommandMaker:
     def _set_point(
         self, decision: Decision, pose: NDArray[np.float64], contract: Contract
     ) -> tuple[NDArray[np.float64] | None, str | None]:
-        """Return the set-point (6,) within the workspace; or None, and why there is none."""
+        """Return the set-point (6,) within the workspace and None; or None and the reason why there is no set-point."""
         limits = self._server.limits
         target = set_point_inside(drive.set_point(pose, decision.action, contract), pose, limits, contract)
         if target is not None:

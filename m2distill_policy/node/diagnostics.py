@@ -15,7 +15,7 @@ from m2distill_policy.runtime.status import Status, StatusCode
 
 logger = logging.getLogger(__name__)
 
-#: s between two messages on /diagnostics.
+#: Seconds between two messages on /diagnostics.
 PERIOD = 1.0
 #: Number of newest cycles whose latencies are reported.
 CYCLES = 400
@@ -42,7 +42,7 @@ class CycleReport:
         cycle: Number of the cycle, from 1.
         episode: Number of the episode; 0 in real time.
         warnings: Problems that do not stop the policy.
-        health: For /diagnostics; None in cycles that do not publish it.
+        health: Content of /diagnostics; None in cycles that do not publish it.
         start: When the work on this cycle began, s, by ``time.perf_counter``.
     """
 
@@ -57,8 +57,8 @@ class Diagnostics:
     """Counts messages and cycles, and summarises them once a second.
 
     Args:
-        server: Reports provider and random stream.
-        now: Monotonic time, s.
+        server: Policy server, whose provider and random stream are reported.
+        now: Current monotonic time, s.
         name: Name of the node with its namespace, without the first slash.
     """
 
@@ -69,7 +69,7 @@ class Diagnostics:
         self._arrivals: dict[str, int] = {}
         self._steps: deque[float] = deque(maxlen=CYCLES)
         self._cycles: deque[float] = deque(maxlen=CYCLES)
-        #: The last logged code.
+        #: The last status code that was logged.
         self._logged: StatusCode | None = None
         self._broken = 0
         #: Number of cycles so far.
@@ -83,12 +83,17 @@ class Diagnostics:
         self._broken += broken
 
     def add_latency(self, step: float, whole: float) -> None:
-        """Record the latency of an answer, s: ``step`` of the policy server, ``whole`` from set to last message."""
+        """Record the latency of an answer.
+
+        Args:
+            step: Latency of the policy server, s.
+            whole: Time from the start of the work on the cycle until ``~/status`` is published, s.
+        """
         self._steps.append(step)
         self._cycles.append(whole)
 
     def report(self, status: Status, now: float, *, warnings: Sequence[str], episode: int, start: float) -> CycleReport:
-        """Count one cycle and report it. Log a new status code. Once a second, fill ``health``.
+        """Count one cycle and report it. Once a second, log a new status code and fill ``health``.
 
         Args:
             status: Status of this cycle.

@@ -31,7 +31,7 @@ class FrameCheck:
         return self._first
 
     def problem(self, frame_id: str) -> str | None:
-        """Return why a message in ``frame_id`` cannot be used, as part of a message, or None."""
+        """Return why a message in the frame ``frame_id`` cannot be used, as part of an error text; None if it can."""
         frame = _plain(frame_id)
         if not frame:
             return None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from m2distill_policy.errors import ConfigError, ObservationError
 
-#: How far beyond open or closed a recorded command may be, as a fraction of the distance between the two.
+#: How far beyond the open or the closed position a recorded command may be, as a fraction of the distance between the
+#: two.
 BEYOND = 0.25
 #: Largest threshold. At 1 the gripper would never move.
 LARGEST_THRESHOLD = 0.999
@@ -18,10 +19,11 @@ class GripperProfile:
     """How the gripper is commanded.
 
     Attributes:
-        open_position, closed_position: In the unit of the gripper's driver: the gap between the fingers in m, the
-            travel of one finger in m, or rad.
-        threshold: Distance from 0 that the action's entry (-1 open, +1 closed) needs to move the gripper, 0 to 0.999.
-        max_effort: N, at least 0; 0 leaves it to the gripper.
+        open_position, closed_position: Positions in the unit of the gripper's driver: the gap between the fingers in m,
+            the travel of one finger in m, or rad.
+        threshold: The gripper moves only if the absolute value of the action's gripper entry (-1 open, +1 closed) is
+            larger than this; 0 to 0.999.
+        max_effort: Largest effort in N, at least 0; 0 leaves it to the gripper.
     """
 
     open_position: float = 0.08
@@ -43,10 +45,11 @@ class GripperProfile:
             )
 
     def entry(self, position: float) -> float:
-        """Return the action's entry, -1 or +1, that is nearer to a commanded ``position``.
+        """Return the action's gripper entry for a commanded ``position``: -1 if it is nearer to open, else +1.
 
         Raises:
-            ObservationError: The position is beyond both by more than a quarter of their distance, so its unit differs.
+            ObservationError: The position is outside the range between open and closed by more than a quarter of that
+                range, so it is in another unit.
         """
         opened = (position - self.closed_position) / (self.open_position - self.closed_position)
         if not -BEYOND <= opened <= 1 + BEYOND:
@@ -66,11 +69,11 @@ class GripperSwitch:
         self._closed: bool | None = None
 
     def reset(self) -> None:
-        """Send the next clear command even if it is the same, because the gripper's position is not known."""
+        """Send the next command even if it equals the last one, because the gripper's position is not known."""
         self._closed = None
 
     def update(self, entry: float) -> float | None:
-        """Return the position for the action's entry (-1 open, +1 closed), or None if nothing changes."""
+        """Return the position for the action's gripper entry (-1 open, +1 closed), or None if nothing changes."""
         profile = self._profile
         if abs(entry) <= profile.threshold or (entry > 0) == self._closed:
             return None

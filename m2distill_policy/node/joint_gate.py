@@ -1,4 +1,4 @@
-"""Refuse joint positions that are impossible: they contradict earlier ones, or those of another publisher.
+"""Refuse joint positions that are impossible, because they contradict earlier ones or those of another publisher.
 
 Two publishers of the same joints (such as a forgotten ``joint_state_publisher`` that publishes zeros) look like one
 publisher whose joints jump.
@@ -12,25 +12,26 @@ from dataclasses import dataclass, field
 
 from m2distill_policy.errors import ObservationError
 
-#: Largest distance that a joint moves in a second, by unit. Far above real arms, so that only the impossible is
-#: refused.
+#: Largest speed of a joint (per second), by unit. It is far above the speed of real arms, so that only impossible
+#: motion is refused.
 FASTEST = {"rad": 30.0, "m": 5.0}
-#: The same between two publishers of one joint. They measure the same motion, so less is enough.
+#: The same limit between two publishers of one joint. It is lower, because both measure the same motion.
 FASTEST_APART = {"rad": 5.0, "m": 1.0}
 #: Difference of two positions that is always allowed.
 SLACK = {"rad": 0.1, "m": 0.01}
-#: s within which no joint moves by more than the slack and back, but two alternating publishers do.
+#: Seconds. No joint moves by more than the slack and back within this time, but the positions of two alternating
+#: publishers do.
 THERE_AND_BACK = 0.12
-#: Seconds, and number of messages, for which positions must agree with each other before they are accepted after a
-#: jump.
+#: After a jump, positions must agree with each other for this number of seconds and of messages to be accepted.
 SETTLED, SETTLED_MESSAGES = 0.5, 5
-#: s without a message after which a publisher's last message is not compared any more.
+#: Seconds without a message after which a publisher's last message is not compared any more.
 FORGOTTEN = 0.5
-#: s for which a refused message is reported; a wrong publisher may be much slower than the arm's.
+#: Seconds for which a refused message is reported. The time is long, because a wrong publisher may be much slower than
+#: the arm's.
 REFUSED_FOR = 1.0
-#: s by which messages may arrive closer to each other than their stamps are.
+#: Seconds by which the arrivals of two messages may be closer to each other than their stamps.
 _DELAY = 0.05
-#: Largest number of whole turns by which a driver's count may be off.
+#: Largest number of whole turns by which a driver's count of turns may be wrong.
 _TURNS = 100
 
 
@@ -39,9 +40,9 @@ class JointLimit:
     """How far two positions of a joint may differ, in the joint's own unit.
 
     Attributes:
-        fastest: Per second, for one publisher.
-        fastest_apart: Per second, between two publishers.
-        slack: Always allowed.
+        fastest: Largest change per second, for one publisher.
+        fastest_apart: Largest difference between two publishers per second between their stamps.
+        slack: Difference that is always allowed.
         turn: One whole turn; None for a joint that does not turn.
     """
 
@@ -58,7 +59,7 @@ class JointLimit:
         return JointLimit(FASTEST[unit] * factor, FASTEST_APART[unit] * factor, SLACK[unit] * factor, turn)
 
     def turns(self, step: float) -> int:
-        """Return the number of whole turns in a step of ``step``; 0 if it is not a whole number."""
+        """Return how many whole turns the difference ``step`` of two positions is; 0 if it is not a whole number."""
         if self.turn is None or abs(step) > _TURNS * self.turn:
             return 0
         count = round(step / self.turn)
@@ -70,11 +71,12 @@ class JointConflictError(ObservationError):
 
     Attributes:
         joint: Name of the joint.
-        value, topic: The refused position.
-        other, other_topic: The position that it contradicts.
-        apart: Seconds between their stamps.
+        value, topic: The refused position and its topic.
+        other, other_topic: The position that it contradicts, and the topic of this position.
+        apart: Seconds between the stamps of the two positions.
         most: Largest allowed difference; 0 if the joint went there and back.
-        turns: Whole turns between the two.
+        turns: Number of whole turns between the two positions.
+        one_source: Whether both positions are from one publisher.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class JointConflictError(ObservationError):
         super().__init__(self.describe(lambda name: f"'{name}'"))
 
     def describe(self, full_name: Callable[[str], str]) -> str:
-        """Return the message, without a full stop. full_name: from a topic to its full name."""
+        """Return the message, without a full stop. full_name: Converts a topic to its full name."""
         topic, other = full_name(self.topic), full_name(self.other_topic)
         what = f"{self.joint} goes from {self.other:.4g} to {self.value:.4g} in {self.apart:.3f} s on {topic}"
         if not self.one_source:
@@ -118,7 +120,13 @@ class JointConflictError(ObservationError):
 
 @dataclass
 class _Track:
-    """Positions that agree with each other but not with the last accepted ones. began, newest: s, monotonic."""
+    """Messages that agree with each other but not with the last accepted one.
+
+    Attributes:
+        began, newest: When the first and the newest message arrived: s, monotonic.
+        stamp, row: Stamp (ns) and positions of the newest message.
+        count: Number of messages.
+    """
 
     began: float
     newest: float
@@ -129,30 +137,31 @@ class _Track:
 
 @dataclass
 class JointGate:
-    """Checks the messages of one publisher (one topic and the same names).
+    """Checks the messages of one publisher, which is known by its topic and joint names.
 
-    A message that jumps is refused. If the following messages agree with it for :data:`SETTLED` s, and none agrees with
-    the old position, they are accepted again: the arm was moved while no message came. Jumps by whole turns are not.
+    A message whose positions jump is refused. If the following messages agree with it for :data:`SETTLED` seconds, and
+    none agrees with the old positions, messages are accepted again, because the arm was moved while no message arrived.
+    After a jump by whole turns they stay refused.
 
     Args:
-        places: Index of a needed joint -> its position in a message.
+        places: Index of a needed joint -> its index in a message.
         limits: Limits of the needed joints, by index.
     """
 
     places: Mapping[int, int]
     limits: Sequence[JointLimit]
-    #: Joint -> stamp (ns) before its newest step beyond the slack, and the size of that step.
+    #: Joint -> its newest step beyond the slack: the stamp (ns) before the step, and the size of the step.
     _steps: dict[int, tuple[int, float]] = field(default_factory=dict)
     _other: _Track | None = None
     #: Whether the newest message was accepted after a jump.
     settles: bool = False
 
     def __post_init__(self) -> None:
-        #: If the sum of all differences is smaller, a message needs no closer check.
+        #: A message whose positions have at most this Euclidean distance from those before needs no closer check.
         self.unnoticed = min((self.limits[i].slack for i in self.places), default=math.inf)
 
     def agreed(self) -> None:
-        """Record that a message agreed with the one before it, so that refused messages do not add up."""
+        """Record that a message agreed with the one before it, so that messages refused earlier no longer count."""
         self._other = None
 
     def reset(self) -> None:
@@ -166,13 +175,13 @@ class JointGate:
         """Check a message against the last accepted one.
 
         Args:
-            last, now: Stamp (ns) and positions of each.
-            waited: Seconds between their arrivals.
-            monotonic: When the message arrived, s.
+            last, now: Stamp (ns) and positions of the last accepted and of the new message.
+            waited: Seconds between the arrivals of the two messages.
+            monotonic: When the new message arrived, s.
 
         Returns:
-            None if it is accepted. Otherwise the joint with the largest error, the allowed step (0 for there and back),
-            and the number of whole turns in the jump.
+            None if the message is accepted. Otherwise the index of the joint with the largest error, the largest
+            allowed step (0 if the joint went there and back), and the number of whole turns in the jump.
         """
         (last_stamp, before), (stamp, row) = last, now
         time = min(abs(stamp - last_stamp) / 1e9, waited + _DELAY)
@@ -217,7 +226,7 @@ class JointGate:
         return joint, most, turns
 
     def _is_other(self, stamp: int, row: Sequence[float], monotonic: float) -> bool:
-        """Return whether a message agrees with those that were refused before it."""
+        """Return whether a message agrees with the messages that were refused just before it."""
         other = self._other
         if other is None or monotonic - other.newest > FORGOTTEN:
             return False

@@ -1,7 +1,7 @@
 """Keep the newest joint positions by name, from any number of JointState messages and topics.
 
 An arm's and a gripper's joints often come in separate messages, on one topic or on two, each at its own rate. For a set
-of images, each joint's value is the one with the nearest stamp, and it must be near enough:
+of images, the value of each joint is the one with the nearest stamp. That stamp must be near enough:
 
 * joints of the arm: within ``slop``, as between two views;
 * joints of the gripper (the contract's ``gripper_states``): within ``held``, because gripper drivers are slower.
@@ -28,22 +28,25 @@ from m2distill_policy.node.joint_gate import (
     JointLimit,
 )
 
-#: Number of joint states kept of each publisher: a quarter of a second of a 1 kHz stream.
+#: Number of joint states that are kept of each publisher: a quarter of a second of a 1 kHz stream.
 JOINTS_KEPT = 256
 #: Largest number of publishers, by topic and joint names, that are tracked.
 _PUBLISHERS_KEPT = 16
-#: ns by which a stamp may be before the newest one. Beyond, a clock was set back, and earlier messages are dropped.
+#: Nanoseconds by which a stamp may be before the newest one. If it is farther back, a clock was set back, and earlier
+#: messages are dropped.
 _SET_BACK = 1_000_000_000
-#: ns, and periods, by which messages may be delayed; see :meth:`JointPublisher._add_behind`.
+#: Largest delay of a message, in nanoseconds and in intervals of its publisher; the longer one applies, see
+#: :meth:`JointPublisher._add_behind`.
 _OVERTAKEN, _OVERTAKEN_INTERVALS = 50_000_000, 2
-#: ns by which the two clocks may differ because they are not read at once.
+#: Nanoseconds by which the wall clock and the monotonic clock may seem to differ, because they are not read at the same
+#: moment.
 _CLOCK_NOISE = 5_000_000
 #: Number of joint states over which a publisher's rate is measured.
 JOINTS_RATE_OVER = 10
 
 
 class JointPublisher:
-    """The messages of one topic with the same names."""
+    """The messages of one publisher: those on one topic with the same joint names."""
 
     def __init__(
         self, topic: str, names: Sequence[str], wanted: Sequence[str], limits: Sequence[JointLimit] | None = None
@@ -54,16 +57,18 @@ class JointPublisher:
         places: dict[str, list[int]] = {}
         for index, name in enumerate(names):
             places.setdefault(name, []).append(index)
-        #: Index of a needed joint -> its position in a message.
+        #: Index of a needed joint -> its index in a message.
         self.places = {i: places[name][0] for i, name in enumerate(wanted) if name in places}
         self.wanted = tuple(wanted[i] for i in self.places)
         self.twice = [(name, found) for name, found in places.items() if len(found) > 1]
         self.stamps: list[int] = []
         self.rows: list[Sequence[float]] = []
-        #: Other publishers of some of the joints; for each such joint its position here and there.
+        #: Other publishers with some of the same joints. For each shared joint: its index, its index in messages of
+        #: this publisher, and its index in messages of the other one.
         self.rivals: list[tuple[JointPublisher, list[tuple[int, int, int]]]] = []
         self._gate = None if limits is None else JointGate(self.places, limits)
-        #: A message whose stamp is far back: the newest stamp when it came, its own stamp, its positions.
+        #: The last message whose stamp was far back: the newest stamp when it arrived, its own stamp, and its
+        #: positions.
         self._behind: tuple[int, int, Sequence[float]] | None = None
 
     def add(
@@ -72,16 +77,17 @@ class JointPublisher:
         """Keep a message in the order of stamps, and record its arrival.
 
         Args:
-            stamp, positions: ns; rad or m.
-            moment: When it arrived. None without a clock: then nothing is compared, because a simulated arm may be
-                reset.
+            stamp: Stamp of the message, ns.
+            positions: Joint positions, rad or m.
+            moment: When the message arrived; None in lockstep, without a clock. Then nothing is compared, because a
+                simulated arm may be reset.
             tolerance: See :meth:`Arrival.note`.
 
         Returns:
             Whether positions that were refused after a jump are accepted from now on.
 
         Raises:
-            JointConflictError: It contradicts an earlier message.
+            JointConflictError: The message contradicts an earlier one.
         """
         stamps = self.stamps
         row = tuple(positions)
@@ -93,7 +99,8 @@ class JointPublisher:
             if stamps and self._gate is not None:
                 if stamp < stamps[-1]:
                     return self._add_behind(stamp, row, moment)
-                # Called up to a thousand times a second, so one call for all joints; NaN needs the closer check too.
+                # This runs up to a thousand times a second, so one call compares all joints. NaN gets the closer check
+                # too.
                 if math.dist(row, self.rows[-1]) <= self._gate.unnoticed:
                     self._gate.agreed()
                 else:
@@ -121,12 +128,14 @@ class JointPublisher:
         self.stamps, self.rows, self._behind = [stamp], [row], None
 
     def _add_behind(self, stamp: int, row: Sequence[float], moment: Moment) -> bool:
-        """Keep a message whose stamp is before the newest.
+        """Keep a message whose stamp is before the newest stamp.
 
-        If it is a few ms before, it was delayed on its way and is sorted in. Otherwise a clock was set back, and all
-        earlier messages are useless, or this one message was much delayed. Its arrival decides: if the wall clock here
-        advanced less than the monotonic clock since the last message, it was set back, and the sender's with it. If
-        only the sender's clock was set back, the message looks delayed, but so does the next one.
+        If it is only a few ms before, the message was delayed on its way and is sorted in. Otherwise, either a clock
+        was set back, so that all earlier messages are useless, or this one message was delayed for long.
+
+        If the wall clock of this machine has advanced less than the monotonic clock since the last message, it was set
+        back, and the sender's clock with it. If only the sender's clock was set back, the message looks delayed, but so
+        does the next one, which decides.
         """
         stamps = self.stamps
         back = stamps[-1] - stamp
@@ -148,7 +157,7 @@ class JointPublisher:
         return settles
 
     def _compare(self, index: int, stamp: int, row: Sequence[float], moment: Moment) -> bool:
-        """Check a message against the row at ``index``; see :meth:`add`."""
+        """Check a message against the kept message at ``index``. Return and raise as :meth:`add` does."""
         waited = moment.monotonic - self.arrival.monotonic
         if self._gate is None:
             return False
@@ -186,7 +195,7 @@ class JointPublisher:
                     )
 
     def nearest(self, stamp: int) -> int:
-        """Return the index of the message with the stamp nearest to ``stamp``; the later one of two equally near."""
+        """Return the index of the message with the stamp nearest to ``stamp``; on a tie, that of the later message."""
         stamps = self.stamps
         after = bisect.bisect_right(stamps, stamp)
         if after == 0:
@@ -197,7 +206,7 @@ class JointPublisher:
 
     @property
     def interval(self) -> float | None:
-        """Return the median time between two stamps, s; None until there are enough."""
+        """Median time between two stamps, s; None until there are enough stamps."""
         recent = self.stamps[-JOINTS_RATE_OVER - 1 :]
         if len(recent) <= JOINTS_RATE_OVER:
             return None
@@ -210,9 +219,9 @@ class JointStates:
 
     Args:
         wanted: Names of the needed joints, each once.
-        gripper: Those of them to which ``held`` applies.
+        gripper: Names of the needed joints to which ``held`` applies instead of ``slop``.
         slop, held: Largest difference in ns between a value's stamp and the requested stamp; None for no limit.
-        limits: For each needed joint, how far two positions may differ; None compares nothing.
+        limits: For each needed joint, how far two positions may differ; None switches the comparison off.
     """
 
     def __init__(
@@ -230,7 +239,7 @@ class JointStates:
         self._conflict: tuple[JointConflictError, float] | None = None
         found = frozenset(gripper)
         self.is_gripper = tuple(name in found for name in self.wanted)
-        #: For each needed joint, the largest difference in ns of its stamp.
+        #: For each needed joint, the largest difference in ns between its stamp and the requested one.
         self.allowed = tuple(held if slow else slop for slow in self.is_gripper)
         self._sources: dict[tuple[str, tuple[str, ...]], JointPublisher] = {}
         #: Topic -> the publisher of its newest message.
@@ -246,7 +255,7 @@ class JointStates:
         self._conflict = None
 
     def conflict(self, monotonic: float) -> JointConflictError | None:
-        """Return the contradiction for which a message was refused in the last second, or None. monotonic: s."""
+        """Return the contradiction for which a message was refused in the second before ``monotonic`` (s), or None."""
         if self._conflict is None or monotonic - self._conflict[1] > REFUSED_FOR:
             return None
         return self._conflict[0]
@@ -255,23 +264,23 @@ class JointStates:
         self, topic: str, stamp: int, names: Sequence[str], positions: Sequence[float], moment: Moment | None,
         tolerance: float | None = None,
     ) -> None:  # fmt: skip
-        """Add a message. One without positions (only velocities or efforts) changes nothing.
+        """Add a message. A message without positions (only velocities or efforts) changes no position.
 
         Args:
             topic: Topic of the message.
-            stamp: ns.
-            names, positions: Of the joints; rad or m.
-            moment: When it arrived; None without a clock.
+            stamp: Stamp of the message, ns.
+            names, positions: Names and positions (rad or m) of the joints.
+            moment: When the message arrived; None in lockstep, without a clock.
             tolerance: See :meth:`Arrival.note`.
 
         Raises:
             ObservationError: There are not as many positions as names, or a name has two different positions.
-            JointConflictError: A position contradicts earlier ones, or another publisher's.
+            JointConflictError: A position contradicts earlier positions or those of another publisher.
         """
         count = len(positions)
         newest = self._newest.get(topic)
         if newest is not None and newest.names == names and count == len(newest.names) and not newest.twice:
-            # The same publisher again; up to a thousand times a second.
+            # The usual case: the same publisher again, up to a thousand times a second.
             self._take(newest, stamp, positions, moment, tolerance)
             return
         key = topic, tuple(names)
@@ -324,7 +333,10 @@ class JointStates:
             raise
 
     def at(self, stamp: int) -> list[float] | None:
-        """Return the needed joints' positions at ``stamp`` (ns), or None if one is missing or too far off."""
+        """Return the needed joints' positions at ``stamp`` (ns), or None.
+
+        It is None if a joint has no position, or if the nearest one is too far from ``stamp``.
+        """
         values: list[float] = []
         for found, allowed in zip(self._nearest(stamp), self.allowed, strict=True):
             if found is None or (allowed is not None and found[0] > allowed):
@@ -333,11 +345,14 @@ class JointStates:
         return values
 
     def distances(self, stamp: int) -> list[int | None]:
-        """Return for each needed joint the ns between ``stamp`` and its nearest value; None if there is none."""
+        """Return the ns from ``stamp`` to the nearest value of each needed joint; None for a joint without values."""
         return [None if found is None else found[0] for found in self._nearest(stamp)]
 
     def current(self) -> list[tuple[JointPublisher, tuple[str, ...]]]:
-        """Return each publisher with the needed joints whose newest value it sent, the oldest publisher first."""
+        """Return each publisher with the needed joints whose newest value it sent.
+
+        The publishers are in the order in which their newest messages arrived.
+        """
         if len(self._sources) == 1:
             (source,) = self._sources.values()
             return [(source, source.wanted)]
@@ -348,7 +363,10 @@ class JointStates:
         return [(source, tuple(self.wanted[i] for i, owned in owner.items() if owned is source)) for source in sources]
 
     def _nearest(self, stamp: int) -> list[tuple[int, float] | None]:
-        """Return (distance in ns, position) of each needed joint; on a tie the later stamp, then the later arrival."""
+        """Return (distance in ns, position) of each needed joint's value nearest to ``stamp``; None without a value.
+
+        On a tie, the later stamp is used, then the later arrival.
+        """
         if len(self._sources) == 1:
             (only,) = self._sources.values()
             index = only.nearest(stamp)
@@ -368,5 +386,5 @@ class JointStates:
 
 
 def _shared(one: JointPublisher, other: JointPublisher) -> list[tuple[int, int, int]]:
-    """Return the needed joints that two publishers share, by index, with their positions in the messages of each."""
+    """Return for each needed joint that two publishers share: its index, and its index in the messages of each."""
     return [(i, here, other.places[i]) for i, here in one.places.items() if i in other.places]

@@ -13,7 +13,7 @@ from m2distill_policy.contract import Contract
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.node.joint_gate import JointLimit
 
-#: The contract's group that the gripper's driver sends, which may be slower than the arm's.
+#: The contract's group of the gripper's joints. The gripper's driver may be slower than the arm's.
 GRIPPER = "gripper_states"
 
 
@@ -21,14 +21,14 @@ GRIPPER = "gripper_states"
 class JointSource:
     """A joint of the arm that gives one entry of the contract: entry = scale * position + offset.
 
-    For example, robosuite's second finger is negative. An arm whose driver counts both fingers as positive has scale -1
-    there. A driver with only one finger joint gives both entries.
+    For example, the position of robosuite's second finger is negative. For an arm whose driver counts both fingers as
+    positive, the scale of that entry is -1. A driver with only one finger joint gives both entries.
 
     Attributes:
-        entry: Name in the contract.
+        entry: Name of the entry in the contract.
         name: Name of the arm's joint.
         scale: Factor, not 0.
-        offset: rad or m.
+        offset: Offset in rad or m.
     """
 
     entry: str
@@ -57,7 +57,10 @@ def require_distinct(sources: Sequence[JointSource]) -> None:
 
 
 class JointMap:
-    """Converts joint positions to the contract's proprioception. Entries without a source keep their name."""
+    """Converts joint positions to the contract's proprioception.
+
+    An entry without a source is the joint of the same name.
+    """
 
     def __init__(self, contract: Contract, sources: Sequence[JointSource] = ()) -> None:
         self._contract = contract
@@ -80,13 +83,13 @@ class JointMap:
 
     @property
     def gripper(self) -> frozenset[str]:
-        """Those of them that are used only for the contract's ``gripper_states``."""
+        """Names of the needed joints that are used only for the contract's ``gripper_states``."""
         arm = {self._sources[e].name for g in self._contract.proprioception if g.name != GRIPPER for e in g.entries}
         return frozenset(self.wanted) - arm
 
     @property
     def limits(self) -> tuple[JointLimit, ...]:
-        """For each of ``wanted``, how far two positions may differ; the widest limit if it has several entries."""
+        """How far two positions of each joint in ``wanted`` may differ; with several entries, the widest limit."""
         found: dict[str, JointLimit] = {}
         for group in self._contract.proprioception:
             for entry in group.entries:
@@ -99,7 +102,12 @@ class JointMap:
     def proprioception(
         self, names: Sequence[str], positions: Sequence[float]
     ) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
-        """Return group -> (n,) float32, NaN for missing joints; and the names of the missing joints, each once."""
+        """Return the contract's proprioception and the names of the missing joints.
+
+        Returns:
+            Name of each group -> its values (n,) float32, with NaN for missing joints; and the names of the missing
+            joints, each once.
+        """
         values = dict(zip(names, positions, strict=True))
         groups: dict[str, NDArray[np.float32]] = {}
         absent: dict[str, None] = {}

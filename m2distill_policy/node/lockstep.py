@@ -1,9 +1,10 @@
 """The policy loop in lockstep with a simulated robot, without a clock.
 
-Each set with equal stamps is answered with exactly one :class:`Output`. A set that is sent again gets the same one. An
-episode brings its instruction and its random seed. It is answered with one :class:`Output` that has its stamp, before
-any observation is sent: messages on different topics have no common order, so only an answer shows that the policy has
-received the episode.
+Each set of images and joint states with equal stamps is answered with exactly one :class:`Output`. If a set is sent
+again, it gets the same output again. The message that begins an episode has the instruction and the random seed. It is
+answered with one :class:`Output` of the same stamp before any observation is sent. This answer is needed, because
+messages on different topics have no common order: without it, the robot does not know that the policy has received the
+episode.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class LockstepLoop(PolicyLoop[T]):
 
     Args:
         server, to_rgb, options, full_name, name, wall_clock, monotonic, poses, frame: See :class:`PolicyLoop`.
-        watcher: Watches a folder for new bundles, or None. It is polled between two observations, which then wait for
-            the hot swap, so that a run is reproducible.
+        watcher: Watches a folder for new bundles, or None. It is polled between two observations. The next observation
+            waits until a hot swap is ready or refused, so that a run is reproducible.
     """
 
     _always_sends_set_points = True
@@ -72,10 +73,10 @@ class LockstepLoop(PolicyLoop[T]):
             poses=poses,
             frame=frame,
         )
-        #: Whether the robot publishes its pose. Then a set is answered only with the pose of its stamp.
+        #: Whether the robot publishes its pose. If so, a set is answered only once the pose with its stamp has arrived.
         self.expects_pose = False
         self._episode_stamp = -1
-        #: The set that waits for the pose of its stamp, and the newest answer.
+        #: The set that waits for the pose with its stamp, and the newest answer.
         self._pending: SynchronisedSet[T] | None = None
         self._answered: Output | None = None
 
@@ -87,7 +88,7 @@ class LockstepLoop(PolicyLoop[T]):
             instruction: Instruction for the policy.
             seed: Random seed.
             random_stream: Number of the random stream of ``seed``.
-            stamp: ns; all observations of the episode have later stamps.
+            stamp: Stamp of the episode, ns; all its observations have later stamps.
         """
         start = time.perf_counter()
         self._stream.clear()
@@ -106,10 +107,10 @@ class LockstepLoop(PolicyLoop[T]):
         return self._output(self._server.tick_without_observation(stamp / 1e9), stamp, start, is_answer=False)
 
     def run(self, start: float) -> Output | None:
-        """Answer the next set, or return None if there is none. Sets from before the episode are dropped.
+        """Answer the next set of images and joint states, or return None. Sets from before the episode are dropped.
 
-        A robot that has waited long sends its observation again and gets the same answer again. Even on a reliable
-        topic the first message between two processes can be lost.
+        A robot that has waited long sends its observation again and gets the same answer again, because even on a
+        reliable topic the first message between two processes can be lost.
 
         Args:
             start: When the work on the newest message began, by ``time.perf_counter``.
@@ -119,7 +120,7 @@ class LockstepLoop(PolicyLoop[T]):
         if pending is None or pending.stamp <= self._episode_stamp:
             return None
         if self.expects_pose and self._poses.at(pending.stamp) is None:
-            # The robot publishes its pose and so uses set-points, for which the pose at exactly this stamp is needed.
+            # A robot that publishes its pose uses set-points, and a set-point needs the pose at exactly this stamp.
             self._pending = pending
             return None
         if self._answered is not None and self._answered.stamp == pending.stamp:
@@ -130,7 +131,7 @@ class LockstepLoop(PolicyLoop[T]):
 
     @property
     def missing_topics(self) -> tuple[str, ...]:
-        """Return the topics that are missing for the next set."""
+        """Full names of the topics that are missing for the next set."""
         if self._pending is not None:
             return (self._full_name(topics.END_EFFECTOR_POSE),)
         wanted = self._stream.waiting_for
@@ -165,7 +166,7 @@ class LockstepLoop(PolicyLoop[T]):
         return None
 
     def _measure_cameras(self) -> None:
-        """Cameras have no rate in lockstep."""
+        """Do nothing, because cameras have no rate in lockstep."""
 
     def _poll_watcher(self) -> None:
         if self._watcher is None:

@@ -1,6 +1,6 @@
 """The policy loop without its messages: inputs go in, an :class:`Output` to publish comes out.
 
-:class:`PolicyLoop` is what both loops share; :mod:`m2distill_policy.node.real_time` and
+:class:`PolicyLoop` has what both loops share. Its subclasses in :mod:`m2distill_policy.node.real_time` and
 :mod:`m2distill_policy.node.lockstep` decide when a cycle runs. Use a loop from one thread only. The server prepares hot
 swaps in its own thread, and the watcher may watch its folder in another.
 """
@@ -40,9 +40,9 @@ from m2distill_policy.runtime.watchdog import Fault
 
 T = TypeVar("T")
 
-#: s that the final ramp to a halt may take before the node exits anyway. The longest ``safety.halt_time`` is 5 s.
+#: Seconds that the final ramp to a halt may take before the node exits anyway. The longest ``safety.halt_time`` is 5 s.
 LONGEST_RAMP = 6.0
-#: s after the first signal in which a second one does not end the ramp: time for the ramp, and to close.
+#: Seconds after the first signal during which a second signal does not end the ramp: the time to ramp and to close.
 UNINTERRUPTED = LONGEST_RAMP + 2.0
 
 
@@ -53,16 +53,17 @@ class PolicyLoop(ABC, Generic[T]):
         server: Answers observations.
         to_rgb: Converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
         options: See :class:`LoopOptions`.
-        slop: Largest difference in ns between the stamps of one set, and of a pose and its set; 0 needs equal stamps.
-        longest_silence: Seconds without a pose after which the newest one is no longer used; None for no limit.
+        slop: Largest difference in ns between two stamps in a set, and between the stamps of a pose and its set; 0
+            needs equal stamps.
+        longest_silence: Seconds without a pose after which the newest pose is no longer used; None for no limit.
         checks_jumps: Whether a pose that jumps is refused.
         watcher: Watches a folder for new bundles and calls ``server.load``; None for no folder.
         full_name: Converts a topic of :mod:`m2distill_policy.node.topics` to its name after remapping, for messages.
-            All other arguments use the names of that module.
+            Everywhere else, topics have the names of that module.
         name: Name of this node with its namespace, in /diagnostics.
         wall_clock: Clock of the observations' stamps, ns.
         monotonic: Monotonic clock, s.
-        poses: Another source of the end effector's poses; None uses those of :meth:`add_pose`.
+        poses: Another source of the end effector's poses; None uses the poses of :meth:`add_pose`.
         frame: Required frame of the poses of :meth:`add_pose`; if empty, the frame must only stay the same.
     """
 
@@ -136,8 +137,10 @@ class PolicyLoop(ABC, Generic[T]):
     def add_joints(
         self, stamp: int, names: Sequence[str], positions: Sequence[float], topic: str = topics.JOINT_STATES
     ) -> None:
-        """Add a joint state from ``topic``. One that contradicts itself or others is dropped and reported in the
-        status."""
+        """Add a joint state from ``topic``.
+
+        A joint state that contradicts itself or other joint states is dropped and reported in the status.
+        """
         try:
             self._stream.add_joints(stamp, names, positions, self._moment(), topic)
         except JointConflictError:
@@ -176,16 +179,16 @@ class PolicyLoop(ABC, Generic[T]):
             self.problems.set(topic, None)
 
     def reset_gripper(self) -> None:
-        """Send the next clear gripper command again, because the gripper did not accept the last one."""
+        """Send the next gripper command even if it equals the last one, because the gripper did not accept that one."""
         self._commands.reset_gripper()
 
     @abstractmethod
     def _moment(self) -> Moment | None:
-        """Return when a message arrives; None if arrival times do not matter."""
+        """Return the current time, at which a message arrives; None if arrival times do not matter."""
 
     @abstractmethod
     def _measure_cameras(self) -> None:
-        """See :class:`OperatorInputs`."""
+        """Measure the rates of slow cameras again, see :class:`OperatorInputs`."""
 
     # --- shutting down -----------------------------------------------------------------------------------------------
 
@@ -198,7 +201,7 @@ class PolicyLoop(ABC, Generic[T]):
 
     @property
     def may_exit(self) -> bool:
-        """Return whether the ramp that :meth:`shut_down` began is over."""
+        """Whether the ramp that :meth:`shut_down` began is over."""
         if self._exit_at is None:
             return False
         return self._server.motion is Motion.HALTED or self._monotonic() >= self._exit_at
@@ -216,7 +219,7 @@ class PolicyLoop(ABC, Generic[T]):
             self._diagnostics.add_latency(output.decision.status.latency, whole)
 
     def _answer(self, found: SynchronisedSet[T], start: float) -> Output:
-        """Answer a set. start: see :class:`CycleReport`."""
+        """Answer a set of images and joint states. start: see :class:`CycleReport`."""
         observation, problems = self._stream.observe(found)
         self.problems.set("observation", " ".join(problems) or None)
         self._report_jump()
@@ -231,7 +234,10 @@ class PolicyLoop(ABC, Generic[T]):
         """Answer ``observation``, stamped ``stamp`` ns. pose, no_pose: see :meth:`PolicyServer.step`."""
 
     def _no_pose(self, stamp: int) -> Fault:
-        """Return why there is no pose for ``stamp`` (ns), as the fault if a workspace needs one."""
+        """Return the fault of a limited workspace without a pose for ``stamp`` (ns).
+
+        The message of the fault says why there is no pose.
+        """
         refused = self._poses.refused
         if refused is not None:
             return Fault(
@@ -264,7 +270,7 @@ class PolicyLoop(ABC, Generic[T]):
     _always_sends_set_points: bool
 
     def _output(self, decision: Decision, stamp: int, start: float, *, is_answer: bool = True) -> Output:
-        """Make the output of a cycle. is_answer: False for the answer to a new episode."""
+        """Make the output of a cycle. is_answer: False for the reply to a new episode, which sends no commands."""
         pose = self._poses.at(stamp) if is_answer else None
         is_sent = decision.command and is_answer
         publishes_action = is_answer and (decision.command or bool(stamp))

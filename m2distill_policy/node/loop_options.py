@@ -19,8 +19,8 @@ class LoopOptions:
         timeout: Seconds without a message after which a lockstep loop ends.
         gripper: Positions and threshold of the gripper.
         joints: Joints of the arm whose name, sign or zero differs from the contract's.
-        allow_other_publishers: Drive even if another node publishes commands on the same topics, for example before a
-            multiplexer.
+        allow_other_publishers: Whether to drive even if another node publishes commands on the same topics, for example
+            before a multiplexer.
         joint_topics: Topics of joint states in addition to ``/joint_states``.
     """
 

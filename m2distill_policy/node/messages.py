@@ -1,7 +1,7 @@
 """Convert between messages and the runtime's types, for the message classes of any library.
 
-ROS 2's message classes and the plain DDS types have the same names and fields, so the content of each field is written
-only here, and each transport supplies its classes.
+ROS 2's message classes and the plain DDS types have the same names and fields. So the fields are filled only here, and
+each transport supplies its message classes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOTIONS = {Motion.RUNNING.value: 0, Motion.HALTING.value: 1, Motion.HALTED.valu
 
 
 class Messages:
-    """Makes messages of one library.
+    """Makes messages with the message classes of one library.
 
     Args:
         types: An object whose attributes are the message classes by name: Time, Header, PolicyAction, PolicyStatus,
@@ -124,11 +124,11 @@ class Messages:
         )
 
     def gripper(self, position: float, max_effort: float) -> Any:
-        """Make a control_msgs/GripperCommand: m or rad, and N."""
+        """Make a control_msgs/GripperCommand. position: m or rad. max_effort: N."""
         return self._types.GripperCommand(position=position, max_effort=max_effort)
 
     def joints(self, names: list[str], positions: list[float], stamp: int, frame: str) -> Any:
-        """Make a sensor_msgs/JointState: rad and m."""
+        """Make a sensor_msgs/JointState. positions: rad or m. stamp: ns."""
         return self._types.JointState(header=self.header(stamp, frame), name=names, position=positions)
 
     def camera_info(self, camera: Camera, height: int, width: int, stamp: int) -> Any:
@@ -168,14 +168,14 @@ def pose_of(message: Any) -> NDArray[np.float64]:
     """Return the pose (6,) of a geometry_msgs/PoseStamped: position in m and rotation vector in rad.
 
     Raises:
-        ObservationError: It is not a pose.
+        ObservationError: The message does not hold a valid pose.
     """
     position, q = message.pose.position, message.pose.orientation
     return pose_from((position.x, position.y, position.z), (q.x, q.y, q.z, q.w))
 
 
 def action_of(message: Any, size: int) -> NDArray[np.float64] | None:
-    """Return the (size,) action of a PolicyAction for the arm; None if it is not for the arm, or cannot be used."""
+    """Return the action (size,) of a PolicyAction; None if the arm should not execute it, or if it cannot be used."""
     values = np.asarray(message.action, dtype=np.float64)
     fits = values.shape == (size,) and bool(np.isfinite(values).all())
     return values if message.command and fits else None

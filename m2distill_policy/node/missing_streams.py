@@ -16,13 +16,13 @@ from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
 #: Factor by which the period of a camera, and of the arm's joint states, may exceed the contract's.
 SLOWEST = 1.1
-#: Number of names that are listed; the rest is counted.
+#: Number of names that a message lists; of the others it gives only the number.
 _LISTED = 6
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Names of streams for messages. full_name: from a topic of :mod:`m2distill_policy.node.topics` to its name."""
+    """Names of streams for messages. full_name: Converts a topic of :mod:`m2distill_policy.node.topics` to its name."""
 
     full_name: Callable[[str], str] = topics.resolve
     #: Names made so far, because every stream is named in every cycle.
@@ -45,7 +45,7 @@ class Labels:
 
     @property
     def pose(self) -> str:
-        """Return the name of the end effector's pose."""
+        """Name of the stream of the end effector's poses."""
         return self.joints(topics.END_EFFECTOR_POSE)
 
 
@@ -84,10 +84,10 @@ def slow_joints(sets: Synchroniser[Any], contract: Contract, labels: Labels) -> 
 def explain(
     sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, monotonic: float, views: Sequence[str]
 ) -> Fault | None:
-    """Return why there is no set, or None if nothing is wrong with the streams.
+    """Return why no observation can be made, or None if nothing is wrong with the streams.
 
     Args:
-        sets: Messages so far.
+        sets: The synchroniser with the messages so far.
         limits: ``silent_after`` is the longest time without a message of a stream.
         labels: Names of the streams.
         monotonic: Current time, s.
@@ -115,7 +115,7 @@ def _since(last: float | None, monotonic: float) -> str:
 
 
 def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, monotonic: float) -> Fault | None:
-    """Return MISSING_OBSERVATION if there are no joint states, or BAD_OBSERVATION if they lack a joint."""
+    """Return MISSING_OBSERVATION if there are no joint states, BAD_OBSERVATION if they lack a joint, else None."""
     joints = sets.joints
     owners: dict[str, JointPublisher] = {name: found for found, names in joints.current() for name in names}
     topics_named = list(joints.named)
@@ -152,7 +152,7 @@ def _absent_joints(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels,
 
 
 def _apart(sets: Synchroniser[Any], limits: WatchLimits, labels: Labels, views: Sequence[str]) -> Fault | None:
-    """Return the fault of the two streams whose stamps are too far apart in the best possible set."""
+    """Return the fault of two streams whose stamps are too far apart even in the best possible set, or None."""
     reference, *others = views
     best: tuple[float, str] | None = None
     for stamp in sets.stamps(reference):

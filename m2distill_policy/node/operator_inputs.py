@@ -22,10 +22,10 @@ class OperatorInputs:
     Args:
         server: Receives the inputs.
         problems: Gets a message for each refusal and unsafe set-up.
-        allow_other_publishers: Drive even if another node publishes commands on the same topics.
+        allow_other_publishers: Whether to drive even if another node publishes commands on the same topics.
         full_name: Converts a topic to its name after remapping, for messages.
         monotonic: Monotonic clock, s.
-        measure_cameras: Called when the policy is enabled; measures the rates of cameras that were too slow again.
+        measure_cameras: Called when the policy is enabled; measures again the rate of each camera that was too slow.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class OperatorInputs:
         server.set_other_publisher(None)
 
     def close(self) -> None:
-        """Refuse instructions and enabling from now on, because the node shuts down and either would end its halt."""
+        """Refuse instructions and enabling from now on: the node shuts down, and both would end its final halt."""
         self._is_closed = True
 
     def set_instruction(self, instruction: str) -> None:
@@ -90,8 +90,8 @@ class OperatorInputs:
     def enable_by_message(self, wanted: bool) -> None:
         """Enable or disable because of a message on ``~/enable``. A refusal is logged, and the status gives the reason.
 
-        True counts once, until false is received, so that a publisher that repeats its message does not restart an arm
-        that was halted in between.
+        A repeated true has no effect until false is received. Otherwise a publisher that repeats its message would
+        restart an arm that was halted in between.
         """
         is_repeated, self._enable_message = wanted and self._enable_message, wanted
         if is_repeated:
@@ -109,18 +109,30 @@ class OperatorInputs:
             logger.warning("%s: %s", self._full_name(topics.ENABLE), message)
 
     def set_emergency_stop(self, pressed: bool, *, publishers: int = 1) -> None:
-        """Set the emergency stop. publishers: number of publishers of its topic; with several it is never released."""
+        """Set the emergency stop.
+
+        Args:
+            pressed: Whether the emergency stop is pressed.
+            publishers: Number of publishers of its topic; with several, the stop is never released.
+        """
         if not self._is_shared(topics.EMERGENCY_STOP, publishers) or pressed:
             self._server.set_emergency_stop(pressed)
 
     def set_dead_man(self, held: bool, *, publishers: int = 1) -> None:
-        """Set the dead-man switch. publishers: number of publishers of its topic; with several it is never held."""
+        """Set the dead-man switch.
+
+        Args:
+            held: Whether the switch is held.
+            publishers: Number of publishers of its topic; with several, the switch never counts as held.
+        """
         is_shared = self._is_shared(topics.DEAD_MAN, publishers)
         self._server.set_dead_man(held and not is_shared, monotonic=self._monotonic())
 
     def _is_shared(self, topic: str, publishers: int) -> bool:
-        """Return whether a switch has several publishers, and report it. Messages do not show their sender, so one
-        publisher could release what another has pressed."""
+        """Return whether a switch has several publishers, and report it.
+
+        Messages do not show their sender, so one publisher could release what another has pressed.
+        """
         is_shared = publishers > 1
         self._problems.set(
             f"publishers of {topic}",
@@ -132,7 +144,7 @@ class OperatorInputs:
         return is_shared
 
     def set_other_publishers(self, topic: str, names: Sequence[str]) -> None:
-        """Set the names of other nodes that publish the commands ``topic``. Call it once a second, even if empty."""
+        """Set the names of other nodes that publish commands on ``topic``. Call it once a second, even without any."""
         self._others.set_publishers(self._full_name(topic), names)
         self._check_other_publishers()
 

@@ -1,9 +1,9 @@
 """Detect other nodes that command the same arm, from their messages on the command topics.
 
 Another publisher that sends nothing gives a warning: it may be a standby node or an unused joystick. Its first command
-halts the arm. The halt lasts until that publisher is gone, or until the policy is enabled while it sends nothing. A
-node that receives another node's command before its own first command does not start, so the other node continues
-undisturbed. A gripper that is commanded by an action is not checked.
+halts the arm. The halt lasts until that publisher is gone, or until the policy is enabled while that publisher sends
+nothing. A node that receives another node's command before its own first command does not begin to send commands, so
+the other node continues undisturbed. Commands to a gripper by an action are not checked.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: s without a command after which another publisher counts as quiet.
+#: Seconds without a command after which another publisher counts as quiet.
 QUIET = 1.0
-#: s between two checks of the publishers.
+#: Seconds between two checks of the publishers.
 LOOK_EVERY = 1.0
 
 
@@ -54,7 +54,7 @@ class OtherPublishers:
         found.last_command, found.is_blocking = now, True
 
     def release_quiet(self, now: float) -> None:
-        """End the halt for publishers that have sent nothing for a while."""
+        """End the halt because of publishers that have sent nothing for :data:`QUIET` seconds."""
         for topic in self._topics.values():
             topic.is_blocking = topic.is_blocking and not topic.is_quiet(now)
 

@@ -22,7 +22,7 @@ class Output:
         command_stamp: Stamp of the commands, ns.
         publishes_action: Whether ``~/action`` is published.
         command: What is sent to the arm.
-        pose: (6,) of the end effector at ``stamp``, in m and rad; None if unknown.
+        pose: Pose (6,) of the end effector at ``stamp``, in m and rad; None if unknown.
         report: Counters, warnings and diagnostics.
     """
 

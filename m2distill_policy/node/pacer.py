@@ -1,9 +1,10 @@
 """A clock at the contract's rate that stays in phase with the cameras. Time is an argument.
 
 A free-running clock drifts against cameras of the same rate: sometimes a cycle finds no new set and the next finds two.
-So with cameras of about the contract's rate, the cycle follows them, and each set is used when it arrives. With faster
-cameras the clock selects: a set waits for its time, a newer one replaces it, and one that arrives just before its time
-is used at once. In both cases a cycle runs without a set if none has arrived half a period after its time.
+Therefore, cameras of about the contract's rate set the pace: each set of images and joint states is used when it
+arrives. With faster cameras, the clock sets the pace: a set waits for the time of the next cycle, a newer set replaces
+it, and a set that arrives just before that time is used at once. In both cases, a cycle runs without a set if none has
+arrived half a period after the cycle's time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BACK = 0.25
 
 
 class Pacer:
-    """Decides when the next cycle runs. Times are monotonic seconds. period: s."""
+    """Decides when the next cycle runs. Times are monotonic seconds. period: the contract's period, s."""
 
     def __init__(self, period: float, now: float) -> None:
         self._period = period
@@ -33,17 +34,17 @@ class Pacer:
         self._follow = False
 
     def cameras(self, interval: float | None) -> None:
-        """Set the interval of the slowest camera, s; None while it is not known."""
+        """Set the seconds between two images of the slowest camera; None while they are not known."""
         self._follow = interval is not None and interval >= FOLLOWED * self._period
 
     @property
     def next(self) -> float:
-        """Return when the next cycle runs if a set is there already."""
+        """When the next cycle runs if a set has arrived already."""
         return self._last + CLOSEST * self._period if self._follow else self._next
 
     @property
     def latest(self) -> float:
-        """Return when the next cycle runs without a set."""
+        """When the next cycle runs if no set arrives."""
         return self._next + LATE * self._period
 
     def ready(self, now: float, arrived: float) -> bool:

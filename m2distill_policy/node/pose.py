@@ -21,7 +21,7 @@ def quaternion_of(rotation: NDArray[np.floating[Any]]) -> tuple[float, float, fl
 
 
 def pose_from(position: Sequence[float], quaternion: Sequence[float]) -> NDArray[np.float64]:
-    """Return the pose (6,), position (m) and rotation vector (rad), of a position (3,) and a quaternion (x, y, z, w).
+    """Return the pose (6,) of a position (3,) and a quaternion (x, y, z, w): position (m) and rotation vector (rad).
 
     Raises:
         ObservationError: The quaternion is not of length 1, or an entry is not finite.

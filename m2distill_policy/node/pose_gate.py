@@ -1,4 +1,4 @@
-"""Refuse poses of the end effector that are impossible, or that it cannot have reached since the last one."""
+"""Refuse poses of the end effector that are impossible, or that cannot have been reached since the last pose."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from m2distill_policy.node.pose import pose_from, quaternion_of
 
 #: Largest distance of an end effector from its frame's origin, m.
 FARTHEST = 5.0
-#: m/s and rad/s that any arm may reach, also when it is guided by hand; and a factor on the arm's own limit.
+#: Speeds in m/s and rad/s that any arm may reach, also when it is guided by hand; and a factor by which an arm may
+#: exceed its own limits.
 ALWAYS_POSSIBLE, ABOVE_LIMIT = (1.0, 5.0), 2.0
-#: m and rad by which two poses may always differ.
+#: Differences of two poses, in m and rad, that are always allowed.
 NOISE = (0.05, 0.2)
-#: s by which a pose may arrive later than its stamp suggests.
+#: Seconds by which a pose may arrive later than its stamp suggests.
 _DELAY = 0.25
-#: Seconds, and number of poses, for which poses must agree with each other before they are accepted after a jump.
+#: After a jump, poses must agree with each other for this number of seconds and of poses to be accepted.
 SETTLED, SETTLED_POSES = 0.5, 5
 
 
@@ -39,10 +40,11 @@ class PoseGate:
     """Checks each pose when it arrives.
 
     If poses jump and then agree with each other for 0.5 s, they are accepted again: the arm was moved, or the
-    measurement is wrong. The poses do not show which, so :meth:`take_jump` reports it once, and the caller must stop.
+    measurement is wrong. The poses do not show which of the two happened. So :meth:`take_jump` reports the jump once,
+    and the caller must halt the arm.
 
     Args:
-        speeds: (6,) m/s and rad/s, limits of the arm's commands.
+        speeds: Limits (6,) of the arm's commands, m/s and rad/s.
         jumps: Whether to check for jumps; False for a simulated robot, which moves its arm when it is reset.
         frame: Required frame of poses; if empty, the frame must only stay the same.
     """
@@ -59,7 +61,8 @@ class PoseGate:
     def clear(self) -> None:
         """Forget the earlier poses."""
         self._last: Measured | None = None
-        #: First and newest of the poses that agree with each other but not with the last accepted one; their number.
+        #: Poses that agree with each other but not with the last accepted pose: the first, the newest, and their
+        #: number.
         self._other: tuple[Measured, Measured, int] | None = None
         self._jump: str | None = None
         self._frames.clear()
@@ -70,7 +73,10 @@ class PoseGate:
         return self._frames.frame
 
     def problem(self, pose: Measured) -> str | None:
-        """Return why ``pose`` must not be used; None if it is accepted, and the next one is compared with it."""
+        """Return why ``pose`` must not be used, or None if it is accepted.
+
+        The next pose is compared with the last accepted one.
+        """
         why = self._frames.problem(pose.frame) or impossible(pose.value)
         if why is not None or not self._jumps:
             return why
@@ -94,12 +100,17 @@ class PoseGate:
         return None
 
     def take_jump(self) -> str | None:
-        """Return the jump after which poses are accepted again, once; else None."""
+        """Return the jump after which poses are accepted again, or None. Each jump is returned only once."""
         jump, self._jump = self._jump, None
         return jump
 
     def _between(self, before: Measured, after: Measured) -> tuple[float, float, float, float, float]:
-        """Return s between two poses; their distance in m and the largest possible; the same in rad."""
+        """Compare two poses.
+
+        Returns:
+            Seconds between them; their distance and the largest possible distance, m; the same two for the rotation,
+            rad.
+        """
         time = min(abs(after.stamp - before.stamp) / 1e9, abs(after.arrived - before.arrived) + _DELAY)
         far = math.dist(before.value[:3].tolist(), after.value[:3].tolist())
         turned = angle_between(before.value[3:], after.value[3:])
@@ -135,7 +146,7 @@ def angle_between(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) ->
     """Return the angle between two rotation vectors (3,), 0 to pi rad."""
     ax, ay, az, aw = quaternion_of(a)
     bx, by, bz, bw = quaternion_of(b)
-    # From the vector part of conj(a) b, because near 0 the sine is accurate and the inverse cosine is not.
+    # Computed from the vector part of conj(a) b, because near 0 the sine is accurate and the inverse cosine is not.
     x = aw * bx - ax * bw - ay * bz + az * by
     y = aw * by + ax * bz - ay * bw - az * bx
     z = aw * bz - ax * by + ay * bx - az * bw

@@ -14,7 +14,7 @@ from m2distill_policy.node.pose_gate import Measured, PoseGate, between
 
 #: A pose that is older than this many periods does not show where the arm is now.
 POSE_PERIODS = 4
-#: s for which the status reports a refused pose.
+#: Seconds for which the status reports a refused pose.
 _SAID = 1.0
 
 
@@ -46,23 +46,26 @@ class PoseSource(ABC):
 
     @abstractmethod
     def at(self, stamp: int) -> NDArray[np.float64] | None:
-        """Return the pose for ``stamp`` (ns), or the newest one for 0.
+        """Return the pose (6,) for ``stamp`` (ns), or the newest pose if ``stamp`` is 0.
 
         Returns:
-            None if no pose is near enough or recent enough. An arm that was moved since must not be sent back.
+            The pose; None if no pose is near enough or recent enough. An old pose is not used, because the arm may have
+            been moved since, and a set-point relative to that pose would send it back.
         """
 
     @abstractmethod
     def absence(self, stamp: int) -> str:
-        """Return why there is no pose for ``stamp`` (ns), or for now if 0, as part of a message."""
+        """Return, as part of a message, why there is no pose for ``stamp`` (ns), or no current pose if it is 0."""
 
     @abstractmethod
     def may_come(self, stamp: int) -> bool:
-        """Return whether poses are published, but the newest is still before ``stamp`` (ns)."""
+        """Return whether the pose for ``stamp`` (ns) may still arrive: poses are published, but only older ones so
+        far."""
 
     @abstractmethod
     def came_by(self, stamp: int, moment: float) -> bool:
-        """Return whether the pose for ``stamp`` (ns) is there and, as far as known, had arrived by ``moment`` (s)."""
+        """Return whether the pose for ``stamp`` (ns) has arrived, by ``moment`` (monotonic s) if its arrival is
+        known."""
 
     def clear(self) -> None:
         """Forget earlier poses, for a new episode."""
@@ -97,13 +100,13 @@ class PoseSource(ABC):
 class PoseBuffer(PoseSource):
     """Poses that are added when they arrive.
 
-    Between two poses it interpolates. At the ends, a pose within the slop is used as it is.
+    Between two poses it interpolates. Where that is not possible, the nearest pose within the slop is used as it is.
 
     Args:
         place: Returns where poses come from, for messages.
         slop: Largest difference in ns between a pose and the requested stamp; 0 needs equal stamps, as in lockstep.
-        longest_silence: Seconds after which the newest pose is no longer used, and largest distance of two poses
-            between which it interpolates; None for no limit and no interpolation.
+        longest_silence: Seconds after which the newest pose is no longer used, and largest time in seconds between two
+            poses for an interpolation between them; None for no limit and no interpolation.
         gate, monotonic: See :class:`PoseSource`.
     """
 
@@ -121,15 +124,15 @@ class PoseBuffer(PoseSource):
         self._slop = slop
         self._longest_silence = longest_silence
         self._poses: deque[Measured] = deque(maxlen=JOINTS_KEPT)
-        #: The newest interpolated pose, because a cycle needs it more than once.
+        #: The newest interpolated pose, kept because a cycle needs it more than once.
         self._between: tuple[int, Measured, NDArray[np.float64]] | None = None
 
     def add(self, stamp: int, pose: NDArray[np.float64], frame: str = "") -> None:
-        """Add a pose (6,), stamped ``stamp`` ns, in the frame of that name."""
+        """Add a pose (6,), stamped ``stamp`` ns, in the frame that is named ``frame``."""
         measured = Measured(stamp, self._monotonic(), pose, frame)
         if not self._admitted(measured):
             return
-        # In the order of stamps. After a clock was set back, earlier poses are useless.
+        # Poses are kept in the order of their stamps. After a clock was set back, poses with later stamps are useless.
         while self._poses and self._poses[-1].stamp >= stamp:
             self._poses.pop()
         self._poses.append(measured)
@@ -144,7 +147,7 @@ class PoseBuffer(PoseSource):
 
     @property
     def _silent(self) -> float | None:
-        """Return the seconds since the newest pose arrived if that is too long, else None."""
+        """Seconds since the newest pose arrived if they are too many, else None."""
         since = self._monotonic() - self._poses[-1].arrived
         return since if self._longest_silence is not None and since > self._longest_silence else None
 

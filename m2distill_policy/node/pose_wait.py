@@ -1,4 +1,4 @@
-"""Wait a short time for the pose at the time of the images, if poses usually arrive just after them."""
+"""Wait a short time for the pose at the time of the images, if poses usually arrive just after the images."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ T = TypeVar("T")
 
 #: Longest wait, as a fraction of the contract's period.
 LONGEST = 0.3
-#: s between two checks while waiting.
+#: Seconds between two checks while waiting.
 _POLL = 0.002
-#: Number of useless waits in a row after which waiting stops, and of cycles without a wait after each further one.
+#: After ``_IN_VAIN`` useless waits in a row, and after each further one, the next ``_PAUSE`` cycles do not wait.
 _IN_VAIN, _PAUSE = 3, 5
 
 
 class PoseWait(Generic[T]):
-    """Delays a set whose pose is about to arrive, by at most 0.3 periods.
+    """Delays a set of images and joint states whose pose is about to arrive, by at most 0.3 periods.
 
-    It waits only after a cycle was answered without its pose and the pose arrived within the time of a wait. A set
-    whose pose is there is never delayed.
+    It waits only after a set was answered without its pose and the pose then arrived so soon that a wait would have
+    helped. A set whose pose has arrived is never delayed.
 
     Args:
         poses: Source of poses.
@@ -33,7 +33,8 @@ class PoseWait(Generic[T]):
         self._longest = LONGEST * period
         self._waiting: tuple[SynchronisedSet[T], float] | None = None
         self._deadline = 0.0
-        #: Stamp of the newest set that was answered without a pose that might have arrived, and when.
+        #: The newest set that was answered without its pose although that might still have arrived: its stamp, and
+        #: when.
         self._lacked: tuple[int, float] | None = None
         self._helps = False
         self._in_vain = 0
@@ -45,7 +46,13 @@ class PoseWait(Generic[T]):
         return self._waiting is not None
 
     def begin(self, found: SynchronisedSet[T], begin: float, now: float) -> bool:
-        """Return whether ``found`` is delayed from ``now`` (s) on. begin: see :meth:`RealTimeLoop.run`."""
+        """Begin to delay a set if that may help, and return whether it is delayed.
+
+        Args:
+            found: The set.
+            begin: ``start`` of :meth:`RealTimeLoop.run`.
+            now: Current time, monotonic s.
+        """
         if self._lacked is not None:
             stamp, moment = self._lacked
             self._helps = self._helps or self._poses.came_by(stamp, moment + self._longest)
@@ -62,7 +69,7 @@ class PoseWait(Generic[T]):
         return True
 
     def take(self, now: float) -> tuple[SynchronisedSet[T], float] | None:
-        """Return the delayed set and when its work began, once its pose is there or the wait is over; else None."""
+        """Return the delayed set and its ``begin`` once its pose has arrived or the wait is over, else None."""
         if self._waiting is None:
             return None
         found, _ = self._waiting

@@ -81,7 +81,7 @@ class RealTimeLoop(PolicyLoop[T]):
     # --- when a cycle runs -------------------------------------------------------------------------------------------
 
     def run(self, start: float) -> Output | None:
-        """Run the cycle that is due, or return None. Call it when a message has arrived, or at :attr:`wake`.
+        """Run the next cycle if it is due, else return None. Call it when a message has arrived, or at :attr:`wake`.
 
         Args:
             start: When the work on the newest message began, by ``time.perf_counter``.
@@ -102,8 +102,10 @@ class RealTimeLoop(PolicyLoop[T]):
 
     @property
     def lacks_joints(self) -> bool:
-        """Whether only a joint state is missing for the next set. Otherwise joint states, up to a thousand a second,
-        need not wake the loop."""
+        """Whether only a joint state is missing for the next set.
+
+        Otherwise joint states, which may arrive a thousand times a second, need not wake the loop.
+        """
         return self._stream.waiting_for == ("joint_states",)
 
     def ramp(self) -> Output:
@@ -141,8 +143,8 @@ class RealTimeLoop(PolicyLoop[T]):
         )
 
     def _set_point_stamp(self, decision: Decision, stamp: int) -> int:
-        # A set-point that does not follow from an image is relative to where the arm is now, because the image's stamp
-        # may be what is wrong.
+        # A set-point that was not computed from an image is relative to the arm's current pose, because the image's
+        # stamp may be wrong.
         return stamp if decision.sample is not None else 0
 
     def _command_stamp(self, stamp: int) -> int:
@@ -151,7 +153,10 @@ class RealTimeLoop(PolicyLoop[T]):
     # --- clocks and rates --------------------------------------------------------------------------------------------
 
     def _moment(self) -> Moment:
-        """Read both clocks, but not for each of a thousand joint states a second: asking ROS for the time is slow."""
+        """Return the current time of both clocks, but read the wall clock at most once a millisecond.
+
+        Asking ROS for the time is slow, and joint states may arrive a thousand times a second.
+        """
         monotonic = self._monotonic()
         passed = monotonic - self._read.monotonic
         if not 0 <= passed < 0.001:
@@ -160,14 +165,17 @@ class RealTimeLoop(PolicyLoop[T]):
         return Moment(self._read.wall + round(passed * 1e9), monotonic)
 
     def _stream_fault(self, stamp: int | None = None) -> Fault | None:
-        """Return the fault of a stream: its clock, its rate, contradictory joint states, or the age of the set stamped
-        ``stamp`` (ns)."""
+        """Return the fault of a stream, or None.
+
+        It may be a stream's clock or rate, contradictory joint states, or the age of the set stamped ``stamp`` (ns).
+        """
         streams = self._stream.streams()
         moment = self._moment()
         if self._poses is self._pose_buffer:
             streams.append(Stream(self._labels.pose, self._pose_arrival, optional=True))
         elif self._poses.newest_stamp > moment.wall:
-            # The arrival time of a transform is unknown, but one that is in the future now was so when it arrived.
+            # The arrival time of a transform is unknown. But a stamp that is in the future now was in the future then
+            # too.
             self._pose_arrival.note(self._poses.newest_stamp, moment, self._server.watch.future_tolerance)
             streams.append(Stream(self._poses.place, self._pose_arrival, optional=True))
         found = check_arrivals(streams, self._server.watch, self._monotonic())

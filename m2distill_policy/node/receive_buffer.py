@@ -1,9 +1,9 @@
 """Check whether images fit into this process's receive buffers.
 
 Images travel as datagrams. A datagram that arrives while the buffer is full is lost, and the image with it, unless lost
-data is sent again. Measured on Cyclone DDS with Linux's default of 208 KiB: images of 128 x 128 all arrive, of 320 x
-240 most, of 640 x 480 hardly any. With two views of 640 x 480 at once, a policy answered 123 of 300 pairs with
-Cyclone's own 1 MiB, and 12,000 of 12,000 with 4 MiB.
+data is sent again. Measured on Cyclone DDS with Linux's default buffer of 208 KiB: all images of 128 x 128 pixels
+arrive, most images of 320 x 240, and hardly any of 640 x 480. When two views of 640 x 480 were sent at once, a policy
+answered 123 of 300 pairs with 1 MiB, which is Cyclone's own default, and 12,000 of 12,000 pairs with 4 MiB.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-#: s without an image or an announcement after which no more images are expected from a camera.
+#: Seconds without an image or an announcement after which no more images are expected from a camera.
 SILENT_AFTER = 3.0
 
 
@@ -38,7 +38,7 @@ class ReceiveBuffer:
 
     Args:
         views: Number of cameras, whose images may arrive at once.
-        tell: Gets the message, or None if the buffers are large enough.
+        tell: Called with a message if the buffers are too small, or with None if they are large enough.
     """
 
     def __init__(self, views: int, tell: Callable[[str | None], None]) -> None:
@@ -50,12 +50,12 @@ class ReceiveBuffer:
         self._largest = 0
 
     def expect(self, image_bytes: int, view: str = "", now: float | None = None) -> None:
-        """Record an image of ``view`` with this size. It replaces what its camera announced."""
+        """Record the size of a received image of ``view``. It replaces the size that its camera announced."""
         self._images[view] = (image_bytes, time.monotonic() if now is None else now)
         self._check(max(size for size, _ in {**self._announced, **self._images}.values()))
 
     def announce(self, image_bytes: int, view: str = "", now: float | None = None) -> None:
-        """Record the size that the camera of ``view`` announces: images that are too large may never arrive."""
+        """Record the size that the camera of ``view`` announces, because images that are too large may never arrive."""
         self._announced[view] = (image_bytes, time.monotonic() if now is None else now)
         self._check(max(size for size, _ in {**self._announced, **self._images}.values()))
 
@@ -71,7 +71,7 @@ class ReceiveBuffer:
         if largest == self._largest:
             return
         self._largest = largest
-        # Two of them even with one camera, because the next may arrive before the last was read.
+        # At least two images, even with one camera, because the next one may arrive before the last one was read.
         at_once = max(2, self._views)
         buffer, needed = largest_receive_buffer(), at_once * largest
         if buffer is None or buffer >= needed:

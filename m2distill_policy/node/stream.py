@@ -34,12 +34,12 @@ class ObservationStream(Generic[T]):
     Args:
         contract: Gives views, joints and rate.
         to_rgb: Converts a frame to (H, W, 3) uint8 RGB; may raise :class:`ObservationError`.
-        slop: Largest difference in ns between views and the arm's joints of a set; 0 needs equal stamps, as in
-            lockstep.
+        slop: Largest difference in ns between the stamps of the views and of the arm's joints in a set; 0 needs equal
+            stamps, as in lockstep.
         joints: Joints whose name, sign or zero differs from the contract's.
         now: When the stream begins, s.
-        limits: Limits of lead, age and silence of a stream. The stamps of the gripper's joints may differ from the
-            views' by ``stale_after``.
+        limits: Limits of a stream: how far its stamps may be in the future, how old they may be, and how long it may
+            send nothing. The stamps of the gripper's joints may differ from the views' by ``stale_after``.
         full_name: Converts a topic to its name after remapping, for messages.
     """
 
@@ -84,8 +84,11 @@ class ObservationStream(Generic[T]):
         self._pacer = Pacer(self._contract.period, now)
 
     def add_view(self, name: str, stamp: int, frame: T, moment: Moment | None = None) -> float | None:
-        """Add a frame of the view ``name``, stamped ``stamp`` ns, that arrived at ``moment``. Return the seconds
-        between two frames of its camera, or None until that is known."""
+        """Add a frame of the view ``name``, stamped ``stamp`` ns, that arrived at ``moment``.
+
+        Returns:
+            Seconds between two frames of the view; None until that is known.
+        """
         self._sets.add_view(name, stamp, frame, moment)
         interval = self._sets.interval(name)
         if interval is not None:
@@ -111,14 +114,17 @@ class ObservationStream(Generic[T]):
         self._sets.joints.add(topic, stamp, names, positions, moment, self._tolerance)
 
     def describe_joints(self, topic: str, names: Sequence[str]) -> tuple[str, bool]:
-        """Return the name of a joint state's publisher for messages ("" if it has no needed joint), and whether it
-        has a joint of the arm."""
+        """Describe the publisher of a joint state.
+
+        Returns:
+            Name of the publisher for messages, or "" if it has no needed joint; and whether it has a joint of the arm.
+        """
         wanted = [name for name in self._joints.wanted if name in names]
         where = self._labels.joints(topic, () if len(wanted) == len(self._joints.wanted) else wanted)
         return where if wanted else "", bool(set(wanted) - self._joints.gripper)
 
     def streams(self) -> list[Stream]:
-        """Return every view and every publisher of joint states, with how its stamps compare with their arrival."""
+        """Return every view and every publisher of joint states, with the arrival of its newest message."""
         return streams_of(self._sets, self._labels)
 
     def joint_conflict(self, monotonic: float) -> Fault | None:
@@ -130,19 +136,21 @@ class ObservationStream(Generic[T]):
         return Fault(StatusCode.BAD_OBSERVATION, f"The joint states contradict each other: {message}.")
 
     def slow_joints(self) -> Fault | None:
-        """Return the fault of a publisher of the arm's joints that is slower than the contract's rate, or None. The
-        cameras' rates are measured first."""
+        """Return the fault of a publisher of the arm's joints that is slower than the contract's rate, or None.
+
+        It is None until the rates of all cameras are known and high enough.
+        """
         fast = [interval <= SLOWEST * self._contract.period for interval in self.intervals.values()]
         if len(fast) < len(self._contract.camera_names) or not all(fast):
             return None
         return slow_joints(self._sets, self._contract, self._labels)
 
     def why_no_set(self, monotonic: float) -> Fault | None:
-        """Return why there is no set at ``monotonic`` (s), or None if nothing is wrong with the streams."""
+        """Return why no observation can be made at ``monotonic`` (s), or None if nothing is wrong with the streams."""
         return explain(self._sets, self._limits, self._labels, monotonic, self._contract.camera_names)
 
     def take(self) -> SynchronisedSet[T] | None:
-        """Return the newest set at once, as in lockstep, or None."""
+        """Return the newest set of images and joint states without waiting for its time, as in lockstep, or None."""
         return self._sets.take()
 
     def due(self, now: float) -> SynchronisedSet[T] | None:
@@ -157,7 +165,8 @@ class ObservationStream(Generic[T]):
         return found
 
     def missed(self, now: float) -> bool:
-        """Return whether a set was due by ``now`` and did not arrive, so that a cycle runs without one."""
+        """Return whether a cycle must run at ``now`` without images and joint states, because these have not
+        arrived."""
         if now < self._pacer.latest:
             return False
         self._pacer.missed(now)
@@ -170,7 +179,7 @@ class ObservationStream(Generic[T]):
 
     @property
     def waiting_for(self) -> tuple[str, ...]:
-        """The views, and ``joint_states``, that are missing for the next set."""
+        """Names of the views that are missing for the next set, and ``joint_states`` if these are missing."""
         return () if self._pending is not None else self._sets.waiting_for()
 
     def observe(self, found: SynchronisedSet[T]) -> tuple[Observation, list[str]]:

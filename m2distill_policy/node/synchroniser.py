@@ -1,8 +1,8 @@
-"""Combine separate streams of images and joint states to sets that belong together.
+"""Combine separate streams of images and joint states into sets of about the same time.
 
-A set is one frame of every view, all within a slop of each other, and one position of every joint, see
-:mod:`m2distill_policy.node.joint_states`. Stamps are whole nanoseconds, so that an answer has exactly the stamp of what
-it answers.
+A set is one frame of every view, stamped within ``slop`` of the first view's frame, and one position of every joint,
+see :mod:`m2distill_policy.node.joint_states`. Stamps are whole nanoseconds, so that an answer has exactly the stamp of
+the set that it answers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ T = TypeVar("T")
 #: Joint names and their positions.
 Joints = tuple[Sequence[str], Sequence[float]]
 
-#: Number of frames kept of each view: enough to match the slowest of several cameras.
+#: Number of frames that are kept of each view: enough to match the slowest of several cameras.
 FRAMES_KEPT = 8
-#: Number of stamps over which a camera's rate is measured.
+#: Number of intervals between frames over which a camera's rate is measured.
 RATE_OVER = 20
 
 
@@ -30,7 +30,7 @@ class SynchronisedSet(Generic[T]):
     """Frames and joint positions of about the same time.
 
     Attributes:
-        stamp: ns, that of the oldest view.
+        stamp: Stamp of the oldest frame, ns.
         views: Name -> frame, as it was added.
         joints: Names and positions, as they were added.
     """
@@ -43,20 +43,21 @@ class SynchronisedSet(Generic[T]):
 class Synchroniser(Generic[T]):
     """Collects the streams and returns the newest set. Each frame is used at most once.
 
-    Frames are new if they arrived since the last set, whatever their stamp. So a camera that repeats itself, or a clock
-    that was set back, makes sets too, and the watchdog reports what is wrong with them.
+    A frame is new if it arrived after the last set, whatever its stamp. So a camera that repeats a frame, or whose
+    clock was set back, is also used for sets, and the watchdog reports what is wrong with them.
 
     Args:
-        views: Names of the views. The others are matched with the frames of the first one.
-        joints: Joint positions, and how far off their stamps may be.
-        slop: Largest difference in ns between the views of a set; 0 needs equal stamps, as in lockstep.
+        views: Names of the views. Frames of the other views are matched with frames of the first view.
+        joints: Joint positions, and how far their stamps may be from those of the frames.
+        slop: Largest difference in ns between the stamp of the first view and that of another view in a set; 0 needs
+            equal stamps, as in lockstep.
         tolerance: Seconds by which a view's stamp may be ahead of the clock, see :class:`Arrival`; None allows any.
     """
 
     def __init__(self, views: Sequence[str], joints: JointStates, slop: int, *, tolerance: float | None = None) -> None:
         self.slop = slop
         self.joints = joints
-        #: For each view, when its newest frame arrived and how its stamp compares.
+        #: For each view, the stamp and the arrival of its newest frame.
         self.arrivals: dict[str, Arrival] = {}
         self._tolerance = tolerance
         self._views: dict[str, deque[tuple[int, T]]] = {n: deque(maxlen=FRAMES_KEPT) for n in views}
@@ -84,7 +85,7 @@ class Synchroniser(Generic[T]):
         self._views[name].append((stamp, frame))
 
     def take(self) -> SynchronisedSet[T] | None:
-        """Return the newest set, or None. Everything older than its members is dropped."""
+        """Return the newest set of frames and joint positions, or None. Frames that are older than it are dropped."""
         reference, *others = self._views
         for index in range(len(self._views[reference]) - 1, -1, -1):
             stamp = self._views[reference][index][0]
@@ -101,7 +102,7 @@ class Synchroniser(Generic[T]):
         return None
 
     def waiting_for(self) -> tuple[str, ...]:
-        """Return the views, and ``joint_states``, that are missing for the next set."""
+        """Return what is missing for the next set: names of views, and ``joint_states``."""
         arrived = [entries[-1][0] for entries in self._views.values() if entries]
         if not arrived:
             return (*self._views, "joint_states")
@@ -110,12 +111,13 @@ class Synchroniser(Generic[T]):
         return (*absent, *(() if self.joints.at(newest) is not None else ("joint_states",)))
 
     def stamps(self, name: str) -> list[int]:
-        """Return the stamps (ns) of the unused frames of the view ``name``, or of its newest one if all are used."""
+        """Return the stamps (ns) of the unused frames of the view ``name``, or that of its newest frame if all are
+        used."""
         waiting = [stamp for stamp, _ in self._views[name]]
         return waiting or ([self._newest[name]] if name in self._newest else [])
 
     def interval(self, name: str) -> float | None:
-        """Return the median seconds between two frames of the view ``name``; None until there are enough."""
+        """Return the median seconds between two frames of the view ``name``; None until there are enough frames."""
         intervals = self._intervals[name]
         # Called for each frame; for so few values NumPy's median takes over ten times as long.
         return _median(intervals) / 1e9 if len(intervals) == RATE_OVER else None
@@ -136,7 +138,10 @@ class Synchroniser(Generic[T]):
 
 
 def _nearest(entries: Sequence[tuple[int, object]], stamp: int, slop: int) -> int | None:
-    """Return the index of the entry with the stamp nearest to ``stamp``, the newest on a tie; None beyond ``slop``."""
+    """Return the index of the entry with the stamp nearest to ``stamp``; on a tie, that of the newest entry.
+
+    Return None if that stamp is farther than ``slop`` (ns) from ``stamp``.
+    """
     best = min(range(len(entries)), key=lambda i: (abs(entries[i][0] - stamp), -i), default=None)
     return best if best is not None and abs(entries[best][0] - stamp) <= slop else None
 

@@ -55,7 +55,7 @@ def relative(topic: str, *, own: bool = False) -> str:
     """Return ``topic`` relative to a node's namespace. Topics without a namespace stay as they are.
 
     ``/joint_states`` becomes ``joint_states``. ``~/twist`` becomes ``m2distill_policy/twist`` for other nodes, and
-    stays for the policy node itself (``own``).
+    stays as it is for the policy node itself (``own``).
     """
     if topic in _OF_NO_NAMESPACE or (own and topic.startswith("~/")):
         return topic

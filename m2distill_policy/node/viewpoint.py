@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from m2distill_policy.contract import Camera
 
-#: Smallest number of rows of the image for people.
+#: Smallest number of rows of the overlay, which people look at.
 _SHOWN = 480
-#: Correlation below which two images are too different to measure how.
+#: Correlation below which two images are too different to measure how they differ.
 _COMMON = 0.5
-#: Factors by which the images are reduced, coarse to fine; smallest number of rows; and pixels of blur.
+#: Factors by which the images are reduced in size, from coarse to fine; smallest number of rows after that; and blur in
+#: pixels.
 _LEVELS, _SMALLEST, _BLUR = (4, 2, 1), 24, 3
-#: Allowed error: fraction of the image's width or height, degrees, and fraction of the size.
+#: Allowed error of the shift (fraction of the image's width or height), the rotation (degrees) and the size (fraction).
 _SHIFT, _TURN, _SCALE = 0.02, 2.0, 0.05
 
 
@@ -26,10 +27,10 @@ class Misalignment:
     """How the live image differs from the training image.
 
     Attributes:
-        right, down: Shift in pixels of the contract's image.
+        right, down: Shift to the right and down, in pixels of the contract's image.
         turned: Rotation in degrees, clockwise.
-        larger: Factor of the size.
-        correlation: Correlation of the two images after this motion, -1 to 1.
+        larger: Size of things in the live image divided by their size in the training image.
+        correlation: Correlation of the two images after they are aligned, -1 to 1.
     """
 
     right: float
@@ -115,7 +116,7 @@ def describe(camera: Camera, found: Misalignment | None) -> str:
 
 
 def overlay(reference: NDArray[np.uint8], live: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return both images in one, enlarged, uint8 (H, W, 3) RGB: the live one with the training one's edges in green."""
+    """Blend both images into one, enlarged, uint8 (H, W, 3) RGB, with the edges of the training image in green."""
     factor = max(1, math.ceil(_SHOWN / reference.shape[0]))
     size = (reference.shape[1] * factor, reference.shape[0] * factor)
     large = [cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in (reference, live)]

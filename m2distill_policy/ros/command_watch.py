@@ -1,4 +1,4 @@
-"""Detect other publishers of the commands: check the graph once a second, and subscribe while there are any.
+"""Detect other publishers of the commands: check the graph once a second, and subscribe to what they publish.
 
 rclpy does not give the sender of a message, and also delivers the node's own messages. So a message counts as another
 node's if this node has not just sent the same one.
@@ -16,7 +16,7 @@ from rclpy.subscription import Subscription
 from m2distill_policy.node import topics
 from m2distill_policy.ros import qos
 
-#: Number of this node's messages that may not have been delivered back yet.
+#: Largest number of messages that this node has sent and that have not been delivered back to it yet.
 _UNDER_WAY = 64
 
 
@@ -67,7 +67,7 @@ class CommandWatch:
             self._publishers_changed(topic, others)
 
     def _others(self, name: str) -> list[str]:
-        """Return full names of the other nodes that publish ``name``; one may have the same name as this node."""
+        """Return full names of the other nodes that publish ``name``. A second node may have this node's name."""
         found = self._node.get_publishers_info_by_topic(name)
         names = sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found)
         ours = self._node.get_fully_qualified_name()

@@ -21,7 +21,7 @@ class GripperDriver:
     """Sends goals to the action server of a gripper's driver, without waiting for it.
 
     Args:
-        max_effort: N, 0 for the gripper's default.
+        max_effort: Largest effort in N; 0 for the gripper's default.
         problem: Called with a message when the gripper does not accept a command, and with None when it does again.
         lost: Called when a command was not accepted, so that it is sent again.
     """

@@ -38,7 +38,7 @@ def message_to_rgb(frame: Frame) -> NDArray[np.uint8]:
         return compressed_to_rgb(frame.format, data)
     check_layout(frame.encoding, frame.height, frame.width, frame.step, data.size)
     if _BRIDGE is None or frame.encoding == "rgb8" or frame.step % BYTES_PER_PIXEL[frame.encoding]:
-        # Nothing to convert; or rows that end within a pixel, which cv_bridge cannot read.
+        # There is nothing to convert, or rows end within a pixel, which cv_bridge cannot read.
         return raw_to_rgb(frame.encoding, frame.height, frame.width, frame.step, data)
     frame.encoding = _OLDER.get(frame.encoding, frame.encoding)
     frame.is_bigendian = 0  # the order of bytes does not matter here, but cv_bridge would swap them

@@ -33,8 +33,11 @@ from m2distill_policy.settings.node import NodeSettings
 
 
 class GatedCallbackGroup(CallbackGroup):
-    """Wakes the executor only while ``wanted()``. Joint states may arrive a thousand times a second. A cycle takes all
-    of them when it runs, so most need not wake it."""
+    """A callback group that wakes the executor only while ``wanted()`` is true.
+
+    Joint states may arrive a thousand times a second. A cycle takes all of them when it runs, so most of them need not
+    wake the executor.
+    """
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
         super().__init__()
@@ -58,7 +61,8 @@ class Inputs:
 
     Args:
         loop: Returns the loop that gets the messages; each activation makes a new one.
-        active: Whether images and joint states are used. The operator's inputs always are.
+        active: Returns whether the node is active. Otherwise only the instruction, the emergency stop and the dead-man
+            switch are used.
         turn: Called after each message with the time at which its callback began (``time.perf_counter``).
         begin_episode: Called when a simulated robot in lockstep has reset its environment.
     """
@@ -81,7 +85,8 @@ class Inputs:
         #: When the callback of the current message began.
         self._entered = 0.0
         self._subscriptions: list[Subscription] = []
-        # Other middlewares send images through shared memory, and reliable ones send lost images again.
+        # The buffer is not checked otherwise: other middlewares send images through shared memory, and with reliable
+        # input lost images are sent again.
         watched = "cyclone" in get_rmw_implementation_identifier() and not settings.reliable_input
         self._buffer = (
             ReceiveBuffer(len(contract.cameras), lambda why: loop().problems.set("receive buffer", why))
@@ -212,7 +217,7 @@ class Inputs:
                 loop = self._loop()
                 loop.count_messages(topic, 1)
                 loop.add_camera_info(name, float(info.k[4]), info.height, info.width)
-                # Also from the camera info, because images that are too large may never arrive.
+                # The size is also taken from the camera info, because images that are too large may never arrive.
                 if self._buffer is not None:
                     self._buffer.announce(info.height * info.width * 3, name)
 

@@ -13,7 +13,7 @@ from m2distill_policy.ros.messages import MESSAGES
 
 #: Arrows are enlarged, because arrows of 5 cm would be hidden behind the hand.
 _LONGER = 3.0
-#: m; sizes of an arrow's shaft and head.
+#: Sizes of an arrow's shaft and head, m.
 _SHAFT, _HEAD = 0.008, 0.016
 
 

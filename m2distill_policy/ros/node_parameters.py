@@ -26,7 +26,7 @@ class NodeParameters:
 
     Args:
         node: The node that declares them.
-        state: State of the policy. Most parameters cannot change while it is configured.
+        state: State of the policy. Most parameters cannot change while the node is configured.
         overrides: Values by name, in addition to those of the command line.
         given: All parameters that rclpy was given for this node, declared or not.
     """
@@ -125,7 +125,7 @@ class NodeParameters:
 
 
 def _as_given(parameter: RosParameter) -> RosParameter:
-    """Return ``parameter`` with an empty list for None, which is how an empty list in a file arrives."""
+    """Return ``parameter``; a list that is None becomes [], because an empty list in a file arrives as None."""
     is_list = parameter.name in BY_NAME and BY_NAME[parameter.name].kind in _LISTS
     return RosParameter(parameter.name, value=[]) if is_list and parameter.value is None else parameter
 

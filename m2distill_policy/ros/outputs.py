@@ -28,7 +28,7 @@ from m2distill_policy.settings.node import NodeSettings
 
 
 class Outputs:
-    """Publishers of a configured node. The lifecycle manages the publishers of commands.
+    """Publishers of a configured node. The publishers of commands publish only while the node is active.
 
     Args:
         report_gripper, gripper_lost: See :class:`GripperDriver`.
@@ -73,7 +73,7 @@ class Outputs:
             )
         self._watch: CommandWatch | None = None
         self._watched = -LOOK_EVERY
-        # Not in lockstep, where the robot waits for each answer and there is no arm.
+        # There is no watch in lockstep, where the robot waits for each answer and there is no arm.
         if not settings.lockstep and not settings.loop.allow_other_publishers:
             kinds: dict[str, type] = {topics.TWIST: TwistStamped, topics.TARGET_POSE: PoseStamped}
             if self._gripper is not None:

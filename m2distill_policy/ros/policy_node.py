@@ -42,7 +42,7 @@ from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.watchdog import WatchLimits
 from m2distill_policy.settings.node import settings_from
 
-#: s between two ~/status of a node that is configured but not active.
+#: Seconds between two ~/status of a node that is configured but not active.
 _IDLE_STATUS = 1.0
 
 

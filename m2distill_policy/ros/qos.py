@@ -6,20 +6,23 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 
 
 def sensor(depth: int) -> QoSProfile:
-    """Only the newest message matters, and losses are allowed. Compatible with every publisher."""
+    """Return a profile for topics of which only the newest messages matter; losses are allowed.
+
+    It is compatible with every publisher.
+    """
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 def reliable(depth: int) -> QoSProfile:
-    """Every message arrives, unless the queue is full."""
+    """Return a profile with which every message arrives, unless the queue is full."""
     return QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def latched() -> QoSProfile:
-    """Late subscribers receive the last message."""
+    """Return a profile with which late subscribers receive the last message."""
     return QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def lockstep() -> QoSProfile:
-    """Every message arrives; a publisher waits for a slow subscriber."""
+    """Return a profile with which every message arrives; a publisher waits for a slow subscriber."""
     return QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)

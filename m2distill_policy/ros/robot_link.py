@@ -38,7 +38,7 @@ _COMMANDS: dict[Follow, type] = {"action": PolicyAction, "target_pose": PoseStam
 
 
 class MessageQueue:
-    """Messages of a topic that were not taken yet, with their arrival (s, monotonic)."""
+    """Messages of a topic that were not taken yet, with their arrival times (s, monotonic)."""
 
     def __init__(self, node: Node, kind: Any, topic: str, profile: QoSProfile) -> None:
         self.topic = topic
@@ -59,9 +59,10 @@ class MessageQueue:
 
 
 class RosLink(Link):
-    """Publishers and subscriptions of a robot that follows ``follow``. The caller closes node and executor.
+    """Publishers and subscriptions of a robot that follows the stream of commands ``follow``.
 
-    In real time the end effector is also in /tf, as that of a real robot is.
+    The caller closes node and executor. In real time, the end effector's pose is also published on /tf, as on a real
+    robot.
     """
 
     def __init__(self, node: Node, executor: Executor, contract: Contract, *, follow: Follow, lockstep: bool) -> None:
@@ -73,7 +74,8 @@ class RosLink(Link):
         self._joint_names = [entry for group in contract.proprioception for entry in group.entries]
         profile = qos.lockstep() if lockstep else qos.reliable(10)
         here = topics.relative
-        # ~/episode is the last publisher and ~/status the last subscription, for the same reason as on plain DDS.
+        # ~/episode is the last publisher and ~/status the last subscription, for the same reason as in
+        # :class:`DdsLink`.
         self._pose: Publisher | None = None
         if follow == "target_pose":
             self._pose = node.create_publisher(PoseStamped, here(topics.END_EFFECTOR_POSE), profile)
@@ -158,7 +160,7 @@ class RosLink(Link):
         found = []
         for message, arrived in self._command.take():
             value = self._value(message)
-            # The rest of a ramp answers no observation and has stamp zero; it counts as arriving now.
+            # Commands of a ramp to a halt that answer no observation have the stamp zero; they count as stamped now.
             stamp = nanoseconds_of(message) or (0 if self._lockstep else time.time_ns())
             if value is not None:
                 found.append(Command(value, stamp, arrived))

@@ -17,7 +17,7 @@ from m2distill_policy.ros.waiting import NextTurn
 from m2distill_policy.runtime.engine import EngineError
 from m2distill_policy.runtime.status import StatusCode
 
-#: Faults that a new task cannot end, in addition to those that only ``~/enable`` ends: the goal is refused.
+#: Faults for which a goal is refused, in addition to those that only ``~/enable`` ends. A new task cannot end them.
 _REFUSES = frozenset({StatusCode.DISABLED, StatusCode.OTHER_PUBLISHER})
 
 
@@ -77,7 +77,7 @@ class RunTaskServer:
         self._newest += 1
         mine = self._newest
         server.reset("a new task")
-        server.release_halt()  # requested when the task before ended
+        server.release_halt()  # requested when the previous task ended
         seen, commands = state.last_output, 0
         while True:
             result.elapsed = time.monotonic() - began

@@ -16,7 +16,7 @@ from m2distill_policy.runtime.hotswap import SwapError
 from m2distill_policy.runtime.server import PolicyServer
 from m2distill_policy.runtime.status import SwapReport, SwapState
 
-#: s that a bundle may take until it is ready.
+#: Seconds that a bundle may take until it is ready.
 _PATIENCE = 120.0
 
 
@@ -32,7 +32,7 @@ class Services:
         node.create_service(LoadPolicy, "~/load_policy", self._load, callback_group=group)
 
     def _server(self, response: Any, *, active: bool = False) -> PolicyServer | None:
-        """Return the policy server; None, with ``response`` filled in, if there is none yet."""
+        """Return the policy server; None, with the reason in ``response``, if the node cannot be used yet."""
         message = ""
         if self._state.server is None:
             message = "the node is not configured; configure it first"

@@ -18,7 +18,7 @@ from m2distill_policy.node.pose import pose_from
 from m2distill_policy.node.pose_gate import Measured, PoseGate
 from m2distill_policy.node.pose_source import PoseSource
 
-#: s for which transforms are kept.
+#: Seconds for which transforms are kept.
 _KEPT = 2.0
 
 
@@ -26,7 +26,8 @@ class TransformedPoses(PoseSource):
     """Poses of the frame ``end_effector`` in the frame ``base``.
 
     Args:
-        slop: ns by which the newest transform may be older than the requested stamp, because an image may arrive first.
+        slop: Nanoseconds by which the newest transform may be older than the requested stamp, because an image may
+            arrive first.
         longest_silence: Seconds of the node's clock after which the newest transform is no longer used.
         gate: Checks every pose before it is used.
     """
@@ -64,7 +65,7 @@ class TransformedPoses(PoseSource):
             translation, q = found.transform.translation, found.transform.rotation
             pose = pose_from((translation.x, translation.y, translation.z), (q.x, q.y, q.z, q.w))
         except TransformException:
-            # The caller reports a missing pose; an invalid one must not end a cycle.
+            # The caller reports the missing pose. An invalid pose, below, must not end a cycle either.
             return None
         except ObservationError as error:
             self.refuse(str(error))

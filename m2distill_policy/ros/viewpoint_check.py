@@ -23,7 +23,7 @@ from m2distill_policy.node.viewpoint import describe, misalignment, overlay
 from m2distill_policy.ros import qos
 from m2distill_policy.ros.images import Frame, message_to_rgb
 
-#: s between two checks of a view, and until a view without images is reported.
+#: Seconds between two checks of a view, and seconds until a view without images is reported.
 _EVERY, _PATIENCE = 0.5, 5.0
 
 

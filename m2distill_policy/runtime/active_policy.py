@@ -31,8 +31,8 @@ class ActivePolicy:
         engine: Engine to start with.
         lock: Lock of the policy server. The caller of a method must hold it, unless the docstring says otherwise.
         governor: Limits the commands. A hot swap gives it the contract of the new bundle.
-        watch: Limits the time of an answer.
-        provider, threads, public_key: Used for bundles that are loaded later, see :class:`PolicyServer`.
+        watch: Limits from which the longest time of an answer follows.
+        provider, threads, public_key: Used for bundles that are loaded later, see :class:`PolicyControls`.
         swap_when: "now" switches between any two cycles, "idle" only while the arm is halted.
         probe: Time and memory that a new bundle may use until its first answer.
     """
@@ -95,8 +95,8 @@ class ActivePolicy:
         """Set the instruction. If this fails, there is no instruction afterwards.
 
         Raises:
-            UnknownInstructionError: The bundle does not know it.
-            EngineError: The network failed on it.
+            UnknownInstructionError: The bundle does not know the instruction.
+            EngineError: The network failed on the instruction.
         """
         try:
             self.conditioning = self.engine.condition(instruction)

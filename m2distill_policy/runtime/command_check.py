@@ -24,7 +24,7 @@ class CommandCheck:
 
     Attributes:
         limits: Safety limits, of which the workspace is checked.
-        speeds: (6,) m/s and rad/s, see :class:`SpeedLimit`.
+        speeds: Largest speeds (6,), m/s and rad/s, see :class:`SpeedLimit`.
         contract: Gives the largest distance between the set-point and the arm.
         gripper: Position of the open and of the closed gripper, m or rad.
     """
@@ -45,11 +45,11 @@ class CommandCheck:
         """Return why the command must not be sent, or None.
 
         Args:
-            action: (7,) in [-1, 1].
-            twist: (6,) m/s and rad/s, or None if no twist is sent.
+            action: Action (7,) in [-1, 1].
+            twist: Twist (6,) in m/s and rad/s; None if none is sent.
             target: Set-point (6,): position in m and rotation vector in rad; None if none is sent.
             gripper: Position in m or rad; None if none is sent.
-            pose: (6,) pose of the end effector from which ``target`` was computed.
+            pose: Pose (6,) of the end effector from which ``target`` was computed.
         """
         return (
             self._action(action)
@@ -90,7 +90,7 @@ class CommandCheck:
 
 
 def _beyond(what: str, values: NDArray[np.floating[Any]], most: Sequence[float], unit: str) -> str | None:
-    """Return which of ``values`` is not finite or is larger than its entry of ``most``; None if all are within."""
+    """Return a message if a value is not finite or its absolute value exceeds its entry in ``most``, else None."""
     found = np.asarray(values).tolist()  # for so few values, plain floats are faster than NumPy
     if not isinstance(found, list) or len(found) != len(most):
         return f"{what} has the shape {np.shape(values)}; ({len(most)},) is needed"

@@ -26,7 +26,7 @@ from m2distill_policy.runtime.window import TokenWindow
 
 
 class PolicyControls:
-    """Everything of a policy server except its cycle. Thread-safe: each call is atomic.
+    """State and controls of a policy server: all but its cycle. Thread-safe: each call is atomic.
 
     Args:
         bundle: An opened bundle. The caller checks its signature.
@@ -34,7 +34,7 @@ class PolicyControls:
         sampling, temperature: See :meth:`Mixture.sample`.
         seed: Random seed, at least 0.
         limits: Safety limits.
-        watch: Limits of late, early and frozen observations.
+        watch: Limits for late, early and frozen observations.
         enabled: Whether commands are sent. False starts in shadow mode.
         resume: ``auto`` drives on when a fault has passed (with an empty window), ``enable`` waits for :meth:`enable`.
         swap_when: ``now`` switches to a new bundle between any two cycles, ``idle`` only while the arm is halted.
@@ -141,7 +141,7 @@ class PolicyControls:
 
     @property
     def speeds(self) -> tuple[float, ...]:
-        """(6,) m/s and rad/s that no command exceeds, with any bundle; see :class:`SpeedLimit`."""
+        """Speeds (6,) in m/s and rad/s that no command exceeds, with any bundle; see :class:`SpeedLimit`."""
         return self._governor.speeds
 
     @property
@@ -156,7 +156,7 @@ class PolicyControls:
 
     @property
     def watch(self) -> WatchLimits:
-        """Limits of late, early, missing and frozen observations."""
+        """Limits for late, early, missing and frozen observations."""
         return self._watchdog.limits
 
     # --- hot swap ----------------------------------------------------------------------------------------------------
@@ -209,8 +209,8 @@ class PolicyControls:
         """Check that :meth:`set_instruction` would accept ``instruction``. Changes nothing.
 
         Raises:
-            UnknownInstructionError: The bundle does not know it; the message lists the known ones.
-            EngineError: The network failed on it.
+            UnknownInstructionError: The bundle does not know the instruction; the message lists the known ones.
+            EngineError: The network failed on the instruction.
         """
         with self._lock:
             if instruction and not self._is_current(instruction):
@@ -230,8 +230,8 @@ class PolicyControls:
                 Otherwise the arm halts, because the old task is no longer wanted.
 
         Raises:
-            UnknownInstructionError: The bundle does not know it; the message lists the known ones.
-            EngineError: The network failed on it.
+            UnknownInstructionError: The bundle does not know the instruction; the message lists the known ones.
+            EngineError: The network failed on the instruction.
         """
         with self._lock:
             policy, interlock = self._policy, self._interlock
@@ -267,7 +267,7 @@ class PolicyControls:
             reason: Why the window is cleared, for the status.
             seed: Restart at episode 0 of this seed. None continues with the next episode of the current seed, or
                 repeats the current episode if it has no answer yet.
-            episode: Number of the random stream; None as for ``seed``.
+            episode: Number of the random stream; None uses the episode that is described for ``seed``.
             is_stationary: Whether the arm is known to be stationary, because a simulation was reset. The last command
                 is then cleared too.
         """
@@ -301,9 +301,10 @@ class PolicyControls:
             self._interlock.enabled = False
 
     def refusal_to_enable(self, monotonic: float) -> str:
-        """Return why :meth:`enable` would have no effect now, or "" if it would.
+        """Return why :meth:`enable` would have no effect now, or "" if it would have one.
 
-        It has no effect while the emergency stop is pressed, nor, with ``resume`` "enable", while a fault lasts.
+        It has no effect while the emergency stop is pressed. With ``resume`` "enable", it also has none while a fault
+        lasts.
 
         Args:
             monotonic: As in :meth:`step`.
@@ -347,15 +348,15 @@ class PolicyControls:
             self._interlock.request_halt_after_enable(reason)
 
     def set_not_ready(self, message: str | None) -> None:
-        """Send no commands while something about the observations is not known yet; None ends this.
+        """Send no commands while something about the observations, such as a camera's rate, is not known yet.
 
-        The arm is driven as soon as the reason is gone, without :meth:`enable`.
+        None ends this. The arm is then driven at once, without :meth:`enable`.
         """
         with self._lock:
             self._interlock.not_ready = None if message is None else Fault(StatusCode.WAITING, message)
 
     def set_other_publisher(self, message: str | None) -> None:
-        """Halt while another node publishes commands to the same arm. None: there is no such node."""
+        """Halt while another node publishes commands to the same arm. None means that there is no such node."""
         with self._lock:
             fault = None if message is None else Fault(StatusCode.OTHER_PUBLISHER, message)
             self._interlock.other_publisher = fault
@@ -366,8 +367,10 @@ class PolicyControls:
             self._interlock.latch_pose_jump(message, has_instruction=self._has_instruction)
 
     def set_emergency_stop(self, pressed: bool) -> None:
-        """Set the emergency stop. Pressed: ramp to a halt. Released: stay halted until :meth:`enable`, for any
-        ``resume``."""
+        """Set the emergency stop.
+
+        If it is pressed, ramp to a halt. Once it is released, stay halted until :meth:`enable`, whatever ``resume`` is.
+        """
         with self._lock:
             self._interlock.set_emergency_stop(pressed)
 

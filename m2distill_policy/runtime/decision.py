@@ -16,9 +16,10 @@ class Decision:
     """What to do in this cycle, and why.
 
     Attributes:
-        action: (7,) float64 command in the contract's units ([-1, 1]), within the limits; zero motion when halted.
-        command: Whether to send ``action`` to the arm. False in shadow mode, and while there is nothing new.
-        sample: (7,) action sampled from the mixture, before any limit; None if there was no answer in this cycle.
+        action: Command (7,) float64 in the contract's units ([-1, 1]), within the limits; zero motion when halted.
+        command: Whether to send ``action`` to the arm. False while the arm is halted in shadow mode, without an
+            instruction or because of another publisher, and in a cycle that only waits for the next observation.
+        sample: Action (7,) sampled from the mixture, before any limit; None if there was no answer in this cycle.
         mixture: Mixture that ``sample`` was sampled from, or None.
         status: Status of this cycle.
         bundle: Identifier of the bundle that answered.

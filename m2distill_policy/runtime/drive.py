@@ -19,7 +19,7 @@ def set_point_delta(action: NDArray[np.floating[Any]], contract: Contract) -> ND
     travel this distance in one step.
 
     Args:
-        action: (7,) in [-1, 1].
+        action: Action (7,) in [-1, 1].
     """
     values = np.asarray(action, dtype=np.float64)
     scale = contract.action
@@ -34,11 +34,11 @@ def set_point(
     The rotation is applied in the frame's axes (from the left), as robosuite's OSC does.
 
     Args:
-        action: (7,) in [-1, 1].
-        pose: (6,) current pose of the end effector.
+        action: Action (7,) in [-1, 1].
+        pose: Current pose (6,) of the end effector.
 
     Raises:
-        ValueError: The pose or the action is not finite. OpenCV would compute some rotation from it.
+        ValueError: The pose or the action is not finite. From such values, OpenCV would compute a meaningless rotation.
     """
     delta = set_point_delta(action, contract)
     present = np.asarray(pose, dtype=np.float64)
@@ -65,7 +65,7 @@ def motion_to(
 
 
 def twist(action: NDArray[np.floating[Any]], contract: Contract) -> NDArray[np.float64]:
-    """Return the velocity (6,) in m/s and rad/s that the demonstrated arm reached for ``action`` (7,)."""
+    """Return the velocity (6,) in m/s and rad/s that the arm in the demonstrations reached for ``action`` (7,)."""
     return contract.action.response.twist(action)
 
 

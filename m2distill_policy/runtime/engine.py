@@ -34,7 +34,7 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
 _PROVIDER_OPTIONS: Mapping[str, dict[str, Any]] = {
     "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
 }
-#: s that the first answer may take; the second value is for TensorRT, which compiles during it.
+#: Seconds that the first answer may take; the second value is for TensorRT, which compiles during that answer.
 _LONGEST_FIRST_ANSWER = 30.0
 _LONGEST_COMPILATION = 1800.0
 _OUTPUTS = ("logits", "means", "scales", "tokens")
@@ -67,8 +67,8 @@ class Engine:
 
     Attributes:
         active_provider: Name of the execution provider that runs.
-        fallback: Message if this is not the requested one, else None; also logged as a warning. ``auto`` on a machine
-            without a GPU is not a fall-back.
+        fallback: Message if ``active_provider`` is not the requested provider, else None; also logged as a warning.
+            ``auto`` on a machine without a GPU is not a fall-back.
 
     Raises:
         BundleError: A graph cannot be loaded, does not have the contract's inputs and outputs, or does not answer a
@@ -137,14 +137,14 @@ class Engine:
         """Compute the network's conditioning on ``instruction``.
 
         Raises:
-            UnknownInstructionError: The bundle does not know it.
+            UnknownInstructionError: The bundle does not know the instruction.
             EngineError: ONNX Runtime failed.
         """
         return self._condition(instruction, self.bundle.embedding(instruction))
 
     def _condition(self, instruction: str, embedding: NDArray[np.float32]) -> Conditioning:
         text_token, film = self._run(self._instruction, ("text_token", "film"), {"embedding": embedding[None]})
-        width = self.film or film.shape[-1]  # if the graphs do not state it, the step graph checks it when it runs
+        width = self.film or film.shape[-1]  # a width that the graphs do not state is checked when the step graph runs
         self._check_shapes(INSTRUCTION_GRAPH, ("text_token", text_token, (self.embed,)), ("film", film, (width,)))
         return Conditioning(instruction, text_token, film)
 
@@ -158,8 +158,8 @@ class Engine:
         """Run one control step. The window is not changed.
 
         Args:
-            conditioning: From :meth:`condition`.
-            observation: Must have passed :meth:`Observation.check`.
+            conditioning: Result of :meth:`condition`.
+            observation: Observation that has passed :meth:`Observation.check`.
             window: Tokens of the earlier steps.
 
         Returns:
@@ -277,8 +277,11 @@ class Engine:
         return film or 0
 
     def _check_answer(self) -> None:
-        """Run both graphs twice. The first run warms up and shows output shapes that an exporter may leave open; the
-        second must not take longer than any later answer may."""
+        """Run both graphs twice.
+
+        The first run warms up and shows output shapes that an exporter may leave open. The second run has the same time
+        limit as later answers.
+        """
         try:
             for _ in range(2):
                 conditioning = self._condition(self.bundle.instructions[0], self.bundle.embeddings[0])

@@ -20,16 +20,17 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.runtime.status import StatusCode
 from m2distill_policy.runtime.watchdog import Fault, WatchLimits
 
-#: s of commanded motion that is summed.
+#: Seconds of commanded motion that are summed up.
 WINDOW = 2.0
-#: rad or m by which a value may differ from the first one and count as unchanged: interpolation and float32 round.
+#: A value counts as unchanged if it differs from the first one by less than this, in rad or m, because interpolation
+#: and float32 round.
 SAME = 1e-6
 #: The contract's proprioception group that is left out.
 _GRIPPER = "gripper_states"
 
 
 class _Frozen:
-    """Values that have not changed, and the commands sent meanwhile."""
+    """Values that have not changed, and the commands that were sent since their last change."""
 
     def __init__(self, commands_kept: int) -> None:
         self.ways: deque[tuple[float, float]] = deque(maxlen=commands_kept)
@@ -39,7 +40,7 @@ class _Frozen:
         self._first: list[float] | None = None
 
     def take(self, values: NDArray[np.floating[Any]]) -> bool:
-        """Return whether ``values`` are unchanged; otherwise compare with these from now on."""
+        """Return whether ``values`` are unchanged. If they have changed, later values are compared with them."""
         data = values.tobytes()
         if data == self._bytes and self._first is not None:
             return True
@@ -66,10 +67,14 @@ class _Frozen:
 class FrozenMotionCheck:
     """Checks each observation against the commands before it.
 
-    The joints, or the end effector's pose, are frozen if no value has changed by :data:`SAME` or more during at least
-    ``frozen_after`` commands to move, and the commands of the last :data:`WINDOW` s would have moved the arm by more
-    than ``frozen_motion`` (m of translation, or rad of rotation, along its path). For the pose it is also enough that
-    a joint has moved by more than that. The fault lasts until a value changes.
+    The joints, or the end effector's pose, are frozen if both of these hold:
+
+    * no value has changed by :data:`SAME` or more during at least ``frozen_after`` commands to move;
+    * the commands of the last :data:`WINDOW` s would have moved the arm by more than ``frozen_motion`` along its path
+      (m of translation, or rad of rotation). For the pose, it is also enough that a joint has moved by more than
+      ``frozen_motion``.
+
+    The fault lasts until a value changes.
     """
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
@@ -109,9 +114,9 @@ class FrozenMotionCheck:
         """Return the current fault, or None. Call once for each observation, before the command that answers it.
 
         Args:
-            observation: Its proprioception is compared.
-            pose: (6,) of the end effector. None if unknown; the result for the pose then stays.
-            driven: Whether the policy drives the arm, or would. In shadow mode the pose is not checked.
+            observation: Observation, whose proprioception is compared.
+            pose: Pose (6,) of the end effector. None if unknown; then the result for the pose does not change.
+            driven: Whether the policy is enabled. In shadow mode the pose is not checked.
             place: Returns where poses come from, for messages.
         """
         after = self._limits.frozen_after

@@ -23,19 +23,20 @@ from m2distill_policy.runtime.window import RawStep, TokenWindow
 
 logger = logging.getLogger(__name__)
 
-#: s after which the loading of a bundle is aborted, in addition to the time of its probe; the first value is for
+#: Seconds after which the loading of a bundle is aborted, in addition to the time of its probe; the first value is for
 #: TensorRT, which compiles while it loads.
 _LONGEST_COMPILATION = 3600.0
 _LONGEST_LOAD = 60.0
 #: Largest number of bundles that are loaded at the same time.
 MOST_LOADS = 3
-#: Characters of a refusal's reason, because it is sent with every status.
+#: Largest number of characters of a refusal's reason, which is sent with every status.
 LONGEST_REASON = 1000
-#: s between two checks of a waiting thread, in case it missed a notification.
+#: Seconds between two checks of a waiting thread, in case it missed a notification.
 _POLL = 0.05
-#: s to wait for the end of a control cycle before a graph is parsed; a server that is not called has no cycles.
+#: Longest wait in seconds for the end of a control cycle before a graph is parsed. It is limited, because a server that
+#: is not called has no cycles.
 _CYCLE = 0.1
-#: s after a cycle that are left for publishing its decision.
+#: Seconds after a cycle that are left for publishing its decision.
 _PUBLISHING = 0.002
 #: Niceness (Unix) of the thread that fills a candidate's window, so that the control loop comes first.
 _NICENESS = 10
@@ -55,7 +56,7 @@ class Seen:
 
     @property
     def key(self) -> tuple[str | None, int, int]:
-        """Equal keys mean equal windows."""
+        """Identity of the window: equal keys mean equal windows."""
         return self.instruction, self.generation, self.steps[-1].number if self.steps else 0
 
 
@@ -80,12 +81,13 @@ class Candidate:
             self.conditioning = None if seen.instruction is None else self.engine.condition(seen.instruction)
         same_window = self.key is not None and self.key[:2] == (seen.instruction, seen.generation)
         fed = self.key[2] if same_window and self.key is not None else 0
-        # If the newest step in the window is older than the history, the steps of the history alone are the window.
+        # If steps are missing between the window and the history, the window is filled from the history alone.
         if not same_window or (seen.steps and seen.steps[0].number > fed + 1):
             self.window.clear()
             fed = 0
         if self.conditioning is not None:
-            # One step fewer than the history: the window holds what came before the step that is answered.
+            # The window has one step fewer than the history, because it holds the steps before the one that is
+            # answered.
             for step in seen.steps[-max(1, self.window.past_tokens.shape[1]) :]:
                 if step.number > fed:
                     _, tokens = self.engine.step(self.conditioning, step.observation, self.window)
@@ -102,7 +104,7 @@ class _Attempt:
         cancelled: Set once the bundle is no longer wanted.
         candidate: None until the bundle is loaded.
         ready: Whether the candidate's window has been up to date at least once.
-        identifier: Of the bundle; empty until it is loaded.
+        identifier: Identifier of the bundle; empty until it is loaded.
     """
 
     def __init__(self, number: int, what: str) -> None:
@@ -115,13 +117,15 @@ class _Attempt:
 
 
 class HotSwap:
-    """Prepares bundles in background threads. :meth:`begin` starts one, :meth:`take` hands over one that is ready.
+    """Prepares bundles in background threads.
 
-    A later request replaces an earlier one only once its bundle is loaded: a refused bundle changes only the report. If
-    several are loaded, the latest request wins.
+    :meth:`begin` starts to prepare a bundle; :meth:`take` returns one that is ready.
+
+    A later request replaces an earlier one only once the later bundle is loaded, so a bundle that is refused changes
+    only the report. If several bundles are loaded, the latest request wins.
 
     A key (instruction, generation, newest step) never repeats, so a candidate with the server's key is up to date. The
-    thread changes only candidates that are not.
+    thread changes only candidates that are not up to date.
 
     Args:
         look: Returns what the server has seen. Called from the thread; must be quick and thread-safe.
@@ -134,7 +138,8 @@ class HotSwap:
         self._changed = threading.Condition()
         self._report = SwapReport()
         self._count = 0
-        #: The latest request; the loaded one that may be taken; and the largest number of a loaded one so far.
+        #: The latest request; the loaded request that may be taken; and the largest number of a request that was
+        #: loaded.
         self._latest: _Attempt | None = None
         self._valid: _Attempt | None = None
         self._latest_valid = 0
@@ -168,8 +173,8 @@ class HotSwap:
 
         Args:
             what: Name of the bundle in messages.
-            prepare: Opens, verifies and loads it, in the thread; any error becomes a refusal. It should end soon once
-                the event that it is given is set.
+            prepare: Opens, verifies and loads the bundle, in the thread; any error becomes a refusal. Its argument is
+                an event. Once that is set, it should end soon.
         """
         with self._changed:
             self._count += 1
@@ -205,10 +210,10 @@ class HotSwap:
             time.sleep(_PUBLISHING)
 
     def take(self, key: tuple[str | None, int, int], *, wait: bool = False) -> Candidate | None:
-        """Remove and return the candidate if its key is ``key``, else None.
+        """Remove and return the candidate if its key is ``key``, else return None.
 
         Args:
-            key: Of what the server has seen.
+            key: Key of what the server has seen.
             wait: Whether to wait for the thread's lock. A control cycle does not wait; it tries again in the next one.
         """
         if not self._changed.acquire(blocking=wait):
@@ -231,7 +236,7 @@ class HotSwap:
         """Wait until the latest request is refused, or its bundle is loaded and up to date with the server.
 
         Raises:
-            SwapError: It was not within ``timeout`` s.
+            SwapError: Neither has happened within ``timeout`` s.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -257,7 +262,7 @@ class HotSwap:
         """
         with self._changed:
             for attempt in self._threads:
-                # The engine of one that was taken is in use and must continue to answer.
+                # The engine of a request that was taken is in use and must continue to answer.
                 if attempt.candidate is None or attempt is self._valid:
                     attempt.cancelled.set()
             self._valid = None
@@ -279,7 +284,8 @@ class HotSwap:
                 late.cancel()
             if not self._admit(attempt, candidate):
                 return
-            # Lower priority than the control loop. Not earlier: slow parsing would hold the interpreter's lock longer.
+            # From here on, the thread has a lower priority than the control loop. The priority is not lowered earlier,
+            # because slow parsing would hold the interpreter's lock longer.
             with contextlib.suppress(AttributeError, OSError):  # not possible on every system
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             while True:
@@ -310,7 +316,10 @@ class HotSwap:
                     self._refuse(attempt, str(error) if ours else f"{type(error).__name__}: {error}")
 
     def _admit(self, attempt: _Attempt, candidate: Candidate) -> bool:
-        """Replace every earlier request by this loaded bundle. Return False if a later request was loaded first."""
+        """Replace every earlier request by this loaded bundle, and return True.
+
+        Return False if this request is cancelled, or if a later request was loaded first.
+        """
         with self._changed:
             if attempt.cancelled.is_set() or attempt.number < self._latest_valid:
                 return False
@@ -331,10 +340,10 @@ class HotSwap:
             return True
 
     def _refuse(self, attempt: _Attempt, reason: str) -> None:
-        """Report why a bundle was refused; a candidate of an earlier request stays ready. The lock is held."""
+        """Report why a bundle was refused; a candidate of an earlier request stays ready. The caller holds the lock."""
         if self._valid is attempt:
             self._valid = None
-        # A later request that is in progress owns the report.
+        # If a later request is in progress, the report describes that one.
         if attempt is self._latest or self._report.state is SwapState.REFUSED:
             message = f"{attempt.what} was refused: {shorten(reason, LONGEST_REASON)}"
             if self._valid is not None:
@@ -362,8 +371,8 @@ def require_compatible(present: Bundle, new: Bundle, instruction: str | None, sp
 
     Raises:
         ContractError: The contracts differ in more than the velocity response.
-        SpeedError: The bundle is much faster than ``speed``.
-        UnknownInstructionError: It does not know the instruction.
+        SpeedError: The new bundle is much faster than ``speed``.
+        UnknownInstructionError: The new bundle does not know the instruction.
     """
     present.contract.require_same(
         new.contract, f"bundle {present.identifier}", f"bundle {new.identifier}", ignore=("action.response",)
@@ -389,9 +398,11 @@ def load_for_swap(
     """Open, verify, compare, probe and load the bundle at ``path``. Other arguments are those of :class:`Engine`.
 
     Args:
-        present: The bundle in use, with which it must be compatible.
-        limits: Time and memory that it may use until its first answer, in a separate process.
-        public_key: Key with which it must be signed; None accepts any bundle.
+        present: The bundle in use, with which the new one must be compatible.
+        instruction: Returns the current instruction.
+        speed: Speed limit that the new bundle must fit, see :func:`require_compatible`.
+        limits: Time and memory that the new bundle may use until its first answer, in a separate process.
+        public_key: Key with which the new bundle must be signed; None accepts any bundle.
     """
     bundle = open_bundle(path) if public_key is None else open_bundle(path, public_key=public_key)
     require_compatible(present, bundle, instruction(), speed)

@@ -1,6 +1,6 @@
 """The interlock: every reason not to drive the arm, apart from a bad observation.
 
-It keeps the operator's switches and latched faults, which last until the policy is enabled again.
+It keeps the state of the operator's switches, and latched faults, which last until the policy is enabled again.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Interlock:
         self._resume = resume
         self._needs_pose = needs_pose
         self.enabled = enabled
-        #: A fault that only :meth:`enable` clears, or a requested halt. The arm stays halted meanwhile.
+        #: A fault that only :meth:`enable` clears, or a requested halt. While it is set, the arm stays halted.
         self.latched: Fault | None = None
-        #: The halt that replaces it when it is cleared.
+        #: The halt that replaces the latched fault when that is cleared.
         self._next_latched: Fault | None = None
         #: Why the newest instruction was refused.
         self.refused_instruction: Fault | None = None
@@ -68,7 +68,7 @@ class Interlock:
         #: Set while another node publishes commands.
         self.other_publisher: Fault | None = None
         self._is_stopped = False
-        #: Of the newest cycle: its fault, what was missing in it, and whether its observation had a pose.
+        #: State of the newest cycle: its fault, what was missing in it, and whether its observation had a pose.
         self.newest_fault: Fault | None = None
         self.missing: Fault | None = None
         self.has_pose: bool | None = None
@@ -77,7 +77,7 @@ class Interlock:
 
     @property
     def _may_latch(self) -> bool:
-        """Whether a fault may be latched: none is latched yet, or only a requested halt, which is less severe."""
+        """Whether a fault may be latched: nothing is latched yet, or only a requested halt, which is less severe."""
         return self.latched is None or self.latched.code is StatusCode.HALT_REQUESTED
 
     @property
@@ -125,8 +125,11 @@ class Interlock:
             self.latched = Fault(StatusCode.HELD, f"{fault.message} Enable the policy to go on.")
 
     def set_emergency_stop(self, is_pressed: bool) -> None:
-        """Set the emergency stop. Releasing it leaves a latched fault, for any ``resume``: the arm must not move again
-        without :meth:`enable`."""
+        """Set the emergency stop.
+
+        Releasing it leaves a latched fault, whatever ``resume`` is, because the arm must not move again without
+        :meth:`enable`.
+        """
         if is_pressed and not self._is_stopped:
             logger.warning("emergency stop")
         if self._is_stopped and not is_pressed:
@@ -147,7 +150,7 @@ class Interlock:
         return self._watchdog.check_deadman(monotonic) or self.other_publisher
 
     def check_task(self, *, has_instruction: bool) -> Fault | None:
-        """Return the fault if there is no instruction, or in shadow mode, else None."""
+        """Return the fault of a refused or missing instruction, or of shadow mode, else None."""
         if self.refused_instruction is not None:
             return self.refused_instruction
         if not has_instruction:
@@ -164,7 +167,7 @@ class Interlock:
         return found
 
     def refusal_to_enable(self, monotonic: float, *, has_instruction: bool) -> str:
-        """Return why :meth:`enable` would have no effect now, or "" if it would."""
+        """Return why :meth:`enable` would have no effect now, or "" if it would have one."""
         if self._is_stopped:
             return EMERGENCY_STOP.message
         lasting = self._lasting(monotonic, has_instruction=has_instruction)
@@ -174,7 +177,7 @@ class Interlock:
         return ""
 
     def _lasting(self, monotonic: float, *, has_instruction: bool) -> list[Fault]:
-        """Return those of :meth:`obstacles` that remain after :meth:`enable`."""
+        """Return the obstacles that remain after :meth:`enable`."""
         found = [EMERGENCY_STOP] if self._is_stopped else []
         deadman = self._watchdog.check_deadman(monotonic)
         found += [fault for fault in (deadman, self.other_publisher) if fault is not None]

@@ -13,7 +13,7 @@ from m2distill_policy.errors import ConfigError, M2DistillError, closest
 
 Sampling = Literal["sample", "low_noise", "mode"]
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
-#: Standard deviation with ``low_noise``, as LIBERO's ``low_eval_noise``.
+#: Standard deviation with ``low_noise``, as in LIBERO's ``low_eval_noise``.
 LOW_NOISE_STD = 1e-4
 
 

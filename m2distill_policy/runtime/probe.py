@@ -1,4 +1,4 @@
-"""Load a bundle in a separate process first, so that a bundle that hangs, uses all memory or crashes does it there.
+"""Load a bundle in a separate process first, so that a bundle that hangs, uses all memory or crashes does so there.
 
 ONNX Runtime optimises a graph while it loads it. This cannot be interrupted, and a graph may request any amount of
 memory. So a bundle is opened, loaded and run once in a process with limits, before the process that drives the arm
@@ -23,7 +23,7 @@ from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.errors import BundleError, M2DistillError, shorten
 
-#: s between two checks of the process.
+#: Seconds between two checks of the process.
 _POLL = 0.02
 #: Niceness (Unix) of the process, so that the control loop comes first.
 _NICENESS = 10
@@ -61,12 +61,12 @@ def prove(bundle: Bundle, limits: ProbeLimits, *, threads: int = 1, cancelled: t
 
     Args:
         bundle: An opened bundle. The process reads it from the same folder again and compares the digest.
-        limits: Of time and memory.
+        limits: Limits of time and memory.
         threads: Threads of one operator.
         cancelled: Ends the process as soon as it is set.
 
     Raises:
-        BundleError: It does not load, does not answer, or uses more than ``limits``.
+        BundleError: The bundle does not load, does not answer, or uses more than ``limits``.
         AbandonedError: ``cancelled`` was set.
     """
     if bundle.digest in _proved:

@@ -10,10 +10,10 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-#: s after which a run is aborted. The first run of a bundle may take longer; the second shows whether the bundle is
-#: fast enough to drive.
+#: Seconds after which a run is aborted. The first run of a bundle may take longer; the second shows whether the bundle
+#: is fast enough to drive.
 LONGEST_ANSWER = 2.0
-#: s between two checks of the thread that aborts runs.
+#: Seconds between two checks by the thread that aborts runs.
 _POLL = 0.1
 
 _guards: weakref.WeakSet[RunGuard] = weakref.WeakSet()
@@ -32,11 +32,11 @@ class OverdueError(Exception):
 class RunGuard:
     """Runs the sessions of one engine, one at a time, and aborts a run that is overdue.
 
-    ONNX Runtime checks its terminate flag between two operators, also inside a loop of the graph. One thread of the
-    process checks all guards, so a run costs only two more time stamps.
+    ONNX Runtime checks its terminate flag between two operators, also inside a loop of the graph. One thread checks the
+    runs of all engines in the process, so a run costs only two more time stamps.
 
     Args:
-        longest: Seconds that a run may take; may be changed at any time.
+        longest: Seconds that a run may take. The value may be changed at any time.
         cancelled: Once set, the current run is aborted and later ones are refused.
     """
 

@@ -28,20 +28,23 @@ LIMIT_RANGES: Mapping[str, tuple[float, float, str]] = {
     "acceleration": (0.01, 1000.0, "m/s2 or rad/s2"),
     "jerk": (0.1, 1e5, "m/s3 or rad/s3"),
 }
-#: m; largest distance of a corner of the workspace from the origin, on each axis.
+#: Largest distance of a corner of the workspace from the origin, on each axis, m.
 LARGEST_WORKSPACE = 100.0
 
 
 @dataclass(frozen=True)
 class SafetyLimits:
-    """Limits of an arm. Those of an axis are (6,): x, y, z in m/s (m/s2, m/s3) and rx, ry, rz in rad/s and so on.
+    """Limits of an arm.
+
+    Speed, acceleration and jerk have six entries: x, y, z in m/s, m/s2, m/s3, and rx, ry, rz in rad/s, rad/s2, rad/s3.
 
     Attributes:
         speed: Largest speed of each axis. None takes the top speed of the bundle with which the policy was started.
-        acceleration, jerk: Largest value of each axis, or None for no limit. They apply while the policy drives; a ramp
-            to a halt takes ``halt_time``.
+        acceleration, jerk: Largest value of each axis, or None for no limit. They apply while the policy drives. A ramp
+            to a halt ignores them and takes ``halt_time``.
         workspace_low, workspace_high: Corners (x, y, z in m, contract's frame) of the box that a set-point may not
-            leave, or None. Outside the box only motion back is allowed. Needs the end effector's pose.
+            leave, or None. If the end effector is outside the box, only motion back is allowed. This limit needs the
+            end effector's pose.
         halt_time: Seconds from the decision to halt until the command is zero, 0 to 5.
         allow_faster_bundle: Whether a bundle may replace the first one if its top speed is more than 25 % higher. Its
             commands are limited to the same speed.
@@ -98,7 +101,8 @@ def set_point_inside(
     """Return the set-point (6,) nearest to ``target`` (6,) inside the workspace.
 
     Returns:
-        None if ``pose`` (6,) is so far outside that no action reaches the workspace. The arm would jump there.
+        The set-point; None if ``pose`` (6,) is so far outside that no action reaches the workspace. With a set-point
+        inside, the arm would jump there.
     """
     if limits.workspace_low is None or limits.workspace_high is None:
         return target
@@ -138,9 +142,9 @@ class Governor:
         self.limits = limits
         self.motion = Motion.HALTED
         self._contract = contract
-        #: (6,) m/s and rad/s that no command exceeds, with any bundle.
+        #: Speeds (6,) in m/s and rad/s that no command exceeds, with any bundle.
         self.speeds = tuple(float(v) for v in limits.speed or contract.action.response.top_speeds)
-        #: (6,) current limit of the commands, which :meth:`prepare_contract` may lower.
+        #: Current speed limit (6,) of the commands, which :meth:`prepare_contract` may lower.
         self._ceiling = self.speeds
         self._cycles = max(1, math.ceil(limits.halt_time / contract.period - 1e-9))
         self._smoother = _Smoother(limits, contract.period) if limits.smooth else None
@@ -201,7 +205,7 @@ class Governor:
 
         Args:
             action: The policy's action (7,).
-            pose: (6,) of the end effector, m and rad, contract's frame; needed only for a workspace.
+            pose: Pose (6,) of the end effector in m and rad, in the contract's frame; needed only for a workspace.
 
         Raises:
             PolicyOutputError: The action is not finite or has another shape.
@@ -264,7 +268,8 @@ class Governor:
         """Return the next command (7,) of the ramp to a halt. Call it once a cycle, also when halted.
 
         Args:
-            pose: (6,) of the end effector now, if known. The ramp then respects the workspace too.
+            pose: Current pose (6,) of the end effector; None if unknown. With a pose, the ramp respects the workspace
+                too.
         """
         if self.motion is Motion.RUNNING:
             self.motion = Motion.HALTING
@@ -275,7 +280,8 @@ class Governor:
             command = self._ramp_from.copy()
             command[_MOTION] *= self._ramp_left / self._cycles
             command = self._within_walls(command, pose)
-            # A wall may have limited the command, and does so less as the arm moves. A ramp must not speed up then.
+            # The workspace may have limited the command, and may limit it less as the arm moves. A ramp must not speed
+            # up then.
             most = np.abs(self._last[_MOTION])
             command[_MOTION] = np.clip(command[_MOTION], -most, most)
             self._last = command
@@ -294,14 +300,14 @@ class Governor:
         self._last = np.zeros(len(ACTION_AXES))
         self._last[6] = gripper if abs(gripper) <= 1 else 0.0
         self._ramp_from = self._last
-        if not stopped:  # repeated calls must not prolong it
+        if not stopped:  # repeated calls must not prolong the halt
             self._ramp_left, self.motion = self._cycles, Motion.HALTING
         if self._smoother is not None:
             self._smoother.rest()
         return self._last.copy()
 
     def reset(self) -> None:
-        """Forget the last command and be halted at once; only for a simulation that was reset, never a moving arm."""
+        """Clear the last command and be halted at once. For a simulation that was reset, never for a moving arm."""
         self.motion = Motion.HALTED
         self._last = np.zeros(len(ACTION_AXES))
         if self._smoother is not None:
@@ -334,7 +340,7 @@ class _Smoother:
         self._acceleration = [0.0] * len(_AXES)
 
     def towards(self, wanted: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the velocity one period from now, on the fastest way from ``present`` to ``wanted``."""
+        """Return the velocity (6,) one period from now, on the fastest way from ``present`` (6,) to ``wanted`` (6,)."""
         if not (np.isfinite(present).all() and np.isfinite(wanted).all()):  # Ruckig would raise its own error
             raise PolicyOutputError(f"no smooth change of velocity from {present.tolist()} to {wanted.tolist()} exists")
         self._input.current_velocity = present.tolist()

@@ -28,7 +28,7 @@ class PolicyServer(PolicyControls):
     arguments and all other controls see :class:`PolicyControls`.
 
     Episode ``e`` of seed ``s`` uses the random stream ``numpy.random.default_rng([s, e])``. The first episode is 0.
-    Each :meth:`reset` after at least one answer begins the next.
+    Each :meth:`reset` after at least one answer begins the next episode.
     """
 
     def step(
@@ -51,11 +51,12 @@ class PolicyServer(PolicyControls):
             observation: Images, proprioception and stamp.
             now: Seconds, in the clock of the observation's stamp.
             monotonic: Seconds of a monotonic clock, for the age of arrivals; None uses ``now``.
-            pose: (6,) of the end effector at the observation's stamp, in m and rad; None if unknown. Needed for a
-                workspace.
-            newest: (6,) of the end effector now, so that a ramp to a halt stays in the workspace; None if unknown.
+            pose: Pose (6,) of the end effector at the observation's stamp, in m and rad; None if unknown. A workspace
+                needs it.
+            newest: Current pose (6,) of the end effector, so that a ramp to a halt stays in the workspace; None if
+                unknown.
             fault: Fault of the streams from which the observation was made, or None.
-            no_pose: Why there is no ``pose``; None if unknown.
+            no_pose: Fault that says why there is no ``pose``; None if unknown.
             pose_place: Returns where poses come from, for messages.
 
         Returns:

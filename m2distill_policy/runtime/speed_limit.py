@@ -11,9 +11,10 @@ from m2distill_policy.runtime.safety import SafetyLimits
 
 #: A bundle is refused if its top speed exceeds the limit by more than this factor.
 MOST_FASTER = 1.25
-#: Differences up to this, in m/s and rad/s, never refuse a bundle: for an axis that hardly moves, fits differ more.
+#: A bundle is never refused for a difference up to this, in m/s or rad/s. Fits of an axis that hardly moves differ by
+#: more than 25 %.
 SLACK = 0.005
-#: The same for the size of an action, which is at most 1.
+#: The same slack for the size of an action, which is at most 1.
 SIZE_SLACK = 0.02
 
 _AXES = ACTION_AXES[:6]
@@ -28,7 +29,7 @@ class SpeedLimit:
     """The speed limit of the commands of all bundles.
 
     Attributes:
-        speeds: (6,) m/s for x, y, z and rad/s for rx, ry, rz that no command exceeds.
+        speeds: Speeds (6,) that no command exceeds: m/s for x, y, z and rad/s for rx, ry, rz.
         first: The bundle that the policy was started with.
         stated: Whether ``speeds`` come from ``safety.speed``; otherwise they are the top speeds of ``first``.
         allow_faster: Whether a much faster bundle may be loaded; its commands are limited to ``speeds`` too.
@@ -50,9 +51,9 @@ class SpeedLimit:
         """Check that ``new`` is not much faster than the limit. With ``allow_faster``, every bundle passes.
 
         Raises:
-            SpeedError: Without ``safety.speed``: its top speed on an axis is more than 25 % above that of the first
-                bundle. With it: for the same speed, its response needs a set-point more than 25 % farther ahead of the
-                arm than that of the first bundle.
+            SpeedError: Without ``safety.speed``: the top speed of ``new`` on an axis is more than 25 % above that of
+                the first bundle. With ``safety.speed``: to reach that speed, ``new`` needs an action that is more than
+                25 % larger than with the first bundle.
         """
         if self.allow_faster:
             return
@@ -73,7 +74,10 @@ class SpeedLimit:
             )
 
     def _require_lead(self, new: Bundle) -> None:
-        """Compare the size of actions: arm and controller are the same, so the same action is the same motion."""
+        """Raise :class:`SpeedError` if ``new`` needs much larger actions for the speed limit than the first bundle.
+
+        Arm and controller are the same, so larger actions move the arm faster than the limit.
+        """
         before, after = self.first.contract.action, new.contract.action
         farther = []
         for i, (axis, speed) in enumerate(zip(_AXES, self.speeds, strict=True)):

@@ -94,11 +94,11 @@ class Status:
 
     Attributes:
         code: State or fault.
-        message: What it means and what to do.
+        message: What the code means and what to do.
         stamp: Stamp of the observation that was answered, s; None without one.
         motion: ``running``, ``halting`` or ``halted``.
         bundle: Identifier of the bundle that answered.
-        tasks: Names of the tasks that it has learned, in order.
+        tasks: Names of the tasks that the bundle has learned, in order.
         instruction: Current instruction, or "".
         window: Number of steps that the answer is based on, including this one; 0 without an answer.
         latency: Seconds from the observation to the decision.

@@ -28,23 +28,25 @@ WATCH_RANGES: Mapping[str, tuple[float, float, str]] = {
     "overruns_in_a_row": (1, 10**6, "decisions"),
 }
 #: Number of different images of a view with which the next one is compared, because a dead driver may repeat a ring of
-#: old buffers. Fewer are kept of large images.
+#: old buffers. Of large images fewer are kept, to limit the bytes.
 IMAGES_KEPT, _BYTES_KEPT = 8, 1 << 26
 
 
 @dataclass(frozen=True)
 class WatchLimits:
-    """Limits of late, early, missing and frozen observations; None switches a check off.
+    """Limits for late, early, missing and frozen observations; None switches a check off.
 
     Attributes:
         stale_after: Largest age of an observation's stamp, s.
         silent_after: Longest time without an observation, s; then the arm halts.
         future_tolerance: Largest lead of a stamp over the current time, s.
-        frozen_after: Number of steps without a new image while a joint moved by more than ``frozen_motion``, or of
-            commands to move by more than ``frozen_motion`` in total without any change of the joints or of the pose.
-        frozen_motion: rad or m, see ``frozen_after``.
+        frozen_after: Number of steps after which something that does not change counts as frozen: a view, if a joint
+            moved by more than ``frozen_motion`` in these steps; the joints or the pose, if so many commands should have
+            moved the arm by more than ``frozen_motion`` in total.
+        frozen_motion: Motion in rad or m, see ``frozen_after``.
         dead_man: Longest time without a message that the dead-man switch is held, s; None needs no switch.
-        overruns_in_a_row: So many decisions in a row that take longer than a period halt the arm until :meth:`enable`.
+        overruns_in_a_row: Number of decisions in a row that take longer than a period, after which the arm is halted
+            until the policy is enabled again.
     """
 
     stale_after: float | None = 0.2
@@ -81,7 +83,7 @@ class WatchLimits:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an observation cannot be used, or why none is there."""
+    """Why the policy does not drive in a cycle: a status code and its message."""
 
     code: StatusCode
     message: str
@@ -132,7 +134,10 @@ class Watchdog:
         return Fault(StatusCode.DEAD_MAN, f"The dead-man switch {why}; hold it to go on.")
 
     def check_observation(self, observation: Observation, now: float, monotonic: float) -> Fault | None:
-        """Return the first fault found, or None. Its stamp and images are compared with those of the next call."""
+        """Return the first fault of ``observation``, or None.
+
+        Its stamp and images are compared with those of earlier calls.
+        """
         limits, stamp = self.limits, observation.stamp
         self._last_arrival = monotonic
         if not math.isfinite(stamp):
@@ -166,7 +171,10 @@ class Watchdog:
         return self.check_age(stamp, now) or frozen
 
     def check_age(self, stamp: float, now: float) -> Fault | None:
-        """Return the fault if ``stamp`` is too old at ``now``. Checked on arrival, and again once it is answered."""
+        """Return the fault if ``stamp`` is too old at ``now``, else None.
+
+        It is checked when an observation arrives, and again once the observation is answered.
+        """
         longest = self.limits.stale_after
         if longest is None or now - stamp <= longest:
             return None
@@ -179,8 +187,8 @@ class Watchdog:
         """Check a cycle without an observation.
 
         Args:
-            monotonic: Seconds.
-            why: Called on a timeout; returns what the streams lack. None, or a result of None, gives
+            monotonic: Current time, s.
+            why: Called on a timeout; returns the fault of the streams. Without it, or if it returns None, the fault is
                 ``MISSING_OBSERVATION``.
 
         Returns:

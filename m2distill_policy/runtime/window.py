@@ -87,9 +87,10 @@ class RawHistory:
         return self._steps[-1].observation.stamp if self._steps else None
 
     def gap(self, stamp: float) -> bool:
-        """Return whether ``stamp`` (s) is more than 1.5 periods after the newest step, so that its window ends."""
+        """Return whether ``stamp`` (s) is more than 1.5 periods after the newest step, so that the window ends."""
         last = self.last_stamp
-        # The tolerance allows exactly 1.5 periods: stamps are sums of 0.05, which round.
+        # With the tolerance, a gap of exactly 1.5 periods is allowed: stamps are sums of periods such as 0.05 s, which
+        # round.
         return last is not None and stamp - last > LARGEST_GAP * self._period + 1e-9
 
     def push(self, observation: Observation) -> None:

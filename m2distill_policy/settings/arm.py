@@ -1,4 +1,4 @@
-"""Settings of an arm, which no bundle has: limits, watchdog, gripper and joints; read from files and ``--set``."""
+"""Settings of an arm, which no bundle contains: limits, watchdog, gripper and joints, from files and ``--set``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ArmSettings:
 
     Attributes:
         safety: Limits of each axis, and the ramp to a halt.
-        watch: Limits of late, early and frozen observations. Not used in lockstep, which has no clock.
-        gripper: Positions and threshold.
+        watch: Limits for late, early and frozen observations. Not used in lockstep, which has no clock.
+        gripper: Positions and threshold of the gripper.
         joints: Joints whose name, sign or zero differs from the contract's.
         joint_topics: Topics of joint states in addition to ``/joint_states``, such as a gripper's.
     """

@@ -30,7 +30,7 @@ def _watch(name: str, unit: str, text: str) -> Parameter:
     )  # fmt: skip
 
 
-#: In the order of the documentation.
+#: All settings, in the order of the documentation.
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "autostart", "bool", False, "",
@@ -174,7 +174,7 @@ def check(name: str, value: object) -> Value:
 
 
 def with_defaults(values: Mapping[str, object]) -> dict[str, Value]:
-    """Return every parameter's value: from ``values``, checked, or its default.
+    """Return the value of every parameter: the checked value in ``values``, or the default if there is none.
 
     Raises:
         ConfigError: See :func:`check`.

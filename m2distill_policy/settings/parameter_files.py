@@ -1,11 +1,11 @@
-"""Which parameters a node is given by files and by the command line, and which of them are unknown.
+"""Find the parameters that files and the command line give to a node, and which of them are unknown.
 
 As in ROS 2, a section of a parameter file applies to the nodes whose full name it matches: ``/left/m2distill_policy``
 is one node, ``*`` stands for one part of a name, ``**`` for any number of parts. Later sections override earlier ones.
 
 Sections for nodes of any name (``/**``, ``/left/*``) may hold parameters of other nodes. There, an unknown parameter is
-an error only if its group is one of ours (``safety.sped``). In sections that name this node, and with ``-p``, every
-unknown parameter is an error. Does not import ROS.
+an error only if this node has parameters of the same group (``safety.sped``). In sections that name this node, and with
+``-p``, every unknown parameter is an error. This module does not import ROS.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def matches(section: str, node: str) -> bool:
     """Return whether a section applies to a node.
 
     Args:
-        section: Of a parameter file, or the part of ``-p`` before the colon. The first slash may be left out.
+        section: Name of a section of a parameter file, or the part of ``-p`` before the colon. The first slash may be
+            left out.
         node: Full name, such as ``/left/m2distill_policy``.
     """
     parts = {"*": r"/\w+", "**": r"(/\w+)*"}
@@ -91,8 +92,8 @@ def sections_of(content: Mapping[str, Any], name: str, namespace: str | None) ->
     Args:
         content: Content of the file.
         name: The node's name without a namespace.
-        namespace: "" or of the form "/a". None if it is not known: then it is taken from the file. If the file has a
-            section of only one node, that section is used, whatever its name.
+        namespace: Namespace of the node, "" or of the form "/a". None if it is not known: then it is taken from the
+            file. If no section fits the node's name, and the file has only one section, that section is used.
 
     Returns:
         For each section its name, and its parameters by their full names (``safety.speed``).
@@ -129,7 +130,7 @@ def _only_namespace(could_be: Sequence[str], name: str) -> str:
 
 
 def _matching(found: Sequence[tuple[str, Mapping[str, Any]]], node: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return the sections for ``node``; raise :class:`ConfigError` if there is none, or one is given twice."""
+    """Return the sections for ``node``; raise :class:`ConfigError` if none applies or one is given twice."""
     ours: dict[str, dict[str, Any]] = {}
     for section, parameters in found:
         if matches(section, node):
@@ -205,7 +206,7 @@ def _named_in(path: Path, node: str) -> Given:
 
 
 def unknown(names: Iterable[str], known: Collection[str], by_name: Collection[str]) -> dict[str, str]:
-    """Return those of ``names`` that are meant for this node and not ``known``, each with a message.
+    """Return those of ``names`` that are meant for this node but are not in ``known``, each with a message.
 
     Args:
         names: Parameters that are given.
@@ -236,7 +237,7 @@ def flatten(parameters: Mapping[str, Any], section: str) -> dict[str, Any]:
     """Return the parameters of a section by their full names (``safety.speed``).
 
     Raises:
-        ConfigError: A parameter is given twice, nested and with a dot.
+        ConfigError: A parameter is given twice, once nested and once with a dot.
     """
     found: dict[str, Any] = {}
     for name, value in _leaves(parameters):

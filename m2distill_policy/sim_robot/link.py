@@ -26,7 +26,7 @@ FOLLOWED: dict[Follow, str] = {
 
 @dataclass(frozen=True)
 class StatusSnapshot:
-    """The parts of a ~/status that the robot needs. stamp: ns, of the observation or episode that it answers."""
+    """The parts of a ~/status that the robot needs. stamp: that of the answered observation or episode, ns."""
 
     stamp: int
     episode: int
@@ -39,7 +39,7 @@ class StatusSnapshot:
 
     @staticmethod
     def of(status: Any) -> StatusSnapshot:
-        """Make it from a PolicyStatus of any library."""
+        """Make a snapshot from a PolicyStatus message of any library."""
         return StatusSnapshot(
             stamp=nanoseconds_of(status),
             episode=status.episode,
@@ -62,7 +62,7 @@ class Command:
 
 
 class Link(ABC):
-    """The robot's side of a transport: what it publishes, and what it receives, each message returned once."""
+    """The robot's connection to the policy: it publishes observations, and returns each received message once."""
 
     #: Where topics are, for messages, such as "in DDS domain 3".
     where: str = ""
@@ -74,7 +74,7 @@ class Link(ABC):
         """Wait until every topic has a peer.
 
         Raises:
-            TransportError: There is none after ``timeout`` s; says how to start a policy.
+            TransportError: A topic has no peer after ``timeout`` s. The message says how to start a policy.
         """
 
     @property
@@ -104,15 +104,15 @@ class Link(ABC):
 
     @abstractmethod
     def gripper_commands(self) -> list[float]:
-        """Return every gripper position that has arrived, m; none if the robot follows ~/action, which has its own."""
+        """Return every gripper position (m) that has arrived; none if the robot follows ~/action, which includes it."""
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
-        """Sleep until a message arrives or peers change, for at most ``timeout`` s and never for long."""
+        """Sleep until a message arrives or peers change, at most ``timeout`` s, or less so that signals are handled."""
 
     @abstractmethod
     def sleep(self, timeout: float) -> None:
-        """Sleep for ``timeout`` s or less, also if messages arrive."""
+        """Sleep for ``timeout`` s or less. Messages that arrive do not end the sleep."""
 
     @abstractmethod
     def full_name(self, topic: str) -> str:

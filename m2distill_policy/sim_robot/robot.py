@@ -2,13 +2,13 @@
 
 It follows one of three streams of commands:
 
-* ``action`` (drive ``osc``): ``~/action``, the normalised set-point delta itself; as in training.
+* ``action`` (drive ``osc``): ``~/action``, the normalised set-point delta, as in training;
 * ``target_pose`` (drive ``osc``): ``~/target_pose`` and the gripper topic, as a Cartesian impedance controller does;
 * ``twist`` (drive ``velocity``): ``~/twist`` and the gripper topic, as a velocity-driven arm does.
 
-Real time: physics advances by one period every period, with the newest command; after ``command_timeout`` without a
-command the arm stops. Lockstep: the next observation is sent only after the ``~/status`` that answers the last one, and
-an episode begins only after the ``~/status`` that answers its ``~/episode``.
+In real time, the simulation advances by one period every period, with the newest command. After ``command_timeout``
+without a command, the arm stops. In lockstep, the next observation is sent only after the ``~/status`` that answers the
+last one, and an episode begins only after the ``~/status`` that answers its ``~/episode``.
 
 Plain DDS and ROS 2 each implement a :class:`Link`.
 """
@@ -35,12 +35,14 @@ from m2distill_policy.sim_robot.link import FOLLOWED, Command, Follow, Link, Sta
 
 logger = logging.getLogger(__name__)
 
-#: ns between the last stamp of an episode and the first of the next: longer than any gap within an episode.
+#: Nanoseconds between the last stamp of an episode and the first stamp of the next one: longer than any gap within an
+#: episode.
 _BETWEEN_EPISODES = 1_000_000_000
-#: s without an answer after which a lockstep robot sends its observation again. Writers and readers discover each other
-#: one side at a time, so the first message on a topic can be lost, even on a reliable topic.
+#: Seconds without an answer after which a lockstep robot sends its observation again. Writers and readers discover each
+#: other one side at a time, so the first message on a topic can be lost, even on a reliable topic.
 _REPEAT_AFTER = 2.0
-#: Periods without observations before a rollout in real time: more than the 1.5 after which a policy clears its window.
+#: Periods without observations before a rollout in real time: more than the 1.5 periods after which a policy clears its
+#: window.
 _PAUSE = 2.5
 
 
@@ -49,10 +51,10 @@ class RobotOptions:
     """What the robot follows, and how long it waits.
 
     Attributes:
-        follow: Stream of commands, see the module's text.
+        follow: Stream of commands, see the docstring of this module.
         instruction: Instruction for the policy; None for the task's own.
-        instruction_task: Name of the suite's task that the instruction belongs to, if it is another one. A rollout also
-            ends when that task is done, as in an evaluation.
+        instruction_task: Name of the task to which the instruction belongs, if it is not the environment's task. Then a
+            rollout also ends when that task is done, as in an evaluation.
         timeout: Seconds to wait for a policy, and in lockstep for an answer.
         command_timeout: Seconds without a command after which the arm stops in real time.
         gripper: Positions of the open and the closed gripper.
@@ -97,7 +99,7 @@ class RolloutReport:
         bundles: Identifiers of the bundles that answered, in order of appearance.
         steps_without_command: Periods without a command to follow.
         late: Periods that began over half a period late (real time).
-        actions: (steps, 7) as executed, if they are recorded.
+        actions: Executed actions (steps, 7), if they are recorded.
     """
 
     rollout: Rollout
@@ -111,7 +113,7 @@ class RolloutReport:
     actions: list[list[float]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return the report as plain JSON types."""
         plain = {
             "state_seed": self.rollout.state_seed,
             "seed": self.rollout.seed,
@@ -128,10 +130,10 @@ class RolloutReport:
 
 
 class SimRobot:
-    """Runs an environment on a link.
+    """Runs a simulated environment with a policy at the other end of a link.
 
     Args:
-        link: Publishes and receives. The caller closes it.
+        link: Connection to the policy. The caller closes it.
         env: The environment. The caller closes it.
         lockstep: Whether to run in lockstep, otherwise in real time.
         options: What the robot follows, and how long it waits.
@@ -171,8 +173,8 @@ class SimRobot:
         """Run the rollouts and return their reports. A rollout that :meth:`stop` interrupted is left out.
 
         Raises:
-            TransportError: There is no policy, it refuses the instruction, or in lockstep it stopped answering; names
-                the topic.
+            TransportError: There is no policy, it refuses the instruction, or in lockstep it stopped answering. The
+                message names the topic.
         """
         self._link.wait_for_policy(self.options.timeout, lambda: self._stop)
         if not self._lockstep:
@@ -192,9 +194,9 @@ class SimRobot:
         return reports
 
     def _send_instruction(self, state_seed: int) -> None:
-        """Publish ~/instruction and wait until a ~/status has it, because images could arrive earlier otherwise.
+        """Publish ~/instruction and wait until a ~/status contains it. Otherwise images could arrive before it.
 
-        Cameras and joint states are published meanwhile, as those of a real robot are.
+        Meanwhile, images and joint states are published, as on a real robot.
         """
         deadline = time.monotonic() + self.options.timeout
         observation = self._env.reset(state_seed)
@@ -253,7 +255,7 @@ class SimRobot:
         return None
 
     def _receive_command(self, status: StatusSnapshot) -> NDArray[np.float64] | None:
-        """Wait for the command of ``status`` and every gripper command up to it; None if it sent no command."""
+        """Wait for the command of ``status`` and every gripper command up to it. Return None if it has no command."""
         deadline = time.monotonic() + self.options.timeout
         what = f"the observation stamped {status.stamp / 1e9:.3f} s"
         while status.command and not self._stop:
@@ -325,7 +327,7 @@ class SimRobot:
             self._command = command
         for position in self._link.gripper_commands():
             self._gripper_entry = self.options.gripper.entry(position)
-            # Gripper commands are sent on change. The same one again is a repeated answer.
+            # Gripper commands are sent only on change. The same command again belongs to a repeated answer.
             self._gripper_count += position != self._gripper_position
             self._gripper_position = position
 

@@ -19,7 +19,7 @@ from m2distill_policy.sim_robot.link import Follow, Link
 from m2distill_policy.sim_robot.robot import RobotOptions, Rollout, RolloutReport, SimRobot
 from m2distill_policy.storage import write_atomic
 
-#: Makes a link for a contract, the kind of command to follow, and whether it runs in lockstep.
+#: Makes a link. Its arguments are the contract, the kind of command to follow, and whether to run in lockstep.
 LinkMaker: TypeAlias = Callable[[Contract, Follow, bool], AbstractContextManager[Link]]
 
 
