@@ -283,7 +283,7 @@ def server_state(server: PolicyServer) -> dict[str, object]:
         "motion": server.motion,
         "engine": id(server.engine),
         "window": (window.count, window.past_tokens.tobytes()),
-        "history": (len(policy.history), policy.history.cleared_because, policy.seen().generation),
+        "history": (len(policy.history), policy.history.cleared_because, policy.answered().generation),
         "conditioning": id(policy.conditioning),
         "instruction": policy.instruction,
         **{f"interlock.{k}": repr(v) for k, v in vars(server._interlock).items() if k != "_watchdog"},

@@ -11,8 +11,9 @@ from m2distill_policy.bundle import Bundle
 from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import UnknownInstructionError, shorten
+from m2distill_policy.runtime.candidate import AnsweredWindow
 from m2distill_policy.runtime.engine import Conditioning, Engine, EngineError
-from m2distill_policy.runtime.hotswap import HotSwap, Seen, SwapError, load_for_swap, longest_load, require_compatible
+from m2distill_policy.runtime.hotswap import HotSwap, SwapError, load_for_swap, longest_load, require_compatible
 from m2distill_policy.runtime.probe import ProbeLimits
 from m2distill_policy.runtime.safety import Governor, Motion
 from m2distill_policy.runtime.speed_limit import SpeedLimit
@@ -55,7 +56,7 @@ class ActivePolicy:
         self.conditioning: Conditioning | None = None
         self.instruction: str | None = None
         self.history = RawHistory(engine.contract.history, engine.contract.period)
-        self.swap = HotSwap(self.seen, timeout=longest_load(provider, probe))
+        self.swap = HotSwap(self.answered, timeout=longest_load(provider, probe))
         #: Warning that the speed of the bundle in use is limited, or "".
         self.speed_warning = ""
         self._lock = lock
@@ -105,11 +106,11 @@ class ActivePolicy:
             raise
         self.instruction = instruction
 
-    def seen(self) -> Seen:
+    def answered(self) -> AnsweredWindow:
         """Return the instruction and the steps in the current window. Takes the lock."""
         with self._lock:
             generation, steps = self.history.snapshot()
-            return Seen(self.instruction, generation, steps)
+            return AnsweredWindow(self.instruction, generation, steps)
 
     def load(self, path: Path) -> None:
         """Start a hot swap to the bundle at ``path``. Takes the lock."""
@@ -158,7 +159,7 @@ class ActivePolicy:
         contract = self.swap.next_contract if may_switch else None
         if not self._governor.prepare_contract(contract) or contract is None:
             return
-        candidate = self.swap.take(self.seen().key, wait=wait)
+        candidate = self.swap.take(self.answered().key, wait=wait)
         if candidate is None:
             return
         self._previous = self.engine

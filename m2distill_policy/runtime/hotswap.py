@@ -8,18 +8,17 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from m2distill_policy.bundle import Bundle, open_bundle
 from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import M2DistillError, shorten
-from m2distill_policy.runtime.engine import Conditioning, Engine
+from m2distill_policy.runtime.candidate import AnsweredWindow, Candidate
+from m2distill_policy.runtime.engine import Engine
 from m2distill_policy.runtime.probe import ProbeLimits, prove
 from m2distill_policy.runtime.speed_limit import SpeedLimit
 from m2distill_policy.runtime.status import SwapReport, SwapState
-from m2distill_policy.runtime.window import RawStep, TokenWindow
 
 logger = logging.getLogger(__name__)
 
@@ -44,55 +43,6 @@ _NICENESS = 10
 
 class SwapError(M2DistillError):
     """A hot swap cannot be started now, or took too long."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The observations of the current window that the server has answered. A candidate must process them too."""
-
-    instruction: str | None
-    generation: int
-    steps: tuple[RawStep, ...]
-
-    @property
-    def key(self) -> tuple[str | None, int, int]:
-        """Identity of the window: equal keys mean equal windows."""
-        return self.instruction, self.generation, self.steps[-1].number if self.steps else 0
-
-
-class Candidate:
-    """A loaded network whose window is being filled with the steps that the current network has answered."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.window: TokenWindow = engine.window()
-        self.conditioning: Conditioning | None = None
-        self.key: tuple[str | None, int, int] | None = None
-
-    def catch_up(self, seen: Seen) -> None:
-        """Bring the window up to ``seen``.
-
-        Raises:
-            UnknownInstructionError: The bundle does not know the instruction.
-            EngineError: The network failed.
-        """
-        instruction = self.conditioning.instruction if self.conditioning else None
-        if seen.instruction != instruction:
-            self.conditioning = None if seen.instruction is None else self.engine.condition(seen.instruction)
-        same_window = self.key is not None and self.key[:2] == (seen.instruction, seen.generation)
-        fed = self.key[2] if same_window and self.key is not None else 0
-        # If steps are missing between the window and the history, the window is filled from the history alone.
-        if not same_window or (seen.steps and seen.steps[0].number > fed + 1):
-            self.window.clear()
-            fed = 0
-        if self.conditioning is not None:
-            # The window has one step fewer than the history, because it holds the steps before the one that is
-            # answered.
-            for step in seen.steps[-max(1, self.window.past_tokens.shape[1]) :]:
-                if step.number > fed:
-                    _, tokens = self.engine.step(self.conditioning, step.observation, self.window)
-                    self.window.push(tokens)
-        self.key = seen.key
 
 
 class _Attempt:
@@ -128,12 +78,12 @@ class HotSwap:
     thread changes only candidates that are not up to date.
 
     Args:
-        look: Returns what the server has seen. Called from the thread; must be quick and thread-safe.
+        answered: Returns the server's window. It is called from the thread, and must be quick and thread-safe.
         timeout: Seconds after which a bundle that is not loaded is refused.
     """
 
-    def __init__(self, look: Callable[[], Seen], *, timeout: float) -> None:
-        self._look = look
+    def __init__(self, answered: Callable[[], AnsweredWindow], *, timeout: float) -> None:
+        self._answered = answered
         self._timeout = timeout
         self._changed = threading.Condition()
         self._report = SwapReport()
@@ -240,7 +190,7 @@ class HotSwap:
         """
         deadline = time.monotonic() + timeout
         while True:
-            key = self._look().key  # takes the server's lock, so it must not be called while ours is held
+            key = self._answered().key  # takes the server's lock, so it must not be called while ours is held
             with self._changed:
                 valid = self._valid
                 settled = self._report.state is not SwapState.LOADING
@@ -289,11 +239,11 @@ class HotSwap:
             with contextlib.suppress(AttributeError, OSError):  # not possible on every system
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
             while True:
-                seen = self._look()
+                window = self._answered()
                 with self._changed:
                     if self._valid is not attempt:  # taken, replaced or cancelled
                         return
-                    if seen.key == candidate.key:
+                    if window.key == candidate.key:
                         if not attempt.ready:
                             attempt.ready = True
                             if attempt is self._latest:
@@ -306,7 +256,7 @@ class HotSwap:
                         self._changed.wait(_POLL)
                         continue
                 # The keys differ, so nobody can take the candidate while it changes.
-                candidate.catch_up(seen)
+                candidate.catch_up(window)
         except Exception as error:  # without a refusal, the swap would never end
             ours = isinstance(error, M2DistillError)
             if not attempt.cancelled.is_set():
