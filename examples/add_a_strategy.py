@@ -1,6 +1,6 @@
-"""Add a strategy in one file: stay close to the weights that the previous stage ended with.
+"""Add a strategy in one file: keep the weights close to those at the end of the previous stage.
 
-Train with it, without a change to the project:
+Train with it, without changing the project:
 
     m2distill train --import examples/add_a_strategy.py strategy=anchor anchor.weight=10 \
         --config config/tiny.toml --data data/tabletop --out runs/anchor
@@ -21,7 +21,7 @@ from training.models.resnet_t import Inputs, Output, ResNetT
 
 @dataclass(frozen=True)
 class AnchorConfig:
-    """The configuration section [anchor]. weight: factor on the squared distance to the earlier weights."""
+    """The configuration section [anchor]. weight: Factor on the squared distance to the previous stage's weights."""
 
     weight: float = 1.0
 
@@ -38,13 +38,13 @@ class Anchor(Sequential):
     config: AnchorConfig
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Remember the weights; in the first stage there is nothing to stay close to."""
+        """Store the weights of the previous stage. In the first stage there are none."""
         self._anchored = [(p, p.detach().clone()) for p in policy.parameters()] if stage > 0 else []
 
     def loss(
         self, composed: Composed, inputs: Inputs, output: Output, targets: Targets, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return the terms to log, and ``total``, which is minimised."""
+        """Return the terms of the loss. All are logged; ``total`` is minimised."""
         terms = super().loss(composed, inputs, output, targets, generator)
         if not self._anchored:
             return terms

@@ -1,11 +1,12 @@
 """Add a task to the tabletop suite: raise an object to twice the usual height.
 
-A task has three parts. They are in two files, and this script adds the same three entries at run time:
+A task of a new kind needs three entries in two files. This script makes the same entries at run time:
 
-- ``m2distill_policy/sim/tabletop/tasks.py``: the task in ``TASKS``, and in ``GOALS`` when its kind is done.
-- ``m2distill_policy/sim/tabletop/expert.py``: in ``SKILLS`` how its kind is demonstrated.
+- ``TASKS`` in ``m2distill_policy/sim/tabletop/tasks.py``: the task.
+- ``GOALS`` in the same file: the test whether the goal of this kind of task is reached.
+- ``SKILLS`` in ``m2distill_policy/sim/tabletop/expert.py``: how this kind of task is demonstrated.
 
-A task of an existing kind (``lift``, ``place``) needs its entry in ``TASKS`` alone. Run it with
+A task of an existing kind (``lift``, ``place``) only needs the entry in ``TASKS``. Run the example with
 ``python -m examples.add_a_task``.
 """
 
@@ -42,7 +43,7 @@ def is_lifted_high(name: str, position: NDArray[np.float64], touched: bool) -> b
 
 
 def lift_high(grip: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Return where the hand goes with the grasped object, 5 cm up from here, and the gripper command: closed."""
+    """Return the target of the hand, 5 cm above its present position, and the gripper command: closed."""
     return grip + np.array([0.0, 0.0, 0.05]), 1.0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from training import RunResults
 from training.lifelong.records import read_record
 
-#: Metric -> what it says. All are shares between 0 and 1; None: it does not apply to this run.
+#: Metric -> its meaning. A value is None if the metric does not apply to this run.
 MEANING = {
     "fwt": "forward transfer: success on a new task, averaged over the training of its stage; higher is better",
     "nbt": "negative backward transfer: how much later stages lower the success on a task; lower is better",

@@ -3,7 +3,7 @@
     python -m examples.train_on_your_own_files data/mine runs/mine optim.steps=600
 
 ``data/mine`` holds one file ``<task>_demo.hdf5`` for each task, in LIBERO's layout (docs/reference/demonstrations.md).
-They are learned one after another, in the order of their names. The same command continues an interrupted run.
+The tasks are learned one after another, in the order of the file names. The same command continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from m2distill_policy.demonstrations import DemonstrationFile
 
 
 def main(folder: str, out: str, *overrides: str) -> None:
-    """Train, export, and compare the policy's actions with those of one demonstration of each task."""
+    """Train and export, then compare the policy's actions with one demonstration of each task."""
     files = [DemonstrationFile(path) for path in sorted(Path(folder).glob("*_demo.hdf5"))]
     if not files:
         raise SystemExit(f"{folder} holds no file named <task>_demo.hdf5")
 
-    # The network and its optimisation are those of config/tiny.toml. The rest follows from the files.
+    # config/tiny.toml gives the network and its optimisation. The files determine the other settings.
     settings = [
         "suite=files",  # the tasks are the files of a folder
         f"tasks={list(range(len(files)))}",

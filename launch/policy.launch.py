@@ -1,4 +1,4 @@
-"""The policy on a robot: ``ros2 launch m2distill_policy policy.launch.py bundle:=/path/to/bundle``.
+"""Run the policy on a robot: ``ros2 launch m2distill_policy policy.launch.py bundle:=/path/to/bundle``.
 
 The node configures and activates itself. Without ``enable:=true`` it starts in shadow mode: it publishes ~/action and
 ~/status, but no commands. ``ros2 launch m2distill_policy policy.launch.py --show-args`` lists the arguments.
@@ -18,7 +18,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-#: Argument -> description. Empty arguments keep the profile's value, or the node's default.
+#: Argument -> description. If an argument is empty, the value of the profile is used, or else the node's default.
 PARAMETERS = {
     "bundle": "folder that 'm2distill export' wrote",
     "instruction": "task instruction that the bundle knows",
@@ -31,7 +31,7 @@ PARAMETERS = {
     "lockstep": "true: answer a simulated robot step by step, without a clock",
     "use_sim_time": "true: compare stamps with /clock",
 }
-#: Topic of the node, relative to its namespace -> argument that remaps it.
+#: Topic of the node, relative to its namespace -> launch argument that remaps the topic.
 TOPICS = {
     "camera/agentview/image_raw": "agentview_image",
     "camera/agentview/camera_info": "agentview_info",
@@ -44,11 +44,12 @@ TOPICS = {
     "~/twist": "twist",
 }
 CONFIG = Path(__file__).resolve().parent.parent / "config"
-#: Profiles of arms in the package, by name.
+#: Folder of the arm profiles of this package.
 ARMS = CONFIG / "arms"
-#: Large buffers for images, unless the user has a configuration; other middlewares ignore it.
+#: Configuration of Cyclone DDS with large buffers for images, unless the user set one. Other middlewares ignore it.
 CYCLONE = {} if "CYCLONEDDS_URI" in os.environ else {"CYCLONEDDS_URI": (CONFIG / "cyclonedds.xml").as_uri()}
-#: The node ramps to a halt and exits when the launcher ends, for any reason.
+#: Environment of the node. The first variable makes the node ramp to a halt and exit when the launcher ends, for any
+#: reason.
 ENVIRONMENT = {"M2DISTILL_END_WITH_PARENT": "1", **CYCLONE}
 #: Arguments that are true or false. All others are text.
 _SWITCHES = ("enable", "lockstep", "use_sim_time")
@@ -59,10 +60,10 @@ _ARGUMENTS = (*PARAMETERS, *TOPICS.values(), "profile", "namespace", "respawn")
 
 
 def end_with(what: str) -> "Callable[[ProcessExited, LaunchContext], list[LaunchDescriptionEntity]]":
-    """Return the handler that ends the launch when ``what`` has ended.
+    """Return an event handler that ends the launch when a process ends. what: Name of the process, for messages.
 
-    If its exit status is not 0, the launch fails: ``ros2 launch`` returns 1 only if something raised while it ran, and
-    0 for any exit status of its processes.
+    If the exit status of the process is not 0, the handler raises an error, because ``ros2 launch`` ignores the exit
+    status of its processes: it returns 1 only if an error was raised while it ran.
     """
 
     def ended(event: ProcessExited, context: LaunchContext) -> "list[LaunchDescriptionEntity]":
@@ -70,14 +71,22 @@ def end_with(what: str) -> "Callable[[ProcessExited, LaunchContext], list[Launch
             raise RuntimeError(f"{what} ended with exit status {event.returncode}; see its log")
 
         end: list[LaunchDescriptionEntity] = [Shutdown(reason=f"{what} has ended; see its log")]
-        # Only now, because a process that is interrupted by the shutdown may return another status.
+        # No error during a shutdown, because a process that the shutdown interrupts may return any status.
         return end if event.returncode == 0 or context.is_shutdown else [*end, OpaqueFunction(function=fail)]
 
     return ended
 
 
 def refuse_unknown_arguments(context: LaunchContext, file: str, known: "Collection[str]") -> None:
-    """Raise for an unknown argument, if ``file`` itself was launched. ROS launch would ignore it."""
+    """Raise an error for an unknown argument, which ROS launch would ignore.
+
+    Nothing is checked if another launch file includes ``file``, because its arguments are not known here.
+
+    Args:
+        context: Context of the launch, with the arguments.
+        file: Path of the launch file.
+        known: Names of the known arguments.
+    """
     if not any(Path(word).name == Path(file).name for word in sys.argv):
         return
     for word in context.argv:
@@ -97,7 +106,7 @@ def _value(name: str, text: str) -> "ParameterValue | bool":
 
 
 def _profile(given: str) -> str:
-    """Return the path of a profile, given as a file or by the name of one of ours."""
+    """Return the path of a profile. given: Path of a parameter file, or name of a profile of this package."""
     if not given or "/" in given or given.endswith((".yaml", ".yml")):
         return given
     ours = sorted(path.stem for path in ARMS.glob("*.yaml"))
@@ -123,8 +132,8 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
             executable="policy_node",
             name="m2distill_policy",
             namespace=given("namespace"),
-            # The node activates itself. After a kill -9, a transition requested from here would be sent to the dead
-            # node, whose services are still found for a while, and would never be answered.
+            # The node activates itself. A transition requested from here could be lost: after a kill -9, the services
+            # of the dead node are still found for a while, and a request to them is never answered.
             parameters=[*([profile] if profile else []), {"autostart": True, **chosen}],
             remappings=remappings,
             additional_env=ENVIRONMENT,
@@ -137,7 +146,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return the node and its arguments."""
+    """Return the description of this launch: its arguments and the node."""
     arguments = [DeclareLaunchArgument(name, default_value="", description=text) for name, text in PARAMETERS.items()]
     arguments += [
         DeclareLaunchArgument(argument, default_value=topic, description=f"topic to use for {topic}")

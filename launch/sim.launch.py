@@ -1,7 +1,7 @@
-"""The simulated robot and the policy: ``ros2 launch m2distill_policy sim.launch.py bundle:=/path/to/bundle``.
+"""Run the simulated robot and the policy: ``ros2 launch m2distill_policy sim.launch.py bundle:=/path/to/bundle``.
 
-The policy is started by policy.launch.py, as on a real robot. For a real arm, launch that file with the arm's cameras
-and profile. Ends when the rollouts are over. ``--show-args`` lists the arguments.
+The policy is started by policy.launch.py, as on a real robot. For a real arm, launch policy.launch.py with the arm's
+cameras and profile. This launch ends when the rollouts are finished. ``--show-args`` lists the arguments.
 """
 
 import runpy
@@ -21,9 +21,9 @@ from launch_ros.actions import Node
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 POLICY_FILE = Path(__file__).with_name("policy.launch.py")
-#: Functions that both files use; launch files cannot be imported.
+#: The functions of policy.launch.py. The file is run to get them, because launch files cannot be imported.
 shared = runpy.run_path(str(POLICY_FILE))
-#: Argument of the robot -> (default, description).
+#: Launch argument for the simulated robot -> (default, description).
 ROBOT = {
     "suite": ("tabletop", "suite of the task"),
     "task": ("0", "number of the task in its suite"),
@@ -37,7 +37,7 @@ ROBOT = {
     "visuals": ("fast", "visual profile of the images: fast or stock"),
     "out": ("", "write the results to this JSON file"),
 }
-#: Argument of policy.launch.py -> (default here, description).
+#: Launch argument that is passed to policy.launch.py -> (default in this file, description).
 POLICY = {
     "sampling": ("low_noise", "sample, low_noise or mode"),
     "watch_folder": ("", "load bundles that appear in this folder by rename"),
@@ -62,7 +62,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
         namespace=given("namespace"),
         arguments=arguments,
         output="screen",
-        additional_env={"M2DISTILL_END_WITH_PARENT": "1"},  # as the policy does, see policy.launch.py
+        additional_env={"M2DISTILL_END_WITH_PARENT": "1"},  # the robot ends with the launcher, too
     )
     policy = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(POLICY_FILE)),
@@ -71,7 +71,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
             ("namespace", given("namespace")),
             ("enable", "true"),
             ("lockstep", str(lockstep).lower()),
-            # The simulated robot sends the instruction.
+            # The instruction is empty here, because the simulated robot sends it.
             ("instruction", ""),
             *((name, given(name)) for name in POLICY),
         ],
@@ -81,7 +81,7 @@ def _nodes(context: LaunchContext) -> "list[LaunchDescriptionEntity]":
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return both nodes and their arguments."""
+    """Return the description of this launch: its arguments and both nodes."""
     arguments = [
         DeclareLaunchArgument("bundle", description="folder that 'm2distill export' wrote"),
         DeclareLaunchArgument("namespace", default_value="", description="namespace of both nodes and their topics"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-# Telemetry of libraries is off, in this process before any of them is imported and in its child processes.
+# Switch off the telemetry of libraries. Set here, before any of them is imported; child processes inherit it.
 # onnxruntime 1.31 looks up a host and writes a device id when it is imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -14,19 +14,19 @@ from m2distill_policy.bundle_files import bundle_folder
 from m2distill_policy.errors import closest, printable
 from m2distill_policy.installation import PRETRAINED, find_file
 
-#: ``memory.episodes`` of the profiles that :func:`train_command` names.
+#: Value of ``memory.episodes`` in the two training profiles that :func:`train_command` uses.
 MEMORY_EPISODES = 5
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wraps a description of one paragraph, and keeps the lines of a text that has several, such as examples."""
+    """Help formatter that wraps one-line texts and keeps the line breaks of multi-line texts, such as examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a subcommand, which takes options and other arguments in any order.
+    """Parser of a subcommand. It accepts options and other arguments in any order.
 
     An unknown option is an error that names the closest known one, below the usage of the subcommand.
     """
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
 
     def parse_in_any_order(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse the words that follow the subcommand."""
+        """Parse the command-line arguments that follow the subcommand."""
         # argparse does not support "--" in an intermixed line.
         parse = self.parse_known_args if "--" in words else self.parse_known_intermixed_args
         parsed, unknown = parse(words)
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def require_known(self, unknown: Sequence[str]) -> None:
-        """End with an error that names the first of the unknown words, if there are any."""
+        """If there are unknown arguments, exit with an error that names the first one, preferably an option."""
         if not unknown:
             return
         # Words that follow an unknown option may be its values, so the option is named first.
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown option '{name}'{closest(name, known)}")
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and ``message``, in one visible line, and exit with 2."""
+        """Print the usage, then ``message`` in one line of printable characters, and exit with code 2."""
         super().error(printable(message))
 
 
@@ -70,15 +70,15 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def installed_file(folder: str, suffix: str) -> Callable[[str], Path]:
-    """Return a ``type`` for argparse: a file, or the name of one that is installed with this package.
+    """Return a ``type`` for argparse that accepts a path, or the name of a file that is installed with this package.
 
     Args:
-        folder: Where such files are in the source tree, such as ``config/arms``.
-        suffix: Of their names, such as ``.yaml``.
+        folder: Folder of the installed files in the source tree, such as ``config/arms``.
+        suffix: Suffix of their names, such as ``.yaml``.
 
     Returns:
         A function that returns the path of an existing file for ``path/to/file.yaml``, ``config/arms/name.yaml`` (from
-        any working directory) and ``name``. Other text is returned as it is, and is an error when the file is read.
+        any working directory) and ``name``. Other text is returned as a path; reading that file later fails.
     """
 
     def find(text: str) -> Path:
@@ -110,7 +110,7 @@ def add_bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def find_bundle(path: Path | None) -> Path:
-    """Return the bundle's folder for a bundle, or for a run, and say on standard error which one was chosen.
+    """Return the bundle's folder for the path of a bundle or run, and print on standard error which one was chosen.
 
     Args:
         path: Folder of a bundle or of a run. None: the pretrained bundle that ships with the package.
@@ -131,7 +131,7 @@ def find_bundle(path: Path | None) -> Path:
 
 
 def program() -> list[str]:
-    """Return the words that start this program again from the same folder: ``m2distill``, if the shell finds it."""
+    """Return the command that starts this program again from the same folder: ``m2distill`` if it is in ``PATH``."""
     started = Path(sys.argv[0])
     if started.resolve() == Path(__file__).resolve().parent / "__main__.py":
         return [sys.executable, "-m", "m2distill_policy"]
@@ -145,19 +145,19 @@ def say_next(*words: object) -> None:
     """Print the command that a user would type next, to standard error.
 
     Args:
-        words: What follows ``m2distill``: a subcommand and its arguments.
+        words: The subcommand and its arguments, without ``m2distill``.
     """
     print(f"next: {printable(shlex.join([*program(), *map(str, words)]))}", file=sys.stderr)
 
 
 def train_command(folder: Path, suite: str, tasks: Sequence[int], episodes: int, size: int) -> list[str]:
-    """Return the words that follow ``m2distill`` in the command that trains on demonstrations.
+    """Return the arguments of the ``m2distill`` command that trains on demonstrations.
 
     Args:
-        folder: Of the demonstration files.
-        suite: Their suite, or ``files`` for recordings of your own.
-        tasks: Numbers of the tasks in their suite; of ``files``, in order of name.
-        episodes: Demonstrations of each task.
+        folder: Folder of the demonstration files.
+        suite: Suite of the demonstrations, or ``files`` for recordings of your own.
+        tasks: Numbers of the tasks in the suite; for ``files``, numbers of the files sorted by name.
+        episodes: Number of demonstrations of each task.
         size: Height and width of the images in pixels.
     """
     profile = "libero_small" if suite.startswith("libero") else "tiny"

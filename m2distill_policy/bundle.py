@@ -46,21 +46,22 @@ from m2distill_policy.bundle_signature import PublicKey
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import BundleError, ContractError, UnknownInstructionError, closest, shorten
 
-#: Version of the folder's layout; readers refuse all others.
+#: Version of the bundle's layout; readers refuse bundles of all other versions.
 BUNDLE_VERSION = 1
 INSTRUCTIONS = "instructions.npz"
 VIEWS = "views.npz"
 INSTRUCTION_GRAPH = "instruction.onnx"
 STEP_GRAPH = "step.onnx"
-#: Integers that ``network`` must contain, and the largest value of each: modes of the mixture, tokens of a step, width
-#: of a token.
+#: Integers that ``network`` must contain, with their largest values: number of modes of the mixture, number of tokens
+#: of a step, width of a token.
 NETWORK_KEYS = {"modes": 1024, "tokens": 256, "embed": 16_384}
-#: Largest number of instructions, of characters of one, and of bytes of the embeddings and the images, unpacked.
+#: Largest number of instructions of a bundle, and of characters of an instruction.
 MOST_INSTRUCTIONS = 1000
 LONGEST_INSTRUCTION = 1000
+#: Largest size of ``instructions.npz`` and of ``views.npz``, unpacked, bytes.
 LARGEST_ARRAYS = 256 * 2**20
 
-#: Number of instructions that a message lists.
+#: Largest number of instructions that an error message lists.
 _MOST_LISTED = 20
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -70,15 +71,16 @@ class Bundle:
     """A verified bundle. All files are read when it is opened; later changes to the folder have no effect.
 
     Attributes:
-        path: Folder that it was read from.
-        identifier: First 12 hexadecimal digits of ``digest``, used in every status.
+        path: Folder that the bundle was read from.
+        identifier: First 12 hexadecimal digits of ``digest``. Every status message contains it.
         digest: sha256 of the manifest, 64 hexadecimal digits. The manifest contains the sha256 of every other file.
         contract: The contract.
         tasks: ``{"name": ..., "instruction": ...}`` for every task learned, in order.
-        network: Sizes (``modes``, ``tokens``, ``embed``, ...).
-        provenance: How it was made.
+        network: Sizes of the network (``modes``, ``tokens``, ``embed``, ...).
+        provenance: How the bundle was made.
         instructions: The n known instructions.
-        embeddings: (n, text size) float32, read-only.
+        embeddings: Embeddings of the instructions, (n, text size) float32, read-only.
+        graphs: Verified bytes of each ONNX graph by file name.
         views: A training image of each view, uint8 (H, W, 3) RGB; may be empty.
     """
 
@@ -95,13 +97,13 @@ class Bundle:
     views: Mapping[str, NDArray[np.uint8]] = field(repr=False, compare=False)
 
     def view(self, name: str) -> NDArray[np.uint8]:
-        """Return the training image (H, W, 3) uint8 RGB of view ``name``; :class:`BundleError` if there is none."""
+        """Return the training image (H, W, 3) uint8 RGB of a view; raise :class:`BundleError` if there is none."""
         if name not in self.views:
             raise BundleError(f"bundle '{self.path}' has no training image of '{name}'; export it again")
         return self.views[name]
 
     def graph(self, name: str) -> bytes:
-        """Return the verified bytes of ``step.onnx`` or ``instruction.onnx``; :class:`BundleError` for other names."""
+        """Return the bytes of ``step.onnx`` or ``instruction.onnx``; raise :class:`BundleError` for other names."""
         try:
             return self.graphs[name]
         except KeyError:
@@ -113,7 +115,7 @@ class Bundle:
         """Return the embedding (text size,) of ``instruction``.
 
         Raises:
-            UnknownInstructionError: The bundle does not know it; lists the known ones.
+            UnknownInstructionError: The bundle does not know the instruction. The message lists the known ones.
         """
         try:
             return self.embeddings[self.instructions.index(instruction)]
@@ -138,15 +140,15 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str], *, public_key: PublicKey | None = None) -> Bundle:
     """Read and verify the bundle at ``path``.
 
-    Checks the sizes, the manifest's digest before the manifest is used, the format version, that exactly the listed
-    files are there, the sha256 of each, the contract, the embeddings' shapes, and that the graphs are self-contained.
+    Checks the file sizes, the manifest's digest (before the manifest is used), the format version, that exactly the
+    listed files exist, their sha256, the contract, the embeddings' shapes, and that the graphs are self-contained.
 
     Args:
         path: Folder of the bundle.
-        public_key: Key with which it must be signed; None does not check the signature.
+        public_key: Key with which the bundle must be signed; None does not check the signature.
 
     Raises:
-        BundleError: Names the file and what to do.
+        BundleError: The bundle is not valid. The message names the file and what to do.
     """
     path = Path(path)
     with BundleFolder(path) as folder:
@@ -226,7 +228,7 @@ def _listed_files(path: Path, data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def parse_bundle(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bundle:
-    """Check everything except the hashes, and make the bundle. The writer uses it too, so its result is readable."""
+    """Check everything except the hashes, and return the bundle. The writer calls it too, before it writes."""
     where = path / MANIFEST
     data = _load_manifest(path, manifest)
     _listed_files(path, data)
@@ -287,7 +289,7 @@ def parse_bundle(path: Path, manifest: bytes, files: Mapping[str, bytes]) -> Bun
 
 
 def _check_text(where: Path, place: str, text: str) -> None:
-    """Check a text that every status contains: short, one line, printable."""
+    """Check that a text is short, printable and one line, because status messages contain it."""
     if len(text) > LONGEST_INSTRUCTION or not text.isprintable():
         raise BundleError(
             f"'{where}' has {shorten(ascii(text))} at '{place}'; a text of one line of at most {LONGEST_INSTRUCTION} "

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Largest number of arrays in an archive, and bytes of an entry of its table of contents.
+#: Largest number of arrays in an archive, and largest size of an entry of its table of contents in bytes.
 MOST_ARRAYS = 64
 _LARGEST_ENTRY = 512
-#: The record that ends an archive: its first bytes, and its length without a comment.
+#: The record at the end of an archive: its first four bytes, and its length in bytes without a comment.
 _END, _END_SIZE = b"PK\x05\x06", 22
-#: The form in which NumPy writes the header of an array of numbers or texts.
+#: Format of the header that NumPy writes for an array of numbers or texts.
 _HEADER = re.compile(
     rb"\{'descr': '([<>|=]?)([a-zA-Z])([0-9]{1,9})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:[0-9]{1,18},? ?){0,32})\), \} *\n\Z"
 )
 _LARGEST_HEADER = 4096
-#: Booleans, integers, floats, bytes and texts. All other types would have to be unpickled or interpreted.
+#: NumPy's codes of the allowed types: booleans, integers, floats, bytes and texts. All others would need unpickling or
+#: an interpretation.
 _KINDS = b"biufSU"
 #: Errors that zipfile raises for damaged archives.
 _DAMAGED = (
@@ -38,14 +39,14 @@ def read_arrays(data: bytes, most: int) -> dict[str, NDArray[Any]]:
     """Unpack an ``.npz`` archive.
 
     Args:
-        data: The archive.
-        most: Largest number of bytes of all arrays together, unpacked.
+        data: Content of the archive.
+        most: Largest size of all arrays together, unpacked, bytes.
 
     Returns:
         Name -> array of numbers or texts.
 
     Raises:
-        ValueError: Says what is wrong with the archive, without naming it.
+        ValueError: The archive is not valid. The message says why, without naming the archive.
     """
     try:
         return _read(data, most)
@@ -72,7 +73,7 @@ def _read(data: bytes, most: int) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"it holds {member.filename!r}; every member must be a '.npy' with its own name")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
                 raise ValueError(f"'{member.filename}' is encrypted or compressed otherwise than by deflate")
-            # Reads at most the size that was added above, whatever the member expands to.
+            # zipfile reads at most member.file_size bytes, which is part of the total above, even if more follow.
             found[name] = _array(member.filename, archive.read(member))
     return found
 
@@ -93,7 +94,7 @@ def _array(name: str, data: bytes) -> NDArray[Any]:
     shape = tuple(int(axis) for axis in header[5].replace(b",", b" ").split())
     if math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(f"'{name}' says {dtype} {shape} and has {len(data) - start} bytes")
-    # NumPy would notice such a number only when it converts it to text, and raise a SystemError.
+    # NumPy notices a number beyond Unicode only when it converts it to text, and then raises a SystemError.
     if dtype.kind == "U" and (np.frombuffer(data[start:], f"{header[1].decode()}u4") > sys.maxunicode).any():
         raise ValueError(f"'{name}' holds numbers that are not characters")
     array = np.frombuffer(data[start:], dtype) if len(data) > start else np.zeros(shape, dtype)

@@ -23,7 +23,7 @@ BESIDE = frozenset({MANIFEST, DIGEST, SIGNATURE})
 
 #: Largest number of files of a bundle.
 MOST_FILES = 64
-#: Largest size of a file, and of the small ones, bytes.
+#: Largest size of a file in bytes; LARGEST has smaller limits for some files.
 LARGEST_FILE = 256 * 2**20
 LARGEST: dict[str, int] = {MANIFEST: 2**20, DIGEST: 1024, SIGNATURE: 1024}
 #: Largest size of all files of a bundle, bytes.
@@ -36,18 +36,18 @@ _CHUNK = 2**20
 
 
 def is_plain_name(name: str) -> bool:
-    """Return whether ``name`` may be a file of a bundle: no folder, no leading dot, at most 128 characters."""
+    """Return whether a bundle may contain a file ``name``: no folder, no leading dot, at most 128 characters."""
     return _PLAIN_NAME.match(name) is not None
 
 
 def bundle_folder(path: Path) -> Path:
-    """Return the bundle's folder for a bundle, or for a run: the bundle of its last stage.
+    """Return the folder of a bundle, given the folder of the bundle or of a run.
 
     Args:
         path: Folder of a bundle or of a run.
 
     Returns:
-        The bundle of the run's last stage that has one; ``path`` itself if it is not a run.
+        The bundle of the run's last stage that has a bundle; ``path`` itself if it is not a run.
 
     Raises:
         BundleError: ``path`` is a run that has no bundle yet.
@@ -91,7 +91,7 @@ def check_digest(path: Path, manifest: bytes, digest: bytes) -> None:
 
 
 def check_sizes(path: Path, sizes: dict[str, int]) -> None:
-    """Raise :class:`BundleError` if files (name -> bytes) are more or larger than :class:`BundleFolder` reads."""
+    """Raise :class:`BundleError` if files (name -> size in bytes) exceed the limits on number or size."""
     if len(sizes) > MOST_FILES:
         raise BundleError(f"bundle '{path}' has {len(sizes)} files; at most {MOST_FILES} are allowed; {COPY_AGAIN}")
     for name, size in sizes.items():
@@ -100,9 +100,10 @@ def check_sizes(path: Path, sizes: dict[str, int]) -> None:
 
 
 class BundleFolder:
-    """An open folder of a bundle, as a context manager. All methods raise :class:`BundleError`.
+    """An open folder of a bundle, as a context manager. Every method raises :class:`BundleError` if it fails.
 
-    Sizes are checked before reading. No file can block the reader: pipes, devices, sockets and links are refused.
+    Sizes are checked before reading. Pipes, devices, sockets and links are refused, so that no file can block the
+    reader.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,7 +144,8 @@ class BundleFolder:
         where = self.path / name
         plain = BundleError(f"'{where}' is not a plain file; a bundle holds plain files only, so {COPY_AGAIN}")
         try:
-            # Checked before it is opened, because opening a device can have effects, and again afterwards.
+            # The type is checked before opening, because opening a device can have effects. It is checked again after
+            # opening, because the file may have been replaced.
             if not stat.S_ISREG(os.stat(name, dir_fd=self._handle, follow_symlinks=False).st_mode):
                 raise plain
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC

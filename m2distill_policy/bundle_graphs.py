@@ -1,23 +1,23 @@
 """Check an ONNX graph without the onnx package: is it self-contained, and small enough to be loaded?
 
-ONNX Runtime reads weights that a graph keeps in other files ("external data") from the working directory. So a graph
-with such weights is refused before ONNX Runtime loads it. This module walks the graph's protobuf encoding
-(https://protobuf.dev/programming-guides/encoding/) through every field of onnx.proto that can contain a tensor.
+A graph can keep its weights in other files ("external data"), which ONNX Runtime looks for in the working directory. A
+graph with such weights is refused before ONNX Runtime loads it. To find them, this module parses the graph's protobuf
+encoding (https://protobuf.dev/programming-guides/encoding/) and visits every field that can contain a tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-#: Largest number of nodes of a graph, including subgraphs and functions; a policy has some hundreds. ONNX Runtime holds
-#: the interpreter's lock while it parses them.
+#: Largest number of nodes of a graph, including its subgraphs and functions; a policy has some hundreds. The limit is
+#: needed because ONNX Runtime holds the interpreter's lock while it parses the nodes.
 MOST_NODES = 10_000
-#: Largest number of fields that are checked, and of nested messages.
+#: Largest number of fields in all messages of a graph, and largest depth of nested messages.
 MOST_FIELDS = 200_000
 DEEPEST = 24
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-#: Message -> number of a field -> message in it; only fields that can lead to a tensor.
+#: Type of a message -> number of a field -> type of the message in that field. Only fields that can contain a tensor.
 _MESSAGES: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
     "TrainingInfo": {1: "Graph", 2: "Graph"},
@@ -28,20 +28,20 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {},
 }
-#: Fields of a node and of a tensor.
+#: Numbers of a field of a node (``_OP_TYPE``) and of two fields of a tensor.
 _OP_TYPE = 4
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 
 
 class GraphError(ValueError):
-    """A graph is not ONNX, not self-contained or too large; says which, without naming the file."""
+    """A graph is not ONNX, not self-contained or too large. The message says which, without naming the file."""
 
 
 def check_graph(data: bytes) -> None:
     """Check that ``data`` is one self-contained ONNX model of bounded size. ONNX Runtime checks the nodes.
 
     Raises:
-        GraphError: It is not.
+        GraphError: ``data`` is not such a model.
     """
     if data[4:8] == b"ORTM":  # ONNX Runtime would read it as its own format
         raise GraphError("it is in ONNX Runtime's own format; the ONNX format is needed")
@@ -70,7 +70,7 @@ def check_graph(data: bytes) -> None:
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (number, wire type, first byte, byte after the last) of each field of one message."""
+    """Yield (number, wire type, start, end) of each field of one message; the value is ``data[start:end]``."""
     while at < end:
         tag, at = _varint(data, at, end, 5)
         number, kind = tag >> 3, tag & 7
@@ -92,7 +92,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
 
 
 def _varint(data: bytes, at: int, end: int, most: int) -> tuple[int, int]:
-    """Read a number of up to ``most`` bytes. Return it and the position after it."""
+    """Read a varint of up to ``most`` bytes at position ``at``. Return the number and the position after it."""
     value = shift = 0
     for place in range(at, min(end, at + most)):
         byte = data[place]

@@ -22,13 +22,13 @@ from m2distill_policy.storage import write_new
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-#: Largest size of a key file, bytes; one of Ed25519 has some hundred.
+#: Largest size of a key file in bytes; an Ed25519 key file has some hundred bytes.
 _LARGEST_KEY = 65_536
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """The key with which bundles must be signed. path: its file, for messages."""
+    """The key with which bundles must be signed. path: File of the key, for messages."""
 
     path: Path
     _key: Ed25519PublicKey = field(repr=False, compare=False)
@@ -62,7 +62,7 @@ class PublicKey:
             signature: Content of ``bundle.json.sig``; None if there is no such file.
 
         Raises:
-            BundleError: The bundle is not signed, is signed with another key, or was changed since.
+            BundleError: The bundle is not signed, is signed with another key, or was changed after signing.
         """
         from cryptography.exceptions import InvalidSignature
 
@@ -85,7 +85,7 @@ def sign_manifest(path: Path, manifest: bytes, key_path: str | os.PathLike[str])
 
     Args:
         path: Folder of the bundle.
-        manifest: Content of its ``bundle.json``.
+        manifest: Content of ``bundle.json``.
         key_path: PEM file of the private key.
 
     Raises:
@@ -100,7 +100,7 @@ def sign_manifest(path: Path, manifest: bytes, key_path: str | os.PathLike[str])
         raise ConfigError(_no_key(key_path, "private", error)) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise ConfigError(_no_key(key_path, "private", f"it is a {type(key).__name__}"))
-    # Outside the folder, because files in it that the manifest does not list would make the bundle invalid.
+    # Written outside the folder, because a file that the manifest does not list would make the bundle invalid.
     temporary = path.absolute().parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         temporary.write_bytes(key.sign(manifest))
@@ -143,7 +143,7 @@ def write_new_key(path: str | os.PathLike[str]) -> Path:
 
 
 def _cryptography() -> tuple[Any, Any]:
-    """Import the needed parts of the package, only when signatures are used."""
+    """Import and return ``serialization`` and ``ed25519`` of cryptography. Called only if signatures are used."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519

@@ -1,4 +1,4 @@
-"""Write a bundle, completely or not at all, and sign one; see :mod:`m2distill_policy.bundle`."""
+"""Write a bundle, completely or not at all, and sign a bundle; see :mod:`m2distill_policy.bundle`."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def write_bundle(
         contract: The contract, with its text encoder.
         tasks: Name and instruction of each task, in the order learned.
         network: Sizes of the network, see :class:`Bundle`.
-        provenance: How it was made.
-        instructions: n texts.
-        embeddings: (n, text size).
+        provenance: How the bundle was made.
+        instructions: The n known instructions.
+        embeddings: Embeddings of the instructions, (n, text size).
         graphs: File name -> bytes, with at least ``instruction.onnx`` and ``step.onnx``.
-        views: A training image of every view, of the contract's shapes.
+        views: A training image of every view, uint8 RGB in the contract's shape.
         overwrite: Whether an existing bundle may be replaced.
 
     Raises:
@@ -85,7 +85,7 @@ def write_bundle(
             f"the manifest of '{path}' cannot be written as JSON ({error}); "
             "tasks, network and provenance take texts, finite numbers, lists and objects only"
         ) from error
-    # The reader's checks, before anything is written, so that the result can be opened.
+    # Apply the reader's checks before anything is written, so that the written bundle can be opened.
     written = {**files, MANIFEST: text.encode(), DIGEST: digest_line(text.encode())}
     check_sizes(path, {name: len(data) for name, data in written.items()})
     parse_bundle(path, written[MANIFEST], files)
@@ -98,7 +98,7 @@ def write_bundle(
             _write_flushed(unfinished / name, data)
         _flush_folder(unfinished)
         if path.exists():
-            # A rename cannot replace a folder that is not empty, so the old one is renamed first and removed last.
+            # A rename cannot replace a folder that is not empty, so the old folder is renamed first and removed last.
             aside = unfinished.with_name(unfinished.name + ".old")
             path.rename(aside)
             try:

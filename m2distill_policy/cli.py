@@ -1,7 +1,8 @@
 """The ``m2distill`` command: find the subcommand, import only that one, and print errors as one line.
 
-Exit codes: 0 done; 1 a check failed; 2 a mistake in the arguments, in a file or on the machine; 130 stopped by Ctrl-C,
-143 by SIGTERM; 141 the reader of the output has gone. ``--debug`` shows the traceback.
+Exit codes: 0 success; 1 a check failed; 2 an error in the arguments, in a file or on the machine; 3 training diverged;
+130 stopped by Ctrl-C; 143 stopped by SIGTERM; 141 the reader of the output closed the pipe. ``--debug`` shows the
+traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from m2distill_policy.installation import missing_package
 from m2distill_policy.storage import disk_full_error
 from m2distill_policy.streams import flush_or_discard
 
-#: The roles whose packages a subcommand needs, as ``requirements/`` names them.
+#: Subcommand -> the roles whose packages it needs. Roles are named as the files in ``requirements/``.
 ROLES: dict[str, tuple[str, ...]] = {
     "demos": ("robot", "sim"),
     "import-bag": ("robot", "train"),
@@ -44,12 +45,12 @@ ROLES: dict[str, tuple[str, ...]] = {
     "info": ("robot", "train"),
     "doctor": ("robot",),
 }
-#: Subcommands that continue where they were stopped if the same command is given again.
+#: Subcommands that, after they were stopped, continue if the same command is given again.
 RESUMABLE = frozenset({"demos", "import-bag", "train", "ablate", "sweep", "evaluate", "demo"})
 
-#: Errors that come from a path the user gave, wherever it is used first.
+#: Errors that a wrong path from the user causes, at the place in the code that first uses the path.
 _WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-#: What libraries print if there is not enough memory.
+#: Parts of the error messages of libraries if there is not enough memory.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
 
 
@@ -57,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``m2distill``.
 
     Args:
-        argv: The arguments (default: those of the process).
+        argv: The command-line arguments (default: the arguments of this process).
 
     Returns:
         The exit code.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    # Removed before parsing, so that it is accepted before and after the subcommand.
+    # --debug is removed before parsing, so that it is accepted both before and after the subcommand.
     end = given.index("--") if "--" in given else len(given)
     debug = "--debug" in given[:end]
     words = [word for i, word in enumerate(given) if i >= end or word != "--debug"]
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say_how_to_continue(name or "", given)
         return code
     except BrokenPipeError:
-        # The reader (head, less) has gone.
+        # The reader of the output (head, less) has closed the pipe.
         flush_or_discard()
         return 141
     except OSError as error:
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say_how_to_continue(name: str, words: Sequence[str]) -> None:
-    """Print the command that continues a subcommand that was stopped: the same command."""
+    """Print the command that continues or repeats a stopped subcommand, which is the same command again."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         print("finished work is kept; to continue, give the same torchrun command again", file=sys.stderr)
         return
@@ -134,7 +135,7 @@ def _say_how_to_continue(name: str, words: Sequence[str]) -> None:
 def no_memory(error: BaseException) -> str | None:
     """Return a message if ``error`` means that there was not enough memory, else None.
 
-    torch, ONNX Runtime and OpenCV raise their own errors, which differ in their text only.
+    torch, ONNX Runtime and OpenCV raise their own errors, which can only be recognised by their text.
     """
     text = str(error)
     if not isinstance(error, MemoryError) and not any(words in text.lower() for words in _NO_MEMORY):
@@ -147,7 +148,7 @@ def no_memory(error: BaseException) -> str | None:
 
 
 def missing_dependency(error: ImportError, command: str) -> str | None:
-    """Return a message that says how to install the package that ``error`` misses, or None for an unknown package."""
+    """Return a message with the install command for the package missing in ``error``; None for an unknown package."""
     package = (error.name or "").partition(".")[0]
     if package == "rclpy":
         return f"'m2distill {command}' needs ROS 2; source it first: source /opt/ros/<distribution>/setup.bash"
@@ -161,7 +162,7 @@ def load_command(name: str) -> ModuleType:
     """Import the module of a subcommand.
 
     Raises:
-        M2DistillError: This installation does not contain it.
+        M2DistillError: This installation does not contain the subcommand.
     """
     module = f"m2distill_policy.commands.{name.replace('-', '_')}"
     try:
@@ -173,9 +174,9 @@ def load_command(name: str) -> ModuleType:
 
 
 def _parser(selected: str | None) -> tuple[Parser, Parser | None]:
-    """Return the top parser and the parser of the selected subcommand.
+    """Return the parser of ``m2distill`` and the parser of the selected subcommand (None without one).
 
-    Only the module of that subcommand is imported. The others are lines in the help.
+    Only the module of that subcommand is imported. Of the other subcommands, the help shows one line each.
     """
     parser = Parser(
         prog="m2distill",
@@ -195,7 +196,7 @@ def _parser(selected: str | None) -> tuple[Parser, Parser | None]:
 
 
 class _OneLine(logging.Formatter):
-    """Formats a record as one line of printable characters. A traceback follows as it is."""
+    """Formatter that writes a record as one line of printable characters. A traceback follows unchanged."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
@@ -205,7 +206,7 @@ def _start_logging(debug: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # Below a warning, only this project's packages are shown: an HTTP client would log every request.
+    # Messages below a warning are shown only for this project's packages, because an HTTP client logs every request.
     for package in ("m2distill_policy", "training"):
         logging.getLogger(package).setLevel(logging.DEBUG if debug else logging.INFO)
 

@@ -1,7 +1,7 @@
 """Start processes on the machines of a Ray cluster (https://docs.ray.io), with the interface of subprocess.Popen.
 
-Ray is optional and only used with ``--ray``. Every machine of the cluster must have this package installed, and see the
-work's folders under the same paths (NFS or similar).
+Ray is optional and only used with ``--ray``. Every machine of the cluster must have this package installed, and must
+see the folders of demonstrations and runs under the same paths (NFS or similar).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol
 from m2distill_policy.errors import ConfigError
 from m2distill_policy.installation import install_command
 
-#: Address of a cluster on this machine for this call only.
+#: Value of ``--ray`` for a cluster on this machine that exists only while the command runs.
 LOCAL = "local"
 
 
@@ -37,23 +37,23 @@ class Input(Protocol):
 
 
 class Process(Protocol):
-    """The part of :class:`subprocess.Popen` that is used here."""
+    """The part of the interface of :class:`subprocess.Popen` that this project uses."""
 
     @property
     def returncode(self) -> int | None:
-        """Exit code as of the last :meth:`poll` or :meth:`wait`; None before."""
+        """Exit code found by the last :meth:`poll` or :meth:`wait`; None if the process still ran then."""
 
     def poll(self) -> int | None:
-        """Return the exit code; None while it runs."""
+        """Return the exit code; None while the process runs."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end and return the exit code; :class:`subprocess.TimeoutExpired` after ``timeout`` s."""
+        """Wait until the process ends; return the exit code. Raise TimeoutExpired after ``timeout`` s."""
 
     def terminate(self) -> None:
-        """Request its end (SIGTERM)."""
+        """Ask the process to end (SIGTERM)."""
 
     def kill(self) -> None:
-        """Kill it (SIGKILL)."""
+        """Kill the process (SIGKILL)."""
 
 
 class Piped(Process, Protocol):
@@ -61,43 +61,46 @@ class Piped(Process, Protocol):
 
     @property
     def stdin(self) -> Input | None:
-        """Its standard input."""
+        """Standard input of the process."""
 
     @property
     def stdout(self) -> Iterator[bytes] | IO[bytes] | None:
-        """Lines of its standard output."""
+        """Standard output of the process, by line."""
 
 
 class Launcher(Protocol):
-    """Starts processes on this machine or a cluster. ``environment`` is the complete one. If ``command[0]`` is this
-    interpreter, the interpreter of the machine where it is started is used."""
+    """Interface that starts processes on this machine or on a cluster.
+
+    ``environment`` contains all environment variables of the process. Where ``command`` contains the path of this
+    Python interpreter, a machine of the cluster uses its own interpreter.
+    """
 
     def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
-        """Start a process whose standard input and output are connected to this process."""
+        """Start a process whose standard input and output are pipes."""
 
     def logged(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
         """Start a process that appends its output to ``log`` and has no input."""
 
 
 class LocalLauncher:
-    """This machine."""
+    """Launcher that starts processes on this machine."""
 
     def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
-        """See :class:`Launcher`."""
+        """Start a process, see :meth:`Launcher.piped`."""
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
     def logged(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
-        """See :class:`Launcher`."""
+        """Start a process, see :meth:`Launcher.logged`."""
         with log.open("ab") as file:
             return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
 
 
 class RayLauncher:
-    """Machines of a Ray cluster, one core for each process; processes wait until a core is free.
+    """Launcher that starts processes on a Ray cluster, with one core each. A process waits until a core is free.
 
     Args:
         address: Address of the cluster's head, such as ``10.0.0.5:6379``; ``auto`` for the cluster that this machine
-            belongs to; ``local`` for one on this machine only, which ends with this process.
+            belongs to; ``local`` for a new cluster on this machine only, which ends with this process.
 
     Raises:
         ConfigError: Ray is not installed, or no cluster answers.
@@ -130,17 +133,17 @@ class RayLauncher:
         self._host: Any = self._ray.remote(num_cpus=1, max_concurrency=4, max_restarts=0)(_Host)
 
     def piped(self, command: Sequence[str], environment: Mapping[str, str]) -> Piped:
-        """See :class:`Launcher`."""
+        """Start a process, see :meth:`Launcher.piped`."""
         return _Remote(self._ray, self._host.remote(_portable(command), _changed(environment), None), piped=True)
 
     def logged(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
-        """See :class:`Launcher`."""
+        """Start a process, see :meth:`Launcher.logged`."""
         host = self._host.remote(_portable(command), _changed(environment), str(log.resolve()))
         return _Remote(self._ray, host, piped=False)
 
 
 def add_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the option ``--ray``. what: name of the work that it distributes, for the help."""
+    """Add the option ``--ray``. what: What it distributes, such as "rollouts", for the help."""
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -153,13 +156,13 @@ def add_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def launcher(ray: str | None) -> Launcher:
-    """Return the launcher for the Ray cluster at this address, or for this machine if None."""
+    """Return the launcher for the Ray cluster at address ``ray``, or for this machine if ``ray`` is None."""
     return LocalLauncher() if ray is None else RayLauncher(ray)
 
 
-#: Placeholder for the interpreter in a command.
+#: Placeholder in a command for the Python interpreter.
 _PYTHON = "<python>"
-#: Variables that are always passed on.
+#: Environment variables that are always passed to the processes.
 _TAKEN = ("MUJOCO_GL", "LIBERO_CONFIG_PATH")
 
 
@@ -168,7 +171,7 @@ def _portable(command: Sequence[str]) -> list[str]:
 
 
 def _changed(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that were set for the process; others belong to this machine and are not passed on."""
+    """Return the variables set for the process. Variables inherited from this machine are not passed on."""
     return {
         name: value
         for name, value in environment.items()
@@ -177,11 +180,12 @@ def _changed(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Host:
-    """Runs on the other machine in a Ray process: starts one child, and connects its pipes."""
+    """Ray actor on a machine of the cluster. It starts one child process and connects its pipes."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: str | None) -> None:
         words = [sys.executable if word == _PYTHON else word for word in command]
-        # Ray sets these itself, such as an empty list of GPUs; the child gets what a manually started process has.
+        # Ray sets these two variables, such as an empty list of GPUs. They are removed, so that the child gets the same
+        # environment as a process that a user starts.
         own = {"OMP_NUM_THREADS": None, "CUDA_VISIBLE_DEVICES": ""}
         inherited = {n: v for n, v in os.environ.items() if n not in own or own[n] not in (None, v)}
         everything = {**inherited, **environment}
@@ -220,7 +224,7 @@ class _Host:
 
 
 class _Remote:
-    """The local side of a :class:`_Host`, with the used part of Popen's interface."""
+    """The local side of a :class:`_Host`, with the interface of :class:`Piped`."""
 
     def __init__(self, ray: Any, host: Any, piped: bool) -> None:
         self._ray, self._host, self._piped = ray, host, piped
@@ -228,7 +232,7 @@ class _Remote:
         self._unsent: list[bytes] = []
         self._lock = threading.Lock()
         self.returncode: int | None = None
-        #: Why its machine or its host failed, if that ended it.
+        #: Why the machine or the Ray actor failed, if that ended the process; else "".
         self.lost = ""
 
     # --- as a process ---
@@ -250,7 +254,7 @@ class _Remote:
                 except self._ray.exceptions.RayError as error:
                     self.lost = _reason(error)
                     self.returncode = -9
-                if not self._piped:  # otherwise its last output is still to be read
+                if not self._piped:  # the last output of a piped process is still to be read
                     self._ray.kill(self._host)  # frees its core
             return self.returncode
 
@@ -258,13 +262,13 @@ class _Remote:
         self._host.signal.remote("terminate")
 
     def kill(self) -> None:
-        # The child first, because it would outlive its host. A host that waits for a core has no child.
+        # The child is killed first, because it would outlive its host. A host that waits for a core has no child yet.
         self._ray.wait([self._host.signal.remote("kill")], timeout=5.0)
         self._ray.kill(self._host)
 
     @property
     def waiting(self) -> bool:
-        """Whether it still waits for a core."""
+        """Whether the process still waits for a core."""
         return self.returncode is None and not self._ray.wait([self._begun], timeout=0.0)[0]
 
     # --- as its own pipes ---
@@ -301,7 +305,7 @@ class _Remote:
 
 
 def why_lost(process: Process) -> str:
-    """Return why a process's machine or host failed, if that ended it; "" otherwise."""
+    """Return why the machine or the Ray actor of a process failed, if that ended the process; else ""."""
     return process.lost if isinstance(process, _Remote) else ""
 
 

@@ -9,7 +9,7 @@ Supported annotations: ``bool``, ``int``, ``float``, ``str``, ``pathlib.Path``, 
 dataclass, ``tuple[X, ...]``, ``tuple[X, Y]``, ``dict[str, X]``, ``X | None`` and other unions of these.
 
 * An ``int`` is accepted for a ``float``, but not the reverse; a ``bool`` is not a number.
-* Numbers are finite. A NaN is not equal to itself, so a run with one could not be compared with its resumption.
+* Numbers are finite. A NaN is not equal to itself, so the configurations of a run and of its resumption would differ.
 * TOML has no null: leave the key out, or use the override ``key=null``.
 """
 
@@ -40,9 +40,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Key in a field's metadata for the argument of :func:`open_sections`.
+#: Key in a field's metadata under which :func:`open_sections` stores its argument.
 _OPEN = "open sections"
-#: Largest number of files that extend one another.
+#: Largest number of files in a chain of ``extends``.
 _MOST_EXTENDS = 8
 _NULL_WORDS = ("null", "none")
 _BOOL_WORDS = {"true": True, "false": False}
@@ -54,12 +54,12 @@ def keys_of(cls: type[Any]) -> dict[str, Any]:
 
 
 def name_of_type(annotation: Any) -> str:
-    """Return an annotation in words, for messages."""
+    """Return a readable name of a type annotation, such as "a list of int", for messages."""
     return _name(annotation)
 
 
 def closest_keys(key: str, keys: Sequence[str]) -> str:
-    """Return a hint at the intended key, such as "; did you mean 'optim.lr'?", or ""."""
+    """Return a hint at the key that was probably meant, such as "; did you mean 'optim.lr'?", or ""."""
     same = [known for known in keys if known.rpartition(".")[2] == key]
     return f"; did you mean '{same[0]}'?" if same else closest(key, keys)
 
@@ -67,11 +67,11 @@ def closest_keys(key: str, keys: Sequence[str]) -> str:
 def open_sections(lookup: Callable[[], Mapping[str, type[Any]]]) -> Any:
     """Make a dataclass field for sections that are registered elsewhere and not listed in the class.
 
-    Each registered section is a table at the level of the class itself. The field contains the sections that were
-    given, as a tuple of dataclass instances sorted by name.
+    In a file, each registered section is a table next to the other keys of the class. The field contains the sections
+    that the file gives, as a tuple of dataclass instances sorted by name.
 
     Args:
-        lookup: Returns the sections that are registered now: name -> dataclass.
+        lookup: Function that returns the sections that are registered now: name -> dataclass.
     """
     return dataclasses.field(default=(), metadata={_OPEN: lookup})
 
@@ -81,8 +81,8 @@ def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequenc
 
     Args:
         cls: A dataclass.
-        path: A ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file; None uses the dataclass's defaults. With
-            ``extends = "other.toml"``, a path relative to the file, it changes the values of that file.
+        path: A ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file; None uses the dataclass's defaults. A file with
+            ``extends = "other.toml"`` starts from the values of the other file, whose path is relative to this file.
         overrides: ``key=value`` or ``section.key=value``; later ones override earlier ones. The text is read by the
             field's type: ``lr=1e-3``, ``name=tiny``, ``augment=false``, ``channels=32,64`` or ``channels=[32,64]``,
             ``resume=null``, ``optimizer={"lr": 1e-3}``.
@@ -101,7 +101,7 @@ def load_config(cls: type[T], path: Path | str | None = None, overrides: Sequenc
 
 
 def _extended(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a file and those that it extends. Its own values override theirs, and tables are merged."""
+    """Read a file and the files that it extends. Its values override the values of those files; tables are merged."""
     here = path.resolve()
     if here in below or len(below) >= _MOST_EXTENDS:
         chain = " -> ".join(file.name for file in (*below, here))
@@ -139,7 +139,7 @@ def read_file(path: Path | str, suffix: str | None = None) -> dict[str, Any]:
         suffix: Format, such as ".yaml"; None uses the suffix of the file's name.
 
     Raises:
-        ConfigError: It cannot be read, or is not a table.
+        ConfigError: The file cannot be read, or is not a table.
     """
     path = Path(path)
     data = read_plain(path, suffix)
@@ -183,7 +183,7 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return plain JSON types: sections as dictionaries, tuples as lists, paths as strings; see :func:`from_dict`."""
+    """Convert a configuration to JSON types, as :func:`from_dict` reads: sections to dictionaries, tuples to lists."""
     if isinstance(config, type) or not dataclasses.is_dataclass(config):
         raise TypeError(f"{config!r} is not an instance of a dataclass")
     holder, sections = _open(type(config))
@@ -195,7 +195,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_json(config: Any) -> str:
-    """Return indented JSON with sorted keys, so that equal configurations give equal text."""
+    """Convert a configuration to indented JSON with sorted keys, so that equal configurations give equal text."""
     return json.dumps(to_dict(config), indent=2, sort_keys=True, allow_nan=False)
 
 
@@ -261,7 +261,7 @@ def _arms(annotation: Any) -> tuple[Any, ...]:
 
 
 def _name(annotation: Any) -> str:
-    """Return an annotation in words, for an error message."""
+    """Implement :func:`name_of_type`."""
     arms = _arms(annotation)
     if len(arms) > 1:
         return " or ".join(_name(arm) for arm in arms)
@@ -300,7 +300,7 @@ def _leaves(cls: type, where: str = "") -> Iterator[str]:
 
 def _unknown(cls: type, key: str, where: str) -> str:
     known = _fields(cls)
-    # The same name in a section below is a better suggestion than a similar name here.
+    # A key of the same name in a section below is a better suggestion than a key of a similar name at this level.
     below = [leaf for leaf in _leaves(cls) if leaf.rpartition(".")[2] == key]
     near = difflib.get_close_matches(key, [*known], n=1, cutoff=0.5)
     meant = below or near
@@ -314,7 +314,7 @@ def _unknown(cls: type, key: str, where: str) -> str:
 
 
 def _convert(annotation: Any, value: Any, where: str) -> Any:
-    """Check ``value`` against ``annotation`` and return it in its final form; raise :class:`ConfigError`."""
+    """Convert ``value`` to the type ``annotation``; raise :class:`ConfigError` if it does not fit."""
     arms = _arms(annotation)
     if len(arms) > 1:
         return _convert_union(annotation, arms, value, where)
@@ -395,7 +395,7 @@ def _convert_union(annotation: Any, arms: tuple[Any, ...], value: Any, where: st
         return None
     arms = tuple(arm for arm in arms if arm is not type(None))
     if len(arms) == 1 and (typing.get_origin(arms[0]) is not None or isinstance(value, Mapping)):
-        return _convert(arms[0], value, where)  # its own error is more precise than that of the union
+        return _convert(arms[0], value, where)  # the error of one type is more precise than that of the union
     for arm in sorted(arms, key=lambda arm: arm is not type(value)):  # the exact type first: 1 is an int, not a float
         try:
             return _convert(arm, value, where)
@@ -452,8 +452,10 @@ def _apply_override(cls: type, data: dict[str, Any], override: str) -> None:
 
 
 def parse_text(annotation: Any, text: str) -> Any:
-    """Convert the text of an override to what a file would contain. Text that cannot be read stays text, which the
-    check of the type refuses."""
+    """Convert the text of an override to the value that a file would contain.
+
+    Text that does not fit the type is returned unchanged. The later check of the type refuses it.
+    """
     arms = _arms(annotation)
     if type(None) in arms and text.lower() in _NULL_WORDS:
         return None

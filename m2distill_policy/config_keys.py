@@ -31,7 +31,7 @@ def setting(default: Any, meaning: str, *, unit: str = "", low: float | None = N
 
     Args:
         default: Default value.
-        meaning: What it does, in one or more sentences.
+        meaning: What the key does, in one or more sentences.
         unit: Unit of a number, such as ``s``.
         low, high: Range of a number, inclusive; checked by :func:`require_ranges`.
     """
@@ -44,17 +44,17 @@ def section(kind: type[Any], meaning: str, **defaults: Any) -> Any:
     Args:
         kind: The dataclass.
         meaning: What the section is about.
-        defaults: Defaults of its keys that differ from those of ``kind``.
+        defaults: Default values of keys in this section that differ from the defaults of ``kind``.
     """
     return dataclasses.field(default_factory=lambda: kind(**defaults), metadata={_KEY: _Doc(meaning)})
 
 
 def require_ranges(config: Any, prefix: str = "") -> None:
-    """Check every number of a section that has a range; for use in ``__post_init__``.
+    """Check that every number of a section is in its range, if it has one; for use in ``__post_init__``.
 
     Args:
         config: The section.
-        prefix: Its name with a dot, such as ``optim.``, for the message.
+        prefix: Name of the section with a dot, such as ``optim.``, for the message.
 
     Raises:
         ConfigError: A number is out of its range.
@@ -73,7 +73,7 @@ def require_ranges(config: Any, prefix: str = "") -> None:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a configuration. type and range: in words; default: as JSON, or "" for a section."""
+    """One key of a configuration. type, range: Text for readers. default: JSON text, or "" for a section."""
 
     name: str
     type: str
@@ -104,7 +104,7 @@ def _keys(cls: type[Any], defaults: dict[str, Any], prefix: str) -> Iterator[Key
 
 
 def _summary(kind: Any) -> str:
-    """Return the first sentence of a class's docstring, which documents a section that is registered elsewhere."""
+    """Return the first paragraph of a class's docstring, which documents a section that is registered elsewhere."""
     text = " ".join((getattr(kind, "__doc__", "") or "").split("\n\n")[0].split())
     return text
 
@@ -132,7 +132,7 @@ def _text(key: Key) -> str:
 
 
 def reference(cls: type[Any], title: str, introduction: str) -> str:
-    """Return the reference of a configuration as Markdown: a table for each section."""
+    """Return the reference page of a configuration as Markdown, with a table for each section."""
     lines = [f"# {title}", "", introduction, "", *_TABLE]
     for key in describe_keys(cls):
         if key.is_section:
@@ -148,7 +148,7 @@ _TABLE = ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
 
 
 def _without_empty_tables(lines: list[str]) -> list[str]:
-    """Remove the heads of tables without rows, which belong to sections that contain only sections."""
+    """Remove the headings of tables without rows. A section that contains only sections has such a table."""
     kept: list[str] = []
     for index, line in enumerate(lines):
         head = line in _TABLE

@@ -25,13 +25,13 @@ else:
 
 #: Allowed suffixes of a file name.
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
-#: Largest size of a file, bytes; the largest of this project has 6 KiB.
+#: Largest size of a file in bytes; the largest configuration file of this project has 6 KiB.
 LARGEST = 64 * 1024
 #: Largest nesting of lists and tables.
 DEEPEST = strict_json.DEEPEST
-#: Largest number of values, keys, lists and tables in a YAML file; its parser reads a few thousand a second.
+#: Largest number of values, keys, lists and tables in a YAML file; PyYAML reads a few thousand of them a second.
 MOST_NODES = 10_000
-#: Characters of a value that a message repeats.
+#: Largest number of characters of a value that a message repeats.
 _SHOWN = 80
 
 _DEEP_KEY = re.compile(r"(?<![\w\"'-])[\w\"'-]+(?:[ \t]*\.[ \t]*[\w\"'-]+){" + f"{DEEPEST},}}")
@@ -52,14 +52,14 @@ def read_plain(path: Path, suffix: str | None = None) -> Any:
 
     Args:
         path: A regular file whose name ends in one of ``SUFFIXES``, of at most ``LARGEST`` bytes.
-        suffix: One of ``SUFFIXES``; None uses that of the file's name.
+        suffix: Format, one of ``SUFFIXES``; None uses the suffix of the file's name.
 
     Returns:
         Dictionaries with texts as keys, lists, texts, booleans, 64-bit integers, finite floats, and None; TOML may
         also give dates and times.
 
     Raises:
-        ConfigError: Names the file and what is wrong with it.
+        ConfigError: The file is not valid. The message names the file and what is wrong with it.
     """
     suffix = path.suffix if suffix is None else suffix
     kind = suffix[1:].upper()
@@ -71,7 +71,7 @@ def read_plain(path: Path, suffix: str | None = None) -> Any:
         _check(data)
     except RecursionError as error:
         raise ConfigError(f"{path}: lists and tables are nested more than {DEEPEST} deep") from error
-    # Not only the parsers' own errors: int(), float() and datetime() also raise for damaged numbers.
+    # ValueError and ArithmeticError too, because int(), float() and datetime() raise them for damaged numbers.
     except (ValueError, ArithmeticError, yaml.YAMLError, strict_json.JsonError, ConfigError) as error:
         raise ConfigError(f"{path}: is not valid {kind}: {_one_line(error)}") from error
     return data
@@ -132,7 +132,7 @@ def _yaml(text: str) -> Any:
 
 
 def _check(data: Any) -> None:
-    """Raise :class:`ConfigError` for values that a configuration cannot contain, naming their place."""
+    """Raise :class:`ConfigError` if there is a value that a configuration cannot contain; the message names its key."""
     waiting: list[tuple[str, Any, int]] = [("", data, 1)]
     while waiting:
         where, value, depth = waiting.pop()
@@ -163,7 +163,7 @@ def _check_text(text: str, at: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader without traps of YAML 1.1: ``1e-3`` is a number, a date stays text, repeated keys are errors."""
+    """PyYAML's SafeLoader with three changes: ``1e-3`` is a number, a date stays text, a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for key, _ in node.value:

@@ -1,8 +1,8 @@
 """The contract: cameras, proprioception, actions, units and rate.
 
-The same contract is stored with demonstrations, used in training, exported in the bundle and served on the robot. Each
-step calls :meth:`Contract.require_same` and refuses a mismatch. A contract is stored as JSON and checked when it is
-made.
+The same contract is stored with demonstrations, used in training, exported in the bundle and used on the robot. Each of
+these steps compares contracts by :meth:`Contract.require_same` and refuses a mismatch. A contract is stored as JSON and
+checked when the object is made.
 
 Conventions (LIBERO's, see https://github.com/Lifelong-Robot-Learning/LIBERO):
 
@@ -53,27 +53,28 @@ UNITS = ("rad", "m")
 #: Entries of an action, in order.
 ACTION_AXES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 
-# Plausible ranges: wide enough for any arm near which a person may stand, and narrow enough that a damaged number
-# rarely passes.
-#: Pixels of a view's height and width; degrees of its field of view.
+# Plausible ranges. They are wide enough for any arm that works near people, and narrow enough to refuse most damaged
+# numbers.
+#: Range of a view's height and width in pixels, and of its field of view in degrees.
 IMAGE_SIDE, FIELD_OF_VIEW = (16, 4096), (1.0, 179.0)
 #: Largest number of views, of proprioception groups, of entries in a group, and of characters in a name.
 MOST_CAMERAS, MOST_GROUPS, MOST_ENTRIES, LONGEST_NAME = 16, 16, 64, 64
-#: Largest absolute value of proprioception that may be allowed, rad or m.
+#: Largest absolute value of a limit (``low``, ``high``) of proprioception, rad or m.
 LARGEST_READING = 10_000.0
-#: m and rad by which an action of 1 may put the set-point ahead of the arm.
+#: Ranges of ``translation_scale`` (m) and ``rotation_scale`` (rad): how far an action of 1 puts the set-point ahead of
+#: the arm.
 TRANSLATION_SCALE, ROTATION_SCALE = (1e-6, 0.5), (1e-6, math.pi)
-#: m/s and rad/s of an action of 1. The fastest arms that work near people reach 3 m/s.
+#: Largest speed of an action of 1 on each axis, m/s and rad/s. The fastest arms that work near people reach 3 m/s.
 FASTEST = (5.0, 5.0, 5.0, 20.0, 20.0, 20.0)
-#: Number of levels of a response, and their smallest distance.
+#: Largest number of levels of a velocity response, and smallest distance between two levels.
 MOST_LEVELS, LEVEL_DISTANCE = 64, 1e-3
-#: Actions a second; steps of history; bytes of the images of that history.
+#: Range of the rate in Hz; range of the history in steps; largest size of the images of a history in bytes.
 RATE, HISTORY, LARGEST_HISTORY = (1.0, 200.0), (1, 1000), 4 * 2**30
-#: Size of an embedding, and the factor of its values.
+#: Range of the size of an embedding, and of the factor that scales its values.
 TEXT_SIZE, TEXT_SCALING = (1, 65_536), (1e-6, 1e6)
-#: Characters of a contract as JSON.
+#: Largest number of characters of a contract as JSON.
 LONGEST_TEXT = 2**20
-#: Names that the network's graphs and the streams already use.
+#: Names that views and proprioception groups must not have, because inputs and outputs of the graphs have them.
 RESERVED = ("text_token", "film", "past_tokens", "past_count", "embedding", "logits", "means", "scales", "tokens")
 
 
@@ -111,7 +112,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Proprioception:
-    """A group of joint positions: names in order, unit, and the range outside which a value is refused."""
+    """A group of joint positions: names in order, unit, and the range of allowed values."""
 
     name: str
     entries: tuple[str, ...]
@@ -144,16 +145,16 @@ class Proprioception:
 
 @dataclass(frozen=True)
 class VelocityResponse:
-    """How fast the demonstrated arm moved for an action, for arms that are driven by velocity.
+    """The speed at which the demonstrated arm moved for each size of action, for arms that are driven by velocity.
 
-    An OSC delta is a set-point ahead of the arm, not a distance travelled: an impedance controller follows it with a
-    lag, and not proportionally. The response is linear between levels, and odd in the action. It is fitted to
-    demonstrations.
+    An OSC delta is a set-point ahead of the arm, not a distance travelled. An impedance controller follows the
+    set-point with a lag, and the arm's speed is not proportional to the delta. The response is fitted to
+    demonstrations. It is linear between levels, and an odd function of the action.
 
     Attributes:
-        levels: Sizes of an action, from 0 to 1.
-        velocities: For each axis and level, the speed that the arm reached (m/s for x, y, z; rad/s for rx, ry, rz).
-        fitted_from: Number of steps that it was fitted to.
+        levels: Absolute values of an action, increasing from 0 to 1.
+        velocities: The speed that the arm reached, for each axis and level (m/s for x, y, z; rad/s for rx, ry, rz).
+        fitted_from: Number of demonstration steps that the response was fitted to.
     """
 
     levels: tuple[float, ...]
@@ -184,10 +185,13 @@ class VelocityResponse:
         return np.array([self._speed(value, row) for value, row in zip(values, self.velocities, strict=True)])
 
     def _speed(self, value: float, row: tuple[float, ...]) -> float:
-        """As :func:`numpy.interp`, to the last bit, and odd. For a single number, numpy takes fifteen times as long."""
+        """Interpolate like :func:`numpy.interp`, to the last bit, as an odd function of ``value``.
+
+        For a single number, numpy.interp takes fifteen times as long.
+        """
         size, levels = abs(value), self.levels
         if not size < 1.0:
-            speed = row[-1] if size >= 1.0 else size  # NaN
+            speed = row[-1] if size >= 1.0 else size  # size is NaN
         else:
             after = bisect.bisect_right(levels, size)
             x, y = levels[after - 1], row[after - 1]
@@ -195,11 +199,11 @@ class VelocityResponse:
         return speed if value > 0 else -speed if value < 0 else 0.0 * size
 
     def size_for(self, axis: int, speed: float) -> float:
-        """Return the smallest size of the action on ``axis`` that reaches ``speed`` (m/s or rad/s, >= 0), at most 1."""
+        """Return the smallest absolute action on ``axis`` that reaches ``speed`` (m/s or rad/s, >= 0), at most 1."""
         if not speed > 0:
             return 0.0
         size = float(np.interp(speed, self.velocities[axis], self.levels))
-        return min(size, 1.0)  # between two nearly equal speeds the line is steep, and rounding may exceed 1
+        return min(size, 1.0)  # between two nearly equal speeds the line is steep, and rounding can give more than 1
 
     @property
     def top_speeds(self) -> tuple[float, ...]:
@@ -208,7 +212,7 @@ class VelocityResponse:
 
     @staticmethod
     def default() -> VelocityResponse:
-        """Return a first guess, measured on robosuite's OSC_POSE Panda: about 0.2 m/s and 1.2 rad/s at action 1.0."""
+        """Return the response measured on robosuite's OSC_POSE Panda: 0.2 m/s and 1.2 rad/s at action 1."""
         levels = (0.0, 0.25, 0.5, 1.0)
         linear = (0.0, 0.06, 0.12, 0.2)
         angular = (0.0, 0.35, 0.7, 1.2)
@@ -217,9 +221,10 @@ class VelocityResponse:
 
 @dataclass(frozen=True)
 class Action:
-    """Seven entries in [-1, 1]: translation x ``translation_scale`` m, rotation x ``rotation_scale`` rad, gripper.
+    """The action: seven entries in [-1, 1] for translation (3), rotation vector (3) and gripper (1).
 
-    The scaled delta is a set-point relative to the current pose, in ``frame``. ``response`` is the velocity it causes.
+    The translation times ``translation_scale`` (m) and the rotation times ``rotation_scale`` (rad) give a set-point
+    relative to the current pose, in ``frame``. ``response`` gives the velocity that an action causes.
     """
 
     translation_scale: float = 0.05
@@ -243,7 +248,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Text:
-    """How an instruction is embedded. Embeddings are comparable only if all of these are equal."""
+    """The text encoder of instructions. Embeddings are comparable only if all of these fields are equal."""
 
     encoder: str
     sha256: str
@@ -261,7 +266,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a policy observes and does. See the module's text for conventions."""
+    """What a policy observes and does. The module's docstring states the conventions."""
 
     cameras: tuple[Camera, ...]
     proprioception: tuple[Proprioception, ...]
@@ -317,16 +322,16 @@ class Contract:
         raise ContractError(f"no camera '{name}' in the contract; it has {list(self.camera_names)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types, with the format's version."""
+        """Convert the contract to JSON types, with the version of the format."""
         return {"version": FORMAT_VERSION, **dataclasses.asdict(self)}
 
     def to_json(self) -> str:
-        """Return indented JSON with sorted keys."""
+        """Convert the contract to indented JSON with sorted keys."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
 
     @staticmethod
     def from_dict(data: Any) -> Contract:
-        """Read what :meth:`to_dict` wrote; raise :class:`ContractError` naming the field that is wrong."""
+        """Read what :meth:`to_dict` returned; raise :class:`ContractError` that names a wrong field."""
         found = checked_object(data, "a contract")
         version = found.pop("version", None)
         if version != FORMAT_VERSION or not isinstance(version, int) or isinstance(version, bool):
@@ -360,7 +365,7 @@ class Contract:
 
     @staticmethod
     def from_json(text: str) -> Contract:
-        """Read what :meth:`to_json` wrote; raise :class:`ContractError`, see :func:`strict_json.parse`."""
+        """Read what :meth:`to_json` returned; raise :class:`ContractError` if it is not a valid contract."""
         try:
             data = parse(text, longest=LONGEST_TEXT)
         except JsonError as error:
@@ -381,7 +386,7 @@ class Contract:
             ignore: Prefixes of fields that may differ, such as ``"action.response"``.
 
         Raises:
-            ContractError: Names every field that differs.
+            ContractError: The contracts differ. The message names every field that differs.
         """
         lines = [d for d in self.differences(other) if not d.startswith(ignore)] if ignore else self.differences(other)
         if lines:

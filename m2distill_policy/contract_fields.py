@@ -20,7 +20,7 @@ HEXADECIMAL = re.compile(r"[0-9a-f]+\Z")
 
 
 def shown(value: object) -> str:
-    """Return ``value`` for a message, shortened to at most a line."""
+    """Return ``value`` as text for a message, shortened to at most one line."""
     try:
         found = ascii(value)
     except (ValueError, RecursionError):  # an integer with thousands of digits
@@ -29,20 +29,20 @@ def shown(value: object) -> str:
 
 
 def check_number(field: str, value: object, low: float, high: float, unit: str = "") -> None:
-    """Require a finite number from ``low`` to ``high``; raises :class:`ContractError`."""
+    """Require a finite number from ``low`` to ``high``, else raise :class:`ContractError`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         kind = "a positive number is needed, from" if low > 0 else "a number is needed, from"
         raise ContractError(f"{field} is {shown(value)}; {kind} {low:g} to {high:g}{unit and ' '}{unit}")
 
 
 def check_whole(field: str, value: object, low: int, high: int) -> None:
-    """Require a whole number from ``low`` to ``high``; raises :class:`ContractError`."""
+    """Require a whole number from ``low`` to ``high``, else raise :class:`ContractError`."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ContractError(f"{field} is {shown(value)}; a whole number from {low} to {high} is needed")
 
 
 def check_text(field: str, value: object, longest: int, form: re.Pattern[str] | None = None) -> None:
-    """Require 1 to ``longest`` printable characters, of the given form; raises :class:`ContractError`."""
+    """Require 1 to ``longest`` printable characters that match ``form``, else raise :class:`ContractError`."""
     if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
         raise ContractError(f"{field} is {shown(value)}; a text of 1 to {longest} printable characters is needed")
     if value != value.strip() or (form is not None and not form.match(value)):
@@ -54,7 +54,7 @@ def check_text(field: str, value: object, longest: int, form: re.Pattern[str] | 
 
 
 def check_entries(field: str, value: object, fewest: int, most: int, kind: type) -> None:
-    """Require a tuple of ``fewest`` to ``most`` instances of ``kind``; raises :class:`ContractError`."""
+    """Require a tuple of ``fewest`` to ``most`` instances of ``kind``, else raise :class:`ContractError`."""
     if not isinstance(value, tuple) or not all(isinstance(entry, kind) for entry in value):
         raise ContractError(f"{field} is {shown(value)}; a tuple of {kind.__name__} is needed")
     if not fewest <= len(value) <= most:
@@ -62,7 +62,7 @@ def check_entries(field: str, value: object, fewest: int, most: int, kind: type)
 
 
 def check_numbers(field: str, value: object, fewest: int, most: int, low: float, high: float) -> None:
-    """Require a tuple of ``fewest`` to ``most`` numbers from ``low`` to ``high``; raises :class:`ContractError`."""
+    """Require ``fewest`` to ``most`` numbers from ``low`` to ``high`` in a tuple, else raise :class:`ContractError`."""
     if not isinstance(value, tuple):
         raise ContractError(f"{field} is {shown(value)}; a tuple of numbers is needed")
     if not fewest <= len(value) <= most:
@@ -72,10 +72,10 @@ def check_numbers(field: str, value: object, fewest: int, most: int, low: float,
 
 
 def fields_of(data: object, kind: type, where: str) -> dict[str, Any]:
-    """The fields of dataclass ``kind`` in the JSON object ``data``: all of them, and no others.
+    """Return the JSON object ``data`` after checking that its keys are exactly the fields of dataclass ``kind``.
 
     Raises:
-        ContractError: names the key that is not known (and the closest one), or the one that is missing.
+        ContractError: A key is unknown or missing. The message names it, and the closest known key.
     """
     known = [field.name for field in dataclasses.fields(kind)]
     found = checked_object(data, where)
@@ -89,14 +89,14 @@ def fields_of(data: object, kind: type, where: str) -> dict[str, Any]:
 
 
 def checked_object(data: object, where: str) -> dict[str, Any]:
-    """A copy of the JSON object ``data``; raises :class:`ContractError` for anything else."""
+    """Return a copy of the JSON object ``data``; raise :class:`ContractError` if it is something else."""
     if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
         raise ContractError(f"{where} is {shown(data)}; a JSON object is needed")
     return dict(data)
 
 
 def checked_list(data: object, where: str) -> tuple[Any, ...]:
-    """The entries of the JSON list ``data``; raises :class:`ContractError` for anything else."""
+    """Return the entries of the JSON list ``data``; raise :class:`ContractError` if it is something else."""
     if not isinstance(data, (list, tuple)):
         raise ContractError(f"{where} is {shown(data)}; a JSON list is needed")
     return tuple(data)

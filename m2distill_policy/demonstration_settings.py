@@ -10,10 +10,10 @@ from typing import Any
 from m2distill_policy.contract import Contract
 from m2distill_policy.errors import DemonstrationError
 
-#: robosuite's names of the arm whose joints are in LIBERO's contract.
+#: Names in robosuite of the Panda arm, whose joints are in LIBERO's contract.
 _PANDAS = ("Panda", "MountedPanda", "OnTheGroundPanda")
 _PANDA_JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
-#: Relative difference up to which two numbers are equal.
+#: Largest relative difference of two numbers that count as equal.
 _SAME = 1e-6
 
 _SCENE = re.compile(r"[A-Z][A-Z_]*_SCENE\d+_")
@@ -23,16 +23,17 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
 def check_settings(settings: Mapping[str, Any], contract: Contract, attribute: str = "env_args") -> None:
     """Refuse robomimic's and LIBERO's ``env_args`` if they contradict the contract.
 
-    Missing fields are not checked. Checked are ``control_freq``, ``robots`` and the controller's type, kind of input
-    and limits, also at robosuite 1.5's place (``body_parts``).
+    The checked fields are ``control_freq``, ``robots``, and the controller's type, kind of input and limits, also where
+    robosuite 1.5 writes them (``body_parts``). A missing field is not an error.
 
     Args:
-        settings: The attribute, read as JSON: ``{"env_kwargs": {...}}``, or the fields themselves.
+        settings: Value of the attribute, parsed from JSON: ``{"env_kwargs": {...}}``, or the fields directly.
         contract: Contract of the demonstrations.
         attribute: Name of the attribute, for the message.
 
     Raises:
-        DemonstrationError: Names the field, its value and that of the contract; the caller adds the file.
+        DemonstrationError: A field contradicts the contract. The message names the field and both values; the caller
+            adds the name of the file.
     """
     kwargs = settings.get("env_kwargs")
     for where, fields in ((attribute, settings), (f"{attribute}.env_kwargs", kwargs)):
@@ -47,7 +48,7 @@ def check_settings(settings: Mapping[str, Any], contract: Contract, attribute: s
 
 
 def _claims(fields: Mapping[str, Any], contract: Contract) -> Iterator[tuple[str, Any, str, bool]]:
-    """Yield each field that is present: name, value, value of the contract, and whether they agree."""
+    """Yield (name, value, value of the contract, whether they agree) of each checked field that is present."""
     rate = fields.get("control_freq")
     if rate is not None:
         yield "control_freq", rate, f"{contract.rate_hz:g} Hz", _is(rate, contract.rate_hz)
@@ -102,7 +103,7 @@ def _of_controller(where: str, controller: Any, contract: Contract) -> Iterator[
             fits = len(values) == 6 and all(_is(value, limit) for value, limit in zip(values, limits, strict=True))
             yield f"{where}.{field}", got, str([float(f"{limit:g}") for limit in limits]), fits
     frame = controller.get("input_ref_frame")
-    if frame is not None:  # for differences, base and world frame are the same, because the arm's base is upright
+    if frame is not None:  # deltas are equal in base and world frame, because the arm's base is not rotated
         yield f"{where}.input_ref_frame", frame, contract.action.frame, frame in (contract.action.frame, "world")
 
 
@@ -121,7 +122,7 @@ def _short(value: object) -> str:
 
 
 def words_of(task_name: str) -> str | None:
-    """Return the instruction in one of LIBERO's file names, by LIBERO's own rule: the part after the scene.
+    """Return the instruction in one of LIBERO's task names. As in LIBERO, it is the part after the scene.
 
     ``KITCHEN_SCENE10_close_the_top_drawer`` -> ``close the top drawer``; None if the name has no instruction.
     """

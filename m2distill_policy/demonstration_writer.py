@@ -30,7 +30,7 @@ from m2distill_policy.storage import sync_and_rename, write_atomic, writing
 
 
 def _differing(begun: str, now: str) -> str:
-    """Return which settings of two collections differ, in brackets; "" if one is damaged."""
+    """Return the names of the settings that differ between two collections, in brackets; "" if one is damaged."""
     try:
         (one, of_one), (other, of_other) = ((made, made.pop("env_args")) for made in map(json.loads, (begun, now)))
         pairs = ((one, other), (of_one, of_other))
@@ -41,7 +41,7 @@ def _differing(begun: str, now: str) -> str:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Convert errors of HDF5 when it writes ``path`` to one type, and remove the incomplete file."""
+    """If writing ``path`` fails, remove the incomplete file and raise StorageError or DemonstrationError."""
     try:
         with writing(path):
             yield
@@ -54,14 +54,15 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class DemonstrationWriter:
-    """Collects the episodes of one task. A kill at any time loses at most the episode that is being written.
+    """Writer of the episodes of one task. If the process is killed, at most the episode being written is lost.
 
-    Every attempt is committed separately, by renaming a finished part into ``<file>.parts/``: an episode as
-    ``<seed>.hdf5``, a failure as the empty ``<seed>.failed``. :meth:`finish` merges the parts into one file.
+    Every attempt is stored in its own file in ``<file>.parts/``: an episode as ``<seed>.hdf5``, a failure as the empty
+    ``<seed>.failed``. An episode is written under a temporary name and then renamed. :meth:`finish` merges the parts
+    into one file.
 
     Raises:
-        DemonstrationError: The instruction or the name would be read back differently, or the settings contradict the
-            contract. Nothing has been written then.
+        DemonstrationError: The instruction or the name of the file would be read back differently, or the settings
+            contradict the contract. In both cases nothing has been written.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class DemonstrationWriter:
             raise DemonstrationError(f"demonstrations cannot be written to {self.parts}: {error}") from error
 
     def _require_same_contract(self) -> None:
-        """Refuse parts of an earlier collection with another contract or instruction."""
+        """Refuse parts of an earlier collection that has another contract, instruction or ``env_args``."""
         marker = self.parts / "collection.json"
         wanted = json.dumps(
             {"instruction": self.instruction, "contract": self.contract.to_dict(), "env_args": self.env_args},
@@ -111,17 +112,17 @@ class DemonstrationWriter:
             )
 
     def clean(self) -> None:
-        """Remove files that a killed process left incomplete. Only while no other process writes here."""
+        """Remove files that a killed process left incomplete. Call it only while no other process writes here."""
         for leftover in self.parts.glob(".*"):
             leftover.unlink()
 
     def discard_if_empty(self) -> None:
-        """Remove the folder of parts if no attempt was committed, so that other settings can be used at once."""
+        """Remove the folder of parts if no attempt is stored in it, so that other settings can be used at once."""
         if not self.attempts():
             shutil.rmtree(self.parts, ignore_errors=True)
 
     def attempts(self) -> dict[int, bool]:
-        """Return the seeds tried so far -> whether the attempt succeeded."""
+        """Return the attempts so far: seed -> whether the attempt succeeded."""
         done = {int(part.stem): True for part in self.parts.glob("[0-9]*.hdf5")}
         return done | {int(part.stem): False for part in self.parts.glob("[0-9]*.failed")}
 
@@ -130,14 +131,14 @@ class DemonstrationWriter:
         (self.parts / f"{seed}.failed").touch()
 
     def add(self, recording: Recording, number: int | None = None) -> None:
-        """Commit one episode.
+        """Store one episode.
 
         Args:
             recording: The episode.
-            number: Its number; None uses its seed.
+            number: Number in the name of the episode's part; None uses its seed.
 
         Raises:
-            DemonstrationError: It does not fit the contract.
+            DemonstrationError: The episode does not fit the contract.
         """
         episode = recording.episode
         number = episode.seed if number is None else number
@@ -154,8 +155,8 @@ class DemonstrationWriter:
         """Split a finished file into parts, so that more episodes can be added. The file stays until :meth:`finish`.
 
         Args:
-            file: The finished file of this writer's path.
-            seeds: Seeds of the attempts behind it, in order. Attempts whose seed has no episode have failed.
+            file: The finished file at this writer's path.
+            seeds: Seeds of all attempts of that file, in order. An attempt without an episode in the file has failed.
 
         Raises:
             DemonstrationError: An episode is damaged, or its seed is not one of ``seeds``.
@@ -181,7 +182,12 @@ class DemonstrationWriter:
             self.add_failure(seed)
 
     def finish(self, seeds: list[int], tried: int) -> DemonstrationFile:
-        """Merge the episodes of ``seeds``, in that order, into the file, and remove the parts. tried: attempts."""
+        """Merge the episodes of ``seeds`` into the file, in that order, and remove the parts.
+
+        Args:
+            seeds: Seeds of the episodes.
+            tried: Number of attempts, for the file.
+        """
         if not seeds:
             raise DemonstrationError(
                 f"no episode was collected for {self.path}; a file without episodes is not written"
@@ -207,7 +213,8 @@ class DemonstrationWriter:
                 data.attrs["m2distill_suite"] = self.suite
                 data.attrs["m2distill_tried"] = tried
             sync_and_rename(temporary, self.path)
-            # Removed at once by a rename: some parts without their settings could be taken for another collection's.
+            # Renamed before it is removed. If only a part of the folder were removed, its settings could be missing,
+            # and a collection with other settings would use the remaining episodes.
             done = self.parts.with_name(f".{self.parts.name}")
             shutil.rmtree(done, ignore_errors=True)
             self.parts.rename(done)

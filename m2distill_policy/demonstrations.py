@@ -1,11 +1,12 @@
-"""Demonstration files: HDF5 in LIBERO's layout, one file a task.
+"""Demonstration files: HDF5 in LIBERO's layout, one file for each task.
 
 The layout is described in docs/reference/demonstrations.md. Files store image rows bottom-up
 (``macros_image_convention = opengl``), as robosuite and LIBERO do, so that LIBERO's and robomimic's tools can read
 them. Elsewhere images are upright; the reader and :mod:`m2distill_policy.demonstration_writer` flip them.
 
-Reading is strict: a missing key, a wrong shape or dtype, or a value out of range is a :class:`DemonstrationError` that
-names file, episode and key. LIBERO's published files have no contract; it is derived from their image size.
+Reading is strict: a missing key, a wrong shape or dtype, or a value out of range raises :class:`DemonstrationError`,
+which names file, episode and key. LIBERO's published files have no contract. For them, LIBERO's contract with the image
+size of the file is used.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from m2distill_policy.demonstration_settings import check_settings, words_of
 from m2distill_policy.errors import ContractError, DemonstrationError, shorten
 from m2distill_policy.hdf5 import Dataset, Hdf5File, open_hdf5
 
-#: How far an action may be outside [-1, 1] before a file is refused; rounding only.
+#: How far an action may be outside [-1, 1] because of rounding. A file with a larger action is refused.
 ACTION_TOLERANCE = 1e-6
 
 _SUFFIX = "_demo.hdf5"
@@ -38,11 +39,11 @@ _ATTRIBUTES = (
     *("macros_image_convention", "problem_info", "env_args", "env_info"),
     *("m2distill_contract", "m2distill_suite", "m2distill_tried"),
 )
-#: Bytes of a file's name; while it is written, the name is a few bytes longer.
+#: Largest length of a file's name in bytes. The temporary name during writing is a few bytes longer.
 _LONGEST_NAME = 200
-#: Characters of an instruction; a text encoder reads some hundreds.
+#: Largest number of characters of an instruction; a text encoder reads some hundreds.
 _LONGEST_INSTRUCTION = 1000
-#: Largest plausible value of an end-effector pose, m and rad.
+#: Largest plausible absolute value in an end-effector pose, m and rad.
 _FARTHEST = 1e3
 
 #: Characters that readers remove around an instruction, in addition to white space.
@@ -51,7 +52,7 @@ _QUOTE = '"'
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-#: Files whose instruction was taken from their name, and about which this was logged.
+#: Files for which a warning was logged that their instruction was taken from their name.
 _said: set[Path] = set()
 
 
@@ -60,13 +61,13 @@ class Episode:
     """One demonstration of L steps. Index t was observed before action t.
 
     Attributes:
-        images: View -> (L, H, W, 3) uint8, RGB, upright.
-        proprioception: Group -> (L, n) float32, in the contract's units.
-        actions: (L, 7) float32 in [-1, 1].
-        ee: (L, 6) float32 end-effector pose (m; rotation vector, rad), or None.
+        images: Name of the view -> images, (L, H, W, 3) uint8, RGB, upright.
+        proprioception: Name of the group -> joint positions, (L, n) float32, in the contract's units.
+        actions: Actions, (L, 7) float32 in [-1, 1].
+        ee: End-effector poses, (L, 6) float32 (m; rotation vector, rad), or None.
         seed: Seed of the initial state, or None.
         init_state: Flattened MuJoCo state, or None.
-        executed: (L, 7) float32, what the robot executed instead of ``actions`` if it was disturbed, or None.
+        executed: Actions that the robot executed instead of ``actions``, if it was disturbed, (L, 7) float32, or None.
         seen_after: True for LIBERO's published files, where index t was recorded after action t.
     """
 
@@ -85,12 +86,13 @@ class Episode:
 
 @dataclass(frozen=True)
 class Recording:
-    """An :class:`Episode`, and what a simulated environment adds for the file; a real robot adds nothing.
+    """An :class:`Episode` and the data that only a simulated environment can add to the file.
 
     Attributes:
-        states: (L, S) float64 flattened MuJoCo states.
-        robot_states: (L, 9): fingers, grip position, grip quaternion (x, y, z, w).
-        model_xml: The scene's MJCF.
+        episode: The episode.
+        states: Flattened MuJoCo states, (L, S) float64; None for a real robot.
+        robot_states: Finger positions, grip position and grip quaternion (x, y, z, w), (L, 9); None for a real robot.
+        model_xml: MJCF of the scene; empty for a real robot.
     """
 
     episode: Episode
@@ -100,7 +102,7 @@ class Recording:
 
 
 def demonstration_path(folder: Path, task_name: str) -> Path:
-    """Return the path of a task's demonstrations in ``folder``; :class:`DemonstrationError` for an invalid name."""
+    """Return the path of a task's file in ``folder``; raise :class:`DemonstrationError` for an invalid name."""
     name = task_name + _SUFFIX
     if not task_name or task_name.startswith(".") or not task_name.isprintable() or set(task_name) & set("/\\:"):
         raise DemonstrationError(
@@ -118,16 +120,16 @@ def demonstration_path(folder: Path, task_name: str) -> Path:
 
 
 def task_name_of(name: str) -> str:
-    """Return the task's name in the name of its file."""
+    """Return the name of the task, given the name of its demonstration file."""
     return name.removesuffix(_SUFFIX).removesuffix(".hdf5")
 
 
 def instruction_from(text: str) -> str:
-    """Return the instruction in ``text``, without quotes and white space around it, as every reader does.
+    """Return ``text`` without the quotes and white space around it. All readers of instructions do this.
 
     Raises :class:`DemonstrationError` if it is not one line of 1 to 1000 printable characters.
     """
-    # One pass, because stripping quotes and spaces alternately takes minutes for a long text of both.
+    # One pass, because stripping quotes and spaces in turn takes minutes for a long text of quotes and spaces.
     kept = [index for index, character in enumerate(text) if character != _QUOTE and not character.isspace()]
     if not kept:
         raise DemonstrationError(f"the instruction is {shorten(repr(text))}; write what the robot should do")
@@ -143,13 +145,13 @@ def instruction_from(text: str) -> str:
 class DemonstrationFile:
     """The demonstrations of one task. The file is opened for each read, so the object may be shared between processes.
 
-    ``len(file)`` is the number of episodes; iteration gives them in order.
+    ``len(file)`` is the number of episodes; iteration yields the episodes in order.
 
     Attributes:
-        path, instruction, task_name, contract: Of the demonstrations.
-        suite: Name of the suite, or "".
-        settings: robomimic's ``env_args``.
-        tried: Number of attempts for the successful episodes.
+        path, contract: Path of the file, and contract of the demonstrations.
+        task_name, instruction, suite: Name of the task, its instruction, and the name of its suite or "".
+        settings: Settings of the environment, robomimic's ``env_args``.
+        tried: Number of attempts that were needed to collect the episodes.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -181,7 +183,7 @@ class DemonstrationFile:
         self.task_name = task_name_of(self.path.name)
         self.instruction = self._read_instruction(data)
         self.contract = self._read_contract(file, data)
-        # A file without attributes was regenerated by OpenVLA's script, which observes before it acts.
+        # A file without attributes was made by OpenVLA's script, which records the observation before the action.
         self._seen_after = bool(data) and "m2distill_contract" not in data
         self.suite = self._text(data, "m2distill_suite") or ""
         self.settings = self._read_settings(data, "env_args")
@@ -201,7 +203,7 @@ class DemonstrationFile:
             yield self.episode(index)
 
     def episode(self, index: int) -> Episode:
-        """Read and check episode ``index``. Raises :class:`DemonstrationError`, or IndexError beyond the last one."""
+        """Read and check episode ``index``. Raise IndexError without one, DemonstrationError for an invalid one."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} episodes; there is no episode {index}")
         name = self._names[index]
@@ -229,7 +231,7 @@ class DemonstrationFile:
         ee: NDArray[np.float32] | None = None
         if f"data/{name}/obs/ee_states" in file.datasets:
             poses = self._dataset(file, name, "obs/ee_states", (6,), "f", length)
-            if not np.all(np.abs(poses) <= _FARTHEST):  # written so that NaN fails
+            if not np.all(np.abs(poses) <= _FARTHEST):  # this form of the condition also refuses NaN
                 raise self._wrong(name, "obs/ee_states", f"holds a value that is not finite, or beyond {_FARTHEST:g}")
             ee = poses.astype(np.float32)
         attributes = file.attributes(f"data/{name}", ("seed", "init_state"))
@@ -261,7 +263,7 @@ class DemonstrationFile:
         return np.clip(actions, -1.0, 1.0).astype(np.float32)
 
     def lengths(self) -> list[int]:
-        """Return the number of steps of every episode, without reading them."""
+        """Return the number of steps of every episode, without reading the episodes."""
         file = open_hdf5(self.path)
         return [self._declared(file, name, "actions", (7,), "f").shape[0] for name in self._names]
 
@@ -289,7 +291,7 @@ class DemonstrationFile:
         return DemonstrationError(f"{self.path}: episode '{episode}', key '{key}' {what}")
 
     def _declared(self, file: Hdf5File, episode: str, key: str, shape: tuple[int, ...], kind: str) -> Dataset:
-        """Return dataset ``key`` of shape (L, *shape), unread; ``kind`` is 'f' for any float or 'u1' for uint8."""
+        """Return dataset ``key`` without its data, if it has shape (L, *shape) and type 'f' (any float) or 'u1'."""
         dataset = file.datasets.get(f"data/{episode}/{key}")
         if dataset is None:
             start = f"data/{episode}/"
@@ -306,7 +308,7 @@ class DemonstrationFile:
     def _dataset(
         self, file: Hdf5File, episode: str, key: str, shape: tuple[int, ...], kind: str, length: int | None = None
     ) -> NDArray[Any]:
-        """Read the numbers of :meth:`_declared`; ``length`` is the expected number of steps, or None."""
+        """Read a dataset, checked by :meth:`_declared`; ``length`` is the required number of steps, or None."""
         dataset = self._declared(file, episode, key, shape, kind)
         if length is not None and dataset.shape[0] != length:
             raise self._wrong(episode, key, f"has {dataset.shape[0]} steps; 'actions' has {length}")
@@ -363,7 +365,7 @@ class DemonstrationFile:
             raise DemonstrationError(f"{self.path}: in 'problem_info' {error}") from error
 
     def _read_settings(self, data: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """Return the settings of the collection in an attribute, or {}; refuse those that contradict the contract."""
+        """Return the settings in attribute ``name``, or {} without it; refuse settings that contradict the contract."""
         found = self._read_json(data, name) or {}
         try:
             check_settings(found, self.contract, name)
@@ -391,6 +393,6 @@ class DemonstrationFile:
 
 
 def _joined(pieces: list[str]) -> str:
-    """Join the instruction's words, which some of LIBERO's files store as words, as one text, or as letters."""
+    """Join an instruction that one of LIBERO's files stores as a list of words, of letters, or of one text."""
     letters = len(pieces) > 1 and all(len(piece) == 1 for piece in pieces)
     return "".join(pieces) if letters else " ".join(word for piece in pieces for word in piece.split())

@@ -1,8 +1,9 @@
 """Check what this machine can run, and say how to install what is missing.
 
-Each check is a function that returns a :class:`Finding` and does not raise if something is missing. Features are tried,
-not only looked up. What could hang or crash (rendering, a GPU driver) is tried in a subprocess with a timeout. The
-checks run with the standard library alone, so that they also work if no dependency is installed.
+Each check is a function that returns a :class:`Finding` and does not raise if something is missing. A check tries a
+feature; it does not only look whether a package is installed. Trials that could hang or crash (rendering, a GPU driver)
+run in a subprocess with a timeout. The checks need only the standard library, so they also work if no dependency is
+installed.
 """
 
 from __future__ import annotations
@@ -22,19 +23,21 @@ from typing import Literal
 from m2distill_policy import installation, pins
 from m2distill_policy.errors import M2DistillError
 
-#: ``ok``: works. ``missing``: 'm2distill demo' needs it. ``optional``: absent, and 'm2distill demo' does not need it.
+#: ``ok``: it works. ``missing``: it does not work, and 'm2distill demo' needs it. ``optional``: it does not work, and
+#: 'm2distill demo' does not need it.
 State = Literal["ok", "missing", "optional"]
 
-#: Command -> the findings it needs; an empty tuple means all of them.
+#: Command -> names of the findings that the command needs; an empty tuple means all findings.
 NEEDED_BY: dict[str, tuple[str, ...]] = {"demo": (), "serve": ("Python", "packages: robot", "DDS")}
 
-#: GiB that 'm2distill demo' may need for demonstrations and runs.
+#: Free disk space that 'm2distill demo' needs for demonstrations and runs, GiB.
 DISK_NEEDED = 2.0
 
-#: s; limit for one trial in a subprocess. The first import of MuJoCo from a cold disk is slow.
+#: Time limit of one trial in a subprocess, s. The first import of MuJoCo after a boot is slow.
 TRIAL_TIMEOUT = 60.0
 
-# Renders a scene with a light, a floor and a box. Prints the time of the second frame in ms; the first one compiles.
+# Renders a scene with a light, a floor and a box. Prints the time of the second frame in ms, because the first frame
+# includes the time to compile shaders.
 _DRAW = """
 import json, time
 import mujoco
@@ -94,11 +97,11 @@ def examine() -> list[Finding]:
 
 
 def as_text(findings: list[Finding]) -> str:
-    """Format the findings for a terminal: one line each, the cure below it, and which commands can run."""
+    """Format the findings for a terminal: a line for each finding, its cure below it, and which commands can run."""
     width = max(len(finding.name) for finding in findings)
     marks = {"ok": "ok     ", "missing": "MISSING", "optional": "absent "}
     lines: list[str] = []
-    first: dict[str, str] = {}  # several findings often have the same cure, a long command
+    first: dict[str, str] = {}  # several findings often have the same cure, which is a long command
     for finding in findings:
         lines.append(f"{marks[finding.state]}  {finding.name:<{width}}  {finding.detail}")
         if finding.cure:
@@ -138,7 +141,7 @@ def missing_for(command: str, findings: list[Finding]) -> list[str]:
 
 
 def check_python() -> Finding:
-    """Check for Python 3.10 to 3.12, the versions of ROS 2 Humble and Jazzy and of the wheels in ``requirements/``."""
+    """Check for Python 3.10 to 3.12, the versions for which ROS 2 and the pinned packages are available."""
     version = platform.python_version()
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
         return Finding("Python", "ok", version)
@@ -163,7 +166,7 @@ def check_disk(folder: Path | None = None) -> Finding:
 
 
 def check_role(role: str) -> Finding:
-    """Check that the packages of a role are installed, in the versions of ``requirements/``."""
+    """Check that the packages of a role are installed in the versions that ``requirements/`` lists."""
     name = f"packages: {role}"
     absent = installation.missing_modules(role)
     if absent:
@@ -179,7 +182,7 @@ def check_role(role: str) -> Finding:
 
 
 def check_compiled_code() -> Finding:
-    """Check that numba can compile the simulator's code and has a folder to cache it in."""
+    """Check that numba can compile the simulator's code and has a folder for the compiled code."""
     name = "compiled code"
     if any(importlib.util.find_spec(module) is None for module in ("numba", "robosuite", "mujoco")):
         return Finding(name, "optional", "the simulator is not installed", installation.install_command("sim"))
@@ -195,7 +198,7 @@ def check_compiled_code() -> Finding:
 
 
 def check_rendering() -> Finding:
-    """Render one small image with MuJoCo without a screen: with the simulator's choice of library, then the others."""
+    """Render a small image with MuJoCo without a screen. If the chosen OpenGL library fails, try the others."""
     name = "headless rendering"
     if importlib.util.find_spec("mujoco") is None:
         return Finding(name, "missing", "mujoco is not installed", installation.install_command("sim"))
@@ -250,7 +253,7 @@ def _trial(code: str, environment: dict[str, str]) -> tuple[str, str]:
     """Run Python code in a subprocess.
 
     Returns:
-        The last line of its output, and the reason why it failed; the reason is empty if it did not.
+        (last line of the output, reason of the failure). The reason is "" if the code succeeded.
     """
     try:
         done = subprocess.run(
@@ -266,7 +269,8 @@ def _trial(code: str, environment: dict[str, str]) -> tuple[str, str]:
         return "", f"no answer in {TRIAL_TIMEOUT:.0f} s"
     if done.returncode != 0:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        # A destructor may print another exception after the one that ended the process; take the first at the margin.
+        # A destructor may print another exception after the one that ended the process, so the first unindented line
+        # that names an error is used.
         reasons = [line for line in lines if line[0].isalpha() and "Error" in line.split(":")[0]]
         return "", (reasons or lines or [f"exit code {done.returncode}"])[0 if reasons else -1]
     lines = done.stdout.strip().splitlines()

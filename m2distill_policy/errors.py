@@ -1,4 +1,4 @@
-"""Errors that a user can meet.
+"""Errors that are shown to the user.
 
 Every message says what is wrong, with the value, what is allowed, and what to do, in one or two sentences. The command
 line prints only the message, without a traceback.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class M2DistillError(Exception):
-    """Base class of all errors of this project. exit_code: exit status of a command that it ends."""
+    """Base class of all errors of this project. exit_code: Exit status of a command that ends with the error."""
 
     exit_code = 2
 
@@ -70,19 +70,19 @@ class TransportError(M2DistillError):
     """A peer did not answer, or a message could not be read."""
 
 
-#: Characters of an external text that a message repeats.
+#: Largest number of characters of an external text that a message repeats.
 LONGEST_SHOWN = 200
 
 
 def shorten(text: str, most: int = LONGEST_SHOWN) -> str:
-    """Return ``text``, or its first ``most`` characters and its length, because every status contains messages."""
+    """Return ``text``, or its first ``most`` characters and its length if it is longer than that."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def printable(text: str) -> str:
     """Return ``text`` with characters that are not printable escaped, as ``\\n`` or ``\\udce9``.
 
-    Names of files and texts from other processes may contain half of a UTF-8 sequence, which no message can contain, or
+    File names and texts from other processes may contain an incomplete UTF-8 sequence, which cannot be printed, or
     codes that move a terminal's cursor.
     """
     if text.isprintable():
@@ -96,7 +96,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     Args:
         name: The unknown name.
         known: The known names.
-        cutoff: Smallest similarity, 0 to 1.
+        cutoff: Smallest similarity for a suggestion, 0 to 1.
     """
     if len(name) > LONGEST_SHOWN:  # not a typing error, and the comparison would take minutes
         return ""

@@ -2,8 +2,8 @@
 
 Everything is read through :func:`_ask`, which sends a request to another process (:mod:`m2distill_policy.hdf5_reader`).
 If a file makes the library hang, crash or use all memory, only that process ends, and a :class:`DemonstrationError` is
-raised here. The file's structure is checked before anything is read: links, external storage and virtual datasets are
-refused, because they lead to other files, or are read as zeros if those are missing.
+raised here. The file's structure is checked before any data is read: links, external storage and virtual datasets are
+refused, because they refer to other files, and HDF5 returns zeros if such a file is missing.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from numpy.typing import NDArray
 
 from m2distill_policy.errors import DemonstrationError
 
-#: s of processor time for the structure of a file (50 episodes: 0.1 s), or for the first bytes of data.
+#: Limit of processor time for the structure of a file (50 episodes need 0.1 s), s. Reading data has this limit plus the
+#: time that BYTES_A_SECOND gives.
 SECONDS = 5.0
-#: Bytes of data for each further second of processor time; gzip decompresses about 200 MB/s.
+#: Bytes of data for which reading gets one more second of processor time; gzip decompresses about 200 MB/s.
 BYTES_A_SECOND = 5e6
-#: s without an answer after which a file is refused, even if only its disk is slow.
+#: Longest wait for an answer, s. After that the file is refused, even if only its disk is slow.
 PATIENCE = 120.0
-#: Largest size of a dataset, bytes: an hour of 128 px, a quarter of an hour of 256 px at 20 Hz.
+#: Largest size of a dataset in bytes: images of an hour at 128 px, or of a quarter of an hour at 256 px, at 20 Hz.
 LARGEST_DATASET = 4 * 2**30
 
 _READER = "m2distill_policy.hdf5_reader"
-#: s within which the process must start; it imports h5py.
+#: Longest time that the process may take to start, s. It imports h5py.
 _START = 120.0
 #: Number of files whose structure is cached.
 _REMEMBERED = 64
@@ -52,14 +53,14 @@ Identity = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset's declaration. kind: NumPy's name of its type, such as ``<f8``, or why it has none."""
+    """The declaration of a dataset. kind: NumPy's name of its type, such as ``<f8``, or a text if NumPy has none."""
 
     shape: tuple[int, ...]
     kind: str
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """Type of its numbers in this machine's byte order; None if it has no numbers."""
+        """Type of the dataset's numbers in this machine's byte order; None if it does not contain numbers."""
         try:
             found = np.dtype(self.kind)
         except TypeError:
@@ -69,14 +70,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Hdf5File:
-    """A file whose structure has been checked: groups and datasets by path, such as ``data/demo_0/actions``."""
+    """A file whose structure has been checked. Groups and datasets have paths such as ``data/demo_0/actions``."""
 
     path: Path
     groups: frozenset[str]
     datasets: Mapping[str, Dataset]
 
     def attributes(self, group: str, names: Sequence[str]) -> dict[str, Any]:
-        """Return those of the attributes ``names`` that ``group`` has: texts, numbers, or lists of numbers."""
+        """Return the attributes ``names`` of ``group``, without missing ones: texts, numbers, or lists of numbers."""
         answer = _ask(self.path, {"do": "attributes", "group": group, "names": list(names)}, SECONDS)
         values: dict[str, Any] = answer["values"]
         return values
@@ -108,7 +109,7 @@ def open_hdf5(path: str | Path) -> Hdf5File:
     """Read the structure of the file at ``path``.
 
     Raises:
-        DemonstrationError: It is missing, damaged, not HDF5, uses links or external data, or takes too long.
+        DemonstrationError: The file is missing, damaged, not HDF5, uses links or external data, or takes too long.
     """
     path = Path(path)
     identity = _identity(path)
@@ -166,8 +167,12 @@ class _Reader:
         self._line(_START)
 
     def ask(self, request: dict[str, Any], into: memoryview | None) -> dict[str, Any]:
-        """Send a request and return the answer; data are written to ``into``. Raises :class:`_Silent` or
-        :class:`_Ended`."""
+        """Send a request, write the data of the answer to ``into``, and return the answer.
+
+        Raises:
+            _Silent: The process did not answer in time.
+            _Ended: The process ended without an answer.
+        """
         try:
             os.write(self._in, json.dumps(request).encode() + b"\n")
         except BrokenPipeError as error:
@@ -215,7 +220,7 @@ class _Reader:
             done += count
 
     def end(self) -> int:
-        """Kill the process if it still runs. Return its exit code."""
+        """Kill the process if it is still running, and return its exit code."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.1)
@@ -230,7 +235,7 @@ _reader: _Reader | None = None
 
 
 def _forget() -> None:
-    """Let a forked process start its own reader, because two processes on one pipe would mix up the answers."""
+    """Make a forked process start a new reader, because two processes on one pipe would mix up the answers."""
     global _lock, _reader
     _lock, _reader = threading.Lock(), None
 
@@ -251,12 +256,12 @@ def _ask(path: Path, request: dict[str, Any], seconds: float, into: memoryview |
 
     Args:
         path: The file.
-        request: See :mod:`m2distill_policy.hdf5_reader`.
-        seconds: Processor time that it may take.
-        into: Where the data of ``read`` are written.
+        request: The request, as :mod:`m2distill_policy.hdf5_reader` describes it.
+        seconds: Limit of processor time for the request, s.
+        into: Memory for the data of ``read``.
 
     Raises:
-        DemonstrationError: Names the file and the problem.
+        DemonstrationError: The file cannot be read. The message names the file and the problem.
     """
     global _reader
     _identity(path)
@@ -276,7 +281,7 @@ def _ask(path: Path, request: dict[str, Any], seconds: float, into: memoryview |
             except _Silent as error:
                 _close()
                 raise _damaged(path, f"there was no answer within {PATIENCE:g} s") from error
-            except BaseException as error:  # the rest of an unfinished answer must not be read as the next one
+            except BaseException as error:  # the rest of this answer must not be read as the next answer
                 _close()
                 if isinstance(error, DemonstrationError):
                     raise DemonstrationError(f"{path}: {error}") from error

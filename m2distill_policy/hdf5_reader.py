@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-#: Bytes that the structure of a file, or one block of its data, may use in addition to the process itself.
+#: Memory that a request may use in addition to the memory of the process before the request, bytes.
 MEMORY = 512 * 2**20
 #: Largest number of groups and datasets of a file; 50 episodes have about 800.
 MOST_OBJECTS = 100_000
@@ -30,7 +30,7 @@ MOST_OBJECTS = 100_000
 _BLOCK = 16 * 2**20
 #: Largest size of an attribute that is not a text, bytes.
 _LARGEST_ATTRIBUTE = 2**20
-#: s without a request after which the process ends.
+#: Time without a request after which the process ends, s.
 _IDLE = 60.0
 #: Filters that are part of every HDF5 library; others are plugins, which are never loaded.
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "n-bit", 6: "scale-offset", 32000: "lzf"}
@@ -39,11 +39,11 @@ Identity = tuple[int, int, int, int]
 
 
 class Refused(Exception):
-    """A readable file that is refused; the message says why."""
+    """The file can be read but is not allowed; the message says why."""
 
 
 def main() -> None:
-    """Answer requests until standard input ends, or until there is none for a minute."""
+    """Answer requests until standard input ends, or until no request has come for a minute."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent process
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -100,11 +100,11 @@ def _answer(request: dict[str, Any], known: dict[str, Identity]) -> Iterator[dic
             last = {"values": _attributes(file[request["group"]], request["names"])}
         else:
             yield from _blocks(file[request["name"]])
-    yield last  # only after the file is closed, because the parent process may write it now
+    yield last  # sent after the file is closed, because the parent process may write to the file from now on
 
 
 def _limit_memory(more: int) -> None:
-    """Allow this process ``more`` bytes in addition to what it uses now."""
+    """Limit the memory of this process to its present size plus ``more`` bytes."""
     try:
         taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     except OSError:  # without /proc only time is limited
@@ -176,7 +176,7 @@ def _describe_dataset(dataset: Any, at: str) -> dict[str, Any]:
 
 
 def _attributes(group: Any, names: list[str]) -> dict[str, Any]:
-    """Return those of the attributes that exist: texts, numbers, lists of numbers."""
+    """Return the attributes ``names`` of a group, without missing ones: texts, numbers, or lists of numbers."""
     import numpy as np
 
     values: dict[str, Any] = {}

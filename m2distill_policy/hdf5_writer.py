@@ -1,8 +1,8 @@
 """Write HDF5 files so that a full disk is an error in Python and not a crash of the library.
 
-If a write fails, HDF5 cannot close the file: it tries again when the process ends, and crashes with SIGSEGV. So HDF5
-never sees a failed write: the first error is stored, later data stay in memory, and the error is raised by the next
-:meth:`Hdf5Output.check` or at the end.
+If a write fails, HDF5 cannot close the file: it tries again when the process ends, and crashes with SIGSEGV. Therefore
+:class:`_Sink` hides a failed write from HDF5. It stores the first error and keeps all later data in memory. The next
+:meth:`Hdf5Output.check`, or the end of :func:`create_hdf5`, raises the error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import h5py
 
 
 class _Sink(io.RawIOBase):
-    """A file whose writes always succeed for HDF5."""
+    """A file object for HDF5 whose writes never raise an error."""
 
     def __init__(self, handle: int) -> None:
         self._handle, self._at, self._size = handle, 0, 0
@@ -84,8 +84,10 @@ class Hdf5Output:
         self.file, self._sink = file, sink
 
     def check(self) -> None:
-        """Raise the first error since the file was opened. Call it regularly, because after an error the data stay in
-        memory."""
+        """Raise the first error since the file was opened, if there was one.
+
+        Call it regularly, because after an error all data is kept in memory.
+        """
         if self._sink.error is not None:
             raise self._sink.error
 
@@ -95,7 +97,7 @@ def create_hdf5(path: Path) -> Iterator[Hdf5Output]:
     """Create or replace the file ``path``. It is complete, and flushed to disk, when the context ends.
 
     Raises:
-        OSError: It cannot be written; the file must not be used.
+        OSError: The file cannot be written. What was written must not be used.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:

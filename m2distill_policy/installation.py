@@ -12,8 +12,8 @@ from typing import Literal
 
 from m2distill_policy import pins
 
-#: ``clone``: the source tree, also when pip installed it with ``--editable``. ``colcon``: a built ROS 2 workspace that
-#: is sourced. ``pip``: everything else.
+#: ``clone``: used from the source tree, also if pip installed it with ``--editable``. ``colcon``: part of a built ROS 2
+#: workspace that is sourced. ``pip``: everything else.
 Kind = Literal["clone", "pip", "colcon"]
 
 #: Role -> the top-level modules that it needs. A role whose modules can all be found is installed.
@@ -56,8 +56,8 @@ def find_file(name: str) -> Path | None:
     Args:
         name: Path in the source tree, such as ``config/tiny.toml`` or ``requirements``.
     """
-    # In the source tree beside the package; otherwise where pip and colcon install it: below a parent of the package
-    # or, on Debian's Python, below the prefix.
+    # In the source tree, the file is next to the package. pip and colcon install it below a parent folder of the
+    # package or, with Debian's Python, below the prefix.
     places = [_PACKAGE.parent, *(p / "share" / _PACKAGE.name for p in (*_PACKAGE.parents, Path(sys.prefix)))]
     return next((place / name for place in places if (place / name).exists()), None)
 
@@ -69,7 +69,7 @@ def requirement_files(role: str) -> tuple[str, ...]:
         role: ``robot``, ``robot-gpu``, ``train``, ``sim``, ``ray`` or ``dev``.
 
     Returns:
-        One name, or two if the second has to be installed with ``pip install --no-deps``.
+        One file name. A second one, if there is one, has to be installed with ``pip install --no-deps``.
     """
     if role == "sim":
         return ("sim.txt", "sim-nodeps.txt")
@@ -83,21 +83,21 @@ def requirement_files(role: str) -> tuple[str, ...]:
 
 
 def missing_modules(role: str) -> list[str]:
-    """Return the modules of a role that are not installed. They are not imported, because torch takes seconds."""
-    # Only 'm2distill serve' and 'sim' need it, which a robot with ROS 2 does not use.
+    """Return the modules of a role that are not installed. Nothing is imported, because importing torch is slow."""
+    # Only 'm2distill serve' and 'm2distill sim' need cyclonedds. A robot with ROS 2 does not use these commands.
     unneeded = ("cyclonedds",) if requirement_files(role) == ("robot-ros.txt",) else ()
     return [m for m in ROLE_MODULES[role] if m not in unneeded and importlib.util.find_spec(m) is None]
 
 
 def missing_package(module: str, roles: Sequence[str]) -> str | None:
-    """Return what to say if a module cannot be imported: what is missing, and the command that installs it.
+    """Return the end of an error message that names a missing package and the command that installs it.
 
     Args:
-        module: Top-level module.
-        roles: The roles that are needed. Those that are installed already are left out of the command.
+        module: Top-level module that cannot be imported.
+        roles: The roles that are needed. The command leaves out roles that are installed already.
 
     Returns:
-        A phrase that begins with "needs"; None if the module is of no role, so that its absence is a bug.
+        A phrase that begins with "needs"; None if no role contains the module. In that case its absence is a bug.
     """
     owners = [role for role, modules in ROLE_MODULES.items() if module in modules]
     if not owners:
@@ -111,10 +111,10 @@ def missing_package(module: str, roles: Sequence[str]) -> str | None:
 def install_command(*roles: str) -> str:
     """Return the shell command that installs the packages of ``roles``, for this kind of installation.
 
-    A virtual environment that ``make venv`` made is updated by ``make venv``; every other Python by pip.
+    If ``make venv`` made the virtual environment, the command is ``make venv``. Otherwise it is a pip command.
 
     Args:
-        roles: See :func:`requirement_files`. ``robot-gpu`` replaces ``robot``.
+        roles: Names of roles, as in :func:`requirement_files`. ``robot-gpu`` replaces ``robot``.
     """
     made_for = Path(sys.prefix) / ".roles"
     if kind() == "clone" and made_for.is_file():
@@ -140,7 +140,8 @@ def reinstall_command(name: str) -> str:
     """Return the shell command that installs one package again, without its dependencies.
 
     Args:
-        name: Distribution, such as ``cyclonedds``. The version is the one in ``requirements/``, else the installed one.
+        name: Name of the distribution, such as ``cyclonedds``. The command installs the version in ``requirements/``,
+            or the installed version if ``requirements/`` has none.
     """
     folder = find_file("requirements")
     files = sorted(folder.glob("*.txt")) if folder is not None else []

@@ -1,4 +1,4 @@
-"""Allow only one process to write a folder, because two that continue the same work would damage it."""
+"""Allow only one process at a time to write to a folder, because two would damage each other's files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAME = ".lock"
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Create ``folder`` if needed and lock it for this process. The lock ends with the process.
+    """Create ``folder`` if needed and lock it for this process. The lock also ends if the process is killed.
 
     Raises:
         StorageError: Another process has the lock.

@@ -15,7 +15,7 @@ from m2distill_policy.errors import ObservationError
 def _all_within(values: NDArray[np.float32], group: Proprioception) -> bool:
     """Return whether all values are finite and in the group's range.
 
-    For a few numbers, a loop takes a tenth of the time of NumPy's reductions.
+    It is a loop because for a few numbers a loop takes a tenth of the time of NumPy's reductions.
     """
     if values.dtype != np.float32:
         return False
@@ -28,9 +28,9 @@ class Observation:
     """One image of every view and the proprioception, by the contract's names.
 
     Attributes:
-        images: Name -> (H, W, 3) uint8, RGB, upright, at the contract's resolution.
-        proprioception: Name -> (n,) float32, in the contract's units.
-        stamp: Seconds, in the clock of the source (simulated or ROS time).
+        images: Name of the view -> image, (H, W, 3) uint8, RGB, upright, at the contract's resolution.
+        proprioception: Name of the group -> joint positions, (n,) float32, in the contract's units.
+        stamp: Time of the observation in seconds, by the clock of the source (simulated or ROS time).
     """
 
     images: Mapping[str, NDArray[np.uint8]]
@@ -41,7 +41,7 @@ class Observation:
         """Check the observation against the contract.
 
         Raises:
-            ObservationError: An input is missing, has a wrong shape or dtype, is not finite or out of range.
+            ObservationError: An input is missing, has a wrong shape or dtype, is not finite, or is out of range.
         """
         for camera in contract.cameras:
             frame = self.images.get(camera.name)

@@ -12,9 +12,9 @@ LARGEST_SEED = 2**32 - 1
 MANY = 10**6
 #: Upper limit of processes or threads.
 MOST_PROCESSES = 1024
-#: s; limits of a wait. The upper one is a week.
+#: Smallest and largest value of an option that is a waiting time, s. The largest is a week.
 SHORTEST_WAIT, LONGEST_WAIT = 1e-3, 604_800.0
-#: s; limits of the setting for the time difference between the messages of one observation.
+#: Smallest and largest value of the setting for the time difference between the messages of one observation, s.
 SHORTEST_SLOP, LARGEST_SLOP = 1e-6, 10.0
 
 _SHOWN = 40

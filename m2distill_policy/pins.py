@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-#: One requirement: a name, ``==`` or ``<``, a version, and at most one condition on Python's version. Conditions on the
-#: machine are in dev.txt only, which is not compared.
+#: Format of a requirement: a name, ``==`` or ``<``, a version, and at most one condition on Python's version. Only
+#: dev.txt has conditions on the machine, and dev.txt is not compared.
 _LINE = re.compile(r"([A-Za-z0-9._-]+)\s*(==|<)\s*([^\s;]+)\s*(?:;\s*python_version\s*(<|>=)\s*\"([0-9.]+)\")?")
-#: Distributions that install the same modules: the one installed last overwrites the others.
+#: Groups of distributions that install the same modules. The one that is installed last overwrites the others.
 _CONFLICTING = (
     ("onnxruntime", "onnxruntime-gpu"),
     ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
@@ -19,7 +19,7 @@ _CONFLICTING = (
 
 
 def read_pins(file: Path) -> list[tuple[str, str, str]]:
-    """Read the requirements of a file, and of the files it includes, that apply to this Python.
+    """Read the requirements of a file and of the files that it includes. Skip those for other Python versions.
 
     Args:
         file: A file of ``requirements/``.

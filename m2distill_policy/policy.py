@@ -25,7 +25,7 @@ from m2distill_policy.runtime.mixture import Mixture, Sampling, check_sampling
 
 
 class PolicyError(M2DistillError):
-    """The policy was used in the wrong order."""
+    """A method of the policy was called too early."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Action:
     Attributes:
         values: (7,) float64 in [-1, 1], sampled from ``mixture`` and clipped. The first six are the motion of the end
             effector in the base frame, the last one is the gripper. ``contract.action`` gives scales, units and frame.
-        mixture: the Gaussian mixture over actions, before clipping.
-        latency: seconds that ``Policy.act`` took.
+        mixture: Gaussian mixture over actions, before clipping.
+        latency: Duration of ``Policy.act`` in seconds.
     """
 
     values: NDArray[np.float64]
@@ -48,15 +48,16 @@ class Policy:
     """A trained policy, loaded from a bundle. Not thread-safe.
 
     Args:
-        bundle: folder of a bundle, or of a run (the bundle of its last stage).
-        provider: ``cpu``, ``cuda``, ``tensorrt`` or ``auto``.
-        threads: threads of one operator on the CPU.
-        sampling: how an action is sampled from the mixture. ``low_noise`` samples a component and returns nearly its
+        bundle: Folder of a bundle, or of a run (the bundle of its last stage).
+        provider: ONNX Runtime provider: ``cpu``, ``cuda``, ``tensorrt`` or ``auto``.
+        threads: Number of threads of one operator on the CPU.
+        sampling: How an action is sampled from the mixture. ``low_noise`` samples a component and returns nearly its
             mean (LIBERO's evaluation); ``sample`` samples from the mixture; ``mode`` returns the mean of the component
             with the largest weight.
-        temperature: for ``sample``; 1 is the mixture itself, smaller values are closer to the mode.
-        seed: random seed; an episode ``e`` samples from ``numpy.random.default_rng([seed, e])``.
-        public_key: if given, the bundle must have a valid signature of this key.
+        temperature: Temperature of ``sample``. 1 samples from the mixture itself; smaller values give actions closer to
+            the mode.
+        seed: Random seed. Episode ``e`` uses the generator ``numpy.random.default_rng([seed, e])``.
+        public_key: If given, the bundle must have a valid signature of this key.
 
     Raises:
         BundleError: the bundle is damaged, of another version, or does not fit its contract.
@@ -109,11 +110,12 @@ class Policy:
         """Start an episode: clear the history and set the instruction.
 
         Args:
-            instruction: one of ``instructions``.
-            seed: start again at episode 0 of this random seed; by default the next episode of the current seed.
+            instruction: One of ``instructions``.
+            seed: Random seed, with which the policy starts again at episode 0. By default it continues with the next
+                episode of the current seed.
 
         Raises:
-            UnknownInstructionError: the policy was not trained on this instruction.
+            UnknownInstructionError: The policy was not trained on this instruction.
         """
         self._conditioning = self._engine.condition(instruction)
         self._window.clear()
@@ -123,25 +125,25 @@ class Policy:
         self._rng = np.random.default_rng([self._seed, self._episode])
 
     def act(self, images: Mapping[str, NDArray[Any]], proprioception: Mapping[str, ArrayLike] | None = None) -> Action:
-        """Compute the next action. Call it once a control period (``contract.period``), with new observations.
+        """Compute the next action. Call it once in every control period (``contract.period``), with a new observation.
 
         Warning:
-            This method does not watch anything. It does not notice late, frozen or missing inputs, and it applies no
-            limit of speed, acceleration or workspace. Use it in simulation and for analysis. On an arm, run
-            ``m2distill serve`` or the ROS 2 node, which do.
+            This method has no safety functions. It does not detect late or frozen inputs, and it does not limit speed,
+            acceleration or workspace. Use it in simulation and for analysis. On an arm, run ``m2distill serve`` or the
+            ROS 2 node, which do both.
 
         Args:
-            images: view name -> (H, W, 3) uint8, RGB, upright. A larger image is cropped at its centre to the
+            images: Name of the view -> (H, W, 3) uint8, RGB, upright. A larger image is cropped at its centre to the
                 contract's aspect and shrunk to its resolution.
-            proprioception: group name -> (n,) numbers, in the contract's units. None if ``images`` holds them too, like
-                the observations of ``make_env``.
+            proprioception: Name of the group -> (n,) numbers, in the contract's units. None if ``images`` also contains
+                the proprioception, as the observations of ``make_env`` do.
 
         Returns:
-            The sampled action, the mixture it was sampled from, and the time it took.
+            The sampled action, the mixture that it was sampled from, and the time that this call took.
 
         Raises:
             PolicyError: ``reset`` was not called.
-            ObservationError: an input is missing, or has the wrong shape, dtype or range.
+            ObservationError: An input is missing, or has the wrong shape, dtype or range.
             EngineError: ONNX Runtime failed.
         """
         begin = time.perf_counter()
@@ -176,9 +178,9 @@ def load(path: str | os.PathLike[str] | None = None, **options: Any) -> Policy:
     """Load a policy.
 
     Args:
-        path: folder of a bundle, or of a run (the bundle of its last stage); by default the pretrained bundle that
+        path: Folder of a bundle, or of a run (the bundle of its last stage); by default the pretrained bundle that
             ships with the package.
-        options: keyword arguments of ``Policy``, such as ``provider`` and ``sampling``.
+        options: Keyword arguments of ``Policy``, such as ``provider`` and ``sampling``.
 
     Returns:
         The policy, ready for ``Policy.reset``.

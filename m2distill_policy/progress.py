@@ -8,12 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-#: Smallest number of seconds between two states of a bar in a log.
+#: Shortest time between two lines of a progress bar in a log, s.
 LOG_SECONDS = 15.0
 
 
 class ProgressBar(tqdm):
-    """tqdm's bar on stderr. If that is not a terminal, it prints once every :data:`LOG_SECONDS`."""
+    """tqdm's bar on standard error. If that is not a terminal, a line is printed every :data:`LOG_SECONDS`."""
 
     def __init__(self, **settings: Any) -> None:
         self._live, self._shown = sys.stderr.isatty(), -LOG_SECONDS

@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """Return the commit of the source tree, with ``+changes`` if it was edited; ``unknown`` outside a checkout.
 
-    Determined once in a process, because the running code is the code at its start.
+    The result is cached, because the process keeps running the code that it loaded at its start.
     """
     root = Path(__file__).resolve().parent.parent
 
@@ -69,8 +69,8 @@ def commit() -> str:
 def machine() -> dict[str, Any]:
     """Return processor, cores that this process may use, memory in GiB, and operating system.
 
-    One name ("AMD EPYC") is used for several generations, which may round differently and give other weights. So family
-    and model are included if the system gives them.
+    A processor's name ("AMD EPYC") can stand for several generations. They may round differently, so that training
+    gives different weights. So the processor's family and model are included if the system reports them.
     """
     model = platform.processor() or platform.machine()
     try:
@@ -87,7 +87,7 @@ def machine() -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """Return all of it, with the time in UTC."""
+    """Return commit, versions, machine and the present time in UTC."""
     return {
         "commit": commit(),
         "versions": versions(),

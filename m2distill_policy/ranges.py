@@ -9,14 +9,14 @@ def require_within(name: str, value: float, low: float, high: float, unit: str =
     """Check that ``value`` is from ``low`` to ``high``.
 
     Args:
-        name: of the setting, for the message.
-        value: what was given.
-        low, high: the range, both allowed.
-        unit: of all three, for the message.
+        name: Name of the setting, for the message.
+        value: The value to check.
+        low, high: The range, inclusive.
+        unit: Unit of the value and of the range, for the message.
 
     Raises:
-        ConfigError: it is not, or it is not a number.
+        ConfigError: The value is not in the range, or is not a number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # not so for NaN
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # refuses NaN too
         given = f"{value:g}" if isinstance(value, float) else repr(value)
         raise ConfigError(f"{name} is {given}; {low:g} to {high:g}{f' {unit}' if unit else ''} is allowed")

@@ -1,4 +1,4 @@
-"""Write files completely or not at all; a full disk is a StorageError, whichever library writes."""
+"""Write files completely or not at all, and raise StorageError if the disk is full, whichever library writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from m2distill_policy.errors import StorageError
 
-#: Bytes; with less free space a disk cannot store a page of an HDF5 file.
+#: Free space in bytes below which a disk counts as full; less cannot store a page of an HDF5 file.
 _NOTHING = 2**16
 
 
@@ -20,8 +20,8 @@ def disk_full_error(error: BaseException, path: Path | None = None) -> StorageEr
 
     Args:
         error: The original error.
-        path: The file that was being written. Some libraries do not give the cause; then a disk that has almost no free
-            space is taken as the cause.
+        path: The file that was being written. If ``error`` does not state its cause, as in some libraries, a disk with
+            almost no free space is taken as the cause.
     """
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return StorageError(
@@ -45,7 +45,7 @@ def disk_full_error(error: BaseException, path: Path | None = None) -> StorageEr
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` to a temporary file and rename it to ``path``: readers see the complete file or none."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # minus the umask
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # the system subtracts the umask
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -58,10 +58,11 @@ def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
     """Create files that belong together, all of them or none.
 
     Args:
-        files: Path -> content, and permissions as for ``chmod``, minus the umask. The files must not exist.
+        files: Path -> (content, permissions). Permissions are as for ``chmod``; the umask is subtracted. The files must
+            not exist.
 
     Raises:
-        OSError: One exists already (:class:`FileExistsError`), or cannot be written. Then none of ``files`` remains.
+        OSError: A file exists already (:class:`FileExistsError`) or cannot be written. No new file remains.
     """
     made = []
     try:
@@ -83,9 +84,9 @@ def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path for a library to write to; the file is renamed to ``path`` at the end.
+    """Give a temporary path for a library to write to, as a context; at its end, rename the file to ``path``.
 
-    If an error occurs inside, no file is left and ``path`` is unchanged.
+    If an error occurs inside the context, the temporary file is removed and ``path`` is unchanged.
 
     Raises:
         StorageError: The disk is full.
@@ -102,7 +103,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def sync_and_rename(temporary: Path, path: Path) -> None:
     """Flush a finished file to disk and rename it, so that ``path`` is never incomplete, even after a power cut.
 
-    It gets the permissions of a new file under the umask, because some libraries create files only for the owner.
+    The file gets the default permissions of a new file, because some libraries make files that only the owner can read.
     """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -112,7 +113,7 @@ def sync_and_rename(temporary: Path, path: Path) -> None:
 
 
 def _umask() -> int:
-    """Return the process's umask without changing it, because other threads may create files."""
+    """Return the process's umask. On Linux it is read without a change, because other threads may create files."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("Umask:"):
@@ -124,10 +125,10 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise :class:`StorageError` if something inside fails because the disk is full. Other errors are unchanged.
+    """Convert an error inside this context to :class:`StorageError` if the disk is full. Raise others unchanged.
 
     Args:
-        path: The file that is written.
+        path: The file that is being written.
     """
     try:
         yield

@@ -7,9 +7,9 @@ import sys
 
 
 def flush_or_discard() -> None:
-    """Flush both streams. A stream that cannot be written (full disk, closed pipe) is redirected to the null device.
+    """Flush standard output and error. Redirect a stream that fails (full disk, closed pipe) to the null device.
 
-    Otherwise the rest of its buffer would raise again when the interpreter ends, and change the exit status.
+    Without this, Python would flush the stream again at exit, fail again, and change the exit status.
     """
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,4 +1,4 @@
-"""Read JSON that somebody else wrote: only unique keys and finite numbers, with limits on size and depth."""
+"""Read JSON from unknown sources: only unique keys and finite numbers, with limits on size and depth."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ from typing import Any
 
 from m2distill_policy.errors import M2DistillError
 
-#: Bytes of one document, where the caller states no limit of its own.
+#: Default limit for the size of a document, bytes.
 LONGEST = 4 * 1024 * 1024
-#: Lists and objects inside one another.
+#: Default limit for the depth of nested lists and objects.
 DEEPEST = 32
-#: Characters of one number; the longest float64 in decimal needs 24.
+#: Largest number of characters of one number; a float64 in decimal needs at most 24.
 LONGEST_NUMBER = 64
 
-# A string that nothing ends matches to the end of the text: else each of its quotes would be looked at once more.
+# A string without its closing quote matches to the end of the text. Otherwise the search would start again at every
+# quote in it.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{}\]]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 class JsonError(M2DistillError):
-    """A text is not JSON, or not JSON that can be read one way only."""
+    """A text is not JSON, or is JSON that :func:`parse` refuses."""
 
 
 def parse(data: bytes | str, *, longest: int = LONGEST, deepest: int = DEEPEST) -> Any:
     """Read one JSON document.
 
-    Refuses what the json module lets through: an object that has a key twice, NaN and Infinity, numbers beyond
-    float64 or 64-bit integers, half of a surrogate pair; and what would take it long or end it: too large, too deep.
+    Refuses values that Python's json module accepts: an object that has a key twice, NaN and Infinity, numbers beyond
+    float64 or 64-bit integers, half of a surrogate pair. Refuses documents that are too large or too deeply nested,
+    because they would take long or crash the parser.
 
     Args:
         data: UTF-8 bytes, or text.
-        longest: most bytes (or characters of a text).
-        deepest: most lists and objects inside one another.
+        longest: Largest size in bytes (of a text, in characters).
+        deepest: Largest depth of nested lists and objects.
 
     Returns:
         Dictionaries, lists, texts, finite numbers, booleans and None.
 
     Raises:
-        JsonError: says what is wrong, without naming the document; the caller adds that.
+        JsonError: The document is refused. The message does not name the document; the caller adds its name.
     """
     if len(data) > longest:
         raise JsonError(f"it is {len(data)} bytes long; at most {longest} are allowed")

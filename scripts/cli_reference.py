@@ -45,7 +45,7 @@ def _section(name: str) -> str:
         lines += ["| argument | meaning |", "|---|---|"]
         lines += [f"| `{_names(action)}` | {_help(parser, action)} |" for action in actions]
         lines.append("")
-    # Commands in the examples are indented; a paragraph between or below them is not.
+    # In the epilog, indented lines are example commands. All other lines are text.
     previous_is_code = False
     for line in (parser.epilog or "").splitlines():
         is_code = line.startswith("  ")

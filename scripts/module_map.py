@@ -1,6 +1,6 @@
 """Write the list of modules in docs/architecture.md: ``python -m scripts.module_map``.
 
-Each module's line is the first sentence of its docstring, so the list cannot disagree with the code.
+The line of a module is the first sentence of its docstring, so the list always agrees with the code.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ TOPS = ("m2distill_policy", "training")
 
 
 def module_files() -> list[Path]:
-    """Every module of the product, packages after their own modules."""
+    """Return the files of all modules, sorted by folder and then by name."""
     files = [path for top in TOPS for path in (ROOT / top).rglob("*.py")]
     return sorted(files, key=lambda path: (path.parent.relative_to(ROOT).as_posix(), path.name))
 
 
 def summary(path: Path) -> str:
-    """The first paragraph of a module's docstring, up to its first full stop.
+    """Return the first sentence of a module's docstring, without its full stop.
 
     Raises:
-        SystemExit: the module has no docstring.
+        SystemExit: The module has no docstring.
     """
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     if not text:
@@ -36,7 +36,7 @@ def summary(path: Path) -> str:
 
 
 def module_map() -> str:
-    """The list as Markdown: a table for each package."""
+    """Return the list of modules as Markdown, with a table for each package."""
     lines: list[str] = []
     folder = None
     for path in module_files():
@@ -55,7 +55,7 @@ def module_map() -> str:
 
 
 def with_module_map(page: str) -> str:
-    """``page`` with the list between its two marks."""
+    """Return the text ``page`` with the list of modules between its two marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{module_map()}\n{END}{after}"

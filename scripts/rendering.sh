@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes sure that MuJoCo can draw without a screen: installs OSMesa where it is missing, or says the one command to type.
+# Makes sure that MuJoCo can render without a screen: installs OSMesa if it is missing, or prints the command that does.
 set -euo pipefail
 
-# Another renderer was chosen on purpose: the machine's owner takes care of its libraries.
+# The user chose another renderer, so the user also installs its libraries.
 [[ ${MUJOCO_GL:-osmesa} == osmesa ]] || exit 0
 [[ $(uname -s) == Linux ]] || exit 0
 
@@ -27,7 +27,8 @@ else
 fi
 echo "Installing libosmesa6 with apt-get" >&2
 export DEBIAN_FRONTEND=noninteractive
-# Only -o's that make a slow or sleeping mirror survivable; the package lists may never have been fetched.
+# The options help with a slow mirror and with a locked package database. The update is needed, because the package
+# lists may never have been fetched.
 apt=("${as_root[@]}" apt-get -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120)
 if ! { "${apt[@]}" update -qq && "${apt[@]}" install -y -qq libosmesa6; } </dev/null >&2 || ! has_osmesa; then
     printf 'error: apt-get could not install libosmesa6; %s\n' "$advice" >&2

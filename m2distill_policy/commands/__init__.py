@@ -1,13 +1,14 @@
 """The subcommands of ``m2distill``, one module each.
 
-A module has ``add_parser(subparsers)``, which adds a parser with the module's name (with dashes) and
-``set_defaults(run=run)``, and ``run(args) -> int``, which returns the exit code. Only the given subcommand's module is
-imported. Heavy packages and those of other roles (torch, robosuite, cyclonedds) are imported inside ``run``.
+A module has two functions. ``add_parser(subparsers)`` adds a parser, named as the module but with dashes, and calls
+``set_defaults(run=run)``. ``run(args) -> int`` runs the subcommand and returns the exit code. Only the module of the
+given subcommand is imported. Packages that are slow to import, or that not every role installs (torch, robosuite,
+cyclonedds), are imported inside ``run``.
 """
 
 from __future__ import annotations
 
-#: Every subcommand and its line in ``m2distill --help``, in the order in which a user needs them.
+#: Subcommand -> its line in ``m2distill --help``, in the order in which a user needs the subcommands.
 SUMMARIES: dict[str, str] = {
     "tasks": "list the simulated tasks and their instructions",
     "demos": "collect demonstrations of simulated tasks with scripted experts",

@@ -1,4 +1,4 @@
-"""The option ``--import``: strategies of one's own, for every command that reads a run's configuration."""
+"""The option ``--import`` of commands that read a run's configuration: it loads user-defined strategies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> None:
-    """Import what ``--import`` names; without the option, nothing is imported."""
+    """Import the files and modules that ``--import`` names, if the option is given."""
     if args.import_sources:
         from training.lifelong.strategies import import_strategies
 

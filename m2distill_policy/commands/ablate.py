@@ -47,7 +47,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
         text: Whole numbers with commas between them, such as ``0,1,2``.
 
     Raises:
-        ConfigError: It is something else, or names a seed twice.
+        ConfigError: ``text`` is not such a list, or names a seed twice.
     """
     from m2distill_policy.errors import ConfigError
 
@@ -66,7 +66,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the missing runs and print the table."""
+    """Train the runs that are not finished yet, and print the table."""
     _own_strategies.load(args)
     from training.studies.ablation import ablate, table
     from training.studies.study import Study

@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was asked for."""
+    """Print the explanation, the reference, the configuration or the list of keys, as the options say."""
     _own_strategies.load(args)
     from m2distill_policy.config import load_config, to_json
     from m2distill_policy.config_keys import describe_keys, explain

@@ -88,7 +88,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collect with a progress bar on standard error, and print what was collected."""
+    """Collect demonstrations with a progress bar on standard error, and print a line for each file."""
     from m2distill_policy.progress import ProgressBar
     from m2distill_policy.sim.collect import collect
     from m2distill_policy.sim.collection import Collection, parse_tasks
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
         def progress(done: int, total: int, note: str) -> None:
             if bar.n == 0 and done > 1:
-                bar.initial = done  # episodes of an earlier call would distort the speed
+                bar.initial = done  # episodes of an earlier call would distort the displayed speed
             bar.n = done
             bar.set_postfix_str(note)
 

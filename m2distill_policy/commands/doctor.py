@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; return 0 if nothing is missing that the demo needs, else 1."""
+    """Print the findings. Return 0 if everything that 'm2distill demo' needs is there, else 1."""
     from m2distill_policy.doctor import as_json, as_text, examine, missing_for
 
     findings = examine()

@@ -94,7 +94,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _disturbances(kinds: str | None, levels: str) -> list[tuple[Disturbance, ...]]:
-    """Return no disturbance, then each kind at each level."""
+    """Return the disturbances to evaluate: first none, then each kind at each level."""
     from m2distill_policy.errors import ConfigError
     from m2distill_policy.sim.disturbances import KINDS, Disturbance
 
@@ -116,7 +116,7 @@ def _disturbances(kinds: str | None, levels: str) -> list[tuple[Disturbance, ...
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print the table; return 1 if a rollout ended with an error."""
+    """Evaluate the bundle and print the table. Return 1 if a rollout ended with an error, else 0."""
     import json
 
     from m2distill_policy.bundle import open_bundle

@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and print the largest difference between the two runtimes."""
+    """Export the stage, and print the largest difference between ONNX Runtime and torch."""
     _own_strategies.load(args)
     from m2distill_policy.errors import ExportError
     from training.lifelong.run import LifelongRun

@@ -89,7 +89,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import all recordings or none; return 0 if the file was written."""
+    """Convert all recordings to one file. If one of them cannot be converted, no file is written."""
     import re
     import sys
 
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     if path.exists():
         raise RecordingError(f"{path} exists already; choose another --out or --task, or remove the file")
     numbers: dict[int, Path] = {}
-    for folder in args.bags:  # report an unreadable one before anything is written
+    for folder in args.bags:  # report an unreadable recording before anything is written
         with Bag(folder) as bag:
             require_topics(bag, contract, settings)
             if bag.number in numbers:
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
             instruction=instruction,
             contract=contract,
             suite="files",
-            # All settings of the import: one that continues with other settings must not mix the two.
+            # All settings of the import are stored, so that continuing a stopped import with other settings is refused.
             env_args={
                 "bags": [bag.resolve().name for bag in args.bags],
                 "told": args.commands,
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
                         for warning in imported.warnings:
                             bar.write(f"{folder}: {warning}", file=sys.stderr)
                     bar.update()
-        except BaseException:  # an empty file would block the same command with other settings
+        except BaseException:  # an empty folder of parts would make the same command with other settings fail
             writer.discard_if_empty()
             raise
         file = writer.finish(list(numbers), len(numbers))
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shifts(rules: list[str]) -> dict[str, float]:
-    """Parse options of the form ``TOPIC=SECONDS``: topic -> s."""
+    """Parse the values of ``--shift``, ``TOPIC=SECONDS``, to a mapping topic -> s."""
     import math
 
     from m2distill_policy.errors import ConfigError

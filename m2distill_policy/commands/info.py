@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from m2distill_policy.contract import Contract
     from m2distill_policy.demonstrations import DemonstrationFile
 
-#: What is shown: label -> text, or several lines.
+#: The description of a file or folder: label -> one line or several lines.
 Facts = dict[str, str | list[str]]
 
 _KINDS = "a run, a bundle, a demonstration file, a recording, or the result of 'evaluate', 'ablate' or 'sweep'"
@@ -62,14 +62,14 @@ def describe(path: Path) -> tuple[Facts, Sequence[object]]:
     """Describe a file or folder.
 
     Args:
-        path: See the subcommand's help.
+        path: A file or folder of one of the kinds in the subcommand's help.
 
     Returns:
-        The facts, and the words that follow ``m2distill`` in the command that a user would give next.
+        The facts, and the arguments of the ``m2distill`` command that a user would give next.
 
     Raises:
-        ConfigError: ``path`` does not exist or is nothing known.
-        M2DistillError: It is damaged.
+        ConfigError: ``path`` does not exist, or is of an unknown kind.
+        M2DistillError: The file or folder is damaged.
     """
     from m2distill_policy.errors import ConfigError
 
@@ -84,7 +84,7 @@ def describe(path: Path) -> tuple[Facts, Sequence[object]]:
 
 
 def _shower(path: Path) -> Callable[[Path], tuple[Facts, Sequence[object]]] | None:
-    """Return the function that describes ``path``, from the names of its files; None: it is nothing known."""
+    """Choose the function that describes ``path`` by the names of its files; return None for an unknown kind."""
     for name, show in (
         ("bundle.json", _bundle),
         ("run.json", _run),
@@ -120,7 +120,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _origin(record: Mapping[str, Any]) -> Facts:
-    """Return when, where and from which commit a result was made, as far as it is recorded."""
+    """Return the recorded facts about when, on which machine and from which commit a result was made."""
     machine, versions = record.get("machine"), record.get("versions")
     facts: Facts = {}
     if isinstance(machine, Mapping):
@@ -283,7 +283,7 @@ def _demonstration_folder(path: Path) -> tuple[Facts, Sequence[object]]:
 
 
 def _train(folder: Path, files: Sequence[DemonstrationFile]) -> Sequence[object]:
-    """Return the command that trains on the files, which are in ``folder``."""
+    """Return the arguments of the command that trains on ``files`` in ``folder``."""
     from m2distill_policy.errors import SimulationError
     from m2distill_policy.sim.env import FILES
     from m2distill_policy.sim.suites import suite_tasks
@@ -292,7 +292,7 @@ def _train(folder: Path, files: Sequence[DemonstrationFile]) -> Sequence[object]
     if suite != FILES:
         try:
             numbers = {task.name: task.index for task in suite_tasks(suite)}
-        except SimulationError:  # the suite is not installed here, or not known: the files are enough
+        except SimulationError:  # the suite is unknown or not installed; training can use the files alone
             suite = FILES
     if suite == FILES:
         numbers = {file.name.removesuffix("_demo.hdf5"): i for i, file in enumerate(sorted(folder.glob("*_demo.hdf5")))}

@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count, time, and print."""
+    """Count steps and rollouts, time a few of each, and print the estimate."""
     _own_strategies.load(args)
     from m2distill_policy.config import load_config
     from m2distill_policy.errors import ConfigError

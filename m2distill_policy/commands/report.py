@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and print the table."""
+    """Write the HTML page and print the table."""
     _own_strategies.load(args)
     from m2distill_policy.storage import write_atomic
     from training.lifelong.records import RunResults, read_record

@@ -153,7 +153,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C; return 0 once the arm has halted."""
+    """Serve until SIGTERM or Ctrl-C. Return 0 after the arm has halted."""
     import gc
 
     import cv2
@@ -174,7 +174,8 @@ def run(args: argparse.Namespace) -> int:
     from m2distill_policy.streams import flush_or_discard
 
     bundle = find_bundle(args.bundle)
-    # A forgotten argument must not make a policy that knows no real arm drive one.
+    # Without BUNDLE, the pretrained policy is used. It was trained in simulation only, so it must not drive a real arm
+    # because the argument was forgotten.
     shadow = args.shadow or (args.bundle is None and not args.lockstep)
     if shadow and not args.shadow:
         print("starting in shadow mode: no commands are sent to the arm until ~/enable", file=sys.stderr)
@@ -193,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     )
     domain, namespace = domain_id(args.domain), namespace or ""
     remap = parse_remappings(args.remap, namespace)
-    # Leaves the cores to cameras and control; an image is little work.
+    # OpenCV needs only one thread for these images; the other cores are left to cameras and control.
     cv2.setNumThreads(1)
     public_key = PublicKey.load(args.public_key) if args.public_key is not None else None
     server = PolicyServer(
@@ -226,7 +227,8 @@ def run(args: argparse.Namespace) -> int:
             )
             participant.require_remapped()
             stop_on_signals(node.stop, UNINTERRUPTED)
-            # These objects live until the end; the garbage collector need not check them between two cycles.
+            # These objects live until the process ends. Frozen objects are not checked again by the garbage collector,
+            # which saves time between two cycles.
             gc.collect()
             gc.freeze()
             pace = "in lockstep" if args.lockstep else f"at {server.contract.rate_hz:g} Hz"
@@ -244,11 +246,11 @@ def run(args: argparse.Namespace) -> int:
         if watcher is not None:
             watcher.stop()
         server.close()
-        gc.unfreeze()  # else some libraries warn at exit about objects that were never collected
+        gc.unfreeze()  # otherwise some libraries warn at exit about objects that were never collected
         flush_or_discard()
     return 0
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk behind standard output must not stop an arm
+    with contextlib.suppress(OSError):  # if standard output is a file on a full disk, the arm must not stop
         print(text, flush=True)

@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sign, verify, or make keys."""
+    """Sign a bundle, verify a signature, or make a key pair, as the options say."""
     from m2distill_policy.bundle import open_bundle
     from m2distill_policy.bundle_signature import PublicKey, write_new_key
     from m2distill_policy.bundle_writer import sign_bundle

@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the rollouts; return 0 if all of them were run, successful or not."""
+    """Run the rollouts. Return 0 if all rollouts ran to their end, whether they succeeded or not."""
     from collections.abc import Iterator
     from contextlib import contextmanager
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         with Participant(domain, remap, namespace=namespace, name="m2distill sim") as participant:
             yield DdsLink(participant, contract, follow=follow, lockstep=lockstep)
 
-    # Given a size, or another suite, the policy that is served is not the pretrained one.
+    # If --size or another suite is given, 'm2distill serve' does not serve the pretrained policy.
     if args.bundle is not None or (args.size is None and args.suite == "tabletop"):
         args.bundle = find_bundle(args.bundle)
     code = roll_out(args, link_for)

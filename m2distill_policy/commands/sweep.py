@@ -64,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the missing trials and print all of them."""
+    """Run the trials that are not finished yet, and print the table of all trials."""
     _own_strategies.load(args)
     from m2distill_policy.commands.ablate import seeds_of
     from m2distill_policy.config import load_config

@@ -93,7 +93,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Create or open the run, train its stages, and decide whether an extended one may be published."""
+    """Create or open the run and train its stages. For an extended run, decide whether to publish its bundle."""
     _own_strategies.load(args)
     from training import distributed
     from training.report.page import text_table
@@ -151,7 +151,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _trained(args: argparse.Namespace) -> Trained:
-    """Make the call that the options ask for."""
+    """Resume, extend or start a run, as the options say."""
     import training
     from m2distill_policy.config import load_config, override
     from training.lifelong.run import LifelongRun
@@ -197,7 +197,7 @@ def _new_tasks(text: str) -> tuple[int, ...]:
 
 
 def _criteria(before: ReleaseCriteria, args: argparse.Namespace) -> ReleaseCriteria:
-    """Return the criteria of the options; those not given stay as they were."""
+    """Return the release criteria ``before``, with the changes that the options give."""
     from training.release import ReleaseCriteria
 
     return ReleaseCriteria(
@@ -208,7 +208,11 @@ def _criteria(before: ReleaseCriteria, args: argparse.Namespace) -> ReleaseCrite
 
 
 def _check_release(run: LifelongRun, args: argparse.Namespace) -> int:
-    """Compare the old tasks before and after, and publish; return 1 if they got worse or were not evaluated."""
+    """Compare success on the old tasks before and after, and publish the bundle if the release criteria allow it.
+
+    Returns:
+        1 if the bundle is rejected, or may not be published because the old tasks were not evaluated; else 0.
+    """
     from training.regression_gate import gate, publish, verdict
 
     criteria = _criteria(run.extends[-1].release, args)

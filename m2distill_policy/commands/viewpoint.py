@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, print and write the overlay."""
+    """Compare the two images, print the difference and write the overlay."""
     import cv2
     import numpy as np
 

@@ -1,1 +1,1 @@
-"""Rollouts of a bundle in simulated environments. It uses the same runtime as a robot, and no torch."""
+"""Rollouts of a bundle in simulated environments, with the same runtime as on a robot and without torch."""

@@ -1,4 +1,4 @@
-"""Results of rollouts: their log file and their summaries. A cell is a task and its instruction, to be evaluated."""
+"""Results of rollouts: the rollouts to run (:class:`Cell`), the log file and the summaries."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from m2distill_policy.sim.seeds import Purpose, count_initial_states, state_seed
 from m2distill_policy.storage import writing
 from m2distill_policy.tables import format_table
 
-#: Version of the lines of ``rollouts.jsonl``. Version 1 had other names for two fields.
+#: Version of the format of the lines of ``rollouts.jsonl``. In version 1, two fields had other names.
 ROLLOUT_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Rollouts of one task with one instruction: one cell of a table of results.
+    """The rollouts of one task with one instruction, which give one cell of a table of results.
 
     Rollout ``i`` starts from the initial state of ``state_seed(purpose, seed, i)`` and samples actions with
-    ``numpy.random.default_rng([seed, i])``. Other cells and the number of workers change nothing.
+    ``numpy.random.default_rng([seed, i])``. Its result does not depend on other cells or on the number of workers.
 
     Attributes:
         suite: Suite of the task.
         task: Index of the task in its suite.
-        instruction: Instruction given to the policy. None: the task's own. Another task's instruction makes this a
-            cross-instruction evaluation.
+        instruction: Instruction given to the policy. None uses the instruction of the task. The instruction of another
+            task makes this a cross-instruction evaluation.
         rollouts: Number of rollouts.
         seed: Run seed.
-        purpose: Which initial states: ``reported`` or ``selection``.
+        purpose: Set of initial states to use: ``reported`` or ``selection``.
         first: Number of the first rollout.
         disturbances: Disturbances of the environment.
-        horizon: Control steps after which a rollout has failed, if fewer than the task's own. 0: the task's own.
+        horizon: Number of control steps after which a rollout counts as failed. It can only shorten the task's horizon.
+            0 uses the task's horizon.
 
     Raises:
         ConfigError: A value is out of range.
@@ -83,7 +84,7 @@ def make_cells(
     disturbances: tuple[Disturbance, ...] = (),
     horizon: int = 0,
 ) -> list[Cell]:
-    """Return one cell for each task index in ``tasks``. See :class:`Cell` for the other arguments.
+    """Return one cell for each task index in ``tasks``. The other arguments are those of :class:`Cell`.
 
     Raises:
         ConfigError: A task is named twice, or a value is out of range.
@@ -114,17 +115,17 @@ class RolloutResult:
         sampling: How actions were sampled: ``sample``, ``low_noise`` or ``mode``.
         temperature: Temperature of the sampling.
         visuals: Visual profile of the environment.
-        success: Whether the environment's task was done within the horizon. None if the rollout ended in an error.
+        success: Whether the task of the environment was done within the horizon. None if the rollout ended in an error.
         steps: Number of control steps.
-        achieved: Names of the suite's tasks that were done, whichever instruction was given.
+        achieved: Names of all tasks of the suite that were done, also of tasks that the instruction does not ask for.
         lifted: Names of the objects that were lifted.
-        wrong: The lifted objects that the instruction does not name. If the instruction names no objects: the
+        wrong: Names of lifted objects that the instruction does not name. If the instruction names no objects, names of
             achieved tasks that it does not ask for.
-        error: Error message if the rollout ended in an error, or None. An error does not count as a failure.
-        seconds: Wall time in s.
+        error: Error message if the rollout ended in an error, else None. An error does not count as a failure.
+        seconds: Wall time of the rollout in s.
         video: Path of the video, or None.
         disturbance: Disturbances of the environment, such as ``camera 0.5``. Empty if there were none.
-        horizon: See :class:`Cell`.
+        horizon: Largest number of control steps, see :class:`Cell`.
     """
 
     suite: str
@@ -152,7 +153,7 @@ class RolloutResult:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The fields that identify a rollout. A rollout whose key is in the log already is not run again."""
+        """The fields that identify a rollout. A rollout is not run again if its key is in the log already."""
         return (
             self.suite, self.task_index, self.instruction, self.purpose, self.seed, self.episode,
             self.bundle, self.sampling, self.temperature, self.visuals, self.disturbance, self.horizon,
@@ -185,13 +186,13 @@ class RolloutResult:
 class RolloutLog:
     """A JSON-lines file with one line for each finished rollout.
 
-    If the process was killed while it wrote a line, that line is removed when the file is opened again.
+    If the process is killed while it writes a line, the incomplete line is removed when the file is opened again.
 
     Args:
         path: The file. It is created if it does not exist.
 
     Raises:
-        SimulationError: Another line cannot be read, or has another format version.
+        SimulationError: A complete line cannot be read, or has another format version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -212,7 +213,7 @@ class RolloutLog:
                 ) from error
 
     def done(self) -> dict[tuple[Any, ...], RolloutResult]:
-        """Return the finished rollouts by key. Rollouts that ended in an error are left out, so they run again."""
+        """Return the finished rollouts by key. Rollouts that ended in an error are left out, so that they run again."""
         return {result.key: result for result in self.results if result.error is None}
 
     def add(self, result: RolloutResult) -> None:
@@ -232,14 +233,14 @@ class CellSummary:
         task: Name of the task.
         instruction: Instruction given to the policy.
         rollouts: Number of rollouts.
-        errors: Number of rollouts that ended in an error. The other numbers leave them out.
+        errors: Number of rollouts that ended in an error. All fields below leave these rollouts out.
         successes: Number of successes.
-        rate: Success rate, or None if no rollout counts.
+        rate: Success rate, or None if every rollout ended in an error.
         low: Lower end of the 95 % Wilson interval of ``rate``.
         high: Upper end of that interval.
         wrong_rate: Share of the rollouts in which a wrong object was lifted, see :attr:`RolloutResult.wrong`.
         mean_steps: Mean number of control steps.
-        disturbance: See :class:`RolloutResult`.
+        disturbance: Disturbances of the environment, see :class:`RolloutResult`.
     """
 
     suite: str
@@ -263,13 +264,13 @@ class EvaluationSummary:
 
     Attributes:
         bundle: Identifier of the bundle.
-        bundle_path: Its folder, absolute.
+        bundle_path: Absolute path of the bundle's folder.
         tasks_learned: Names of the tasks that the bundle was trained on.
-        provenance: What the bundle's manifest says of its training.
-        sampling, temperature, seed, visuals: See :class:`RolloutResult`.
+        provenance: How the bundle was made, from its manifest.
+        sampling, temperature, seed, visuals: Settings of the rollouts, see :class:`RolloutResult`.
         cells: One summary for each task, instruction and disturbance.
-        curves: See :func:`curves`.
-        commit, versions, machine, time: See :mod:`m2distill_policy.provenance`.
+        curves: Success rate by level of disturbance, see :func:`curves`.
+        commit, versions, machine, time: Where the result comes from, see :mod:`m2distill_policy.provenance`.
     """
 
     bundle: str
@@ -319,7 +320,7 @@ def summarise(results: Sequence[RolloutResult]) -> list[CellSummary]:
 
 
 def summary_without_rollouts(task: Task) -> CellSummary:
-    """Return the summary of a task that cannot be rolled out, because it has no simulated environment."""
+    """Return an empty summary for a task that has no simulated environment."""
     return CellSummary(task.suite, task.index, task.name, task.instruction, 0, 0, 0, None, 0.0, 1.0, None, None)
 
 
@@ -338,10 +339,10 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
 
 
 def curves(summaries: Sequence[CellSummary]) -> dict[str, dict[str, float]]:
-    """Return the success rate over all tasks, by kind of disturbance and then by level.
+    """Return the success rate over all tasks: kind of disturbance -> level -> success rate.
 
-    Level ``"0"`` is the undisturbed environment. Cells with several disturbances and rollouts that ended in an error
-    are left out.
+    Level ``"0"`` is the undisturbed environment. Two kinds of data are left out: cells with several disturbances, and
+    rollouts that ended in an error.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for s in summaries:

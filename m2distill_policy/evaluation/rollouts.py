@@ -1,8 +1,8 @@
 """Rollouts of a bundle in parallel worker processes. The workers stay alive from one bundle to the next.
 
-``concurrent.futures`` does not do this job: when one of its workers dies, the whole pool breaks and every running job
-is lost; it cannot end one late job; it does not send a job to the worker that already has the environment; and its
-workers cannot run on other machines.
+``concurrent.futures`` is not used, for four reasons. If one of its workers dies, the whole pool breaks and every
+running job is lost. It cannot end a single job that takes too long. It does not send a job to a worker that already has
+the environment. Its workers cannot run on other machines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from m2distill_policy.runtime.mixture import check_sampling
 from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.seeds import state_seed
 
-#: Several one-thread processes beat one of several threads, and a result must not depend on how many cores there are.
+#: Environment variables for one thread in each worker: several such processes are faster than one process with several
+#: threads, and results must not depend on the number of cores.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
 #: Time in s that a worker may take to start.
 _START_TIMEOUT = 180.0
@@ -59,10 +60,10 @@ class RolloutPool:
 
     Args:
         workers: Number of processes.
-        suites: Name of the module with the suites. It has the functions ``suite_tasks(name)`` and
-            ``make_sim_env(task, *, size, visuals)``, as :mod:`m2distill_policy.sim.suites` has.
-        launcher: Starts the processes, on this machine or on a cluster. Other machines must see the bundle and the
-            video folder under the same paths.
+        suites: Name of the module with the suites. Like :mod:`m2distill_policy.sim.suites`, it has the functions
+            ``suite_tasks(name)`` and ``make_sim_env(task, *, size, visuals)``.
+        launcher: Launcher that starts the processes, on this machine or on a cluster. Other machines must see the
+            bundle and the video folder under the same paths.
 
     Raises:
         ConfigError: ``workers`` is below 1.
@@ -107,15 +108,16 @@ class RolloutPool:
 
         Args:
             bundle: A bundle or its folder.
-            cells: What to evaluate.
+            cells: Rollouts to run.
             sampling: How actions are sampled: ``sample``, ``low_noise`` or ``mode``.
             temperature: Temperature of ``sample``.
             visuals: Visual profile of the environment.
-            log: JSON-lines file that gets a line for each finished rollout. Rollouts that it already holds are not run
+            log: JSON-lines file to which a line is added for each finished rollout. Rollouts in this file are not run
                 again, unless they ended in an error or their video is missing.
             video_folder: Folder for MP4 videos.
-            videos_per_cell: How many rollouts of each cell are recorded as a video.
-            progress: True for a progress bar, or a function of (result, number done, number in all).
+            videos_per_cell: Number of rollouts of each cell that are recorded as a video.
+            progress: True for a progress bar, or a function that is called after each rollout with (result, number of
+                finished rollouts, number of all rollouts).
             timeout: Time limit in s for one rollout.
 
         Returns:
@@ -125,7 +127,7 @@ class RolloutPool:
             BundleError: The bundle cannot be opened.
             UnknownInstructionError: The bundle does not know an instruction.
             ConfigError: An argument is out of range.
-            SimulationError: No rollout of a cell can run at all.
+            SimulationError: A worker cannot start, or the rollouts of a cell cannot run.
         """
         check_sampling(sampling, temperature)
         if videos_per_cell and video_folder is None:
@@ -152,7 +154,7 @@ class RolloutPool:
             job["number"] = number
             before = known.get(_result(job, {}).key)
             if job["video"] is not None:
-                # The folder may hold videos of several bundles, or of one bundle with several settings.
+                # The name must be unique, because the folder may hold videos of other bundles and settings.
                 mark = hashlib.sha256(repr(_result(job, {}).key).encode()).hexdigest()[:6]
                 job["video"] = f"{job['video']}-{opened.identifier[:6]}-{mark}.mp4"
             has_video = job["video"] is None or Path(job["video"]).exists()
@@ -168,11 +170,11 @@ class RolloutPool:
         return [results[number] for number in range(len(jobs))]
 
     def close(self) -> None:
-        """End all workers. Each gets 5 s to finish its rollout."""
+        """End all workers. Idle workers get up to 5 s to end; workers in a rollout are killed."""
         workers, self._workers = self._workers, []
         for worker in workers:
             if worker.process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):  # it has ended already
+                with contextlib.suppress(BrokenPipeError):  # the worker has ended already
                     worker.process.stdin.close()
         deadline = time.monotonic() + 5.0
         for worker in workers:
@@ -292,7 +294,7 @@ class RolloutPool:
         return [w for w in self._workers if w.ready and w.job is None]
 
     def _assign(self, worker: _Worker, pending: dict[tuple[Any, ...], deque[Message]]) -> None:
-        """Give ``worker`` a rollout in the environment that it has, or else one of the longest queue."""
+        """Give ``worker`` a rollout in the environment that it already has, else a rollout of the longest queue."""
         if not pending:
             return
         key = worker.env if worker.env in pending else max(pending, key=lambda k: len(pending[k]))
@@ -301,7 +303,7 @@ class RolloutPool:
             del pending[key]
         worker.job, worker.env, worker.since = job, key, time.monotonic()
         assert worker.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died; its reader thread reports that next
+        with contextlib.suppress(BrokenPipeError):  # the worker died; its reader thread will report that
             worker.process.stdin.write(json.dumps(job).encode() + b"\n")
             worker.process.stdin.flush()
 
@@ -323,14 +325,14 @@ class RolloutPool:
                 worker.since = time.monotonic()
             limit = timeout if worker.ready else _START_TIMEOUT
             if (worker.job is not None or not worker.ready) and time.monotonic() - worker.since > limit:
-                worker.process.kill()  # its reader thread reports that, and the rollout counts as an error
+                worker.process.kill()  # the reader thread reports the end, and the rollout counts as an error
 
 
 _WORKER = "m2distill_policy.evaluation.worker"
 
 
 def _because(worker: _Worker) -> str:
-    """Return the reason that the cluster gives for a lost worker, in brackets."""
+    """Return the cluster's reason for a lost worker, in brackets; "" without one."""
     lost = why_lost(worker.process)
     return f" ({lost})" if lost else ""
 
@@ -367,7 +369,7 @@ def _result(job: Message, done: Message) -> RolloutResult:
 
 
 class _Progress:
-    """Reports progress to a progress bar, to a function, or not at all."""
+    """Progress report of an evaluation, to a progress bar, to a function, or to nobody."""
 
     def __init__(self, wanted: bool | Callable[[RolloutResult, int, int], None], total: int, done: int) -> None:
         self._call = wanted if callable(wanted) else None

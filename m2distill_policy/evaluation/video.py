@@ -13,9 +13,9 @@ VIDEO_SIZE = 256
 
 
 class VideoWriter:
-    """Writes RGB frames to an MP4 file. The file gets its name when it is closed.
+    """Writer of RGB frames to an MP4 file. The file has a temporary name until it is closed.
 
-    It uses the ffmpeg in the wheel of imageio-ffmpeg, so no system package is needed.
+    It uses the ffmpeg program that imageio-ffmpeg contains, so no system package is needed.
 
     Args:
         path: The file. Its folder is created if it does not exist.
@@ -39,7 +39,7 @@ class VideoWriter:
         try:
             self._writer.close()
             self._unfinished.replace(self.path)
-        finally:  # it still exists only if something above failed
+        finally:  # the unfinished file still exists only if something above failed
             self._unfinished.unlink(missing_ok=True)
 
     def discard(self) -> None:

@@ -1,7 +1,7 @@
 """A rollout worker process: it reads one JSON line per rollout from stdin and answers with one JSON line.
 
-:class:`m2distill_policy.evaluation.rollouts.RolloutPool` starts it. It uses one thread and keeps its environment and
-its policy from one rollout to the next.
+:class:`m2distill_policy.evaluation.rollouts.RolloutPool` starts it. It uses one thread. It keeps its environment
+and its policy for the next rollout.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from m2distill_policy.sim.env import SimEnv, Task
 
 
 class FatalError(Exception):
-    """No rollout like this one can run: the environment cannot be made, or the bundle does not fit it."""
+    """The rollout and all similar ones cannot run: the environment cannot be made, or the bundle does not fit it."""
 
 
 class RolloutWorker:
-    """Runs rollouts in the environments of one module.
+    """Worker that runs rollouts in the environments of one module of suites.
 
     Args:
         suites: Name of the module, see :class:`m2distill_policy.evaluation.rollouts.RolloutPool`.
@@ -51,11 +51,11 @@ class RolloutWorker:
             job: The rollout, as :class:`m2distill_policy.evaluation.rollouts.RolloutPool` sends it.
 
         Returns:
-            The fields of :class:`m2distill_policy.evaluation.results.RolloutResult` that the job does not have.
-            ``error`` holds the message if the rollout crashed.
+            The fields of :class:`m2distill_policy.evaluation.results.RolloutResult` that the job does not contain.
+            ``error`` contains the message if the rollout crashed.
 
         Raises:
-            FatalError: No rollout like this one can run.
+            FatalError: Neither this rollout nor similar ones can run.
         """
         begin = time.monotonic()
         done: dict[str, Any] = {"success": None, "steps": 0, "achieved": (), "lifted": (), "wrong": (), "error": None}
@@ -103,8 +103,8 @@ class RolloutWorker:
                 observation = env.step(decision.action)
                 done["steps"] += 1
                 success = env.success()
-                # Given the instruction of another task, the rollout ends when that task is done. Afterwards the policy
-                # is in states that no demonstration shows, and its motion says nothing about the instruction.
+                # If the instruction is that of another task, the rollout ends when that task is done. After that, the
+                # policy is in states that no demonstration shows, and its motion says nothing about the instruction.
                 if success or (other_task is not None and other_task.name in env.achieved()):
                     break
             done["achieved"], done["lifted"] = env.achieved(), env.lifted()
@@ -151,7 +151,7 @@ class RolloutWorker:
                 self._env.contract,
                 f"bundle {bundle.identifier}",
                 f"the environment of '{task.name}'",
-                # An environment has no text encoder, and no response: that is fitted to demonstrations.
+                # An environment has no text encoder. It has no fitted response, which comes from demonstrations.
                 ignore=("text", "action.response"),
             )
         except M2DistillError as error:
@@ -165,11 +165,11 @@ class RolloutWorker:
 
 
 def main(suites: str) -> int:
-    """Run jobs from stdin until it ends. ``suites``: see :class:`RolloutWorker`."""
-    # What a library prints must not mix with the answers, so stdout becomes stderr.
+    """Run the rollouts that stdin requests until stdin ends. suites: Name of the module with the suites."""
+    # Output of libraries must not mix with the answers, so stdout is redirected to stderr.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    # Ctrl-C reaches this process too. The parent decides and closes our stdin.
+    # Ctrl-C also reaches this process. It is ignored here: to end this process, the parent closes its stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def answer(message: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The actions of a demonstration: for each step, the command that the arm followed during it."""
+"""The actions of a demonstration: for each step, the command that the arm followed during the step."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from m2distill_policy.recordings.import_settings import ImportSettings
 from m2distill_policy.recordings.playback import Playback, Step
 from m2distill_policy.runtime import drive
 
-#: s for which a velocity command is valid. MoveIt Servo and most velocity controllers stop an arm after 0.1 to 0.2 s.
+#: Time for which a velocity command is valid, s. Without a new command, MoveIt Servo and most velocity controllers stop
+#: an arm after 0.1 to 0.2 s.
 TWIST_HOLDS = 0.2
-#: m between the fingers below which a gripper without a command counts as closed: half of the opening of the contract's
-#: gripper, robosuite's Panda hand.
+#: Distance between the fingers below which a gripper without a command counts as closed, m. It is half of the largest
+#: opening of robosuite's Panda hand, the gripper of the contract.
 HALF_OPEN = 0.04
-#: Fraction of clipped steps above which there is a warning.
+#: Fraction of clipped steps above which the user gets a warning.
 MOST_CLIPPED = 0.05
 
 
@@ -37,9 +38,9 @@ class Imported:
 
     Attributes:
         episode: The demonstration.
-        missed: Number of periods without an observation.
+        missed: Number of control periods without an observation.
         clipped: Fraction of steps whose motion was larger than the largest action.
-        unknown_frame: Frame of the velocities, if the recording does not show that it is the contract's.
+        unknown_frame: Frame of the velocities if it may differ from the contract's frame; else "".
     """
 
     episode: Episode
@@ -49,7 +50,7 @@ class Imported:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Messages for the user."""
+        """Warnings for the user."""
         found = []
         if self.missed:
             found.append(f"{self.missed} periods had no observation; check whether the cameras keep their rate")
@@ -68,21 +69,22 @@ class Imported:
 
 @dataclass
 class Commands:
-    """Commands to the arm and the gripper, by time of recording (ns).
+    """Commands to the arm and the gripper, each with its time of recording (ns).
 
-    A set-point is valid until the next one, as with an impedance controller; a velocity for :data:`TWIST_HOLDS` s.
+    A set-point is valid until the next one, as for an impedance controller. A velocity is valid for
+    :data:`TWIST_HOLDS` s.
     """
 
     motions: list[tuple[int, NDArray[np.float64]]] = field(default_factory=list)
     grips: list[tuple[int, float]] = field(default_factory=list)
 
     def motion(self, until: int) -> tuple[int, NDArray[np.float64]] | None:
-        """Return the newest motion command before ``until``, with its time; None without one."""
+        """Return the time (ns) and value of the newest motion command before ``until`` (ns); None if there is none."""
         index = bisect.bisect_left(self.motions, until, key=lambda entry: entry[0])
         return self.motions[index - 1] if index else None
 
     def grip(self, until: int) -> float | None:
-        """Return the newest gripper command before ``until``, a position in m or rad; None without one."""
+        """Return the newest gripper command before ``until`` (ns), a position in m or rad; None if there is none."""
         index = bisect.bisect_left(self.grips, until, key=lambda entry: entry[0])
         return self.grips[index - 1][1] if index else None
 
@@ -99,13 +101,14 @@ def make_episode(
 
     Args:
         bag: The recording, for messages.
-        contract, settings: Contract and settings of the demonstration.
-        playback: Contains the steps.
+        contract: Contract of the demonstration.
+        settings: Settings of the import.
+        playback: The playback, with the steps.
         commands: All recorded commands.
-        poses: (stamp in ns, (6,) pose of the end effector), in order.
+        poses: (stamp in ns, pose of the end effector (6,)), in the order of recording.
 
     Raises:
-        RecordingError: Commands or poses are missing, or something is frozen.
+        RecordingError: Commands or poses are missing, or images, joints or poses are frozen.
     """
     poses = sorted(poses, key=lambda entry: entry[0])
     steps = [s for s in playback.steps if commands.motion(_end(s, contract)) is not None]
@@ -161,7 +164,7 @@ def _end(step: Step, contract: Contract) -> int:
 def _pose_at(
     bag: Bag, poses: Sequence[tuple[int, NDArray[np.float64]]], step: Step, slop: float
 ) -> NDArray[np.float64]:
-    """Return the pose nearest to a step. ``poses`` are sorted by stamp."""
+    """Return the pose whose stamp is nearest to that of a step. ``poses`` must be sorted by stamp."""
     wanted = round(step.observation.stamp * 1e9)
     after = bisect.bisect_left(poses, wanted, key=lambda entry: entry[0])
     stamp, value = min(poses[max(0, after - 1) : after + 1], key=lambda entry: abs(entry[0] - wanted))
@@ -173,7 +176,7 @@ def _pose_at(
 
 
 def _action_for(velocity: NDArray[np.float64], contract: Contract) -> NDArray[np.float64]:
-    """Return the motion entries (6,) whose response is ``velocity``; larger than 1 if no action reaches it."""
+    """Return the motion entries (6,) of the action that causes ``velocity``; above 1 if no action reaches it."""
     response = contract.action.response
     action = np.zeros(6)
     for axis, speed in enumerate(np.abs(velocity)):
@@ -184,9 +187,10 @@ def _action_for(velocity: NDArray[np.float64], contract: Contract) -> NDArray[np
 
 
 def _grip(position: float | None, observation: Observation, profile: GripperProfile) -> float:
-    """Return the gripper's entry, -1 or +1: from its command, or before the first command from its joint positions.
+    """Return the gripper entry of the action: -1 (open) or +1 (closed).
 
-    A command is in the unit of the gripper's driver. Joint positions are the contract's: m, for each finger.
+    It is computed from the gripper command ``position``, in the unit of the gripper's driver. Before the first command
+    (None), it is computed from the joint positions of the contract, in m for each finger.
     """
     if position is not None:
         return profile.entry(position)

@@ -1,7 +1,7 @@
 """Read a rosbag2 (mcap or sqlite3) with the rosbags library, without ROS.
 
-The library makes Python code from message definitions, and a recording may contain its own definitions. No code is made
-from a recording here: messages are read with the types of the library and one more type below.
+The library makes Python code from message definitions, and a recording may contain its own definitions. For safety, the
+definitions in a recording are not used. Messages are read with the types of the library and one more type below.
 """
 
 from __future__ import annotations
@@ -29,15 +29,22 @@ from m2distill_policy.recordings.storages import (
     temporary_folder,
 )
 
-#: The library has no control_msgs.
+#: Definition of control_msgs/msg/GripperCommand, which the library does not contain.
 _GRIPPER_COMMAND = "float64 position\nfloat64 max_effort\n"
-#: Number of topics or types that a message lists, and characters of a name.
+#: Largest number of topics or types that an error message lists, and largest number of characters of a topic or type.
 _LISTED, _LONGEST_NAME = 30, 512
 
 
 @dataclass(frozen=True)
 class Message:
-    """topic, type: names in the bag; received: ns, when it was recorded; content: fields as attributes, as in ROS."""
+    """A recorded message.
+
+    Attributes:
+        topic: Topic in the recording.
+        kind: Type of the message, such as ``sensor_msgs/msg/Image``.
+        received: Time of recording, ns.
+        content: The message, with its fields as attributes, as in ROS.
+    """
 
     topic: str
     kind: str
@@ -46,7 +53,7 @@ class Message:
 
     @property
     def stamp(self) -> int:
-        """Stamp of its header, ns."""
+        """Stamp in the header of the message, ns."""
         stamp = self.content.header.stamp
         return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
@@ -54,11 +61,11 @@ class Message:
 class Bag:
     """A recording that is open for reading: the folder of a rosbag2, or its only file.
 
-    Reading a damaged file takes no more time and memory than reading a complete one of the same size (see
+    A damaged file does not need more time or memory than an intact file of the same size (see
     :mod:`m2distill_policy.recordings.storages`).
 
     Raises:
-        RecordingError: It is not a rosbag2, is damaged, or was not closed by the recorder. All methods raise it.
+        RecordingError: The path is not a rosbag2, is damaged, or was not closed by the recorder. All methods raise it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -91,11 +98,11 @@ class Bag:
             for connection in reader.connections:
                 _check_connection(connection)
             self._storages.append(_Opened(file, reader, timeout))
-        # By time, because the metadata may list the files in another order.
+        # Files are sorted by time, because the metadata may list them in another order.
         self._storages.sort(key=lambda opened: opened.reader.metadata.start_time)
 
     def _count(self) -> dict[tuple[str, str], int]:
-        """Return (topic, type) -> announced number of messages."""
+        """Return (topic, type) -> number of messages, as the files and the metadata declare it."""
         found: Counter[tuple[str, str]] = Counter()
         for opened in self._storages:
             for connection in opened.reader.connections:
@@ -105,20 +112,20 @@ class Bag:
 
     @property
     def topics(self) -> dict[str, str]:
-        """Topic -> type, for topics with messages."""
+        """Topic -> type, for topics that have messages."""
         return {topic: kind for (topic, kind), count in sorted(self._declared.items()) if count}
 
     @property
     def counts(self) -> dict[str, int]:
-        """Topic -> number of messages, of topics with messages."""
+        """Topic -> number of messages, for topics that have messages."""
         return {topic: count for (topic, _), count in sorted(self._declared.items()) if count}
 
     @property
     def number(self) -> int:
-        """A number that identifies this recording, also among others of the same name.
+        """A number that identifies this recording, even among recordings of the same name.
 
-        It is made from a hash of the metadata (files, start in ns, duration, number of messages of each topic), or for
-        a single file from its size, beginning and end.
+        It is a hash of the metadata (files, start in ns, duration, number of messages of each topic). For a single file
+        without metadata, it is a hash of the file's size, beginning and end.
         """
         with reading(str(self.path)):
             return int(hashlib.sha256(self._identity()).hexdigest()[:15], 16)
@@ -136,7 +143,8 @@ class Bag:
         """Return the type of ``topic``.
 
         Raises:
-            RecordingError: It is missing, has no messages, was recorded with several types, or is not one of ``kinds``.
+            RecordingError: The topic is missing, has no messages, was recorded with several types, or has a type that
+                is not in ``kinds``.
         """
         found = sorted(kind for name, kind in self._declared if name == topic)
         if not found:
@@ -159,7 +167,7 @@ class Bag:
         """Yield the messages of ``topics`` in the order in which they were recorded.
 
         Raises:
-            RecordingError: At the end, if there were fewer messages than announced.
+            RecordingError: A message cannot be read; or, at the end, there were fewer messages than declared.
         """
         got: Counter[tuple[str, str]] = Counter()
         for opened in self._storages:
@@ -191,7 +199,7 @@ class Bag:
                 )
 
     def close(self) -> None:
-        """Close the files, and remove decompressed ones."""
+        """Close the files, and remove temporary decompressed files."""
         self._storages.clear()
         with reading(str(self.path)):
             self._opened.close()
@@ -207,7 +215,7 @@ class Bag:
 
 @dataclass(frozen=True)
 class _Opened:
-    """An open file of the recording, with the name that the user knows."""
+    """An open file of the recording. path: Name for messages; the file that is read may be a decompressed copy."""
 
     path: Path
     reader: Storage
@@ -215,7 +223,7 @@ class _Opened:
 
 
 def _find(path: Path) -> tuple[Metadata | None, tuple[Path, ...]]:
-    """Return the metadata of the recording at ``path`` (None for a single file without metadata), and its files."""
+    """Return the metadata of the recording at ``path``, and its files. A single file may have no metadata (None)."""
     if not path.exists():
         raise RecordingError(f"there is no recording at {path}; name the folder that 'ros2 bag record' wrote")
     if path.is_dir():

@@ -1,8 +1,8 @@
 """Compare the clocks and the rates of a recording's streams.
 
-A message's lead is its stamp minus the time at which it was recorded. The whole recording may use another clock
-(simulated time), so each stream's median lead is compared with that of the others, over the whole recording and in
-every second of it.
+The *lead* of a message is its stamp minus the time at which it was recorded. The stamps of a whole recording may use
+another clock than the recorder (simulated time). Therefore the median lead of each stream is compared with that of the
+other streams, over the whole recording and in every second of it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from m2distill_policy.errors import RecordingError
 from m2distill_policy.node.missing_streams import SLOWEST
 from m2distill_policy.runtime.watchdog import WatchLimits
 
-#: ns of a part of the recording in which the median leads are compared.
+#: Length of a part of the recording in which median leads are compared, ns.
 _WINDOW = 1_000_000_000
-#: Number of messages of a stream that such a part needs.
+#: Smallest number of messages of a stream in a part for a median.
 _FEWEST = 5
 
 
 class StreamClocks:
-    """Collects every stream's stamps, and checks them at the end.
+    """The stamps of all streams of a recording, collected during the import and checked at its end.
 
     Args:
-        contract: Gives the rate that the streams must have.
-        limits: A stream may be ahead of the others by ``future_tolerance``, and behind by ``stale_after``; None allows
-            any difference.
+        contract: The contract, whose rate the streams must have.
+        limits: Largest differences of the clocks. A stream may be ahead of the others by ``future_tolerance`` and
+            behind them by ``stale_after``; None allows any difference.
     """
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
@@ -42,7 +42,7 @@ class StreamClocks:
         self._slow: dict[str, bool] = {}
 
     def clear(self) -> None:
-        """Forget everything, because the recording begins here."""
+        """Remove all stamps, because the usable part of the recording begins only here."""
         self._times.clear()
 
     def note(
@@ -52,9 +52,10 @@ class StreamClocks:
 
         Args:
             label: Name of the stream, for messages.
-            stamp, received: ns.
-            reference: Whether its delay is small, so that the others can be compared with it.
-            may_be_slow: Whether it may be slower than the contract's rate.
+            stamp: Stamp of the message, ns.
+            received: Time of recording, ns.
+            reference: Whether the stream's delay is small, so that other streams can be compared with it.
+            may_be_slow: Whether the stream may be slower than the contract's rate.
         """
         found = self._times.get(label)
         if found is None:
@@ -64,7 +65,7 @@ class StreamClocks:
         self._reference[label], self._slow[label] = reference, may_be_slow
 
     def check(self, path: object) -> None:
-        """Raise :class:`RecordingError`, naming ``path``, if clocks differ or a stream is too slow."""
+        """Raise :class:`RecordingError` if clocks differ or a stream is too slow. path: Recording, for the message."""
         self._check_leads(path, {label: float(np.median(leads)) for label, (_, leads, _) in self._times.items()})
         begin = min((received[0] for _, _, received in self._times.values()), default=0.0)
         windows: dict[int, dict[str, float]] = {}
@@ -81,7 +82,7 @@ class StreamClocks:
                 )
 
     def rates(self) -> dict[str, float]:
-        """Return the messages a second of each stream with enough messages, from its stamps."""
+        """Return the rate of each stream that has enough messages, in messages a second, computed from its stamps."""
         found = {}
         for label, (stamps, _, _) in self._times.items():
             interval = float(np.median(np.diff(np.sort(stamps)))) if len(stamps) > _FEWEST else 0.0
@@ -115,7 +116,12 @@ class StreamClocks:
 
 
 def _medians(windows: NDArray[np.float64], leads: NDArray[np.float64]) -> Sequence[tuple[int, float]]:
-    """Return (part, median lead) of every part with enough messages. Messages are in order of recording."""
+    """Return (number of the part, median lead in ns) of each part of a recording that has enough messages.
+
+    Args:
+        windows: Number of the part that each message is in, not decreasing.
+        leads: Lead of each message, ns.
+    """
     found, starts = np.unique(windows, return_index=True)
     parts = np.split(leads, starts[1:])
     return [(int(w), float(np.median(p))) for w, p in zip(found, parts, strict=True) if len(p) >= _FEWEST]

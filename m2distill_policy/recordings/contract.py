@@ -1,4 +1,4 @@
-"""Read the contract that a recording is converted to: of a bundle, of demonstrations, or from a JSON file."""
+"""Read the contract for an import from a bundle, a demonstration file or a JSON file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from m2distill_policy.errors import ContractError
 def read_contract(path: Path) -> Contract:
     """Read the contract of a bundle (a folder), a demonstration file (.hdf5) or a JSON file.
 
-    The text encoder is left out, because demonstrations contain instructions as text, and a run chooses the encoder.
+    The text encoder is removed, because demonstrations contain instructions as text. A run chooses its encoder.
     """
     if path.is_dir():
         contract = open_bundle(path).contract

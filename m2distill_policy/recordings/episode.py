@@ -1,8 +1,8 @@
 """Convert one recording to one demonstration, with the code that makes observations on the robot.
 
-The recording is played through :class:`~m2distill_policy.node.stream.ObservationStream`, in the order and at the times
-at which its messages were recorded, so an observation is what the policy would have received. The action of a step is
-the command that the arm followed during it, see :class:`~m2distill_policy.recordings.actions.Commands`.
+The messages are given to :class:`~m2distill_policy.node.stream.ObservationStream` in the order and at the times at
+which they were recorded. So each observation is the one that a policy would have received. The action of a step is the
+command that the arm followed during the step, see :class:`~m2distill_policy.recordings.actions.Commands`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from m2distill_policy.recordings.import_settings import (
 )
 from m2distill_policy.recordings.playback import Playback, Step, message_to_rgb
 
-#: Mean periods between two observations above which a recording is refused: its actions would fit a slower policy.
+#: Largest mean time between two observations, in control periods. Above it a recording is refused, because its actions
+#: would fit a slower policy.
 LONGEST_MEAN = 1.25
 
 
@@ -43,8 +44,8 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
     """Convert a recording to a demonstration.
 
     Raises:
-        RecordingError: A part of it could not be used by a policy; names the recording.
-        ConfigError: See :func:`require_topics`.
+        RecordingError: The recording has a part that a policy could not use. The message names the recording.
+        ConfigError: A joint is given that is not in the contract.
     """
     require_topics(bag, contract, settings)
     views, command, joints = view_topics(contract, settings), command_topic(settings), joint_topics(settings)
@@ -55,7 +56,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
         message_to_rgb,
         slop=round(settings.slop * 1e9),
         joints=settings.joints,
-        # Clocks are compared at the end, and a gap in the recording is not a timeout.
+        # These two limits are off: clocks are compared at the end, and a gap in the recording is not a timeout.
         limits=replace(settings.watch, silent_after=None, future_tolerance=None),
         full_name=settings.topic,
     )
@@ -126,7 +127,7 @@ def import_recording(bag: Bag, contract: Contract, settings: ImportSettings) -> 
 
 @contextlib.contextmanager
 def _clocks_first(bag: Bag, clocks: StreamClocks) -> Iterator[None]:
-    """If observations cannot be used, report different clocks first, because they are the cause."""
+    """If an error occurs inside this context, report different clocks instead, which are then the likely cause."""
     try:
         yield
     except RecordingError:
@@ -135,13 +136,19 @@ def _clocks_first(bag: Bag, clocks: StreamClocks) -> Iterator[None]:
 
 
 def _require_possible(why: str | None) -> None:
-    """Raise :class:`ObservationError` if ``why`` says that a message cannot be used."""
+    """Raise :class:`ObservationError` if ``why`` is a reason for which a message cannot be used; None is no reason."""
     if why is not None:
         raise ObservationError(f"the message cannot be used: {why}; check who publishes it, and record again")
 
 
 def _require_one_frame(bag: Bag, measured: tuple[str, str], command: tuple[str, str]) -> None:
-    """Refuse poses and commands in different frames. Each is a topic and its frame, or "" if unknown."""
+    """Refuse poses and commands in different frames.
+
+    Args:
+        bag: The recording, for the message.
+        measured: Topic and frame of the poses; the frame is "" if unknown.
+        command: Topic and frame of the commands; the frame is "" if unknown.
+    """
     (topic, frame), (other_topic, other) = measured, command
     if frame and other and frame != other:
         raise RecordingError(
@@ -151,7 +158,7 @@ def _require_one_frame(bag: Bag, measured: tuple[str, str], command: tuple[str, 
 
 
 def _require_rate(bag: Bag, contract: Contract, steps: Sequence[Step], clocks: StreamClocks) -> None:
-    """Refuse observations that are slower than the contract's rate, because each action would last too long."""
+    """Refuse a recording with a lower rate than the contract's, because each action would last too long."""
     if len(steps) < 2:
         return
     mean = (steps[-1].observation.stamp - steps[0].observation.stamp) / (len(steps) - 1)

@@ -13,7 +13,7 @@ from m2distill_policy.runtime.watchdog import Fault, Watchdog, WatchLimits
 
 
 class FrozenCheck:
-    """Checks the steps of a recording one after another."""
+    """Check for frozen views, joints and poses, called for one step of a recording after another."""
 
     def __init__(self, contract: Contract, limits: WatchLimits) -> None:
         self._views, self._motion = Watchdog(contract, limits), FrozenMotionCheck(contract, limits)
@@ -21,12 +21,12 @@ class FrozenCheck:
     def check(
         self, observation: Observation, pose: NDArray[np.float64] | None, commanded: NDArray[np.float64]
     ) -> Fault | None:
-        """Return the fault of the next step, or None.
+        """Check the next step, and return its fault or None.
 
         Args:
             observation: Observation of the step.
-            pose: (6,) of the end effector; None if it was not recorded.
-            commanded: (6,) m/s and rad/s, the twist that was commanded during the step.
+            pose: Pose (6,) of the end effector; None if it was not recorded.
+            commanded: Twist (6,) that was commanded during the step, m/s and rad/s.
         """
         fault = self._views.check_frozen(observation) or self._motion.check(observation, pose)
         self._motion.add_command(commanded)
@@ -34,10 +34,10 @@ class FrozenCheck:
 
 
 class SetPointWay:
-    """Computes the speed that set-points command.
+    """The speed at which a sequence of set-points commands the arm to move.
 
-    The pose of a stationary arm mostly differs from its set-point, because the arm sags or touches something. So a
-    set-point that does not change counts only if it is farther away than the largest action.
+    The pose of a stationary arm usually differs from its set-point, because the arm sags or touches something. So a
+    set-point that does not change counts as zero speed, unless it is farther from the arm than the largest action.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -45,11 +45,11 @@ class SetPointWay:
         self._last: NDArray[np.float64] | None = None
 
     def to(self, target: NDArray[np.float64], action: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the twist (6,) in m/s and rad/s of a step, limited to the top speed of the contract.
+        """Return the twist (6,) that the next set-point commands, in m/s and rad/s, within the contract's top speeds.
 
         Args:
             target: Set-point (6,).
-            action: (7,) of the set-point, not clipped to [-1, 1].
+            action: Action (7,) that corresponds to the set-point, not clipped to [-1, 1].
         """
         last, self._last = target if self._last is None else self._last, target
         if np.abs(action[:6]).max() > 1:

@@ -17,7 +17,7 @@ from m2distill_policy.runtime.watchdog import WatchLimits
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 JOINTS, POSE, TWIST = "sensor_msgs/msg/JointState", "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/TwistStamped"
 GRIPPER = "control_msgs/msg/GripperCommand"
-#: s by which a topic's stamps may be shifted at most.
+#: Largest shift of a topic's stamps, s.
 LARGEST_SHIFT = 86_400.0
 
 CommandKind = Literal["target_pose", "twist"]
@@ -28,15 +28,16 @@ class ImportSettings:
     """Settings of an import.
 
     Attributes:
-        command: Commands that moved the arm: set-points or velocities.
-        slop: Seconds by which the stamps of one observation may differ.
+        command: Kind of the recorded commands to the arm: set-points (``target_pose``) or velocities (``twist``).
+        slop: Largest time difference between the stamps of one observation, s.
         gripper: Positions and threshold of the gripper.
         joints: Joints whose name, sign or zero differs from the contract's.
-        topic: Converts a topic of :mod:`m2distill_policy.node.topics` to its name in the recording.
+        topic: Function that converts a topic of :mod:`m2distill_policy.node.topics` to its name in the recording.
         joint_topics: Topics of joint states in addition to ``/joint_states``.
         watch: Limits of late, early and frozen observations.
-        shift: Topic -> seconds added to its stamps, because the error of its clock is known.
-        frame: Required frame of poses, set-points and velocities; if empty, all must have the same one.
+        shift: Topic -> seconds that are added to its stamps, to correct a known error of its clock.
+        frame: Required frame of poses, set-points and velocities. If empty, any frame is allowed, but all must have the
+            same frame.
     """
 
     command: CommandKind = "target_pose"
@@ -51,7 +52,7 @@ class ImportSettings:
 
 
 def view_topics(contract: Contract, settings: ImportSettings) -> dict[str, str]:
-    """Return topic in the recording -> view of the contract."""
+    """Return a mapping: topic in the recording -> name of the view in the contract."""
     return {settings.topic(topics.camera_topic(name)): name for name in contract.camera_names}
 
 

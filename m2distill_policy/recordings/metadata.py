@@ -1,4 +1,4 @@
-"""Read ``metadata.yaml`` of a rosbag2: the files of a recording, and how many messages they have."""
+"""Read ``metadata.yaml`` of a rosbag2: the files of a recording and the number of messages of each topic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from m2distill_policy.errors import RecordingError
 
-#: Largest size in bytes; a recording of 500 topics in 2,000 files has 0.6 MiB.
+#: Largest size of ``metadata.yaml`` in bytes; that of a recording of 500 topics in 2,000 files has 0.6 MiB.
 LARGEST = 4 * 2**20
 #: Largest nesting of lists and tables; rosbag2 writes 7 levels.
 DEEPEST = 32
@@ -22,7 +22,14 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Metadata:
-    """files: in the order listed. compression: '' for none, 'file' or 'message'. counts: (topic, type) -> messages."""
+    """Content of ``metadata.yaml``.
+
+    Attributes:
+        storage: Name of the storage plugin, see :data:`STORAGES`.
+        files: Files of the recording, in the order listed.
+        compression: ``file``, ``message``, or "" for none.
+        counts: (topic, type) -> number of messages.
+    """
 
     storage: str
     files: tuple[Path, ...]
@@ -34,7 +41,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Read ``folder/metadata.yaml``.
 
     Raises:
-        RecordingError: It is missing or wrong; says what to do.
+        RecordingError: The content of the file is not valid. The message says what to do.
     """
     path = folder / "metadata.yaml"
     repair = f"repair it with 'ros2 bag reindex {folder}'"
@@ -80,7 +87,7 @@ def _parse(path: Path, repair: str) -> dict[str, Any]:
     try:
         text = content.decode("utf-8")
         for event in yaml.parse(text, Loader=_LOADER):
-            # Aliases and merged keys can expand to huge data; rosbag2 writes none.
+            # Refused, because aliases can expand to huge data and rosbag2 writes none.
             if isinstance(event, yaml.AliasEvent):
                 raise RecordingError(f"{path} has the alias *{str(event.anchor)[:40]}; {repair}")
             if isinstance(event, yaml.CollectionStartEvent):
@@ -104,7 +111,7 @@ def _files(path: Path, names: Any, repair: str) -> tuple[Path, ...]:
     files = []
     for name in names:
         place = PurePath(name)
-        # Old recordings include the folder in the name. A file elsewhere does not belong to this recording.
+        # Old recordings include the folder's name in the path. A file outside the folder is not part of the recording.
         if place.is_absolute() or ".." in place.parts or not place.name:
             raise RecordingError(f"{path} names the file '{name[:200]}', which is outside its folder; {repair}")
         file = path.parent / place.name

@@ -17,13 +17,14 @@ from m2distill_policy.observation import Observation
 from m2distill_policy.recordings.bag import Bag, Message
 from m2distill_policy.recordings.import_settings import COMPRESSED
 
-#: Periods without an observation above which a recording is refused, because a policy would have cleared its window.
+#: Largest gap between two observations, in control periods. Above it a recording is refused, because a policy would
+#: have cleared its window.
 LONGEST_GAP = 5.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """An observation, and when (ns, in the recording's time) the policy would have answered it."""
+    """An observation. at: Time of recording (ns) at which a policy would have used the observation."""
 
     at: int
     observation: Observation
@@ -38,7 +39,7 @@ def message_to_rgb(message: Message) -> NDArray[np.uint8]:
 
 
 class Playback:
-    """Advances the time of a stream as it passed during the recording."""
+    """Playback of a recording: it runs the cycles of an observation stream at the times of the recording."""
 
     def __init__(self, bag: Bag, contract: Contract, stream: ObservationStream[Message]) -> None:
         self._bag, self._contract, self._stream = bag, contract, stream
@@ -49,11 +50,11 @@ class Playback:
         self.missed = 0
 
     def advance(self, until: int) -> bool:
-        """Run the cycles that are due before ``until`` (ns) although no message arrives.
+        """Run the cycles that are due before ``until`` (ns), the time at which the next message was recorded.
 
         Returns:
-            Whether the recording starts again here: there was a long gap before the first observation, in which the
-            computer's clock may have been set.
+            Whether the recording starts anew here. It does after a long gap before the first observation, because the
+            computer's clock may have been set in that gap.
         """
         first, gap = self._began is None, (until - self._newest) / 1e9
         self._newest = until
@@ -65,7 +66,7 @@ class Playback:
         jump = end - self._longest if gap > 2 * self._longest else -math.inf
         while (at := self._stream.wake) < end:
             if at > end - gap + self._longest and at < jump:
-                # No observation is possible in so long a gap, so it is skipped.
+                # In such a long gap no observation is possible, so the rest of it is skipped.
                 self.missed += round((jump - at) / self._contract.period) if self.steps else 0
                 at = jump
             if not self._take(at) and self._stream.missed(at) and self.steps:
@@ -73,11 +74,11 @@ class Playback:
         return False
 
     def moment(self, received: int) -> Moment:
-        """Return the arrival of a message that was recorded at ``received`` (ns)."""
+        """Return the time of arrival, for the stream, of a message that was recorded at ``received`` (ns)."""
         return Moment(received, self._seconds(received))
 
     def run(self, now: int) -> None:
-        """Run a cycle if the message that has just arrived makes one due."""
+        """Run a cycle at ``now`` (ns) if the message that has just arrived completes an observation."""
         self._take(self._seconds(now))
 
     def _seconds(self, at: int) -> float:

@@ -1,9 +1,9 @@
 """Read the files of a rosbag2 with the rosbags library: one type of error, bounded memory and time.
 
 The library and its dependencies (apsw, lz4, zstd, ruamel.yaml) raise errors without a common base class, trust the
-sizes that a file announces, and decompress without limits. All calls to it are made within :func:`reading`. Time grows
-only with the size of a file: decompressed data are at most :data:`MOST_EXPANDED` times as large as the file, and SQLite
-queries without results are aborted.
+sizes that a file declares, and decompress without limits. Therefore all calls to the library are made within
+:func:`reading`, which converts the errors. Time and memory are limited by the size of a file: decompressed data are at
+most :data:`MOST_EXPANDED` times as large as the file, and SQLite queries that give no result for too long are aborted.
 """
 
 from __future__ import annotations
@@ -28,32 +28,33 @@ from m2distill_policy.storage import disk_full_error
 
 Storage: TypeAlias = McapReader | Sqlite3Reader
 
-#: Largest number of bytes of one chunk or message, decompressed. rosbag2's chunks have 0.75 MiB.
+#: Largest size of one decompressed chunk or message, bytes. rosbag2's chunks have 0.75 MiB.
 LARGEST_CHUNK = 512 * 2**20
-#: Largest number of bytes of chunks that overlap in time, which are in memory together.
+#: Largest total size of chunks that overlap in time, bytes. They are in memory at the same time.
 MOST_AT_ONCE = 2 * 2**30
-#: Largest ratio of decompressed to compressed size, beyond 1 MiB.
+#: Largest ratio of decompressed to compressed size. 1 MiB more is always allowed.
 MOST_EXPANDED = 1000
-#: s that a query of SQLite may take without a result, and bytes of the file that add one second.
+#: Longest time that an SQLite query may take without a result, s; and the number of bytes of the file for which one
+#: second is added.
 _PATIENCE, _BYTES_A_SECOND = 60.0, 10 * 2**20
-#: Number of steps after which SQLite asks whether to continue.
+#: Number of steps of SQLite's virtual machine after which SQLite asks whether to continue.
 _STEPS = 200_000
 _MAGIC = b"\x89MCAP0\r\n"
-#: Characters of another library's error that are repeated.
+#: Largest number of characters of a library's error that a message repeats.
 _SHOWN = 200
-#: Characters up to which a path is repeated completely.
+#: Largest number of characters of a path that a message repeats completely.
 _LONGEST_PATH = 600
 
 
 @contextlib.contextmanager
 def reading(where: str, read: Path | None = None) -> Iterator[None]:
-    """Convert every error inside to a :class:`RecordingError` that begins with ``where``.
+    """Convert every error inside this context to a :class:`RecordingError` that begins with ``where``.
 
-    Errors of this project are raised unchanged, and a full disk is reported as such.
+    Errors of this project are raised unchanged. A full disk is reported as a full disk.
 
     Args:
         where: Name of the file in messages.
-        read: The file that is really read, whose name the user does not know.
+        read: The file that is really read, such as a decompressed copy. In messages, ``where`` replaces its name.
     """
     where = where if len(where) <= _LONGEST_PATH else f"{where[:_SHOWN]}..."
     try:
@@ -64,7 +65,7 @@ def reading(where: str, read: Path | None = None) -> Iterator[None]:
         raise RecordingError(f"{where} is damaged: it announces more data than fit into memory") from error
     except RecursionError as error:
         raise RecordingError(f"{where} is damaged: its data are nested too deeply") from error
-    # The libraries' errors have no common base: rosbags raises its own and any of Python's, apsw and zstd theirs.
+    # All errors are caught, because rosbags, apsw, zstd and Python raise errors without a common base class.
     except Exception as error:
         full = disk_full_error(error)
         if full is not None:
@@ -87,7 +88,7 @@ def decompress_zstd(data: bytes, largest: int = LARGEST_CHUNK) -> bytes:
 def _decompress(make: Any, data: bytes, largest: int) -> bytes:
     largest = min(largest, LARGEST_CHUNK, most_expanded(len(data)))
     parts, total, rest = [], 0, data
-    while rest:  # one frame each
+    while rest:  # each iteration decompresses one frame
         decompressor = make()
         while not decompressor.eof:
             part = decompressor.decompress(rest, max_length=largest - total + 1)
@@ -127,23 +128,30 @@ def temporary_folder() -> contextlib.AbstractContextManager[str]:
 
 
 class QueryTimeout:
-    """Aborts queries of SQLite without results, because a damaged file can keep it busy for ever."""
+    """Time limit for SQLite queries that give no result, because a damaged file can keep SQLite busy for ever."""
 
     def __init__(self, size: int) -> None:
         self._seconds = _PATIENCE + size / _BYTES_A_SECOND
         self.renew()
 
     def renew(self) -> None:
-        """Start the time again, because there was a result."""
+        """Start the time limit again, because the query gave a result."""
         self._until = time.monotonic() + self._seconds
 
     def has_passed(self) -> bool:
-        """Return whether to abort."""
+        """Return whether the time limit has passed, so that the query must be aborted."""
         return time.monotonic() > self._until
 
 
 def open_storage(path: Path, storage: str, timeout: QueryTimeout, shown: Path) -> Storage:
-    """Open one file; errors name it ``shown``. The caller closes it. Call within :func:`reading`."""
+    """Open one file. The caller must close it. Call this function within :func:`reading`.
+
+    Args:
+        path: The file to read.
+        storage: Name of the storage plugin.
+        timeout: Time limit of SQLite queries.
+        shown: Name of the file in messages.
+    """
     if storage == "sqlite3":
         return _open_sqlite(path, timeout)
     _check_end(path, shown)
@@ -182,7 +190,7 @@ def _open_sqlite(path: Path, timeout: QueryTimeout) -> Sqlite3Reader:
 
 
 def _check_end(path: Path, shown: Path) -> None:
-    """Check that an MCAP file ends with the bytes that it begins with; the recorder writes them when it closes it."""
+    """Check that an MCAP file ends with the bytes that a recorder writes when it closes the file."""
     with path.open("rb") as file:
         begins = file.read(len(_MAGIC)) == _MAGIC
         file.seek(max(0, path.stat().st_size - len(_MAGIC)))
@@ -195,7 +203,7 @@ def _check_end(path: Path, shown: Path) -> None:
 
 
 def _check_chunks(reader: McapReader, size: int) -> None:
-    """Refuse an index of chunks that are larger than the file can contain, or that are listed twice."""
+    """Refuse an MCAP file whose index lists a chunk twice, or chunks that need too much memory."""
     if len({chunk.chunk_start_offset for chunk in reader.chunks}) != len(reader.chunks):
         raise ValueError("its index names a chunk twice")
     held, at_once = list[tuple[int, int]](), 0
@@ -213,11 +221,11 @@ def _check_chunks(reader: McapReader, size: int) -> None:
 
 
 def _no_qos(_: object) -> list[Any]:
-    """Return no quality of service, because it is not needed and would be parsed as YAML from the file."""
+    """Return no QoS profiles. They are not needed, and reading them would parse YAML from an untrusted file."""
     return []
 
 
-# The library has no option for either, so the names in its two modules are replaced by bounded functions.
+# The library has no options for limits on decompression or for skipping QoS. So its functions are replaced here.
 storage_mcap.DECOMPRESSORS.update(
     zstd=decompress_zstd, lz4=lambda data, size: _decompress(LZ4FrameDecompressor, data, size)
 )

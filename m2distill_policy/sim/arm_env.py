@@ -1,4 +1,4 @@
-"""A Panda in a scene: the part of an environment that all suites share.
+"""A Panda arm in a scene: the part of an environment that all suites share.
 
 robosuite builds the models, and this module steps them. robosuite's own environments update every observable after
 each of the 25 physics steps of a control step. Here, joints are read and views are rendered once per control step.
@@ -24,7 +24,7 @@ from m2distill_policy.sim.osc import (
 )
 from m2distill_policy.sim.rendering import Renderer
 
-#: The contract's views, and the cameras of robosuite's models that show them.
+#: View of the contract -> camera of robosuite's models that shows it.
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}
 
 ARM_JOINTS = tuple(f"robot0_joint{i}" for i in range(1, 8))
@@ -32,9 +32,11 @@ FINGER_JOINTS = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 GRIP_SITE = "gripper0_grip_site"
 BASE_BODY = "robot0_base"
 
-#: Part of the gripper's range by which its set-point moves in one physics step (robosuite's PandaGripper.speed).
+#: Distance that the gripper's set-point, in [-1, 1], moves in one physics step. The value is robosuite's
+#: PandaGripper.speed.
 _GRIPPER_SPEED = 0.01
-#: Largest lead of the velocity drive's set-point over an arm that a contact blocks, in m and rad.
+#: Largest distance of the velocity drive's set-point from the arm, in m and rad. It is reached if a contact blocks the
+#: arm.
 _DRIVE_LEAD = (0.02, 0.15)
 
 
@@ -47,8 +49,8 @@ class ArmEnv:
         task: The task.
         contract: The contract of the observations and actions.
         model: MuJoCo model of the physics. It may belong to another environment, such as LIBERO's.
-        data: Its data, which is then shared with that environment.
-        renderer: Renders the views.
+        data: MuJoCo data of the model, shared with that environment if there is one.
+        renderer: Renderer of the views.
         xml: MJCF of the scene.
 
     Raises:
@@ -90,7 +92,7 @@ class ArmEnv:
         self._site = model.site(GRIP_SITE).id
         self._base = model.body(BASE_BODY).id
         self._posture = np.zeros(7)
-        #: Joint angles (7,) in rad near which an episode begins. The subclass sets them.
+        #: Joint angles (7,) in rad near which an episode begins. Set by the subclass.
         self.home = np.zeros(7)
         self._gripper = (0.0, 0.0)
         self._goal_rotation = np.eye(3)
@@ -99,8 +101,8 @@ class ArmEnv:
         self._first_q, self._first_dof = int(self._qpos[0]), int(self._dofs[0])
         if np.any(np.diff(self._qpos) != 1) or np.any(np.diff(self._dofs) != 1):
             raise SimulationError("the arm's joints are not one after another in the scene; the controller needs that")
-        # MuJoCo's arrays keep their memory while ``data`` exists. Looking them up 25 times a step would take longer
-        # than the controller.
+        # MuJoCo's arrays stay valid while ``data`` exists, so they are stored here. Looking them up 25 times a step
+        # would take longer than the controller.
         self._ctrl, self._positions, self._velocities = data.ctrl, data.qpos, data.qvel
         self._bias = data.qfrc_bias
         self._site_position, self._site_rotation = data.site_xpos[self._site], data.site_xmat[self._site]
@@ -135,7 +137,7 @@ class ArmEnv:
     # ---- stepping ---------------------------------------------------------------------------------------------
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
-        """Move one control period with a set-point delta (OSC drive).
+        """Run one control period with a set-point delta (OSC drive).
 
         Args:
             action: The action (7,), clipped to [-1, 1].
@@ -147,7 +149,7 @@ class ArmEnv:
         return self.observe()
 
     def advance(self, action: NDArray[np.floating[Any]]) -> None:
-        """Do :meth:`step` without rendering."""
+        """Run a control period as :meth:`step` does, without rendering."""
         wanted = np.asarray(action, dtype=np.float64)
         if wanted.shape != (7,) or not np.all(np.isfinite(wanted)):
             raise SimulationError(f"the action has shape {wanted.shape} and is {wanted}; it must be 7 finite numbers")
@@ -166,14 +168,15 @@ class ArmEnv:
         self._finish()
 
     def step_twist(self, twist: NDArray[np.floating[Any]], gripper: float) -> Observation:
-        """Move one control period with a velocity.
+        """Run one control period with a velocity.
 
-        The velocity is integrated to a set-point pose that is tracked stiffly. So the arm keeps its speed under load,
-        as a velocity-driven arm does. The lead of the set-point is limited, as in the controller of a real arm.
+        The velocity is integrated to a set-point pose, which the arm follows with high stiffness. So the arm keeps its
+        speed under load, as a velocity-driven arm does. The distance of the set-point from the arm is limited, as in
+        the controller of a real arm.
 
         Args:
             twist: Velocity (6,) in m/s and rad/s, base frame.
-            gripper: -1 open to 1 closed.
+            gripper: Gripper command: negative opens, positive closes, 0 keeps the set-point.
 
         Raises:
             SimulationError: A number is not finite, the twist has another shape, or the physics becomes unstable.
@@ -254,18 +257,18 @@ class ArmEnv:
         self._after_step()
 
     def _after_step(self) -> None:
-        """Record which goals were reached. Called once per control step, before the observation."""
+        """Record which goals are reached. Called once in each control step, before the observation is made."""
 
     # ---- reading ----------------------------------------------------------------------------------------------
 
     def observe(self) -> Observation:
-        """Return the observation now."""
+        """Return the observation of the present state."""
         self._renderer.pose(self.data.qpos)
         images = {c.name: self._renderer.render(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
         return Observation(images, self.proprioception(), self._steps * self.contract.period)
 
     def views(self, state: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.uint8]]:
-        """Render the views in a flattened state. The simulation itself does not change."""
+        """Render the views of a flattened MuJoCo state. The state of the simulation does not change."""
         self._renderer.pose(np.asarray(state, dtype=np.float64)[1 : 1 + self.model.nq])
         return {c.name: self._renderer.render(CAMERAS[c.name], c.height, c.width) for c in self.contract.cameras}
 
@@ -331,15 +334,15 @@ class ArmEnv:
         return self.observe()
 
     def switch_task(self, task: Task) -> bool:
-        """Continue with another task of the suite and return True, or return False if it has another scene."""
+        """Switch to another task and return True. Return False, and change nothing, if it needs another scene."""
         return task == self.task
 
     def reset_state(self, seed: int) -> None:
-        """Do :meth:`reset` without rendering."""
+        """Sample an initial state as :meth:`reset` does, without rendering."""
         raise NotImplementedError
 
     def reset_to(self, state: NDArray[np.float64]) -> Observation:
-        """Return to a flattened MuJoCo state."""
+        """Set the scene to a flattened MuJoCo state, and return the observation."""
         raise NotImplementedError
 
     def success(self) -> bool:
@@ -357,7 +360,13 @@ class ArmEnv:
     def _restore(
         self, state: NDArray[np.floating[Any]], posture: NDArray[np.float64], gripper: NDArray[np.float64]
     ) -> None:
-        """Put the scene into ``state`` and reset the controller."""
+        """Set the scene to ``state`` and reset the controller.
+
+        Args:
+            state: Flattened MuJoCo state: time, joint positions, joint velocities.
+            posture: Joint angles (7,) in rad that the null space of the controller moves towards.
+            gripper: Set-points (2,) of the fingers, in [-1, 1].
+        """
         model, data = self.model, self.data
         values = np.asarray(state, dtype=np.float64)
         if values.shape != (1 + model.nq + model.nv,) or not np.all(np.isfinite(values)):

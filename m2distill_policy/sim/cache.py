@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def cache_dir(name: str) -> Path | None:
-    """Return folder ``name`` of the user's cache, or None if it cannot be written. It is created if necessary.
+    """Return folder ``name`` in the user's cache folder, or None if it cannot be written. Create it if necessary.
 
-    The cache is ``$M2DISTILL_CACHE``, or else ``$XDG_CACHE_HOME/m2distill``, or else ``~/.cache/m2distill``. It only
-    saves time, so callers work without it.
+    The cache folder is ``$M2DISTILL_CACHE``; if that is not set, ``$XDG_CACHE_HOME/m2distill``; otherwise
+    ``~/.cache/m2distill``. The cache only saves time: callers must also work without it.
     """
     named, general = os.environ.get("M2DISTILL_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:

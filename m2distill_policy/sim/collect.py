@@ -1,7 +1,7 @@
 """Collect demonstrations in parallel processes.
 
-Only successful episodes are kept. A collection that was interrupted continues where it stopped. Neither interruptions
-nor the number of workers change the result.
+Only successful episodes are stored. If a collection is interrupted, the same call continues it. Interruptions and the
+number of workers do not change the result.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.suites import suite_task
 
-#: Time limit in s until some attempt ends. An attempt takes about one second.
+#: Longest time in s in which no attempt ends. An attempt takes about one second.
 _ATTEMPT_TIMEOUT = 300.0
-#: How often the workers are restarted in one collection after one of them died.
+#: Largest number of times that the workers of a collection are restarted because one of them died.
 _RESTARTS = 3
 
 
 def collect(collection: Collection, progress: Callable[[int, int, str], None] | None = None) -> list[DemonstrationFile]:
     """Collect the missing episodes and return the files, in the order of ``collection.tasks``.
 
-    Attempts 0, 1, 2, ... of each task have their own seeds. The first successes in this order are kept. If a worker
-    dies, the workers are restarted, up to three times.
+    Each task has attempts 0, 1, 2, ..., and each attempt has its own seed. A file contains the first successful
+    attempts in this order. If a worker dies, the workers are restarted, up to three times.
 
     Args:
-        collection: What to collect.
-        progress: Called with (episodes done, episodes in all, note) while episodes arrive.
+        collection: Settings of the collection.
+        progress: Function that is called after each attempt with (number of collected episodes, number of all episodes,
+            note).
 
     Raises:
         DemonstrationError: A file is damaged or was collected with other settings.
@@ -61,13 +62,13 @@ def _collect(collection: Collection, progress: Callable[[int, int, str], None] |
 
     open_plans = [plan for plan in plans if plan.file is None]
     try:
-        # After all plans were made: an unusable file of any task has raised an error by now.
+        # Nothing is written before this point: an unusable file of any task has raised an error above.
         for plan in open_plans:
             plan.open()
         report("")
         if open_plans:
             _run(collection, open_plans, report)
-    except BaseException:  # an empty folder must not block the next command with other settings
+    except BaseException:  # an empty folder of parts would make the next command with other settings fail
         for plan in open_plans:
             plan.discard_if_empty()
         raise
@@ -85,9 +86,9 @@ def _start_pool(collection: Collection) -> ProcessPoolExecutor:
 
 
 def _run(collection: Collection, plans: list[TaskPlan], report: Callable[[str], None]) -> None:
-    """Make attempts until every plan has its file."""
+    """Run attempts until every plan has its file."""
     choose_gl()
-    # One worker for each core: more threads inside a worker would only compete.
+    # The workers use the cores. More threads inside a worker would only compete for them.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     plans = [plan for plan in plans if not plan.finish_if_enough()]
@@ -131,7 +132,7 @@ def _run(collection: Collection, plans: list[TaskPlan], report: Callable[[str], 
                 report(f"{died}; restarted, {deaths} of {_RESTARTS}")
                 continue
             if not done:
-                for process in multiprocessing.active_children():  # otherwise the shutdown waits for the one that hangs
+                for process in multiprocessing.active_children():  # otherwise shutdown waits for a hanging worker
                     process.kill()
                 raise SimulationError(
                     f"no worker finished an episode within {_ATTEMPT_TIMEOUT:.0f} s; finished episodes are kept, run "
@@ -142,7 +143,7 @@ def _run(collection: Collection, plans: list[TaskPlan], report: Callable[[str], 
 
 
 def _result(future: Future[bool], task: Task, seed: int) -> bool:
-    """Return whether an attempt succeeded. Raises :class:`BrokenProcessPool` if a worker died."""
+    """Return whether an attempt succeeded. Raise :class:`BrokenProcessPool` if a worker died."""
     try:
         return future.result()
     except (M2DistillError, BrokenProcessPool):

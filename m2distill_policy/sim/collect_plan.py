@@ -1,4 +1,4 @@
-"""The attempts at one task of a collection: which were made, which come next, and when there are enough."""
+"""The attempts at one task of a collection: finished attempts, the next attempt, and whether more are needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.seeds import demonstration_seed
 from m2distill_policy.sim.suites import suite_contract
 
-#: Give up when fewer than one attempt in this many succeeds, after ``_FIRST_ATTEMPTS`` attempts.
+#: A collection fails if, after ``_FIRST_ATTEMPTS`` attempts or more, fewer than one in ``_ATTEMPTS_PER_SUCCESS``
+#: attempts succeeded.
 _ATTEMPTS_PER_SUCCESS = 4
 _FIRST_ATTEMPTS = 20
 
@@ -24,10 +25,10 @@ class TaskPlan:
 
     Attributes:
         file: The finished file, or None while episodes are missing.
-        results: Seeds that were tried, and whether the attempt succeeded.
+        results: Seed of each finished attempt -> whether it succeeded.
 
     Raises:
-        DemonstrationError: There is a file that is damaged or was collected with other settings.
+        DemonstrationError: The task's file exists, but is damaged or was collected with other settings.
     """
 
     def __init__(self, collection: Collection, task: Task) -> None:
@@ -37,12 +38,12 @@ class TaskPlan:
         self.results: dict[int, bool] = {}
         self._writer: DemonstrationWriter | None = None
         self._attempts = 0
-        #: A finished file with fewer episodes, to which episodes are added.
+        #: A finished file with too few episodes, to which episodes are added.
         self._shorter: DemonstrationFile | None = None
         self.file = self._find_file()
 
     def open(self) -> None:
-        """Make the folder for single episodes, or continue with the one that exists."""
+        """Create the folder for single episodes, or continue with the folder of an earlier call."""
         self._writer = open_writer(self.collection, self.task)
         self._writer.clean()
         if self._shorter is not None:
@@ -55,7 +56,7 @@ class TaskPlan:
             self._writer.discard_if_empty()
 
     def _find_file(self) -> DemonstrationFile | None:
-        """Return the finished file of an earlier run with the same settings, or None if episodes are missing."""
+        """Return the finished file of an earlier call with the same settings, or None if episodes are missing."""
         if not self.path.exists():
             return None
         wanted = self.collection.episodes
@@ -85,7 +86,7 @@ class TaskPlan:
         return demonstration_seed(self.collection.seed, self.task.index, attempt)
 
     def next_seed(self) -> int:
-        """Return the next seed that was not tried yet."""
+        """Return the seed of the next attempt, skipping attempts that are finished."""
         while True:
             seed = self.seed(self._attempts)
             self._attempts += 1
@@ -93,7 +94,10 @@ class TaskPlan:
                 return seed
 
     def kept_seeds(self) -> tuple[list[int], int]:
-        """Return the first successes in the order of attempts without gaps, and how many attempts they took."""
+        """Return the seeds of the first successful attempts, and the number of attempts considered.
+
+        Attempts are considered in order, until there are enough successes or an attempt is not finished yet.
+        """
         seeds: list[int] = []
         attempt = 0
         while len(seeds) < self.collection.episodes and self.seed(attempt) in self.results:
@@ -103,13 +107,13 @@ class TaskPlan:
         return seeds, attempt
 
     def successes(self) -> int:
-        """Return how many successful episodes there are, at most as many as are needed."""
+        """Return the number of successful episodes, but at most the number that is needed."""
         if self.file is not None:
             return self.collection.episodes
         return min(self.collection.episodes, sum(self.results.values()))
 
     def finish_if_enough(self) -> bool:
-        """Write the file if there are enough successes, and return whether there are.
+        """Write the file and return True if there are enough successes; return False otherwise.
 
         Raises:
             SimulationError: Too few attempts succeed.
@@ -127,9 +131,10 @@ class TaskPlan:
         return False
 
     def needs_attempt(self, running: int) -> bool:
-        """Return whether another attempt could be needed, even if the ``running`` ones all succeed.
+        """Return whether to start another attempt.
 
-        If none is running, one is needed: there may be enough successes while an earlier attempt is still missing.
+        It is needed if there are too few successes, counting the ``running`` attempts as successes. It is also needed
+        if no attempt is running: there can be enough successes although an earlier attempt has not been made.
         """
         short = sum(self.results.values()) + running < self.collection.episodes
         return self.file is None and (short or not running)

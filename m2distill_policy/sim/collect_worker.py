@@ -1,4 +1,4 @@
-"""A worker process of a collection: it makes attempts and writes each successful episode to its own file."""
+"""A worker process of a collection: it runs attempts and writes each successful episode to its own file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ _env: ArmEnv | None = None
 
 
 def start_worker(collection: Collection) -> None:
-    """Store the settings. The first attempt makes the environment, so that its error reaches the parent process."""
+    """Store the settings. The environment is made in the first attempt, so that the parent process gets its errors."""
     global _collection
     _collection = collection
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent was killed.
+    """End this process when its parent has ended.
 
-    A worker of a process pool does not notice that. It would wait for ever, or write while the next collection does.
+    A worker of a process pool does not notice that its parent was killed. It would wait for ever, or write files while
+    the next collection writes, too.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -38,7 +39,7 @@ def _end_with_parent() -> None:
 
 
 def run_attempt(task_index: int, seed: int) -> bool:
-    """Try one episode, write it if it succeeded, and return whether it did."""
+    """Run one attempt. Write the episode if it succeeded, and return whether it did."""
     global _env
     assert _collection is not None, "the pool's initializer ran"
     collection, task = _collection, suite_task(_collection.suite, task_index)
@@ -52,7 +53,7 @@ def run_attempt(task_index: int, seed: int) -> bool:
     try:
         recording = record_episode(_env, seed, noise=collection.noise, randomise=collection.randomise)
     except (SimulationError, np.linalg.LinAlgError) as error:
-        # This seed would fail again every time, so it is a failed attempt and not the end of the collection.
+        # The same seed would fail again, so this counts as a failed attempt and does not end the collection.
         print(f"{task.name}, seed {seed}, counts as failed: {error}", file=sys.stderr)
         recording = None
         _env.close()

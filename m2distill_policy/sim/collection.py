@@ -1,4 +1,4 @@
-"""What to collect: the settings of a collection of demonstrations."""
+"""The settings of a collection of demonstrations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from m2distill_policy.sim.env import Task
 from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, suite_contract, suite_task, suite_tasks
 from m2distill_policy.sim.visuals import VISUALS_VERSION, visual_profile
 
-#: Version of a suite's experts. Raise it when the experts, their noise or the stored data of an episode change: then
-#: a collection of an older version does not count as the same. Version 2 of tabletop added pushes and the executed
-#: actions.
+#: Version of a suite's experts. Increase it when the experts, their noise or the stored data of an episode change.
+#: Demonstrations of an older version then count as collected with other settings. Version 2 of tabletop added pushes
+#: and the executed actions.
 _EXPERTS_VERSION = {"tabletop": 2}
 
 
@@ -25,19 +25,19 @@ class Collection:
     """Settings of a collection: successful demonstrations of some tasks of one suite.
 
     Attributes:
-        folder: Where the files go, one for each task.
+        folder: Folder of the files, one for each task.
         tasks: Indices of the tasks.
         suite: Name of the suite.
-        episodes: Successful episodes for each task.
+        episodes: Number of successful episodes for each task.
         size: Height and width of the views in pixels, 16 to 1024.
         visuals: Visual profile, ``fast`` or ``stock``.
-        seed: Seed of the collection, 0 to 999. It gives initial states and disturbances.
+        seed: Seed of the collection, 0 to 999. The seeds of initial states, noise and disturbances follow from it.
         workers: Number of processes.
-        noise: Factor on the standard disturbance of the executed action, 0 to 3.
-        randomise: Kinds of disturbance (see :mod:`m2distill_policy.sim.disturbances`). Each gets a level that is
-            sampled for every episode.
-        extend: Add episodes to a finished file of the same settings that has fewer than ``episodes``.
-        force: Overwrite files that are damaged or were collected with other settings.
+        noise: Factor on the standard noise of the executed actions, 0 to 3.
+        randomise: Kinds of disturbance (see :mod:`m2distill_policy.sim.disturbances`). The level of each is sampled
+            anew for every episode.
+        extend: Whether to add episodes to a finished file with the same settings that has fewer than ``episodes``.
+        force: Whether to overwrite files that are damaged or were collected with other settings.
 
     Raises:
         SimulationError: A value is out of range.
@@ -81,7 +81,7 @@ class Collection:
 
 
 def collection_settings(collection: Collection, task: Task) -> dict[str, Any]:
-    """Return how the episodes of ``task`` are made, as robomimic's ``env_args``."""
+    """Return the settings under which episodes of ``task`` are collected, in the form of robomimic's ``env_args``."""
     settings = {
         "seed": collection.seed,
         "size": collection.size,
@@ -106,7 +106,7 @@ def open_writer(collection: Collection, task: Task) -> DemonstrationWriter:
 
 
 def parse_tasks(text: str, suite: str) -> tuple[int, ...]:
-    """Return the task indices in ``text``: numbers such as ``0,1,2``, or ``all``.
+    """Parse task indices: numbers such as ``0,1,2``, or ``all``.
 
     Raises:
         SimulationError: The text has another form, or the suite has no such task.

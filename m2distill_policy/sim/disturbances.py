@@ -1,7 +1,7 @@
-"""Disturb an environment in the ways in which a real arm differs from the simulation.
+"""Disturb an environment in ways in which a real robot differs from the simulation.
 
 Each kind of disturbance has a level from 0 to 1. :data:`KINDS` says what level 1 does. The direction of a disturbance
-depends on the seed of the episode alone, so another level disturbs the same episode in the same direction.
+depends only on the seed of the episode. So two levels disturb the same episode in the same direction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.observation import Observation
 from m2distill_policy.sim.env import SimEnv
 
-#: Every kind of disturbance, and what it does at level 1.
+#: Kind of disturbance -> what it does at level 1.
 KINDS: dict[str, str] = {
     "camera": "the fixed camera moves by 3 cm and 4 degrees, the hand camera by 1 cm and 2 degrees; "
     "fields of view change by 5 %",
@@ -40,7 +40,7 @@ class Disturbance:
 
     Attributes:
         kind: One of :data:`KINDS`.
-        level: Strength, 0 (none) to 1.
+        level: Strength, from 0 (no disturbance) to 1.
 
     Raises:
         SimulationError: The kind is unknown, or the level is out of range.
@@ -64,7 +64,7 @@ class Disturbance:
 class DisturbedEnv:
     """An environment (see :class:`m2distill_policy.sim.env.SimEnv`) with disturbances.
 
-    The disturbances change the model that the environment renders. Call :meth:`restore` when done.
+    Some disturbances change the MuJoCo model that the environment renders. Call :meth:`restore` at the end.
 
     Args:
         env: The environment.
@@ -103,7 +103,7 @@ class DisturbedEnv:
             getattr(self._model.vis.headlight, name)[:] = values
 
     def start_episode(self, seed: int) -> None:
-        """Sample the directions of the disturbances from ``seed``. :meth:`reset` does this too."""
+        """Sample the directions of the disturbances from ``seed`` alone. :meth:`reset` calls this."""
         self.restore()
         self._delay_steps, self._gain, self._noise = 0, 1.0, None
         for kind, level in self._levels.items():
@@ -157,12 +157,12 @@ class DisturbedEnv:
     # ---- environment ------------------------------------------------------------------------------------------------
 
     def reset(self, seed: int) -> Observation:
-        """See :meth:`SimEnv.reset`. ``seed`` also gives the directions of the disturbances."""
+        """Reset as :meth:`SimEnv.reset` does, and sample the directions of the disturbances from ``seed``."""
         self.start_episode(seed)
         return self.disturb_observation(self._env.reset(seed))
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
-        """See :meth:`SimEnv.step`."""
+        """Run one step as :meth:`SimEnv.step` does, with the disturbances."""
         return self.disturb_observation(self._env.step(self.disturb_action(action)))
 
     def disturb_action(self, action: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -173,7 +173,7 @@ class DisturbedEnv:
         return executed
 
     def disturb_observation(self, observation: Observation) -> Observation:
-        """Return the observation with noise."""
+        """Return the observation with noise, if that disturbance is on."""
         level, rng = self._levels.get("noise", 0.0), self._noise
         if rng is None or not level:
             return observation
@@ -190,19 +190,19 @@ class DisturbedEnv:
         return Observation(images, proprioception, observation.stamp)
 
     def success(self) -> bool:
-        """See :meth:`SimEnv.success`."""
+        """Return whether the task is done now."""
         return self._env.success()
 
     def achieved(self) -> tuple[str, ...]:
-        """See :meth:`SimEnv.achieved`."""
+        """Return the names of the tasks that were done since the reset, see :meth:`SimEnv.achieved`."""
         return self._env.achieved()
 
     def lifted(self) -> tuple[str, ...]:
-        """See :meth:`SimEnv.lifted`."""
+        """Return the names of the objects that were lifted since the reset, see :meth:`SimEnv.lifted`."""
         return self._env.lifted()
 
     def render(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """See :meth:`SimEnv.render`."""
+        """Return an upright RGB image (height, width, 3), see :meth:`SimEnv.render`."""
         return self._env.render(camera, height, width)
 
 
@@ -213,5 +213,5 @@ def _direction(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _no_motion() -> NDArray[np.float64]:
-    """Return the action before the first one arrives: no motion, gripper open."""
+    """Return the action that is executed until the first delayed action arrives: no motion, gripper open."""
     return np.array([0.0] * 6 + [-1.0])

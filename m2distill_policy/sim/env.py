@@ -1,4 +1,4 @@
-"""Tasks, and the interface of a simulated environment that collection, evaluation and the simulated robot use.
+"""Tasks, and the interface of simulated environments for collection, evaluation and the simulated robot.
 
 :mod:`m2distill_policy.sim.gym_env` gives the same environments gymnasium's interface.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from m2distill_policy.contract import Contract
 from m2distill_policy.observation import Observation
 
-#: Used instead of a suite's name for tasks that come from demonstration files alone.
+#: Name that replaces a suite's name for tasks that are known only from demonstration files.
 FILES = "files"
 
 
@@ -27,7 +27,7 @@ class Task:
         index: Index of the task in its suite, from 0.
         name: Identifier that is safe in a file name, such as ``lift_the_red_box``.
         instruction: Instruction for the policy, such as ``lift the red box``.
-        horizon: Control steps after which a rollout has failed.
+        horizon: Number of control steps after which a rollout counts as failed.
         kind: Kind of a tabletop task, see :data:`m2distill_policy.sim.tabletop.tasks.GOALS`. Empty in other suites.
         targets: Names of the objects that the instruction is about, as in :meth:`SimEnv.lifted`. Empty if not known.
     """
@@ -42,11 +42,11 @@ class Task:
 
     @property
     def has_env(self) -> bool:
-        """Whether there is a simulated environment for the task. Demonstration files alone have none."""
+        """Whether there is a simulated environment for the task. There is none if its suite is :data:`FILES`."""
         return self.suite != FILES
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", tuple(self.targets))  # JSON gives a list
+        object.__setattr__(self, "targets", tuple(self.targets))  # targets read from JSON are a list
 
 
 class SimEnv(Protocol):
@@ -56,7 +56,7 @@ class SimEnv(Protocol):
 
     Attributes:
         task: The task.
-        contract: The contract of its observations and actions.
+        contract: The contract of the observations and actions.
     """
 
     task: Task
@@ -66,24 +66,29 @@ class SimEnv(Protocol):
         """Sample an initial state from ``seed`` alone and return the first observation (stamp 0.0)."""
 
     def reset_to(self, state: NDArray[np.float64]) -> Observation:
-        """Return to a flattened MuJoCo state, such as the first state of a demonstration."""
+        """Set the scene to a flattened MuJoCo state, such as the first state of a demonstration."""
 
     def step(self, action: NDArray[np.floating[Any]]) -> Observation:
-        """Move one step. ``action`` (7,) is a set-point delta in [-1, 1], see :mod:`m2distill_policy.contract`."""
+        """Run one step with the set-point delta ``action`` (7,), in [-1, 1], see :mod:`m2distill_policy.contract`."""
 
     def step_twist(self, twist: NDArray[np.floating[Any]], gripper: float) -> Observation:
-        """Move one step with a velocity: ``twist`` (6,) in m/s and rad/s, base frame; ``gripper`` -1 to 1."""
+        """Run one step with a velocity.
+
+        Args:
+            twist: Velocity (6,) in m/s and rad/s, base frame.
+            gripper: Gripper command, -1 (open) to 1 (closed).
+        """
 
     def success(self) -> bool:
         """Return whether the task is done now."""
 
     def achieved(self) -> tuple[str, ...]:
-        """Return the names of the suite's tasks whose goal was reached since the reset, including other tasks."""
+        """Return the names of all tasks of the suite whose goal was reached since the reset, not only of ``task``."""
 
     def lifted(self) -> tuple[str, ...]:
-        """Return the names of the objects that were raised by 4 cm or more since the reset, in that order.
+        """Return the names of the objects that were raised by 4 cm or more since the reset, in order of time.
 
-        If an object that is not in ``task.targets`` was lifted, the rollout counts for the wrong-object rate.
+        Evaluation uses them for the rate of wrong objects.
         """
 
     def state(self) -> NDArray[np.float64]:

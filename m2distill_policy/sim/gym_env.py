@@ -1,7 +1,7 @@
 """The simulated environments with gymnasium's interface, for other people's policies and wrappers.
 
 Importing this module registers one environment for each suite, such as ``m2distill/Tabletop-v0``, see :data:`IDS`.
-:func:`make_env` makes one. Without an import of your own, gymnasium imports the module itself::
+:func:`make_env` makes one. If you do not import this module, tell gymnasium to import it::
 
     env = gymnasium.make("m2distill_policy.sim.gym_env:m2distill/Tabletop-v0", task=0)
 """
@@ -44,7 +44,7 @@ class GymEnv(gymnasium.Env[GymObservation, NDArray[Any]]):
     A step is one control period, 1/20 s.
 
     **Observation**: a dict with one image for each camera view, (H, W, 3) uint8 RGB, and one array for each group of
-    proprioception, (n,) float32, under the names that the contract gives them. For the built-in suites these are
+    proprioception, (n,) float32. The keys are the names in the contract. For the built-in suites these are
     ``agentview_rgb``, ``eye_in_hand_rgb``, ``joint_states`` (7 angles in rad) and ``gripper_states`` (2 positions in
     m). The instruction is in ``info``.
 
@@ -58,19 +58,19 @@ class GymEnv(gymnasium.Env[GymObservation, NDArray[Any]]):
 
     **Truncated**: true when the task's horizon is reached and the task is not done.
 
-    **Info**: ``instruction``; ``is_success`` (whether the task is done now); ``achieved`` (names of the suite's tasks
-    that were done since the reset, including other tasks) and ``lifted`` (names of the objects that were lifted).
+    **Info**: ``instruction``; ``is_success`` (whether the task is done now); ``achieved`` (names of all tasks of the
+    suite that were done since the reset) and ``lifted`` (names of the objects that were lifted since the reset).
 
     Args:
         suite: Name of the suite, see :data:`m2distill_policy.sim.suites.SUITES`.
-        task: Index of the task in the suite, or a task of your own with that suite's objects.
+        task: Index of the task in the suite, or a task of your own that uses the objects of this suite.
         size: Height and width of the views in pixels, 16 to 1024.
         visuals: Visual profile, ``fast`` or ``stock``.
         render_mode: ``rgb_array`` or None.
 
     Attributes:
-        sim_env: The environment underneath, for scripted experts and MuJoCo states.
-        contract: The contract of the observations and actions. A bundle fits if it has the same one.
+        sim_env: The wrapped environment, for scripted experts and MuJoCo states.
+        contract: The contract of the observations and actions. A bundle can be used if it has the same contract.
 
     Raises:
         SimulationError: An argument is not allowed, or the scene cannot be built.
@@ -107,9 +107,10 @@ class GymEnv(gymnasium.Env[GymObservation, NDArray[Any]]):
 
         Args:
             seed: Seed of the initial state, 0 or more. The same seed gives the same state.
-                :mod:`m2distill_policy.sim.seeds` says which seeds demonstrations and reported results use. None: a
-                state is sampled with the environment's own random generator, among the seeds below 1,000,000.
-            options: ``{"state": state}`` starts from a flattened MuJoCo state instead, such as a demonstration's.
+                :mod:`m2distill_policy.sim.seeds` says which seeds demonstrations and reported results use. None
+                samples a seed below 1,000,000 with the random generator of the environment.
+            options: ``{"state": state}`` starts from a flattened MuJoCo state instead, such as a state of a
+                demonstration.
 
         Returns:
             The first observation, and ``info``.
@@ -133,7 +134,7 @@ class GymEnv(gymnasium.Env[GymObservation, NDArray[Any]]):
         return _to_gym(observation), self._info()
 
     def step(self, action: NDArray[Any]) -> tuple[GymObservation, float, bool, bool, dict[str, Any]]:
-        """Move one control period. See the class for what is returned.
+        """Run one control period. The docstring of the class describes the result.
 
         Raises:
             SimulationError: The action is not 7 finite numbers, or the physics becomes unstable.
@@ -145,7 +146,7 @@ class GymEnv(gymnasium.Env[GymObservation, NDArray[Any]]):
         return _to_gym(observation), float(success), success, truncated, self._info()
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Return the first view as an image (256, 256, 3) uint8 RGB, or None without a render mode."""
+        """Return an image of the first view, (256, 256, 3) uint8 RGB, or None if there is no render mode."""
         if self.render_mode is None:
             return None
         return self.sim_env.render(self.contract.camera_names[0], RENDER_SIZE, RENDER_SIZE)
@@ -182,9 +183,9 @@ def make_env(
     visuals: str = "fast",
     render_mode: str | None = None,
 ) -> gymnasium.Env[GymObservation, NDArray[Any]]:
-    """Make an environment with gymnasium's interface. Close it when done.
+    """Make an environment with gymnasium's interface. Close it at the end.
 
-    ``gymnasium.make`` makes it, so it has a ``spec`` and gymnasium's usual checks. Example::
+    It is made by ``gymnasium.make``, so it has a ``spec`` and gymnasium's usual checks. Example::
 
         env = make_env("tabletop", task=0)
         observation, info = env.reset(seed=1)
@@ -193,7 +194,7 @@ def make_env(
 
     Args:
         suite: Name of the suite, see :data:`m2distill_policy.sim.suites.SUITES`.
-        task: Index of the task in the suite, or a task of your own with that suite's objects.
+        task: Index of the task in the suite, or a task of your own that uses the objects of this suite.
         size: Height and width of the views in pixels, 16 to 1024.
         visuals: Visual profile, ``fast`` or ``stock``.
         render_mode: ``rgb_array`` or None.

@@ -1,4 +1,4 @@
-"""Settings of robosuite and numba, made before they are imported, so that they write only to the user's own folders."""
+"""Set up robosuite and numba before they are imported, so that they write only to folders of the user."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _NUMBA = "NUMBA_CACHE_DIR"
 
 
 def prepare_libraries() -> None:
-    """Switch off robosuite's log file, and give numba a cache folder that it can write."""
+    """Switch off robosuite's log file, and give numba a cache folder that it can write to."""
     _set_macros()
     _set_numba_cache()
 
 
 class _Settings(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Provides robosuite's module of personal settings, ``macros_private``.
+    """Import hook that provides robosuite's module of personal settings, ``macros_private``.
 
-    By default, robosuite writes to /tmp/robosuite.log, which only the first user of a machine can open. It also warns
-    at every import that there is no such module.
+    Without this module, robosuite warns at every import, and writes to /tmp/robosuite.log, which only the first user of
+    a machine can open.
     """
 
     def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        """Return the spec of that module, and None for any other."""
+        """Return the spec of ``robosuite.macros_private``; return None for all other modules."""
         return importlib.machinery.ModuleSpec(name, self) if name == "robosuite.macros_private" else None
 
     def exec_module(self, module: types.ModuleType) -> None:
@@ -46,9 +46,9 @@ def _set_macros() -> None:
 
 
 def _set_numba_cache() -> None:
-    """Set a folder for numba's compiled code if it cannot write beside the code.
+    """Set a folder for numba's compiled code if numba cannot write next to the source code.
 
-    Without a folder, the import of the code fails.
+    If numba can write to no folder, importing the code fails.
     """
     if os.environ.get(_NUMBA) or all(_is_writable(folder) for folder in _code_folders()):
         return
@@ -58,7 +58,7 @@ def _set_numba_cache() -> None:
 
 
 def _code_folders() -> list[Path]:
-    """Return the folders of the functions whose compiled code numba caches."""
+    """Return the source folders of the functions that numba compiles and caches."""
     found = [Path(__file__).parent]
     robosuite = importlib.util.find_spec("robosuite")
     for place in (robosuite.submodule_search_locations or []) if robosuite is not None else []:
@@ -76,9 +76,10 @@ def _is_writable(folder: Path) -> bool:
 
 
 def private_temporary(name: str) -> Path | None:
-    """Return a folder of this user in the temporary folder, or None if there is none. All processes get the same one.
+    """Return a folder below the temporary folder that only this user can write to; None if it cannot be created.
 
-    Compiled code runs from there, so no other user may own it or be able to write to it.
+    The folder is the same in all processes of the user, unless another user already owns a folder of that name.
+    Compiled code is run from it, so no other user may be able to write to it.
     """
     try:
         folder = Path(tempfile.gettempdir()) / f"m2distill-{name}-{os.geteuid()}"

@@ -1,4 +1,4 @@
-"""Decimate visual meshes. The results are cached by the content of the original file."""
+"""Decimate visual meshes. The results are cached under a hash of the original file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from m2distill_policy.sim.cache import cache_dir
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.storage import write_atomic
 
-#: Raise this when the same request gives another mesh, so that older cached meshes are not used.
+#: Version of the decimation. Increase it when the decimation changes, so that older cached meshes are not used.
 _VERSION = 5
-#: Content of the cache file of a mesh that is not decimated. A power cut can leave an empty file.
+#: Content of the cache file of a mesh that is not decimated. It is not empty, because a power cut can leave an empty
+#: file.
 _AS_IT_IS = b"as it is"
 
 #: Aggressiveness of the decimation, 0 to 10.
@@ -47,14 +48,14 @@ def coarse_mesh(
 
     Args:
         file: The mesh file.
-        scale: MJCF's scale of the mesh.
+        scale: Attribute ``scale`` of the mesh in the MJCF.
         keep: Share of the faces to keep.
         least: Smallest number of faces to keep.
         most: Largest number of faces to keep.
         textured: Whether to keep texture coordinates.
 
     Returns:
-        The format (``obj`` if textured, otherwise ``stl``) and the content. None if the mesh is small already or
+        The format (``obj`` if textured, otherwise ``stl``) and the content; None if the mesh is small already or
         cannot be decimated.
     """
     suffix = "obj" if textured else "stl"
@@ -75,7 +76,7 @@ def coarse_mesh(
 
 
 def _make(file: Path, scale: str, keep: float, least: int, most: int, textured: bool) -> bytes:
-    """Return the content of the decimated mesh, or nothing if the original should be used."""
+    """Return the content of the decimated mesh, or b"" if the original must be used."""
     import fast_simplification
 
     mesh = _load(file, scale)
@@ -102,11 +103,11 @@ def _load(file: Path, scale: str) -> _Mesh:
     ElementTree.SubElement(ElementTree.SubElement(root, "asset"), "mesh", name="m", file=str(file), scale=scale)
     ElementTree.SubElement(ElementTree.SubElement(root, "worldbody"), "geom", type="mesh", mesh="m")
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, encoding="unicode"))
-    # The compiler moves a mesh to its centre of mass and principal axes. Undo that.
+    # MuJoCo's compiler moves a mesh to its centre of mass and principal axes. Undo that.
     rotation = np.zeros(9)
     mujoco.mju_quat2Mat(rotation, model.mesh_quat[0])
     vertices = model.mesh_vert @ rotation.reshape(3, 3).T + model.mesh_pos[0]
-    # Merge vertices that were split for their normals. Otherwise the decimation would open the seams.
+    # Merge equal vertices, which were split because their normals differ. Otherwise the decimation would open gaps.
     unique, index = np.unique(vertices.round(7), axis=0, return_inverse=True)
     uv = None
     if model.nmeshtexcoord:
@@ -117,8 +118,8 @@ def _load(file: Path, scale: str) -> _Mesh:
 def _transfer_uv(mesh: _Mesh, corners: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return texture coordinates (m, 3, 2) for new triangles (m, 3, 3).
 
-    Each triangle uses the linear map of the old face nearest to its centre, so no triangle crosses a seam of the
-    texture.
+    Each new triangle uses the linear texture map of the old face that is nearest to its centre. So no triangle crosses
+    a seam of the texture.
     """
     from scipy.spatial import cKDTree
 
@@ -131,7 +132,7 @@ def _transfer_uv(mesh: _Mesh, corners: NDArray[np.float64]) -> NDArray[np.float6
     middle = corners.mean(axis=1)
     _, candidates = cKDTree(samples).query(middle, k=min(8, len(samples)))
     candidates = candidates.reshape(len(middle), -1) // len(weights)
-    # Of the nearest faces, use one with the same orientation: a thin wall has its other side close by.
+    # Of the nearest faces, use one with a similar normal, because the other side of a thin wall is near, too.
     normals = _unit(np.cross(old[:, 1] - old[:, 0], old[:, 2] - old[:, 0]))
     new_normals = _unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
     agreement = np.einsum("mkd,md->mk", normals[candidates], new_normals)
@@ -146,7 +147,7 @@ def _transfer_uv(mesh: _Mesh, corners: NDArray[np.float64]) -> NDArray[np.float6
     p1, p2 = np.einsum("mkd,md->mk", offset, e1), np.einsum("mkd,md->mk", offset, e2)
     v = (d22[:, None] * p1 - d12[:, None] * p2) / determinant
     w = (d11[:, None] * p2 - d12[:, None] * p1) / determinant
-    # The map of a very thin face is useless far outside it. Use the centre of the face there.
+    # The map of a very thin face is useless far outside the face. There, use the texture at the face's centre.
     wild = (np.abs(v).max(axis=1) > 12) | (np.abs(w).max(axis=1) > 12)
     v[wild] = w[wild] = 1.0 / 3.0
     u0, u1, u2 = (mesh.uv[chosen, k][:, None] for k in range(3))
@@ -168,7 +169,7 @@ def _stl(corners: NDArray[np.float64]) -> bytes:
 def _obj(corners: NDArray[np.float64], uv: NDArray[np.float64]) -> bytes:
     """Return the Wavefront OBJ of triangles (m, 3, 3) with uv (m, 3, 2).
 
-    MuJoCo counts v from the top, OBJ from the bottom.
+    v is measured from the top in MuJoCo and from the bottom in OBJ, so it is converted.
     """
     vertices, index = np.unique(corners.reshape(-1, 3).round(7), axis=0, return_inverse=True)
     index = index.reshape(-1, 3) + 1

@@ -1,12 +1,13 @@
 """Operational space control of a 7-joint arm, equal to robosuite's OSC_POSE, in one compiled function.
 
-robosuite's own controller takes several milliseconds for a control step: 25 times a step, it runs three forward
-computations, builds the full mass matrix and computes three pseudo-inverses in Python. Here, one compiled call gives
-the same torques. :mod:`tests.test_sim_osc` compares the two.
+robosuite's own controller takes several milliseconds for a control step. In each of the 25 physics steps, it runs three
+forward computations, builds the full mass matrix and computes three pseudo-inverses in Python. Here, one compiled call
+gives the same torques. :mod:`tests.test_sim_osc` compares the two.
 
-The two rotation functions at the end are this package's own. For a single rotation, :mod:`scipy.spatial.transform`
-takes 2.6 times (from a vector) and 8 times (to a vector) as long, and other last digits would change every trajectory.
-robosuite's functions are as fast, but training uses :mod:`m2distill_policy.sim.response` without robosuite.
+The two rotation functions at the end do not use :mod:`scipy.spatial.transform`. For a single rotation, scipy takes 2.6
+times as long (from a vector) or 8 times as long (to a vector). Its results differ in the last digits, which would
+change every trajectory. robosuite's functions are as fast, but training uses :mod:`m2distill_policy.sim.response`,
+which must not need robosuite.
 
 Derivation: O. Khatib, "A unified approach for motion and force control of robot manipulators", 1987. With J the
 6 x 7 Jacobian of the grip site, M the 7 x 7 mass matrix and A = J M^-1 J^T, split in position and rotation::
@@ -28,7 +29,7 @@ Array = NDArray[np.float64]
 
 #: Stiffness (1/s^2) of OSC_POSE in robosuite (config/osc_pose.json). The damping ratio is 1.
 STIFFNESS = 150.0
-#: Stiffness (1/s^2) of the velocity drive. A velocity-driven arm follows its set-point closely.
+#: Stiffness (1/s^2) of the velocity drive. It is high, because a velocity-driven arm follows its set-point closely.
 DRIVE_STIFFNESS = 2500.0
 #: Gain of the posture task in the null space, robosuite's ``joint_kp``.
 POSTURE_STIFFNESS = 10.0
@@ -36,7 +37,7 @@ POSTURE_STIFFNESS = 10.0
 
 @njit(cache=True)
 def _cholesky_solve(a: Array, b: Array) -> Array:
-    """Solve ``a x = b`` for a symmetric positive definite ``a`` (n, n) and ``b`` (n, k). Loops are fast for small n."""
+    """Solve ``a x = b`` for a symmetric positive definite ``a`` (n, n) and ``b`` (n, k), with loops for small n."""
     n, k = b.shape
     low = np.zeros((n, n))
     for i in range(n):
@@ -82,7 +83,9 @@ def osc_torques(
     low: Array,
     high: Array,
 ) -> Array:
-    """Return the joint torques that move the grip site towards the goal, critically damped. All in the world frame.
+    """Return the joint torques that move the grip site towards the goal, critically damped.
+
+    Positions, rotations and velocities are in the world frame.
 
     Args:
         full_jacobian: Jacobian (6, nv) of the grip site, for all joints of the scene.
@@ -95,7 +98,7 @@ def osc_torques(
         posture: Joint angles (7,) in rad that the null space moves towards.
         position: Position (3,) of the grip site in m.
         flat_rotation: Rotation matrix (9,) of the grip site.
-        goal_position: Goal (3,) in m.
+        goal_position: Goal position (3,) in m.
         goal_rotation: Goal rotation (3, 3).
         goal_velocity: Goal velocity (6,) in m/s and rad/s.
         stiffness: Stiffness in 1/s^2.

@@ -1,4 +1,4 @@
-"""Record one demonstration: simulate an expert, then render what it saw."""
+"""Record one demonstration: simulate an episode of an expert, then render its views."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from m2distill_policy.sim.suites import make_expert
 
 
 def record_episode(env: ArmEnv, seed: int, *, noise: float = 1.0, randomise: Sequence[str] = ()) -> Recording | None:
-    """Record one episode of the environment's task by its expert.
+    """Record one episode in which the expert does the task of the environment.
 
-    The episode is simulated first and rendered afterwards, so a failure costs no rendering. The stored actions are the
-    expert's own; the executed actions are stored too.
+    The episode is simulated first and rendered afterwards, so a failed episode is not rendered. Both the actions of the
+    expert and the executed actions are stored.
 
     Args:
         env: The environment.
-        seed: Seed of the initial state and of every disturbance.
-        noise: Factor on the standard disturbance of the executed action. 0: none.
-        randomise: Kinds of disturbance. ``seed`` gives each a level from 0 to 1.
+        seed: Seed of the initial state, the noise and the disturbances.
+        noise: Factor on the standard noise of the executed actions; 0 for no noise.
+        randomise: Kinds of disturbance. The level of each, from 0 to 1, is sampled from ``seed``.
 
     Returns:
         The episode, or None if the expert failed.

@@ -13,12 +13,12 @@ from m2distill_policy.sim.visuals import VisualProfile
 
 
 class Renderer:
-    """Renders the cameras of one model. Not thread-safe. It has OpenGL contexts until :meth:`close`.
+    """Renderer of the cameras of one model. Not thread-safe. It keeps OpenGL contexts until :meth:`close`.
 
     Args:
         model: The MuJoCo model.
         profile: The visual profile.
-        sites: Whether markers (MuJoCo sites) are rendered.
+        sites: Whether to render markers (MuJoCo sites).
     """
 
     def __init__(self, model: Any, profile: VisualProfile, *, sites: bool = False) -> None:
@@ -38,7 +38,8 @@ class Renderer:
             self._option.sitegroup[:] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        #: OpenGL context and buffers for each size. Clearing and reading a larger buffer than needed would be slow.
+        #: Size -> OpenGL context and buffers. Each size has its own, because clearing and reading a buffer that is
+        #: larger than needed would be slow.
         self._contexts: dict[int, tuple[Any, Any]] = {}
 
     def pose(self, qpos: NDArray[np.float64]) -> None:
@@ -73,7 +74,7 @@ class Renderer:
         return _halve(frame)
 
     def _context(self, size: int) -> Any:
-        """Return the buffers of ``size`` x ``size`` pixels and make their OpenGL context current."""
+        """Return MuJoCo's rendering context with buffers of ``size`` x ``size`` pixels, and make it current."""
         mujoco = self._mujoco
         if size in self._contexts:
             gl, context = self._contexts[size]
@@ -104,7 +105,7 @@ class Renderer:
 
 
 def _halve(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a bottom-up frame upright and at half its size, by averaging 2 x 2 pixels."""
+    """Flip a bottom-up frame to upright, and halve its size by averaging 2 x 2 pixels."""
     wide = frame[::-1].astype(np.uint16)
     total = wide[0::2, 0::2] + wide[0::2, 1::2] + wide[1::2, 0::2] + wide[1::2, 1::2]
     return ((total + 2) >> 2).astype(np.uint8)

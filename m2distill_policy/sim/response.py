@@ -1,4 +1,4 @@
-"""Fit from demonstrations which velocity an action causes, for arms that are driven by velocity.
+"""Fit the velocity that an action causes to demonstrations, for arms that are driven by velocity.
 
 An action is a set-point ahead of the arm, and the arm follows it with a lag. A velocity-driven arm needs the speed that
 the demonstrated arm reached, see :class:`m2distill_policy.contract.VelocityResponse`.
@@ -18,26 +18,28 @@ from m2distill_policy.demonstrations import Episode
 from m2distill_policy.errors import DemonstrationError
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 
-#: Sizes of an action. Between them, the response is linear.
+#: Absolute values of an action at which the speed is fitted. Between them, the response is linear.
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 #: Smallest number of steps for a fit of six axes.
 _FEWEST_STEPS = 50
-#: Weight of the default response, in steps. It decides where there is no data, such as for a hand that never turns.
+#: Weight of the default response, as a number of steps. It determines the result where there is no data, such as the
+#: speed of rotation of a hand that never turns.
 _PRIOR_STEPS = 3.0
 
 
 def fit_velocity_response(episodes: Iterable[Episode], *, rate_hz: float = 20.0) -> VelocityResponse:
-    """Fit the speed of each axis as an increasing, piecewise linear function of the action's size.
+    """Fit the speed of each axis as an increasing, piecewise linear function of the absolute value of the action.
 
-    Non-negative least squares on the motion of the end effector in the control period of each executed action. The
-    default response has a small weight, so that sizes without demonstrations keep a plausible speed.
+    The fit is non-negative least squares on the motion of the end effector in the control period of each executed
+    action. The default response is added with a small weight, so that actions that no demonstration contains get a
+    plausible speed.
 
     Args:
         episodes: The demonstrations, with end-effector poses.
         rate_hz: Control rate in Hz.
 
     Returns:
-        The response: speeds in m/s and rad/s.
+        The response, with speeds in m/s and rad/s.
 
     Raises:
         DemonstrationError: A demonstration has no end-effector poses, or there are too few steps.
@@ -82,7 +84,8 @@ def _fit_axis(
 ) -> tuple[float, ...]:
     """Return the speeds at :data:`LEVELS` from the actions and velocities (n,) of one axis."""
     size, along = np.abs(action), np.sign(action) * velocity
-    # Column k says how much of the k-th interval an action covers, 0 to 1. Its coefficient is the increase there.
+    # Column k is the share of the k-th interval that an action covers, 0 to 1. The coefficient of the column is the
+    # increase of speed over that interval.
     edges = np.asarray(LEVELS)
     low, width = edges[:-1], np.diff(edges)
     design = np.clip((size[:, None] - low) / width, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Which seeds are used for what. Demonstrations, checkpoint selection and reported results never share a seed.
+"""Ranges of seeds by purpose: demonstrations, checkpoint selection and reported results never share a seed.
 
 ============== ================================= =========================================================
 purpose        seeds of ``SimEnv.reset``         used for
@@ -8,13 +8,14 @@ reported       1,100,000,000 .. 1,599,999,999    every result that is reported, 
 selection      1,600,000,025 .. 2,100,000,024    choosing among checkpoints, see :func:`state_seed`
 ============== ================================= =========================================================
 
-Seeds below 1,000,000 are free. Within the last two ranges, run seed ``s`` owns the 100,000 seeds from
-``s x 100,000`` on, so runs with different seeds use different initial states. All seeds are below 2^31, the largest
-that every simulator accepts.
+Seeds below 1,000,000 are free for other uses. Each of the last two ranges is divided among the run seeds: run seed
+``s`` has 100,000 seeds, which begin ``s x 100,000`` after the start of the range. So runs with different seeds use
+different initial states. All seeds are below 2^31, because some simulators accept no larger seeds.
 
-LIBERO has 50 fixed initial states for each task. There, the seed modulo 50 is the number of the state. So every run
-seed uses the same states, as in LIBERO's own protocol. The selection range begins at state 25, so up to 25 selection
-rollouts use no reported state. A different run seed gives no new states on LIBERO. Tune settings on other tasks.
+LIBERO has 50 fixed initial states for each task. There, the seed modulo 50 is the number of the state. So all run seeds
+use the same states, as in LIBERO's own protocol. The selection range begins at state 25. So up to 25 selection rollouts
+and 25 reported rollouts use different states. Another run seed gives no new states on LIBERO: tune settings on tasks
+that you do not report.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Literal
 
 from m2distill_policy.errors import ConfigError, SimulationError
 
-#: Demonstration seeds start here.
+#: Smallest seed of demonstrations.
 DEMONSTRATIONS_FROM = 1_000_000
 _ATTEMPTS_PER_TASK = 10_000
 _TASKS = 100
@@ -31,9 +32,9 @@ _COLLECTION_SEEDS = 1000
 
 Purpose = Literal["reported", "selection"]
 
-#: Number of run seeds; they are 0 to ``RUN_SEEDS - 1``.
+#: Number of run seeds. Run seeds are 0 to ``RUN_SEEDS - 1``.
 RUN_SEEDS = 5_000
-#: Initial states of each task of a suite whose name begins with ``libero_``.
+#: Number of initial states of each task of LIBERO's suites, whose names begin with ``libero_``.
 LIBERO_STATES = 50
 _ROLLOUTS_PER_RUN = 100_000
 _START = {"reported": 1_100_000_000, "selection": 1_600_000_025}
@@ -66,7 +67,7 @@ def is_demonstration_seed(seed: int) -> bool:
 
 
 def count_initial_states(suite: str) -> int | None:
-    """Return how many initial states a task of ``suite`` has, or None if every seed gives another one."""
+    """Return the number of initial states of a task of ``suite``, or None if every seed gives a different state."""
     return LIBERO_STATES if suite.startswith("libero_") else None
 
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from m2distill_policy.sim.arm_env import ArmEnv
     from m2distill_policy.sim.experts.episode import Expert
 
-#: All suites. Those of LIBERO need its package and its scenes, see :mod:`m2distill_policy.sim.libero`.
+#: All suites. LIBERO's suites need LIBERO's package and scenes, see :mod:`m2distill_policy.sim.libero`.
 SUITES = ("tabletop", "libero_spatial", "libero_object", "libero_goal", "libero_10")
 #: The suites whose tasks have a scripted expert.
 SUITES_WITH_EXPERTS = ("tabletop", "libero_spatial", "libero_object", "libero_goal")
 
 
 def suite_contract(name: str, size: int) -> Contract:
-    """Return the contract of the environments of a suite, without making one.
+    """Return the contract of the environments of a suite, without making an environment.
 
     Args:
         name: Name of the suite.
@@ -63,7 +63,7 @@ def suite_task(name: str, index: int) -> Task:
 
 
 def make_sim_env(task: Task, *, size: int = 128, visuals: str = "fast") -> ArmEnv:
-    """Make the environment of a task. Close it when done.
+    """Make the environment of a task. Close it at the end.
 
     This takes about one second, and several seconds for LIBERO.
 

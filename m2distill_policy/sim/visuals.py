@@ -1,10 +1,10 @@
 """Visual profiles: how a scene looks and how fast it renders. They do not change the physics.
 
-An environment has two models from one MJCF text. :func:`physics_xml` removes everything that is only visual, and is
-the same for every profile. :func:`visual_model` is only rendered, and gets its joint positions from the physics. So no
-profile can change a trajectory.
+An environment makes two models from one MJCF text. The physics model (:func:`physics_xml`) has no visual parts and is
+the same for every profile. The visual model (:func:`visual_model`) is only rendered, at the joint positions of the
+physics model. So no profile can change a trajectory.
 
-``stock``: the scene as robosuite or LIBERO describe it.
+``stock``: the scene as robosuite or LIBERO defines it.
 ``fast``: visual meshes are decimated (robosuite's Panda has 180,000 faces, most of them screws and seams that no camera
 here resolves). There are no reflections, no shadows and no multisampling. Small images are rendered at twice their
 size and averaged instead, which on a CPU takes a third of the time of four samples per pixel.
@@ -22,7 +22,8 @@ from m2distill_policy.errors import SimulationError, closest
 from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.meshes import coarse_mesh
 
-#: Raise this when a profile looks different. It is stored in demonstrations, which then count as other ones.
+#: Version of the profiles. Increase it when a profile changes the images. It is stored in demonstrations, so older
+#: demonstrations then count as collected with other settings.
 VISUALS_VERSION = 3
 
 
@@ -32,15 +33,15 @@ class VisualProfile:
 
     Attributes:
         name: Name of the profile.
-        keep: Share of the faces that a visual mesh keeps. 1.0: meshes are not decimated.
+        keep: Share of the faces that a visual mesh keeps. With 1.0, meshes are not decimated.
         least: Smallest number of faces of a mesh.
-        least_near: The same for the gripper, which the hand camera sees from a few centimetres.
+        least_near: Smallest number of faces of a mesh of the gripper, which is a few centimetres from the hand camera.
         most: Largest number of faces of a mesh.
         least_textured: Smallest number of faces of a mesh with a texture.
         most_textured: Largest number of faces of a mesh with a texture.
         slices: Number of slices of cylinders and spheres.
-        supersample: Images up to ``supersample_up_to`` pixels are rendered this many times larger and averaged.
-        supersample_up_to: See ``supersample``.
+        supersample: Factor by which small images are rendered larger and then averaged.
+        supersample_up_to: Largest height and width in pixels of images that are supersampled.
         multisample: OpenGL samples per pixel.
         shadows: Whether shadows are rendered.
         reflections: Whether reflections are rendered.
@@ -81,17 +82,18 @@ def visual_profile(name: str) -> VisualProfile:
 
 
 def is_visual_only(geom: ElementTree.Element) -> bool:
-    """Return whether an MJCF geom is only visual: it collides with nothing and is not in group 0, which has mass."""
+    """Return whether an MJCF geom is only visual: it cannot collide and is not in group 0, whose geoms have mass."""
     return geom.get("contype") == "0" and geom.get("conaffinity") == "0" and geom.get("group", "0") != "0"
 
 
 def physics_xml(xml: str) -> str:
     """Return the MJCF without visual geoms, materials, textures and unused meshes.
 
-    robosuite's base model computes inertia from group 0 alone (``inertiagrouprange``), so the motion is the same.
+    The motion stays the same, because robosuite's base model computes inertia from group 0 alone
+    (``inertiagrouprange``).
 
     Raises:
-        SimulationError: The scene computes inertia from visual geoms too.
+        SimulationError: The scene computes inertia from visual geoms, too.
     """
     root = ElementTree.fromstring(xml)
     compiler = root.find("compiler")
@@ -115,7 +117,7 @@ def physics_xml(xml: str) -> str:
 
 
 def visual_model(xml: str, profile: VisualProfile) -> Any:
-    """Compile the model that is rendered. It has the joints of the physics model in the same order.
+    """Compile the visual model. Its joints are those of the physics model, in the same order.
 
     Raises:
         SimulationError: The scene cannot be compiled.
@@ -146,7 +148,7 @@ def visual_model(xml: str, profile: VisualProfile) -> Any:
 
 
 def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, bytes]:
-    """Replace every visual mesh by a decimated copy, and return the contents of the copies by file name.
+    """Replace every visual mesh by a decimated copy. Return file name -> content of each copy.
 
     Collision geoms are neither rendered nor simulated in this model, so they and their meshes are removed.
     """
@@ -155,7 +157,7 @@ def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, by
             if child.tag == "geom" and child.get("group", "0") == "0":
                 parent.remove(child)
     compiler = root.find("compiler")
-    if compiler is not None:  # bodies without collision geoms have no mass left, but must compile
+    if compiler is not None:  # without collision geoms, bodies have no mass, and MuJoCo would not compile them
         compiler.set("boundmass", "0.001")
         compiler.set("boundinertia", "0.001")
     used = {geom.get("mesh") for geom in root.iter("geom")}
@@ -181,7 +183,7 @@ def _decimate(root: ElementTree.Element, profile: VisualProfile) -> dict[str, by
 
 
 def _limits(file: str, textured: bool, profile: VisualProfile) -> dict[str, Any]:
-    """Return how far a mesh may be decimated. Textured meshes keep more faces, because the texture must fit."""
+    """Return the limits of decimation of a mesh. Textured meshes keep more faces, because the texture must fit."""
     if textured:
         return {"keep": profile.keep, "least": profile.least_textured, "most": profile.most_textured, "textured": True}
     least = profile.least_near if "gripper" in file else profile.least

@@ -21,10 +21,10 @@ class ExpertLostError(SimulationError):
 
 
 class Expert(Protocol):
-    """Does the task of one environment. It sees the true state of the scene, which a policy does not."""
+    """A scripted expert, which does the task of one environment. Unlike a policy, it knows the state of the scene."""
 
     def target(self) -> Target:
-        """Return where the hand should go now.
+        """Return the pose to which the hand should move now, and the gripper command.
 
         Raises:
             ExpertLostError: The expert cannot continue from this state.
@@ -33,15 +33,15 @@ class Expert(Protocol):
 
 @dataclass(frozen=True)
 class ExpertRun:
-    """One episode of L steps, before rendering. Entry t was read before action t.
+    """One episode of L steps, before rendering. Entry t of each array is the state before action t, or action t.
 
     Attributes:
         states: Flattened MuJoCo states (L, S).
-        actions: The expert's own actions (L, 7), in [-1, 1].
-        executed: The executed actions (L, 7), with noise and disturbance.
+        actions: Actions (L, 7) of the expert, in [-1, 1].
+        executed: Executed actions (L, 7), with noise and disturbances.
         ee: End-effector poses (L, 6): position in m and rotation vector in rad, base frame.
-        proprioception: Values (L, n) float32 of each group.
-        robot_states: (L, 9): two fingers in m, grip position in m, grip quaternion (x, y, z, w).
+        proprioception: Name of the group -> joint positions (L, n), float32.
+        robot_states: Finger positions in m, grip position in m and grip quaternion (x, y, z, w), (L, 9).
         success: Whether the task was done.
     """
 
@@ -62,14 +62,14 @@ def run_expert(
     noise: Noise | None = None,
     disturb_action: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
 ) -> ExpertRun:
-    """Run one episode. It ends with success, when the expert cannot continue, or at the task's horizon.
+    """Run one episode. It ends at success, when the expert cannot continue, or at the task's horizon.
 
     Args:
         env: The environment.
         seed: Seed of the initial state, the expert's motion style and the noise.
-        make_expert: Makes the expert of an environment that was just reset.
+        make_expert: Function that makes the expert of an environment that was just reset.
         noise: Noise on the executed actions, or None.
-        disturb_action: Returns what reaches the arm instead of an action (7,), or None.
+        disturb_action: Function that returns the action (7,) that the arm executes instead of a given action, or None.
 
     Returns:
         The episode.

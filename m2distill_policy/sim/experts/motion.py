@@ -13,23 +13,24 @@ from m2distill_policy.sim.osc import vector_from_rotation
 #: Rotation of the grip site when the hand points straight down with its fingers along y, world frame.
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 
-#: The set-point is this many times the remaining distance ahead of the arm. The arm then stops without overshoot.
+#: Distance of the set-point from the arm, as a multiple of the remaining distance to the target. With this value the
+#: arm stops without overshoot. ``_TURN_GAIN`` is the same for rotation.
 _GAIN = 1.5
 _TURN_GAIN = 0.8
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the hand should go.
+    """A target of the hand: a pose, the gripper command and limits of the motion.
 
     Attributes:
         position: Position (3,) of the grip site in m, world frame.
         rotation: Rotation (3, 3) of the grip site, world frame.
-        gripper: -1 open to 1 closed.
-        speed: Largest length of the action's translation.
-        turn: Largest length of the action's rotation.
-        can_push: Whether the noise may push the hand aside here, because it would hit nothing.
-        noise_reduction: Share of the noise that is removed, 0 to 1, because the hand must be exact here.
+        gripper: Gripper command, -1 (open) to 1 (closed).
+        speed: Largest length of the action's translation, in action units.
+        turn: Largest length of the action's rotation, in action units.
+        can_push: Whether the noise may push the hand aside. True only where the hand would hit nothing.
+        noise_reduction: Share of the noise that is removed, 0 to 1. It is large where the hand must be exact.
     """
 
     position: NDArray[np.float64]

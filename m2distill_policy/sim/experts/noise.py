@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise on the executed action. The stored action stays the expert's own, so demonstrations show recovery.
+    """Noise on the executed actions.
 
-    A push replaces the translation of the expert's action for 3 to 8 steps and moves the hand in a random direction.
-    Without pushes, the past motion of the arm reveals the target. A network then learns to continue the motion and
-    ignores which object the instruction names ("copycat problem", de Haan et al. 2019,
+    The stored actions are those of the expert without noise, so demonstrations show how to recover.
+
+    A *push* replaces the translation of the expert's action for 3 to 8 steps and moves the hand in a random direction.
+    Without pushes, the past motion of the arm reveals the target. A network then learns to continue the motion, and
+    ignores the instruction ("copycat problem", de Haan et al. 2019,
     https://arxiv.org/abs/1905.11979; noise in demonstrations: Laskey et al. 2017, https://arxiv.org/abs/1703.09327).
 
     Attributes:
         translation: Standard deviation of the translation noise, in action units.
         rotation: Standard deviation of the rotation noise, in action units.
-        correlation: Share of the noise that is kept from step to step, 0 to 1.
-        push: Length of a push, in action units.
+        correlation: Correlation of the noise of two successive steps, 0 to 1.
+        push: Horizontal length of a push in each step, in action units.
         first_push: Probability of a push at the first step.
         push_rate: Probability of a push at each later step. Pushes happen only while ``Target.can_push`` is true.
     """
@@ -34,7 +36,7 @@ class Noise:
     push_rate: float = 0.06
 
     def scaled(self, factor: float) -> Noise:
-        """Return the same noise, ``factor`` times as strong."""
+        """Return noise with ``factor`` times the strength; a push is at most 1."""
         return replace(
             self,
             translation=self.translation * factor,
@@ -44,16 +46,16 @@ class Noise:
 
 
 class NoiseSource:
-    """Samples noise of first-order correlation and pushes.
+    """Sampler of the noise and the pushes of one episode. The noise is a first-order autoregressive process.
 
     Args:
         noise: Parameters of the noise.
-        seed: Random seed. It also gives the strength of the noise in this episode.
+        seed: Random seed. The strength of the noise in this episode is also sampled from it.
     """
 
     def __init__(self, noise: Noise, seed: int) -> None:
         self._rng = np.random.default_rng([77, seed])
-        # Some episodes are nearly clean, others rough.
+        # The strength differs between episodes: some have nearly no noise, others much.
         strength = self._rng.uniform(0.2, 1.2)
         self._scale = strength * np.array([noise.translation] * 3 + [noise.rotation] * 3)
         self._noise = noise

@@ -1,7 +1,7 @@
 """Build a LIBERO scene with LIBERO's own environment.
 
-LIBERO's package is imported in parts. Its ``envs/__init__`` would import gym and vectorised environments, which are not
-needed here.
+Only the needed parts of LIBERO's package are imported, because its ``envs/__init__`` imports gym and vectorised
+environments.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from m2distill_policy.sim.visuals import is_visual_only
 
 _log = logging.getLogger(__name__)
 
-#: How often LIBERO may try to place the objects of a scene.
+#: Largest number of times that LIBERO may try to place the objects of a scene.
 PLACEMENT_ATTEMPTS = 50
 
 
 def build_libero_env(task: Task) -> Any:
-    """Build LIBERO's environment of a task, without its renderer. Its fixtures are always at the same places.
+    """Build LIBERO's environment of a task, without a renderer. The fixtures are at the same places in every call.
 
     Raises:
         SimulationError: LIBERO is not installed, or its scene cannot be built.
@@ -71,13 +71,13 @@ def build_libero_env(task: Task) -> Any:
 
 
 def _import_libero() -> Any:
-    """Import LIBERO and return its environment classes by the name of the problem."""
+    """Import LIBERO, and return a mapping: name of the problem -> environment class."""
     choose_gl()
     if "libero.libero.envs.problems" in sys.modules:
         return sys.modules["libero.libero.envs.bddl_base_domain"].TASK_MAPPING
     folder = libero_files.package_folder()
     assets = libero_files.assets_folder()
-    # Without a configuration file, LIBERO asks questions on standard input. Give it a temporary one.
+    # Without a configuration file, LIBERO asks questions on standard input. So a temporary file is made for it.
     with tempfile.TemporaryDirectory(prefix="m2distill_libero_") as config:
         places = {
             name: str(folder / sub) for name, sub in (("bddl_files", "bddl_files"), ("init_states", "init_files"))
@@ -106,20 +106,21 @@ def _import_libero() -> Any:
 
 
 def _hiding_missing_visuals(problem: Any) -> Any:
-    """Return LIBERO's environment class, changed so that it hides visual meshes whose file is missing."""
+    """Return a subclass of LIBERO's environment class that hides visual meshes whose file is missing."""
 
     def build_scene(self: Any, xml_string: str | None = None) -> None:
         self.m2distill_xml = hide_missing_visuals(xml_string or self.model.get_xml())
         problem._initialize_sim(self, self.m2distill_xml)
 
-    # LIBERO compares the name of the class with the task's file.
+    # The subclass has the same name, because LIBERO compares the name with the task's file.
     return type(problem.__name__, (problem,), {"_initialize_sim": build_scene})
 
 
 def hide_missing_visuals(xml: str) -> str:
     """Return the MJCF without the visual meshes whose file is missing. A warning names each of them.
 
-    A missing collision mesh is kept, so that MuJoCo reports it: without it the physics would differ.
+    A collision mesh whose file is missing is kept, so that MuJoCo reports an error. Without the mesh the physics would
+    differ.
     """
     root = ElementTree.fromstring(xml)
     assets = root.find("asset")
@@ -134,7 +135,7 @@ def hide_missing_visuals(xml: str) -> str:
             continue
         _log.warning("LIBERO's scene has no file %s; the mesh is not rendered (physics is unchanged)", mesh.get("file"))
         assets.remove(mesh)
-        for geom in users:  # robosuite looks geoms up by name, so they must exist
+        for geom in users:  # robosuite looks up geoms by name, so the geoms must exist
             for attribute in ("mesh", "material"):
                 geom.attrib.pop(attribute, None)
             geom.attrib.update(type="sphere", size="0.0001", rgba="0 0 0 0")

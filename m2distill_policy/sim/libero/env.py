@@ -1,6 +1,6 @@
 """The environments of the LIBERO suites.
 
-LIBERO's own environment builds the scene and checks the goal. Stepping and rendering are this package's own.
+LIBERO's own environment builds the scene and checks the goal. This package does the stepping and the rendering.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from m2distill_policy.sim.rendering import Renderer
 from m2distill_policy.sim.seeds import is_demonstration_seed
 from m2distill_policy.sim.visuals import visual_model, visual_profile
 
-#: After a reset, LIBERO lets the scene settle for this many control steps without motion.
+#: Number of control steps without motion after a reset, in which the scene settles, as in LIBERO.
 _SETTLE_STEPS = 5
-#: An object counts as lifted from this height (m) above its position after settling.
+#: Height (m) above its settled position from which an object counts as lifted.
 _LIFT_HEIGHT = 0.04
 #: Standard deviation (rad) of the arm's initial joint angles, as in robosuite.
 _JOINT_NOISE = 0.02
@@ -40,9 +40,9 @@ class Slide:
     """A drawer.
 
     Attributes:
-        body: Its body in the MuJoCo model.
-        outwards: Unit vector (3,) along which it opens, world frame.
-        open: How far it is open, in m.
+        body: Index of the drawer's body in the MuJoCo model.
+        outwards: Unit vector (3,) along which the drawer opens, world frame.
+        open: Distance by which the drawer is open, in m.
     """
 
     body: int
@@ -53,9 +53,9 @@ class Slide:
 class LiberoEnv(ArmEnv):
     """An environment of a LIBERO suite, see :class:`m2distill_policy.sim.env.SimEnv`.
 
-    ``reset(seed)`` uses LIBERO's initial state number ``seed`` modulo 50 and lets the scene sync_and_rename, as LIBERO
-    does. A demonstration seed samples a new state instead, so that no demonstration begins in a state of the
-    evaluation.
+    ``reset(seed)`` uses LIBERO's initial state number ``seed`` modulo 50 and lets the scene settle, as LIBERO does. For
+    a demonstration seed, it samples a new state instead, so that no demonstration begins in a state that evaluation
+    uses.
 
     Args:
         task: The task.
@@ -91,7 +91,10 @@ class LiberoEnv(ArmEnv):
         self._lifted: list[str] = []
 
     def _known_goals(self) -> dict[str, Any]:
-        """Return the goals of the suite's tasks whose objects are all in this scene, so that they can be checked."""
+        """Return task -> goal for the tasks of the suite whose objects are all in this scene.
+
+        Only the goals of these tasks can be checked here.
+        """
         parse = sys.modules["libero.libero.envs.bddl_utils"].robosuite_parse_problem
         goals: dict[str, Any] = {}
         for task in libero_tasks(self.task.suite):
@@ -102,11 +105,12 @@ class LiberoEnv(ArmEnv):
             ):
                 goals[task.name] = parsed["goal_state"]
         own = self._libero.parsed_problem["goal_state"]
-        # The tasks of libero_spatial have equal goals in ten scenes. A goal equal to this task's own does not count.
+        # The ten tasks of libero_spatial have equal goals in different scenes. Other tasks with the goal of this task
+        # are left out, because reaching the goal here does not mean that they were done.
         return {self.task.name: own} | {name: goal for name, goal in goals.items() if goal != own}
 
     def reset_state(self, seed: int) -> None:
-        """Do :meth:`reset` without rendering."""
+        """Sample an initial state as :meth:`reset` does, without rendering."""
         if seed < 0:
             raise SimulationError(f"seed is {seed}; use 0 or more")
         if is_demonstration_seed(seed):
@@ -119,7 +123,7 @@ class LiberoEnv(ArmEnv):
         self._reset_tracking()
 
     def _sample_state(self, seed: int) -> NDArray[np.float64]:
-        """Sample a flattened state with LIBERO's own samplers. Fixtures stay where they are."""
+        """Sample a flattened MuJoCo state with LIBERO's own samplers. Fixtures are not moved."""
         from robosuite.utils.errors import RandomizationError
 
         rng = np.random.default_rng([79, seed])
@@ -141,9 +145,10 @@ class LiberoEnv(ArmEnv):
 
     @contextlib.contextmanager
     def _fixtures_at_origin(self) -> Iterator[dict[str, tuple[Any, Any]]]:
-        """Move the fixtures to the origin for a while and return their real poses.
+        """Move the fixtures to the origin while the context is open, and give their real poses.
 
-        LIBERO's samplers add the pose of a fixture to positions that they read from the simulation.
+        This is needed because LIBERO's samplers add the pose of a fixture to positions that they read from the
+        simulation.
         """
         model, env = self.model, self._libero
         bodies = {n: env.obj_body_id[n] for n in env.fixtures_dict if n in env.obj_body_id}
@@ -157,10 +162,13 @@ class LiberoEnv(ArmEnv):
                 model.body_pos[body], model.body_quat[body] = poses[name]
 
     def _sample_placements(self, fixtures: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any, Any]]:
-        """Sample what LIBERO's ``_reset_internal`` samples: initial joint positions of fixtures, and object poses.
+        """Sample joint positions of fixtures and poses of objects, as LIBERO's ``_reset_internal`` does.
+
+        Args:
+            fixtures: Name -> real position and quaternion of each fixture.
 
         Returns:
-            Position, quaternion and model of each object, by name.
+            Name -> position, quaternion and model of each object.
         """
         env = self._libero
         for sampler in env.object_property_initializers:
@@ -173,7 +181,7 @@ class LiberoEnv(ArmEnv):
         return found
 
     def reset_to(self, state: NDArray[np.float64]) -> Observation:
-        """Return to a flattened MuJoCo state. The scene does not settle."""
+        """Set the scene to a flattened MuJoCo state, without letting it settle, and return the observation."""
         self._begin(state)
         return self.observe()
 
@@ -199,7 +207,10 @@ class LiberoEnv(ArmEnv):
         return all(bool(self._libero._eval_predicate(state)) for state in goal)
 
     def achieved(self) -> tuple[str, ...]:
-        """Return the names of the tasks that can be checked here and whose goal was reached since the reset."""
+        """Return the names of the tasks of the suite whose goal was reached since the reset.
+
+        Tasks with objects that are not in this scene cannot be checked and are left out.
+        """
         return tuple(self._achieved)
 
     def lifted(self) -> tuple[str, ...]:
@@ -210,7 +221,7 @@ class LiberoEnv(ArmEnv):
 
     @property
     def goal(self) -> list[list[str]]:
-        """The conditions of the goal: predicate, object and place. All must be true."""
+        """The conditions of the goal, each a list: predicate, object and, for some, place. All must be true."""
         goal: list[list[str]] = self._goals[self.task.name]
         return goal
 
@@ -219,11 +230,11 @@ class LiberoEnv(ArmEnv):
         return bool(self._libero._eval_predicate(part))
 
     def object_body(self, name: str) -> int:
-        """Return the body of an object or fixture."""
+        """Return the index of the body of an object or fixture in the MuJoCo model."""
         return int(self._libero.obj_body_id[name])
 
     def place_position(self, place: str) -> NDArray[np.float64]:
-        """Return the position (3,) of a place in m, world frame: an object's origin or a region's centre."""
+        """Return the position (3,) of a place in m, world frame: the origin of an object or the centre of a region."""
         if place in self._libero.obj_body_id:
             return np.array(self.data.xpos[self._libero.obj_body_id[place]])
         return np.array(self.data.site(place).xpos)
@@ -248,7 +259,8 @@ class LiberoEnv(ArmEnv):
         """Return the knob of a fixture.
 
         Returns:
-            Its body, a point (3,) of its axis in m (world frame), and the sign of the turn that switches it on.
+            Index of the knob's body, a point (3,) on its axis in m (world frame), and the sign of the rotation that
+            switches it on.
         """
         for joint in map(self.model.joint, self._libero.get_object(name).joints):
             if joint.type[0] == self._mujoco.mjtJoint.mjJNT_HINGE:
@@ -267,12 +279,12 @@ class LiberoEnv(ArmEnv):
                 self._achieved.append(name)
 
     def observe(self) -> Observation:
-        """Return the observation now. A stove that is on glows."""
+        """Return the observation of the present state. A stove that is on glows in the images."""
         self._update_markers()
         return super().observe()
 
     def views(self, state: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.uint8]]:
-        """Render the views in a flattened state. The simulation itself does not change."""
+        """Render the views of a flattened MuJoCo state. The state of the simulation does not change."""
         now = self.data.qpos.copy()
         self.data.qpos[:] = np.asarray(state, dtype=np.float64)[1 : 1 + self.model.nq]
         self._libero._post_process()
@@ -287,9 +299,9 @@ class LiberoEnv(ArmEnv):
         return super().render(camera, height, width)
 
     def _update_markers(self) -> None:
-        """Show the markers that LIBERO shows now, such as a stove's glow.
+        """Copy the colours of LIBERO's markers, such as a stove's glow, to the rendered model.
 
-        robosuite hides the markers of the hand with a negative opacity.
+        Negative opacities become 0: robosuite hides the markers of the hand with a negative opacity.
         """
         self._renderer.model.site_rgba[:] = np.maximum(self.model.site_rgba, 0.0)
 

@@ -16,32 +16,33 @@ from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.libero.skills import Hand, MotionStyle, ProgressTimeout
 from m2distill_policy.sim.osc import rotation_from_vector
 
-#: When an object has moved this far (m), its grasp is chosen again.
+#: Distance (m) that an object must have moved before its grasp is chosen again.
 _MOVED = 0.02
-#: A drawer is pulled until it is open this far (m). For LIBERO it is open from 0.14 on.
+#: Distance (m) to which a drawer is pulled open. LIBERO counts it as open from 0.14 m on.
 _OPEN = 0.15
-#: A hand that still faces a handle (cosine) and is farther than this (m) from the base moves back without turning.
+#: If the hand still faces a handle (cosine above the first value) and is farther from the base than the second value
+#: (m), it moves back without turning.
 _LIKE_HANDLE, _NEAR_BASE = 0.7, 0.55
-#: Steps (1/20 s) without progress after which another grasp is tried.
+#: Number of steps (1/20 s) without progress after which another grasp is tried.
 _PROGRESS_TIMEOUT = 50
-#: Steps for which an arm without progress moves back towards its start.
+#: Number of steps for which the arm moves back towards its start after it made no progress.
 _RECOVERY = 30
-#: Below this distance (m), the fingers are closed around the ridge of a knob.
+#: Distance (m) between the fingers below which they are closed around the ridge of a knob.
 _ON_KNOB = 0.035
-#: Up to this distance (m) from the grasp of the knob, the hand still holds it.
+#: Distance (m) from the grasp of a knob up to which the hand still holds the knob.
 _AT_KNOB = 0.02
-#: Tilt (rad) of the hand from pointing down to grasp the handle of a drawer.
+#: Tilt (rad) of the hand for grasping the handle of a drawer; 0 would point straight down.
 _HANDLE_TILT = np.deg2rad(80.0)
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A chosen grasp.
+    """The grasp that was chosen for a body.
 
     Attributes:
         grasp: The grasp in the frame of the body.
-        rotation: Rotation (3, 3) of the hand, world frame, when it was chosen.
-        at: Position (3,) of the body in m, world frame, when it was chosen.
+        rotation: Rotation (3, 3) of the hand in the grasp, world frame, when the grasp was chosen.
+        at: Position (3,) of the body in m, world frame, when the grasp was chosen.
     """
 
     grasp: Grasp
@@ -50,11 +51,11 @@ class _Chosen:
 
 
 class LiberoExpert:
-    """The expert, see :class:`m2distill_policy.sim.experts.episode.Expert`.
+    """The scripted expert of LIBERO's suites, see :class:`m2distill_policy.sim.experts.episode.Expert`.
 
     Args:
         env: The environment, which was just reset.
-        seed: Seed of the motion style and of preferences among grasps.
+        seed: Seed of the motion style and of the random preferences among grasps.
     """
 
     def __init__(self, env: LiberoEnv, seed: int) -> None:
@@ -63,10 +64,10 @@ class LiberoExpert:
         self._shapes = Shapes(env.model, env.data)
         self._planner = GraspPlanner(env, self._shapes)
         self._hand = Hand(env, self._shapes, MotionStyle.sample(self._rng))
-        #: Grasps that failed, and the grasp chosen for each body.
+        #: Grasps that failed; and body -> chosen grasp.
         self._rejected: list[Grasp] = []
         self._chosen: dict[int, _Chosen] = {}
-        #: Where the hand started, and for how many more steps it moves back there.
+        #: Position at which the hand started, and number of steps for which it still moves back there.
         self._begin, self._recovering = env.grip_pose()[0], 0
         self._fetch_timeout, self._carry_timeout = (
             ProgressTimeout(_PROGRESS_TIMEOUT),
@@ -74,7 +75,7 @@ class LiberoExpert:
         )
 
     def target(self) -> Target:
-        """Return where the hand should go now, for the first condition of the goal that is not true yet."""
+        """Return the target of the hand for the first condition of the goal that is not true yet."""
         goal = self._env.goal
         for part in goal:
             if not self._env.holds(part):
@@ -95,7 +96,7 @@ class LiberoExpert:
         )
 
     def _place(self, name: str, place: str) -> Target:
-        """Grasp object ``name`` and place it on or in ``place``. A closed drawer is opened first."""
+        """Grasp object ``name`` and place it on or in ``place``. If ``place`` is a closed drawer, open it first."""
         env = self._env
         body = env.object_body(name)
         geoms = self._shapes.geoms_of(body)
@@ -109,14 +110,14 @@ class LiberoExpert:
             if rotation[2, 2] > -0.9 and float(np.linalg.norm(grip - handle.position)) < 0.12:
                 return self._hand.retreat(handle)
             if rotation[:, 2] @ handle.approach > _LIKE_HANDLE and self._hand.distance_from_base() > _NEAR_BASE:
-                return self._hand.retract()  # turning down out there would straighten the elbow and lock it
+                return self._hand.retract()  # turning the hand down so far out would straighten the elbow and lock it
         goal = env.place_position(place)[:2]
         position = env.data.xpos[body]
         if env.is_surface_region(place):
             return self._hand.push(geoms, position, goal)
         if held:
             if self._carry_timeout.update(float(np.linalg.norm(goal - position[:2]))) and body in self._chosen:
-                # The arm does not get there with a leaning hand. With an upright hand it reaches farther.
+                # The arm cannot reach the goal with a leaning hand. With an upright hand it reaches farther.
                 self._chosen[body] = replace(self._chosen[body], rotation=pointing_down(env.grip_pose()[1][:, 0]))
             return self._hand.place(geoms, position, goal, self._upright(body))
         carry = np.array([*(goal - position[:2]), 0.05])
@@ -127,7 +128,17 @@ class LiberoExpert:
         return self._hand.fetch(grasp, geoms)
 
     def _grasp(self, body: int, geoms: NDArray[np.int64], carry: NDArray[np.float64], *, lean: bool = True) -> Grasp:
-        """Return the grasp of a body. It moves with the body and is chosen again after the body was moved."""
+        """Return the grasp of a body, in the world frame.
+
+        The chosen grasp moves with the body. A new grasp is chosen after the body was moved, after a failed grasp, and
+        if there is no progress.
+
+        Args:
+            body: Index of the body.
+            geoms: Geoms of the body.
+            carry: Displacement (3,) of the object after the grasp, in m, world frame.
+            lean: Whether grasps with a leaning hand are allowed.
+        """
         position = self._env.data.xpos[body].copy()
         rotation = self._env.data.xmat[body].reshape(3, 3).copy()
         chosen = self._chosen.get(body)
@@ -154,26 +165,26 @@ class LiberoExpert:
         except ExpertLostError:
             if chosen is None:
                 raise
-            return chosen.grasp.seen_from(position, rotation)  # the object lies badly now, so try the old grasp again
+            return chosen.grasp.seen_from(position, rotation)  # the object is hard to grasp now, so retry the old grasp
         self._chosen[body] = _Chosen(grasp.relative_to(position, rotation), grasp.rotation, position)
         self._fetch_timeout = ProgressTimeout(_PROGRESS_TIMEOUT)
         return grasp
 
     def _upright(self, body: int) -> NDArray[np.float64]:
-        """Return the rotation of the hand when it grasped a body. With it the body stays upright."""
+        """Return the rotation of the hand at which a body was grasped. With this rotation the body is upright."""
         if body in self._chosen:
             return self._chosen[body].rotation
         _, rotation = self._env.grip_pose()
         return pointing_down(rotation[:, 0])
 
     def _handle(self, drawer: Slide) -> Grasp:
-        """Return the grasp of a drawer's handle from the front, one finger above the bar and one below."""
+        """Return the grasp of a drawer's handle from the front, with one finger above the bar and one below it."""
         shapes, out = self._shapes, drawer.outwards
         geoms = shapes.geoms_of(drawer.body)
         points = [shapes.points(np.array([geom])) for geom in geoms]
         bar = max(points, key=lambda corners: float((corners @ out).max()))
         middle = (bar.max(axis=0) + bar.min(axis=0)) / 2
-        # Pointing down, then turned about the horizontal so that the hand faces the drawer.
+        # Start with a hand that points down, and turn it about a horizontal axis until it faces the drawer.
         side = np.cross(np.array([0.0, 0.0, -1.0]), -out)
         rotation = rotation_from_vector(_HANDLE_TILT * side) @ pointing_down(out)
         return Grasp(middle, rotation)

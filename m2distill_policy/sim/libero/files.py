@@ -1,8 +1,8 @@
 """Find LIBERO's package and scenes, and read its tasks and initial states without importing its benchmark module.
 
-That module imports torch, asks a question on standard input if a file is missing in the home folder, and unpickles the
-initial states. Here, the list of tasks is read as a literal. The initial states are read from the opcodes of the
-pickle, and only one sequence of opcodes is accepted. Nothing in the file is executed.
+LIBERO's benchmark module imports torch, asks a question on standard input if a file is missing in the home folder, and
+unpickles the initial states. Here, the list of tasks is read as a Python literal. The initial states are read from the
+opcodes of the pickle, and only one sequence of opcodes is accepted. Nothing in the files is executed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from m2distill_policy.errors import SimulationError
 from m2distill_policy.installation import install_command, reinstall_command
 from m2distill_policy.sim.env import Task
 
-#: LIBERO's limit of control steps for a rollout.
+#: Largest number of control steps of a rollout, as in LIBERO.
 HORIZON = 600
 
 #: The opcodes that torch.save writes for one float64 matrix. Every file of the four suites has this form.
@@ -56,8 +56,8 @@ def package_folder() -> Path:
 def assets_folder() -> Path:
     """Return the folder with the meshes and textures of LIBERO's scenes. Nothing is downloaded.
 
-    This is the environment variable ``M2DISTILL_LIBERO_ASSETS`` if it is set. Otherwise it is
-    ``../shared/libero_assets`` beside the repository if that exists, or else the package's own ``assets``.
+    If the environment variable ``M2DISTILL_LIBERO_ASSETS`` is set, it names the folder. Otherwise it is
+    ``shared/libero_assets`` next to the repository if that exists, or else ``assets`` in LIBERO's package.
 
     Raises:
         SimulationError: There is no such folder.
@@ -100,19 +100,19 @@ def libero_tasks(suite: str) -> tuple[Task, ...]:
 
 def _task(suite: str, index: int, name: str) -> Task:
     text = name
-    if name[0].isupper():  # LIBERO-10 has the scene first: KITCHEN_SCENE3_turn_on_the_stove
+    if name[0].isupper():  # in LIBERO-10, names begin with the scene: KITCHEN_SCENE3_turn_on_the_stove
         text = name.split("SCENE", 1)[1].split("_", 1)[1]
     return Task(suite, index, name, text.replace("_", " "), HORIZON, targets=_targets(suite, name))
 
 
 def _targets(suite: str, name: str) -> tuple[str, ...]:
-    """Return the objects of interest in the task's file."""
+    """Return the names of the objects of interest, from the task's BDDL file."""
     text = bddl_file(suite, name).read_text()
     return tuple(text.partition("(:obj_of_interest")[2].partition(")")[0].split())
 
 
 def bddl_file(suite: str, name: str) -> Path:
-    """Return the file that describes the scene and goal of a task.
+    """Return the path of the BDDL file that describes the scene and goal of a task.
 
     Raises:
         SimulationError: The file is missing.

@@ -14,41 +14,43 @@ from m2distill_policy.sim.experts.motion import DOWN
 from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 
-#: Widest object (m) between the fingers; distance of a grasp below the object's top (m); and height of the hand's
-#: underside above the grip site (m).
+#: Largest width (m) of an object that fits between the fingers.
 OPENING = 0.072
+#: Largest distance (m) of the grip site below the top of the object: there the palm touches the object.
 PALM = 0.020
+#: Height (m) of the underside of the hand above the grip site.
 UNDERSIDE = 0.024
 #: Distance (m) of the fingertips beyond the grip site.
 TIP = 0.0125
-#: Distances (m) before the grasp at which the approach is checked.
+#: Distances (m) from the grasp, along the approach, at which reach and collisions are checked.
 _APPROACH_DISTANCES = (0.16, 0.12, 0.08, 0.04, 0.0)
 _DIRECTIONS = 24
 #: Damping of the inverse kinematics, and its largest number of iterations.
 _DAMPING, _ITERATIONS = 1e-5, 24
-#: Fixed cost of a collision, added to its depth: walls are thin, so the depth can be small.
+#: Fixed part of the cost of a collision. The depth alone is not enough, because it is small at a thin wall.
 _COLLISION_COST = 1.0
-#: Positions (m) of each finger at which the closing is checked.
+#: Positions (m) of each finger at which collisions are checked while the fingers close.
 _CLOSING_HALF_WIDTHS = (0.024, 0.010)
-#: Position error (m) along the fingers that a grasp must tolerate.
+#: Position error (m) of the hand, along the axis of the fingers, that a grasp must tolerate.
 _SIDE_ERROR = 0.006
-#: Below this distance (rad) to a joint limit, and below this smallest singular value of the Jacobian, a posture has a
-#: cost. The singular value is 0.22 with a bent arm and 0 with a straight one, which the controller cannot move well.
+#: A posture has a cost if the distance to a joint limit is below ``_JOINT_MARGIN`` (rad), or if the smallest singular
+#: value of the Jacobian is below ``_MIN_SINGULAR_VALUE``. This value is 0.22 for a bent arm and 0 for a straight arm,
+#: which the controller cannot move well.
 _JOINT_MARGIN, _MIN_SINGULAR_VALUE = 0.3, 0.13
 _JOINT_LIMIT_COST, _SINGULARITY_COST = 4.0, 15.0
-#: Angle (rad) by which a hand leans in a narrow place.
+#: Angle (rad) by which the hand leans in a narrow place.
 _LEAN = 0.5
-#: Cost of leaning: the object is carried at an angle.
+#: Cost of a leaning hand, because it carries the object at an angle.
 _LEAN_COST = 0.4
-#: Largest random preference for one grasp over another.
+#: Largest random cost, by which different seeds choose different grasps.
 _PREFERENCE_NOISE = 0.15
-#: If the best upright grasp costs more than this, leaning grasps are tried too.
+#: Cost of the best upright grasp above which leaning grasps are tried, too.
 _TRY_LEANING_FROM = 0.8
 
 
 @dataclass(frozen=True)
 class Grasp:
-    """A pose of the grip site in which the fingers close.
+    """A pose of the grip site at which the fingers close.
 
     The fingers move along the first column of the rotation. The hand approaches along the third column.
 
@@ -66,16 +68,16 @@ class Grasp:
         return np.asarray(self.rotation[:, 2])
 
     def relative_to(self, position: NDArray[np.float64], rotation: NDArray[np.float64]) -> Grasp:
-        """Return the grasp in the frame of a body at ``position``, ``rotation``."""
+        """Convert the grasp from the world frame to the frame of a body with this position and rotation."""
         return Grasp(rotation.T @ (self.position - position), rotation.T @ self.rotation)
 
     def is_like(self, other: Grasp) -> bool:
-        """Return whether ``other``, in the same frame, is within 2 cm and 20 degrees."""
+        """Return whether ``other``, in the same frame, differs by less than 2 cm and 20 degrees."""
         turn = float(np.linalg.norm(vector_from_rotation(self.rotation @ other.rotation.T)))
         return float(np.linalg.norm(self.position - other.position)) < 0.02 and turn < 0.35
 
     def seen_from(self, position: NDArray[np.float64], rotation: NDArray[np.float64]) -> Grasp:
-        """Return a grasp in the frame of a body at ``position``, ``rotation`` in the world frame."""
+        """Convert the grasp from the frame of a body with this position and rotation to the world frame."""
         return Grasp(position + rotation @ self.position, rotation @ self.rotation)
 
 
@@ -85,17 +87,17 @@ def down_at_yaw(yaw: float) -> NDArray[np.float64]:
 
 
 def pointing_down(along: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rotation of a hand that points straight down, fingers along the horizontal part of ``along`` (3,)."""
+    """Return the rotation of a hand that points down, with its fingers along the horizontal part of ``along`` (3,)."""
     flat = np.array([along[0], along[1], 0.0])
     first, third = flat / max(1e-6, float(np.linalg.norm(flat))), np.array([0.0, 0.0, -1.0])
     return np.stack([first, np.cross(third, first), third], axis=1)
 
 
 def grasps_from_above(points: NDArray[np.float64]) -> list[Grasp]:
-    """Return grasps of an object with the hand pointing down.
+    """Return grasps of an object with the hand pointing down, in many directions.
 
-    The fingers go to both sides of the object, as deep as the palm allows. An object that is too wide is grasped by the
-    rim of its top, from every direction.
+    The fingers are on both sides of the object, as deep as the palm allows. An object that is too wide is grasped at
+    the rim of its top.
 
     Args:
         points: Points (n, 3) on the edges of the object, in m, world frame.
@@ -117,7 +119,7 @@ def grasps_from_above(points: NDArray[np.float64]) -> list[Grasp]:
 
 
 def _grasps_of_rim(points: NDArray[np.float64]) -> list[Grasp]:
-    """Return grasps of the rim from every direction, with the rim at three positions between the fingers."""
+    """Return grasps of the rim in many directions, each with three positions of the rim between the fingers."""
     top = points[:, 2].max()
     rim = points[points[:, 2] > top - 0.012]
     middle = (rim[:, :2].max(axis=0) + rim[:, :2].min(axis=0)) / 2
@@ -125,14 +127,14 @@ def _grasps_of_rim(points: NDArray[np.float64]) -> list[Grasp]:
     for angle in np.linspace(0.0, 2 * np.pi, _DIRECTIONS, endpoint=False):
         out = np.array([np.cos(angle), np.sin(angle)])
         radius = float(((rim[:, :2] - middle) @ out).max())
-        yaw = angle % np.pi - np.pi / 2  # the fingers along ``out``, in one of two orders
+        yaw = angle % np.pi - np.pi / 2  # the fingers are along ``out``, in either order
         for beyond in (-0.026, -0.004, 0.012):
             found.append(Grasp(np.array([*(middle + out * (radius + beyond)), top - 0.012]), down_at_yaw(yaw)))
     return found
 
 
 def leaned(grasps: Iterable[Grasp]) -> list[Grasp]:
-    """Return the grasps with the hand leaning to either side of the plane of its fingers, for narrow places."""
+    """Return each grasp twice, with the hand leaning to either side of the plane of its fingers, for narrow places."""
     return [
         Grasp(grasp.position, rotation_from_vector(lean * grasp.rotation[:, 0]) @ grasp.rotation)
         for grasp in grasps
@@ -141,11 +143,11 @@ def leaned(grasps: Iterable[Grasp]) -> list[Grasp]:
 
 
 class GraspPlanner:
-    """Rates grasps in a copy of the scene.
+    """Planner that rates grasps in a copy of the scene.
 
     Args:
         env: The environment.
-        shapes: Its collision shapes.
+        shapes: Collision shapes of the environment.
     """
 
     def __init__(self, env: ArmEnv, shapes: Shapes) -> None:
@@ -170,12 +172,12 @@ class GraspPlanner:
         Args:
             grasps: The grasps to choose from.
             geoms: Geoms of the object.
-            carry: How far the object is carried afterwards, (3,) in m.
-            rng: Random generator of the preference.
-            lean: Whether leaning grasps may be tried too.
+            carry: Displacement (3,) of the object after the grasp, in m, world frame.
+            rng: Random generator for the random preference.
+            lean: Whether leaning grasps may be tried, too.
 
         Raises:
-            ExpertLostError: The arm can reach none of them.
+            ExpertLostError: The arm can reach none of the grasps.
         """
         cost, grasp = self._cheapest(grasps, geoms, carry, rng, np.inf)
         if lean and cost > _TRY_LEANING_FROM:
@@ -193,7 +195,10 @@ class GraspPlanner:
         rng: np.random.Generator,
         limit: float,
     ) -> tuple[float, Grasp | None]:
-        """Return the cheapest grasp below ``limit`` and its cost. Grasps that need the smallest turn come first."""
+        """Return the cost of the cheapest grasp and the grasp; (limit, None) if no grasp costs less than ``limit``.
+
+        Grasps are rated in the order of a first cost: the turn of the hand plus a random preference.
+        """
         _, rotation = self._env.grip_pose()
         turns = [0.3 * float(np.linalg.norm(vector_from_rotation(g.rotation @ rotation.T))) for g in grasps]
         first = np.array(turns) + _PREFERENCE_NOISE * rng.random(len(grasps))
@@ -219,12 +224,12 @@ class GraspPlanner:
         Args:
             grasp: The grasp.
             geoms: Geoms of the object.
-            carry: How far the object is carried afterwards, (3,) in m.
-            cost: Cost to start from.
-            limit: Stop as soon as the cost is higher.
+            carry: Displacement (3,) of the object after the grasp, in m, world frame.
+            cost: Cost to which the other costs are added.
+            limit: Cost above which the computation stops.
 
         Returns:
-            The cost, or inf if the grasp is out of reach or its cost is above ``limit``.
+            The cost; inf if the grasp is out of reach or its cost is above ``limit``.
         """
         env = self._env
         joints = env.home
@@ -250,7 +255,7 @@ class GraspPlanner:
         return cost
 
     def _posture_cost(self, joints: NDArray[np.float64]) -> float:
-        """Return the cost of joint angles (7,) near a joint limit or a singularity."""
+        """Return the cost of joint angles (7,) in rad that are near a joint limit or a singularity."""
         margin = float(np.minimum(joints - self._range[:, 0], self._range[:, 1] - joints).min())
         env, data = self._env, self._data
         data.qpos[env.arm_positions] = joints
@@ -266,9 +271,9 @@ class GraspPlanner:
     def _solve(
         self, position: NDArray[np.float64], rotation: NDArray[np.float64], start: NDArray[np.float64]
     ) -> NDArray[np.float64] | None:
-        """Return joint angles (7,) in rad with the grip site at a pose, or None if none were found.
+        """Solve the inverse kinematics: return joint angles (7,) in rad for a pose of the grip site, or None.
 
-        Damped least squares, as in Buss 2004, "Introduction to inverse kinematics".
+        The method is damped least squares, as in Buss 2004, "Introduction to inverse kinematics".
         """
         mujoco, env, data = self._mujoco, self._env, self._data
         data.qpos[:] = env.data.qpos
@@ -291,7 +296,13 @@ class GraspPlanner:
     def _collision_cost(
         self, joints: NDArray[np.float64], half: float = 0.04, ignored: NDArray[np.int64] | None = None
     ) -> float:
-        """Return the cost of collisions at joint angles (7,), each finger at ``half`` (m), except with ``ignored``."""
+        """Return the cost of the robot's collisions in a posture.
+
+        Args:
+            joints: Joint angles (7,) in rad.
+            half: Position of each finger in m.
+            ignored: Geoms with which collisions do not count.
+        """
         env, data = self._env, self._data
         data.qpos[:] = env.data.qpos
         data.qpos[env.arm_positions] = joints

@@ -1,4 +1,4 @@
-"""The collision shapes in a scene and their positions, read from the simulation as it is now."""
+"""The collision shapes in a scene and their present positions, read from the simulation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from m2distill_policy.errors import SimulationError
 
 _ROBOT = ("robot0_", "gripper0_", "mount0_")
-#: The bodies of each finger of robosuite's PandaGripper.
+#: Names of the bodies of each finger of robosuite's PandaGripper.
 _FINGERS = (
     ("gripper0_leftfinger", "gripper0_finger_joint1_tip"),
     ("gripper0_rightfinger", "gripper0_finger_joint2_tip"),
@@ -21,16 +21,18 @@ _ALONG_EDGE = 7
 
 
 class Shapes:
-    """The collision shapes of one MuJoCo model. Positions are in m, world frame, as of the last kinematics.
+    """The collision shapes of one MuJoCo model.
+
+    Positions are in m, world frame. They are those of the last kinematics computation of MuJoCo.
 
     Args:
         model: The MuJoCo model.
-        data: Its data.
+        data: MuJoCo data of the model.
 
     Attributes:
-        robot: Whether each geom belongs to the robot (ngeom,).
-        fingers: For each of the two fingers, whether each geom belongs to it (ngeom,).
-        objects: Solid geoms that are not the robot's and not a plane.
+        robot: Whether each geom belongs to the robot, (ngeom,).
+        fingers: For each of the two fingers, whether each geom belongs to the finger, (ngeom,).
+        objects: Indices of the solid geoms that are neither part of the robot nor a plane.
     """
 
     def __init__(self, model: Any, data: Any) -> None:
@@ -48,7 +50,7 @@ class Shapes:
         self._geoms: dict[int, NDArray[np.int64]] = {}
 
     def geoms_of(self, body: int) -> NDArray[np.int64]:
-        """Return the solid geoms of ``body`` and its child bodies."""
+        """Return the indices of the solid geoms of ``body`` and its child bodies."""
         if body in self._geoms:
             return self._geoms[body]
         inside = np.zeros(self.model.nbody, dtype=bool)
@@ -93,7 +95,7 @@ class Shapes:
             signs = np.array(np.meshgrid(*[(-1.0, 1.0)] * 3)).reshape(3, -1).T
             corners = model.geom_aabb[geom, :3] + signs * model.geom_aabb[geom, 3:]
             edges = np.array([(a, b) for a in range(8) for b in range(a) if np.sum(signs[a] != signs[b]) == 1])
-        # Corners alone are not enough: a tall box has none at the height of the grasp.
+        # Points along the edges are needed, because a tall box has no corner at the height of the grasp.
         share = np.linspace(0.0, 1.0, _ALONG_EDGE)[:, None, None]
         points = ((1 - share) * corners[edges[:, 0]] + share * corners[edges[:, 1]]).reshape(-1, 3)
         self._points[geom] = points
@@ -102,12 +104,12 @@ class Shapes:
     def highest_on_way(
         self, start: NDArray[np.float64], end: NDArray[np.float64], radius: float, ignored: NDArray[np.int64]
     ) -> float:
-        """Return the height of the highest object on a straight way.
+        """Return the height of the highest object on a straight path.
 
         Args:
-            start: Start (3,) or (2,) of the way. Only x and y are used.
-            end: End of the way.
-            radius: Distance from the way within which objects count, seen from above, in m.
+            start: Start (3,) or (2,) of the path. Only x and y are used.
+            end: End of the path, as ``start``.
+            radius: Horizontal distance from the path within which objects count, in m.
             ignored: Geoms that do not count.
 
         Returns:
@@ -125,11 +127,11 @@ class Shapes:
         """Return the horizontal direction that leads ``geoms`` out from under another object.
 
         Args:
-            geoms: The geoms of the object that is to be lifted.
-            margin: Distance that is kept beside the other object, in m.
+            geoms: Geoms of the object that is to be lifted.
+            margin: Distance to keep from the other object, in m.
 
         Returns:
-            A unit vector (2,), or None if no object is less than 0.2 m above.
+            A unit vector (2,), or None if no other object is less than 0.2 m above ``geoms``.
         """
         points = self.points(geoms)
         top = points[points[:, 2] > points[:, 2].max() - 0.01]
@@ -151,7 +153,7 @@ class Shapes:
         return np.asarray(away / max(1e-6, float(np.linalg.norm(away))))
 
     def support_height(self, geoms: NDArray[np.int64]) -> float:
-        """Return the height of the highest object right under ``geoms``, or else of their own lowest point."""
+        """Return the height of the highest object directly below ``geoms``; without one, of their lowest point."""
         low, high = self.boxes(geoms)
         others_low, others_high = self.boxes(np.setdiff1d(self.objects, geoms))
         bottom = float(low[:, 2].min())
@@ -162,7 +164,7 @@ class Shapes:
         return float(others_high[under, 2].max()) if under.any() else bottom
 
     def touched_by_fingers(self, geoms: NDArray[np.int64]) -> tuple[bool, bool]:
-        """Return, for each of the two fingers, whether it touches one of ``geoms``."""
+        """Return whether each of the two fingers touches one of ``geoms``."""
         data = self.data
         pairs = data.contact.geom[: data.ncon]
         mine = np.zeros(self.model.ngeom, dtype=bool)

@@ -1,7 +1,7 @@
-"""The skills of a hand: fetch, place, pull, push and turn. Each depends on the present scene.
+"""The skills of a hand: fetch, place, pull, push and turn. Their targets depend on the present scene.
 
-The skills remember only for how long there was no progress. So an action can be predicted from the images and joints,
-and a dropped object is picked up again.
+The only memory of the skills is the number of steps without progress. So a policy can predict the action from images
+and joint positions, and a dropped object is picked up again.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from m2distill_policy.sim.libero.grasps import TIP, UNDERSIDE, Grasp
 from m2distill_policy.sim.libero.shapes import Shapes
 from m2distill_policy.sim.osc import rotation_from_vector, vector_from_rotation
 
-#: How steeply the hand approaches as its distance from the axis of the grasp shrinks.
+#: Slope of the approach: distance along the axis of the grasp, for each m of distance of the hand from this axis.
 _FUNNEL = 5.0
-#: A smaller distance (m) from the axis of a grasp counts as none.
+#: Distance (m) from the axis of a grasp below which the hand counts as on the axis.
 _STRAIGHT_ENOUGH = 0.003
-#: Distances (m) and angles (rad) at which the fingers start to close, and continue to close.
+#: Largest distance (m) and angle (rad) from the grasp at which the fingers start to close; then the same for fingers
+#: that are closing already.
 _NEAR, _NEAR_ANGLE = 0.008, 0.12
 _STILL_NEAR, _STILL_NEAR_ANGLE = 0.045, 0.35
-#: Below this distance (m) between the fingers, they are closing.
+#: Distance (m) between the fingers below which they count as closing.
 _CLOSING_WIDTH = 0.070
-#: Steps (1/20 s) after which fingers that grasped nothing open again.
+#: Number of steps (1/20 s) after which fingers that grasped nothing open again.
 _CLOSING_TIMEOUT = 25
-#: Nearer to the base than this (m, seen from above), noise does not push the hand: the arm would stay folded.
+#: Horizontal distance (m) from the base below which the noise does not push the hand, because the arm would stay
+#: folded.
 _TOO_NEAR_BASE = 0.42
-#: Half the hand's width (m) along the fingers' axis, and the clearance (m) above objects that it passes over.
+#: Half the width (m) of the hand along the axis of the fingers, and its clearance (m) above objects that it passes.
 _HAND = 0.105
 _CLEARANCE = 0.03
 
 
 @dataclass(frozen=True)
 class MotionStyle:
-    """How one demonstrator moves.
+    """The motion style of a demonstrator, which differs between episodes.
 
     Attributes:
         speed: Largest translation, in action units.
@@ -56,10 +58,10 @@ class MotionStyle:
 
 
 class ProgressTimeout:
-    """Detects that a distance has not shrunk for a number of steps.
+    """Timeout that passes when a distance has not become smaller for a number of steps.
 
     Args:
-        steps: The number of steps.
+        steps: Number of steps.
     """
 
     def __init__(self, steps: int) -> None:
@@ -67,7 +69,7 @@ class ProgressTimeout:
         self._best, self._waiting = np.inf, 0
 
     def update(self, distance: float) -> bool:
-        """Record the distance (m) of this step and return whether the time is up. It then starts again."""
+        """Add the distance (m) of this step, and return whether the timeout has passed. If it has, it starts again."""
         if distance < self._best - 0.005:
             self._best, self._waiting = distance, 0
         self._waiting += 1
@@ -82,17 +84,17 @@ class Hand:
 
     Args:
         env: The environment.
-        shapes: Its collision shapes.
+        shapes: Collision shapes of the environment.
         style: The motion style.
     """
 
     def __init__(self, env: ArmEnv, shapes: Shapes, style: MotionStyle) -> None:
         self._env, self._shapes, self._style = env, shapes, style
-        #: Steps for which the fingers have been closing, and whether they closed around nothing.
+        #: Number of steps for which the fingers have been closing, and whether they closed around nothing.
         self._closing, self._missed = 0, False
 
     def distance_from_base(self) -> float:
-        """Return the distance (m) of the hand from the base, seen from above."""
+        """Return the horizontal distance of the hand from the base in m."""
         return float(np.linalg.norm(self._env.end_effector()[:2]))
 
     def retract(self) -> Target:
@@ -108,14 +110,14 @@ class Hand:
         return missed
 
     def holds(self, geoms: NDArray[np.int64]) -> bool:
-        """Return whether both fingers touch one of ``geoms`` and do not move."""
+        """Return whether both fingers touch ``geoms`` and have stopped."""
         held = all(self._shapes.touched_by_fingers(geoms)) and self._env.fingers_stopped()
         if held:
             self._closing = 0
         return held
 
     def distance_to(self, grasp: Grasp) -> float:
-        """Return the distance of the hand from a grasp in m. One radian counts as 0.1 m."""
+        """Return the distance of the hand from a grasp in m, where one radian counts as 0.1 m."""
         grip, rotation = self._env.grip_pose()
         angle = float(np.linalg.norm(vector_from_rotation(grasp.rotation @ rotation.T)))
         return float(np.linalg.norm(grip - grasp.position)) + 0.1 * angle
@@ -131,7 +133,7 @@ class Hand:
             return Target(grip - 0.04 * grasp.approach, grasp.rotation, -1.0, speed=0.6, noise_reduction=0.7)
         if float(np.linalg.norm(away)) < near and angle < near_angle:
             self._closing += 1
-            # When a finger touches the object, the object may move. The hand stays where it is.
+            # The object may move when a finger touches it. So a hand that is closing does not follow the grasp.
             return Target(grip if closing else grasp.position, grasp.rotation, 1.0, speed=0.5, noise_reduction=0.9)
         aside = float(np.linalg.norm(away - grasp.approach * (away @ grasp.approach)))
         narrow = _FUNNEL * max(0.0, aside - _STRAIGHT_ENOUGH) + 0.3 * max(0.0, angle - 0.1)
@@ -141,7 +143,7 @@ class Hand:
         return self._move(goal, grasp.rotation, -1.0, ignored=geoms if aside < 0.12 else geoms[:0])
 
     def _is_retrying(self, away: float) -> bool:
-        """Return whether the hand moves back for a new try, because the fingers closed around nothing."""
+        """Return whether the hand must move back for a new try, because the fingers closed around nothing."""
         if self._closing > _CLOSING_TIMEOUT and away < 0.06:
             self._missed = True
             return True
@@ -150,7 +152,7 @@ class Hand:
         return False
 
     def retreat(self, grasp: Grasp) -> Target:
-        """Release the object and move back along the approach."""
+        """Release the object and move back along the approach direction of ``grasp``."""
         grip, _ = self._env.grip_pose()
         away = grip - grasp.position
         aside = away - grasp.approach * (away @ grasp.approach)
@@ -159,7 +161,7 @@ class Hand:
         )
 
     def point_down_over(self, place: NDArray[np.float64]) -> Target:
-        """Move above ``place`` (3,) and turn the hand straight down."""
+        """Move the open hand above the position ``place`` (3,) and turn it to point straight down."""
         return Target(place + np.array([0.0, 0.0, 0.05]), DOWN, -1.0, self._style.speed, 0.8, noise_reduction=0.5)
 
     def place(
@@ -169,12 +171,12 @@ class Hand:
         goal: NDArray[np.float64],
         rotation: NDArray[np.float64],
     ) -> Target:
-        """Carry the grasped object above a goal, lower it and release it.
+        """Carry the grasped object to a position above the goal, lower it and release it.
 
         Args:
             geoms: Geoms of the object.
-            body: Position (3,) of its body in m, world frame.
-            goal: The goal (2,) in m, world frame.
+            body: Position (3,) of the object's body in m, world frame.
+            goal: Goal (2,) in m, world frame.
             rotation: Rotation (3, 3) of the hand when it grasped the object, so that the object stays upright.
         """
         grip, _ = self._env.grip_pose()
@@ -214,7 +216,7 @@ class Hand:
         return Target(goal, swing @ rotation, 1.0, speed=self._style.speed, turn=0.9, noise_reduction=0.8)
 
     def push(self, geoms: NDArray[np.int64], body: NDArray[np.float64], goal: NDArray[np.float64]) -> Target:
-        """Push a dish at ``body`` (3,) to ``goal`` (2,), with closed fingers inside its rim."""
+        """Push a dish from ``body`` (3,) to ``goal`` (2,), with the closed fingers inside its rim."""
         grip, _ = self._env.grip_pose()
         low, _ = self._shapes.boxes(geoms)
         to_go = goal - body[:2]
@@ -234,7 +236,7 @@ class Hand:
     def _move(
         self, goal: NDArray[np.float64], rotation: NDArray[np.float64], gripper: float, ignored: NDArray[np.int64]
     ) -> Target:
-        """Move an empty hand over the objects in between and then to ``goal``."""
+        """Move an empty hand above the objects on the path, and then to ``goal``."""
         grip, _ = self._env.grip_pose()
         distance = float(np.linalg.norm(goal[:2] - grip[:2]))
         over = self._shapes.highest_on_way(grip, goal, 0.08, ignored)
@@ -256,7 +258,7 @@ class Hand:
         gripper: float,
         can_push: bool = False,
     ) -> Target:
-        """Move up, and across as far as the height allows."""
+        """Move up to height ``safe``, and meanwhile towards ``goal`` (2,) as far as the present height allows."""
         grip, _ = self._env.grip_pose()
         share = float(np.clip(1.0 - (safe - grip[2]) / 0.04, 0.0, 1.0))
         spot = grip[:2] + share * (goal - grip[:2])

@@ -1,7 +1,7 @@
-"""Suite ``tabletop``: five tasks on one table, made of models in the wheel of robosuite.
+"""Suite ``tabletop``: five tasks on one table, made of models that robosuite's package contains.
 
-All objects are on the table in every task, and they swap places. So only the instruction distinguishes the tasks.
+In every task all objects are on the table, at random places. So only the instruction distinguishes the tasks.
 
-To add a task, add it to :data:`tasks.TASKS`. A new kind of task also needs an entry in :data:`tasks.GOALS` (when is it
-done?) and one in :data:`expert.SKILLS` (how is it demonstrated?).
+To add a task, add it to :data:`tasks.TASKS`. A new kind of task also needs an entry in :data:`tasks.GOALS` (when is its
+goal reached?) and an entry in :data:`expert.SKILLS` (how is it demonstrated?).
 """

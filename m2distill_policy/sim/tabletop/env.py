@@ -18,9 +18,9 @@ from m2distill_policy.sim.rendering import Renderer
 from m2distill_policy.sim.tabletop import scene, tasks
 from m2distill_policy.sim.visuals import physics_xml, visual_model, visual_profile
 
-#: robosuite's initial joint angles of the Panda. The search for the joint angles of :data:`scene.HOME` starts here.
+#: robosuite's initial joint angles of the Panda. From these, the inverse kinematics of :data:`scene.HOME` starts.
 _PANDA_POSE = (0.0, math.pi / 16.0, 0.0, -math.pi / 2.0 - math.pi / 3.0, 0.0, math.pi - 0.2, math.pi / 4)
-#: The fingers start open. A half-open gripper would be one more state to learn.
+#: Initial positions of the fingers: open. With a half-open gripper, a policy would have to learn one more state.
 _OPEN_FINGERS = (0.04, -0.04)
 _OPEN_SETPOINT = (1.0, -1.0)
 
@@ -54,7 +54,7 @@ class TabletopEnv(ArmEnv):
         names = [item.name for item in scene.OBJECTS]
         self._objects = {name: int(model.joint(f"{name}_joint0").qposadr[0]) for name in names}
         bodies = {int(model.joint(f"{name}_joint0").bodyid[0]): name for name in names}
-        #: For the contact test: the object that each geom belongs to, and which geoms are fingers.
+        #: For :meth:`touched`: index of the object that each geom belongs to (-1: none), and whether it is a finger.
         self._geom_object = np.full(model.ngeom, -1)
         self._geom_finger = np.zeros(model.ngeom, dtype=bool)
         for geom in range(model.ngeom):
@@ -70,7 +70,7 @@ class TabletopEnv(ArmEnv):
     # ---- resetting --------------------------------------------------------------------------------------------
 
     def reset_state(self, seed: int) -> None:
-        """Do :meth:`reset` without rendering."""
+        """Sample an initial state as :meth:`reset` does, without rendering."""
         if seed < 0:
             raise SimulationError(f"seed is {seed}; use 0 or more")
         layout = scene.sample_layout(seed)
@@ -93,7 +93,10 @@ class TabletopEnv(ArmEnv):
         self._begin(state)
 
     def reset_to(self, state: NDArray[np.float64]) -> Observation:
-        """Return to a flattened MuJoCo state: time, ``nq`` positions, ``nv`` velocities."""
+        """Set the scene to a flattened MuJoCo state, and return the observation.
+
+        A state contains the time, ``nq`` positions and ``nv`` velocities.
+        """
         self._begin(state)
         return self.observe()
 
@@ -101,7 +104,8 @@ class TabletopEnv(ArmEnv):
         values = np.asarray(state, dtype=np.float64)
         setpoint = np.array(_OPEN_SETPOINT)
         if values.shape == (1 + self.model.nq + self.model.nv,):
-            # A state holds the finger positions but not their set-points. Assume that the fingers have reached them.
+            # A state contains the positions of the fingers but not their set-points. So the set-points are taken to be
+            # the positions.
             fingers = values[1:][self._fingers]
             setpoint = np.clip((fingers - self._finger_bias) / self._finger_weight, -1.0, 1.0)
         self._restore(values, self.home, setpoint)
@@ -109,9 +113,9 @@ class TabletopEnv(ArmEnv):
         self._lifted.clear()
 
     def _solve_home(self) -> NDArray[np.float64]:
-        """Return joint angles (7,) in rad with the grip site at :data:`scene.HOME`, pointing down.
+        """Return joint angles (7,) in rad for which the grip site is at :data:`scene.HOME` and the hand points down.
 
-        Damped least squares, as in Buss 2004, "Introduction to inverse kinematics".
+        The method is damped least squares, as in Buss 2004, "Introduction to inverse kinematics".
         """
         mujoco, model, data = self._mujoco, self.model, self.data
         down = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
@@ -131,7 +135,10 @@ class TabletopEnv(ArmEnv):
         raise SimulationError(f"the arm cannot reach its start pose at {scene.HOME} m; this is a bug in the scene")
 
     def switch_task(self, task: Task) -> bool:
-        """Continue with another task of the suite. All tasks have the same scene."""
+        """Switch to another task of the suite and return True; return False for other suites.
+
+        This is possible because all tasks of the suite have the same scene.
+        """
         if task.suite != self.task.suite:
             return False
         self.task = task

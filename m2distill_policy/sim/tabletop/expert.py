@@ -1,8 +1,8 @@
 """The scripted expert of the suite ``tabletop``.
 
-The expert has no memory: its action depends on the present scene alone. So the action can be predicted from the images
-and joints, a dropped object is picked up again, and a policy with a short history can imitate it. The expert sees the
-true positions of the objects, which a policy does not.
+The expert has no memory: its action depends on the present scene alone. So a policy with a short history can predict
+the action from images and joint positions, and a dropped object is picked up again. Unlike a policy, the expert knows
+the true positions of the objects.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from m2distill_policy.sim.experts.motion import DOWN, Target
 from m2distill_policy.sim.tabletop.env import TabletopEnv
 from m2distill_policy.sim.tabletop.scene import BIN_CENTER, BIN_HALF, OBJECTS, TABLE_TOP, SceneObject
 
-#: Height (m) above the grasp at which the hand approaches, and how steeply it descends as the distance shrinks.
+#: Largest height (m) of the hand above the grasp during the approach, and slope of the descent: height for each m of
+#: horizontal distance.
 _HOVER = 0.11
 _FUNNEL = 2.2
-#: Distances (m) to the grasp at which the fingers start to close, and continue to close.
+#: Largest distance (m) from the grasp at which the fingers start to close; then the same for fingers that are closing
+#: already.
 _NEAR = 0.010
 _STILL_NEAR = 0.022
-#: Grip height (m above the table) for carrying an object over the others, and for releasing it in the bin.
+#: Height of the grip site (m above the table) for carrying an object over the others, and for releasing it in the bin.
 _CARRY = 0.14
 _RELEASE = 0.085
-#: Grip height (m above the table) from which a push hits no object.
+#: Height of the grip site (m above the table) from which a push of the noise hits no object.
 _PUSH_HEIGHT = 0.10
 
-#: Returns where the grip site (3,) should go (m, world frame) while the object is grasped, and the gripper command,
-#: -1 open or 1 closed. The argument is the grip site's position now.
+#: Function of a skill, called while the object is grasped. Its argument is the present position (3,) of the grip site.
+#: It returns the target position (3,) of the grip site and the gripper command (-1 open, 1 closed). Positions are in m,
+#: world frame.
 Skill = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], float]]
 
 
 class TabletopExpert:
-    """The expert, see :class:`m2distill_policy.sim.experts.episode.Expert`.
+    """The scripted expert of the tabletop, see :class:`m2distill_policy.sim.experts.episode.Expert`.
 
     Args:
         env: The environment, which was just reset.
@@ -45,7 +48,7 @@ class TabletopExpert:
         self._env = env
 
     def target(self) -> Target:
-        """Return where the hand should go now."""
+        """Return the pose to which the hand should move now, and the gripper command."""
         env = self._env
         item = _find_object(env.task.targets[0])
         grip, _ = env.grip_pose()
@@ -79,7 +82,7 @@ def _is_grasped(env: TabletopEnv, item: SceneObject, grip: NDArray[np.float64], 
 def _fetch(
     env: TabletopEnv, item: SceneObject, grip: NDArray[np.float64], position: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float]:
-    """Approach from above the object, descend in a funnel, and close the fingers."""
+    """Return the target position and gripper command that fetch an object from above."""
     low = position[2] + item.grasp - item.rest
     distance = float(np.linalg.norm(position[:2] - grip[:2]))
     closing = env.gripper_width() < 0.074
@@ -91,19 +94,19 @@ def _fetch(
 
 
 def lift(grip: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Move the grasped object straight up. See :data:`Skill`."""
+    """Move the grasped object straight up. Arguments and result are those of :data:`Skill`."""
     return grip + np.array([0.0, 0.0, 0.05]), 1.0
 
 
 def place_in_bin(grip: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Move the grasped object up, across, down over the bin, and release it. See :data:`Skill`."""
+    """Move the grasped object up, over the bin and down, and release it. See :data:`Skill` for the arguments."""
     to_bin = np.array(BIN_CENTER) - grip[:2]
     distance = float(np.linalg.norm(to_bin))
     height = grip[2] - TABLE_TOP
     if distance < 0.5 * BIN_HALF:
         goal = np.array([BIN_CENTER[0], BIN_CENTER[1], TABLE_TOP + _RELEASE - 0.02])
         return goal, -1.0 if height < _RELEASE + 0.01 else 1.0
-    # Move across only as far as the height allows, so that the object rises clear of its neighbours.
+    # Move sideways only as far as the height allows, so that the object does not hit its neighbours.
     share = float(np.clip((height - 0.08) / (_CARRY - 0.03 - 0.08), 0.0, 1.0))
     lower = max(_RELEASE, min(_CARRY, _RELEASE + 0.9 * (distance - 0.03)))
     goal = np.array(
@@ -116,5 +119,5 @@ def place_in_bin(grip: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]
     return goal, 1.0
 
 
-#: Kind of task -> how its goal is reached with the grasped object.
+#: Kind of task -> skill that reaches its goal with the grasped object.
 SKILLS: dict[str, Skill] = {"lift": lift, "place": place_in_bin}

@@ -1,7 +1,8 @@
 """The scene of the tabletop: table, objects, bin and cameras, made of robosuite's models, and the initial layouts.
 
-World frame: the table's top is the plane z = 0.8 m with its centre at x = y = 0; the robot's base is at x = -0.56,
-looking along +x; the agentview camera looks back at it from +x. So +y is to the right in the agentview image.
+World frame, in m: the top of the table is the plane z = 0.8, with its centre at x = y = 0. The robot's base is at
+x = -0.56 and faces +x. The agentview camera is on the side of +x and looks towards the robot, so +y is to the right in
+its image.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from m2distill_policy.sim.gl import choose_gl
 TABLE_TOP = 0.8
 TABLE_SIZE = (0.8, 0.8, 0.05)
 
-#: Where the grip site starts (m, world frame): above the middle of the workspace, pointing down.
+#: Initial position of the grip site (m, world frame), above the middle of the workspace. The hand points down.
 HOME = (-0.03, 0.02, TABLE_TOP + 0.2)
 #: Standard deviation (rad) of the arm's initial joint angles.
 JOINT_NOISE = 0.008
@@ -30,8 +31,8 @@ class SceneObject:
 
     Attributes:
         name: Name of the object.
-        group: Its group of slots, a key of :data:`SLOTS`.
-        rest: Height of its origin above the table at rest, in m.
+        group: Group of slots for the object, a key of :data:`SLOTS`.
+        rest: Height of the object's origin above the table when the object lies on it, in m.
         grasp: Height of the grip site above the table when the object is grasped, in m.
         half_width: Half the width of the object along the fingers' axis, in m.
     """
@@ -57,8 +58,8 @@ COLORS = {
     "blue_box": (0.10, 0.20, 0.85, 1.0),
 }
 
-#: Centres (x, y) in m of the slots that the objects of a group share. They are far enough apart that the open hand
-#: (0.2 m wide, its underside 3 cm above the grip site) does not touch a neighbour.
+#: Group -> centres (x, y) in m of the slots that its objects share. Slots are far enough apart that the open hand
+#: (0.2 m wide, with its underside 3 cm above the grip site) does not touch the neighbour of an object.
 SLOTS: dict[str, tuple[tuple[float, float], ...]] = {
     "front": ((0.07, -0.18), (0.07, -0.03), (0.07, 0.12)),
     "back": ((-0.10, -0.13), (-0.10, 0.07)),
@@ -105,7 +106,7 @@ def build_xml() -> str:
     root = ElementTree.fromstring(ManipulationTask(arena, robot, objects).get_xml())
     for mesh in root.iter("mesh"):
         if mesh.get("name") == "bread_mesh":
-            # robosuite scales its loaf to 0.8. At full size it is as large and as easy to see as the boxes.
+            # robosuite scales its loaf of bread to 0.8. At full size it is as large as the boxes and as easy to see.
             mesh.set("scale", "1 1 1")
     worldbody = root.find("worldbody")
     assert worldbody is not None, "robosuite's task model has a world body"
@@ -150,7 +151,7 @@ def _look_at(position: tuple[float, float, float], target: tuple[float, float, f
 
 @dataclass(frozen=True)
 class Layout:
-    """An initial layout.
+    """An initial layout of the objects and the arm.
 
     Attributes:
         places: Position and rotation (x, y, yaw) of each object, in m and rad, world frame.
@@ -164,7 +165,7 @@ class Layout:
 def sample_layout(seed: int) -> Layout:
     """Sample an initial layout from ``seed`` alone.
 
-    The objects of a group are permuted over its slots, and each is shifted and rotated a little.
+    The objects of a group are assigned to its slots at random. Each object is shifted and rotated a little at random.
     """
     rng = np.random.default_rng([20240, seed])
     places: dict[str, tuple[float, float, float]] = {}

@@ -1,4 +1,4 @@
-"""The tasks of the suite ``tabletop`` in the order in which they are learned, and when each is done."""
+"""The tasks of the suite ``tabletop`` in the order in which they are learned, and tests of their goals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from m2distill_policy.sim.tabletop.scene import BIN_CENTER, BIN_HALF, BIN_HEIGHT
 
 SUITE = "tabletop"
 
-#: An object counts as lifted from this height (m) above its rest position on the table.
+#: Height (m) above its rest position on the table from which an object counts as lifted.
 LIFT_HEIGHT = 0.04
 
 _REST = {item.name: TABLE_TOP + item.rest for item in OBJECTS}
 
-#: Returns whether a goal is reached, from the name of the object, its position (3,) in m, world frame, and whether a
-#: finger touches it.
+#: Test of a goal: a function that returns whether the goal is reached. Its arguments are the name of the object, its
+#: position (3,) in m, world frame, and whether a finger touches it.
 Goal = Callable[[str, NDArray[np.float64], bool], bool]
 
 
@@ -33,7 +33,7 @@ def is_in_bin(name: str, position: NDArray[np.float64], touched: bool) -> bool:
     return bool(inside and position[2] < TABLE_TOP + BIN_HEIGHT + 0.03 and not touched)
 
 
-#: Kind of task -> when its goal is reached.
+#: Kind of task -> test of its goal.
 GOALS: dict[str, Goal] = {"lift": is_lifted, "place": is_in_bin}
 
 
