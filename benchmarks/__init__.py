@@ -1,4 +1,4 @@
-"""Measurements: each module is one command and writes JSON with machine, versions and commit."""
+"""Benchmarks: commands that write their results as JSON with machine, versions and commit, and what they share."""
 
-# First: that package switches the telemetry of libraries off.
+# This import comes first, because m2distill_policy switches the telemetry of libraries off.
 from m2distill_policy import __version__ as __version__

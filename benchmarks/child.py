@@ -1,4 +1,4 @@
-"""Run the processes that are measured."""
+"""Start and end the processes that a benchmark measures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from m2distill_policy.errors import TransportError
 
-#: Seconds that a process has to end.
+#: Longest time, in seconds, that a process may take to end.
 _TIMEOUT_S = 20.0
 
 
@@ -19,15 +19,15 @@ _TIMEOUT_S = 20.0
 def child(
     command: Sequence[object], log: Path, *, end: signal.Signals = signal.SIGTERM
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``command`` in its own process, with one thread for each library, and its output in ``log``.
+    """Run ``command`` in its own process for the duration of the block, with one thread for each library.
 
     Args:
-        command: the program and its arguments.
-        log: file of its output.
-        end: signal that ends it. A process that has already ended gets none.
+        command: Program and its arguments.
+        log: File for the output of the process.
+        end: Signal that is sent to end the process, unless it has already ended.
 
     Raises:
-        TransportError: after the signal it did not end, or ended with a status other than 0.
+        TransportError: After the signal, the process did not end, or it ended with a status other than 0.
     """
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -48,7 +48,7 @@ def child(
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the process has ended after its signal."""
+    """Wait until a process has ended after its signal."""
     try:
         status = process.wait(_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -3,8 +3,8 @@
 ``m2distill serve`` runs in its own process. This process publishes two cameras and the joints at the contract's rate,
 as a robot does, and records when the action for each observation arrives. The latency is the time from handing the
 observation's last message to DDS until the action arrives, by this process's monotonic clock. Images are noise. With
-``--swap`` a second bundle appears in the watched folder after half of the time; ``unanswered`` shows the effect. The
-image serialiser is measured as well. It is one session and does not resume.
+``--swap``, a second bundle appears in the watched folder after half of the time; ``unanswered`` is the number of
+observations without an action. The image serialiser is measured as well. It is one session and does not resume.
 
 Example:
     python -m benchmarks.command_latency --seconds 300 --swap --out mine.json
@@ -45,14 +45,14 @@ _START = 60.0
 
 
 class Publisher:
-    """The robot's side: publishes observations and collects the actions.
+    """The robot's side: it publishes observations and collects the actions.
 
     Attributes:
-        sent: stamp (ns) -> monotonic time (s) after the last message.
-        answers: stamp -> monotonic time (s) of the action's arrival, and its bundle.
-        steps: stamp -> seconds in the policy server.
-        idle: cycles without an observation since the first action.
-        late: observations that this process sent over half a period late, because the machine was busy.
+        sent: Stamp (ns) -> monotonic time (s) after the observation's last message.
+        answers: Stamp (ns) -> monotonic time (s) of the action's arrival, and the action's bundle.
+        steps: Stamp (ns) -> seconds that the step took in the policy server.
+        idle: Number of cycles without an observation since the first action.
+        late: Number of observations that this process sent over half a period late, because the machine was busy.
     """
 
     def __init__(self, participant: Participant, contract: Contract, height: int, width: int) -> None:
@@ -84,7 +84,7 @@ class Publisher:
         self._participant.wait_for_peers(endpoints, _START, "'m2distill serve' was started by this program")
 
     def run(self, seconds: float, period: float, half_way: Callable[[], None] = lambda: None) -> None:
-        """Publish one observation a period for ``seconds``; call ``half_way`` after half of them."""
+        """Publish one observation per period for ``seconds``; call ``half_way`` after half of the observations."""
         due = time.monotonic()
         count = round(seconds / period)
         for i in ProgressBar(iterable=range(count), unit="observation", disable=count < 200):
@@ -92,7 +92,7 @@ class Publisher:
                 half_way()
             self._publish(i)
             now = time.monotonic()
-            # Like a camera, it drops what it cannot send in time instead of sending it in a burst.
+            # Like a camera, drop observations that cannot be sent in time instead of sending them in a burst.
             self.late += now - due > period / 2
             due = max(due, now - period / 2) + period
             while (left := due - time.monotonic()) > 0:
@@ -104,7 +104,7 @@ class Publisher:
         at = Time.from_nanoseconds(stamp)
         for name, writer in self._views.items():
             writer.write(Image.from_rgb(self._images[i % len(self._images)], at, optical_frame(name)))
-        # The joints move a little: repeated images would otherwise count as a frozen camera.
+        # The joints move only a little, because with larger motion repeated images would count as a frozen camera.
         self._joints.write(JointState(Header(at, "base"), self._names, [0.01 * np.sin(i / 10)] * len(self._names)))
         self.sent[stamp] = time.monotonic()
 
@@ -129,7 +129,7 @@ def served(bundle: Path, watched: Path, domain: int, log: Path, more: list[str])
 
 
 def random_bundle(folder: Path, seed: int, config: Path) -> Path:
-    """Write a bundle with random weights and the sizes in ``config``. This needs torch."""
+    """Write a bundle with random weights and the network sizes in ``config``. This needs torch."""
     import torch
 
     from m2distill_policy.config import load_config
@@ -156,7 +156,7 @@ def random_bundle(folder: Path, seed: int, config: Path) -> Path:
 
 
 def serialiser(height: int, width: int, rounds: int = 300) -> dict[str, dict[str, float]]:
-    """Measure the milliseconds to serialise and deserialise one image: our serialiser and the generic one."""
+    """Measure the milliseconds to serialise and deserialise one image, for our serialiser and for the generic one."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.from_rgb(pixels, Time(1, 2), "camera_optical_frame")
     wire = image.serialize()

@@ -1,8 +1,9 @@
 """Compare storage formats of demonstrations.
 
-The same images in our format (a gzipped chunk a frame), as plain HDF5, as HDF5 with larger chunks, and as a memory
-map: size, seconds to read all of it, and randomly sampled windows a second. The page cache is warm. One process; the
-formats alternate, and the figures are medians. It takes a few minutes and does not resume.
+The same images are stored in our format (one gzipped chunk per frame), as plain HDF5, as HDF5 with larger chunks, and
+as a memory map. The benchmark measures the size, the seconds to read all images, and the randomly sampled windows per
+second. The page cache is warm. Everything runs in one process; the formats alternate, and the figures are medians. It
+takes a few minutes and does not resume.
 
 Example:
     python -m benchmarks.data_at_rest FILE_demo.hdf5 --out mine.json
@@ -26,13 +27,13 @@ from benchmarks.output import add_out, command, make_parser
 from benchmarks.result_files import write_measurement
 from m2distill_policy.demonstrations import DemonstrationFile
 
-#: Frames in a large chunk.
+#: Number of frames in a large chunk.
 _LARGE = 16
 _HISTORY = 10
 
 
 def layouts(folder: Path, frames: NDArray[np.uint8]) -> dict[str, Path]:
-    """Write ``frames`` (N, H, W, 3) in every format; return name -> file."""
+    """Write ``frames`` (N, H, W, 3) in every format; return name of the format -> file."""
     one, many = (1, *frames.shape[1:]), (_LARGE, *frames.shape[1:])
     variants: dict[str, dict[str, Any]] = {
         "hdf5": {},
@@ -51,7 +52,7 @@ def layouts(folder: Path, frames: NDArray[np.uint8]) -> dict[str, Path]:
 
 
 def opened(name: str, path: Path) -> Any:
-    """Something that gives frames by slice."""
+    """Open a file of :func:`layouts`; return an object that can be indexed by frames."""
     return np.load(path, mmap_mode="r") if name == "memory_map" else h5py.File(path, "r")["frames"]
 
 

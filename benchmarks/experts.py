@@ -1,7 +1,8 @@
 """Measure how often the scripted experts of LIBERO's suites succeed.
 
-A hundred attempts a task, half from LIBERO's initial states and half from new ones, with the noise of a data
-collection. Nothing is rendered. Every attempt is a line of ``--log``; run the same command again to resume.
+The expert attempts each task a hundred times: half of the attempts start from LIBERO's initial states, half from new
+ones. Its actions have the same noise as in a data collection. Nothing is rendered. Every attempt is a line of
+``--log``; run the same command again to resume.
 
 Example:
     python -m benchmarks.experts --suites libero_goal --attempts 20 --out mine.json
@@ -29,20 +30,20 @@ from m2distill_policy.sim.gl import choose_gl
 from m2distill_policy.sim.seeds import demonstration_seed
 from m2distill_policy.sim.suites import SUITES_WITH_EXPERTS, make_expert, make_sim_env, suite_task, suite_tasks
 
-#: Attempts at a task before the next task's environment is made.
+#: Number of attempts at a task before the next task's environment is made.
 _AT_A_TIME = 10
 SUITES = tuple(suite for suite in SUITES_WITH_EXPERTS if suite.startswith("libero"))
 
 
 def attempt_task(suite: str, index: int, numbers: list[int], noise: float) -> Iterator[dict[str, Any]]:
-    """Make the attempts ``numbers`` at one task. Even ones start from a new state, odd ones from one of LIBERO's."""
+    """Make the attempts with ``numbers`` at one task. Even numbers start from a new state, odd ones from LIBERO's."""
     from m2distill_policy.sim.experts.episode import run_expert
     from m2distill_policy.sim.experts.noise import Noise
 
     world, commit = make_sim_env(suite_task(suite, index), size=16), provenance.commit()
     try:
         for number in numbers:
-            # Seed 999 is used by no collection, so these states are in no demonstrations.
+            # No collection uses seed 999, so these states are in no demonstrations.
             fresh = number % 2 == 0
             seed = demonstration_seed(999, index, number) if fresh else number // 2
             begin = time.monotonic()
@@ -61,7 +62,7 @@ def _all_of(*args: Any) -> list[dict[str, Any]]:
 
 
 def summarise(rows: list[dict[str, Any]], suites: list[str]) -> dict[str, Any]:
-    """Summarise the attempts: one entry a task."""
+    """Summarise the attempts, with one entry for each task."""
     tasks: list[dict[str, Any]] = []
     for suite in suites:
         for task in suite_tasks(suite):
@@ -94,7 +95,7 @@ def summarise(rows: list[dict[str, Any]], suites: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what is left, and write the result."""
+    """Make the missing attempts, and write the result."""
     parser = make_parser(__doc__)
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=SUITES, help="default: all")
     parser.add_argument(

@@ -1,9 +1,9 @@
-"""Check that a run that is killed at random moments ends exactly like an undisturbed one.
+"""Check that a run that is killed at random moments ends with exactly the same results as an undisturbed run.
 
-A small run over three tasks saves a checkpoint after every step and evaluates after every stage. It is made once
-undisturbed and once with SIGKILL to all of its processes at moments sampled from the seed. Compared are the weights
-of every stage, the result of every rollout, the metrics and the drift. It takes hours; run the same command again to
-resume.
+A small run over three tasks saves a checkpoint after every step and evaluates after every stage. It runs once
+undisturbed, and again with SIGKILL to all of its processes at moments sampled from the seed. The benchmark compares the
+weights of every stage, the result of every rollout, the metrics and the drift. It takes hours; run the same command
+again to resume.
 
 Example:
     python -m benchmarks.kill_resume --kills 5 --folder runs/kill_resume --out mine.json
@@ -37,7 +37,7 @@ SETTINGS = (
 
 
 def train(folder: Path, data: Path) -> subprocess.Popen[bytes]:
-    """Start the run or resume it, in its own process group."""
+    """Start or resume the run in its own process group."""
     words = ["--resume"] if (folder / "run.json").exists() else ["--config", "config/tiny.toml", "--data", str(data)]
     new = [] if "--resume" in words else list(SETTINGS)
     with folder.with_suffix(".log").open("ab") as log:
@@ -93,13 +93,13 @@ def train_until(
     """Start or resume the run, and kill it at a moment sampled from ``rng``.
 
     Returns:
-        Whether it was killed. Otherwise it has finished: before that moment, or after the last of ``kills`` kills.
+        Whether the run was killed. Otherwise it has finished: before that moment, or because all ``kills`` are done.
 
     Raises:
-        TrainingError: the run failed.
+        TrainingError: The run failed.
     """
     process = train(folder, data)
-    # Late enough that the run has made some progress since it was started.
+    # The moment is late enough for the run to make some progress after its start.
     wait = float(rng.uniform(3.0, 12.0) + rng.uniform(0.0, 0.1) * whole) if len(moments) < kills else None
     try:
         code = process.wait(wait)
@@ -128,7 +128,7 @@ def main() -> None:
     partial = PartialFigures(args.folder / "benchmark", config)
     data, alone = (args.folder / name for name in ("demonstrations", "alone"))
     if "whole_s" not in partial.figures:
-        if args.folder.exists():  # an interrupted run would not have been measured as a whole
+        if args.folder.exists():  # the duration of a run that was interrupted and resumed would be wrong
             raise TrainingError(f"{args.folder} exists without an undisturbed run; remove it or give another --folder")
         demos = ["demos", "--tasks", "0,1,2", "--episodes", "8", "--size", "64", "--out", str(data)]
         run_alone([sys.executable, "-m", "m2distill_policy", *demos], "demos")
@@ -139,9 +139,9 @@ def main() -> None:
     whole: float = partial.figures["whole_s"]
     moments: list[dict[str, Any]] = partial.figures.get("kills", [])
     same: list[dict[str, bool]] = partial.figures.get("same", [])
-    # A seed of its own for every moment, so that a resumed benchmark kills at the same moments.
+    # Every moment has its own seed, so that a resumed benchmark kills at the same moments.
     while len(moments) < args.kills:
-        killed = args.folder / f"killed_{len(same)}"  # one run may end before it was killed so often
+        killed = args.folder / f"killed_{len(same)}"  # a run may finish before all kills are done; another one follows
         while train_until(killed, data, np.random.default_rng([args.seed, len(moments)]), whole, moments, args.kills):
             partial.add("kills", moments)
         same.append(same_end(alone, killed))

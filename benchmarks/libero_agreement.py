@@ -1,9 +1,9 @@
 """Check that our network computes the same as LIBERO's.
 
-Both networks have the paper's configuration (see :mod:`benchmarks.libero_policy` for FOLDER). Ours gets LIBERO's
-weights, and both read the same windows of noise: in evaluation mode, and in training mode without dropout, where
-batch norm uses the batch. Reported are the numbers of parameters and the largest differences of the mixture. It takes
-seconds and does not resume.
+Both networks have the paper's configuration (see :mod:`benchmarks.libero_policy` for FOLDER). Our network gets LIBERO's
+weights, and both read the same windows of noise: in evaluation mode, and in training mode without dropout, where batch
+norms use the statistics of the batch. The results are the numbers of parameters and the largest differences of the
+mixture. It takes seconds and does not resume.
 
 Example:
     python -m benchmarks.libero_agreement --libero FOLDER --out mine.json
@@ -30,7 +30,7 @@ from training.models.transformer import StochasticDepth
 from training.run_config import RunConfig
 from training.studies.plan import noise
 
-#: LIBERO's name -> ours. Layer numbers are the same, but LIBERO's blocks and FiLM layers count from 1.
+#: LIBERO's name of a weight -> our name. Layer numbers are the same, but LIBERO counts blocks and FiLM layers from 1.
 _NAMES = (
     (r"encoders\.(\d)\.resnet18_base\.([01])\.(.*)", r"views.\1.stem.\2.\3"),
     (r"encoders\.(\d)\.block_(\d)\.(.*)", r"views.\1.blocks.<\2>.\3"),
@@ -49,15 +49,15 @@ _NAMES = (
     (r"policy_head\.logstd_layer\.(.*)", r"head.scales.\1"),
     (r"policy_head\.logits_layer\.(.*)", r"head.logits.\1"),
 )
-#: A second name of the same weights, or values that our network computes itself.
+#: Names in LIBERO's network without a counterpart in ours: a second name of weights, or values that ours computes.
 _NOT_OURS = (r"extra_encoder\.proprio_mlp\..*", r"temporal_position_encoding_fn\..*", r".*\.spatial_softmax\.pos_[xy]")
 
 
 def ours_from(theirs: dict[str, Tensor], policy: ResNetT) -> None:
-    """Give LIBERO's weights to our network.
+    """Load LIBERO's weights into our network.
 
     Raises:
-        TrainingError: a weight of either network has no counterpart.
+        TrainingError: A weight of either network has no counterpart.
     """
     taken: dict[str, Tensor] = {}
     for name, values in theirs.items():

@@ -1,10 +1,10 @@
-"""Compare rollouts a minute of LIBERO's evaluation loop and of ours, with the same policy.
+"""Compare the rollouts per minute of LIBERO's evaluation loop and of ours, with the same policy.
 
-LIBERO's is the loop of ``lifelong/metric.py`` over its ``OffScreenRenderEnv`` in its ``SubprocVectorEnv``, from its
-initial states. Ours is :class:`RolloutPool` with 1, 2 and 4 workers, which must give the same results with each. Both
-run the same bundle in ONNX Runtime, so that environments and loops are compared. A rollout ends after ``--steps`` or
-with success. The two sides alternate, each in its own processes. Takes minutes a round; with ``--out``, finished
-rounds are kept in ``FILE.partial``, and the same command resumes.
+LIBERO's loop is that of ``lifelong/metric.py``, with ``OffScreenRenderEnv`` in ``SubprocVectorEnv`` and LIBERO's
+initial states. Our loop is :class:`RolloutPool` with 1, 2 and 4 workers; its results must not depend on the number of
+workers. Both run the same bundle in ONNX Runtime, so that only environments and loops are compared. A rollout ends
+after ``--steps`` or with success. The two loops alternate, each in its own processes. It takes minutes per round; with
+``--out``, finished rounds are kept in ``FILE.partial``, and the same command resumes.
 
 Example:
     python -m benchmarks.libero_evaluation BUNDLE --processes 2 10 --rounds 1 --out mine.json
@@ -103,7 +103,7 @@ def theirs(bundle: Path, suite: str, index: int, rollouts: int, steps: int, proc
 
 
 def ours(bundle: Path, suite: str, index: int, rollouts: int, steps: int, workers: int) -> dict[str, Any]:
-    """Run our pool, its start and end included."""
+    """Run our loop; the measured time includes the start and the end of the pool."""
     begin = time.monotonic()
     with RolloutPool(workers) as pool:
         results = pool.evaluate(bundle, make_cells(suite, [index], rollouts, horizon=steps), sampling="mode")
@@ -133,7 +133,7 @@ def in_own_process(args: argparse.Namespace, processes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, and write the result."""
     parser = make_parser(__doc__)
     parser.add_argument("bundle", type=Path, help="a bundle with the task's instruction")
     parser.add_argument("--suite", default="libero_object", help="default: %(default)s")

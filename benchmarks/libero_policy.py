@@ -1,9 +1,9 @@
 """LIBERO's own transformer policy, made from its sources, for comparison with ours.
 
-LIBERO's wheel lacks a part of its models. ``folder`` is therefore a clone of
+LIBERO's wheel lacks a part of its models. The argument ``folder`` is therefore a clone of
 https://github.com/Lifelong-Robot-Learning/LIBERO. ``robomimic`` and ``einops`` must be installed (``pip install
---no-deps robomimic==0.3.0 einops``). Of torchvision, LIBERO uses the first half of a ResNet-18; where torchvision is
-not installed, the same layers are made here.
+--no-deps robomimic==0.3.0 einops``). LIBERO uses only the first half of torchvision's ResNet-18. If torchvision is not
+installed, the same layers are made here.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from m2distill_policy.observation import Observation
 def libero_get_action(
     folder: Path, contract: Contract, text_size: int
 ) -> Callable[[Observation, Tensor], NDArray[np.float32]]:
-    """Return LIBERO's ``get_action`` of an untrained policy in evaluation mode.
+    """Return LIBERO's ``get_action`` for an untrained policy in evaluation mode.
 
     Returns:
-        A function of an observation of ``contract`` and the task's embedding (text size,).
+        A function of an observation (as in ``contract``) and the task's embedding (text size,), which returns an
+        action.
 
     Raises:
-        TrainingError: see :func:`libero_policy`.
+        TrainingError: See :func:`libero_policy`.
     """
     policy = libero_policy(folder, contract, text_size).eval()
 
@@ -57,10 +58,10 @@ def libero_policy(folder: Path, contract: Contract, text_size: int, *, augment: 
     """Make LIBERO's ``BCTransformerPolicy`` in the paper's configuration, untrained.
 
     Args:
-        folder: a clone of LIBERO's repository.
-        contract: cameras and proprioception.
-        text_size: size of a text embedding.
-        augment: whether it has its augmentation, for training. This needs torchvision.
+        folder: Clone of LIBERO's repository.
+        contract: Contract, for the cameras and the proprioception.
+        text_size: Size of a text embedding.
+        augment: Whether the policy includes LIBERO's augmentation, for training. This needs torchvision.
 
     Raises:
         TrainingError: ``folder`` or a package is missing.
@@ -69,7 +70,7 @@ def libero_policy(folder: Path, contract: Contract, text_size: int, *, augment: 
         raise TrainingError("LIBERO's augmentation needs the package 'torchvision'; install it")
     if not augment:
         _stand_in_for_torchvision()
-        # Only augmentation calls this part of robomimic, which needs torchvision.
+        # This part of robomimic needs torchvision, and only augmentation calls it.
         sys.modules.setdefault(
             "robomimic.models.base_nets", _module("robomimic.models.base_nets", CropRandomizer=nn.Module)
         )

@@ -1,6 +1,6 @@
 """Update the tables of docs/results.md and draw docs/results.svg.
 
-The figures come from :mod:`benchmarks.libero_small`, except the published ones. A row that was not run says so.
+The figures come from :mod:`benchmarks.libero_small`, except the published ones. A row without finished runs says so.
 
 Example:
     python -m benchmarks.libero_results
@@ -25,21 +25,21 @@ from training.studies.study import Arm
 
 _Published: TypeAlias = Mapping[str, Mapping[str, tuple[float | None, ...]]]
 
-#: Published: FWT, NBT, AUC. LIBERO's stream of ten tasks, ResNet-T (Liu et al. 2023, https://arxiv.org/abs/2306.03310,
-#: table of the ResNet-T policy); None where a paper gives none.
+#: Published FWT, NBT and AUC for LIBERO's ten tasks one after another, with ResNet-T (Liu et al. 2023,
+#: https://arxiv.org/abs/2306.03310, table of the ResNet-T policy); None if the paper gives no value.
 _STREAM: _Published = {
     "sequential": {"object": (0.78, 0.76, 0.26), "goal": (0.77, 0.82, 0.22), "spatial": (0.72, 0.81, 0.20)},
     "er": {"object": (0.67, 0.43, 0.44), "goal": (0.64, 0.34, 0.49), "spatial": (0.65, 0.27, 0.56)},
     "ewc": {"object": (0.56, 0.69, 0.16), "goal": (0.32, 0.48, 0.06), "spatial": (0.23, 0.33, 0.06)},
     "packnet": {"object": (0.60, 0.17, 0.60), "goal": (0.63, 0.06, 0.75), "spatial": (0.55, 0.07, 0.63)},
 }
-#: Six tasks learned jointly, then four in turn: LOTUS (https://arxiv.org/abs/2311.02058) and M2Distill
-#: (https://arxiv.org/abs/2410.00064).
+#: Published FWT, NBT and AUC for six tasks learned jointly, then four one after another: LOTUS
+#: (https://arxiv.org/abs/2311.02058) and M2Distill (https://arxiv.org/abs/2410.00064).
 _SIX_AND_FOUR: _Published = {
     "LOTUS": {"object": (0.74, 0.11, 0.65), "goal": (0.61, 0.30, 0.56)},
     "M2Distill": {"object": (None, 0.08, 0.69), "goal": (None, 0.20, 0.57)},
 }
-#: Strategies of the page's table of that protocol.
+#: Strategies in the page's table of the protocol ``six_four``.
 _SIX_FOUR = tuple(arm for arm in STRATEGIES if arm.name in ("sequential", "er", "m2distill"))
 _COLUMNS = (metric("success after 10 tasks", "mean_final"), *METRICS)
 _COLOURS = {
@@ -114,7 +114,10 @@ def fill(page: str, results: Path) -> str:
 
 
 def draw(results: Path, out: Path) -> None:
-    """Draw success (top) and drift (bottom) over the learned tasks, one column a suite; lines are means over seeds."""
+    """Draw success (top) and drift (bottom) over the learned tasks, in one column per suite.
+
+    Lines are means over seeds.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5.2), layout="constrained")

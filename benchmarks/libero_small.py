@@ -21,17 +21,17 @@ from training.studies.study import Arm, Study, strategy_arm, without_each_term
 
 SUITES = ("libero_object", "libero_goal", "libero_spatial")
 
-#: Protocol -> the suffix of its studies' names, and its changes to the configuration file.
+#: Protocol -> suffix of the names of its studies, and its changes to the configuration file.
 PROTOCOLS = {"in_turn": ("", ()), "six_four": ("_six_four", ("jointly=6", "later_episodes=10"))}
 
-#: Runs share the cores, not the rollouts of one run.
+#: One worker for each run, because the cores are already used by parallel runs.
 SETTINGS = ("evaluation.workers=1",)
 
 STRATEGIES: tuple[Arm, ...] = (
     strategy_arm("sequential"),
     strategy_arm("er", detail="5 demonstrations of each old task"),
     strategy_arm("ewc"),
-    # It prunes within a stage: a checkpoint from before the stage's end is not a usable policy.
+    # PackNet prunes within a stage, so a checkpoint from before the stage's end is not a usable policy.
     strategy_arm("packnet", "evaluation.candidates=1"),
     strategy_arm("m2distill", detail="the same 5 demonstrations"),
 )

@@ -1,11 +1,11 @@
 """Compare the speed of our training loop with LIBERO's.
 
-Both have the same network, batch, images and cores. They run alternately, a round each, in their own processes.
-LIBERO's loop is its policy with its augmentation and optimiser, fed by robomimic's ``SequenceDataset`` through a
-``DataLoader`` of four workers, as in ``libero/lifelong``. Ours is a stage of sequential fine-tuning, which is what
-LIBERO's loop does. A sample is one window of ten steps and two views. See :mod:`benchmarks.libero_policy` for FOLDER.
-It needs ``robomimic==0.2.0``, which is LIBERO's version, and torchvision (an old one imports without its compiled
-part, which is not used).
+Both have the same network, batch, images and cores. They alternate, one round each, in their own processes. LIBERO's
+loop trains its policy with its augmentation and optimiser, on batches of robomimic's ``SequenceDataset`` from a
+``DataLoader`` of four workers, as in ``libero/lifelong``. Our loop is a stage of sequential fine-tuning, because this
+is what LIBERO's loop does. A sample is one window of ten steps and two views. See :mod:`benchmarks.libero_policy` for
+FOLDER. The benchmark needs ``robomimic==0.2.0``, which is LIBERO's version, and torchvision (an old version can be
+imported without its compiled part, which is not used).
 
 FILE has demonstrations of one task in LIBERO's layout, for example from ``m2distill demos --tasks 0 --episodes 20
 --size 128``. Our files are compressed and LIBERO's are not, so LIBERO's loop reads an uncompressed copy. It takes
@@ -70,20 +70,20 @@ class Theirs:
         )
 
     def round(self, steps: int) -> None:
-        """Take ``steps`` steps with a new loader that prepares exactly as many batches."""
+        """Do ``steps`` training steps with a new loader that prepares exactly as many batches."""
         sampler = RandomSampler(self.dataset, replacement=True, num_samples=steps * self.config.batch)
         loader = DataLoader(
             self.dataset,
             batch_size=self.config.batch,
             num_workers=LOADERS,
             sampler=sampler,
-            multiprocessing_context="fork",  # as where LIBERO is started; the default of a spawned process is to spawn
+            multiprocessing_context="fork",  # as in LIBERO; in this spawned process, the default would be to spawn
         )
         for data in loader:
             self.observe(data)
 
     def observe(self, data: Any) -> float:
-        """Take one step, as ``libero.lifelong.algos.base.Sequential.observe`` does."""
+        """Do one training step, as ``libero.lifelong.algos.base.Sequential.observe`` does."""
         data = self._map(data, lambda x: x.to(self.policy.device))
         self.optimiser.zero_grad()
         loss = self.policy.compute_loss(data)
@@ -102,7 +102,7 @@ class Ours:
         self.strategy = make_strategy(config, Memory(config.memory), contract.history)
 
     def round(self, steps: int) -> None:
-        """Take ``steps`` steps; the configuration has the same number."""
+        """Do ``steps`` training steps; the configuration must have the same number."""
         assert steps == self.config.optim.steps
         with tempfile.TemporaryDirectory() as folder:
             train_stage(
@@ -111,7 +111,10 @@ class Ours:
 
 
 def serve(name: str, pipe: Connection, folder: Path, file: Path, text_size: int, config: RunConfig) -> None:
-    """Run one side in its own process: receive a number of steps, take them, and send the seconds that they took."""
+    """Run one of the two loops in its own process.
+
+    It repeatedly receives a number of steps, does them, and sends the seconds that they took.
+    """
     contract = libero_contract(config.image_size, Text("noise", "0", "none", 1.0, text_size))
     if name == "libero":
         side: Theirs | Ours = Theirs(folder, contract, text_size, file, config)
@@ -127,10 +130,10 @@ def serve(name: str, pipe: Connection, folder: Path, file: Path, text_size: int,
 
 
 def answer(name: str, pipe: Connection) -> float:
-    """Receive from a side's process.
+    """Return the seconds that the process of a loop sends.
 
     Raises:
-        TrainingError: the process has ended.
+        TrainingError: The process has ended.
     """
     try:
         return float(pipe.recv())
@@ -139,7 +142,7 @@ def answer(name: str, pipe: Connection) -> float:
 
 
 def uncompressed(source: Path, target: Path) -> None:
-    """Write a copy with contiguous arrays, as LIBERO publishes them."""
+    """Write an uncompressed copy of a demonstration file, with contiguous arrays as in LIBERO's own files."""
 
     def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
         made = new.create_dataset(name, data=item[()]) if isinstance(item, h5py.Dataset) else new.require_group(name)

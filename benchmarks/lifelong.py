@@ -1,8 +1,8 @@
 """Run a study of lifelong learning and keep its results: shared by the benchmarks of the tabletop and LIBERO suites.
 
-A study can be stopped at any moment; the same command resumes it. A run is a folder. The results of finished runs are
-written to one file (:mod:`benchmarks.result_files`). With ``--reuse-results`` a run whose result is in that file
-counts as done, so that another machine can continue the study.
+A study can be stopped at any moment; the same command resumes it. Every run has its own folder. The results of finished
+runs are written to one file (:mod:`benchmarks.result_files`). With ``--reuse-results``, a run whose result is in that
+file counts as done, so that another machine can continue the study.
 
 The arms of a seed train for the same number of steps and are evaluated on the same held-out initial states. Arms that
 are trained in the same folder share the first stage.
@@ -43,10 +43,10 @@ class Benchmark:
     """A study and the file that keeps its results.
 
     Attributes:
-        name: of the study.
-        study: its runs.
-        results: the file of its results.
-        reuse: whether to take the result of a run from that file if this machine does not have the run.
+        name: Name of the study.
+        study: The study, which defines the runs.
+        results: File of the study's results.
+        reuse: Whether to take the result of a run from this file if this machine does not have the run.
     """
 
     name: str
@@ -55,10 +55,10 @@ class Benchmark:
     reuse: bool = False
 
     def result(self, job: Job) -> RunResult | None:
-        """Return a run's result; None where it is not finished.
+        """Return a run's result; None if the run is not finished.
 
         Raises:
-            TrainingError: the run was made under another configuration.
+            TrainingError: The run has another configuration.
         """
         job.require_same()
         arm = job.folder.name
@@ -76,7 +76,7 @@ class Benchmark:
         return kept[0]
 
     def write(self, seeds: Sequence[int]) -> None:
-        """Write the results of this machine's finished runs. Results of other runs in the file stay."""
+        """Write the results of this machine's finished runs. Results of other runs stay in the file."""
         found = {(run.arm, run.seed): run for run in read_runs(self.results)}
         for seed in seeds:
             for job in self.study.jobs(seed):
@@ -124,7 +124,7 @@ def main(
 
 
 def execute(benchmark: Benchmark, args: argparse.Namespace) -> None:
-    """Do what the options ask: show the plan, write the results, or run what is left and write them."""
+    """Do what the options ask: show the plan, write the results, or finish the runs and write the results."""
     if args.plan:
         for seed in args.seeds:
             for job in benchmark.study.jobs(seed):
@@ -140,7 +140,7 @@ def execute(benchmark: Benchmark, args: argparse.Namespace) -> None:
 
 
 def _run(benchmark: Benchmark, args: argparse.Namespace) -> None:
-    """Run what is left, seed by seed; write the results after each seed."""
+    """Finish the runs, one seed after another; write the results after each seed."""
     study = benchmark.study
     left = {
         seed: [

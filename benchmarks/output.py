@@ -1,4 +1,4 @@
-"""How every benchmark command begins and ends."""
+"""What benchmark commands share: handling of errors, the parser, the option ``--out`` and percentiles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from m2distill_policy.streams import flush_or_discard
 def command(main: Callable[[], object]) -> None:
     """Run ``main`` as the command of its module.
 
-    An error of this package ends it with a one-line message. A closed output pipe ends it silently.
+    An error of this package ends the command with a one-line message. A closed output pipe ends it silently.
     """
     try:
         main()

@@ -1,9 +1,9 @@
 """Measure the peak memory of a run of ten tasks.
 
-The ten files have as many demonstrations of as many steps as LIBERO's. Their images have no content: memory depends
-on their size only. Every stage has two steps, but the demonstrations, the replay buffer, the teacher and a whole
-batch take as much memory as in a long run. The peak is the operating system's, for the process that trains and
-exports. It takes minutes. It is one session and does not resume.
+The ten files have as many demonstrations as LIBERO's, of the same length. Each image has a single colour, because
+memory depends only on the size of the images. Every stage has two steps, but the demonstrations, the replay buffer, the
+teacher and a whole batch take as much memory as in a long run. The peak is what the operating system reports for the
+process that trains and exports. It takes minutes. It is one session and does not resume.
 
 Example:
     python -m benchmarks.peak_memory --config config/paper.toml --tasks 3 --out mine.json

@@ -3,7 +3,7 @@
 One task is learned twice from the same number of demonstrations and with the same number of steps: once from
 undisturbed environments, once from environments that differ in camera, light, colours and noise (``m2distill demos
 --randomise``). Both bundles are evaluated under each disturbance alone, at several levels, from the same initial
-states. Takes hours; run the same command again to resume. ``--draw`` only redraws the chart.
+states. It takes hours; run the same command again to resume. ``--draw`` only redraws the chart.
 
 Example:
     python -m benchmarks.perturbation --rollouts 20 --out mine.json --chart mine.svg
@@ -33,10 +33,10 @@ RANDOMISED = {"clean": "", "randomised": "camera,light,texture,noise"}
 
 
 def run(words: list[object]) -> None:
-    """Run a subcommand of ``m2distill``, its output on the terminal.
+    """Run a subcommand of ``m2distill``, which writes to the terminal.
 
     Raises:
-        TrainingError: it failed.
+        TrainingError: The subcommand failed.
     """
     command = [sys.executable, "-m", "m2distill_policy", *map(str, words)]
     done = subprocess.run(command, check=False)
@@ -48,13 +48,13 @@ def run(words: list[object]) -> None:
 
 
 def training_overrides(args: argparse.Namespace) -> list[str]:
-    """Return what both runs change in the configuration file."""
+    """Return the settings in which both runs differ from the configuration file."""
     fixed = [f"tasks=[{args.task}]", "evaluation.rollouts=0", f"episodes={args.episodes}", f"seed={args.seed}"]
     return [*fixed, *args.overrides]
 
 
 def measure_curves(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Collect, train, export and evaluate one of the two; finished steps are skipped.
+    """Collect demonstrations, train, export and evaluate one of the two bundles; finished steps are skipped.
 
     Returns:
         Disturbance -> level -> success rate.

@@ -1,10 +1,10 @@
 """Measure the latency of a policy step: ONNX Runtime in fp32 and int8, and torch.
 
-The variants run alternately on the same inputs, with the same number of threads. The torch variant does what LIBERO's
-``get_action`` does: encode the newest frames, keep the tokens of earlier steps, run the transformer over the window,
-sample. ``--libero FOLDER`` (see :mod:`benchmarks.libero_policy`) adds LIBERO's own code. ``--profile`` adds the time
-of every ONNX Runtime operator. Images are noise, and the weights are random. It takes a minute. It is one session and
-does not resume.
+The variants run alternately on the same inputs, with the same number of threads. The torch variant does the same as
+LIBERO's ``get_action``: it encodes the newest frames, keeps the tokens of earlier steps, runs the transformer over the
+window, and samples an action. ``--libero FOLDER`` (see :mod:`benchmarks.libero_policy`) adds LIBERO's own code.
+``--profile`` adds the time of the slowest ONNX Runtime operators. Images are noise, and the weights are random. It
+takes a minute. It is one session and does not resume.
 
 Example:
     python -m benchmarks.policy_latency --config config/paper.toml --text-size 768 --out mine.json
@@ -38,7 +38,7 @@ from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 from training.studies.plan import noise
 
-#: Warm-up steps, which are not counted.
+#: Number of warm-up steps, which are not counted.
 _WARM = 20
 
 
@@ -110,7 +110,7 @@ def main() -> None:
 def _served(
     policy: ResNetT, data: TaskData, folder: Path, precision: str, threads: int
 ) -> Callable[[Observation, float], object]:
-    """Return the step of the policy server: checks, network, sampling, safety."""
+    """Return a function that does a step of the policy server: checks, network, sampling, safety."""
     export_bundle(
         policy,
         folder / precision,
@@ -126,7 +126,7 @@ def _served(
 
 
 def _in_torch(policy: ResNetT, data: TaskData, contract: Contract) -> Callable[[Observation, float], object]:
-    """Return a step like that of LIBERO's ``get_action``, with our network."""
+    """Return a function that does the same step as LIBERO's ``get_action``, with our network."""
     with torch.inference_mode():
         text_token, film = policy.condition(torch.from_numpy(data.embedding)[None])
     tokens_so_far: list[torch.Tensor] = []
@@ -152,7 +152,7 @@ def _in_torch(policy: ResNetT, data: TaskData, contract: Contract) -> Callable[[
 
 
 def _profile(policy: ResNetT, graphs: dict[str, bytes], data: TaskData, folder: Path, threads: int) -> dict[str, float]:
-    """Return the milliseconds a step of the ten slowest kinds of ONNX Runtime operators."""
+    """Return the milliseconds per step of the ten slowest kinds of ONNX Runtime operators."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3

@@ -1,13 +1,13 @@
 """Read and write the files in ``benchmarks/results``.
 
-``<measurement>.json`` holds one measurement: its configuration, its figures and where they come from. Each figure is
-one line.
+``<measurement>.json`` holds one measurement: its configuration, its figures and their provenance. Each figure is on its
+own line.
 
 ``<study>.jsonl`` holds the finished runs of a study. The first line is the header: the format's version, the study's
-name, the configuration that its runs share, and the machines with their package versions. Every other line is one
-run; :class:`RunResult` describes it. A run states only the settings in which it differs from the header's
-configuration, and names its machine by its position in the header. ``absent`` lists the settings of the header that a
-run does not have: those of another strategy.
+name, the configuration that its runs share, and the machines with their package versions. Every other line is one run;
+:class:`RunResult` describes it. A run states only the settings in which it differs from the header's configuration, and
+refers to its machine by the machine's position in the header. ``absent`` lists the settings of the header that a run
+does not have, because they belong to another strategy.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from m2distill_policy import provenance
 from m2distill_policy.errors import TrainingError
 from m2distill_policy.storage import whole_file
 
-#: Of the files of runs. Raise it when a line changes its meaning.
+#: Format version of the files of runs. Increase it when the meaning of a line changes.
 FORMAT = 1
-#: Digits that are kept of a drift, a mean number of steps and a point of a success curve.
+#: Number of decimals of a drift, of a mean number of steps and of a point of a success curve.
 _DIGITS = 4
-#: Hexadecimal digits that are kept of the hash of a task's demonstrations.
+#: Number of hexadecimal digits that are kept of the hash of a task's demonstrations.
 _HASH_DIGITS = 16
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where and by what something was computed.
+    """The provenance of a training or of results.
 
     Attributes:
-        commit: of the source, with ``+changes`` where files had been edited.
-        time: in UTC, ISO 8601.
-        environment: ``machine`` and ``versions``, as :func:`m2distill_policy.provenance.describe` gives them.
-        precision: of training, such as ``bfloat16``; empty for an evaluation.
+        commit: Commit of the source, with ``+changes`` if files had been edited.
+        time: Time in UTC, ISO 8601.
+        environment: ``machine`` and ``versions``, as :func:`m2distill_policy.provenance.describe` returns them.
+        precision: Precision of training, such as ``bfloat16``; empty for results.
     """
 
     commit: str
@@ -50,7 +50,7 @@ class Origin:
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> Origin:
-        """Take the origin from a record that :func:`m2distill_policy.provenance.describe` has been merged into."""
+        """Make the origin from a record that contains the keys of :func:`m2distill_policy.provenance.describe`."""
         environment = {"machine": record["machine"], "versions": record["versions"]}
         return Origin(record["commit"], record["time"], environment, record.get("precision", "").removeprefix("torch."))
 
@@ -60,23 +60,25 @@ class RunResult:
     """The results of one finished run of a study.
 
     Attributes:
-        arm: name of the arm.
-        seed: of the run.
-        config: the run's full configuration.
-        data: position of a task -> hash of its demonstrations. Empty for runs that did not record it.
-        rollouts: rollouts of a task after a stage.
-        successes: successful rollouts; row: stage, column: task.
-        wrong_object: rollouts in which an object was lifted that the instruction does not name; as ``successes``.
-        steps: mean control steps of a rollout; as ``successes``.
-        errors: ``[stage, task, rollouts]`` where rollouts ended in an error. They count neither as success nor failure.
+        arm: Name of the arm.
+        seed: Seed of the run.
+        config: Full configuration of the run.
+        data: Position of a task -> hash of its demonstrations. Empty for runs that did not record it.
+        rollouts: Number of rollouts of a task after a stage.
+        successes: Number of successful rollouts; row: stage, column: task.
+        wrong_object: Number of rollouts in which an object was lifted that the instruction does not name, in the same
+            layout as ``successes``.
+        steps: Mean number of control steps of a rollout, in the same layout.
+        errors: ``[stage, task, rollouts]``, with the number of rollouts that ended in an error. These rollouts count
+            neither as success nor as failure.
         cross_instruction: ``[task, instruction's task, rollouts without error, successes, wrong_object]``: rollouts in
             a task's environment under another task's instruction, after the last stage.
-        success_curves: success rate of a stage's new tasks at its checkpoint candidates; row: stage.
-        metrics: see :class:`training.metrics.LifelongMetrics`.
-        drift: modality -> relative drift of the latents; row: stage, column: old task.
-        memory_bytes: memory size after the last stage.
-        trained: one origin a stage.
-        evaluated: origin of the results.
+        success_curves: Success rate of a stage's new tasks at its checkpoint candidates; row: stage.
+        metrics: See :class:`training.metrics.LifelongMetrics`.
+        drift: Modality -> relative drift of the latents; row: stage, column: old task.
+        memory_bytes: Memory size after the last stage.
+        trained: Origin of the training of each stage.
+        evaluated: Origin of the results.
     """
 
     arm: str
@@ -98,7 +100,7 @@ class RunResult:
 
     @staticmethod
     def of(arm: str, results: Mapping[str, Any]) -> RunResult:
-        """Take what is kept from the ``results.json`` of a run folder."""
+        """Make the result of a run from the ``results.json`` of its folder."""
         cells: list[list[dict[str, Any]]] = results["cells"]
         instructions = [task["instruction"] for task in results["tasks"]]
         positions = {task["index"]: position for position, task in enumerate(results["tasks"])}
@@ -141,22 +143,22 @@ class RunResult:
 
     @property
     def success(self) -> list[list[float]]:
-        """Success rates; row: stage, column: task."""
+        """The success rates; row: stage, column: task."""
         return self._rates(self.successes)
 
     @property
     def wrong_object_rate(self) -> list[list[float]]:
-        """Share of rollouts in which an object was lifted that the instruction does not name."""
+        """The share of rollouts in which an object was lifted that the instruction does not name."""
         return self._rates(self.wrong_object)
 
     @property
     def error_count(self) -> int:
-        """Rollouts that ended in an error."""
+        """The number of rollouts that ended in an error."""
         return sum(count for _, _, count in self.errors)
 
     @property
     def cross_instruction_success(self) -> float | None:
-        """Mean success rate of an environment's own task under another task's instruction; None: not measured."""
+        """The mean success rate of an environment's own task under another task's instruction; None: not measured."""
         rates = [successes / rollouts for _, _, rollouts, successes, _ in self.cross_instruction if rollouts]
         return float(np.mean(rates)) if rates else None
 
@@ -172,10 +174,10 @@ def write_runs(path: Path, study: str, config: Mapping[str, Any], runs: Iterable
     """Write the runs of a study.
 
     Args:
-        path: of the ``.jsonl`` file.
-        study: its name.
-        config: the configuration that the runs share; a run states only what differs from it.
-        runs: in any order; they are written by seed, then in the order given.
+        path: Path of the ``.jsonl`` file.
+        study: Name of the study.
+        config: Configuration that the runs share. A run states only the settings that differ from it.
+        runs: Runs in any order. They are sorted by seed; runs of the same seed keep their order.
     """
     base, environments = flatten(config), list[dict[str, Any]]()
 
@@ -213,10 +215,10 @@ def write_runs(path: Path, study: str, config: Mapping[str, Any], runs: Iterable
 
 
 def read_runs(path: Path) -> list[RunResult]:
-    """Read the runs of a study, in order of seed; none where the file is missing.
+    """Read the runs of a study, in order of seed. If the file is missing, there are no runs.
 
     Raises:
-        TrainingError: the file is not a file of runs, or its format is another one.
+        TrainingError: The file is not a file of runs, or it has another format.
     """
     if not path.exists():
         return []
@@ -244,13 +246,13 @@ def _run(line: dict[str, Any], config: dict[str, Any], environments: list[dict[s
 
 
 def write_measurement(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], out: Path | None) -> None:
-    """Print a measurement as JSON, one figure a line, and write it to a file if one is given.
+    """Print a measurement as JSON with one figure per line, and write it to a file if one is given.
 
     Args:
-        name: of the benchmark.
-        config: what was measured, with which settings.
-        figures: name -> what was found.
-        out: the file, or None.
+        name: Name of the benchmark.
+        config: Settings of the measurement.
+        figures: Name -> measured figure.
+        out: The file, or None.
     """
     record = {"benchmark": name, **provenance.describe(), "config": config}
     head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in record.items())
@@ -262,17 +264,17 @@ def write_measurement(name: str, config: Mapping[str, Any], figures: Mapping[str
 
 
 class PartialFigures:
-    """Figures of a measurement that is not finished, kept in ``<out>.partial`` so that its command can resume."""
+    """The figures of a measurement that is not finished, kept in ``<out>.partial`` so that its command can resume."""
 
     def __init__(self, out: Path | None, config: Mapping[str, Any]) -> None:
         """Read the figures of an earlier call.
 
         Args:
-            out: the measurement's file; None: nothing is kept.
-            config: of the measurement.
+            out: File of the measurement; None: nothing is kept.
+            config: Settings of the measurement.
 
         Raises:
-            TrainingError: the figures were measured with another configuration.
+            TrainingError: The figures were measured with another configuration.
         """
         self._path = None if out is None else out.with_name(f"{out.name}.partial")
         self._config = json.loads(json.dumps(config))
@@ -286,19 +288,19 @@ class PartialFigures:
             self.figures = record["figures"]
 
     def add(self, name: str, figure: Any) -> None:
-        """Keep a figure."""
+        """Add a figure and write all figures to the partial file."""
         self.figures[name] = figure
         if self._path is not None:
             _write(self._path, json.dumps({"config": self._config, "figures": self.figures}))
 
     def remove(self) -> None:
-        """Remove the file, once the measurement itself is written."""
+        """Remove the partial file. Call this when the measurement itself is written."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
 def flatten(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    """Nested settings as ``section.key`` -> value."""
+    """Return nested settings as ``section.key`` -> value."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

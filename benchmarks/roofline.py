@@ -32,7 +32,7 @@ from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 from training.studies.plan import noise
 
-#: Groups of operators, by parts of the operators' names; the first match counts.
+#: Group of operators -> parts of the names of its operators. An operator belongs to the first group that matches.
 GROUPS = (
     ("convolution, backward", ("convolution_backward",)),
     ("convolution", ("convolution",)),
@@ -52,8 +52,7 @@ def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
     Returns:
         GFLOP/s of a product of two 2048 x 2048 matrices, and of 3 x 3 convolutions of 64 channels on 64
-        maps of 32 x 32;
-        GB/s of a copy, reading and writing together.
+        maps of 32 x 32. GB/s of a copy, reading and writing together.
     """
     a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
     source = torch.randn(2**26, device=device)

@@ -1,6 +1,7 @@
 """Faults of the node, its files and its surroundings. :mod:`benchmarks.ros_faults` runs them.
 
-Each takes a bundle with the instruction 'noise' and an empty folder, and returns the status and the times.
+Each fault is a function of a bundle with the instruction 'noise' and an empty folder. It returns the status and the
+times.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.runtime.status import StatusCode
 from tests.bundles import INSTRUCTIONS, toy_contract, write_toy
 
-#: Seconds of normal operation before a fault, and of the fault.
+#: Seconds of normal operation before a fault, and seconds that the fault lasts.
 _NORMAL_S, _FAULT_S = 2.0, 2.0
 
 
@@ -44,7 +45,7 @@ def _drive(robot: Robot) -> None:
 
 
 def bundle_gone_and_tampered(bundle: Path, folder: Path) -> dict[str, Any]:
-    """The running bundle is deleted, then a bundle with one changed byte is offered."""
+    """Delete the running bundle, then offer a bundle with one changed byte."""
     running, tampered = folder / "running", folder / "tampered"
     shutil.copytree(bundle, running)
     shutil.copytree(bundle, tampered)
@@ -72,7 +73,7 @@ def bundle_gone_and_tampered(bundle: Path, folder: Path) -> dict[str, Any]:
 
 
 def disk_full(bundle: Path, folder: Path) -> dict[str, Any]:
-    """No file can be written any more, not even the log; then an unknown instruction arrives."""
+    """Keep the node from writing any file, even its log, then send it an unknown instruction."""
     with node(bundle, folder / "node.log") as process, _robot(bundle) as robot:
         instruction = robot.node.create_publisher(String, topics.resolve(topics.INSTRUCTION), qos.latched())
         robot.bring_up()
@@ -87,10 +88,10 @@ def disk_full(bundle: Path, folder: Path) -> dict[str, Any]:
 
 
 def provider_lost(bundle: Path, folder: Path) -> dict[str, Any]:
-    """ONNX Runtime fails on every step for two seconds.
+    """Make ONNX Runtime fail on every step for two seconds.
 
-    The network of ``bundle`` cannot be made to fail from outside. A small network that fails where the first joint is
-    above 0.05 rad takes its place.
+    The network of ``bundle`` cannot be made to fail from outside. It is therefore replaced by a small network, which
+    fails if the position of the first joint is above 0.05 rad.
     """
     contract = toy_contract()
     fragile = write_toy(folder / "fragile", contract=contract, fails_above=0.05)
@@ -113,7 +114,7 @@ def provider_lost(bundle: Path, folder: Path) -> dict[str, Any]:
 
 
 def nan_offered(bundle: Path, folder: Path) -> dict[str, Any]:
-    """A bundle whose network returns NaN is offered while another one runs. Times count from the request."""
+    """Offer a bundle whose network returns NaN while another bundle runs. Times count from the request."""
     sound = write_toy(folder / "sound")
     broken = write_toy(folder / "broken", seed=1, bias_nan=True)
     with node(sound, folder / "node.log", instruction=INSTRUCTIONS[0]) as _, _robot(sound) as robot:
@@ -132,12 +133,12 @@ def nan_offered(bundle: Path, folder: Path) -> dict[str, Any]:
 
 
 def another_publisher(bundle: Path, folder: Path) -> dict[str, Any]:
-    """Another node sends twists to the arm for two seconds."""
+    """Let another node send twists to the arm for two seconds."""
     with node(bundle, folder / "node.log") as _, _robot(bundle) as robot:
         robot.bring_up()
         _drive(robot)
         other = robot.node.create_publisher(TwistStamped, topics.resolve(topics.TWIST), qos.reliable(10))
-        robot.drive(1.0)  # it is discovered and does not publish yet
+        robot.drive(1.0)  # the other node is discovered and does not publish yet
         begin = time.monotonic()
 
         def publish(robot: Robot, i: int) -> None:
@@ -157,9 +158,9 @@ _BOX = {"safety.workspace_low": "[0.2, -0.5, 0.0]", "safety.workspace_high": "[0
 
 
 def _poses(robot: Robot) -> Callable[..., Callable[[Robot, int], None]]:
-    """Return a function that makes publishers of observations with the end effector at ``x`` (m).
+    """Return a function of ``x`` (m) and ``frozen``. It returns a publisher of observations.
 
-    The pose has measurement noise unless it is frozen.
+    In these observations the end effector is at ``x``. The pose has measurement noise unless it is frozen.
     """
     pose = robot.node.create_publisher(PoseStamped, topics.resolve(topics.END_EFFECTOR_POSE), qos.reliable(10))
 
@@ -176,7 +177,7 @@ def _poses(robot: Robot) -> Callable[..., Callable[[Robot, int], None]]:
 
 
 def _pose_fault(bundle: Path, folder: Path, x: float, *, frozen: bool, recovers: bool) -> dict[str, Any]:
-    """In a limited workspace, the pose is faulty for two seconds: at ``x`` (m) where 0.4 is right, or frozen."""
+    """Make the pose faulty for two seconds, in a limited workspace: at ``x`` (m) instead of 0.4 m, or frozen."""
     with node(bundle, folder / "node.log", **_BOX) as _, _robot(bundle) as robot:
         at = _poses(robot)
         robot.bring_up()
@@ -192,17 +193,17 @@ def _pose_fault(bundle: Path, folder: Path, x: float, *, frozen: bool, recovers:
 
 
 def pose_freezes(bundle: Path, folder: Path) -> dict[str, Any]:
-    """The pose stays the same under new stamps."""
+    """Publish the same pose again and again, with new stamps."""
     return _pose_fault(bundle, folder, 0.4, frozen=True, recovers=True)
 
 
 def pose_jumps(bundle: Path, folder: Path) -> dict[str, Any]:
-    """The pose is 3 m away. The node then waits to be enabled."""
+    """Publish a pose that is 3 m away. Afterwards the node waits to be enabled."""
     return _pose_fault(bundle, folder, 3.4, frozen=False, recovers=False)
 
 
 def clock_set_back(bundle: Path, folder: Path) -> dict[str, Any]:
-    """The clock of the stamps and of the node (/clock) is set back by a minute while the arm moves."""
+    """Set the clock of the stamps and of the node (/clock) back by a minute while the arm moves."""
     now = 1000.0
 
     def publish(robot: Robot, i: int) -> None:
@@ -238,7 +239,7 @@ def clock_set_back(bundle: Path, folder: Path) -> dict[str, Any]:
 
 
 def terminated(bundle: Path, folder: Path) -> dict[str, Any]:
-    """SIGTERM while the arm moves."""
+    """Send SIGTERM to the node while the arm moves."""
     log = folder / "node.log"
     with node(bundle, log) as process, _robot(bundle) as robot:
         robot.bring_up()
@@ -253,9 +254,9 @@ def terminated(bundle: Path, folder: Path) -> dict[str, Any]:
 
 
 def killed(bundle: Path, folder: Path) -> dict[str, Any]:
-    """kill -9 while the arm moves, with the launch file's ``respawn``.
+    """Send SIGKILL to the node while the arm moves, with the launch file's ``respawn``.
 
-    The node cannot publish any more, so the arm's own timeout has to stop it.
+    A killed node cannot publish, so the arm's own timeout has to stop the arm.
     """
     words = {"bundle": bundle, "instruction": "noise", "enable": "true", "respawn": "true"}
     command = ["ros2", "launch", "m2distill_policy", "policy.launch.py", *(f"{k}:={v}" for k, v in words.items())]

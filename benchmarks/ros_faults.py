@@ -1,10 +1,10 @@
-"""Measure what the policy node does when something goes wrong, and when the arm is fully stopped.
+"""Measure what the policy node does when something goes wrong, and how soon the arm is fully stopped.
 
-For each fault, the node runs normally and then sees the fault for two seconds. Measured are the status, the seconds
-from the fault's first message (or from the last good one, where messages stop) to the first command of the ramp and
-to the full stop, and the seconds from the fault's end until the arm moves again. Takes about five minutes. It needs
-ROS 2 and ros2_ws sourced, or the environment of ``make test-ros``. With ``--out``, the faults measured so far are
-kept in ``FILE.partial``; run the same command again to resume.
+For each fault, the node runs normally and then gets the fault for two seconds. The benchmark measures the status, the
+seconds from the fault's first message to the first command of the ramp and to the full stop, and the seconds from the
+fault's end until the arm moves again. If the fault is that messages stop, the time counts from the last good message.
+It takes about five minutes. It needs ROS 2 and ros2_ws sourced, or the environment of ``make test-ros``. With
+``--out``, the faults measured so far are kept in ``FILE.partial``; run the same command again to resume.
 
 Example:
     eval "$(scripts/ros_env.sh .venv-ros .venv/bin/python)" && "$ROS_PYTHON" -m benchmarks.ros_faults --out mine.json
@@ -38,7 +38,7 @@ from m2distill_policy.ros import qos
 from m2distill_policy.runtime.safety import SafetyLimits
 from m2distill_policy.runtime.status import StatusCode
 
-#: Seconds of normal operation before a fault, and of the fault.
+#: Seconds of normal operation before a fault, and seconds that the fault lasts.
 _NORMAL_S, _FAULT_S = 2.0, 2.0
 
 
@@ -50,9 +50,9 @@ class Fault:
     """A fault of the observations.
 
     Attributes:
-        publish: publishes the faulty observation number ``i``.
-        code: the expected status.
-        is_silent: whether messages stop.
+        publish: Function that publishes the faulty observation number ``i``.
+        code: The expected status.
+        is_silent: Whether the fault is that messages stop.
     """
 
     publish: Callable[[Robot, int], None]
@@ -61,7 +61,10 @@ class Fault:
 
 
 def _with(change: Callable[[Any, Any, int], tuple[Any, Any] | None]) -> Callable[[Robot, int], None]:
-    """Publish an observation whose second view and joint state went through ``change``; None leaves both out."""
+    """Return a function that publishes an observation and passes its second view and joint state through ``change``.
+
+    If ``change`` returns None, neither of the two is published.
+    """
 
     def publish(robot: Robot, i: int) -> None:
         stamp = time.time_ns()
@@ -86,7 +89,12 @@ def _shifted(seconds: float) -> Callable[[Robot, int], None]:
 
 
 def _clocks(view: float = 0.0, joints: float = 0.0) -> Callable[[Robot, int], None]:
-    """The second view's and the joints' stamps are ahead of the others by so many seconds."""
+    """Return a function that publishes observations with wrong stamps.
+
+    Args:
+        view: Seconds by which the stamps of the second view are ahead of the first view's.
+        joints: Seconds by which the stamps of the joints are ahead of the first view's.
+    """
 
     def publish(robot: Robot, i: int) -> None:
         now = time.time_ns()
@@ -99,7 +107,7 @@ def _clocks(view: float = 0.0, joints: float = 0.0) -> Callable[[Robot, int], No
 
 
 def _frozen_joints(robot: Robot, i: int) -> None:
-    """New stamps and images with the same joint positions."""
+    """Publish new stamps and images with the same joint positions."""
     stamp = time.time_ns()
     for name, publisher in robot.views.items():
         publisher.publish(robot.image(name, i, stamp))
@@ -107,7 +115,7 @@ def _frozen_joints(robot: Robot, i: int) -> None:
 
 
 def _other_joints(robot: Robot, i: int) -> None:
-    """Another node publishes joint positions that are 0.5 rad away."""
+    """Publish an observation, and joint positions that are 0.5 rad away, as another node would."""
     stamp = time.time_ns()
     robot.publish(i, stamp)
     state = robot.joint_state(i, stamp + 1_000_000)
@@ -116,7 +124,7 @@ def _other_joints(robot: Robot, i: int) -> None:
 
 
 class _RepeatedStamp:
-    """The same message again and again, with the same stamp."""
+    """A publisher that repeats the same images with the same stamp."""
 
     def __init__(self) -> None:
         self._stamp = 0
@@ -129,7 +137,7 @@ class _RepeatedStamp:
 
 
 def _frozen_view(robot: Robot, i: int) -> None:
-    """New stamps with the same image, while the joints move as fast as those of an arm."""
+    """Publish new stamps with the same images, while the joints move as fast as those of an arm."""
     stamp = time.time_ns()
     for name, publisher in robot.views.items():
         publisher.publish(robot.image(name, 0, stamp))

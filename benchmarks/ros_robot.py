@@ -33,21 +33,23 @@ from m2distill_policy.ros.messages import MESSAGES
 from m2distill_policy.runtime.status import StatusCode
 
 _TIMEOUT_S = 60.0
-#: As the launch files do.
+#: The launch files set this variable too.
 os.environ.setdefault("CYCLONEDDS_URI", (Path(__file__).parent.parent / "config" / "cyclonedds.xml").as_uri())
 
 
 class Robot:
-    """Publishes observations and records the node's messages. Times are in seconds of the monotonic clock.
+    """The robot: it publishes observations and records the node's messages.
+
+    Times are in seconds of the monotonic clock.
 
     Attributes:
-        sent: stamp (ns) -> time after the last message of the observation was published.
-        answers: stamp -> time of the action's arrival, and its bundle.
-        steps: stamp -> seconds in the policy server.
-        statuses: time of arrival and status.
-        twists: times of arrival.
-        cycles: percentiles of whole cycles in /diagnostics, one entry a message.
-        swaps: responses to the requests for a hot swap.
+        sent: Stamp (ns) -> time after the last message of the observation was published.
+        answers: Stamp (ns) -> time of the action's arrival, and the action's bundle.
+        steps: Stamp (ns) -> seconds that the step took in the policy server.
+        statuses: Time of arrival and content of every status message.
+        twists: Time of arrival of every twist.
+        cycles: Percentiles of the time of a whole cycle, from /diagnostics, with one entry for each message.
+        swaps: Responses to the requests for a hot swap.
     """
 
     #: Height and width of the images, in pixels.
@@ -60,7 +62,7 @@ class Robot:
         self.executor.add_node(self.node)
         rng = np.random.default_rng(0)
         height, width = self.image_size
-        # More than the policy remembers: a few repeating images count as a frozen camera.
+        # There are more images than the node compares, because a few repeated images count as a frozen camera.
         self._images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8).tobytes() for _ in range(16)]
         self._height, self._width = height, width
         self.views = {
@@ -137,7 +139,7 @@ class Robot:
         return image
 
     def joint_state(self, i: int, stamp: int) -> JointState:
-        """Make the joint state of observation ``i``. The joints move so little that repeated images are no fault."""
+        """Make the joint state of observation ``i``. The joints move only a little, so repeated images are no fault."""
         positions = [float(0.01 * np.sin(i / 10))] * len(self._names)
         state: JointState = MESSAGES.joints(list(self._names), positions, stamp, "base")
         return state
@@ -151,11 +153,11 @@ class Robot:
         self.sent[stamp] = time.monotonic()
 
     def drive(self, seconds: float, publish: Callable[[Robot, int], object] | None = None) -> None:
-        """Publish one observation a period for ``seconds``.
+        """Publish one observation per period for ``seconds``.
 
         Args:
-            seconds: duration.
-            publish: publishes observation number ``i``; None: a valid one.
+            seconds: Duration.
+            publish: Function that publishes observation number ``i``; None: publish a valid observation.
         """
         due = time.monotonic()
         for _ in range(round(seconds / self.contract.period)):
@@ -166,7 +168,7 @@ class Robot:
                 self.executor.spin_once(timeout_sec=left)
 
     def drive_until(self, code: StatusCode, publish: Callable[[Robot, int], object] | None = None) -> float:
-        """Publish observations until the status is ``code``; return the seconds until then."""
+        """Publish observations until the status is ``code``; return the seconds that this took."""
         begin = time.monotonic()
         while (found := self.first(begin, lambda s: s.code == code)) is None:
             if time.monotonic() - begin > _TIMEOUT_S:
@@ -175,14 +177,14 @@ class Robot:
         return found[0] - begin
 
     def first(self, since: float, fits: Callable[[PolicyStatus], bool]) -> tuple[float, PolicyStatus] | None:
-        """Return the first status since ``since`` that fits, with its time of arrival."""
+        """Return the first status since time ``since`` for which ``fits`` is true, with its time of arrival."""
         return next(((at, status) for at, status in self.statuses if at >= since and fits(status)), None)
 
     def halted(self, since: float, code: StatusCode) -> dict[str, Any]:
         """Return the status, its message, and the seconds from ``since`` to the ramp and to the full stop.
 
         Raises:
-            TransportError: the arm was not halted for ``code``.
+            TransportError: The arm did not halt with the status ``code``.
         """
         ramp = self.first(since, lambda s: s.code == code and s.motion != 0)
         stopped = self.first(ramp[0], lambda s: s.halted) if ramp is not None else None

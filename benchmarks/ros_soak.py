@@ -2,9 +2,9 @@
 
 The node runs in its own process. This process publishes two cameras and the joints at the contract's rate and
 requests a hot swap between two bundles every few seconds. It records which observations were answered, by which
-network, when the twist arrived, and the node's memory. An observation is missed when no command answers it before the
-next one is sent. The node's own latencies come from /diagnostics: from the entry of the callback that completes an
-observation to the return of the last publish. Images are noise. It needs ROS 2 and ros2_ws sourced, or the
+network, when the twist arrived, and the node's memory. An observation is missed if no command answers it before the
+next observation is sent. The node's own latencies come from /diagnostics. They last from the entry of the callback that
+completes an observation to the return of the last publish. Images are noise. It needs ROS 2 and ros2_ws sourced, or the
 environment of ``make test-ros``. It is one session and does not resume.
 
 Example:
@@ -118,7 +118,7 @@ def main() -> None:
             "there_and_back_ms": percentiles(np.array(after)),
             "memory_mib": {
                 "before": round(memory[0], 1),
-                # A swap holds two networks for a moment; what matters is whether memory grows after the first one.
+                # During a swap there are two networks for a moment. What matters is growth after the first swap.
                 "at_each_fifth": [round(memory[len(memory) * i // 5 - 1], 1) for i in range(1, 6)],
                 "most": round(max(memory), 1),
             },

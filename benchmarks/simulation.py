@@ -1,8 +1,9 @@
 """Measure the time of a control step: robosuite, and our environments with stock and fast rendering.
 
-Everything runs in one process and alternates every few steps, so that a busy machine slows all alike. ``robosuite``
-is robosuite's own Lift environment with the same robot, controller, rate and two cameras. It has fewer objects than
-the suite ``tabletop``, so the comparison favours robosuite. It takes minutes. It is one session and does not resume.
+Everything runs in one process. The environments alternate every few steps, so that a busy machine slows all of them
+equally. ``robosuite`` is robosuite's own Lift environment with the same robot, controller, rate and two cameras. It has
+fewer objects than the suite ``tabletop``, so the comparison favours robosuite. It takes minutes. It is one session and
+does not resume.
 
 Example:
     python -m benchmarks.simulation --size 128 --out mine.json
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def measure(size: int, rounds: int, steps: int, *, with_robosuite: bool = True) -> dict[str, Any]:
-    """Measure the milliseconds of rendering both views and of a control step with both, and their ratios."""
+    """Measure the milliseconds to render both views and of a control step that renders both, and their ratios."""
     from m2distill_policy.sim.env import SimEnv
     from m2distill_policy.sim.suites import make_sim_env, suite_tasks
 
@@ -60,7 +61,7 @@ def measure(size: int, rounds: int, steps: int, *, with_robosuite: bool = True) 
         resets[name] = lambda world=world: world.reset(0)  # type: ignore[misc]
     if with_robosuite:
         env = _robosuite(size)
-        # robosuite renders into the current context; with several in one process it has to be selected.
+        # robosuite renders into the current context. This process has several, so robosuite's own is selected first.
         current = env.sim._render_context_offscreen.gl_ctx.make_current
         whole["robosuite"] = lambda: (current(), env.step(_ACTION))
         resets["robosuite"] = lambda: (current(), env.reset())
@@ -102,7 +103,7 @@ def _robosuite(size: int) -> Any:
     """Make robosuite's Lift with the contract's robot, controller, rate and cameras."""
     import robosuite
 
-    np.random.seed(0)  # noqa: NPY002 - robosuite draws from the global generator
+    np.random.seed(0)  # noqa: NPY002 - robosuite samples from the global generator
     return robosuite.make(
         "Lift",
         robots="Panda",

@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 @contextlib.contextmanager
 def svg_settings() -> Iterator[None]:
-    """Draw with text instead of a path for every glyph, and with the same identifiers in every run."""
+    """Within the block, make matplotlib write text instead of glyph paths, and the same identifiers in every run."""
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "m2distill"}):
@@ -20,11 +20,11 @@ def svg_settings() -> Iterator[None]:
 
 
 def write_svg(path: Path, text: str) -> None:
-    """Write an SVG without metadata and white space, one group a line, with coordinates of two decimals.
+    """Write an SVG without metadata and white space, with one group per line and coordinates with two decimals.
 
     Args:
-        path: of the file.
-        text: the SVG, as matplotlib makes it.
+        path: Path of the file.
+        text: SVG, as matplotlib makes it.
     """
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)

@@ -17,14 +17,14 @@ from benchmarks.output import make_parser
 from benchmarks.result_files import RunResult, read_runs
 from training.studies.study import Arm
 
-#: Heading of a column, and a run's value in it (None: it has none).
+#: Heading of a column, and a function that returns the value of a run in it, or None.
 Column: TypeAlias = tuple[str, Callable[[RunResult], float | None]]
 
 NOT_RUN = "not run"
 
 
 def metric(heading: str, name: str) -> Column:
-    """Make a column of one of :class:`training.metrics.LifelongMetrics`."""
+    """Make a column of the metric ``name`` of :class:`training.metrics.LifelongMetrics`."""
     return heading, lambda run: run.metrics[name]
 
 
@@ -37,10 +37,10 @@ def runs_of(results: Path, arm: Arm) -> list[RunResult]:
 
 
 def rows(results: Path, arms: Sequence[Arm], columns: Sequence[Column]) -> list[str]:
-    """Make a Markdown table with one row an arm.
+    """Make a Markdown table with one row per arm.
 
     A cell has the mean over seeds, with the smallest and the largest value in parentheses. The last columns are the
-    rollouts that ended in an error, the memory size of the first seed, and the seeds.
+    number of rollouts that ended in an error, the memory size of the first seed, and the seeds.
     """
     table = [
         f"| | {' | '.join(heading for heading, _ in columns)} | errors | memory size | seeds |",
@@ -71,9 +71,9 @@ def main(doc: str | None, page: Path, write: Callable[[str, Path], str]) -> tupl
     """Run a command that updates a page.
 
     Args:
-        doc: description of the command.
-        page: the page, unless an option names another one.
-        write: makes the page's new text from its text and the folder of results.
+        doc: Description of the command.
+        page: The page, unless an option names another page.
+        write: Function that returns the page's new text, given its old text and the folder of results.
 
     Returns:
         The folder of results, and the page.

@@ -1,7 +1,7 @@
 """Compare strategies of lifelong learning on five tabletop tasks.
 
-Three boxes to lift, then a can and a loaf of bread to put into a bin, learned one after another. Objects start
-anywhere in their region. The study takes many hours; run the same command again to resume it.
+The tasks are learned one after another: lift three boxes, one in each task, then put a can and a loaf of bread into a
+bin. Objects start anywhere in their region. The study takes many hours; run the same command again to resume it.
 
 Example:
     python -m benchmarks.tabletop --seeds 0 --arms sequential m2distill_demos --out mine.jsonl
@@ -18,8 +18,7 @@ _DEMONSTRATIONS = ("memory.episodes=5",)
 _NO_DEMONSTRATIONS = ("memory.episodes=0",)
 _INSTRUCTIONS = ("memory.instructions=true",)
 _NO_INSTRUCTIONS = ("memory.instructions=false",)
-#: Where distillation queries the teacher: its latents only under old instructions, and mostly on augmented
-#: observations.
+#: Inputs of the distillation: latents are distilled only under old instructions, and mostly on augmented observations.
 _QUERIES = ("distill.new_latents=0.0", "memory.out_of_distribution=0.8")
 
 
@@ -28,10 +27,10 @@ def weights(image: float, text: float, extra: float, policy: float) -> tuple[str
     return tuple(f"distill.{t}.weight={w}" for t, w in zip(TERMS, (image, text, extra, policy), strict=True))
 
 
-#: m2distill with five demonstrations of every old task. With weights three times as high a new task was only half
-#: learned: there, imitation of old demonstrations and distillation on two kinds of old windows compete with four new
-#: windows. The weights were lowered after seeds 0 to 2, which are also the reported seeds, and then checked on seed 3
-#: (:mod:`benchmarks.tabletop_choices`).
+#: m2distill with five demonstrations of every old task. With three times these weights, a new task was only half
+#: learned, because imitation of old demonstrations and distillation on two kinds of old windows compete with only four
+#: new windows in a batch. The weights were lowered after seeds 0 to 2, which are also the reported seeds, and then
+#: checked on seed 3 (:mod:`benchmarks.tabletop_choices`).
 M2DISTILL = (
     "strategy=m2distill", *_DEMONSTRATIONS, *_INSTRUCTIONS, *_QUERIES, *weights(0.003, 0.03, 0.03, 0.08),
 )  # fmt: skip
@@ -41,16 +40,16 @@ _M2DISTILL_INSTRUCTIONS_ONLY = (
     *_QUERIES, *weights(0.01, 0.1, 0.1, 1.0),
 )  # fmt: skip
 
-#: Shared by all arms: five tasks, 20 rollouts a task and stage, 3 rollouts for every wrong instruction. A stage of 12
-#: epochs has about 1,200 steps for a box and 2,000 for the longer can and bread tasks. With 1,200 steps, sequential
-#: fine-tuning succeeded on the can in 12 of 20 rollouts (seed 0); with 1,800 or 2,400 in all 20.
+#: Settings of all arms: five tasks, 20 rollouts of each task after each stage, 3 rollouts for every wrong instruction.
+#: A stage of 12 epochs has about 1,200 steps for a box and 2,000 for the longer can and bread tasks. With 1,200 steps,
+#: sequential fine-tuning succeeded on the can in 12 of 20 rollouts (seed 0); with 1,800 or 2,400 in all 20.
 SETTINGS = (
     "tasks=[0,1,2,3,4]", "optim.epochs=12",
     "evaluation.rollouts=20", "evaluation.cross_instruction=3", "evaluation.workers=1",
     "distill.new_latents=1.0", "memory.out_of_distribution=0.0", *weights(0.01, 0.1, 0.1, 0.5),
 )  # fmt: skip
 
-#: The first is trained first: the others take its first stage.
+#: The first arm is trained first, because the other arms copy its first stage.
 ARMS: tuple[Arm, ...] = (
     strategy_arm("sequential"),
     Arm("m2distill_demos", "m2distill, 5 demonstrations of each old task", M2DISTILL),

@@ -1,9 +1,9 @@
 """Compare settings that the paper leaves open, on seeds that the tables do not report.
 
-m2distill with five demonstrations of each old task, on the five tabletop tasks, with other weights of its four terms,
-another estimate of the divergence, and other batch statistics. The first arm is what :mod:`benchmarks.tabletop`
-reports; every other arm changes one thing. ``m2distill sweep`` searches the same space automatically. Run the same
-command again to resume.
+All arms train m2distill with five demonstrations of each old task on the five tabletop tasks. The first arm has the
+settings that :mod:`benchmarks.tabletop` reports. Every other arm changes one thing: the weights of the four terms, the
+estimate of the divergence, the directions of the latents, or the statistics of batch norms. ``m2distill sweep``
+searches the same space automatically. Run the same command again to resume.
 
 Example:
     python -m benchmarks.tabletop_choices --seeds 3 --arms weights_third samples_1 --out mine.jsonl
@@ -15,19 +15,19 @@ from benchmarks import lifelong, tabletop
 from benchmarks.output import command
 from training.studies.study import Arm
 
-#: No cross-instruction evaluation: settings are chosen by success alone.
+#: There is no cross-instruction evaluation, because settings are chosen by success alone.
 SETTINGS = (*tabletop.SETTINGS, "evaluation.cross_instruction=0")
 
-#: The seeds of :mod:`benchmarks.tabletop`'s table are 0, 1 and 2.
+#: Default seeds. They differ from the seeds of :mod:`benchmarks.tabletop`'s table, which are 0, 1 and 2.
 SEEDS = (3, 4, 5, 6)
 
 
 def arm(name: str, label: str, *changes: str) -> Arm:
-    """Make an arm from :mod:`benchmarks.tabletop`'s m2distill with five demonstrations, with some changes."""
+    """Make an arm from :data:`benchmarks.tabletop.M2DISTILL` with some changes."""
     return Arm(name, label, (*tabletop.M2DISTILL, *changes))
 
 
-#: Weights in the order image, text, extra, policy.
+#: The labels give weights in the order image, text, extra, policy.
 ARMS: tuple[Arm, ...] = (
     arm("weights_third", "as in the table: weights .003 .03 .03 .08, 4 samples"),
     arm("weights_whole", "weights .01 .1 .1 .25", *tabletop.weights(0.01, 0.1, 0.1, 0.25)),

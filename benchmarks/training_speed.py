@@ -1,8 +1,8 @@
-"""Measure the training samples a second of every strategy.
+"""Measure the training samples per second of every strategy.
 
-Images are noise: the cost of a convolution does not depend on its input. The strategies alternate, so that a busy
-machine slows all alike. A sample is one step of one window of the new task (two cameras). It takes minutes. It is one
-session and does not resume.
+Images are noise, because the cost of a convolution does not depend on its input. The strategies alternate, so that a
+busy machine slows all of them equally. A sample is one step of one window of the new task (two cameras). It takes
+minutes. It is one session and does not resume.
 
 Example:
     python -m benchmarks.training_speed --config config/tiny.toml --out mine.json
@@ -31,7 +31,7 @@ from training.studies.plan import noise
 
 #: Strategies with a second stage.
 IN_TURN = tuple(name for name in strategy_names() if not strategy_class(name).learns_jointly)
-#: Demonstrations of each old task in memory where the configuration asks for none.
+#: Number of demonstrations of each old task in memory if the configuration asks for none.
 _DEMONSTRATIONS = 5
 
 
@@ -73,7 +73,7 @@ def main() -> None:
             stamps: list[float] = []
             policy = ResNetT(config.network, contract)
             strategy = make_strategy(config, memory, contract.history)
-            # The strategy stores what it needs of the first stage.
+            # The strategy saves the state that it needs from the first stage.
             end_stage(policy, strategy, noise(contract, 1), config, 0)
             with tempfile.TemporaryDirectory() as folder:
                 train_stage(

@@ -1,6 +1,6 @@
 """Learning: data, networks, losses, lifelong strategies, metrics and export. Torch is used here and nowhere else.
 
-The public calls are those of :mod:`training.api`; they are loaded when they are first used.
+The public functions are in :mod:`training.api`. A module is imported when a name from it is first used.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# First: that package switches the telemetry of libraries off.
+# This import comes first, because m2distill_policy switches the telemetry of libraries off.
 from m2distill_policy import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = [
     "train",
 ]  # fmt: skip
 
-#: Name -> the module that defines it.
+#: Public name -> the module that defines it.
 _EXPORTS = {
     "ReleaseCriteria": "training.release",
     "RunConfig": "training.run_config",

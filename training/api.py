@@ -1,4 +1,4 @@
-"""The public calls of the package: train, resume, evaluate and extend a run. ``m2distill train`` uses them too.
+"""The public functions of the package: train, resume, evaluate and extend a run. ``m2distill train`` uses them too.
 
     import training
     from m2distill_policy.config import load_config
@@ -8,7 +8,7 @@
     print(trained.bundle, trained.results.metrics if trained.results else "not evaluated")
     training.extend("runs/first", [2], "demos", "runs/second")
 
-Under ``torchrun``, make a call inside ``with training.distributed.joined():`` in every process.
+Under ``torchrun``, every process must call these functions inside ``with training.distributed.joined():``.
 """
 
 from __future__ import annotations
@@ -34,14 +34,19 @@ from training.run_config import RunConfig, first_difference
 
 @dataclass(frozen=True)
 class Trained:
-    """A run after a call. results: None until every stage is trained and evaluated."""
+    """A run and its results, as the functions of this module return them.
+
+    Attributes:
+        run: The run.
+        results: Results of the run; None until every stage is trained and evaluated.
+    """
 
     run: LifelongRun
     results: RunResults | None
 
     @property
     def bundle(self) -> Path | None:
-        """The bundle of the last trained stage; None before there is one."""
+        """Folder of the newest stage's bundle; None before the first stage is exported."""
         stages = [stage for stage in range(self.run.stages) if self.run.bundle_folder(stage).exists()]
         return self.run.bundle_folder(stages[-1]) if stages else None
 
@@ -56,23 +61,25 @@ def train(
     stages: int | None = None,
     quiet: bool = False,
 ) -> Trained:
-    """Train a run, export every stage as a bundle, and evaluate it. The same call again continues where it stopped.
+    """Train a run, export every stage as a bundle, and evaluate it.
+
+    If training was interrupted, the same call with the same arguments continues it.
 
     Args:
-        config: settings of the run.
-        demonstrations: folder of ``<task>_demo.hdf5`` files.
-        out: folder of the run.
-        first_stage_from: folder of a run whose first stage is the same; it is copied instead of trained.
-        evaluate: run rollouts of the bundles in simulation, as set in ``config.evaluation``.
-        stages: stop after so many stages; None: train all.
-        quiet: show no progress bars.
+        config: Settings of the run.
+        demonstrations: Folder of ``<task>_demo.hdf5`` files.
+        out: Folder of the run.
+        first_stage_from: Folder of another run. If its first stage is the same, it is copied instead of trained.
+        evaluate: Run rollouts of the bundles in simulation, as set in ``config.evaluation``.
+        stages: Number of stages to train, counted from the first; None: all stages.
+        quiet: Show no progress bars.
 
     Returns:
         The run, and its results once all stages are done.
 
     Raises:
         TrainingError: ``out`` holds another run, the settings do not fit the demonstrations, or training failed.
-        DemonstrationError: a demonstration file is missing or damaged.
+        DemonstrationError: A demonstration file is missing or damaged.
     """
     out, demonstrations = Path(out), Path(demonstrations)
 
@@ -81,7 +88,7 @@ def train(
             run = LifelongRun.open(out)
             _require_same(run, config, demonstrations)
             return run
-        # Opened before the new run is created: a missing source must not leave an incomplete run.
+        # The source is opened first, so that a missing source does not leave an incomplete new run.
         source = LifelongRun.open(Path(first_stage_from)) if first_stage_from is not None else None
         run = create_run(out, config, demonstrations)
         if source is not None and not share_first_stage(source, run):
@@ -92,21 +99,21 @@ def train(
 
 
 def resume(out: Path | str, *, evaluate: bool = True, stages: int | None = None, quiet: bool = False) -> Trained:
-    """Continue the run in ``out`` with its own configuration and demonstrations; see :func:`train`."""
+    """Continue the run in ``out`` with the configuration and demonstrations it was started with; see :func:`train`."""
     out = Path(out)
     return _finished(lambda: LifelongRun.open(out), out, evaluate, stages, quiet)
 
 
 def evaluate(out: Path | str, *, quiet: bool = False) -> RunResults:
-    """Evaluate a run that was trained without evaluation; what has been evaluated is not evaluated again.
+    """Evaluate a trained run. Stages that have been evaluated before are not evaluated again.
 
     Args:
-        out: folder of the run.
-        quiet: show no progress bars.
+        out: Folder of the run.
+        quiet: Show no progress bars.
 
     Raises:
-        TrainingError: a stage is not trained yet.
-        ConfigError: the configuration asks for no rollouts.
+        TrainingError: A stage is not trained yet.
+        ConfigError: ``evaluation.rollouts`` is 0.
     """
     run = LifelongRun.open(Path(out))
     missing = [stage for stage in range(run.stages) if not run.trained(stage)]
@@ -136,20 +143,21 @@ def extend(
     """Train new tasks on top of a finished run, in a new run; the old demonstrations are not needed.
 
     Args:
-        source: folder of the finished run, which stays as it is.
-        tasks: to add: numbers in the suite, or positions of the files in ``demonstrations``.
-        demonstrations: folder of the new tasks' files.
-        out: folder of the new run.
-        config: settings of the new stages; None: those of ``source``.
-        release: when a bundle of the new run may be published; written into the run, acted on by ``m2distill train``.
-        files: the new tasks are recordings of your own although the old ones are of a simulated suite.
-        evaluate: see :func:`train`.
-        stages: see :func:`train`.
-        quiet: see :func:`train`.
+        source: Folder of the finished run, which is not changed.
+        tasks: Tasks to add: their numbers in the suite, or the positions of their files in ``demonstrations``.
+        demonstrations: Folder of the new tasks' files.
+        out: Folder of the new run.
+        config: Settings of the new stages; None: the settings of ``source``.
+        release: Criteria for publishing a bundle of the new run. They are saved in the run, and ``m2distill train``
+            applies them.
+        files: Whether the new tasks are recordings of your own although the old tasks are from a simulated suite.
+        evaluate: See :func:`train`.
+        stages: See :func:`train`.
+        quiet: See :func:`train`.
 
     Raises:
-        TrainingError: the settings or tasks do not fit ``source``, or ``out`` holds another run.
-        ConfigError: a bundle is to be published and the old tasks are not evaluated.
+        TrainingError: The settings or tasks do not fit ``source``, or ``out`` holds another run.
+        ConfigError: ``release`` needs an evaluation of the old tasks, and the configuration has none.
     """
     source, demonstrations, out = Path(source), Path(demonstrations), Path(out)
 
@@ -168,7 +176,7 @@ def extend(
 
 
 def _finished(made: Callable[[], LifelongRun], out: Path, evaluate: bool, stages: int | None, quiet: bool) -> Trained:
-    # Of several processes the first creates the folder; the others wait for it.
+    # If there are several processes, the first one creates the folder and the others wait for it.
     first = made() if distributed.is_first() else None
     distributed.wait()
     run = first or LifelongRun.open(out)

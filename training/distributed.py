@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 -m m2distill_policy train ...
 
 Every process samples the same batch and computes its share of the rows. Gradients, the number of valid steps and the
-statistics of batch norms are averaged over the processes. The weights are therefore, up to rounding, those of one
-process with the whole batch; only dropout and Monte Carlo samples differ, because each process samples its own.
+statistics of batch norms are averaged over the processes. Up to rounding, the weights are therefore the same as if one
+process computed the whole batch. Only dropout and Monte Carlo samples differ, because each process samples its own.
 
 Only the first process writes, exports and evaluates. The others read its files, so all machines need access to the
 run's folder.
@@ -34,7 +34,7 @@ _sharing = False
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the process group of ``torchrun`` for the duration of the block; a single process does nothing."""
+    """Join the process group of ``torchrun`` for the duration of the block. In a single process, do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
@@ -53,7 +53,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the number of this process, counted from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -70,9 +70,9 @@ def wait() -> None:
 
 @contextlib.contextmanager
 def sharing() -> Iterator[None]:
-    """Split batches between the processes, and average over them, for the duration of the block.
+    """Split batches between the processes, and average over the processes, for the duration of the block.
 
-    Every process must enter it.
+    Every process must enter the block.
     """
     global _sharing
     _sharing = world_size() > 1
@@ -86,10 +86,11 @@ def shared_rows(places: tuple[slice, ...]) -> NDArray[np.int64] | None:
     """Return the rows of a batch that this process computes; None outside :func:`sharing`.
 
     Args:
-        places: rows of new windows, of memory and of old instructions. Each process takes an equal share of each.
+        places: Rows of the three parts of a batch: new windows, memory, and old instructions. Each process takes an
+            equal share of each part.
 
     Raises:
-        TrainingError: a place cannot be divided evenly between the processes.
+        TrainingError: A part cannot be divided evenly between the processes.
     """
     if not _sharing:
         return None
@@ -103,7 +104,7 @@ def shared_rows(places: tuple[slice, ...]) -> NDArray[np.int64] | None:
 
 
 def average(values: Tensor) -> Tensor:
-    """Return the mean over the processes, without gradient; outside :func:`sharing` the values themselves."""
+    """Return the mean over the processes, without gradient; outside :func:`sharing` return ``values``."""
     if not _sharing:
         return values
     summed = values.detach().clone()
@@ -112,7 +113,7 @@ def average(values: Tensor) -> Tensor:
 
 
 def average_with_gradient(values: Tensor) -> Tensor:
-    """Return the mean over the processes, with gradients to all of them; outside :func:`sharing` the values."""
+    """Return the mean over the processes, with gradients to all of them; outside :func:`sharing` return ``values``."""
     if not _sharing:
         return values
     mean: Tensor = all_reduce(values.contiguous()) / world_size()

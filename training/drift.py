@@ -23,9 +23,12 @@ def latent_drift(earlier: ResNetT, current: ResNetT, probe: WindowBatch) -> dict
     """Measure the drift of each modality's tokens.
 
     Args:
-        earlier: the policy when the task had been learned.
-        current: the policy of a later stage. Both are put into evaluation mode.
-        probe: windows on which the tokens are compared.
+        earlier: Policy at the end of the stage that learned the task.
+        current: Policy at the end of a later stage. Both policies are put into evaluation mode.
+        probe: Windows of the task, on which the tokens of both policies are compared.
+
+    Returns:
+        Modality -> drift.
     """
     device = next(current.parameters()).device
     inputs = to_inputs(probe, device)
@@ -46,11 +49,11 @@ def linear_cka(a: Tensor, b: Tensor) -> float | None:
     """Return the linear centred kernel alignment of two sets of features, 0 to 1.
 
     Args:
-        a: features (N, p).
-        b: features (N, q) of the same N examples.
+        a: Features (N, p).
+        b: Features (N, q) of the same N examples.
 
     Returns:
-        None if one of the sets does not vary.
+        The alignment; None if one of the sets is the same for all examples.
     """
     a, b = ((x - x.mean(0)).double() for x in (a, b))
     scale = (a.T @ a).norm() * (b.T @ b).norm()
@@ -63,8 +66,8 @@ def run_drift(run: LifelongRun) -> tuple[tuple[dict[str, Drift], ...], ...]:
     """Return the drift of old latents after each trained stage of a run.
 
     Returns:
-        Row ``stage`` has an entry for the last task of each stage up to it: modality -> drift. Empty for a run that
-        learned all tasks jointly.
+        One row for each trained stage. The row of a stage has one entry (modality -> drift) for each stage up to it:
+        the drift of that stage's last task. Empty for a run that learned all tasks jointly.
     """
     probes = {}
     for stage in range(0 if run.joint else run.stages):

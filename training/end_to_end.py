@@ -1,4 +1,4 @@
-"""The pipeline end to end, which ``make demo`` runs. Every step is a command of ``m2distill``, and is printed."""
+"""The pipeline end to end, which ``make demo`` runs. The steps run commands of ``m2distill`` and print them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from training.report.page import build_page, text_table
 from training.report.rows import loss_rows
 from training.run_config import RunConfig
 
-#: Rollouts of the simulated robot in real time; the policy is replaced during the second.
+#: Number of rollouts of the simulated robot in real time. The policy is replaced during the second rollout.
 SERVED_ROLLOUTS = 4
 
 
 class Demo:
-    """The demo: its folder and its steps. A second call repeats only serving and the report."""
+    """The demo: its folder and its steps. A second call in the same folder repeats only serving and the report."""
 
     def __init__(self, folder: Path, config: Path, overrides: tuple[str, ...]) -> None:
         # Both strategies train in parallel, so each gets one process for its rollouts.
@@ -74,7 +74,7 @@ class Demo:
         )  # fmt: skip
 
     def learn(self) -> None:
-        """Train both strategies on all tasks. They share the first stage, in which there is no old task."""
+        """Train both strategies on all tasks. They share the first stage, because it has no old task."""
         self._title("2. lifelong learning: sequential fine-tuning and m2distill, every stage exported and evaluated")
         first = self._job("sequential")
         second = self._job("m2distill", "--first-stage-from", first.folder)
@@ -110,7 +110,7 @@ class Demo:
         print(json.dumps(served, indent=2))
 
     def _lockstep(self, bundle: Path) -> dict[str, Any]:
-        """Run the last task over DDS in lockstep, and require the success vector of the in-process evaluation."""
+        """Run the last task over DDS in lockstep, and require the same successes as in the evaluation without DDS."""
         task = self.config.tasks[-1]
         rollouts = min(5, self.config.evaluation.rollouts)
         result = self._served(
@@ -127,7 +127,7 @@ class Demo:
         return {"task": result["name"], "success_over_dds": result["success"], "success_in_process": inside}
 
     def _swap(self, first: Path, last: Path) -> dict[str, Any]:
-        """Run the first task in real time, and replace the first stage's bundle by the last one during a rollout."""
+        """Run the first task in real time, and replace the first stage's bundle by the last stage's in a rollout."""
         watched = self.folder / "watched"
         shutil.rmtree(watched, ignore_errors=True)
         watched.mkdir()
@@ -183,7 +183,7 @@ class Demo:
         name: str,
         after_first_rollout: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
-        """Run the policy node and the simulated robot until the robot ends; return the robot's result."""
+        """Run the policy node and the simulated robot until the robot's process ends; return the robot's result."""
         domain = str(random.SystemRandom().randrange(1, 100))  # two demos on one machine must not share a domain
         out = self.folder / f"served_{name}.json"
         out.unlink(missing_ok=True)

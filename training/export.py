@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 
 
 class InstructionGraph(nn.Module):
-    """``instruction.onnx``: embedding (B, text size) -> text_token (B, E), FiLM terms ``film`` (B, F)."""
+    """The graph of ``instruction.onnx``: embedding (B, text size) -> text_token (B, E), FiLM terms ``film`` (B, F)."""
 
     def __init__(self, policy: ResNetT) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class InstructionGraph(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """``step.onnx``: the newest images and proprioception, and the tokens of earlier steps -> the mixture.
+    """The graph of ``step.onnx``: newest images and proprioception, and the tokens of earlier steps -> the mixture.
 
     The tokens of earlier steps are right-aligned. The transformer always runs over ``history`` slots, and a mask hides
-    the empty ones, so that one graph can be used for windows of every length.
+    the empty slots. One graph can therefore be used for windows of every length.
     """
 
     def __init__(self, policy: ResNetT) -> None:
@@ -95,7 +95,7 @@ def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], 
 
 
 def build_graphs(policy: ResNetT) -> dict[str, bytes]:
-    """Return the bytes of ``instruction.onnx`` and ``step.onnx``, by name."""
+    """Return the graphs of a policy as file name -> bytes: ``instruction.onnx`` and ``step.onnx``."""
     contract = policy.contract
     assert contract.text is not None
     policy = policy.eval()
@@ -130,8 +130,10 @@ def replay_of(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData, step
 class Parity:
     """Result of the comparison of ONNX Runtime and torch.
 
-    largest: difference of a parameter of the mixture. steps: that were compared. int8: difference between int8 and
-    fp32; None for a bundle in fp32.
+    Attributes:
+        largest: Largest absolute difference of a parameter of the mixture.
+        steps: Number of steps that were compared.
+        int8: Difference between int8 and fp32; None for a bundle in fp32.
     """
 
     largest: float
@@ -140,15 +142,15 @@ class Parity:
 
 
 def check_parity(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData) -> Parity:
-    """Compare ONNX Runtime and torch on real frames, from the first step until the window has moved by some steps.
+    """Compare ONNX Runtime and torch on real frames, from the first step until a few steps after the window is full.
 
     Args:
-        policy: the network.
-        graphs: name -> bytes of its graphs.
-        data: demonstrations, of which the first episode is used.
+        policy: The network.
+        graphs: File name -> bytes of the network's graphs.
+        data: Demonstrations, of which the first episode is used.
 
     Raises:
-        ExportError: a parameter of the mixture differs by more than :data:`TOLERANCE`, or the episode is too short.
+        ExportError: A parameter of the mixture differs by more than :data:`TOLERANCE`, or the episode is too short.
     """
     contract = policy.contract
     history = contract.history
@@ -195,23 +197,24 @@ def export_bundle(
     precision: Precision = "fp32",
     overwrite: bool = False,
 ) -> Parity:
-    """Write the bundle of a policy after comparing it with the network.
+    """Export a policy, compare the graphs with the network, and write the bundle.
 
     Args:
-        policy: the network.
-        path: folder of the bundle.
-        tasks: name and instruction of every learned task, in order.
-        embeddings: of the instructions (tasks, text size), in the same order.
-        check_on: demonstrations on which the graphs are compared with the network, and int8 is calibrated.
-        provenance: where the policy comes from; it is written into the bundle.
-        precision: of the weights. With ``int8`` the difference from fp32 is measured and written into the bundle.
-        overwrite: replace a bundle at ``path``.
+        policy: The network.
+        path: Folder of the bundle.
+        tasks: Name and instruction of every learned task, in order.
+        embeddings: Embeddings of the instructions (tasks, text size), in the same order.
+        check_on: Demonstrations on which the graphs are compared with the network and int8 is calibrated.
+        provenance: Where the policy comes from; it is written into the bundle.
+        precision: See :data:`Precision`. With ``int8``, the difference from fp32 is measured and written into the
+            bundle.
+        overwrite: Replace a bundle at ``path``.
 
     Returns:
-        The largest differences.
+        The largest differences that the comparison found.
 
     Raises:
-        ExportError: see :func:`check_parity` and :func:`training.quantise.quantise`.
+        ExportError: See :func:`check_parity` and :func:`training.quantise.quantise`.
     """
     graphs = build_graphs(policy)
     parities = [check_parity(policy, graphs, data) for data in check_on]

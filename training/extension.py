@@ -1,7 +1,7 @@
 """Extend a finished run by new tasks, in a new run that does not need the old demonstrations.
 
-The old run is not changed. The new one starts with a copy of its checkpoints, memory, bundles and evaluation. With the
-same settings and files it ends with exactly the weights of a run that was started with all tasks.
+The old run is not changed. The new run starts with a copy of the old run's checkpoints, memory, bundles and evaluation.
+With the same settings and files, the new run ends with exactly the weights of a run that was started with all tasks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from training.release import ReleaseCriteria
 from training.run_config import RunConfig, first_difference
 from training.text import embed
 
-#: The first number of a task from your own files in a run of a simulated suite, whose tasks have their own numbers.
+#: Lowest number of a task from your own files in a run of a simulated suite. The suite's tasks have lower numbers.
 FIRST_FILE_NUMBER = 1000
 
-#: Settings that an extension cannot change: they define the network, its inputs and the choice of candidates.
+#: Settings that an extension cannot change, because they define the network, its inputs and the choice of candidates.
 FIXED = (
     "suite",
     "jointly",
@@ -51,21 +51,21 @@ def extend_run(
     *,
     files: bool = False,
 ) -> LifelongRun:
-    """Create the run that extends ``source``. If ``folder`` already holds this run, it is opened.
+    """Create a run that extends ``source``, or open it if ``folder`` already holds it.
 
     Args:
-        source: the finished run.
-        folder: of the new run.
-        config: settings of the new stages; its ``tasks`` are those of the source.
-        new: tasks to add: numbers in the suite, or positions of the files in ``demonstrations``.
-        demonstrations: folder of the new tasks' files.
-        release: when the bundle of the new run is published.
-        files: the new tasks are your own files although the old ones are of a simulated suite. Such tasks cannot be
-            rolled out; the old ones still are.
+        source: The finished run.
+        folder: Folder of the new run.
+        config: Settings of the new stages. Its ``tasks`` are the tasks of ``source``.
+        new: Tasks to add: their numbers in the suite, or the positions of their files in ``demonstrations``.
+        demonstrations: Folder of the new tasks' files.
+        release: Criteria for publishing the bundle of the new run; None: the default criteria.
+        files: Whether the new tasks are your own files although the old tasks are from a simulated suite. The new
+            tasks then have no rollouts; the old tasks still have.
 
     Raises:
-        TrainingError: the settings or tasks do not fit ``source``, or ``folder`` holds something else.
-        DemonstrationError: a file is missing or does not fit.
+        TrainingError: The settings or tasks do not fit ``source``, or ``folder`` holds something else.
+        DemonstrationError: A file is missing or does not fit.
     """
     _require_fit(source, config)
     wanted = dataclasses.replace(config, tasks=tuple(new), jointly=1)
@@ -80,7 +80,7 @@ def extend_run(
     for task in added:
         file = DemonstrationFile(demonstration_path(demonstrations, task.name))
         check_file(file, task.instruction, source.contract, config.later_episodes or config.episodes)
-    if not added[0].has_env:  # they are numbered by another folder; here the numbers only have to be unique
+    if not added[0].has_env:  # a file's number is its position in some folder; here it only has to be unique
         free = max(1 + max(task.index for task in source.tasks), 0 if config.suite == FILES else FIRST_FILE_NUMBER)
         added = tuple(dataclasses.replace(task, index=free + i) for i, task in enumerate(added))
     text, embeddings = embed([task.instruction for task in added], config.text_encoder)
@@ -103,7 +103,7 @@ def extend_run(
     )
     if folder.exists():
         return _continued(folder, record)
-    # Damaged samples that were removed are written again from the demonstrations of the source.
+    # A user may have removed damaged samples. They are written again from the demonstrations of the source.
     removed = {
         stage: source.data(source.learned(stage) - 1)
         for stage in range(source.stages)
@@ -117,7 +117,11 @@ def extend_run(
 
 
 def _continued(folder: Path, record: RunRecord) -> LifelongRun:
-    """Open the run in ``folder``; :class:`TrainingError` if it is not the one that ``record`` describes."""
+    """Open the run in ``folder``.
+
+    Raises:
+        TrainingError: ``folder`` does not hold the run that ``record`` describes.
+    """
     if not (folder / "run.json").exists():
         raise TrainingError(f"{folder} already exists and is not a run; choose another folder")
     run = LifelongRun.open(folder)
@@ -183,12 +187,19 @@ def _require_fit(source: LifelongRun, config: RunConfig) -> None:
 
 
 def _same_evaluation(made: RunConfig, wanted: RunConfig) -> bool:
-    """Return whether the earlier evaluation is valid for the new settings too."""
+    """Return whether an evaluation with the settings ``made`` is also valid for the settings ``wanted``."""
     return first_difference(to_dict(made.evaluation), to_dict(wanted.evaluation), "evaluation.") is None
 
 
 def _copy(source: LifelongRun, folder: Path, record: RunRecord, *, evaluation: bool) -> Path:
-    """Copy the source's folder to a temporary name, from which it can be renamed to ``folder`` in one step."""
+    """Copy the run ``source`` to a temporary folder, which the caller renames to ``folder``; return its path.
+
+    Args:
+        source: The run to copy.
+        folder: Folder of the new run.
+        record: Contents of the copy's ``run.json``.
+        evaluation: Whether to copy the results of rollouts.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

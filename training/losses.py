@@ -15,26 +15,26 @@ from torch import Tensor
 from training import distributed
 from training.models.mixture import Mixture
 
-#: Share of the largest eigenvalue below which a direction counts as unused: its eigenvalue is rounding error.
+#: A direction counts as unused if its eigenvalue is below this share of the largest one: it is then a rounding error.
 _UNUSED = 1e-5
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Return the mean over the valid steps; 0 if there are none.
 
-    If several processes share the batch, each divides by the mean of their numbers of valid steps. The mean of the
-    results is then the mean over the whole batch.
+    If several processes share the batch, each divides its sum by the mean number of valid steps of a process. The mean
+    of the processes' results is then the mean over the whole batch.
 
     Args:
-        values: (..., B, L).
-        valid: (B, L) bool.
+        values: Values of every step (..., B, L).
+        valid: Steps that count (B, L), bool.
     """
     weight = valid.to(values.dtype).expand_as(values)
     return (values * weight).sum() / distributed.average(weight.sum()).clamp_min(1.0)
 
 
 def behaviour_cloning(mixture: Mixture, actions: Tensor, valid: Tensor) -> Tensor:
-    """Return the negative log-likelihood of actions (B, L, A) under mixture (B, L): nats, mean over valid steps."""
+    """Return the negative log-likelihood of actions (B, L, A) under mixture (B, L), in nats: mean over valid steps."""
     return -masked_mean(mixture.log_prob(actions), valid)
 
 
@@ -48,8 +48,9 @@ def subspace_distance(teacher: Tensor, student: Tensor, valid: Tensor, rank: int
 
     Directions that the teacher hardly uses may change freely. The directions are the right singular vectors of the
     teacher's tokens over the valid steps of the batch (of all processes), for each of the T tokens separately. If the
-    steps span fewer than ``rank`` directions, only those count; the token of one instruction spans one. SPREAD (Roy et
-    al. 2026, https://arxiv.org/abs/2603.08763) aligns dominant subspaces by singular value decomposition in this way.
+    steps span fewer than ``rank`` directions, only these directions count. For example, the text token spans a single
+    direction if all steps have the same instruction. SPREAD (Roy et al. 2026, https://arxiv.org/abs/2603.08763) aligns
+    dominant subspaces by singular value decomposition in this way.
     """
     with torch.autocast(teacher.device.type, enabled=False):  # bf16 is not precise enough for eigenvectors
         teacher = teacher.detach().float()
@@ -63,14 +64,23 @@ def subspace_distance(teacher: Tensor, student: Tensor, valid: Tensor, rank: int
 
 
 class PolicyDivergence(NamedTuple):
-    """value: in nats. floored: share of the student's standard deviations that were raised to the floor."""
+    """An estimate of the divergence between two policies.
+
+    Attributes:
+        value: The estimate, in nats.
+        floored: Share of the student's standard deviations that were raised to the floor.
+    """
 
     value: Tensor
     floored: Tensor
 
 
 def _floored(teacher: Mixture, student: Mixture, floor: float) -> tuple[Mixture, Mixture, Tensor]:
-    """Raise the standard deviations of both to ``floor``; also return the share of the student's that were raised."""
+    """Raise the standard deviations of both mixtures to at least ``floor``.
+
+    Returns:
+        The teacher without gradient, the student, and the share of the student's standard deviations that were raised.
+    """
     share = (student.scales < floor).float().mean().detach()
     return teacher.detach().floored(floor), student.floored(floor), share
 
@@ -87,16 +97,16 @@ def policy_divergence(
     """Estimate KL(teacher || student) as the mean of log pi_t(a) - log pi_s(a) over sampled actions a ~ pi_t.
 
     Args:
-        teacher: the previous policy's mixture (B, L); it gets no gradient.
-        student: the current policy's mixture (B, L).
-        valid: (B, L) bool.
-        samples: actions sampled for each step.
-        floor: lower limit of the standard deviations of both mixtures in this term. The network allows 1e-4, and one
-            sample ten such deviations away would outweigh the rest of the batch.
-        generator: samples the actions.
-        confident: use only so many samples of each step, those that are most likely under the teacher, as SPREAD does
-            (https://arxiv.org/abs/2603.08763); 0: all. With fewer than all the result is no longer an estimate of the
-            divergence.
+        teacher: Mixture of the previous policy (B, L); it gets no gradient.
+        student: Mixture of the current policy (B, L).
+        valid: Steps that count (B, L), bool.
+        samples: Number of actions that are sampled for each step.
+        floor: Lower limit of the standard deviations of both mixtures in this term. The network itself allows 1e-4; a
+            single sample that is ten such deviations away would outweigh the rest of the batch.
+        generator: Random number generator that samples the actions.
+        confident: Number of samples of each step that are used: those that are most likely under the teacher, as in
+            SPREAD (https://arxiv.org/abs/2603.08763); 0: all. With fewer than all samples, the result is no longer an
+            estimate of the divergence.
     """
     teacher, student, share = _floored(teacher, student, floor)
     actions = teacher.sample(samples, generator)
@@ -117,10 +127,11 @@ def reverse_divergence(
 ) -> PolicyDivergence:
     """Estimate KL(student || teacher) as the mean of log pi_s(a) - log pi_t(a) over sampled actions a ~ pi_s.
 
-    With this direction the student acts only where the teacher might, but need not cover all of its modes. Samples of a
-    mixture are not differentiable in its parameters. The gradient is therefore that of the score function,
-    E_s[(log pi_s - log pi_t) grad log pi_s] (Williams 1992), with the mean of the other samples as baseline, which
-    lowers its variance without a bias. For the arguments see :func:`policy_divergence`.
+    With this direction the student takes only actions that are likely under the teacher, but it need not cover all
+    modes of the teacher. Samples of a mixture are not differentiable in its parameters. The gradient is therefore
+    estimated with the score function: E_s[(log pi_s - log pi_t) grad log pi_s] (Williams 1992). The baseline of a
+    sample is the mean of the other samples, which lowers the variance and adds no bias. For the arguments see
+    :func:`policy_divergence`.
     """
     teacher, student, share = _floored(teacher, student, floor)
     actions = student.detach().sample(samples, generator)

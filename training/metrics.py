@@ -1,9 +1,10 @@
 """LIBERO's lifelong metrics: forward transfer, negative backward transfer, area under the success curve.
 
-Liu et al. 2023 (https://arxiv.org/abs/2306.03310), section 2. c_{i,j,e} is the success rate on task j after learning
-up to task i, e epochs into it; ``final[i][j]`` is c_{i,j} at the chosen epoch of stage i, and ``curves[k]`` are the
-c_{k,k,e} of stage k in order of e, from e = 0, before the stage's first step. A run with one checkpoint candidate a
-stage has no curve: ``curves[k]`` is then c_{k,k} alone, and FWT the mean of those. All values are rates in [0, 1].
+Liu et al. 2023 (https://arxiv.org/abs/2306.03310), section 2. c_{i,j,e} is the success rate on task j after e epochs of
+stage i, which learns task i. c_{i,j} is the rate at the chosen epoch of stage i; ``final[i][j]`` holds it.
+``curves[k]`` holds c_{k,k,e} in order of e, from e = 0, which is before the first step of stage k. If a run has one
+checkpoint candidate for each stage, there is no curve: ``curves[k]`` then holds only c_{k,k}, and FWT is the mean of
+c_{k,k} over k. All values are rates in [0, 1].
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from m2distill_policy.errors import M2DistillError
 class LifelongMetrics:
     """The metrics of a run of K tasks.
 
-    fwt: forward transfer, mean over tasks of the mean over epochs. fwt_final: mean of c_{k,k}. nbt: negative backward
-    transfer (forgetting), mean over all K tasks, of which the last counts 0. nbt_k_minus_1: mean over the K - 1 tasks
-    that can be forgotten. auc: area under the success curve. mean_final: mean success over all tasks after the last
-    stage.
+    Attributes:
+        fwt: Forward transfer: mean over tasks of the mean over epochs of c_{k,k,e}.
+        fwt_final: Mean of c_{k,k} over tasks.
+        nbt: Negative backward transfer (forgetting): mean over all K tasks. The last task counts as 0.
+        nbt_k_minus_1: Negative backward transfer as the mean over the first K - 1 tasks, which can be forgotten.
+        auc: Area under the success curve.
+        mean_final: Mean success rate over all tasks after the last stage.
     """
 
     fwt: float
@@ -33,7 +37,7 @@ class LifelongMetrics:
 
 
 def until_perfect(rates: Iterable[float]) -> list[float]:
-    """Return the rates up to the first that is 1. Later ones could not be better, and are not evaluated."""
+    """Return the rates up to the first that is 1. Later rates could not be higher, so they are not computed."""
     taken = []
     for rate in rates:
         taken.append(rate)
@@ -43,10 +47,10 @@ def until_perfect(rates: Iterable[float]) -> list[float]:
 
 
 def first_best(selection: Sequence[float]) -> int:
-    """Return the index of the highest value; of several equal ones the first.
+    """Return the index of the highest value. If several are equal, return the first one's.
 
     Raises:
-        M2DistillError: there are no values.
+        M2DistillError: There are no values.
     """
     if not selection:
         raise M2DistillError("no checkpoint candidates to choose among; evaluate at least one checkpoint a stage")
@@ -54,12 +58,12 @@ def first_best(selection: Sequence[float]) -> int:
 
 
 def fill_after_best(curve: Sequence[float], best: int, entries: int) -> list[float]:
-    """Set c_{k,k,e} to c_{k,k} for all e after the chosen one: what is learned later is discarded.
+    """Set c_{k,k,e} to c_{k,k} for all epochs e after the chosen one, because later training is discarded.
 
     Args:
-        curve: success at the start of a stage and at its checkpoint candidates, at least up to the chosen one.
-        best: index of the chosen one.
-        entries: length of the result.
+        curve: Success rate at the start of a stage and at its checkpoint candidates, at least up to the chosen one.
+        best: Index of the chosen candidate in ``curve``.
+        entries: Length of the result.
     """
     return [*curve[:best], *[curve[best]] * (entries - best)]
 
@@ -70,13 +74,14 @@ def lifelong_metrics(
     """Compute the metrics of a finished run of K stages.
 
     Args:
-        final: K rows; row i has at least i + 1 entries, the success on the tasks of stages 0 to i after stage i.
-        curves: K rows with at least one entry each, of which the last is c_{k,k}.
-        tasks: number of tasks of each stage; None: one. The entries of ``final`` and ``curves`` are means over the
-            tasks of a stage, and every metric is a mean over all tasks (``nbt_k_minus_1``: all but the last stage's).
+        final: K rows. Row i has at least i + 1 entries: the success rates on the tasks of stages 0 to i after stage i.
+        curves: K rows. Row k has at least one entry, and its last entry is c_{k,k}.
+        tasks: Number of tasks of each stage; None: one task for each stage. The entries of ``final`` and ``curves`` are
+            means over the tasks of a stage. Every metric is a mean over all tasks; ``nbt_k_minus_1`` leaves out the
+            tasks of the last stage.
 
     Raises:
-        M2DistillError: the numbers of rows or entries do not fit.
+        M2DistillError: The numbers of rows or entries do not fit.
     """
     count = len(final)
     if count == 0 or len(curves) != count:

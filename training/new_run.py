@@ -29,17 +29,17 @@ from training.text import embed
 def create_run(folder: Path, config: RunConfig, demonstrations: Path) -> LifelongRun:
     """Create a run folder.
 
-    The contract is that of the first task's demonstrations. Every file is checked here, before hours of training.
+    The run's contract is that of the first task's demonstrations. Every file is checked here, before hours of training.
 
     Args:
-        folder: of the run.
-        config: its settings.
-        demonstrations: folder of the demonstration files.
+        folder: Folder of the run.
+        config: Settings of the run.
+        demonstrations: Folder of the demonstration files.
 
     Raises:
-        TrainingError: the demonstrations do not fit the settings, or ``folder`` holds a run.
-        DemonstrationError: a file is missing or damaged.
-        ConfigError: the text encoder is not available.
+        TrainingError: The demonstrations do not fit the settings, or ``folder`` holds a run.
+        DemonstrationError: A file is missing or damaged.
+        ConfigError: The text encoder is not available.
     """
     tasks = tasks_of(config, demonstrations)
     files = [DemonstrationFile(demonstration_path(demonstrations, task.name)) for task in tasks]
@@ -66,9 +66,9 @@ def require_memory(config: RunConfig, contract: Contract) -> None:
     all in float32. A step needs far more.
 
     Raises:
-        TrainingError: the lower bound exceeds the free memory.
+        TrainingError: The lower bound exceeds the free memory.
     """
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # tensors on this device have a shape but no memory
         weights = sum(parameter.numel() for parameter in ResNetT(config.network, contract).parameters())
     pixels = sum(math.prod(camera.shape) for camera in contract.cameras)
     frames = config.optim.batch * contract.history * pixels // distributed.world_size()
@@ -81,7 +81,7 @@ def require_memory(config: RunConfig, contract: Contract) -> None:
 
 
 def tasks_of(config: RunConfig, demonstrations: Path) -> tuple[Task, ...]:
-    """Return the tasks of a run: those of its suite, or of the files in the folder, by name."""
+    """Return the tasks of a run: tasks of its suite, or with ``suite=files`` one task for each demonstration file."""
     if config.suite != FILES:
         return tuple(suite_task(config.suite, index) for index in config.tasks)
     return own_files(config.tasks, demonstrations)
@@ -91,7 +91,7 @@ def require_distinct(tasks: Sequence[Task]) -> None:
     """Refuse two tasks with the same name or instruction: a policy could not distinguish them.
 
     Raises:
-        TrainingError: there are two such tasks.
+        TrainingError: There are two such tasks.
     """
     for index, task in enumerate(tasks):
         for other in tasks[:index]:
@@ -106,11 +106,11 @@ def own_files(wanted: Sequence[int], demonstrations: Path) -> tuple[Task, ...]:
     """Return a task for each wanted demonstration file.
 
     Args:
-        wanted: positions of the files, sorted by name.
-        demonstrations: their folder.
+        wanted: Positions of the files in the folder, sorted by name, from 0.
+        demonstrations: Folder of the files.
 
     Raises:
-        TrainingError: the folder holds no files, or not so many.
+        TrainingError: The folder holds no demonstration files, or a position is out of range.
     """
     found = sorted(demonstrations.glob("*_demo.hdf5"))
     if not found:
@@ -128,7 +128,10 @@ def own_files(wanted: Sequence[int], demonstrations: Path) -> tuple[Task, ...]:
 
 
 def _fitted_action(file: DemonstrationFile, episodes: int) -> Action:
-    """Return the action with the velocity response that fits these demonstrations; unchanged without their poses."""
+    """Return the contract's action with the velocity response that fits the demonstrations.
+
+    If the demonstrations have no poses of the end effector, the action is unchanged.
+    """
     action = file.contract.action
     shown = [file.episode(i) for i in range(min(len(file), episodes))]
     if any(episode.ee is None for episode in shown):

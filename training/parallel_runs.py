@@ -27,8 +27,12 @@ from training.run_config import RunConfig, first_difference
 class Job:
     """A run to train or to resume.
 
-    name: for messages. folder: of the run. arguments: of ``m2distill train``, without ``--out`` and ``--resume``.
-    config: the configuration that results from them. data: folder of the demonstrations.
+    Attributes:
+        name: Name of the run in messages.
+        folder: Folder of the run.
+        arguments: Arguments of ``m2distill train``, without ``--out`` and ``--resume``.
+        config: Configuration that results from ``arguments``.
+        data: Folder of the demonstrations.
     """
 
     name: str
@@ -38,10 +42,10 @@ class Job:
     data: Path
 
     def require_same(self) -> None:
-        """Refuse a folder that holds another run. A run of which nothing has been trained is replaced instead.
+        """Refuse a folder that holds another run. A run without any training is accepted, because it is replaced.
 
         Raises:
-            TrainingError: the folder's run has another configuration or other demonstrations.
+            TrainingError: The folder's run has another configuration or other demonstrations.
         """
         if not LifelongRun.begun(self.folder):
             return
@@ -71,19 +75,21 @@ class Job:
 
 
 def _leave(number: int, frame: object) -> None:
-    """Exit by an exception on a signal, so that the child processes are stopped too."""
+    """Raise SystemExit on a signal, so that the child processes are stopped too."""
     raise SystemExit(128 + number)
 
 
 def run_alone(command: Sequence[str], name: str) -> None:
-    """Run a command and wait for it. It writes to the same terminal, and is stopped when this process is.
+    """Run a command and wait for it.
+
+    The command writes to the same terminal. If this process is stopped, the command is stopped too.
 
     Args:
-        command: program and arguments.
-        name: for messages.
+        command: Program and arguments.
+        name: Name of the command in messages.
 
     Raises:
-        TrainingError: the command failed. Its own message is above.
+        TrainingError: The command failed. It has printed its own message.
     """
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -118,13 +124,14 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
     If one fails, the others are stopped; they can be resumed.
 
     Args:
-        jobs: the runs; finished ones are skipped.
-        at_once: how many run at the same time.
-        launcher: where they run; None: on this machine. Other machines need data and runs under the same paths.
+        jobs: The runs; finished runs are skipped.
+        at_once: Number of runs at the same time.
+        launcher: Starts the processes; None: on this machine. Other machines must see the demonstrations and the run
+            folders under the same paths.
 
     Raises:
-        DivergedError: the loss of a run is not finite.
-        TrainingError: another error of a run, with the last lines of its output.
+        DivergedError: The loss of a run is not finite.
+        TrainingError: Another error of a run, with the last lines of its output.
     """
     for job in jobs:
         job.require_same()
@@ -148,7 +155,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, launcher: Launcher | None = None
                 share, text = progress(job.folder)
                 bar.set_postfix_str(text, refresh=False)
                 if bar.n == 0 and share > 0:
-                    # Done by an earlier call, so it does not count for the speed.
+                    # An earlier call did this part, so it must not count for the speed.
                     bar.initial = bar.n = round(1000 * share)
                 bar.update(max(0, round(1000 * share) - bar.n))
                 bar.refresh()
@@ -178,7 +185,7 @@ def _last_output(process: Process, job: Job) -> str:
 
 
 def progress(folder: Path) -> tuple[float, str]:
-    """Return the progress of a run: the share of its stages, 0 to 1, and a text. Only the last logged row is read."""
+    """Return the progress of a run: the share that is done, 0 to 1, and a text. Only the last logged row is read."""
     if not (folder / "run.json").exists():
         return 0.0, "starting"
     count = read_record(RunRecord, folder / "run.json").config.stages
@@ -204,5 +211,5 @@ def _last_row(path: Path) -> dict[str, Any] | None:
         try:
             return json.loads(line)
         except json.JSONDecodeError:
-            continue  # an incomplete line: it is being written, or it is the first of the block
+            continue  # an incomplete line: it is being written, or the block that was read begins within it
     return None

@@ -27,17 +27,17 @@ def finish_run(
     """Train, export and evaluate the stages that are not done yet.
 
     Args:
-        run: to finish.
-        evaluate: run the rollouts of ``config.evaluation``.
-        stages: stop after so many stages; None: all.
-        quiet: show no progress bars.
+        run: The run to finish.
+        evaluate: Run the rollouts of ``config.evaluation``.
+        stages: Number of stages to train, counted from the first; None: all stages.
+        quiet: Show no progress bars.
 
     Returns:
-        The results; None until every stage is trained and evaluated, and in other processes than the first.
+        The results. None if a stage is not yet trained or evaluated, and in all processes except the first.
 
     Raises:
-        TrainingError: a file of the run is damaged, or training or evaluation failed.
-        StorageError: another process is working on the run.
+        TrainingError: A file of the run is damaged, or training or evaluation failed.
+        StorageError: Another process is working on the run.
     """
     if stages is not None and stages < 1:
         raise TrainingError(f"stages is {stages}; allowed are 1 to {run.stages}; leave it out to train all")
@@ -91,10 +91,10 @@ def _cell(
 def _rollouts(
     run: LifelongRun, pool: RolloutPool, bundle: Path, cells: list[Cell], log: str, quiet: bool
 ) -> list[RolloutResult]:
-    """Run the rollouts of ``cells``. A rollout that ends in an error is repeated once.
+    """Run the rollouts of every :class:`Cell` in ``cells``. A rollout that ends in an error is repeated once.
 
     Raises:
-        TrainingError: all rollouts of a cell ended in an error. Resuming the run repeats them.
+        TrainingError: All rollouts of a cell ended in an error. Resuming the run repeats these rollouts.
     """
     evaluation = run.config.evaluation
     path = run.folder / "evaluation" / log
@@ -121,10 +121,11 @@ def _candidate_bundle(run: LifelongRun, stage: int, candidate: int) -> Path:
 
 
 def _choose_candidate(run: LifelongRun, stage: int, pool: RolloutPool | None, quiet: bool) -> None:
-    """Choose the checkpoint candidate that ends a stage: the one with the highest success on the selection states.
+    """Choose the checkpoint candidate that ends a stage.
 
-    ``evaluation.ties`` decides between equal ones. Without a pool it is the last one; a later evaluation does not
-    change that, because the next stage starts from it.
+    It is the candidate with the highest success rate from the initial states of ``evaluation.choose_on``.
+    ``evaluation.ties`` decides between equally good candidates. If ``pool`` is None, there are no rollouts, and the
+    last candidate is chosen. A later evaluation does not change the choice, because the next stage starts from it.
     """
     record = run.selection_path(stage)
     if record.exists():
@@ -134,7 +135,7 @@ def _choose_candidate(run: LifelongRun, stage: int, pool: RolloutPool | None, qu
         return
     evaluation = run.config.evaluation
     cells = [_cell(run, task, evaluation.rollouts, evaluation.choose_on) for task in run.config.new_tasks(stage)]
-    # If reported states choose, their rollouts are also those of the success curve.
+    # Rollouts from the reported states are also used for the success curve, which reads them from the same log.
     purpose = "candidate" if evaluation.choose_on == "reported" else evaluation.choose_on
 
     def rate(candidate: int) -> float:
@@ -186,7 +187,10 @@ def _evaluate_stage(run: LifelongRun, stage: int, pool: RolloutPool, quiet: bool
 
 
 def _evaluate_cross_instruction(run: LifelongRun, pool: RolloutPool, quiet: bool) -> list[CellSummary]:
-    """Roll out every task's environment under each other task's instruction: its own task should not succeed then."""
+    """Evaluate each task's environment under the instruction of every other task.
+
+    The policy should then not succeed at the environment's own task.
+    """
     cells: dict[int, list[Cell]] = {}
     for task in with_environment(run, range(len(run.tasks))):
         for other in range(len(run.tasks)):
@@ -204,6 +208,6 @@ def _evaluate_cross_instruction(run: LifelongRun, pool: RolloutPool, quiet: bool
 
 
 def _rate(results: list[RolloutResult]) -> float:
-    """Mean success over the tasks in ``results``."""
+    """Return the mean success rate over the tasks in ``results``."""
     rates = [summary.rate for summary in summarise(results)]
-    return float(np.mean([rate for rate in rates if rate is not None]))  # _rollouts raises if a task has none
+    return float(np.mean([rate for rate in rates if rate is not None]))  # _rollouts raises if a task has no rate

@@ -1,8 +1,8 @@
 """Quantise the image encoders and the trunk of the mixture head to int8.
 
-In fp32 these take five sixths of the time of a step on a CPU. ONNX Runtime's static quantisation is used, with one
-scale a channel for weights and one a tensor for activations, calibrated on real frames. The transformer and the last
-layers of the head stay in fp32: they are small, and the last layers compute the action itself.
+In fp32 these parts take five sixths of the time of a step on a CPU. ONNX Runtime's static quantisation is used: weights
+have one scale per channel, activations one scale per tensor, calibrated on real frames. The transformer and the last
+layers of the head stay in fp32, because they are small and the last layers compute the action itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from m2distill_policy.errors import ExportError
 from training.replay import GraphReplay
 
-#: Steps of real frames on which the ranges of activations are measured.
+#: Number of steps of demonstrations on which the ranges of activations are measured.
 CALIBRATION_STEPS = 120
 
 
@@ -27,8 +27,10 @@ CALIBRATION_STEPS = 120
 class Loss:
     """Difference between int8 and fp32 on an episode.
 
-    mean, largest: absolute difference of the most likely mode's mean, in units of the action, which is in [-1, 1].
-    steps: of the episode.
+    Attributes:
+        mean: Mean absolute difference of the most likely mode's mean, in units of the action, which is in [-1, 1].
+        largest: Largest absolute difference, in the same units.
+        steps: Number of steps of the episode.
     """
 
     mean: float
@@ -40,8 +42,8 @@ def quantise(graphs: Mapping[str, bytes], replays: Iterable[GraphReplay]) -> dic
     """Return the graphs with the step's convolutions and the head's trunk in int8.
 
     Args:
-        graphs: name -> bytes of the fp32 graphs.
-        replays: of the fp32 graphs; their inputs calibrate the ranges.
+        graphs: File name -> bytes of the fp32 graphs.
+        replays: Replays of the fp32 graphs. Their inputs calibrate the ranges.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise the graph.
@@ -101,10 +103,10 @@ def _calibration(replays: Iterable[GraphReplay]) -> Iterator[dict[str, NDArray[A
 
 
 def loss(fp32: GraphReplay, int8: GraphReplay) -> Loss:
-    """Compare int8 with fp32 on the same episode, each with the history of its own tokens.
+    """Compare int8 with fp32 on the same episode. Each graph reads the tokens that it computed in earlier steps.
 
     Raises:
-        ExportError: an output of int8 is not finite.
+        ExportError: An output of int8 is not finite.
     """
     differences = []
     for (_, ours), (_, theirs) in zip(fp32, int8, strict=True):

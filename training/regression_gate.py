@@ -16,10 +16,15 @@ from training.lifelong.run import LifelongRun
 class Gate:
     """Success on the old tasks before and after an extension.
 
-    tasks: their instructions. before: share of rollouts that succeeded, the better of two: when the task was learned,
-    and just before the new tasks were. after: the same after the new tasks. margin: share by which it may drop.
-    rollouts: of each task. errors: rollouts afterwards that ended in an error; they count as failures, because for a
-    robot a policy that halts is no better than one that fails.
+    Attributes:
+        tasks: Instructions of the old tasks.
+        before: Success rate on each old task before the extension. It is the better of two rates: just after the task
+            was learned, and just before the extension.
+        after: Success rate on each old task after the extension.
+        margin: Share of rollouts by which the success rate may drop.
+        rollouts: Number of rollouts of each task.
+        errors: Number of rollouts after the extension that ended in an error. They count as failures, because for a
+            robot a policy that halts is no better than one that fails.
     """
 
     tasks: tuple[str, ...]
@@ -31,7 +36,7 @@ class Gate:
 
     @property
     def fallen(self) -> tuple[str, ...]:
-        """A phrase for each old task whose success dropped by more than the margin."""
+        """One phrase for each old task whose success rate dropped by more than the margin."""
         found = zip(self.tasks, self.before, self.after, strict=True)
         return tuple(
             f"'{task}' from {before:.2f} to {after:.2f}" for task, before, after in found
@@ -40,10 +45,14 @@ class Gate:
 
 
 def gate(run: LifelongRun, margin: float) -> Gate | None:
-    """Compare the old tasks of an extended run before and after, and write ``gate.json``.
+    """Compare success on the old tasks before and after the extension of a run, and write ``gate.json``.
+
+    Args:
+        run: The extended run.
+        margin: Share of rollouts by which the success rate may drop.
 
     Returns:
-        None where there is nothing to compare: no simulated environment, or no evaluation.
+        The comparison. None if the old tasks have no simulated environment or the run has no evaluation.
     """
     stages = run.extends[-1].stages
     old = [task for task in range(run.learned(stages - 1)) if run.tasks[task].has_env]
@@ -54,7 +63,7 @@ def gate(run: LifelongRun, margin: float) -> Gate | None:
     now = [(run.cells(run.stages - 1) or ())[task] for task in old]
     found = Gate(
         tuple(run.tasks[task].instruction for task in old),
-        # Of several extensions each may cost a little; together they may not cost more.
+        # The better of two rates: several small drops over several extensions must not add up to a large one.
         tuple(max(rates[run.config.stage_of(task)][task], rates[stages - 1][task]) for task in old),
         tuple(cell.successes / cell.rollouts for cell in now),
         margin,
@@ -81,19 +90,19 @@ def verdict(found: Gate, bundle: Path) -> str:
 def publish(bundle: Path, folder: Path, name: str) -> Path:
     """Copy a bundle into a folder that ``m2distill serve --watch`` watches.
 
-    The copy is renamed into place, so it is never seen half written. If the folder already holds this bundle, nothing
-    is copied.
+    The copy is written under a temporary name and then renamed, so that no process reads an incomplete bundle. If the
+    folder already holds this bundle, nothing is copied.
 
     Args:
-        bundle: to publish.
-        folder: the watched folder.
-        name: of the bundle in it.
+        bundle: Folder of the bundle to publish.
+        folder: The watched folder.
+        name: Name of the bundle in the watched folder.
 
     Returns:
         The path of the published bundle.
 
     Raises:
-        TrainingError: the folder holds another bundle of that name.
+        TrainingError: The folder holds another bundle of that name.
     """
     target = folder / name
     made = open_bundle(bundle)

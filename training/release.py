@@ -9,10 +9,12 @@ from m2distill_policy.errors import ConfigError
 
 @dataclass(frozen=True)
 class ReleaseCriteria:
-    """When the bundle of an extended run is published, and where.
+    """Conditions for publishing the bundle of an extended run, and the folder to publish it to.
 
-    margin: share of rollouts by which success on an old task may drop, 0 to 1. publish: folder that the bundle is
-    copied into; None: it is not published. untested: publish even if the old tasks were not evaluated.
+    Attributes:
+        margin: Share of rollouts by which success on an old task may drop, 0 to 1.
+        publish: Folder that the bundle is copied into; None: it is not published.
+        untested: Whether to publish even if the old tasks were not evaluated.
     """
 
     margin: float = 0.2

@@ -13,16 +13,16 @@ from training.data.task_data import TaskData
 
 
 class GraphReplay:
-    """Iterate over the first episode of ``data``: each item is the input and the output of the step graph.
-
-    Args:
-        graphs: the bytes of ``instruction.onnx`` and ``step.onnx``.
-        data: the episode's frames and proprioception, and the embedding of its instruction.
-        history: steps in a window, from the contract.
-        token_shape: shape (T, E) of the tokens of a step.
-        steps: at most so many steps; None: the whole episode.
+    """The steps of the first episode of ``data``: each item is the input and the output of the step graph.
 
     Empty slots of the window hold NaN. A finite output shows that the graph does not read them.
+
+    Args:
+        graphs: Bytes of ``instruction.onnx`` and ``step.onnx``.
+        data: The episode's frames and proprioception, and the embedding of its instruction.
+        history: Number of steps in a window, from the contract.
+        token_shape: Shape (T, E) of the tokens of a step.
+        steps: Largest number of steps to replay; None: the whole episode.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Sum up a finished run: success, lifelong metrics, drift, and where they come from."""
+"""Summarise a finished run: success, lifelong metrics, drift and provenance."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from training.metrics import fill_after_best, joint_metrics, lifelong_metrics
 
 
 def with_environment(run: LifelongRun, tasks: Sequence[int]) -> list[int]:
-    """Return those of ``tasks`` that have a simulated environment; recordings have none."""
+    """Return the tasks that have a simulated environment; tasks from recordings have none."""
     return [task for task in tasks if run.tasks[task].has_env]
 
 
 def sum_up(run: LifelongRun, cross_instruction: Sequence[CellSummary] | None = None) -> RunResults:
-    """Return the results of a run of which every stage is trained and evaluated.
+    """Return the results of a run in which every stage is trained and evaluated.
 
     Args:
-        run: to sum up.
-        cross_instruction: the cross-instruction evaluation; None: it was not configured.
+        run: The run.
+        cross_instruction: Summaries of the cross-instruction evaluation; None if it was not configured.
 
     Raises:
-        TrainingError: a stage has no evaluation, or one that does not fit its checkpoint candidates.
+        TrainingError: A stage has no evaluation, or its success curve does not fit its checkpoint candidates.
     """
     rows = []
     for stage in range(run.stages):
@@ -83,7 +83,10 @@ def sum_up(run: LifelongRun, cross_instruction: Sequence[CellSummary] | None = N
 
 
 def _curve(run: LifelongRun, stage: int, final: float) -> list[float]:
-    """Return success at each checkpoint candidate of a stage, constant after the chosen one."""
+    """Return the success rate at the start of a stage and at each checkpoint candidate; constant after the chosen one.
+
+    A run with one checkpoint candidate for each stage has no curve. The result is then ``final`` alone.
+    """
     if run.config.evaluation.candidates == 1:
         return [final]
     path, again = run.curve_path(stage), run.evaluation_path(stage)

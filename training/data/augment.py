@@ -1,9 +1,9 @@
 """Augment the images of a batch with colour jitter and shifts.
 
-Jitter and shift are sampled once a window: all its frames, and by default all its views, are changed alike. This is
-LIBERO's augmentation (``data_augmentation.py``: BatchWiseImgColorJitterAug, then TranslationAug) without torchvision.
-The jitter uses the formulas of torchvision's ``ColorJitter``: blend with black, with the mean grey value, and with the
-grey image; rotate the hue in HSV.
+Jitter and shift are sampled once per window: all frames of a window, and by default all views, are changed in the same
+way. This is LIBERO's augmentation (``data_augmentation.py``: BatchWiseImgColorJitterAug, then TranslationAug) without
+torchvision. The jitter uses the formulas of torchvision's ``ColorJitter``: blend with black, with the mean grey value,
+and with the grey image; rotate the hue in HSV.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def augment(
     """Apply colour jitter and a shift to every window.
 
     Args:
-        views: view -> frames (B, L, 3, H, W) in [0, 1]; they are not changed.
-        config: how much is changed.
-        rng: source of every random choice.
-        of: (count, rows) if the views are these rows of a larger batch of ``count`` windows. Every row is then changed
-            as it would be in the whole batch.
+        views: View -> frames (B, L, 3, H, W) in [0, 1]; they are not changed.
+        config: Settings of the augmentation.
+        rng: Source of every random choice.
+        of: (count, rows) if ``views`` holds only these rows of a larger batch of ``count`` windows. Every row is then
+            changed in the same way as in the larger batch. None: ``views`` holds the whole batch.
 
     Returns:
-        view -> changed frames.
+        View -> changed frames.
     """
     if not config.together and len(views) > 1:
         return {name: augment({name: frames}, config, rng, of)[name] for name, frames in views.items()}

@@ -14,7 +14,7 @@ from training.data.task_data import TaskData, WindowBatch, concatenate
 class JointData:
     """The demonstrations of several tasks as one data set.
 
-    Every window comes from one task. All demonstrated steps are equally likely, whichever task they belong to.
+    All steps of a window come from the same task. All demonstrated steps of all tasks are equally likely.
     """
 
     parts: tuple[TaskData, ...]

@@ -1,9 +1,10 @@
 """Out-of-distribution augmentation of observations: exchange colour channels and add noise to the proprioception.
 
-The demonstrations of a new task never show the hand closing over an old task's object. Distillation on them alone does
-not constrain the policy there. The previous policy has an output for any input, and distillation on inputs far from the
-data constrains the whole function better than distillation on the data (Beyer et al.
-2022, "Knowledge distillation: a good teacher is patient and consistent", https://arxiv.org/abs/2106.05237).
+The demonstrations of a new task never show how the hand closes over an old task's object. Distillation on these
+demonstrations alone therefore does not constrain the policy in such states. The previous policy has an output for any
+input, and distillation on inputs far from the data constrains the whole function better than distillation on the data
+(Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent",
+https://arxiv.org/abs/2106.05237).
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ _ORDERS = np.array(list(permutations(range(3))))
 def perturb_single_steps(batch: WindowBatch, rng: np.random.Generator, share: float, noise: float) -> WindowBatch:
     """Augment the single steps of a batch; windows are not changed.
 
-    In a changed step, the colour channels of each view are put in a random order of its own, and normal noise is added
-    to every number of the proprioception. The actions are those of the original observation: a changed step is used for
-    distillation, not for imitation.
+    In a changed step, the colour channels of each view are put in a random order, sampled for each view, and normal
+    noise is added to every number of the proprioception. The actions are not changed, because a changed step is used
+    for distillation, not for imitation.
 
     Args:
-        batch: its rows of single steps are augmented.
-        rng: source of every random choice.
-        share: probability that a step is changed, 0 to 1.
-        noise: strength of the noise. It is multiplied by each number's standard deviation over the batch's single
-            steps.
+        batch: Batch whose single steps are augmented; it is not changed.
+        rng: Source of every random choice.
+        share: Probability that a step is changed, 0 to 1.
+        noise: Standard deviation of the noise of a number, as a multiple of the number's standard deviation over the
+            single steps of the batch.
     """
     rows = np.flatnonzero(batch.single_steps)
     if len(rows) == 0:

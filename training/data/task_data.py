@@ -24,9 +24,13 @@ from m2distill_policy.storage import whole_file
 class WindowBatch:
     """A batch of B windows of L steps.
 
-    images: view -> (B, L, H, W, 3) uint8. proprioception: group -> (B, L, n) float32. actions: (B, L, A) float32.
-    valid: (B, L) bool, False where an episode is shorter than the window. embedding: (B, text size) float32.
-    single_steps: (B,) bool, True where a row is not a window but L unrelated steps, each read without history.
+    Attributes:
+        images: View -> frames (B, L, H, W, 3), uint8.
+        proprioception: Group -> values (B, L, n), float32.
+        actions: Actions (B, L, A), float32.
+        valid: (B, L) bool: False for the steps of a window beyond the end of a short episode.
+        embedding: Embeddings of the instructions (B, text size), float32.
+        single_steps: (B,) bool: True if a row is not a window but L unrelated steps, each read without history.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -40,7 +44,7 @@ class WindowBatch:
         return len(self.actions)
 
     def take(self, rows: NDArray[np.int64]) -> WindowBatch:
-        """Return the batch of these rows, in this order."""
+        """Return the batch of ``rows``, in this order."""
         return WindowBatch(
             images={name: frames[rows] for name, frames in self.images.items()},
             proprioception={name: values[rows] for name, values in self.proprioception.items()},
@@ -90,8 +94,14 @@ class Demonstrated(Protocol):
 class TaskData:
     """All steps of all episodes of one task, concatenated.
 
-    images view -> (N, H, W, 3) uint8, upright; proprioception group -> (N, n) float32; actions (N, A) float32;
-    lengths (episodes,) int64, summing to N; embedding (text size,) float32, of ``instruction``.
+    Attributes:
+        name: Name of the task.
+        instruction: Instruction of the task.
+        images: View -> frames (N, H, W, 3), uint8, upright.
+        proprioception: Group -> values (N, n), float32.
+        actions: Actions (N, A), float32.
+        lengths: Number of steps of each episode (episodes,), int64; their sum is N.
+        embedding: Embedding (text size,) of the instruction, float32.
     """
 
     name: str
@@ -108,7 +118,7 @@ class TaskData:
 
     @property
     def tasks(self) -> int:
-        """One."""
+        """The number of tasks, which is 1."""
         return 1
 
     @property
@@ -123,7 +133,7 @@ class TaskData:
 
     @property
     def bytes(self) -> int:
-        """Size of images, proprioception and actions in memory."""
+        """The memory size of images, proprioception, actions and the embedding, in bytes."""
         arrays: list[NDArray[Any]] = [
             *self.images.values(),
             *self.proprioception.values(),
@@ -135,15 +145,16 @@ class TaskData:
     def windows(self, rng: np.random.Generator, count: int, length: int, single_steps: float = 0.0) -> WindowBatch:
         """Sample windows.
 
-        The newest step is sampled uniformly over all steps, and the window ends there. Near the beginning of an episode
-        the window starts at its first step instead, so that early steps are learned with as little history as they
-        have when the policy runs.
+        One step is sampled uniformly over all steps, and the window ends there. If there are too few steps before it in
+        its episode, the window starts at the episode's first step instead. Early steps are therefore learned with as
+        little history as they have when the policy runs.
 
         Args:
-            rng: source of every random choice.
-            count: windows.
-            length: steps in a window.
-            single_steps: chance that a row holds unrelated steps instead, each sampled uniformly.
+            rng: Source of every random choice.
+            count: Number of windows.
+            length: Number of steps in a window.
+            single_steps: Probability that a row holds unrelated steps instead of a window. Each of these steps is
+                sampled uniformly.
         """
         starts_of_episodes = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         newest = rng.integers(0, self.steps, size=count)
@@ -167,7 +178,7 @@ class TaskData:
         )
 
     def subset(self, episodes: Sequence[int]) -> TaskData:
-        """Return a copy with these episodes only, in this order."""
+        """Return a copy with only the given episodes, in the given order."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         index = np.concatenate([np.arange(starts[e], starts[e] + self.lengths[e]) for e in episodes])
         return TaskData(
@@ -201,7 +212,7 @@ class TaskData:
         The files have no name, so they disappear when the process ends, however it ends.
 
         Raises:
-            TrainingError: the files cannot be written, such as when the disk is full.
+            TrainingError: The files cannot be written, such as when the disk is full.
         """
         images: dict[str, NDArray[np.uint8]] = {}
         try:
@@ -209,7 +220,7 @@ class TaskData:
                 with tempfile.TemporaryFile(dir=folder) as file:
                     file.write(
                         np.ascontiguousarray(frames).data
-                    )  # not through the map: write() reports a full disk, a map crashes
+                    )  # not written through the map, because write() reports a full disk and a map crashes
                     file.flush()
                     images[name] = np.memmap(file, dtype=np.uint8, mode="r", shape=frames.shape)
         except OSError as error:
@@ -247,11 +258,11 @@ class TaskData:
         """Read a file that :meth:`save` wrote.
 
         Raises:
-            TrainingError: the file cannot be read.
+            TrainingError: The file cannot be read.
         """
         try:
             tensors = load_file(path)
-        except Exception as error:  # safetensors raises its own SafetensorError, which it does not export by type
+        except Exception as error:  # a damaged file raises SafetensorError or one of several other errors
             raise TrainingError(
                 f"memory file {path} cannot be read ({error}); restore it, or start a new run"
             ) from error
@@ -273,10 +284,10 @@ class TaskData:
 def from_episodes(
     name: str, instruction: str, episodes: Sequence[Episode], embedding: NDArray[np.float32], contract: Contract
 ) -> TaskData:
-    """Make the data of a task from its episodes, with the inputs that the contract names.
+    """Make the data of a task from its episodes, with the views and proprioception groups that the contract names.
 
     Raises:
-        DemonstrationError: there are no episodes.
+        DemonstrationError: There are no episodes.
     """
     if not episodes:
         raise DemonstrationError(f"task '{name}' has no episodes; collect demonstrations with 'm2distill demos'")
@@ -298,13 +309,13 @@ def check_file(file: DemonstrationFile, instruction: str, contract: Contract, li
     """Check that a demonstration file fits a run.
 
     Args:
-        file: to check.
-        instruction: of the task.
-        contract: of the run.
-        limit: number of episodes that the run uses; None: all of the file.
+        file: File to check.
+        instruction: Instruction of the task.
+        contract: Contract of the run.
+        limit: Number of episodes that the run uses; None: all episodes of the file.
 
     Raises:
-        DemonstrationError: the file has another contract or instruction, too few episodes, or no episode longer than a
+        DemonstrationError: The file has another contract or instruction, too few episodes, or no episode longer than a
             window.
     """
     file.contract.require_same(
@@ -334,14 +345,14 @@ def load_task(
     """Read the demonstrations of a task.
 
     Args:
-        path: of the demonstration file.
-        instruction: of the task.
-        embedding: of the instruction (text size,).
-        contract: of the run.
-        limit: read only this many episodes, from the first on; None: all.
+        path: Path of the demonstration file.
+        instruction: Instruction of the task.
+        embedding: Embedding of the instruction (text size,).
+        contract: Contract of the run.
+        limit: Number of episodes to read, counted from the first; None: all episodes.
 
     Raises:
-        DemonstrationError: see :func:`check_file`.
+        DemonstrationError: See :func:`check_file`.
     """
     file = DemonstrationFile(path)
     check_file(file, instruction, contract, limit)

@@ -29,7 +29,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        TrainingError: it is missing or damaged.
+        TrainingError: The file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -40,7 +40,7 @@ def read_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write tensors and return the sha256 of the file, for the record that names it."""
+    """Write tensors and return the sha256 of the file, which the caller stores in a record."""
     with whole_file(path) as temporary:
         save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary)
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
@@ -56,11 +56,11 @@ def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """Read tensors that :func:`save_tensors` wrote.
 
     Args:
-        path: of the file.
-        sha256: that its record names.
+        path: Path of the file.
+        sha256: Expected sha256 of the file, from its record.
 
     Raises:
-        TrainingError: the file is missing, or its sha256 is another one.
+        TrainingError: The file is missing, damaged, or has another sha256.
     """
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

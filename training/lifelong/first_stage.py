@@ -1,7 +1,7 @@
 """Share a trained first stage between runs that would train the same one.
 
-In the first stage there is no old task. Runs that differ only in strategy, memory or distillation therefore get the
-same weights in it, and one run can train it for all.
+In the first stage there is no old task. Runs that differ only in strategy, memory or distillation therefore end it with
+the same weights, and one run can train it for all of them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from training.lifelong.trainer import choose, combine, keep
 
 
 def share_first_stage(source: LifelongRun, target: LifelongRun) -> bool:
-    """Copy a trained first stage into another run, with its evaluation if that is the same too.
+    """Copy a trained first stage into another run. If the evaluation settings are the same, copy its evaluation too.
 
     Args:
-        source: the run that has trained it.
-        target: the run that gets the copy.
+        source: Run that has trained the first stage.
+        target: Run that gets the copy.
 
     Returns:
-        False if ``target`` would train another first stage; nothing is copied then.
+        Whether the stage was copied. False if ``target`` would train a different first stage, ``target`` has already
+        trained it, or ``source`` has not.
     """
     if (
         not all(run.config.strategy_class.shares_first_stage for run in (source, target))
@@ -69,10 +70,10 @@ def _decides(run: LifelongRun) -> dict[str, Any]:
 
 
 def _copy_evaluation(source: LifelongRun, target: LifelongRun) -> None:
-    """Copy the evaluation of the first stage: weights and initial states are the same.
+    """Copy the evaluation of the first stage, which is valid because weights and initial states are the same.
 
-    The files are copied in the order in which the evaluation writes them. If the process is killed in between, the rest
-    is evaluated again.
+    The files are copied in the order in which the evaluation writes them. If the process is killed in between, the
+    missing part is evaluated again.
     """
     to = target.folder / "evaluation"
     to.mkdir(exist_ok=True)

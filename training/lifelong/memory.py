@@ -1,4 +1,4 @@
-"""The replay buffer: a few demonstrations of each old task, their instructions, or nothing."""
+"""The replay buffer: demonstrations of old tasks, instructions of old tasks, both, or neither."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from m2distill_policy.options import MANY
 from training.data.out_of_distribution import perturb_single_steps
 from training.data.task_data import TaskData, WindowBatch, concatenate
 
-#: Windows in one batch, of each kind.
+#: Largest number of windows of each kind in a batch.
 LARGEST_BATCH = 65_536
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """The replay buffer: what is kept of old tasks, and how much of it is in a batch."""
+    """The replay buffer: which demonstrations and instructions of old tasks it keeps, and their share of a batch."""
 
     episodes: int = setting(
         0, "Demonstrations kept of each old task, sampled by the seed.", unit="demonstrations", low=0, high=MANY
@@ -77,16 +77,18 @@ class MemoryConfig:
 
     @property
     def demonstrations(self) -> bool:
-        """Whether demonstrations are kept, by one of the two rules."""
+        """Whether demonstrations are kept, by ``episodes`` or by ``windows``."""
         return bool(self.episodes or self.windows)
 
 
 @dataclass
 class Memory:
-    """The replay buffer of a run: old tasks, oldest first.
+    """The replay buffer of a run. Its lists are in the order in which the tasks were learned.
 
-    embeddings: of the instruction of each old task (text size,). exemplars: the kept demonstrations of each old task;
-    empty if none are kept.
+    Attributes:
+        config: Settings of the replay buffer.
+        embeddings: Embedding (text size,) of the instruction of each old task.
+        exemplars: Kept demonstrations of each old task; empty if no demonstrations are kept.
     """
 
     config: MemoryConfig
@@ -95,7 +97,7 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        """Memory size: exemplars, and embeddings of old instructions if they are used."""
+        """Memory size in bytes: exemplars, and embeddings of old instructions if they are used."""
         instructions = sum(e.nbytes for e in self.embeddings) if self.config.instructions else 0
         return instructions + sum(data.bytes for data in self.exemplars)
 
@@ -103,11 +105,11 @@ class Memory:
         """Add a task that has been learned.
 
         Args:
-            data: its demonstrations.
-            rng: samples ``memory.episodes`` of them, without replacement.
+            data: Demonstrations of the task.
+            rng: Random number generator that samples ``memory.episodes`` of them, without replacement.
 
         Raises:
-            ConfigError: there are fewer demonstrations than ``memory.episodes``.
+            ConfigError: There are fewer demonstrations than ``memory.episodes``.
         """
         self.embeddings.append(data.embedding)
         if self.config.episodes:
@@ -121,15 +123,15 @@ class Memory:
             self.exemplars.append(data.first_steps(self.config.windows))
 
     def replay(self, rng: np.random.Generator, length: int, single_steps: float = 0.0) -> WindowBatch | None:
-        """Sample windows of old tasks, each old task equally likely.
+        """Sample windows of old tasks. Each old task is equally likely.
 
         Args:
-            rng: source of every random choice.
-            length: steps in a window.
-            single_steps: share of rows that are single steps, see :meth:`TaskData.windows`.
+            rng: Source of every random choice.
+            length: Number of steps in a window.
+            single_steps: Share of rows that are single steps, see :meth:`TaskData.windows`.
 
         Returns:
-            ``memory.replay_batch`` windows; None where no demonstrations are kept.
+            ``memory.replay_batch`` windows; None if no demonstrations are kept.
         """
         if not self.exemplars:
             return None
@@ -138,10 +140,16 @@ class Memory:
         return concatenate(parts)
 
     def with_old_instructions(self, new: WindowBatch, rng: np.random.Generator) -> WindowBatch | None:
-        """Sample observations of the new task under old instructions, augmented out of distribution as configured.
+        """Pair observations of the new task with instructions of old tasks.
+
+        If ``memory.out_of_distribution`` is above 0, single steps are augmented (:func:`perturb_single_steps`).
+
+        Args:
+            new: Windows of the new task.
+            rng: Source of every random choice.
 
         Returns:
-            ``memory.instruction_batch`` windows; None where instructions are not kept, or there is no old task.
+            ``memory.instruction_batch`` windows; None if instructions are not kept or there is no old task.
         """
         if not (self.config.instructions and self.embeddings):
             return None

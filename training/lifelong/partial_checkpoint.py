@@ -1,4 +1,4 @@
-"""The partial checkpoint of a stage that is being trained: policy and optimiser, from which it resumes."""
+"""The partial checkpoint of a stage that is being trained: policy and optimiser, from which training resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RECORD = "partial.json"
 
 
 def save_partial(policy: ResNetT, optimiser: torch.optim.Optimizer, folder: Path, stage: int, step: int) -> None:
-    """Write the partial checkpoint after ``step`` steps into a stage's folder, and remove the one before it."""
+    """Write the partial checkpoint after ``step`` steps into a stage's folder, and remove the previous one."""
     tensors = {f"policy.{k}": v for k, v in policy.state_dict().items()} | optimiser_tensors(optimiser)
     path = folder / f"partial_{step}.safetensors"
     digest = save_tensors(path, tensors)
@@ -47,7 +47,7 @@ def partial_step(folder: Path) -> int:
 
 
 def drop_partial(folder: Path) -> None:
-    """Remove the partial checkpoint after the stage is recorded as trained."""
+    """Remove the partial checkpoint. Call it when the stage has been recorded as trained."""
     (folder / _RECORD).unlink(missing_ok=True)
     for old in folder.glob("partial_*.safetensors"):
         old.unlink()

@@ -5,9 +5,9 @@ file                                         record
 ============================================ =============================================================
 ``run.json``                                 :class:`RunRecord`
 ``stages/stage_<k>/partial.json``            :class:`PartialRecord`, while the stage trains
-``stages/stage_<k>/candidates.json``             :class:`CandidatesRecord`, once it is trained
-``stages/stage_<k>/selection.json``          :class:`SelectionRecord`, where there are several candidates
-``stages/stage_<k>/stage.json``              :class:`StageRecord`, last: with it the stage counts as trained
+``stages/stage_<k>/candidates.json``         :class:`CandidatesRecord`, when the stage is trained
+``stages/stage_<k>/selection.json``          :class:`SelectionRecord`, if there are several candidates
+``stages/stage_<k>/stage.json``              :class:`StageRecord`; a stage counts as trained if it exists
 ``stages/stage_<k>/samples.json``            :class:`SamplesRecord`
 ``evaluation/stage_<k>.json``                :class:`EvaluationRecord`
 ``evaluation/stage_<k>_curve.json``          :class:`CurveRecord`
@@ -15,7 +15,8 @@ file                                         record
 ``gate.json``                                :class:`training.regression_gate.Gate`
 ============================================ =============================================================
 
-A record names files with their sha256 and is renamed into place last, so it always names whole files.
+A record holds the names and sha256 of the files that it describes. It is written after these files, so that they are
+always complete.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from training.run_config import RunConfig
 
 T = TypeVar("T")
 
-#: Increase it whenever a record changes so that an older or newer version cannot read it.
+#: Increase it whenever a record changes in a way that an older or newer version cannot read.
 FORMAT = 3
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of tensors in the record's folder."""
+    """A file of tensors in the same folder as the record that names it."""
 
     file: str
     sha256: str
@@ -48,10 +49,13 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ExtensionRecord:
-    """A finished run that this one extends.
+    """A finished run that another run extends.
 
-    run: name of its folder. stages: how many it had. config: its settings. release: when a bundle of the extended run
-    is published.
+    Attributes:
+        run: Name of the finished run's folder.
+        stages: Number of stages of the finished run.
+        config: Settings of the finished run.
+        release: Criteria for publishing a bundle of the extended run.
     """
 
     run: str
@@ -64,12 +68,15 @@ class ExtensionRecord:
 class RunRecord:
     """Everything on which the results of a run depend.
 
-    config: its settings. contract: of its demonstrations, with the text encoder, as plain JSON.
-    tasks: in the order in which they are learned. embeddings: (tasks, text size), in that order.
-    demonstrations: folder of the demonstration files, absolute.
-    data: position of a task -> sha256 of its demonstrations, recorded when the run first reads them.
-    extends: the runs that this one extends, oldest first.
-    commit, versions, machine, time: see :mod:`m2distill_policy.provenance`.
+    Attributes:
+        config: Settings of the run.
+        contract: Contract of the demonstrations, with the text encoder, as plain JSON.
+        tasks: Tasks in the order in which they are learned.
+        embeddings: Embeddings of the instructions (tasks, text size), in the same order.
+        demonstrations: Absolute path of the folder of demonstration files.
+        data: Position of a task -> sha256 of its demonstrations, recorded when the run first reads them.
+        extends: Runs that this run extends, oldest first.
+        commit, versions, machine, time: See :mod:`m2distill_policy.provenance`.
     """
 
     config: RunConfig
@@ -87,7 +94,14 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class PartialRecord:
-    """A stage that is being trained. step: number of finished steps. file: policy and optimiser after them."""
+    """The partial checkpoint of a stage that is being trained.
+
+    Attributes:
+        stage: Number of the stage, from 0.
+        step: Number of finished steps.
+        file: Name of the file with the policy and the optimiser after these steps.
+        sha256: sha256 of the file.
+    """
 
     stage: int
     step: int
@@ -97,7 +111,7 @@ class PartialRecord:
 
 @dataclass(frozen=True)
 class StateRecord:
-    """The tensors that a strategy passes to the next stage, in the folder ``memory``."""
+    """The file, in the folder ``memory``, with the tensors that a strategy passes to the next stage."""
 
     strategy: str
     file: str
@@ -108,10 +122,12 @@ class StateRecord:
 class CandidatesRecord:
     """The checkpoint candidates of a stage, and what the next stage needs.
 
-    candidates: number of a candidate -> its file. If there are several, 0 is the network at the start of the stage.
-    made_by: commit, versions, machine, time and precision with which the stage was trained.
-    exemplars: position of each new task -> sha256 of its kept demonstrations; None: none are kept.
-    state: of the strategy; None: it has none.
+    Attributes:
+        candidates: Number of a candidate -> its file. If there are several candidates, there is also a number 0: the
+            network at the start of the stage.
+        made_by: Commit, versions, machine, time and precision of the stage's training.
+        exemplars: Position of each new task -> sha256 of its kept demonstrations; None if no demonstrations are kept.
+        state: State of the strategy; None if the strategy has no state.
     """
 
     candidates: dict[str, FileRecord]
@@ -122,7 +138,12 @@ class CandidatesRecord:
 
 @dataclass(frozen=True)
 class SelectionRecord:
-    """The candidate that ends a stage. chosen: its number, from 1. rates: success of each; None: not measured."""
+    """The checkpoint candidate that ends a stage.
+
+    Attributes:
+        chosen: Number of the candidate, from 1.
+        rates: Success rate of each candidate; None for a candidate, or for all, if it was not measured.
+    """
 
     chosen: int
     rates: tuple[float | None, ...] | None = None
@@ -132,8 +153,12 @@ class SelectionRecord:
 class StageRecord:
     """The policy that a trained stage ends with.
 
-    candidate: its number among the candidates. bytes_kept: memory size after the stage, in bytes: demonstrations and
-    tensors of the strategy that the run keeps of all tasks so far, without the network.
+    Attributes:
+        file: Name of the file with the weights.
+        sha256: sha256 of the file.
+        candidate: Number of the checkpoint candidate.
+        bytes_kept: Memory size after the stage, in bytes: the replay buffer and the tensors of the strategy, for all
+            tasks so far. The network does not count.
     """
 
     file: str
@@ -144,7 +169,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class SamplesRecord:
-    """sha256 of the demonstration and of the windows that a stage saves (see :mod:`training.lifelong.samples`)."""
+    """The sha256 of the demonstration and of the windows that a stage saves (see :mod:`training.lifelong.samples`)."""
 
     episode: str
     probes: str
@@ -168,11 +193,13 @@ class CurveRecord:
 class Drift:
     """How far the latents of one modality have moved since their task was learned.
 
-    l2: mean distance between earlier and current latents. relative: l2 over the mean norm of the earlier ones.
-    cosine: mean cosine similarity.
-    cka: linear centred kernel alignment (Kornblith et al. 2019, https://arxiv.org/abs/1905.00414) over all steps: 1
-    where the current latents are the earlier ones rotated, scaled by one factor or shifted, which a next layer can
-    undo; None where the earlier latents are the same for every step.
+    Attributes:
+        l2: Mean distance between earlier and current latents.
+        relative: ``l2`` divided by the mean norm of the earlier latents.
+        cosine: Mean cosine similarity.
+        cka: Linear centred kernel alignment (Kornblith et al. 2019, https://arxiv.org/abs/1905.00414) over all steps.
+            It is 1 if the current latents are the earlier latents rotated, scaled by one factor or shifted: the next
+            layer can undo these changes. None if the earlier latents are the same for every step.
     """
 
     l2: float
@@ -185,16 +212,30 @@ class Drift:
 class RunResults:
     """The results of a finished run.
 
-    label: for tables and charts. run: name of the folder. tasks: in the order learned. rollouts, sampling: of the
-    evaluation. success: share of successful rollouts, a row for each stage, a column for each task learned so far; None
-    for a task without rollouts. wrong_object: share of rollouts that lifted an object which the instruction does not
-    name, as ``success``. errors: rollouts that ended in an error. cells: the summaries from which these rates are made.
-    cross_instruction, cross_instruction_success: the cross-instruction evaluation, every environment under the
-    instruction of each other task, and its mean success; None if it was not configured.
-    success_curves: for each stage, success on its new tasks at each candidate. metrics: see :mod:`training.metrics`;
-    None for a metric that does not apply. bytes_kept: see :class:`StageRecord`. drift: a row for each stage, a column
-    for each stage up to it, modality -> drift. data: see :class:`RunRecord`. trained: commit, versions, machine, time
-    and precision of the training of each stage. commit, versions, machine, time: of these results.
+    Attributes:
+        label: Label of the run in tables and charts.
+        run: Name of the run's folder.
+        strategy: Name of the strategy.
+        seed: Seed of the run.
+        tasks: Tasks in the order in which they were learned.
+        rollouts: Number of rollouts of each task after each stage.
+        sampling: How actions were sampled from the mixture, see ``evaluation.sampling``.
+        success: Share of successful rollouts: a row for each stage, a column for each task learned so far; None for a
+            task without rollouts.
+        wrong_object: Share of rollouts that lifted an object which the instruction does not name, in the same layout.
+        errors: Number of rollouts that ended in an error.
+        cells: Summaries of the rollouts, from which these rates are computed, in the same layout.
+        cross_instruction: Summaries of the cross-instruction evaluation: every environment under the instruction of
+            each other task. None if it was not configured.
+        cross_instruction_success: Mean success rate of the cross-instruction evaluation; None if it was not configured.
+        success_curves: For each stage, the success rate on its new tasks at each checkpoint candidate.
+        metrics: See :mod:`training.metrics`; None for a metric that does not apply.
+        bytes_kept: See :class:`StageRecord`.
+        drift: Modality -> drift: a row for each stage, a column for each stage up to it.
+        config: Settings of the run.
+        data: See :class:`RunRecord`.
+        trained: Commit, versions, machine, time and precision of the training of each stage.
+        commit, versions, machine, time: Provenance of these results, see :mod:`m2distill_policy.provenance`.
     """
 
     label: str
@@ -232,7 +273,7 @@ def read_record(kind: type[T], path: Path) -> T:
     """Read a record of the class ``kind``.
 
     Raises:
-        TrainingError: the file is missing, damaged, of another format, or has another key or a wrong value.
+        TrainingError: The file is missing, damaged or of another format, or it has an unknown key or a wrong value.
     """
     data = read_json(path)
     found = data.pop("format", None) if isinstance(data, dict) else None

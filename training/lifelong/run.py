@@ -3,7 +3,7 @@
 ::
 
     run.json                  what the run is (see training.lifelong.records for every record)
-    metrics.jsonl             the terms of the loss, a row every few steps; tensorboard/ holds the same for each stage
+    metrics.jsonl             the terms of the loss, a row every few steps; tensorboard/ holds the same by stage
     memory/                   the replay buffer: demonstrations of old tasks; also tensors of the strategy
     stages/stage_<k>/         partial.json while it trains; candidate_<i>.safetensors, the checkpoint candidates;
                               stage.json once it is trained; samples on which bundles are checked and drift is measured
@@ -57,9 +57,9 @@ class LifelongRun:
     """A run folder. Make one with :meth:`create` or :meth:`open`.
 
     Attributes:
-        folder: of the run.
-        record: the contents of ``run.json``.
-        contract: of the demonstrations, with the text encoder.
+        folder: Folder of the run.
+        record: Contents of ``run.json``.
+        contract: Contract of the demonstrations, with the text encoder.
     """
 
     def __init__(self, folder: Path, record: RunRecord) -> None:
@@ -75,19 +75,19 @@ class LifelongRun:
         embeddings: NDArray[np.float32],
         demonstrations: Path,
     ) -> LifelongRun:
-        """Create the folder. A run of which nothing has been trained is replaced.
+        """Create a run folder. An existing run without any training is replaced.
 
         Args:
-            folder: of the run.
-            config: its settings.
-            contract: of its demonstrations, with the text encoder.
-            tasks: in the order in which they are learned.
-            embeddings: of their instructions (tasks, text size), in that order.
-            demonstrations: folder of the demonstration files.
+            folder: Folder of the run.
+            config: Settings of the run.
+            contract: Contract of the demonstrations, with the text encoder.
+            tasks: Tasks in the order in which they are learned.
+            embeddings: Embeddings of the tasks' instructions (tasks, text size), in the same order.
+            demonstrations: Folder of the demonstration files.
 
         Raises:
-            TrainingError: ``folder`` holds a run of which something has been trained.
-            StorageError: another process is training in it.
+            TrainingError: ``folder`` holds a run whose training has begun.
+            StorageError: Another process is training in ``folder``.
         """
         record = RunRecord(
             config=config,
@@ -111,7 +111,7 @@ class LifelongRun:
 
     @staticmethod
     def begun(folder: Path) -> bool:
-        """Return whether ``folder`` holds a run of which something has been trained."""
+        """Return whether ``folder`` holds a run whose training has begun."""
         if not (folder / "run.json").exists():
             return False
         if (folder / "results.json").exists():
@@ -124,7 +124,7 @@ class LifelongRun:
         """Open a run folder.
 
         Raises:
-            TrainingError: it is missing, damaged, or of another version.
+            TrainingError: The run is missing, damaged, or of another version.
         """
         return LifelongRun(folder, read_record(RunRecord, folder / "run.json"))
 
@@ -132,17 +132,17 @@ class LifelongRun:
 
     @property
     def config(self) -> RunConfig:
-        """Its settings."""
+        """The settings of the run."""
         return self.record.config
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Its tasks, in the order in which they are learned."""
+        """The tasks, in the order in which they are learned."""
         return self.record.tasks
 
     @property
     def extends(self) -> tuple[ExtensionRecord, ...]:
-        """The runs that this one continues, oldest first."""
+        """The runs that this run extends, oldest first."""
         return self.record.extends
 
     @property
@@ -160,7 +160,7 @@ class LifelongRun:
         return self.config.learned(stage)
 
     def answering(self, stage: int, task: int) -> int:
-        """Return the stage whose network is used for a task after stage ``stage``: itself, for most strategies."""
+        """Return the stage whose network is used for a task after ``stage``. For most strategies it is ``stage``."""
         return self.config.stage_of(task) if self.config.strategy_class.network_per_task else stage
 
     # -- paths ----------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class LifelongRun:
         return read_record(EvaluationRecord, path).cells if path.exists() else None
 
     def success(self, stage: int) -> list[float | None] | None:
-        """Return the success rate after a stage of every task learned so far; None before the evaluation."""
+        """Return the success rates, after a stage, on all tasks learned so far; None before the evaluation."""
         cells = self.cells(stage)
         return None if cells is None else [cell.rate for cell in cells]
 
@@ -258,7 +258,7 @@ class LifelongRun:
         """Read the demonstrations of a task.
 
         Raises:
-            TrainingError: the file has changed since the run read it first.
+            TrainingError: The file has changed since the run first read it.
         """
         task = self.tasks[index]
         path = demonstration_path(Path(self.record.demonstrations), task.name)
@@ -296,7 +296,7 @@ class LifelongRun:
         return samples.probes(self.stage_folder(stage))
 
     def save_samples(self, stage: int, data: TaskData) -> None:
-        """Save the samples of a stage's demonstrations that the run folder needs when they are no longer available."""
+        """Save samples of a stage's demonstrations, for use when the demonstrations are no longer available."""
         rng = np.random.default_rng([self.config.seed, stage, 2**31 + 1])
         samples.save_samples(self.stage_folder(stage), data, rng, self.contract.history)
 
@@ -317,7 +317,11 @@ class LifelongRun:
         return memory
 
     def _verify_exemplars(self, task: int) -> None:
-        """Raise :class:`TrainingError` if the kept demonstrations of a task are damaged or missing."""
+        """Check the kept demonstrations of a task.
+
+        Raises:
+            TrainingError: The demonstrations are damaged or missing.
+        """
         path, stage = self.exemplars_path(task), self.config.stage_of(task)
         known = self.candidates(stage).exemplars.get(str(task)) if self.candidates_path(stage).exists() else None
         if known is not None and (not path.exists() or digest_of(path) != known):
@@ -336,7 +340,7 @@ class LifelongRun:
         """Check the files of every trained stage, so that a damaged file is found before hours of training.
 
         Raises:
-            TrainingError, BundleError: a file is missing or damaged.
+            TrainingError, BundleError: A file is missing or damaged.
         """
         for stage in range(self.stages):
             if not self.trained(stage):

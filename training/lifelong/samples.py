@@ -1,7 +1,7 @@
-"""Samples of a stage's demonstrations, saved in the run folder and never used for training.
+"""Samples of a stage's demonstrations, saved in the run folder and not used for training.
 
-There is one demonstration, on which a bundle is checked before it is written, and eight windows, on which drift is
-measured. With them a run can be exported, extended and reported when its demonstrations are no longer available.
+The samples are one demonstration, on which a bundle is checked before it is written, and eight windows, on which drift
+is measured. With them a run can be exported, extended and reported when its demonstrations are no longer available.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def save_samples(folder: Path, data: TaskData, rng: np.random.Generator, history
     """Save samples of a stage's demonstrations.
 
     Args:
-        folder: of the stage.
-        data: the demonstrations of the last task that the stage learned.
-        rng: samples the windows.
-        history: steps in a window.
+        folder: Folder of the stage.
+        data: Demonstrations of the last task that the stage learned.
+        rng: Random number generator that samples the windows.
+        history: Number of steps in a window.
     """
-    # The first episode longer than a window: the check of a bundle needs a window that moves.
+    # Take the first episode that is longer than a window, because the check of a bundle needs a window that moves.
     enough = np.flatnonzero(data.lengths > history)
     data.subset([int(enough[0]) if len(enough) else int(np.argmax(data.lengths))]).save(folder / _EPISODE)
     batch = data.windows(rng, PROBES, history)
@@ -64,7 +64,7 @@ def episode(folder: Path, name: str, instruction: str) -> TaskData:
     """Read the saved demonstration.
 
     Raises:
-        TrainingError: it is damaged or missing.
+        TrainingError: The demonstration is damaged or missing.
     """
     return TaskData.load(_verified(folder, _EPISODE), name, instruction)
 
@@ -73,7 +73,7 @@ def probes(folder: Path) -> WindowBatch:
     """Read the saved windows.
 
     Raises:
-        TrainingError: they are damaged or missing.
+        TrainingError: The windows are damaged or missing.
     """
     tensors = load_file(_verified(folder, _PROBES))
     part = {

@@ -1,8 +1,8 @@
 """Train one stage, which can be killed at any moment and resumed.
 
-The windows, augmentation, dropout and Monte Carlo samples of a step are sampled with a seed that depends only on run
-seed, stage and step. On the same machine, with the same number of threads, a resumed stage therefore ends with exactly
-the weights of an uninterrupted one.
+The windows, augmentation, dropout and Monte Carlo samples of a step are sampled with a seed that depends only on the
+run's seed, the stage and the step. On the same machine, with the same number of threads, a resumed stage therefore ends
+with exactly the weights of an uninterrupted stage.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from training.run_config import RunConfig
 #: Called after every step with (step, steps, terms).
 Listener = Callable[[int, int, dict[str, float]], None]
 
-#: Share of the free memory that a batch's feature maps may take. Above it they are recomputed in the backward pass. The
-#: rest is for gradients of feature maps and for other processes.
+#: Largest share of the free memory for a batch's feature maps. Larger feature maps are recomputed in the backward pass.
+#: The rest of the memory is for gradients of feature maps and for other processes.
 _FEATURE_SHARE = 0.5
-#: Upper limit on a CPU, in bytes. It keeps a run of the paper's size under 8 GiB on any machine. Behaviour cloning with
-#: batches of 32 windows in fp32 needs 4.3 GiB of feature maps and is not slowed down.
+#: Upper limit for feature maps on a CPU, in bytes. It keeps a run of the paper's size under 8 GiB on any machine.
+#: Behaviour cloning with batches of 32 windows in fp32 needs 4.3 GiB of feature maps, so it does not recompute them.
 _FEATURE_MOST = 4.5 * 2**30
 
 
@@ -49,9 +49,9 @@ def pick_precision(wanted: str, device: torch.device) -> torch.dtype | None:
     """Return the precision of the forward pass.
 
     Args:
-        wanted: ``optim.precision``: ``fp32``, ``bf16`` or ``auto``. ``auto`` is bf16 where the hardware has bf16
-            instructions: a CPU without them emulates them, more than ten times slower than fp32.
-        device: that computes.
+        wanted: ``optim.precision``: ``fp32``, ``bf16`` or ``auto``. ``auto`` means bf16 if the hardware has bf16
+            instructions. A CPU without them emulates bf16, which is more than ten times slower than fp32.
+        device: Device that computes the forward pass.
 
     Returns:
         ``torch.bfloat16``, or None for fp32.
@@ -105,20 +105,21 @@ def train_stage(
     On SIGINT or SIGTERM the current step is finished and a partial checkpoint is written.
 
     Args:
-        policy: the network to train.
-        strategy: decides what a batch contains and what the loss is.
-        data: the demonstrations of the stage.
-        config: of the run.
-        stage: its number, from 0.
-        folder: of the stage; it holds the partial checkpoint.
-        listener: called after every step.
-        snapshot: called with the number of each checkpoint candidate, 1 to ``config.evaluation.candidates``, when that
-            share of the steps is done. If there are several candidates, it is also called with 0 before the first step.
+        policy: The network to train.
+        strategy: Strategy that composes the batches and computes the loss.
+        data: Demonstrations of the stage.
+        config: Settings of the run.
+        stage: Number of the stage, from 0.
+        folder: Folder of the stage, which holds the partial checkpoint.
+        listener: Function that is called after every step.
+        snapshot: Function that is called at each checkpoint candidate, with its number, 1 to
+            ``config.evaluation.candidates``. If there are several candidates, it is also called with 0 before the
+            first step.
 
     Raises:
-        TrainingError: the stage has fewer steps than candidates.
-        DivergedError: the loss is not finite.
-        StoppedError: a signal stopped the training.
+        TrainingError: The stage has fewer steps than candidates.
+        DivergedError: The loss is not finite.
+        StoppedError: A signal stopped the training.
     """
     learner = Learner(policy, strategy, data, config, stage)
     readers = {id(parameter) for parameter in policy.text_parameters()}
@@ -142,7 +143,7 @@ def train_stage(
     }
     strategy.begin_stage(policy, stage)
     done = resume_partial(policy, optimiser, folder, stage)
-    distributed.wait()  # before the first process saves again
+    distributed.wait()  # all processes read the partial checkpoint before the first process writes a new one
     learner.join()
     saved_at = time.monotonic()
     if done == 0 and config.evaluation.candidates > 1:
@@ -166,14 +167,14 @@ def train_stage(
 
 
 def end_stage(policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
-    """Let ``strategy`` save what it needs of the stage that ``policy`` has just learned from ``data``."""
+    """Call the strategy's ``end_stage`` for a stage that ``policy`` has just learned from ``data``."""
     steps = config.optim.stage_steps(stage, data.steps, policy.contract.history, data.tasks)
     learner = Learner(policy, strategy, data, config, stage)
     strategy.end_stage(policy, lambda number: learner.imitate(steps + number))
 
 
 class Learner:
-    """Computes the training steps of one stage."""
+    """The training steps of one stage."""
 
     def __init__(self, policy: ResNetT, strategy: Strategy, data: Demonstrated, config: RunConfig, stage: int) -> None:
         self.policy, self.strategy, self.data, self.config, self.stage = policy, strategy, data, config, stage
@@ -227,12 +228,12 @@ class Learner:
             if self.device.type == "cpu":
                 most = min(most, _FEATURE_MOST)
             short = torch.tensor(float(needed > most), device=self.device)
-            # If one process lacks memory, all recompute: batch norms exchange statistics whenever they are computed.
+            # If one process lacks memory, all recompute, because batch norms exchange statistics in each computation.
             wanted = bool(distributed.average(short) > 0)
         self._recompute = wanted
         self.policy.recompute(wanted)
-        # Freed memory that is not returned becomes fragmented, so it is returned where memory is scarce. An earlier
-        # stage with smaller batches may have switched this on.
+        # Freed memory that is kept becomes fragmented. It is therefore returned to the operating system if memory is
+        # scarce, also if an earlier stage with smaller batches has switched keeping on.
         keep_freed_memory(not wanted)
 
     def imitate(self, step: int) -> Tensor:
@@ -249,7 +250,7 @@ class Learner:
             The terms of the loss by name, averaged over processes, and the norm of the gradient.
 
         Raises:
-            DivergedError: one of them is not finite.
+            DivergedError: A term or the norm is not finite.
         """
         self.policy.train()
         if self.stage > 0 and self.config.network.batch_norm == "frozen_after_first":

@@ -24,13 +24,13 @@ def export_stage(
     """Write the bundle of a trained stage.
 
     Args:
-        run: whose stage.
-        stage: its number, from 0.
-        path: folder of the bundle.
-        policy: the network to export; None: the one that the stage ended with.
-        precision: of the weights. ``int8`` is calibrated on the stage's own task: the demonstrations of earlier tasks
-            may be gone.
-        overwrite: replace a bundle at ``path``.
+        run: The run.
+        stage: Number of the stage, from 0.
+        path: Folder of the bundle.
+        policy: Network to export; None: the network at the end of the stage.
+        precision: See :data:`training.export.Precision`. ``int8`` is calibrated on the last task of the stage, because
+            the demonstrations of earlier tasks may no longer be available.
+        overwrite: Replace a bundle at ``path``.
 
     Returns:
         The largest differences between ONNX Runtime and torch.

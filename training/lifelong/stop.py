@@ -13,7 +13,11 @@ from m2distill_policy.errors import TrainingError
 
 
 class StoppedError(TrainingError):
-    """Training was stopped by a signal, and its progress was saved. exit_code: 128 plus the number of the signal."""
+    """Training was stopped by a signal, and its progress was saved.
+
+    Attributes:
+        exit_code: 128 plus the number of the signal.
+    """
 
     def __init__(self, number: int, run: Path, stage: int, step: int) -> None:
         super().__init__(
@@ -23,16 +27,20 @@ class StoppedError(TrainingError):
 
 
 class StopRequest:
-    """The signal that stops training. ``number`` is 0 until one arrives."""
+    """The request to stop training.
+
+    Attributes:
+        number: Number of the signal that requests it; 0 until a signal arrives.
+    """
 
     number = 0
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Let the first SIGINT or SIGTERM only set ``number``, for the duration of the block; a second one acts as usual.
+    """Record the first SIGINT or SIGTERM within the block instead of ending the process.
 
-    Outside the main thread, where no signals arrive, nothing is changed.
+    A second signal acts as usual. Outside the main thread, where no signals arrive, nothing is changed.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,11 +1,11 @@
 """The base class of lifelong learning strategies, which define the batches of a stage and their loss.
 
-A subclass with a ``name`` is registered under it, with its configuration section, label and properties; nothing else
-has to be changed (see :mod:`training.lifelong.strategies`).
+A subclass that sets ``name`` is registered under this name, with its configuration section, label and properties. No
+other file has to be changed (see :mod:`training.lifelong.strategies`).
 
 The hooks are called in this order by :mod:`training.lifelong.stage`: ``begin_stage`` once, then for every step
 ``before_step``, ``compose``, ``loss`` and ``after_step``, then ``end_stage`` once. Tensors that a strategy passes from
-stage to stage are in ``state``. The run folder saves them and restores them before ``begin_stage``.
+stage to stage are in ``state``. They are saved in the run folder and restored before ``begin_stage``.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ REGISTERED: dict[str, type[Strategy]] = {}
 class Composed:
     """A batch with up to three parts, and the rows of each part.
 
-    new: windows of the new task. memory: windows of kept demonstrations. old_instructions: observations of the new task
-    under instructions of old tasks; their actions are not demonstrated.
+    Attributes:
+        batch: The whole batch.
+        new: Rows with windows of the new task.
+        memory: Rows with windows of kept demonstrations.
+        old_instructions: Rows with observations of the new task under instructions of old tasks. Their actions are not
+            demonstrations of these instructions.
     """
 
     batch: WindowBatch
@@ -47,47 +51,50 @@ class Composed:
     old_instructions: slice
 
     def take(self, rows: NDArray[np.int64]) -> Composed:
-        """Return the batch of these rows, in ascending order; each stays in its part."""
+        """Return the batch of ``rows``, which are in ascending order. Each row stays in its part."""
         ends = [int(np.searchsorted(rows, place.stop)) for place in (self.new, self.memory, self.old_instructions)]
         return Composed(self.batch.take(rows), slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2]))
 
     @property
     def demonstrated(self) -> slice:
-        """Rows with actions to imitate."""
+        """The rows with actions to imitate."""
         return slice(0, self.memory.stop)
 
 
 @dataclass
 class Targets:
-    """The targets of the loss: actions (B, L, A), and valid (B, L), which marks the steps that count."""
+    """The targets of the loss: actions (B, L, A), and a mask valid (B, L) of the steps that count."""
 
     actions: Tensor
     valid: Tensor
 
 
-#: Number -> the behaviour cloning loss, with gradients, of another batch of the stage's demonstrations. The same number
-#: gives the same batch.
+#: Function of a number, which returns the behaviour cloning loss, with gradients, of a batch of the stage's
+#: demonstrations. Each number has its own batch, which is always the same.
 Imitate: TypeAlias = Callable[[int], Tensor]
 
 
 class Strategy(ABC):
-    """The base of every strategy.
+    """The base class of every strategy.
 
-    A subclass sets the class attributes below where they differ, and defines :meth:`loss`. It needs no ``__init__``.
+    A subclass sets the class attributes below if they differ from the defaults, and defines :meth:`loss`. It needs no
+    ``__init__``.
 
     Attributes:
-        name: what ``strategy=...`` selects. A class without a name of its own is not registered.
-        label: the name for people, in tables and charts. Default: ``name``.
-        config_class: the frozen dataclass of its configuration section, or None. It is read into ``self.config``.
-        section: the name of that section in a configuration. Default: ``name``.
-        learns_jointly: all tasks are learned together, in one stage.
-        uses_memory: the batch holds windows of the kept demonstrations of old tasks.
-        uses_old_instructions: the batch holds new observations under the instructions of old tasks.
-        network_per_task: each task always uses the network as it was at the end of its own stage.
-        needs_task_identity: the policy needs to know the task when it acts; the instruction is not enough.
-        shares_first_stage: its first stage is plain behaviour cloning, so that runs of several strategies can train it
-            once and share it.
-        requires_state: a later stage cannot start without the ``state`` of the stage before it.
+        name: Name that ``strategy=...`` selects. A class without a name of its own is not registered.
+        label: Name in tables and charts. Default: ``name``.
+        config_class: Frozen dataclass of the strategy's configuration section, or None. The section is read into
+            ``self.config``.
+        section: Name of that section in a configuration. Default: ``name``.
+        learns_jointly: Whether all tasks are learned together, in one stage.
+        uses_memory: Whether a batch holds windows of the kept demonstrations of old tasks.
+        uses_old_instructions: Whether a batch holds observations of the new task under the instructions of old tasks.
+        network_per_task: Whether each task always uses the network as it was at the end of the task's own stage.
+        needs_task_identity: Whether the policy needs to know the task when it acts, because the instruction is not
+            enough.
+        shares_first_stage: Whether the first stage is plain behaviour cloning, so that runs of several strategies can
+            train it once and share it.
+        requires_state: Whether a later stage needs the ``state`` of the stage before it.
     """
 
     name: ClassVar[str]
@@ -124,10 +131,10 @@ class Strategy(ABC):
         """Make the strategy of one run.
 
         Args:
-            memory: what is kept of old tasks.
-            history: steps in a window.
-            config: its configuration section; None means the defaults.
-            single_steps: share of rows that are single steps instead of windows.
+            memory: Replay buffer of the run.
+            history: Number of steps in a window.
+            config: Configuration section of the strategy; None means the defaults.
+            single_steps: Share of rows that are single steps instead of windows.
         """
         self.memory, self.history, self.single_steps = memory, history, single_steps
         self.config: Any = self.config_class() if config is None and self.config_class is not None else config
@@ -136,21 +143,21 @@ class Strategy(ABC):
 
     @classmethod
     def check(cls, config: RunConfig) -> None:
-        """Check the settings of other sections; most strategies have no such rule.
+        """Check that the settings of other sections fit this strategy. By default, all settings do.
 
         Raises:
-            ConfigError: they do not fit this strategy.
+            ConfigError: A setting does not fit this strategy.
         """
         return
 
     @classmethod
     def quick(cls, config: Any) -> Any:
-        """Return its section with the work at the end of a stage cut to a minimum, for timing a training step."""
+        """Return a configuration section for timing single steps: with little work at the end of a stage."""
         return config
 
     @classmethod
     def describe(cls, config: RunConfig) -> str:
-        """Return the label with what the run keeps of old tasks, for tables and charts."""
+        """Return the label for tables and charts, with the contents of the replay buffer in parentheses."""
         parts = []
         if cls.uses_memory and config.memory.episodes:
             parts.append(f"{config.memory.episodes} demos")
@@ -165,20 +172,20 @@ class Strategy(ABC):
         return f"{cls.label} ({' + '.join(parts)})" if parts else cls.label
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:  # noqa: B027 - a hook may do nothing
-        """Called before the first step of stage ``stage``, counted from 0."""
+        """Prepare for stage ``stage``, counted from 0. Called before the first step of the stage."""
 
     def before_step(self, policy: ResNetT, step: int, steps: int) -> None:  # noqa: B027 - see begin_stage
-        """Called before step ``step`` (from 0) of ``steps``, in training mode."""
+        """Prepare for step ``step`` (from 0) of ``steps``. Called when the policy is in training mode."""
 
     def after_step(self, policy: ResNetT) -> None:  # noqa: B027 - see begin_stage
-        """Called after the optimiser has changed the weights."""
+        """Correct the weights. Called after the optimiser has changed them."""
 
     def compose(self, new: WindowBatch, rng: np.random.Generator) -> Composed:
-        """Make a batch: new windows, and from memory what the strategy uses.
+        """Make a batch of new windows and, if the strategy uses them, windows of memory and of old instructions.
 
         Args:
-            new: windows of the new task.
-            rng: source of every random choice.
+            new: Windows of the new task.
+            rng: Source of every random choice.
         """
         parts, count = [new], len(new)
         replay = self.memory.replay(rng, self.history, self.single_steps) if self.uses_memory else None
@@ -203,18 +210,21 @@ class Strategy(ABC):
         """Compute the loss of a batch.
 
         Args:
-            composed: the batch and its parts.
-            inputs: the batch as input of the network, after image augmentation.
-            output: of the network for ``inputs``.
-            targets: actions and valid steps.
-            generator: source of random samples in the loss.
+            composed: The batch and its parts.
+            inputs: The batch as input of the network, after image augmentation.
+            output: Output of the network for ``inputs``.
+            targets: Actions and valid steps.
+            generator: Source of random samples in the loss.
 
         Returns:
-            Terms by name, to be logged. ``total`` is the loss whose gradient is used.
+            Name -> term of the loss, for the log. ``total`` is the loss whose gradient is used.
         """
 
     def end_stage(self, policy: ResNetT, imitate: Imitate) -> None:  # noqa: B027 - see begin_stage
-        """Called after the last step of a stage; it must not change the policy's weights or statistics."""
+        """Save what later stages need. Called after the last step of a stage.
+
+        It must not change the policy's weights or the statistics of its batch norms.
+        """
 
 
 def imitation(composed: Composed, output: Output, targets: Targets) -> Tensor:

@@ -24,7 +24,7 @@ from training.lifelong.stage import append_json_line, end_stage, pick_device, pi
 from training.lifelong.strategies import make_strategy
 from training.lifelong.strategy import Strategy
 
-#: Every so many steps a row goes to metrics.jsonl and TensorBoard.
+#: Number of steps between two rows in metrics.jsonl and TensorBoard.
 LOG_EVERY = 10
 
 
@@ -39,11 +39,11 @@ def train_stages(
     """Train every stage that is not trained yet.
 
     Args:
-        run: whose stages.
-        after_stage: called with the number of each stage, also of one that was trained by an earlier call.
-        say: prints a message.
-        quiet: show no progress bar.
-        stages: stop after so many stages; None: train all.
+        run: The run.
+        after_stage: Function that is called with the number of each stage, also of stages that an earlier call trained.
+        say: Function that prints a message.
+        quiet: Show no progress bar.
+        stages: Number of stages to train, counted from the first; None: all stages.
     """
     for stage in range(run.stages)[:stages]:
         if not run.trained(stage):
@@ -123,19 +123,19 @@ def keep(
     """Save memory, samples and strategy state of a trained stage. Call it before the stage is recorded as trained.
 
     Args:
-        run: whose stage.
-        stage: its number.
-        parts: the demonstrations of each of its tasks.
-        strategy: at the end of the stage.
-        candidate: number of the checkpoint candidate that is the result of the stage.
+        run: The run.
+        stage: Number of the stage.
+        parts: Demonstrations of each task that the stage has learned.
+        strategy: Strategy in its state at the end of the stage.
+        candidate: Number of the checkpoint candidate that is the result of the stage.
 
     Returns:
-        Position of a task -> sha256 of its kept demonstrations (None: none are kept), and the record of the strategy's
-        state (None: it has none).
+        Position of a task -> sha256 of its kept demonstrations (None if none are kept), and the record of the
+        strategy's state (None if it has no state).
     """
     exemplars: dict[str, str | None] = {}
     for task, data in zip(run.config.new_tasks(stage), parts, strict=True):
-        # Exemplars are sampled by the seed alone.
+        # Which demonstrations are kept depends only on the seed and the task.
         strategy.memory.add(data, np.random.default_rng([run.config.seed, task, 2**31]))
         path = run.exemplars_path(task)
         path.unlink(missing_ok=True)  # written by a process that ended before it recorded the file
@@ -149,16 +149,16 @@ def keep(
 
 
 def choose(run: LifelongRun, stage: int, candidate: int) -> None:
-    """Record the checkpoint candidate that ends a stage. The next stage starts from it, and it is exported."""
+    """Record the checkpoint candidate that ends a stage. It is exported, and the next stage starts from it."""
     file = run.candidates(stage).candidates[str(candidate)]
     record = StageRecord(file.file, file.sha256, candidate, _bytes_kept(run, stage))
     write_record(run.stage_folder(stage) / "stage.json", record)
 
 
 def end_at(run: LifelongRun, stage: int, candidate: int) -> None:
-    """End a stage with a checkpoint candidate, and compute the strategy's state there instead of at the last candidate.
+    """End a stage with a checkpoint candidate, and compute the strategy's state at it instead of at the last candidate.
 
-    EWC, for example, regularises every weight towards its value at the start of the next stage.
+    This matters for EWC, for example, which regularises every weight towards its value at the start of the next stage.
     """
     record = run.candidates(stage)
     if run.strategy_state(stage) and candidate != run.config.evaluation.candidates:

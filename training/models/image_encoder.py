@@ -33,7 +33,7 @@ def _recomputation() -> Iterator[None]:
 
 
 def _recomputed(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return ``part(*inputs)`` and store only the inputs; the rest is recomputed in the backward pass."""
+    """Return ``part(*inputs)`` and store only the inputs; intermediate results are recomputed in the backward pass."""
     result: Tensor = checkpoint(
         part, *inputs, use_reentrant=False, preserve_rng_state=False,
         context_fn=lambda: (contextlib.nullcontext(), _recomputation()),
@@ -44,8 +44,9 @@ def _recomputed(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """Return ``norm(convolution(x))`` for an ``nn.Conv2d`` without bias and an ``nn.BatchNorm2d``.
 
-    A batch norm with frozen statistics is a factor and a shift a channel. They are folded into the convolution. This
-    saves one pass over every feature map forward and two backward; gradients are the same up to rounding.
+    A batch norm with frozen statistics multiplies each channel by a factor and adds a shift. Both are folded into the
+    convolution. This saves one pass over every feature map in the forward pass and two in the backward pass. Gradients
+    are the same up to rounding.
     """
     assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
@@ -65,7 +66,7 @@ def normed(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def _normed_over_processes(norm: nn.BatchNorm2d, y: Tensor) -> Tensor:
-    """Apply a training batch norm with statistics over all processes; torch's SyncBatchNorm needs GPUs."""
+    """Apply a batch norm in training mode, with statistics over all processes; torch's SyncBatchNorm needs GPUs."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
     wide = y.float()
     mean, square = distributed.average_with_gradient(torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))]))
@@ -102,9 +103,9 @@ class ResidualBlock(nn.Module):
 
 
 class SpatialSoftmax(nn.Module):
-    """(N, C, H, W) -> (N, 2 x keypoints): the expected position of each keypoint, both axes from -1 to 1.
+    """The expected position of each keypoint, from -1 to 1 along both axes: (N, C, H, W) -> (N, 2 x keypoints).
 
-    As in LIBERO, the first half of the result moves along the rows and the second along the columns.
+    As in LIBERO, the first half of the result holds positions along the height, the second half along the width.
     """
 
     def __init__(self, channels: int, height: int, width: int, keypoints: int, temperature: float = 1.0) -> None:
@@ -123,7 +124,10 @@ class SpatialSoftmax(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Encode one view, conditioned on text: frames (N, 3, H, W) in [0, 1], FiLM terms (N, F) -> tokens (N, embed)."""
+    """The encoder of one view, conditioned on text.
+
+    It maps frames (N, 3, H, W) in [0, 1] and FiLM terms (N, F) to tokens (N, embed).
+    """
 
     def __init__(self, config: NetworkConfig, height: int, width: int, text_size: int) -> None:
         super().__init__()
@@ -147,7 +151,7 @@ class ImageEncoder(nn.Module):
         self.block_channels = (first, first, second, second)
         self.film = nn.ModuleList([nn.Linear(text_size, 2 * c) for c in self.block_channels])
         was_training = self.training
-        #: Store only the inputs of the stem and the blocks for the backward pass (``optim.recompute``).
+        #: Whether to store only the inputs of the stem and the blocks for the backward pass (``optim.recompute``).
         self.recompute = False
         self.eval()  # the probe must not change the statistics of batch norms
         with torch.no_grad():
@@ -164,7 +168,7 @@ class ImageEncoder(nn.Module):
         return 2 * sum(self.block_channels)
 
     def film_terms(self, embedding: Tensor) -> Tensor:
-        """Return FiLM terms (B, film_size) of text embeddings (B, text size): shifts, then scales, of each block."""
+        """Return FiLM terms (B, film_size) of text embeddings (B, text size): for each block, shifts, then scales."""
         return torch.cat([layer(embedding) for layer in self.film], dim=-1)
 
     def _stem(self, x: Tensor) -> Tensor:

@@ -18,7 +18,10 @@ from training.models.config import NetworkConfig
 class Mixture(NamedTuple):
     """A mixture of M diagonal Gaussians over A action entries, batched over leading axes.
 
-    logits (..., M) unnormalised; means (..., M, A) in [-1, 1]; scales (..., M, A), positive standard deviations.
+    Attributes:
+        logits: Unnormalised log weights of the modes (..., M).
+        means: Means (..., M, A), in [-1, 1].
+        scales: Standard deviations (..., M, A), positive.
     """
 
     logits: Tensor
@@ -26,7 +29,7 @@ class Mixture(NamedTuple):
     scales: Tensor
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Return the log density (S..., ...) of actions (S..., ..., A); S are optional leading sample axes."""
+        """Return the log density (S..., ...) of actions (S..., ..., A), where S... are optional leading sample axes."""
         z = (actions.unsqueeze(-2) - self.means) / self.scales
         component = (-0.5 * z.square() - self.scales.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
         return torch.logsumexp(component + torch.log_softmax(self.logits, dim=-1), dim=-1)
@@ -57,12 +60,12 @@ class Mixture(NamedTuple):
 
 
 class MixtureHead(nn.Module):
-    """Compute a :class:`Mixture` over ``actions`` entries from features (..., embed)."""
+    """The head of the network: features (..., embed) -> a :class:`Mixture` over ``actions`` entries."""
 
     def __init__(self, config: NetworkConfig, actions: int) -> None:
         super().__init__()
         hidden = config.head_hidden
-        # LIBERO's "two layers" are two hidden layers and a third linear without activation.
+        # LIBERO's "two layers" are two hidden layers and a third linear layer without activation.
         self.trunk = nn.Sequential(
             nn.Linear(config.embed, hidden),
             nn.ReLU(),

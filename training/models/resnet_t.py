@@ -21,8 +21,12 @@ from training.models.transformer import TemporalTransformer, causal_mask, positi
 class Inputs:
     """A batch of windows, as the input of the network.
 
-    images: view -> (B, L, 3, H, W) float in [0, 1]; proprioception: group -> (B, L, n); embedding: (B, text size);
-    single_steps: (B,) bool or None, True where the L steps of a row are unrelated and attend to themselves only.
+    Attributes:
+        images: View -> frames (B, L, 3, H, W), float in [0, 1].
+        proprioception: Group -> values (B, L, n).
+        embedding: Embeddings of the instructions (B, text size).
+        single_steps: (B,) bool: True if the L steps of a row are unrelated, so that each attends only to itself. None
+            if there are no such rows.
     """
 
     images: dict[str, Tensor]
@@ -32,16 +36,21 @@ class Inputs:
 
 
 class Output(NamedTuple):
-    """tokens (B, L, T, E) in the order [text, groups..., views...], before positions; mixture over (B, L)."""
+    """The output of the network for a batch of windows.
+
+    Attributes:
+        tokens: Tokens (B, L, T, E) in the order [text, groups..., views...], before positions are added.
+        mixture: Mixture of every step, over (B, L).
+    """
 
     tokens: Tensor
     mixture: Mixture
 
 
 class GroupEncoder(nn.Module):
-    """Encode one proprioception group (N, n) as tokens (N, E): a linear layer on (x - mean) / deviation.
+    """The encoder of one proprioception group, (N, n) -> tokens (N, E): a linear layer on (x - mean) / deviation.
 
-    mean is 0 and deviation 1 until :meth:`fit` is called. They are saved with the weights.
+    ``mean`` is 0 and ``deviation`` is 1 until :meth:`fit` is called. Both are saved with the weights.
     """
 
     def __init__(self, inputs: int, embed: int) -> None:
@@ -53,7 +62,7 @@ class GroupEncoder(nn.Module):
         self.linear = nn.Linear(inputs, embed)
 
     def fit(self, values: Tensor) -> None:
-        """Set mean and deviation to those of values (N, n); the deviation is at least 1e-3."""
+        """Set ``mean`` and ``deviation`` to those of ``values`` (N, n); the deviation is at least 1e-3."""
         self.mean.copy_(values.mean(0))
         self.deviation.copy_(values.std(0).clamp_min(1e-3))
 
@@ -98,15 +107,15 @@ class ResNetT(nn.Module):
         return [view for view in self.views if isinstance(view, ImageEncoder)]
 
     def recompute(self, on: bool) -> None:
-        """Set whether the encoders recompute their feature maps in the backward pass instead of storing them."""
+        """Set whether the image encoders recompute feature maps in the backward pass instead of storing them."""
         for view in self._views():
             view.recompute = on
 
     def feature_bytes(self) -> int:
-        """Return the bytes of feature maps that the encoders store for each step, without recomputing."""
+        """Return how many bytes of feature maps the image encoders store for each step if nothing is recomputed."""
         size = 0
         for view, camera in zip(self._views(), self.contract.cameras, strict=True):
-            probe = copy.deepcopy(view).train()  # in training mode a batch norm stores more, and changes
+            probe = copy.deepcopy(view).train()  # a copy: in training mode a batch norm stores more, but it changes
             probe.recompute = False
             kept: dict[int, int] = {}
 
@@ -135,10 +144,10 @@ class ResNetT(nn.Module):
         """Return the tokens (N, T, E) of N single steps.
 
         Args:
-            text_token: (N, E).
+            text_token: Text tokens (N, E).
             film: FiLM terms (N, F).
-            images: of each view (N, 3, H, W) in [0, 1].
-            proprioception: of each group (N, n).
+            images: Frames of each view (N, 3, H, W), in [0, 1].
+            proprioception: Values of each group (N, n).
         """
         tokens = [text_token]
         tokens += [layer(values) for layer, values in zip(self.groups, proprioception, strict=True)]
@@ -147,7 +156,7 @@ class ResNetT(nn.Module):
         return torch.stack([token.float() for token in tokens], dim=1)
 
     def decode(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Return the features (B, L, E) of each step: its text token after the transformer."""
+        """Return the features (B, L, E) of each step: the step's text token after the transformer."""
         return self.transformer(tokens + positions.unsqueeze(-2), mask)[:, :, 0]
 
     def decode_newest(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
@@ -172,13 +181,13 @@ class ResNetT(nn.Module):
         return Output(tokens, self.head(self.decode(tokens, self.positions[:length], mask)))
 
     def fit_normalisation(self, proprioception: dict[str, Tensor]) -> None:
-        """Fit the normalisation of every group to proprioception: group -> (N, n)."""
+        """Fit the normalisation of every group to ``proprioception``, group -> values (N, n)."""
         for name, encoder in zip(self.contract.proprioception_names, self.groups, strict=True):
             assert isinstance(encoder, GroupEncoder)
             encoder.fit(proprioception[name])
 
     def freeze_batch_norm(self) -> None:
-        """Put every batch norm into evaluation mode, which fixes its statistics; call it after ``train()``."""
+        """Put every batch norm into evaluation mode, which fixes its statistics. Call this after ``train()``."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()

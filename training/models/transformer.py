@@ -19,13 +19,16 @@ def position_table(steps: int, width: int) -> Tensor:
 
 
 def causal_mask(steps: int, tokens: int) -> Tensor:
-    """Return a mask (steps x tokens, steps x tokens): True where a query attends, to its own and earlier steps."""
+    """Return a mask (steps x tokens, steps x tokens): True if a query (row) attends to a key (column).
+
+    A query attends to the keys of its own step and of earlier steps.
+    """
     time = torch.arange(steps).repeat_interleave(tokens)
     return time[:, None] >= time[None, :]
 
 
 def step_mask(steps: int, tokens: int) -> Tensor:
-    """Return a mask like :func:`causal_mask` in which a query attends to its own step only."""
+    """Return a mask like :func:`causal_mask`, but a query attends only to the keys of its own step."""
     time = torch.arange(steps).repeat_interleave(tokens)
     return time[:, None] == time[None, :]
 
@@ -34,7 +37,7 @@ _ALL = slice(None)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, with a head size independent of E: (B, S, E) -> (B, Q, E) for the rows ``queries``."""
+    """Multi-head self-attention, (B, S, E) -> (B, Q, E), for the Q tokens in ``queries``. The head size is free."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -47,14 +50,17 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
         scores = (qkv[0][:, :, queries] @ qkv[1].transpose(-2, -1)) * self.head_size**-0.5
-        # A large negative number, not -inf: a query whose every key is masked (an empty slot) must not become NaN.
+        # A large negative number, not -inf, because a query with all keys masked (an empty slot) must not become NaN.
         weights = torch.softmax(scores.masked_fill(~mask[..., queries, :], -1e9), dim=-1)
         mixed = (weights @ qkv[2]).transpose(1, 2).reshape(batch, -1, self.heads * self.head_size)
         return self.dropout(self.out(mixed))
 
 
 class StochasticDepth(nn.Module):
-    """Skip a branch for random samples in training (Huang et al. 2016, https://arxiv.org/abs/1603.09382)."""
+    """Stochastic depth: a branch is skipped for random samples in training.
+
+    Huang et al. 2016, https://arxiv.org/abs/1603.09382.
+    """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -92,7 +98,10 @@ class TransformerLayer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Map tokens (B, L, T, E) with positions, and a mask that broadcasts to (B, heads, LT, LT), to (B, L, T, E)."""
+    """The layers of the transformer: tokens (B, L, T, E) with positions added -> (B, L, T, E).
+
+    The mask broadcasts to (B, heads, L x T, L x T).
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -105,7 +114,7 @@ class TemporalTransformer(nn.Module):
         return x.reshape(tokens.shape)
 
     def newest(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Return the first token of the last step (B, E); the last layer computes no other."""
+        """Return the first token of the last step (B, E). The last layer computes only this token."""
         x = tokens.flatten(1, 2)
         first = x.shape[1] - tokens.shape[2]
         for i, layer in enumerate(self.layers):

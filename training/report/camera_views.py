@@ -1,4 +1,4 @@
-"""Save the views of a suite's first task in both visual profiles.
+"""Save the views of a suite's first task in both visual profiles, fast and stock.
 
 ``python -m training.report.camera_views SUITE FOLDER``
 """

@@ -42,10 +42,10 @@ def heatmap(rows: Sequence[Sequence[float | None]], names: Sequence[str], title:
     """Draw rates as a heatmap.
 
     Args:
-        rows: rates in [0, 1]: a row for each stage, a column for each task.
-        names: of the tasks.
-        title: of the chart.
-        bad: colour high rates red instead of green.
+        rows: Rates in [0, 1]: a row for each stage, a column for each task.
+        names: Names of the tasks.
+        title: Title of the chart.
+        bad: Whether high rates are bad, and coloured red instead of green.
 
     Returns:
         The SVG.
@@ -113,7 +113,7 @@ def curves_chart(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Draw success against the level of a disturbance: a panel for each kind, a line for each bundle.
 
     Args:
-        found: bundle -> kind -> level -> success rate.
+        found: Bundle -> kind of disturbance -> level -> success rate.
     """
     kinds = list(dict.fromkeys(kind for curves in found.values() for kind in curves))
     columns = min(3, max(1, len(kinds)))
@@ -141,12 +141,13 @@ def curves_chart(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 def scatter_chart(
     moved: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], names: Sequence[str], title: str
 ) -> str:
-    """Draw the latents of each task in two dimensions, in one colour for each task.
+    """Draw the latents of all tasks in two dimensions, in one colour for each task.
 
     Args:
-        moved: of each task, positions (N, 2) when it was learned (rings) and at the end of the run (crosses).
-        names: of the tasks.
-        title: of the chart.
+        moved: For each task, the positions (N, 2) of its latents when it was learned (drawn as rings) and at the end
+            of the run (crosses).
+        names: Names of the tasks.
+        title: Title of the chart.
     """
     figure, axis = plt.subplots(figsize=(3.4, 3.4))
     for (early, late), name in zip(moved, names, strict=True):

@@ -1,8 +1,9 @@
 """Show how the latents of a run have moved, as in the paper's first figure.
 
-The tokens of each task, when it had been learned and at the end of the run, are projected to two dimensions by
-scikit-learn's t-SNE (van der Maaten & Hinton 2008), jointly for all tasks and separately for each modality. If the two
-clouds of a task are separate, its latents have moved. Text is omitted: a task has a single text token.
+Each task has two sets of tokens: from the policy that had just learned the task, and from the policy at the end of the
+run. scikit-learn's t-SNE (van der Maaten & Hinton 2008) projects them to two dimensions, jointly for all tasks and
+separately for each modality. If the two sets of a task are separate in the chart, the task's latents have moved. Text
+is omitted, because a task has a single text token.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from training.lifelong.run import LifelongRun
 from training.lifelong.stage import to_inputs
 from training.report.charts import scatter_chart
 
-#: Tokens (N, E) of a task when it had been learned, and at the end of the run.
+#: Tokens (N, E) of a task: from the policy that had just learned it, and from the policy at the end of the run.
 Moved = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def latents(run: LifelongRun) -> dict[str, list[Moved]]:
-    """Compute the tokens of the last task of every stage on its saved windows.
+    """Compute the tokens of the last task of every stage, on the windows that the stage saved.
 
     Returns:
-        Modality (without text) -> for each stage, the tokens when it had been learned and at the end of the run.
+        Modality (without text) -> one :data:`Moved` for each stage.
 
     Raises:
-        TrainingError: the run is not finished, or it learned all tasks jointly.
+        TrainingError: The run is not finished, or it learned all tasks jointly.
     """
     if run.joint:
         raise TrainingError(f"{run.folder} learned all tasks jointly, so there is no old task whose latents could move")

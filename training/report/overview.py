@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from training.lifelong.records import RunResults, read_record
 from training.report.charts import cell_matrix
 
-#: Frames of a video in a strip.
+#: Number of frames of a video that are shown side by side.
 FRAMES = 5
 
 
@@ -44,11 +44,11 @@ def _matrix(axis: Axes, result: RunResults, title: str) -> None:
 
 
 def main(demo: Path, out: Path) -> None:
-    """Draw frames of the last policy on every task, and the success matrices of both strategies.
+    """Draw video frames of the last policy on every task, and the success matrices of both strategies.
 
     Args:
-        demo: folder of a finished ``m2distill demo``.
-        out: image file to write.
+        demo: Folder of a finished ``m2distill demo``.
+        out: Image file to write.
     """
     results = {name: read_record(RunResults, demo / name / "results.json") for name in ("sequential", "m2distill")}
     tasks = results["m2distill"].tasks

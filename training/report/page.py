@@ -1,4 +1,4 @@
-"""Make ``report.html``, a page that loads nothing from the network, and the table for a terminal."""
+"""Make ``report.html``, a page that loads nothing from the network, and a table of results for a terminal."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def build_page(
     """Return the HTML of the page.
 
     Args:
-        results: of the runs.
-        title: of the page.
-        videos: files of rollouts, with captions.
-        images: image files of the views, with captions.
-        served: results of the served rollouts.
-        losses: label of a run -> its logged rows.
-        latents: charts of latents, as SVG.
+        results: Results of the runs.
+        title: Title of the page.
+        videos: Video files of rollouts, with captions.
+        images: Image files of the views, with captions.
+        served: Results of the rollouts over DDS.
+        losses: Label of a run -> logged rows of the run.
+        latents: Charts of latents, as SVG.
     """
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
@@ -144,7 +144,7 @@ def _names(result: RunResults) -> list[str]:
 
 
 def distinct_labels(results: Sequence[RunResults]) -> list[RunResults]:
-    """Return the results with unique labels: the seed is added to equal labels, and the run's name if necessary."""
+    """Return the results with unique labels. Equal labels get the seed, and if they are still equal the run's name."""
     named = list(results)
     for more in ("seed {r.seed}", "{r.run}"):
         seen = Counter(r.label for r in named)
@@ -155,7 +155,7 @@ def distinct_labels(results: Sequence[RunResults]) -> list[RunResults]:
 
 
 def text_table(results: Sequence[RunResults]) -> str:
-    """Return the table for a terminal, with the success matrix of each run."""
+    """Return a table of results for a terminal, with the success matrix of each run."""
     rows: list[tuple[str, ...]] = [("run", "mean", "FWT", "NBT", "AUC", "wrong object", "memory MiB")]
     for r in results:
         wrong = [v for v in r.wrong_object[-1] if v is not None]

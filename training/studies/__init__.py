@@ -1,1 +1,1 @@
-"""Studies of several runs: ablation, search for settings, comparison, and an estimate of their time."""
+"""Studies of several runs: ablation, search for settings, comparison, and an estimate of the training time."""

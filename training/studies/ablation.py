@@ -31,19 +31,20 @@ ARMS: tuple[Arm, ...] = (
 
 
 def ablate(study: Study, seeds: Sequence[int], at_once: int, launcher: Launcher | None = None) -> dict[str, Any]:
-    """Run every arm on every seed. A finished run is not run again.
+    """Run every arm with every seed. A finished run is not run again.
 
     Args:
-        study: configuration, demonstrations and folder; its arms are replaced by :data:`ARMS`.
-        seeds: each once.
-        at_once: how many runs at the same time.
-        launcher: where they run; None: on this machine.
+        study: Configuration, demonstrations and folder. Its arms are replaced by :data:`ARMS`.
+        seeds: Seeds of the runs, each named once.
+        at_once: Number of runs at the same time.
+        launcher: Starts the processes of the runs; None: on this machine.
 
     Returns:
-        What is written to ``<folder>/ablation.json``.
+        The contents of ``<folder>/ablation.json``.
 
     Raises:
-        ConfigError: a term is off or has weight 0 in the configuration, or it asks for no rollouts.
+        ConfigError: A seed is named twice; or in the configuration a term is off or has weight 0, or
+            ``evaluation.rollouts`` is 0.
     """
     if len(set(seeds)) != len(seeds):
         raise ConfigError(f"the seeds are {list(seeds)}, and one is named twice; name each once")
@@ -90,7 +91,10 @@ def ablate(study: Study, seeds: Sequence[int], at_once: int, launcher: Launcher 
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None, float | None]:
-    """Return the mean over seeds and the ends of its Student interval; None for both ends where there is one seed."""
+    """Return the mean over seeds and both ends of its confidence interval, by Student's t distribution.
+
+    Both ends are None if there is only one seed.
+    """
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None, None
@@ -100,7 +104,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
 
 def table(found: dict[str, Any]) -> str:
-    """Make a table for a terminal: means, and the AUC of each arm minus that of the whole, paired by seed."""
+    """Make a table for a terminal: means, and each arm's AUC minus the AUC with all four terms, paired by seed."""
     rows = [("variant", *METRICS.values(), "AUC minus that of all four (95 % interval)")]
     for name, arm in found["arms"].items():
         difference = ""

@@ -28,7 +28,7 @@ from training.models.resnet_t import ResNetT
 from training.run_config import RunConfig
 
 _INSTRUCTION = "noise"
-#: Timed steps of training and of an environment. As many warm-up steps come before them.
+#: Number of timed steps of training and of an environment. The same number of warm-up steps comes before them.
 _TIMED_TRAINING, _TIMED_CONTROL = 4, 20
 
 
@@ -37,9 +37,9 @@ class Work:
     """The work of a run.
 
     Attributes:
-        steps: optimiser steps of every stage.
-        rollouts: purpose -> number of rollouts.
-        control_steps: of all rollouts, at most.
+        steps: Number of optimiser steps of every stage.
+        rollouts: Purpose -> number of rollouts.
+        control_steps: Largest number of control steps of all rollouts together.
     """
 
     steps: tuple[int, ...]
@@ -49,12 +49,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a step.
+    """The measured seconds per step.
 
     Attributes:
-        first_step: optimiser step in the first stage.
-        later_step: optimiser step in a later stage.
-        control_step: control step of one worker.
+        first_step: Seconds of an optimiser step in the first stage.
+        later_step: Seconds of an optimiser step in a later stage.
+        control_step: Seconds of a control step in one worker process.
     """
 
     first_step: float
@@ -66,13 +66,13 @@ def demonstrated_steps(config: RunConfig, tasks: Sequence[Task], data: Path | No
     """Return the number of demonstrated steps of each task.
 
     Args:
-        config: of the run.
-        tasks: of the run.
-        data: folder of the demonstrations; None: assume ``length`` steps an episode.
-        length: steps of an assumed episode.
+        config: Settings of the run.
+        tasks: Tasks of the run.
+        data: Folder of the demonstrations; None: assume that every episode has ``length`` steps.
+        length: Assumed number of steps of an episode.
 
     Raises:
-        TrainingError: a file has fewer episodes than the configuration asks for.
+        TrainingError: A file has fewer episodes than the configuration asks for.
     """
     if data is None:
         return [config.episodes_of(i) * length for i in range(len(tasks))]
@@ -89,7 +89,14 @@ def demonstrated_steps(config: RunConfig, tasks: Sequence[Task], data: Path | No
 
 
 def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int], history: int) -> Work:
-    """Count the work that ``config`` asks for."""
+    """Count the optimiser steps, rollouts and control steps that ``config`` asks for.
+
+    Args:
+        config: Settings of the run.
+        tasks: Tasks of the run.
+        demonstrated: Number of demonstrated steps of each task.
+        history: Number of steps in a window.
+    """
     horizons = [min(config.evaluation.horizon or task.horizon, task.horizon) for task in tasks]
     number, evaluation = len(tasks), config.evaluation
     # The new tasks of each stage, and all tasks that are evaluated after it.
@@ -102,7 +109,8 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
     candidates = evaluation.candidates if evaluation.candidates > 1 else 0
     measured = {
         "selection": [i for part in new for i in part] * candidates,
-        # At the start of a stage, and at the checkpoint candidates before the chosen one, which is at most the last.
+        # One at the start of a stage, and one for each checkpoint candidate before the chosen one. This is an upper
+        # limit, because the chosen candidate may come before the last.
         "candidates": [i for part in new for i in part] * candidates,
         "reported": [i for part in known for i in part],
     }
@@ -115,9 +123,9 @@ def count(config: RunConfig, tasks: Sequence[Task], demonstrated: Sequence[int],
 
 
 def noise(contract: Contract, seed: int, episodes: int = 10, episode: int = 60) -> TaskData:
-    """Make demonstrations of noise, of ``episode`` steps each.
+    """Make ``episodes`` demonstrations of ``episode`` steps each, filled with noise.
 
-    A convolution costs the same whatever its input is.
+    Noise is enough, because the time of a convolution does not depend on its input.
     """
     steps = episodes * episode
     rng = np.random.default_rng(seed)
@@ -147,7 +155,7 @@ def measure(config: RunConfig, task: Task, say: Callable[[str], None]) -> Speed:
 
 
 def _step_seconds(config: RunConfig, contract: Contract, stage: int) -> float:
-    """Return the median seconds of a step, of stage 0 or of a later one."""
+    """Return the median seconds of a training step, in stage 0 or in a later stage."""
     steps = 2 * _TIMED_TRAINING
     chosen = config.strategy_class
     optim = dataclasses.replace(
@@ -203,7 +211,7 @@ def _control_seconds(config: RunConfig, contract: Contract, task: Task) -> float
 
 
 def table(config: RunConfig, work: Work, speed: Speed, seeds: int) -> str:
-    """Make a table for a terminal, with the hours."""
+    """Make a table for a terminal, with the estimated hours."""
     training = work.steps[0] * speed.first_step + sum(work.steps[1:]) * speed.later_step
     rollouts = work.control_steps * speed.control_step / config.evaluation.workers
     lines = [

@@ -1,7 +1,8 @@
 """A study: variants (called arms) that differ in a few settings, each trained with several seeds.
 
-Every run has its own folder. The runs of one seed share their first stage where they can: no strategy regularises
-anything in the first stage, so its result is the same for every arm.
+Every run has its own folder. The runs of one seed share their first stage if their strategies allow it
+(``Strategy.shares_first_stage``), because no strategy regularises anything in this stage. Its result is then the same
+for every arm.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Arm:
     """One variant that a study compares: one row of its table.
 
     Attributes:
-        name: of the run's folder.
-        label: in tables.
-        overrides: ``key=value`` settings in which it differs from the study's configuration.
+        name: Name of the arm and of its runs' folders.
+        label: Label of the arm in tables.
+        overrides: ``key=value`` settings in which the arm differs from the study's configuration.
     """
 
     name: str
@@ -52,11 +53,11 @@ class Study:
     """What the runs of a study share, and the arms that it compares.
 
     Attributes:
-        config: the configuration file; None: the defaults.
-        data: folder of the demonstrations.
-        folder: of the runs; a run lies in ``seed_<seed>/<arm>``.
+        config: Configuration file; None: the defaults.
+        data: Folder of the demonstrations.
+        folder: Folder of the runs; each run has the subfolder ``seed_<seed>/<arm>``.
         overrides: ``key=value`` changes to the configuration file.
-        arms: what is compared. The others take the first one's first stage.
+        arms: Arms to compare. The other arms copy the first stage of the first arm.
     """
 
     config: Path | None
@@ -89,9 +90,9 @@ def strategy_arm(strategy: str, *overrides: str, detail: str = "") -> Arm:
     """Make the arm of a strategy.
 
     Args:
-        strategy: its name, which is also the arm's.
-        overrides: settings besides the strategy.
-        detail: appended to the strategy's label.
+        strategy: Name of the strategy, and of the arm.
+        overrides: Settings besides the strategy.
+        detail: Text that is appended to the strategy's label.
     """
     label = f"{STRATEGY_LABELS[strategy]}, {detail}" if detail else STRATEGY_LABELS[strategy]
     return Arm(strategy, label, (f"strategy={strategy}", *overrides))
@@ -103,9 +104,9 @@ def without_each_term(
     """Make four arms: m2distill without one of its four distillation terms.
 
     Args:
-        overrides: settings of m2distill with all four terms, ``strategy=m2distill`` among them.
-        name: prefix of the arms' names; the term follows.
-        label: prefix of their labels; ``without <term>`` follows.
+        overrides: Settings of m2distill with all four terms, including ``strategy=m2distill``.
+        name: Prefix of the arms' names; the term follows.
+        label: Prefix of the arms' labels; ``without <term>`` follows.
     """
     return tuple(
         Arm(f"{name}{term}", f"{label} without {term}".strip(), (*overrides, f"distill.{term}.on=false"))
@@ -117,10 +118,10 @@ def run_seed(first: Job, jobs: Sequence[Job], at_once: int, launcher: Launcher |
     """Finish the runs of one seed.
 
     Args:
-        first: the run whose first stage the others take. It goes through that stage alone before the others start.
-        jobs: the runs to finish.
-        at_once: how many run at the same time.
-        launcher: where they run; None: on this machine.
+        first: Run whose first stage the other runs copy. It trains this stage alone, before the others start.
+        jobs: Runs to finish.
+        at_once: Number of runs at the same time.
+        launcher: Starts the processes of the runs; None: on this machine.
     """
     if any(not job.finished for job in jobs) and not (first.folder / "evaluation" / "stage_0.json").exists():
         first.require_same()

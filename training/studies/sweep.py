@@ -1,7 +1,7 @@
-"""Search for the best settings with Optuna (https://optuna.org). A trial is one run a seed.
+"""Search for the best settings with Optuna (https://optuna.org). A trial is one run for each seed.
 
 The trials are recorded in ``study.journal``, a file of JSON lines, and in the runs' folders. A search that was
-interrupted resumes with the trial that was running. Use seeds that no table reports.
+interrupted resumes with the trial that was running. Do not use seeds whose results you report.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Axis:
     """The range of one setting.
 
     Attributes:
-        low: smallest value; None with ``choices``.
-        high: largest value; None with ``choices``.
-        log: whether values are sampled on a logarithmic scale.
-        whole: whether values are whole numbers.
-        choices: the allowed values, instead of a range.
+        low: Smallest value; None with ``choices``.
+        high: Largest value; None with ``choices``.
+        log: Whether values are sampled on a logarithmic scale.
+        whole: Whether values are whole numbers.
+        choices: Allowed values, instead of a range.
     """
 
     low: float | None = None
@@ -81,11 +81,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What a search looks for, and where.
+    """The metric that a search optimises, and its search space.
 
     Attributes:
         metric: Name of a metric in ``results.json``. Its mean over seeds is maximised, or minimised for NBT.
-        space: setting -> its range.
+        space: Setting -> range of its values.
     """
 
     metric: Literal["auc", "nbt", "nbt_k_minus_1", "mean_final", "fwt", "fwt_final"] = "auc"
@@ -100,27 +100,27 @@ def sweep(
     config: SweepConfig, runs: Study, seeds: Sequence[int], trials: int, at_once: int, seed: int = 0,
     say: Callable[[str], None] = print, launcher: Launcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run trials until there are ``trials`` in all, those of earlier calls included.
+    """Run trials until ``trials`` have succeeded, including those of earlier calls.
 
-    A trial does not count if its run diverges or if its settings are not allowed together. Two such trials in a row, or
-    a first one, end the search.
+    A trial fails if one of its runs diverges or if its settings are not allowed together. The search ends if the first
+    trial or two trials in a row fail.
 
     Args:
-        config: metric and search space.
-        runs: configuration, demonstrations and folder of the runs; its arms are replaced.
-        seeds: of the runs of every trial.
-        trials: how many successful trials are wanted.
-        at_once: how many runs at the same time.
-        seed: of the search itself.
-        say: prints progress.
-        launcher: where the runs are; None: on this machine.
+        config: Metric and search space.
+        runs: Configuration, demonstrations and folder of the runs. Its arms are replaced.
+        seeds: Seeds of the runs of every trial.
+        trials: Number of successful trials.
+        at_once: Number of runs at the same time.
+        seed: Seed of the search itself.
+        say: Function that prints a message.
+        launcher: Starts the processes of the runs; None: on this machine.
 
     Returns:
-        What is written to ``<folder>/sweep.json``.
+        The contents of ``<folder>/sweep.json``.
 
     Raises:
-        ConfigError: a setting does not exist, or the folder holds another search.
-        TrainingError: the search cannot continue.
+        ConfigError: A setting does not exist, or the folder holds another search.
+        TrainingError: The search cannot continue.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name, axis in config.space.items():  # an unknown setting is an error before anything runs
@@ -143,7 +143,7 @@ def sweep(
     study = optuna.create_study(study_name="sweep", storage=storage, direction=direction, load_if_exists=True)
     for begun in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if set(begun.params) != set(config.space):
-            # Interrupted while it was being sampled: nothing ran with it.
+            # The trial was interrupted while its values were being sampled, so nothing has run with them.
             study.tell(begun.number, state=TrialState.FAIL)
             continue
         say(f"trial {begun.number}: resumed")
@@ -164,7 +164,7 @@ def _finish(
     study: optuna.Study, number: int, chosen: dict[str, Any], config: SweepConfig, runs: Study,
     seeds: Sequence[int], at_once: int, say: Callable[[str], None], launcher: Launcher | None,
 ) -> None:  # fmt: skip
-    """Run what is left of one trial and report it to Optuna."""
+    """Finish the runs of one trial and report the result to Optuna."""
     label = ", ".join(f"{name}={_text(value)}" for name, value in chosen.items())
     say(f"trial {number}: {label}")
     arm = Arm(f"trial_{number}", label, _overrides(chosen))
@@ -186,7 +186,7 @@ def _finish(
 
 
 def _job(seed: int, arm: Arm, runs: Study) -> Job:
-    """Return the run of one trial and seed. It takes the first stage of an earlier trial where there is one."""
+    """Return the run of one trial and seed. It copies the first stage of an earlier trial if there is one."""
     root = runs.folder / f"seed_{seed}"
     begun = sorted(root.glob("trial_*/stages/stage_0/stage.json"))
     first = Arm(begun[0].parents[2].name if begun else arm.name, "", ())
@@ -199,12 +199,16 @@ def _text(value: Any) -> str:
 
 
 def _overrides(chosen: dict[str, Any]) -> tuple[str, ...]:
-    # All digits, so that the run's configuration has exactly the value that Optuna recorded.
+    # json.dumps writes all digits, so that the run's configuration has exactly the value that Optuna recorded.
     return tuple(f"{n}={value if isinstance(value, str) else json.dumps(value)}" for n, value in chosen.items())
 
 
 def _require_same(config: SweepConfig, runs: Study, base: RunConfig, seeds: Sequence[int]) -> None:
-    """Raise where the folder holds a search with other ranges, metric, seeds, data or configuration."""
+    """Refuse a folder that holds a search with other ranges, metric, seeds, data or configuration.
+
+    Raises:
+        ConfigError: The folder holds such a search.
+    """
     record = runs.folder / "search.json"
     wanted = {
         "sweep": to_dict(config),
@@ -237,7 +241,10 @@ def _summary(study: optuna.Study, config: SweepConfig, runs: Study, seeds: Seque
 
 
 def _importance(study: optuna.Study, done: int) -> dict[str, float] | None:
-    """Return the share of the metric's variance that each setting explains; None: too few trials, or all equal."""
+    """Return the share of the metric's variance that each setting explains.
+
+    The result is None if there are too few trials or if the metric is the same in all of them.
+    """
     if done < 4 or len({t.value for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}) < 2:
         return None
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()

@@ -1,7 +1,7 @@
-"""The lifelong learning strategies, one module each. Every module of this package is imported and so registered.
+"""The lifelong learning strategies, one module each. All modules of this package are imported, which registers them.
 
-A new strategy is one file here, or one file of your own that is named by ``--import`` on the command line.
-Nothing else in the project lists strategies: ask :func:`strategy_names` and :func:`strategy_class`.
+A new strategy is one file here, or one file of your own that ``--import`` names on the command line. The project has no
+other list of strategies: use :func:`strategy_names` and :func:`strategy_class`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from training.lifelong.memory import Memory
     from training.run_config import RunConfig
 
-#: What :func:`import_strategies` has imported, as it was named: processes that this one starts import it too.
+#: Files and modules that :func:`import_strategies` has imported. Processes that this process starts import them too.
 IMPORTED: list[str] = []
 
 for _module in pkgutil.iter_modules(__path__):
@@ -37,7 +37,7 @@ def strategy_class(name: str) -> type[Strategy]:
     """Return the class of the strategy called ``name``.
 
     Raises:
-        ConfigError: no strategy of this name is registered.
+        ConfigError: No strategy of this name is registered.
     """
     try:
         return REGISTERED[name]
@@ -61,9 +61,9 @@ def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
     """Make the strategy that a configuration names.
 
     Args:
-        config: of the run; its section of the strategy is handed to the strategy.
-        memory: what the run keeps of old tasks.
-        history: steps in a window.
+        config: Settings of the run. The strategy gets its own section of them.
+        memory: Replay buffer of the run.
+        history: Number of steps in a window.
     """
     found = strategy_class(config.strategy)
     own = None if found.config_class is None else config.section(found.config_class)
@@ -73,15 +73,15 @@ def make_strategy(config: RunConfig, memory: Memory, history: int) -> Strategy:
 def import_strategies(sources: Iterable[str]) -> None:
     """Import modules that define strategies, which registers them.
 
-    This runs the code of those modules. Only the person at the command line, or a program, may therefore name them:
-    configuration files and run folders hold the plain name of a strategy, and never cause an import.
+    This runs the code of those modules. They can therefore be named only on the command line or by a program.
+    Configuration files and run folders hold just the name of a strategy, and never cause an import.
 
     Args:
-        sources: each a Python file (``my_strategy.py``, also with folders before it) or an importable module
+        sources: Paths of Python files (``folder/my_strategy.py``) or names of importable modules
             (``my_package.my_strategy``).
 
     Raises:
-        ConfigError: a file or module is missing, or defines no strategy.
+        ConfigError: A file or module is missing, or defines no strategy.
     """
     for source in sources:
         before = set(REGISTERED)
@@ -102,7 +102,7 @@ def import_strategies(sources: Iterable[str]) -> None:
 
 
 def import_options() -> list[str]:
-    """Return the ``--import`` options with which another process knows the same strategies."""
+    """Return the ``--import`` options with which another process registers the same strategies."""
     return [word for source in IMPORTED for word in ("--import", source)]
 
 
@@ -111,7 +111,7 @@ def _import_file(path: Path, name: str) -> None:
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"--import {path}: there is no such file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look their module up there
+    sys.modules[name] = module  # before the module runs, because dataclasses look their module up in sys.modules
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -124,7 +124,7 @@ def _import_module(name: str) -> None:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and what it imports is not
+            raise  # the module exists, but a module that it imports does not
         raise ConfigError(
             f"--import {name}: there is no such module on the Python path; name the file itself, such as "
             "--import folder/my_strategy.py"

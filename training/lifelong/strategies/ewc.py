@@ -1,8 +1,9 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017, https://arxiv.org/abs/1612.00796), as LIBERO runs it.
 
-After a stage every weight gets an importance, its Fisher information: the mean square of its gradient. The next stage
-pays a penalty for moving a weight, in proportion. The importance for older stages is multiplied by a factor after each
-stage. So the run keeps one number for each weight, and no data.
+After a stage every weight gets an importance, its Fisher information: the mean square of its gradient. The loss of the
+next stage has a penalty: the sum over all weights of the importance times the square of the weight's change. After each
+stage the importance for older stages is multiplied by a factor (``ewc.fade``). The run therefore keeps one number for
+each weight, and no data.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from training.models.resnet_t import Inputs, Output, ResNetT
 class EwcConfig:
     """Elastic weight consolidation (strategy=ewc).
 
-    As in LIBERO, a gradient is squared for each batch and not for each demonstration.
+    As in LIBERO, the Fisher information is the mean square of a batch's gradient, not of a single demonstration's.
     """
 
     weight: float = setting(50_000.0, "Factor on the penalty; LIBERO's e_lambda.", low=0, high=1e12)
@@ -47,7 +48,11 @@ class EwcConfig:
 
 
 class Ewc(Sequential):
-    """Behaviour cloning on the new task, and a quadratic penalty on every weight. state: importance of each weight."""
+    """Behaviour cloning on the new task, and a quadratic penalty on the change of every weight.
+
+    Attributes:
+        state: Parameter -> importance of its weights.
+    """
 
     name = "ewc"
     label = "EWC"
@@ -64,11 +69,11 @@ class Ewc(Sequential):
 
     @classmethod
     def quick(cls, config: EwcConfig) -> EwcConfig:
-        """Estimate the Fisher information on one batch."""
+        """Return the section with one batch for the Fisher information."""
         return dataclasses.replace(config, batches=1)
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Save the weights at the start of the stage, towards which the penalty pulls."""
+        """Save the weights at the start of the stage, from which the penalty measures the change."""
         self._anchored = [
             (p, p.detach().clone(), self.state[name].to(p.device))
             for name, p in policy.named_parameters()

@@ -1,8 +1,8 @@
 """M2Distill (Roy et al. 2024, https://arxiv.org/abs/2410.00064): the previous policy is distilled into the current one.
 
-Each of the four terms is evaluated on up to three kinds of rows: windows of the new task (as in the paper), kept
+Each of the four terms is computed on up to three kinds of rows: windows of the new task (as in the paper), kept
 demonstrations of old tasks, and observations of the new task under the instructions of old tasks. The policy depends on
-the instruction, so without the last two kinds nothing constrains it under an old instruction.
+the instruction. Without the last two kinds, nothing constrains it under an old instruction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.models.resnet_t import Inputs, Output, ResNetT
 if TYPE_CHECKING:
     from training.run_config import RunConfig
 
-#: The paper's terms, each a section of :class:`DistillConfig`.
+#: The terms of the paper. Each is a section of :class:`DistillConfig`.
 TERMS = ("image", "text", "extra", "policy")
 
 
@@ -41,7 +41,7 @@ class TermConfig:
 
     @property
     def value(self) -> float:
-        """The weight, or 0 when switched off."""
+        """The weight of the term, or 0 if the term is switched off."""
         return self.weight if self.on else 0.0
 
 
@@ -49,8 +49,8 @@ class TermConfig:
 class DistillConfig:
     """Distillation from the previous policy (strategy=m2distill).
 
-    The paper does not publish its weights; these are our own. A distance is summed over the entries of a token; a mean
-    over them would be the same at a smaller weight.
+    The paper does not publish its weights, so the defaults are our own. A distance is the sum over the entries of a
+    token. A mean over n entries with weight w is the same as this sum with weight w / n.
     """
 
     image: TermConfig = section(TermConfig, "The term on image latents.")
@@ -127,7 +127,7 @@ class M2Distill(Strategy):
 
     @classmethod
     def check(cls, config: RunConfig) -> None:
-        """Refuse more directions than a token has entries."""
+        """Refuse a ``distill.rank`` that is larger than the number of entries of a token."""
         rank = config.section(DistillConfig).rank
         if rank > config.network.embed:
             raise ConfigError(
@@ -137,13 +137,13 @@ class M2Distill(Strategy):
 
     @classmethod
     def describe(cls, config: RunConfig) -> str:
-        """Add the terms that are switched off."""
+        """Return the label for tables and charts, with the names of terms that are switched off."""
         distill = config.section(DistillConfig)
         off = [term for term in TERMS if not getattr(distill, term).on]
         return super().describe(config) + (f" without {', '.join(off)}" if off else "")
 
     def begin_stage(self, policy: ResNetT, stage: int) -> None:
-        """Freeze a copy of the policy: from the second stage on it is the teacher."""
+        """Freeze a copy of the policy as the teacher, from the second stage on."""
         if stage > 0:
             self.teacher = copy.deepcopy(policy).eval().requires_grad_(False)
 

@@ -1,6 +1,6 @@
 """All tasks jointly: the upper bound that lifelong learning is measured against, as in LIBERO.
 
-There is one stage, as long as the stages of all tasks together, and no old task.
+There is a single stage, which is as long as the stages of all tasks together. There is no old task.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """PackNet (Mallya & Lazebnik 2018, https://arxiv.org/abs/1711.05769): each task has its own weights in one network.
 
-A stage trains all free weights, sets the smallest ones of each layer to zero, and trains the others for the rest of its
-steps. After the stage those are fixed. Each task thus keeps the network at the end of its own stage, in which the free
-weights are zero. Biases, norms and their statistics are learned with the first task and then fixed, as in the paper;
-LIBERO's version leaves them at their random initial values.
+A stage first trains all free weights. It then prunes: it sets the smallest free weights of each layer to zero, and
+trains the others for the rest of its steps. After the stage these others are fixed, and the pruned weights are free for
+later tasks. Each task always uses the network as it was at the end of its own stage, where the free weights are zero.
+Biases, norms and their statistics are learned with the first task and then fixed, as in the paper. LIBERO's version
+leaves them at their random initial values.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class PackNetConfig:
 class PackNet(Sequential):
     """Behaviour cloning with the weights that no earlier task owns.
 
-    state: parameter -> owner of each entry, uint8: 0 for a free entry, else the number of the stage, counted from 1. It
-    has the matrices and convolution kernels.
+    Attributes:
+        state: Parameter -> owner of each of its entries, uint8: 0 for a free entry, otherwise the number of the stage
+            that owns it, counted from 1. Only matrices and convolution kernels are in ``state``.
     """
 
     name = "packnet"
@@ -75,7 +77,7 @@ class PackNet(Sequential):
 
     @classmethod
     def check(cls, config: RunConfig) -> None:
-        """Refuse checkpoint candidates: within a stage the network is not pruned yet."""
+        """Refuse several checkpoint candidates, because those from before the pruning are not usable policies."""
         if config.evaluation.candidates > 1:
             raise ConfigError(
                 f"evaluation.candidates is {config.evaluation.candidates}, and strategy=packnet prunes within a stage, "
@@ -105,7 +107,7 @@ class PackNet(Sequential):
 
     @torch.no_grad()
     def after_step(self, policy: ResNetT) -> None:
-        """Restore fixed weights, which weight decay and momentum of the optimiser have changed."""
+        """Restore fixed and pruned weights, which weight decay and momentum of the optimiser have changed."""
         for parameter, before, owned in self._fixed:
             torch.where(owned, before, parameter, out=parameter.data)
         for weight, zero in self._pruned:
@@ -140,7 +142,7 @@ def prune(weight: Tensor, free: Tensor, share: float) -> None:
     sizes = weight[free].abs()
     count = round(share * sizes.numel())
     if count:
-        # By rank and not by value, so that equal entries are not all pruned.
+        # Entries are chosen by rank and not by a threshold, so that equal entries are not all pruned.
         order = sizes.argsort(stable=True)
         left = weight[free]
         left[order[:count]] = 0.0

@@ -1,4 +1,4 @@
-"""Fine-tuning on each task in turn: the lower bound."""
+"""Fine-tuning on each task in turn: the lower bound that other strategies are compared with."""
 
 from __future__ import annotations
 
