@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument(
         "--libero", type=Path, metavar="FOLDER", help="a clone of LIBERO's repository; also time its get_action"
     )
-    parser.add_argument("--profile", action="store_true", help="add the time of every operator")
+    parser.add_argument("--profile", action="store_true", help="add the time of the slowest kinds of operators")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     add_out(parser)
     args = parser.parse_args()

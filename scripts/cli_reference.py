@@ -21,6 +21,7 @@ same texts as `m2distill COMMAND --help`. Options and `key=value` may be given i
 | 0 | done |
 | 1 | a check failed, for example a rollout ended with an error |
 | 2 | a mistake in the arguments, in a file or on the machine |
+| 3 | a training run diverged: its loss is not finite |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM |
 """
 

@@ -27,7 +27,7 @@ class PolicyAction(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyAction_"):
 
         # The policy's answer to one observation. Published for every observation, also in shadow mode and while
         # halting; and without an observation (stamp zero) for the rest of a ramp to a halt.
-        std_msgs/Header header  # stamp: of the observation; frame_id: frame of the action
+        std_msgs/Header header  # stamp: stamp of the observation; frame_id: frame of the action
         string bundle           # identifier of the bundle that answered
         string instruction      # instruction that it follows
         bool command            # whether an arm should execute `action`; false in shadow mode
@@ -59,7 +59,7 @@ class PolicyStatus(IdlStruct, typename="m2distill_msgs.msg.dds_.PolicyStatus_"):
 
         # State of the policy and the reason for it. Published every cycle. In lockstep: once for every observation,
         # after all other answers to it, and once for every episode.
-        std_msgs/Header header     # stamp: of the observation that was answered, zero without one
+        std_msgs/Header header     # stamp: stamp of the answered observation; zero if there is none
         uint64 cycle               # number of cycles since the start
         uint32 episode             # number of the lockstep episode, 0 before the first
         uint8 code                 # m2distill_policy.runtime.status.StatusCode

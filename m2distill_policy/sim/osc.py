@@ -4,9 +4,9 @@ robosuite's own controller takes several milliseconds for a control step. In eac
 forward computations, builds the full mass matrix and computes three pseudo-inverses in Python. Here, one compiled call
 gives the same torques. :mod:`tests.test_sim_osc` compares the two.
 
-The two rotation functions at the end do not use :mod:`scipy.spatial.transform`. For a single rotation, scipy takes 2.6
-times as long (from a vector) or 8 times as long (to a vector). Its results differ in the last digits, which would
-change every trajectory. robosuite's functions are as fast, but training uses :mod:`m2distill_policy.sim.response`,
+The two rotation functions at the end do not use :mod:`scipy.spatial.transform`. For a single rotation, scipy is
+several times slower (figures in docs/architecture.md). Its results differ in the last digits, which would change every
+trajectory. robosuite's functions are as fast, but training uses :mod:`m2distill_policy.sim.response`,
 which must not need robosuite.
 
 Derivation: O. Khatib, "A unified approach for motion and force control of robot manipulators", 1987. With J the
