@@ -37,7 +37,7 @@ def run_python(code: str, home: Path, **environment: str) -> str:
 #: Whatever is imported first of this project, onnxruntime is imported after it.
 IMPORTS = (
     "m2distill_policy.runtime.engine",
-    pytest.param("training.replay", marks=pytest.mark.role("train")),
+    pytest.param("training.graph_runner", marks=pytest.mark.role("train")),
     pytest.param("benchmarks.policy_latency", marks=pytest.mark.role("train")),
     "m2distill_policy.doctor",
 )

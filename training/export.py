@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from m2distill_policy.bundle_writer import write_bundle
 from m2distill_policy.errors import ExportError
 from training.data.task_data import TaskData
+from training.graph_runner import GraphRunner
 from training.models.mixture import Mixture
 from training.models.resnet_t import Inputs, ResNetT
 from training.quantise import Loss, loss, quantise
-from training.replay import GraphReplay
 
 OPSET = 17
 #: Precision of the step graph's convolutions and of the trunk of its head.
@@ -120,10 +120,10 @@ def build_graphs(policy: ResNetT) -> dict[str, bytes]:
     return {"instruction.onnx": instruction, "step.onnx": step}
 
 
-def replay_of(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData, steps: int | None = None) -> GraphReplay:
+def replay_of(policy: ResNetT, graphs: Mapping[str, bytes], data: TaskData, steps: int | None = None) -> GraphRunner:
     """Return the replay of the first episode of ``data`` through the graphs of ``policy``."""
     shape = (policy.tokens_per_step, policy.config.embed)
-    return GraphReplay(graphs, data, history=policy.contract.history, token_shape=shape, steps=steps)
+    return GraphRunner(graphs, data, history=policy.contract.history, token_shape=shape, steps=steps)
 
 
 @dataclass(frozen=True)

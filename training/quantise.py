@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m2distill_policy.errors import ExportError
-from training.replay import GraphReplay
+from training.graph_runner import GraphRunner
 
 #: Number of steps of demonstrations on which the ranges of activations are measured.
 CALIBRATION_STEPS = 120
@@ -38,7 +38,7 @@ class Loss:
     steps: int
 
 
-def quantise(graphs: Mapping[str, bytes], replays: Iterable[GraphReplay]) -> dict[str, bytes]:
+def quantise(graphs: Mapping[str, bytes], replays: Iterable[GraphRunner]) -> dict[str, bytes]:
     """Return the graphs with the step's convolutions and the head's trunk in int8.
 
     Args:
@@ -91,7 +91,7 @@ def _small_matrices(graph: Path) -> list[str]:
     return [node.name for node in nodes if node.op_type == "Gemm" and not node.name.startswith("/head/trunk/")]
 
 
-def _calibration(replays: Iterable[GraphReplay]) -> Iterator[dict[str, NDArray[Any]]]:
+def _calibration(replays: Iterable[GraphRunner]) -> Iterator[dict[str, NDArray[Any]]]:
     left = CALIBRATION_STEPS
     for replay in replays:
         for feed, _ in replay:
@@ -102,7 +102,7 @@ def _calibration(replays: Iterable[GraphReplay]) -> Iterator[dict[str, NDArray[A
             yield {name: np.nan_to_num(value) if value.dtype == np.float32 else value for name, value in feed.items()}
 
 
-def loss(fp32: GraphReplay, int8: GraphReplay) -> Loss:
+def loss(fp32: GraphRunner, int8: GraphRunner) -> Loss:
     """Compare int8 with fp32 on the same episode. Each graph reads the tokens that it computed in earlier steps.
 
     Raises:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training.data.task_data import TaskData
 
 
-class GraphReplay:
+class GraphRunner:
     """The steps of the first episode of ``data``: each item is the input and the output of the step graph.
 
     Empty slots of the window hold NaN. A finite output shows that the graph does not read them.
