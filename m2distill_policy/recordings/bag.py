@@ -149,7 +149,7 @@ class Bag:
         found = sorted(kind for name, kind in self._declared if name == topic)
         if not found:
             there = ", ".join(sorted(self.topics)[:_LISTED]) or "no topic with messages"
-            raise RecordingError(f"{self.path} has no topic '{topic}'{closest(topic, self.topics)}; it has {there}")
+            raise RecordingError(f"{self.path} has no topic '{topic}'; it has {there}{closest(topic, self.topics)}")
         if len(found) > 1:
             raise RecordingError(
                 f"{self.path}: '{topic}' is recorded with two types, {' and '.join(found[:_LISTED])}; one publisher "

@@ -90,8 +90,8 @@ def _require_shifts(bag: Bag, settings: ImportSettings, stamped: Sequence[str]) 
     for topic, seconds in settings.shift.items():
         if topic not in stamped:
             raise RecordingError(
-                f"{bag.path}: a shift is given for '{topic}'{closest(topic, stamped)}; the streams with stamps are "
-                f"{', '.join(stamped)}"
+                f"{bag.path}: a shift is given for '{topic}'; the streams with stamps are {', '.join(stamped)}"
+                f"{closest(topic, stamped)}"
             )
         if not abs(seconds) < LARGEST_SHIFT:
             raise RecordingError(f"{bag.path}: the shift of '{topic}' is {seconds} s; less than a day is needed")

@@ -43,8 +43,8 @@ def strategy_class(name: str) -> type[Strategy]:
         return REGISTERED[name]
     except KeyError:
         raise ConfigError(
-            f"strategy is '{name[:80]}'; allowed are {', '.join(strategy_names())}{closest(name, strategy_names())}. "
-            "A strategy of your own is loaded by --import FILE_OR_MODULE on the command line"
+            f"strategy is '{name[:80]}'; allowed are {', '.join(strategy_names())}"
+            f"{closest(name, strategy_names()) or '.'} A strategy of your own is loaded by --import FILE_OR_MODULE on the command line"
         ) from None
 
 
