@@ -296,7 +296,7 @@ class RunConfig:
         return strategy_class(self.strategy)
 
     def section(self, kind: type[T]) -> T:
-        """Return the section of a strategy whose dataclass is ``kind``; its defaults if it was not given."""
+        """Return the configuration's section of the type ``kind``; if it was not given, ``kind`` with its defaults."""
         return next((section for section in self.sections if type(section) is kind), None) or kind()
 
     @property

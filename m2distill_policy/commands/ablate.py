@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=SUMMARIES["ablate"],
         description=(
             "Train the strategy m2distill with all terms, without each term and without any, on several seeds, and "
-            "print one table with intervals. If it is stopped, the same command continues."
+            "print one table with 95 % confidence intervals. If it is stopped, the same command continues."
         ),
         epilog="example:\n  m2distill ablate --config tiny --data demos --out runs/ablation --seeds 0,1,2",
     )

@@ -61,8 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--namespace",
-        help="prefix of the recorded topics, such as /left for one of two arms; a ROS parameter file given with "
-        "--config is then read for the node of this namespace",
+        help="prefix of the recorded topics, such as /left for one of two arms. It also selects the sections of a ROS "
+        "parameter file given with --config",
     )
     parser.add_argument(
         "--slop",

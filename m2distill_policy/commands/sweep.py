@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>_demo.hdf5 files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and sweep.json")
-    parser.add_argument("--seeds", default="3", help="list of seeds; each trial runs once per seed (default: 3)")
+    parser.add_argument("--seeds", default="3", help="seeds, such as 3,4; a trial runs once per seed (default: seed 3)")
     parser.add_argument(
         "--trials",
         type=whole("--trials", 1, MANY),

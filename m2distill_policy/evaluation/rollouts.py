@@ -108,7 +108,7 @@ class RolloutPool:
 
         Args:
             bundle: A bundle or its folder.
-            cells: Rollouts to run.
+            cells: What to run. A cell is a number of rollouts of one task with one instruction.
             sampling: How actions are sampled: ``sample``, ``low_noise`` or ``mode``.
             temperature: Temperature of ``sample``.
             visuals: Visual profile of the environment.

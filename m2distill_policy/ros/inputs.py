@@ -145,7 +145,7 @@ class Inputs:
             self._buffer.forget_silent()
 
     def drain_joints(self) -> None:
-        """Add all joint states that have arrived to the loop."""
+        """Pass all joint states that have arrived to the loop."""
         for topic, subscription in self._joints.items():
             taken: list[bytes] = []
             with subscription.handle:

@@ -83,7 +83,7 @@ class WatchLimits:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why the policy does not drive in a cycle: a status code and its message."""
+    """The reason why no command is sent in a control cycle: a status code and its message."""
 
     code: StatusCode
     message: str

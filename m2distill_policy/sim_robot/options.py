@@ -57,7 +57,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         type=whole("--size", 1, 4096),
-        help="height and width of a view in pixels (default: those of the bundle; if there is none, 128)",
+        help="height and width of a view in pixels (default: those of the bundle, or of the pretrained policy for the "
+        "suite tabletop; otherwise 128)",
     )
     parser.add_argument(
         "--bundle", type=Path, help="bundle whose image size is used; refused if it does not fit the suite"

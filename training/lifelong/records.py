@@ -231,7 +231,8 @@ class RunResults:
         success_curves: For each stage, the success rate on its new tasks at each checkpoint candidate.
         metrics: See :mod:`training.metrics`; None for a metric that does not apply.
         bytes_kept: See :class:`StageRecord`.
-        drift: Modality -> drift: a row for each stage, a column for each stage up to it.
+        drift: How far the latents of each modality have moved. Row: the stage after which it was measured. Column: the
+            stage whose latents were measured.
         config: Settings of the run.
         data: See :class:`RunRecord`.
         trained: Commit, versions, machine, time and precision of the training of each stage.

@@ -44,7 +44,8 @@ def strategy_class(name: str) -> type[Strategy]:
     except KeyError:
         raise ConfigError(
             f"strategy is '{name[:80]}'; allowed are {', '.join(strategy_names())}"
-            f"{closest(name, strategy_names()) or '.'} A strategy of your own is loaded by --import FILE_OR_MODULE on the command line"
+            f"{closest(name, strategy_names()) or '.'} A strategy of your own is loaded by "
+            "--import FILE_OR_MODULE on the command line"
         ) from None
 
 
