@@ -4,7 +4,8 @@ A study can be stopped at any moment; the same command resumes it. Every run has
 runs are written to one file (:mod:`benchmarks.result_files`). With ``--reuse-results``, a run whose result is in that
 file counts as done, so that another machine can continue the study.
 
-The arms of a seed train for the same number of steps and are evaluated on the same held-out initial states. Arms that
+With the same seed, all variants of a study (its arms) train for the same number of steps and are evaluated on the same
+held-out initial states. Arms that
 are trained in the same folder share the first stage.
 """
 

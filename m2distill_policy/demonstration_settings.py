@@ -1,4 +1,4 @@
-"""Compare the settings that a demonstration file records with its contract; read instructions from LIBERO's names."""
+"""Compare the settings in a demonstration file with a contract; get the instruction from the name of LIBERO's file."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ class Participant:
         return reader
 
     def waiter(self, readers: Iterable[Reader[Any]] = (), matches: Iterable[Reader[Any] | Writer[Any]] = ()) -> Waiter:
-        """Make a waiter that sleeps until one of ``readers`` has a message or the peers of ``matches`` change."""
+        """Make a waiter that sleeps until a reader has a message, or one of ``matches`` gains or loses a peer."""
         return Waiter(self, readers, matches)
 
     def wait_for_peers(

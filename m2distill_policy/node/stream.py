@@ -29,7 +29,9 @@ SLOWEST_CAMERA = SLOWEST
 
 
 class ObservationStream(Generic[T]):
-    """Decides which set of images and joint states is answered, and when. Time is an argument (s, monotonic).
+    """Decides which images and joint states become the next observation of the policy, and when.
+
+    Time is an argument (s, monotonic).
 
     Args:
         contract: Gives views, joints and rate.

@@ -1,4 +1,4 @@
-"""The next network of a hot swap: its window is filled with the steps that the current network has answered."""
+"""The next network of a hot swap: before the switch, it processes the recent observations of the episode."""
 
 from __future__ import annotations
 

@@ -85,9 +85,9 @@ class Mixture:
         """Sample one action (A,). It is not clipped.
 
         Args:
-            sampling: ``sample`` samples from the mixture. ``low_noise`` samples a component by its weight and returns
-                its mean with a standard deviation of 1e-4, as LIBERO evaluates. ``mode`` returns :meth:`mode` and uses
-                no random number.
+            sampling: ``sample`` samples from the mixture. ``low_noise`` samples a component by its weight, and then
+                samples from this component with a standard deviation of 1e-4, as LIBERO does in evaluation. ``mode``
+                returns :meth:`mode` and uses no random number.
             rng: Source of random numbers.
             temperature: For ``sample``: multiplies the standard deviations and divides the logits. 1 is the mixture
                 itself; towards 0 it becomes the mode.

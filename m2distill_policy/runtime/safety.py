@@ -340,7 +340,7 @@ class _Smoother:
         self._acceleration = [0.0] * len(_AXES)
 
     def towards(self, wanted: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the velocity (6,) after one period, if it changes from ``present`` to ``wanted`` as fast as allowed."""
+        """Return the velocity (6,) after one period, on the fastest allowed change from ``present`` to ``wanted``."""
         if not (np.isfinite(present).all() and np.isfinite(wanted).all()):  # Ruckig would raise its own error
             raise PolicyOutputError(f"no smooth change of velocity from {present.tolist()} to {wanted.tolist()} exists")
         self._input.current_velocity = present.tolist()

@@ -109,7 +109,10 @@ PARAMETERS: tuple[Parameter, ...] = (
         "frozen_after", "steps",
         "steps without a new image while the arm moves, or with unchanged joints or pose while motion is commanded",
     ),
-    _watch("frozen_motion", "rad or m", "motion of a joint, or total commanded one, above which frozen_after applies"),
+    _watch(
+        "frozen_motion", "rad or m",
+        "frozen_after applies if a joint moves, or the commands together ask for, more than this"
+    ),
     _watch("dead_man", "s", "longest time without a message on ~/dead_man; off needs no dead-man switch"),
     _watch("overruns_in_a_row", "", "late decisions in a row after which the arm halts until ~/enable"),
     Parameter(

@@ -1,4 +1,4 @@
-"""Fit the velocity that an action causes to demonstrations, for arms that are driven by velocity.
+"""Fit from demonstrations which velocity an action causes, for arms that are driven by velocity.
 
 An action is a set-point ahead of the arm, and the arm follows it with a lag. A velocity-driven arm needs the speed that
 the demonstrated arm reached, see :class:`m2distill_policy.contract.VelocityResponse`.

@@ -54,8 +54,8 @@ class MemoryConfig:
     )
     out_of_distribution_noise: float = setting(
         0.3,
-        "Standard deviation of the noise of memory.out_of_distribution; 1 is each number's standard "
-        "deviation over the single steps of the batch.",
+        "Standard deviation of the noise of memory.out_of_distribution. The unit is the standard deviation of each "
+        "number of the proprioception over the single steps of the batch.",
         low=0,
         high=100.0,
     )
