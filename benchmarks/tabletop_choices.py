@@ -36,7 +36,7 @@ ARMS: tuple[Arm, ...] = (
     arm("samples_1", "1 sample", "distill.samples=1"),
     arm("samples_16", "16 samples", "distill.samples=16"),
     arm("reverse", "reverse divergence", "distill.direction=reverse"),
-    arm("rank_48", "latents regularised in 48 of 64 directions", "distill.rank=48"),
+    arm("rank_48", "latents distilled in 48 of 64 directions", "distill.rank=48"),
     arm("batch_norm", "batch norm statistics updated in every stage", "network.batch_norm=train"),
 )
 

@@ -124,6 +124,14 @@ def test_second_policy_for_one_arm_does_not_start(side: Side, tmp_path: Path) ->
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         with side.policy(bundle, instruction=INSTRUCTIONS[1], autostart=True) as second:
+            # A busy machine discovers the first policy late, and it cannot be noticed before.
+            robot.status(
+                lambda s: (
+                    s.instruction == INSTRUCTIONS[1]
+                    and (s.code == StatusCode.OTHER_PUBLISHER or topics.resolve(topics.TWIST) in s.warning)
+                ),
+                "the second policy's discovery of the first one",
+            )
             robot.drive(observations(CONTRACT, 100, seed=1))
             said = {(StatusCode(s.code), s.instruction) for s in robot.heard["status"]}
             assert (StatusCode.OTHER_PUBLISHER, INSTRUCTIONS[1]) in said, said
