@@ -342,15 +342,39 @@ def test_while_another_publisher_commands_the_arm_it_halts_and_then_sends_nothin
     server.close()
 
 
-@pytest.mark.parametrize(
-    "fault", ["stale", "future", "not finite", "no view", "silence", "a stream", "emergency stop", "halt", "held"]
-)
+FAULTS = ("stale", "future", "not finite", "no view", "silence", "a stream", "emergency stop", "halt", "held")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_no_zero_commands_while_another_publisher_drives(tmp_path: Path, fault: str) -> None:
     """A fault of the observations is reported first, but the other publisher still commands the arm."""
     server = _server(tmp_path, resume="enable" if fault == "held" else "auto")
     _driving(server)
     server.set_other_publisher("Another node publishes '/twist'.")
     _drive(server, 10)
+    _send_no_command(server, fault)
+    server.close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["enabled at the start", "enabled again"])
+@pytest.mark.parametrize("fault", [*FAULTS[:-1], "first of all silence"])
+def test_no_zero_commands_before_the_policy_has_driven(tmp_path: Path, fault: str, again: bool) -> None:
+    """Another policy may drive the arm then, and zeros would halt it."""
+    server = _server(tmp_path)
+    server.set_instruction(INSTRUCTIONS[0])
+    if again:
+        _driving(server)
+        server.disable()
+        _drive(server, 10)
+        server.enable()
+    if fault == "first of all silence":
+        assert not any(server.tick_without_observation(at, monotonic=at).command for at in (9e4, 9.5e4, 9.9e4))
+    else:
+        _send_no_command(server, fault)
+    server.close()
+
+
+def _send_no_command(server: PolicyServer, fault: str) -> None:
     if fault == "emergency stop":
         server.set_emergency_stop(True)
     if fault == "halt":
@@ -372,7 +396,6 @@ def test_no_zero_commands_while_another_publisher_drives(tmp_path: Path, fault: 
             found.append(server.step(observation, now, monotonic=now, fault=of_streams))
     assert not any(decision.command for decision in found), [decision.status.code for decision in found]
     assert not any(decision.status.code is StatusCode.RUNNING for decision in found)
-    server.close()
 
 
 # --- who else publishes the commands --------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ class Interlock:
         self._resume = resume
         self._needs_pose = needs_pose
         self.enabled = enabled
+        #: Whether the arm was driven since it was enabled. Before that, the arm may belong to another node.
+        self.has_driven = False
         #: A fault that only :meth:`enable` clears, or a requested halt. While it is set, the arm stays halted.
         self.latched: Fault | None = None
         #: The halt that replaces the latched fault when that is cleared.
@@ -92,7 +94,7 @@ class Interlock:
 
     def enable(self) -> None:
         """Send commands, and clear the latched fault."""
-        self.enabled = True
+        self.enabled, self.has_driven = True, False
         self.latched, self._next_latched = self._next_latched, None
 
     def request_halt(self, reason: str) -> None:

@@ -111,7 +111,7 @@ class PolicyServer(PolicyControls):
             policy.swap.notice()
             if driving:
                 fault = Fault(StatusCode.RUNNING, f"Driving with the instruction '{conditioning.instruction}'.")
-                command = True
+                command = interlock.has_driven = True
             else:
                 fault = interlock.latched or (interlock.not_ready if interlock.enabled else None) or SHADOW
                 command = self._governor.motion is not Motion.HALTED
@@ -201,9 +201,11 @@ class PolicyServer(PolicyControls):
     ) -> Decision:
         interlock, has_instruction = self._interlock, self._has_instruction
         interlock.latch_for_resume(fault, has_instruction=has_instruction)
-        # The ramp is always sent completely. Zeros follow it only while this policy commands the arm: it is enabled,
-        # has an instruction, and no other node sends commands, whichever fault is reported.
-        is_in_command = interlock.enabled and has_instruction and interlock.other_publisher is None
+        # The ramp is always sent completely. Zeros follow it only while this policy commands the arm: it is enabled and
+        # has driven since, has an instruction, and no other node sends commands, whichever fault is reported. Zeros of
+        # a policy that has not driven yet would halt another policy that drives.
+        is_in_command = interlock.enabled and interlock.has_driven and has_instruction
+        is_in_command = is_in_command and interlock.other_publisher is None
         is_in_command = is_in_command and fault.code is not StatusCode.WAITING
         command = is_in_command or self._governor.motion is not Motion.HALTED
         return self._decision(self._governor.halt(newest), command, None, None, fault, stamp, 0, begin)
