@@ -138,7 +138,15 @@ def test_broken_messages(side: Side, tmp_path: Path) -> None:
         def say_where() -> None:
             robot.at(WHERE, time.time_ns())
 
-        robot.drive(observations(CONTRACT, 10), first=say_where)
+        def drive_until_running() -> None:
+            deadline, turn = time.monotonic() + 15, 0
+            while not any(s.code == StatusCode.RUNNING for s in robot.heard["status"]):
+                assert time.monotonic() < deadline, f"{robot.heard['status'][-1:]}\n{policy.output[-3000:]}"
+                turn += 1  # a camera whose stamps are wrong counts as slow until another instruction is set
+                robot.instruct(INSTRUCTIONS[turn % 2])
+                robot.drive(observations(CONTRACT, 24, seed=int(time.monotonic() * 1000)), first=say_where)
+
+        drive_until_running()  # a policy that has not driven yet sends no commands
         sent = cycle = 0
         while sent < MESSAGES:
             cycle += 1
@@ -151,11 +159,6 @@ def test_broken_messages(side: Side, tmp_path: Path) -> None:
         assert robot.heard["twist"], "not one command went out in all that time"
         # And it still works.
         robot.forget()
-        deadline, turn = time.monotonic() + 15, 0
-        while not any(s.code == StatusCode.RUNNING for s in robot.heard["status"]):
-            assert time.monotonic() < deadline, f"{robot.heard['status'][-1:]}\n{policy.output[-3000:]}"
-            turn += 1  # a camera whose stamps lie is taken for a slow one, until settings something else
-            robot.instruct(INSTRUCTIONS[turn % 2])
-            robot.drive(observations(CONTRACT, 24, seed=int(time.monotonic() * 1000)), first=say_where)
+        drive_until_running()
         assert policy.end() == 0
         assert "Traceback" not in policy.output, policy.output[-3000:]
