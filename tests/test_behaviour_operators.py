@@ -125,7 +125,7 @@ def test_second_policy_for_one_arm_does_not_start(side: Side, tmp_path: Path) ->
         drive_until(robot, StatusCode.RUNNING, "first answer")
         with side.policy(bundle, instruction=INSTRUCTIONS[1], autostart=True) as second:
             # The first one drives until then: without observations it would halt, and the second one could be first.
-            deadline, said = time.monotonic() + 20, set()
+            deadline, said = time.monotonic() + 20, set[tuple[StatusCode, str]]()
             while (StatusCode.OTHER_PUBLISHER, INSTRUCTIONS[1]) not in said:
                 assert time.monotonic() < deadline, said
                 robot.drive(observations(CONTRACT, 20, seed=1))
