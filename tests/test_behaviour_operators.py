@@ -12,7 +12,7 @@ import pytest
 
 from m2distill_policy.node import topics
 from m2distill_policy.runtime.status import StatusCode
-from tests.bundles import INSTRUCTIONS, observations, toy_contract, write_toy
+from tests.bundles import INSTRUCTIONS, observations, toy_bundle, toy_contract, write_toy
 from tests.sides import HEARD, Side
 from tests.test_behaviour_real_time import drive_until
 
@@ -120,19 +120,20 @@ def test_another_publisher_of_a_command_is_named_and_halts(side: Side, tmp_path:
 
 
 def test_second_policy_for_one_arm_does_not_start(side: Side, tmp_path: Path) -> None:
-    bundle = write_toy(tmp_path / "toy")
-    with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0]) as (policy, robot):
+    """It is enabled, but has no instruction until it has discovered the first one, which a busy machine does late."""
+    other = toy_bundle(tmp_path / "other", seed=1)
+    with side.met(CONTRACT, write_toy(tmp_path / "toy"), instruction=INSTRUCTIONS[0]) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
-        with side.policy(bundle, instruction=INSTRUCTIONS[1], autostart=True) as second:
-            # The first one drives until then: without observations it would halt, and the second one could be first.
+        with side.policy(other.path, autostart=True) as second:
             deadline, said = time.monotonic() + 20, set[tuple[StatusCode, str]]()
-            while (StatusCode.OTHER_PUBLISHER, INSTRUCTIONS[1]) not in said:
+            while (StatusCode.OTHER_PUBLISHER, other.identifier) not in said:
                 assert time.monotonic() < deadline, said
                 robot.drive(observations(CONTRACT, 20, seed=1))
-                said = {(StatusCode(s.code), s.instruction) for s in robot.heard["status"]}
+                said = {(StatusCode(s.code), s.bundle) for s in robot.heard["status"]}
+            robot.instruct(INSTRUCTIONS[0])
             robot.drive(observations(CONTRACT, 100, seed=1))
-            said = {(StatusCode(s.code), s.instruction) for s in robot.heard["status"]}
-            assert (StatusCode.RUNNING, INSTRUCTIONS[1]) not in said
+            said = {(StatusCode(s.code), s.bundle) for s in robot.heard["status"]}
+            assert (StatusCode.RUNNING, other.identifier) not in said
             robot.forget()
             robot.drive(observations(CONTRACT, 20, seed=2))
             assert len(robot.heard["twist"]) < 25, "one of them drives"
