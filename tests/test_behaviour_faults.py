@@ -168,7 +168,7 @@ def test_a_camera_that_is_too_slow_is_refused(side: Side, tmp_path: Path) -> Non
         refusal = robot.status(lambda s: s.code == StatusCode.HALT_REQUESTED, "the slow camera")
         assert "sends 10." in refusal.message or "sends 9." in refusal.message, refusal.message
         assert "the policy needs 20" in refusal.message
-        # Told again, as the expected says, but the camera is as slow as before.
+        # The instruction is sent again, but the camera is as slow as before.
         robot.forget()
         robot.drive(observations(CONTRACT, 10, seed=1), hz=10, first=lambda: robot.instruct(INSTRUCTIONS[0]))
         assert StatusCode.RUNNING not in {s.code for s in robot.heard["status"]}

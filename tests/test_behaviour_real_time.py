@@ -115,7 +115,7 @@ def test_sigterm_ramps_to_a_halt_and_exits_0(side: Side, tmp_path: Path) -> None
     with side.met(CONTRACT, bundle, instruction=INSTRUCTIONS[0], safety__halt_time=0.5) as (policy, robot):
         drive_until(robot, StatusCode.RUNNING, "first answer")
         policy.process.send_signal(signal.SIGTERM)
-        # Told again, as operators' tools do: no halt is undone by it.
+        # The same instruction again, as tools of operators send it, ends no halt.
         robot.drive(observations(CONTRACT, 16), first=lambda: robot.instruct(INSTRUCTIONS[0]))
         assert policy.wait(10) == 0
         robot.listen(0.1)

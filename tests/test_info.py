@@ -38,7 +38,9 @@ def write_demonstrations(
     """Write a demonstration file; each episode is one step longer than the one before."""
     contract = dataclasses.replace(libero_contract(32), text=None)
     path = demonstration_path(folder, instruction.replace(" ", "_"))
-    writer = DemonstrationWriter(path, instruction=instruction, contract=contract, suite=suite, env_args={"told": "x"})
+    writer = DemonstrationWriter(
+        path, instruction=instruction, contract=contract, suite=suite, env_args={"commands": "x"}
+    )
     for number in range(episodes):
         seen = observations(contract, steps + number, seed=number)
         episode = Episode(
@@ -203,7 +205,7 @@ def test_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str], suit
     assert facts["files"] == ["lift_the_green_box_demo.hdf5: 2 episodes, 'lift the green box'"]
     facts, _ = facts_of(path, capsys)
     assert facts["instruction"] == "lift the green box" and facts["made from"] == suite
-    assert facts["episodes"] == "2 of 3 attempts, 3 to 4 steps" and facts["settings"] == ["told: x"]
+    assert facts["episodes"] == "2 of 3 attempts, 3 to 4 steps" and facts["settings"] == ["commands: x"]
 
 
 @pytest.mark.role("train")

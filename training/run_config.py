@@ -227,7 +227,7 @@ class RunConfig:
     augment: AugmentConfig = section(AugmentConfig, "The augmentation of images, sampled for each window.")
     optim: OptimConfig = section(OptimConfig, "Optimisation with AdamW.")
     memory: MemoryConfig = section(
-        MemoryConfig, "The replay buffer: what is kept of old tasks, and how much of it is in a batch."
+        MemoryConfig, "The replay buffer: what it keeps of old tasks, and how many old windows are in a batch."
     )
     evaluation: EvaluationConfig = section(EvaluationConfig, "Evaluation after every stage.")
     #: Sections of strategies: those that the configuration gives, and always that of ``strategy``, if it has one.

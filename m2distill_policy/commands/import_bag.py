@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
             # All settings of the import are stored, so that continuing a stopped import with other settings is refused.
             env_args={
                 "bags": [bag.resolve().name for bag in args.bags],
-                "told": args.commands,
+                "commands": args.commands,
                 "slop": args.slop,
                 "gripper": to_dict(arm.gripper),
                 "joints": [to_dict(joint) for joint in arm.joints],
